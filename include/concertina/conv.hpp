@@ -1,0 +1,268 @@
+// A convolution kept as its kernel and used as a matrix: its owner, its view, and what one does to a single layer.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/feature_map.hpp>
+#include <concertina/geometry.hpp>
+
+#include <concepts>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace concertina {
+
+template <class Scalar, int Rank>
+class Conv;
+template <class Scalar, int Rank>
+class ConvView;
+template <class Scalar, int Rank>
+class Expr;
+
+/// A layer of known shape whose numbers lie in memory: a Conv or a view of one.
+template <class L>
+concept Layer = requires(const L& layer) {
+  typename L::Scalar;
+  { layer.shape() } -> std::convertible_to<ConvShape<L::Rank>>;
+  { layer.weight() } -> std::convertible_to<std::span<const typename L::Scalar>>;
+  { layer.bias() } -> std::convertible_to<std::span<const typename L::Scalar>>;
+};
+
+/// What stands on either side of `*`: a layer, or a product of layers that is not yet evaluated.
+template <class F>
+concept Factor =
+    Layer<std::remove_cvref_t<F>> ||
+    std::same_as<std::remove_cvref_t<F>, Expr<typename std::remove_cvref_t<F>::Scalar,
+                                              std::remove_cvref_t<F>::Rank>>;
+
+namespace detail {
+
+template <class Scalar, int Rank>
+bool same_map(const ConvView<Scalar, Rank>& f, const ConvView<Scalar, Rank>& g);
+
+/// Lends its operators to Conv, ConvView and Expr, and through argument-dependent lookup to nothing else.
+struct Operand {
+  /// `inner`, then `outer`: the product of their matrices, evaluated when it becomes a Conv.
+  /// Named layers are viewed and must outlive the product; temporaries are kept in it.
+  /// Mixed scalars or ranks do not compile: `layer.cast<double>()` converts.
+  template <Factor Outer, Factor Inner>
+    requires std::same_as<typename std::remove_cvref_t<Outer>::Scalar,
+                          typename std::remove_cvref_t<Inner>::Scalar> &&
+             (std::remove_cvref_t<Outer>::Rank == std::remove_cvref_t<Inner>::Rank)
+  friend auto operator*(Outer&& outer, Inner&& inner) {
+    using Left = std::remove_cvref_t<Outer>;
+    using Product = Expr<typename Left::Scalar, Left::Rank>;
+    Product product(std::forward<Inner>(inner));
+    product.then(Product(std::forward<Outer>(outer)));
+    return product;
+  }
+
+  /// Equality as maps: the same output for every input, of any size. Kernels may differ in extent, dilation,
+  /// padding and groups, as long as they do the same; a bias of zeros equals none.
+  /// Cost  one look at each tap of either layer
+  template <Layer F, Layer G>
+    requires std::same_as<typename F::Scalar, typename G::Scalar> && (F::Rank == G::Rank)
+  friend bool operator==(const F& f, const G& g) {
+    return same_map(ConvView<typename F::Scalar, F::Rank>(f), ConvView<typename G::Scalar, G::Rank>(g));
+  }
+};
+
+/// Calls visit(position) for every position of a box, the last axis fastest; once for Rank 0.
+template <int Rank, class Visit>
+void for_each_position(const PerAxis<Rank>& size, Visit&& visit) {
+  if (volume(size) == 0) return;
+  PerAxis<Rank> position = 0;
+  for (int axis = Rank; axis >= 0;) {
+    visit(std::as_const(position));
+    for (axis = Rank - 1; axis >= 0 && ++position[axis] == size[axis]; --axis) position[axis] = 0;
+  }
+}
+
+/// Row-major index of a position in a box.
+template <int Rank>
+constexpr Index flat(const PerAxis<Rank>& position, const PerAxis<Rank>& size) {
+  Index index = 0;
+  for (int axis = 0; axis < Rank; ++axis) index = index * size[axis] + position[axis];
+  return index;
+}
+
+}  // namespace detail
+
+/// Read-only layer over memory that somebody else owns, so that weights are contracted where they lie.
+/// The memory must outlive the view; a view of a temporary Conv does not compile.
+template <class Scalar_, int Rank_>
+class ConvView : public detail::Operand {
+ public:
+  using Scalar = Scalar_;
+  static constexpr int Rank = Rank_;
+
+  /// weight [out][in / groups][kernel...], row-major; bias [out], or empty for none.
+  /// Throws ShapeError for an impossible shape, or where a length or `shape.bias` disagrees.
+  ConvView(ConvShape<Rank> shape, std::span<const Scalar> weight,
+           std::type_identity_t<std::span<const Scalar>> bias = {})
+      : shape_(shape), weight_(weight), bias_(bias) {
+    if (shape_.bias && bias_.empty()) {
+      throw ShapeError("the shape has a bias, but none was given (" + to_string(shape_) + ")");
+    }
+    shape_.bias = !bias_.empty();
+    validate(shape_);
+    const auto length = [&](std::span<const Scalar> given, Index expected, const char* what) {
+      if (static_cast<Index>(given.size()) != expected) {
+        throw ShapeError(std::string(what) + " has " + std::to_string(given.size()) +
+                         " numbers instead of " + std::to_string(expected) + " (" +
+                         to_string(shape_) + ")");
+      }
+    };
+    length(weight_, weight_count(shape_), "weight");
+    if (shape_.bias) length(bias_, shape_.out, "bias");
+  }
+
+  ConvView(const Conv<Scalar, Rank>& owner)
+      : shape_(owner.shape()), weight_(owner.weight()), bias_(owner.bias()) {}
+  ConvView(const Conv<Scalar, Rank>&&) = delete;
+
+  const ConvShape<Rank>& shape() const noexcept { return shape_; }
+  const Geometry<Rank>& geometry() const noexcept { return shape_.geometry; }
+  std::span<const Scalar> weight() const noexcept { return weight_; }
+  std::span<const Scalar> bias() const noexcept { return bias_; }
+
+  /// y[n][o][j] = bias[o] + sum of weight[o][c][a] * x[n][c][j * stride - padding + a * dilation],
+  /// over the input channels c of o's group and the taps a that fall on the map.
+  /// This is the definition, slow on purpose: everything else is compared with it.
+  /// Cost    batch * weight elements * output positions multiply-adds
+  /// Throws  ShapeError where the channels differ or the padded map is smaller than the kernel
+  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& x) const {
+    if (x.shape().channels != shape_.in) {
+      throw ShapeError("a map of " + std::to_string(x.shape().channels) +
+                       " channels, where the layer reads " + std::to_string(shape_.in) + " (" +
+                       to_string(shape_) + ")");
+    }
+    const auto& [stride, padding, dilation, groups] = shape_.geometry;
+    const PerAxis<Rank> size = x.shape().size, positions = output_size(shape_, size);
+    const Index in = shape_.in / groups, out = shape_.out / groups;
+    FeatureMap<Scalar, Rank> y(
+        {.batch = x.shape().batch, .channels = shape_.out, .size = positions});
+    auto to = y.values().begin();
+    for (Index n = 0; n < x.shape().batch; ++n) {
+      for (Index o = 0; o < shape_.out; ++o) {
+        const Scalar* weight = weight_.data() + o * in * volume(shape_.kernel);
+        const Scalar* maps =
+            x.values().data() + (n * shape_.in + o / out * in) * volume(size);
+        detail::for_each_position(positions, [&](const PerAxis<Rank>& j) {
+          Scalar sum = shape_.bias ? bias_[static_cast<std::size_t>(o)] : Scalar(0);
+          detail::for_each_position(shape_.kernel, [&](const PerAxis<Rank>& a) {
+            PerAxis<Rank> i;
+            for (int axis = 0; axis < Rank; ++axis) {
+              i[axis] = j[axis] * stride[axis] - padding.start[axis] + a[axis] * dilation[axis];
+              if (i[axis] < 0 || i[axis] >= size[axis]) return;
+            }
+            for (Index c = 0; c < in; ++c) {
+              sum = sum + weight[c * volume(shape_.kernel) + detail::flat(a, shape_.kernel)] *
+                              maps[c * volume(size) + detail::flat(i, size)];
+            }
+          });
+          *to++ = sum;
+        });
+      }
+    }
+    return y;
+  }
+
+  /// The same layer in another scalar, each number converted on its own (and so rounded at most once).
+  template <class To>
+  Conv<To, Rank> cast() const {
+    const auto convert = [](std::span<const Scalar> from) {
+      std::vector<To> to;
+      to.reserve(from.size());
+      for (const Scalar& number : from) to.push_back(static_cast<To>(number));
+      return to;
+    };
+    return Conv<To, Rank>(shape_, convert(weight_), convert(bias_));
+  }
+
+ private:
+  ConvShape<Rank> shape_;
+  std::span<const Scalar> weight_;
+  std::span<const Scalar> bias_;
+};
+
+/// An affine map between feature maps, y = T(weight) x + bias, where T is the block-Toeplitz matrix that a
+/// kernel determines. Rank 0 is a fully connected layer, ranks 1 to 3 are the usual convolutions.
+/// Scalar may be any type with ring operations: it is copied, added, multiplied, and made from 0 and 1.
+/// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, Section 3
+template <class Scalar_, int Rank_>
+class Conv : public detail::Operand {
+ public:
+  using Scalar = Scalar_;
+  static constexpr int Rank = Rank_;
+  using View = ConvView<Scalar, Rank>;
+
+  /// All numbers zero. Throws as ConvView does, SizeError where the weight would overflow.
+  explicit Conv(const ConvShape<Rank>& shape)
+      : shape_((validate(shape), shape)),
+        weight_(static_cast<std::size_t>(weight_count(shape)), Scalar(0)),
+        bias_(shape.bias ? static_cast<std::size_t>(shape.out) : 0, Scalar(0)) {}
+
+  /// Takes the vectors over: weight [out][in / groups][kernel...], bias [out] or empty. Throws as ConvView does.
+  Conv(const ConvShape<Rank>& shape, std::vector<Scalar> weight, std::vector<Scalar> bias = {})
+      : shape_(View(shape, weight, bias).shape()),
+        weight_(std::move(weight)),
+        bias_(std::move(bias)) {}
+
+  /// A copy of what the view shows.
+  explicit Conv(const View& view)
+      : shape_(view.shape()),
+        weight_(view.weight().begin(), view.weight().end()),
+        bias_(view.bias().begin(), view.bias().end()) {}
+
+  const ConvShape<Rank>& shape() const noexcept { return shape_; }
+  const Geometry<Rank>& geometry() const noexcept { return shape_.geometry; }
+  std::span<const Scalar> weight() const noexcept { return weight_; }
+  std::span<const Scalar> bias() const noexcept { return bias_; }
+  std::span<Scalar> weight() noexcept { return weight_; }
+  std::span<Scalar> bias() noexcept { return bias_; }
+
+  /// Application to a batch, by the definition; see ConvView.
+  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& x) const {
+    return View(*this)(x);
+  }
+
+  template <class To>
+  Conv<To, Rank> cast() const {
+    return View(*this).template cast<To>();
+  }
+
+  Conv operator-() const {
+    Conv result = *this;
+    for (Scalar& number : result.weight_) number = -number;
+    for (Scalar& number : result.bias_) number = -number;
+    return result;
+  }
+
+  /// The map s * F: weight and bias scaled from the left.
+  friend Conv operator*(const Scalar& s, Conv layer) {
+    for (Scalar& number : layer.weight_) number = s * number;
+    for (Scalar& number : layer.bias_) number = s * number;
+    return layer;
+  }
+
+ private:
+  ConvShape<Rank> shape_;
+  std::vector<Scalar> weight_;
+  std::vector<Scalar> bias_;
+};
+
+template <class Scalar>
+using Linear = Conv<Scalar, 0>;
+template <class Scalar>
+using Conv1d = Conv<Scalar, 1>;
+template <class Scalar>
+using Conv2d = Conv<Scalar, 2>;
+template <class Scalar>
+using Conv3d = Conv<Scalar, 3>;
+
+}  // namespace concertina
+
+#include <concertina/detail/compare.hpp>

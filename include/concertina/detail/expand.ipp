@@ -1,0 +1,279 @@
+// How expansions are laid out, and how the one free layer of a function-preserving expansion is solved for.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/detail/expand_orthonormal.hpp>
+#include <concertina/detail/expand_shift.hpp>
+#include <concertina/detail/rounding.hpp>
+#include <concertina/expand.hpp>
+
+#include <Eigen/Dense>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <string>
+
+namespace concertina {
+namespace detail {
+
+/// A kernel of one position has no dilation to speak of; the product writes 1.
+template <int Rank>
+ConvShape<Rank> normalized(ConvShape<Rank> shape) {
+  for (int axis = 0; axis < Rank; ++axis) {
+    if (shape.kernel[axis] == 1) shape.geometry.dilation[axis] = 1;
+  }
+  return shape;
+}
+
+/// Layers with these kernels, the widths of `options`, padding on the first and the stride where it is wanted.
+template <int Rank>
+std::vector<ConvShape<Rank>> lay_out(const ConvShape<Rank>& shape,
+                                     const std::vector<PerAxis<Rank>>& kernels,
+                                     std::size_t default_stride, const ExpandOptions& options) {
+  const std::size_t between = kernels.size() - 1;
+  const Index groups = shape.geometry.groups;
+  std::vector<Index> widths{shape.in};
+  if (options.widths.empty()) {
+    if (!(options.rate > 0 && options.rate < 1e6)) {
+      throw ShapeError("expansion rate " + std::to_string(options.rate) + " is not in (0, 1e6)");
+    }
+    for (std::size_t map = 0; map < between; ++map) {
+      const auto own = static_cast<double>((map == 0 ? shape.in : shape.out) / groups);
+      const auto wide = static_cast<Index>(std::llround(options.rate * own));
+      widths.push_back(checked_multiply(std::max<Index>(wide, 1), groups, "expansion"));
+    }
+  } else {
+    if (options.widths.size() != between) {
+      throw ShapeError("an expansion into " + std::to_string(kernels.size()) + " layers takes " +
+                       std::to_string(between) + " widths, not " +
+                       std::to_string(options.widths.size()) + " (" + to_string(shape) + ")");
+    }
+    widths.insert(widths.end(), options.widths.begin(), options.widths.end());
+  }
+  widths.push_back(shape.out);
+
+  const std::size_t stride_on = options.stride_on.value_or(default_stride);
+  std::vector<ConvShape<Rank>> layers;
+  for (std::size_t l = 0; l < kernels.size(); ++l) {
+    const bool last = l + 1 == kernels.size();
+    ConvShape<Rank> layer{
+        .out = widths[l + 1],
+        .in = widths[l],
+        .kernel = kernels[l],
+        .geometry = {.stride = l == stride_on ? shape.geometry.stride : 1,
+                     .padding = l == 0 ? shape.geometry.padding : 0,
+                     .dilation = shape.geometry.dilation,
+                     .groups = groups},
+        .bias = shape.bias && (last || options.inner_bias)};
+    if (options.depthwise_middle && l == 1) {
+      if (layer.in != layer.out) {
+        throw ShapeError("a depthwise middle needs equal widths on both sides (" +
+                         to_string(layer) + ")");
+      }
+      layer.geometry.groups = layer.in;
+    }
+    validate(layer);
+    layers.push_back(normalized(layer));
+  }
+  if (stride_on >= kernels.size() || product_shape<Rank>(layers) != normalized(shape)) {
+    throw ShapeError("the stride cannot stand on layer " + std::to_string(stride_on) + " of " +
+                     std::to_string(kernels.size()) +
+                     " (counted from 0): only 1x1 layers may follow it (" + to_string(shape) + ")");
+  }
+  return layers;
+}
+
+}  // namespace detail
+
+template <int Rank>
+std::vector<ConvShape<Rank>> expand_cl(const ConvShape<Rank>& shape, const ExpandOptions& options) {
+  validate(shape);
+  return detail::lay_out<Rank>(shape, {1, shape.kernel, 1}, 1, options);
+}
+
+template <int Rank>
+  requires(Rank > 0)
+std::vector<ConvShape<Rank>> expand_ck(const ConvShape<Rank>& shape, const ExpandOptions& options) {
+  validate(shape);
+  if (options.depthwise_middle) {
+    throw ShapeError("a depthwise middle is a form of CL, not of CK (" + to_string(shape) + ")");
+  }
+  const Index largest = *std::ranges::max_element(shape.kernel);
+  if (largest <= 3) {
+    throw ShapeError("CK expands kernels larger than 3 into 3x3 layers; expand this one with CL (" +
+                     to_string(shape) + ")");
+  }
+  if (largest > 4096) throw ShapeError("CK of kernel " + to_string(shape.kernel) + " has too many layers");
+  std::vector<PerAxis<Rank>> kernels;
+  PerAxis<Rank> left = shape.kernel;
+  while (*std::ranges::max_element(left) > 1) {
+    PerAxis<Rank> kernel;
+    for (int axis = 0; axis < Rank; ++axis) {
+      kernel[axis] = std::min<Index>(left[axis], 3);
+      left[axis] -= kernel[axis] - 1;
+    }
+    kernels.push_back(kernel);
+  }
+  return detail::lay_out<Rank>(shape, kernels, kernels.size() - 1, options);
+}
+
+namespace detail {
+
+/// 1x1, one kernel a hidden channel, 1x1, for one group of `target`. The middle is linear in the target tap by tap.
+template <class Real, int Rank, BitGenerator Generator>
+std::vector<Conv<Real, Rank>> preserve_depthwise_middle(const Conv<Real, Rank>& target,
+                                                        const std::vector<ConvShape<Rank>>& shapes,
+                                                        Generator& generator, Ends ends) {
+  std::vector<Conv<Real, Rank>> layers(shapes.begin(), shapes.end());
+  const Index in = target.shape().in, out = target.shape().out, hidden = shapes[1].in;
+  const Index taps = volume(target.shape().kernel);
+  using Map = Eigen::Map<RowMajor<Real>>;
+  Map first(layers[0].weight().data(), hidden, in), last(layers[2].weight().data(), out, hidden);
+  Map middle(layers[1].weight().data(), hidden, taps);
+  const Eigen::Map<const RowMajor<Real>> wanted(target.weight().data(), out * in, taps);
+  if (ends == Ends::shift) {
+    if (hidden < out * in) return {};
+    if constexpr (rounds<Real>) {
+      first = random_matrix<Real>(hidden, in, generator);
+      middle = random_matrix<Real>(hidden, taps, generator);
+    }
+    first.topRows(out * in).setZero();
+    for (Index o = 0; o < out; ++o) {
+      for (Index c = 0; c < in; ++c) first(o * in + c, c) = last(o, o * in + c) = Real(1);
+    }
+    middle.topRows(out * in) = wanted;
+    return layers;
+  }
+  if constexpr (rounds<Real>) {
+    first = random_orthonormal<Real>(hidden, in, generator);
+    last = random_orthonormal<Real>(out, hidden, generator);
+    Dense<Real> system(out * in, hidden);
+    for (Index o = 0; o < out; ++o) {
+      for (Index c = 0; c < in; ++c) {
+        system.row(o * in + c) = last.row(o).cwiseProduct(first.col(c).transpose());
+      }
+    }
+    middle = system.completeOrthogonalDecomposition().solve(wanted);
+  }
+  return layers;
+}
+
+/// Throws ExpansionError unless the layers contract to the target within what rounding explains.
+template <class Scalar, int Rank>
+void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
+                       const ConvView<Scalar, Rank>& target) {
+  using A = typename DefaultAccumulator<Scalar>::type;
+  using Ref = Reference<A>;
+  const std::vector<ConvView<Scalar, Rank>> views(layers.begin(), layers.end());
+  std::vector<Conv<Ref, Rank>> wide, sizes;
+  for (const auto& layer : layers) {
+    wide.push_back(layer.template cast<Ref>());
+    Conv<Ref, Rank>& size = sizes.emplace_back(wide.back());
+    if constexpr (rounds<Ref>) {
+      for (Ref& number : size.weight()) number = std::abs(number);
+    }
+  }
+  const Conv<Ref, Rank> product = contract(wide, interior_only);
+  bool holds = true;
+  long double error = 0, norm = 0;
+  if constexpr (rounds<Scalar>) {
+    const Conv<Ref, Rank> magnitude = contract(sizes, interior_only);
+    const Index count = terms<Rank>(shapes(layers)).weight;
+    const ErrorBound<Scalar, A> bound(count, underflow<A>(views, count));
+    for (std::size_t i = 0; i < target.weight().size(); ++i) {
+      const auto t = static_cast<long double>(target.weight()[i]);
+      const long double difference = static_cast<long double>(product.weight()[i]) - t;
+      holds = holds && std::abs(difference) <= bound(magnitude.weight()[i], t, product.weight()[i]);
+      error += difference * difference;
+      norm += t * t;
+    }
+  } else {
+    holds = ConvView<Scalar, Rank>(product) == target;
+  }
+  if (holds) return;
+  std::ostringstream message;
+  message.precision(3);
+  message << "layers of these widths cannot represent the kernel: the best leave a relative residual of "
+          << std::sqrt(norm > 0 ? error / norm : error) << " (" << to_string(target.shape()) << " into";
+  for (const auto& layer : layers) message << ", " << to_string(layer.shape());
+  message << "); expand at a higher rate, or another way";
+  throw ExpansionError(message.str());
+}
+
+}  // namespace detail
+
+template <Layer F, BitGenerator Generator>
+std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
+    const F& layer, const std::vector<ConvShape<F::Rank>>& shapes, Generator& generator,
+    Ends ends) {
+  using Scalar = typename F::Scalar;
+  constexpr int Rank = F::Rank;
+  // Shifts only copy numbers, so any scalar will do; a system is solved in double, or in what is wider.
+  using Real = std::conditional_t<!detail::rounds<Scalar>, Scalar,
+                                  std::conditional_t<(std::numeric_limits<Scalar>::digits > 53),
+                                                     long double, double>>;
+  const ConvView<Scalar, Rank> target(layer);
+  const ConvShape<Rank>& shape = target.shape();
+  if (product_shape<Rank>(shapes) != detail::normalized(shape)) {
+    throw ShapeError("these layers contract to " + to_string(product_shape<Rank>(shapes)) +
+                     ", not to " + to_string(shape));
+  }
+  if (!detail::rounds<Scalar> && ends == Ends::orthonormal) {
+    throw ShapeError("orthonormal ends need a floating-point scalar; use Ends::shift");
+  }
+  const Index groups = shape.geometry.groups;
+  const bool depthwise_middle = shapes.size() == 3 && shapes[1].geometry.groups == shapes[1].in &&
+                                shapes[1].in > groups && shapes[1].in == shapes[1].out;
+  std::vector<ConvShape<Rank>> parts;
+  for (std::size_t l = 0; l < shapes.size(); ++l) {
+    ConvShape<Rank> part = shapes[l];
+    const bool middle = depthwise_middle && l == 1;
+    if (part.geometry.groups != groups && !middle) {
+      throw ShapeError("layer " + std::to_string(l + 1) + " (" + to_string(part) +
+                       ") must have the groups of the layer it expands (" + to_string(shape) + ")");
+    }
+    part.in /= groups;
+    part.out /= groups;
+    part.geometry.groups = middle ? part.in : 1;
+    part.bias = false;
+    parts.push_back(part);
+  }
+
+  std::vector<Conv<Scalar, Rank>> layers(shapes.begin(), shapes.end());
+  ConvShape<Rank> block = shape;
+  block.in /= groups;
+  block.out /= groups;
+  block.geometry.groups = 1;
+  block.bias = false;
+  const auto chunk = static_cast<std::size_t>(weight_count(block));
+  for (Index g = 0; g < groups; ++g) {
+    Conv<Real, Rank> wanted(block);
+    for (std::size_t i = 0; i < chunk; ++i) {
+      wanted.weight()[i] = static_cast<Real>(target.weight()[static_cast<std::size_t>(g) * chunk + i]);
+    }
+    std::vector<Conv<Real, Rank>> found;
+    if (depthwise_middle) {
+      found = detail::preserve_depthwise_middle(wanted, parts, generator, ends);
+    } else if (ends == Ends::shift) {
+      found = detail::ShiftEnds<Real, Rank, Generator>(wanted, parts, generator).layers();
+    } else if constexpr (detail::rounds<Real>) {
+      found = detail::OrthonormalEnds<Real, Rank, Generator>(wanted, parts, generator).layers();
+    }
+    if (found.empty()) {
+      throw ExpansionError("the maps between are too narrow to hold the shifted copies of every channel (" +
+                           to_string(shape) + "); expand at a higher rate, or with Ends::orthonormal");
+    }
+    for (std::size_t l = 0; l < found.size(); ++l) {
+      const auto from = found[l].weight();
+      const auto to = layers[l].weight().subspan(static_cast<std::size_t>(g) * from.size(), from.size());
+      std::ranges::transform(from, to.begin(), [](const Real& n) { return static_cast<Scalar>(n); });
+    }
+  }
+  std::ranges::copy(target.bias(), layers.back().bias().begin());
+  detail::require_preserved(layers, target);
+  return layers;
+}
+
+}  // namespace concertina

@@ -1,0 +1,476 @@
+// How a product is computed: its shape, the cheapest order of a chain, and one algorithm for each pair of shapes.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/product.hpp>
+
+#include <Eigen/Core>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <string>
+
+namespace concertina {
+
+template <int Rank>
+void BorderPolicy<Rank>::require(std::span<const ConvShape<Rank>> layers) const {
+  if (std::holds_alternative<InteriorOnly>(policy_)) return;
+  const auto* at = std::get_if<ExactAt<Rank>>(&policy_);
+  const Exactness<Rank> found = at ? exactness<Rank>(layers, at->input_size) : exactness<Rank>(layers);
+  if (found) return;
+  throw InexactError("no single layer equals this chain" +
+                     (at ? " at input size " + to_string(at->input_size) : std::string()) + ": " +
+                     found.reason + "; a border of " + to_string(found.start) +
+                     " outputs at the start and " + to_string(found.end) +
+                     " at the end differs. Pad the first layer instead, or contract with " +
+                     (at ? "interior_only" : "interior_only or exact_at(size)"));
+}
+
+template <int Rank>
+ConvShape<Rank> product_shape(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
+  constexpr const char* what = "product";
+  detail::require_chain<Rank>(std::array{inner, outer}, what);
+  ConvShape<Rank> product{.out = outer.out, .in = inner.in, .bias = outer.bias || inner.bias};
+  Geometry<Rank>& geometry = product.geometry;
+  geometry.groups = std::gcd(outer.geometry.groups, inner.geometry.groups);
+  for (int axis = 0; axis < Rank; ++axis) {
+    const Index s1 = inner.geometry.stride[axis];
+    const auto after = [&](Index second, Index first) {  // second * s1 + first
+      return detail::checked_add(detail::checked_multiply(second, s1, what), first, what);
+    };
+    geometry.stride[axis] = after(outer.geometry.stride[axis], 0);
+    geometry.padding.start[axis] =
+        after(outer.geometry.padding.start[axis], inner.geometry.padding.start[axis]);
+    geometry.padding.end[axis] =
+        after(outer.geometry.padding.end[axis], inner.geometry.padding.end[axis]);
+    const Index reach = after(span(outer, axis), span(inner, axis));
+    const Index spacing =
+        std::gcd(outer.kernel[axis] > 1 ? after(outer.geometry.dilation[axis], 0) : 0,
+                 inner.kernel[axis] > 1 ? inner.geometry.dilation[axis] : 0);
+    geometry.dilation[axis] = std::max<Index>(spacing, 1);
+    product.kernel[axis] = reach / geometry.dilation[axis] + 1;
+  }
+  validate(product);
+  return product;
+}
+
+template <int Rank>
+ConvShape<Rank> product_shape(std::span<const ConvShape<Rank>> layers) {
+  detail::require_chain(layers, "product");
+  ConvShape<Rank> product = layers.front();
+  for (const ConvShape<Rank>& layer : layers.subspan(1)) product = product_shape(layer, product);
+  return product;
+}
+
+template <int Rank>
+Index multiply_adds(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
+  constexpr const char* what = "multiply-adds";
+  const Index taps = detail::checked_multiply(volume(outer.kernel), volume(inner.kernel), what);
+  const Index block = detail::checked_multiply(outer.out / outer.geometry.groups,
+                                               inner.in / inner.geometry.groups, what);
+  return detail::checked_multiply(detail::checked_multiply(taps, block, what), inner.out, what);
+}
+
+namespace detail {
+
+template <class Scalar>
+using RowMajor = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class Scalar>
+using ConstMatrix = Eigen::Map<const RowMajor<Scalar>, 0, Eigen::OuterStride<>>;
+template <class Scalar>
+using MutableMatrix = Eigen::Map<RowMajor<Scalar>, 0, Eigen::OuterStride<>>;
+
+/// Channels between two layers that one group of each shares. There the product of two block-diagonal matrices
+/// is dense, and each segment fills a block of the result of its own.
+struct Segment {
+  Index begin, end;      // channels between the layers
+  Index outer, inner;    // the groups
+};
+
+template <int Rank>
+std::vector<Segment> segments(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
+  const Index outer_width = outer.in / outer.geometry.groups;
+  const Index inner_width = inner.out / inner.geometry.groups;
+  std::vector<Segment> result;
+  for (Index begin = 0; begin < inner.out;) {
+    const Index g2 = begin / outer_width, g1 = begin / inner_width;
+    const Index end = std::min((g2 + 1) * outer_width, (g1 + 1) * inner_width);
+    result.push_back({begin, end, g2, g1});
+    begin = end;
+  }
+  return result;
+}
+
+/// The algorithms of a dense block. Which one runs depends on shapes only, never on the scalar, so that what is
+/// proved over a prime field is what runs on floats.
+enum class PairPath {
+  direct,           ///< plain loops: depthwise and tiny blocks, where a matrix product costs more than it saves
+  outer_pointwise,  ///< 1x1 after kxk: one matrix product, in place
+  inner_pointwise,  ///< kxk after 1x1: matrix products over panels of output channels
+  general           ///< kxk after kxk: for each tap of the result one product per row of tap pairs
+};
+
+template <int Rank>
+PairPath pair_path(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
+  const Index out = outer.out / outer.geometry.groups, in = inner.in / inner.geometry.groups;
+  const Index between = std::min(outer.in / outer.geometry.groups, inner.out / inner.geometry.groups);
+  // Below this, Eigen's packing and call cost about what the loops do.
+  constexpr Index smallest_block = 256;
+  const bool outer_pointwise = volume(outer.kernel) == 1, inner_pointwise = volume(inner.kernel) == 1;
+  const Index columns = outer_pointwise ? volume(inner.kernel) : 1;
+  if (out * between * in * columns < smallest_block) return PairPath::direct;
+  if (outer_pointwise) return PairPath::outer_pointwise;
+  return inner_pointwise ? PairPath::inner_pointwise : PairPath::general;
+}
+
+/// Time of one product in units of a multiply-add at full speed. Moving a number costs about what 16 of them do,
+/// and so does a multiply-add outside a matrix product (AVX-512, both from cache).
+template <int Rank>
+double pair_cost(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
+  constexpr double slow = 16;
+  const auto flops = static_cast<double>(multiply_adds(outer, inner));
+  const auto numbers = [](const ConvShape<Rank>& shape) {
+    return static_cast<double>(weight_count(shape));
+  };
+  const double result = numbers(product_shape(outer, inner));
+  switch (pair_path(outer, inner)) {
+    case PairPath::direct: return slow * (flops + result);
+    case PairPath::outer_pointwise: return flops + slow * result;
+    case PairPath::inner_pointwise: return flops + slow * (numbers(outer) + 2 * result);
+    case PairPath::general: break;
+  }
+  return flops + slow * (numbers(outer) + numbers(inner) + 2 * result);
+}
+
+/// Row-major index in the result's kernel of each tap of a factor: the taps (b, a) meet at outer[b] + inner[a].
+template <int Rank>
+std::vector<Index> tap_positions(const ConvShape<Rank>& factor, const PerAxis<Rank>& spacing,
+                                 const ConvShape<Rank>& product) {
+  std::vector<Index> positions;
+  for_each_position(factor.kernel, [&](const PerAxis<Rank>& tap) {
+    PerAxis<Rank> at;
+    for (int axis = 0; axis < Rank; ++axis) {
+      at[axis] = tap[axis] * spacing[axis] / product.geometry.dilation[axis];
+    }
+    positions.push_back(flat(at, product.kernel));
+  });
+  return positions;
+}
+
+/// One dense block of a product. Weights are [out][between][outer taps] and [between][in][inner taps], the result
+/// [out][in][taps]; steps between rows are those of the whole tensors.
+template <class Scalar>
+struct Block {
+  Index out, between, in;
+  const Scalar* outer;
+  Index outer_step;
+  const Scalar* inner;
+  Index inner_step;
+  Scalar* result;
+  Index result_step;
+  std::span<const Index> outer_taps, inner_taps;  // their positions in the result's kernel
+  Index taps;                                     // of the result
+
+  Index outer_count() const { return static_cast<Index>(outer_taps.size()); }
+  Index inner_count() const { return static_cast<Index>(inner_taps.size()); }
+};
+
+template <class Scalar>
+void multiply_direct(const Block<Scalar>& block) {
+  for (Index o = 0; o < block.out; ++o) {
+    for (Index m = 0; m < block.between; ++m) {
+      const Scalar* w2 = block.outer + o * block.outer_step + m * block.outer_count();
+      for (Index c = 0; c < block.in; ++c) {
+        const Scalar* w1 = block.inner + m * block.inner_step + c * block.inner_count();
+        Scalar* result = block.result + o * block.result_step + c * block.taps;
+        for (const Index b : block.outer_taps) {
+          const Scalar& factor = *w2++;
+          for (std::size_t a = 0; a < block.inner_taps.size(); ++a) {
+            Scalar& sum = result[b + block.inner_taps[a]];
+            sum = sum + factor * w1[a];
+          }
+        }
+        w2 -= block.outer_count();
+      }
+    }
+  }
+}
+
+template <class Scalar>
+void multiply_outer_pointwise(const Block<Scalar>& block) {
+  const Index columns = block.in * block.taps;
+  MutableMatrix<Scalar>(block.result, block.out, columns, Eigen::OuterStride<>(block.result_step))
+      .noalias() = ConstMatrix<Scalar>(block.outer, block.out, block.between,
+                                       Eigen::OuterStride<>(block.outer_step)) *
+                   ConstMatrix<Scalar>(block.inner, block.between, columns,
+                                       Eigen::OuterStride<>(block.inner_step));
+}
+
+/// For one output channel the result [in][taps] is a matrix product with few columns. Taking several output
+/// channels side by side makes it wide: their kernels are copied into [between][channel, tap], whose copies are
+/// contiguous runs of a kernel, as are those of the result.
+template <class Scalar>
+void multiply_inner_pointwise(const Block<Scalar>& block) {
+  constexpr Index wanted_columns = 512;
+  const Index taps = block.outer_count();
+  const Index panel = std::clamp<Index>(wanted_columns / taps, 1, block.out);
+  RowMajor<Scalar> kernels(block.between, panel * taps), products(block.in, panel * taps);
+  const ConstMatrix<Scalar> inner(block.inner, block.between, block.in,
+                                  Eigen::OuterStride<>(block.inner_step));
+  for (Index first = 0; first < block.out; first += panel) {
+    const Index rows = std::min(panel, block.out - first);
+    for (Index m = 0; m < block.between; ++m) {
+      for (Index o = 0; o < rows; ++o) {
+        std::copy_n(block.outer + (first + o) * block.outer_step + m * taps, taps,
+                    &kernels(m, o * taps));
+      }
+    }
+    products.leftCols(rows * taps).noalias() = inner.transpose() * kernels.leftCols(rows * taps);
+    for (Index o = 0; o < rows; ++o) {
+      for (Index c = 0; c < block.in; ++c) {
+        std::copy_n(&products(c, o * taps), taps,
+                    block.result + (first + o) * block.result_step + c * block.taps);
+      }
+    }
+  }
+}
+
+/// The result's tap t is the sum over tap pairs (b, a) that meet there of the matrix products W2_b W1_a. Pairs
+/// that are neighbours in the outer kernel's last axis are neighbours, in reverse, in the inner one's; so with W2
+/// stored [out][b][between] and W1 stored [reversed a][between][in] such a row of pairs is one matrix product,
+/// whose inner length is between * pairs. It needs no atomics, no scatter, and no multiplications by zero.
+template <class Scalar>
+void multiply_general(const Block<Scalar>& block) {
+  const Index outer_taps = block.outer_count(), inner_taps = block.inner_count();
+  RowMajor<Scalar> outer(block.out, outer_taps * block.between);
+  for (Index o = 0; o < block.out; ++o) {
+    for (Index m = 0; m < block.between; ++m) {
+      const Scalar* from = block.outer + o * block.outer_step + m * outer_taps;
+      for (Index b = 0; b < outer_taps; ++b) outer(o, b * block.between + m) = from[b];
+    }
+  }
+  RowMajor<Scalar> inner(inner_taps * block.between, block.in);
+  for (Index m = 0; m < block.between; ++m) {
+    const Scalar* from = block.inner + m * block.inner_step;
+    for (Index c = 0; c < block.in; ++c, from += inner_taps) {
+      for (Index a = 0; a < inner_taps; ++a) {
+        inner((inner_taps - 1 - a) * block.between + m, c) = from[a];
+      }
+    }
+  }
+
+  // pairs[t] lists runs: outer taps b, b + 1, ... with inner taps a, a - 1, ...
+  struct Run {
+    Index b, a, length;
+  };
+  std::vector<std::vector<Run>> runs(static_cast<std::size_t>(block.taps));
+  for (Index b = 0; b < outer_taps; ++b) {
+    for (Index a = 0; a < inner_taps; ++a) {
+      const Index t = block.outer_taps[static_cast<std::size_t>(b)] +
+                      block.inner_taps[static_cast<std::size_t>(a)];
+      auto& at = runs[static_cast<std::size_t>(t)];
+      if (!at.empty() && at.back().b + at.back().length == b &&
+          at.back().a - at.back().length == a) {
+        ++at.back().length;
+      } else {
+        at.push_back({b, a, 1});
+      }
+    }
+  }
+
+  RowMajor<Scalar> sum(block.out, block.in);
+  for (Index t = 0; t < block.taps; ++t) {
+    const auto& at = runs[static_cast<std::size_t>(t)];
+    for (const Run& run : at) {
+      const auto left = outer.middleCols(run.b * block.between, run.length * block.between);
+      const auto right = inner.middleRows((inner_taps - 1 - run.a) * block.between,
+                                          run.length * block.between);
+      if (&run == &at.front()) {
+        sum.noalias() = left * right;
+      } else {
+        sum.noalias() += left * right;
+      }
+    }
+    if (at.empty()) continue;  // between spread taps; the result is zero already
+    for (Index o = 0; o < block.out; ++o) {
+      Scalar* result = block.result + o * block.result_step + t;
+      for (Index c = 0; c < block.in; ++c) result[c * block.taps] = sum(o, c);
+    }
+  }
+}
+
+/// outer * inner, as one layer.
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> multiply(const ConvView<Scalar, Rank>& outer,
+                            const ConvView<Scalar, Rank>& inner) {
+  const ConvShape<Rank> product_shape = concertina::product_shape(outer.shape(), inner.shape());
+  const Index numbers = weight_count(product_shape);
+  constexpr Index sizeable = Index{1} << 24, zeros_per_product = 1024;
+  if (numbers > sizeable &&
+      numbers / zeros_per_product > multiply_adds(outer.shape(), inner.shape())) {
+    throw SizeError("a product of " + std::to_string(numbers) +
+                    " numbers would be almost only zeros (" + to_string(product_shape) +
+                    "); check its factors' stride and dilation: " + to_string(outer.shape()) +
+                    " after " + to_string(inner.shape()));
+  }
+  Conv<Scalar, Rank> product(product_shape);
+  const auto groups = [](const auto& layer) { return layer.geometry().groups; };
+  const Index outer_in = outer.shape().in / groups(outer), inner_in = inner.shape().in / groups(inner);
+  const Index out = outer.shape().out / groups(outer);
+  const Index product_in = product.shape().in / groups(product);
+  const Index outer_taps = volume(outer.shape().kernel), inner_taps = volume(inner.shape().kernel);
+  const Index taps = volume(product.shape().kernel);
+
+  PerAxis<Rank> outer_spacing;
+  for (int axis = 0; axis < Rank; ++axis) {
+    outer_spacing[axis] = outer.geometry().dilation[axis] * inner.geometry().stride[axis];
+  }
+  const std::vector<Index> outer_at = tap_positions(outer.shape(), outer_spacing, product.shape());
+  const std::vector<Index> inner_at =
+      tap_positions(inner.shape(), inner.geometry().dilation, product.shape());
+  const PairPath path = pair_path(outer.shape(), inner.shape());
+
+  for (const Segment& segment : segments(outer.shape(), inner.shape())) {
+    const Index first_out = segment.outer * out;
+    const Index first_in = segment.inner * inner_in % product_in;
+    const Block<Scalar> block{
+        .out = out,
+        .between = segment.end - segment.begin,
+        .in = inner_in,
+        .outer = outer.weight().data() +
+                 (first_out * outer_in + segment.begin % outer_in) * outer_taps,
+        .outer_step = outer_in * outer_taps,
+        .inner = inner.weight().data() + segment.begin * inner_in * inner_taps,
+        .inner_step = inner_in * inner_taps,
+        .result = product.weight().data() + (first_out * product_in + first_in) * taps,
+        .result_step = product_in * taps,
+        .outer_taps = outer_at,
+        .inner_taps = inner_at,
+        .taps = taps};
+    switch (path) {
+      case PairPath::direct: multiply_direct(block); break;
+      case PairPath::outer_pointwise: multiply_outer_pointwise(block); break;
+      case PairPath::inner_pointwise: multiply_inner_pointwise(block); break;
+      case PairPath::general: multiply_general(block); break;
+    }
+  }
+
+  for (Index o = 0; o < product.shape().out && product.shape().bias; ++o) {
+    Scalar& bias = product.bias()[static_cast<std::size_t>(o)];
+    if (outer.shape().bias) bias = outer.bias()[static_cast<std::size_t>(o)];
+    if (!inner.shape().bias) continue;
+    const Scalar* weight = outer.weight().data() + o * outer_in * outer_taps;
+    const Scalar* b1 = inner.bias().data() + o / out * outer_in;
+    for (Index m = 0; m < outer_in; ++m) {
+      Scalar sum(0);
+      for (Index b = 0; b < outer_taps; ++b) sum = sum + *weight++;
+      bias = bias + sum * b1[m];
+    }
+  }
+  return product;
+}
+
+/// The cheapest order of a chain: for each run of layers, where its last product splits it.
+/// Source  Cormen et al., Introduction to Algorithms, "Matrix-chain multiplication"
+template <int Rank>
+class ChainOrder {
+ public:
+  explicit ChainOrder(std::span<const ConvShape<Rank>> layers) : count_(layers.size()) {
+    shapes_.resize(count_ * count_);
+    cost_.assign(count_ * count_, 0);
+    split_.assign(count_ * count_, 0);
+    for (std::size_t i = 0; i < count_; ++i) shapes_[at(i, i)] = layers[i];
+    for (std::size_t length = 1; length < count_; ++length) {
+      for (std::size_t i = 0; i + length < count_; ++i) decide(i, i + length);
+    }
+  }
+
+  /// The layer before which the product of first..last splits.
+  std::size_t split(std::size_t first, std::size_t last) const { return split_[at(first, last)]; }
+
+ private:
+  std::size_t at(std::size_t first, std::size_t last) const { return first * count_ + last; }
+
+  void decide(std::size_t first, std::size_t last) {
+    double& best = cost_[at(first, last)];
+    best = std::numeric_limits<double>::infinity();
+    for (std::size_t middle = first + 1; middle <= last; ++middle) {
+      const double parts = cost_[at(first, middle - 1)] + cost_[at(middle, last)];
+      if (!(parts < best)) continue;
+      try {
+        const auto &inner = shapes_[at(first, middle - 1)], &outer = shapes_[at(middle, last)];
+        const double cost = parts + pair_cost(outer, inner);
+        if (!(cost < best)) continue;
+        best = cost;
+        split_[at(first, last)] = middle;
+        shapes_[at(first, last)] = product_shape(outer, inner);  // the same for every split
+      } catch (const SizeError&) {
+        // An intermediate that overflows is never chosen; contract_run meets it if there is no other.
+        if (split_[at(first, last)] == 0) split_[at(first, last)] = middle;
+      }
+    }
+  }
+
+  std::size_t count_;
+  std::vector<ConvShape<Rank>> shapes_;
+  std::vector<double> cost_;
+  std::vector<std::size_t> split_;
+};
+
+/// The product of layers first..last.
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> contract_run(std::span<const ConvView<Scalar, Rank>> layers,
+                                const ChainOrder<Rank>& order, std::size_t first,
+                                std::size_t last) {
+  const std::size_t middle = order.split(first, last);
+  const auto part = [&](std::size_t from, std::size_t to, auto&& use) {
+    if (from == to) return use(layers[from]);
+    const Conv<Scalar, Rank> product = contract_run(layers, order, from, to);
+    return use(ConvView<Scalar, Rank>(product));
+  };
+  return part(first, middle - 1, [&](const ConvView<Scalar, Rank>& inner) {
+    return part(middle, last, [&](const ConvView<Scalar, Rank>& outer) {
+      return multiply(outer, inner);
+    });
+  });
+}
+
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> contract_all(std::span<const ConvView<Scalar, Rank>> layers) {
+  if (layers.size() == 1) return Conv<Scalar, Rank>(layers.front());
+  std::vector<ConvShape<Rank>> shapes;
+  for (const auto& layer : layers) shapes.push_back(layer.shape());
+  const ChainOrder<Rank> order(std::span<const ConvShape<Rank>>{shapes});
+  return contract_run(layers, order, 0, layers.size() - 1);
+}
+
+}  // namespace detail
+
+template <class A, Chain E>
+Conv<ScalarOf<E>, rank_of<E>> contract(
+    const E& chain, const std::type_identity_t<BorderPolicy<rank_of<E>>>& policy) {
+  using Scalar = ScalarOf<E>;
+  constexpr int Rank = rank_of<E>;
+  using Accumulator = std::conditional_t<std::is_void_v<A>, typename DefaultAccumulator<Scalar>::type, A>;
+  const auto layers = detail::factors(chain);
+  const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
+  detail::require_chain<Rank>(layer_shapes, "contract");
+  policy.require(layer_shapes);
+  if constexpr (std::is_same_v<Accumulator, Scalar>) {
+    return detail::contract_all<Scalar, Rank>(layers);
+  } else {
+    std::vector<Conv<Accumulator, Rank>> wide;
+    for (const auto& layer : layers) wide.push_back(layer.template cast<Accumulator>());
+    const std::vector<ConvView<Accumulator, Rank>> views(wide.begin(), wide.end());
+    return detail::contract_all<Accumulator, Rank>(views).template cast<Scalar>();
+  }
+}
+
+template <class Scalar, int Rank>
+Expr<Scalar, Rank>::operator Conv<Scalar, Rank>() const {
+  return contract(*this);
+}
+
+}  // namespace concertina

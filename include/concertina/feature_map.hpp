@@ -1,0 +1,98 @@
+// A batch of feature maps, [batch][channels][spatial...], and a view of one that somebody else owns.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/geometry.hpp>
+
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace concertina {
+
+/// Shape of a batch; `size` is the spatial part, empty for Rank 0.
+template <int Rank>
+struct MapShape {
+  Index batch = 1;
+  Index channels = 1;
+  PerAxis<Rank> size = 1;
+
+  friend constexpr bool operator==(const MapShape&, const MapShape&) = default;
+};
+
+/// Numbers in a batch. Throws SizeError on overflow and ShapeError for a negative extent.
+template <int Rank>
+Index element_count(const MapShape<Rank>& shape) {
+  bool negative = shape.batch < 0 || shape.channels < 0;
+  for (const Index extent : shape.size) negative = negative || extent < 0;
+  if (negative) throw ShapeError("a feature map of negative size");
+  return detail::checked_multiply(
+      detail::checked_multiply(shape.batch, shape.channels, "feature map"), volume(shape.size),
+      "feature map");
+}
+
+template <class Scalar, int Rank>
+class FeatureMapView;
+
+/// Feature maps of Rank spatial axes, contiguous and row-major as in PyTorch and ONNX.
+template <class Scalar_, int Rank_>
+class FeatureMap {
+ public:
+  using Scalar = Scalar_;
+  static constexpr int Rank = Rank_;
+
+  FeatureMap() = default;
+
+  /// Zeros. Throws SizeError where the number of elements overflows.
+  explicit FeatureMap(const MapShape<Rank>& shape)
+      : shape_(shape), values_(static_cast<std::size_t>(element_count(shape)), Scalar(0)) {}
+
+  /// Takes `values` over. Throws ShapeError unless there are as many as the shape says.
+  FeatureMap(const MapShape<Rank>& shape, std::vector<Scalar> values)
+      : shape_(shape), values_(std::move(values)) {
+    if (static_cast<Index>(values_.size()) != element_count(shape_)) {
+      throw ShapeError("FeatureMap: " + std::to_string(values_.size()) + " values for a shape of " +
+                       std::to_string(element_count(shape_)));
+    }
+  }
+
+  const MapShape<Rank>& shape() const noexcept { return shape_; }
+  std::span<const Scalar> values() const noexcept { return values_; }
+  std::span<Scalar> values() noexcept { return values_; }
+
+  friend bool operator==(const FeatureMap&, const FeatureMap&) = default;
+
+ private:
+  MapShape<Rank> shape_{.batch = 0, .channels = 0};
+  std::vector<Scalar> values_;
+};
+
+/// Read-only feature maps in memory that somebody else owns; made from a FeatureMap without a word.
+template <class Scalar_, int Rank_>
+class FeatureMapView {
+ public:
+  using Scalar = Scalar_;
+  static constexpr int Rank = Rank_;
+
+  /// Throws ShapeError unless `values` has as many elements as the shape says.
+  FeatureMapView(const MapShape<Rank>& shape, std::span<const Scalar> values)
+      : shape_(shape), values_(values) {
+    if (static_cast<Index>(values_.size()) != element_count(shape_)) {
+      throw ShapeError("FeatureMapView: " + std::to_string(values_.size()) +
+                       " values for a shape of " + std::to_string(element_count(shape_)));
+    }
+  }
+  FeatureMapView(const FeatureMap<Scalar, Rank>& owner)
+      : shape_(owner.shape()), values_(owner.values()) {}
+
+  const MapShape<Rank>& shape() const noexcept { return shape_; }
+  std::span<const Scalar> values() const noexcept { return values_; }
+
+ private:
+  MapShape<Rank> shape_;
+  std::span<const Scalar> values_;
+};
+
+}  // namespace concertina

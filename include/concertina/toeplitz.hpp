@@ -1,0 +1,379 @@
+// The matrix that a layer is: written out, sparse or dense; as an operator for Eigen's solvers; and back to the kernel.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/conv.hpp>
+#include <concertina/transposed.hpp>
+
+#include <Eigen/Core>
+#include <Eigen/SparseCore>
+
+#include <concepts>
+#include <limits>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace concertina {
+
+/// What a matrix may take; a larger one is refused before anything is allocated.
+struct MemoryLimit {
+  std::size_t bytes = std::size_t{4} << 30;
+};
+
+namespace detail {
+
+struct MatrixSize {
+  Index rows, columns;
+};
+
+/// Throws ShapeError where the input is smaller than the kernel, SizeError on overflow.
+template <int Rank>
+MatrixSize toeplitz_size(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
+  return {checked_multiply(shape.out, volume(output_size(shape, input_size)), "toeplitz"),
+          checked_multiply(shape.in, volume(input_size), "toeplitz")};
+}
+
+/// Entries that are not structurally zero: for each pair of connected channels, pairs of a tap and an output that
+/// meet on the map, which are independent from axis to axis.
+template <int Rank>
+Index toeplitz_entries(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
+  Index entries = checked_multiply(shape.out, shape.in / shape.geometry.groups, "toeplitz");
+  for (int axis = 0; axis < Rank; ++axis) {
+    Index meetings = 0;
+    for (Index tap = 0; tap < shape.kernel[axis]; ++tap) {
+      meetings = checked_add(meetings, reach(shape, input_size[axis], tap, axis).count(), "toeplitz");
+    }
+    entries = checked_multiply(entries, meetings, "toeplitz");
+  }
+  return entries;
+}
+
+inline std::string text(const MatrixSize& size) {
+  return "a " + std::to_string(size.rows) + "x" + std::to_string(size.columns) + " matrix";
+}
+
+inline void require_memory(const MatrixSize& size, Index bytes, MemoryLimit limit) {
+  if (static_cast<std::size_t>(bytes) <= limit.bytes) return;
+  throw SizeError("toeplitz: " + text(size) + " takes " + std::to_string(bytes) +
+                  " bytes, more than the limit of " + std::to_string(limit.bytes));
+}
+
+/// An entry of one row: its column, and the number of the weight that stands there.
+struct Entry {
+  Index column, number;
+};
+
+/// Calls visit(row, entries) for each row of the matrix; entries by ascending column.
+template <int Rank, class Visit>
+void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size, Visit&& visit) {
+  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const Index in = shape.in / groups, out = shape.out / groups;
+  const Index taps = volume(shape.kernel), size = volume(input_size);
+  std::vector<Entry> reads, entries;
+  Index row = 0;
+  for (Index o = 0; o < shape.out; ++o) {
+    for_each_position(output_size(shape, input_size), [&](const PerAxis<Rank>& j) {
+      reads.clear();  // of one channel
+      for_each_position(shape.kernel, [&](const PerAxis<Rank>& a) {
+        PerAxis<Rank> i;
+        for (int axis = 0; axis < Rank; ++axis) {
+          i[axis] = j[axis] * stride[axis] - padding.start[axis] + a[axis] * dilation[axis];
+          if (i[axis] < 0 || i[axis] >= input_size[axis]) return;
+        }
+        reads.push_back({flat(i, input_size), flat(a, shape.kernel)});
+      });
+      entries.clear();
+      for (Index c = 0; c < in; ++c) {
+        for (const Entry& read : reads) {
+          entries.push_back(
+              {(o / out * in + c) * size + read.column, (o * in + c) * taps + read.number});
+        }
+      }
+      visit(row++, entries);
+    });
+  }
+}
+
+template <class Scalar>
+using RowMajorSparse = Eigen::SparseMatrix<Scalar, Eigen::RowMajor>;
+
+/// The matrix T, or [T b; 0 1].
+template <class Scalar, int Rank>
+RowMajorSparse<Scalar> sparse(const ConvView<Scalar, Rank>& layer, const PerAxis<Rank>& input_size,
+                              bool augment, MemoryLimit limit) {
+  using StorageIndex = typename RowMajorSparse<Scalar>::StorageIndex;
+  constexpr const char* what = "toeplitz";
+  MatrixSize size = toeplitz_size(layer.shape(), input_size);
+  const Index last = size.columns;
+  Index entries = toeplitz_entries(layer.shape(), input_size);
+  if (augment) {
+    entries = checked_add(entries, checked_add(layer.shape().bias ? size.rows : 0, 1, what), what);
+    size = {checked_add(size.rows, 1, what), checked_add(size.columns, 1, what)};
+  }
+  constexpr Index index_bytes = sizeof(StorageIndex), entry_bytes = sizeof(Scalar) + index_bytes;
+  require_memory(size,
+                 checked_add(checked_multiply(entries, entry_bytes, what),
+                             checked_multiply(checked_add(size.rows, 1, what), index_bytes, what), what),
+                 limit);
+  constexpr Index most = std::numeric_limits<StorageIndex>::max();
+  if (size.rows >= most || size.columns >= most || entries >= most) {
+    throw SizeError("toeplitz: " + text(size) + " with " + std::to_string(entries) +
+                    " entries is too large for Eigen's " + std::to_string(8 * index_bytes) +
+                    "-bit indices");
+  }
+
+  RowMajorSparse<Scalar> matrix(size.rows, size.columns);
+  matrix.reserve(entries);
+  const Index positions = volume(output_size(layer.shape(), input_size));
+  for_each_row(layer.shape(), input_size, [&](Index row, const std::vector<Entry>& reads) {
+    matrix.startVec(row);
+    for (const Entry& read : reads) {
+      matrix.insertBack(row, read.column) = layer.weight()[static_cast<std::size_t>(read.number)];
+    }
+    if (augment && layer.shape().bias) {
+      matrix.insertBack(row, last) = layer.bias()[static_cast<std::size_t>(row / positions)];
+    }
+  });
+  if (augment) {
+    matrix.startVec(size.rows - 1);
+    matrix.insertBack(size.rows - 1, last) = Scalar(1);
+  }
+  matrix.finalize();
+  return matrix;
+}
+
+}  // namespace detail
+
+/// The matrix of a layer's linear part on maps of `input_size`. Rows are outputs, (channel, position) row-major, and
+/// columns inputs, so the matrix times a flat map is the flat output, but for the bias. One channel, kernel 2x2,
+/// input 3x3:
+///
+///     w00 w01  0  w10 w11  0   0   0   0
+///      0  w00 w01  0  w10 w11  0   0   0
+///      0   0   0  w00 w01  0  w10 w11  0
+///      0   0   0   0  w00 w01  0  w10 w11
+///
+/// Every tap that falls on the map has an entry, even where its number is zero: the pattern depends on shapes only.
+/// Ensures  toeplitz(F, n) * x + b == F(x), and toeplitz(G * F, n) == toeplitz(G, m) * toeplitz(F, n) where the
+///          product is exact and F takes size n to m
+/// Cost     the entries, each with an index of 32 bits
+/// Throws   SizeError where it would exceed `limit` or the index; ShapeError for an input smaller than the kernel
+/// Source   ExpandNets (NeurIPS 2020), supplement
+template <Layer F>
+Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> toeplitz(
+    const F& layer, const PerAxis<F::Rank>& input_size, MemoryLimit limit = {}) {
+  return detail::sparse<typename F::Scalar, F::Rank>(layer, input_size, false, limit);
+}
+
+/// The whole affine map as one matrix, [T b; 0 1]: products of layers are products of these, biases included.
+template <Layer F>
+Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> augmented(
+    const F& layer, const PerAxis<F::Rank>& input_size, MemoryLimit limit = {}) {
+  return detail::sparse<typename F::Scalar, F::Rank>(layer, input_size, true, limit);
+}
+
+/// toeplitz() with its zeros.
+template <Layer F>
+Eigen::Matrix<typename F::Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> toeplitz_dense(
+    const F& layer, const PerAxis<F::Rank>& input_size, MemoryLimit limit = {}) {
+  using Scalar = typename F::Scalar;
+  const auto size = detail::toeplitz_size(layer.shape(), input_size);
+  const Index numbers = detail::checked_multiply(size.rows, size.columns, "toeplitz");
+  detail::require_memory(size, detail::checked_multiply(numbers, sizeof(Scalar), "toeplitz"), limit);
+  detail::RowMajor<Scalar> matrix =
+      detail::RowMajor<Scalar>::Constant(size.rows, size.columns, Scalar(0));
+  detail::for_each_row(layer.shape(), input_size, [&](Index row, const auto& entries) {
+    for (const detail::Entry& entry : entries) {
+      matrix(row, entry.column) = layer.weight()[static_cast<std::size_t>(entry.number)];
+    }
+  });
+  return matrix;
+}
+
+/// The layer of this shape, without a bias, whose matrix on maps of `input_size` this is, compared exactly.
+/// The matrix may be sparse or dense, in either order; shape.bias plays no part.
+/// Ensures  conv_from_toeplitz(toeplitz(F, n), F.shape(), n) has F's weight
+/// Cost     one look at each entry; a copy of the matrix unless it is row-major already
+/// Throws   NotToeplitzError naming the first entry, row by row, that differs from the first one of its tap, or that
+///          is not zero where the form has a zero; ShapeError where the matrix has another size, or where the map is
+///          too small to show every tap, naming it
+template <class Matrix, int Rank>
+  requires std::derived_from<Matrix, Eigen::MatrixBase<Matrix>> ||
+           std::derived_from<Matrix, Eigen::SparseMatrixBase<Matrix>>
+Conv<typename Matrix::Scalar, Rank> conv_from_toeplitz(
+    const Matrix& matrix, ConvShape<Rank> shape,
+    const std::type_identity_t<PerAxis<Rank>>& input_size) {
+  using Scalar = typename Matrix::Scalar;
+  using Rows = std::conditional_t<std::is_base_of_v<Eigen::MatrixBase<Matrix>, Matrix>,
+                                  detail::RowMajor<Scalar>, detail::RowMajorSparse<Scalar>>;
+  shape.bias = false;
+  Conv<Scalar, Rank> layer(shape);
+  const auto size = detail::toeplitz_size(shape, input_size);
+  if (matrix.rows() != size.rows || matrix.cols() != size.columns) {
+    throw ShapeError("conv_from_toeplitz: " + detail::text({matrix.rows(), matrix.cols()}) +
+                     ", where " + to_string(shape) + " on maps of size " + to_string(input_size) +
+                     " is " + detail::text(size));
+  }
+  detail::for_each_position(shape.kernel, [&](const PerAxis<Rank>& tap) {
+    for (int axis = 0; axis < Rank; ++axis) {
+      if (detail::reach(shape, input_size[axis], tap[axis], axis).count() > 0) continue;
+      throw ShapeError("conv_from_toeplitz: maps of size " + to_string(input_size) +
+                       " are too small to show tap " + to_string(tap) + " of " + to_string(shape));
+    }
+  });
+
+  const auto refuse = [&](Index row, Index column, const Scalar& found, const Scalar& expected) {
+    std::ostringstream message;
+    const auto end = [&](const char* what, Index flat, PerAxis<Rank> extent) {
+      message << what << flat / volume(extent);
+      flat %= volume(extent);
+      PerAxis<Rank> position;
+      for (int axis = Rank; axis-- > 0; flat /= extent[axis]) position[axis] = flat % extent[axis];
+      if (Rank > 0) message << " at position " << to_string(position);
+    };
+    message << "conv_from_toeplitz: entry (" << row << ", " << column << ")";
+    end(", output channel ", row, output_size(shape, input_size));
+    end(" and input channel ", column, input_size);
+    message << ", is " << found << " instead of " << expected << " (" << to_string(shape) << ")";
+    throw NotToeplitzError(message.str());
+  };
+  const Eigen::Ref<const Rows> rows(matrix);
+  std::vector<bool> seen(layer.weight().size());
+  detail::for_each_row(shape, input_size, [&](Index row, const std::vector<detail::Entry>& entries) {
+    Eigen::InnerIterator<Eigen::Ref<const Rows>> given(rows, row);
+    const auto zeros_before = [&](Index column) {
+      for (; given && given.index() < column; ++given) {
+        if (!(given.value() == Scalar(0))) refuse(row, given.index(), given.value(), Scalar(0));
+      }
+    };
+    for (const detail::Entry& entry : entries) {
+      zeros_before(entry.column);
+      const bool present = given && given.index() == entry.column;
+      const Scalar found = present ? given.value() : Scalar(0);
+      if (present) ++given;
+      const auto at = static_cast<std::size_t>(entry.number);
+      Scalar& number = layer.weight()[at];
+      if (!seen[at]) number = found;
+      if (!(number == found)) refuse(row, entry.column, found, number);
+      seen[at] = true;
+    }
+    zeros_before(size.columns);
+  });
+  return layer;
+}
+
+template <class Scalar, int Rank>
+class ToeplitzOperator;
+
+}  // namespace concertina
+
+/// Copied, not referred to, in Eigen's expressions, so that `op.adjoint() * x` keeps what it needs.
+template <class Scalar_, int Rank>
+struct Eigen::internal::traits<concertina::ToeplitzOperator<Scalar_, Rank>>
+    : traits<SparseMatrix<Scalar_>> {
+  static constexpr int Flags = 0;
+};
+
+namespace concertina {
+
+/// The matrix of toeplitz() without its entries, for Eigen's iterative solvers. It keeps a copy of the layer, which
+/// its own copies, transposes and adjoints share. It has no diagonal to offer, so name the preconditioner:
+///
+///     Eigen::LeastSquaresConjugateGradient<ToeplitzOperator<double, 2>, Eigen::IdentityPreconditioner> solver(op);
+///
+/// For many products with one small layer prefer toeplitz(); what is short here is memory, not time.
+template <class Scalar_, int Rank_>
+class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_>> {
+ public:
+  using Scalar = Scalar_;
+  using RealScalar = typename Eigen::NumTraits<Scalar>::Real;
+  using StorageIndex = int;
+  static constexpr int Rank = Rank_;
+  static constexpr int ColsAtCompileTime = Eigen::Dynamic, MaxColsAtCompileTime = Eigen::Dynamic;
+  static constexpr bool IsRowMajor = false;
+
+  /// Throws ShapeError for an input smaller than the kernel, SizeError where a map overflows.
+  ToeplitzOperator(const ConvView<Scalar, Rank>& layer, const PerAxis<Rank>& input_size)
+      : size_(detail::toeplitz_size(layer.shape(), input_size)),
+        parts_(std::make_shared<const Parts>(Parts{detail::linear_part(layer), input_size,
+                                                   detail::runs(layer.shape(), input_size)})) {}
+
+  Index rows() const noexcept { return adjoint_ ? size_.columns : size_.rows; }
+  Index cols() const noexcept { return adjoint_ ? size_.rows : size_.columns; }
+
+  ToeplitzOperator transpose() const {
+    ToeplitzOperator result = *this;
+    result.adjoint_ = !adjoint_;
+    return result;
+  }
+  ToeplitzOperator conjugate() const {
+    ToeplitzOperator result = *this;
+    result.conjugate_ = Eigen::NumTraits<Scalar>::IsComplex && !conjugate_;
+    return result;
+  }
+  ToeplitzOperator adjoint() const { return transpose().conjugate(); }
+
+  /// The product with a dense vector, or with each column of a matrix; evaluated as Eigen's own are.
+  /// Cost    one multiply-add for each entry of the matrix, and a vector for the result
+  /// Throws  ShapeError where the lengths differ
+  template <class Rhs>
+  Eigen::Product<ToeplitzOperator, Rhs> operator*(const Eigen::MatrixBase<Rhs>& x) const {
+    if (x.rows() != cols()) {
+      throw ShapeError("toeplitz_operator: " + detail::text({rows(), cols()}) +
+                       " times a vector of length " + std::to_string(x.rows()));
+    }
+    return {*this, x.derived()};
+  }
+
+ private:
+  template <class, class, class, class, int>
+  friend struct Eigen::internal::generic_product_impl;
+
+  struct Parts {
+    Conv<Scalar, Rank> layer;
+    PerAxis<Rank> input_size;
+    std::vector<detail::Run> runs;
+  };
+
+  Eigen::VectorX<Scalar> apply(Eigen::VectorX<Scalar> x) const {
+    if (conjugate_) x = x.conjugate();
+    Eigen::VectorX<Scalar> y = Eigen::VectorX<Scalar>::Constant(rows(), Scalar(0));
+    detail::apply<Scalar, Rank>(adjoint_ ? detail::Direction::adjoint : detail::Direction::forward,
+                                parts_->layer, parts_->input_size, parts_->runs, x.data(), y.data());
+    if (conjugate_) y = y.conjugate();
+    return y;
+  }
+
+  detail::MatrixSize size_;
+  std::shared_ptr<const Parts> parts_;
+  bool adjoint_ = false, conjugate_ = false;
+};
+
+/// The operator of a layer's linear part on maps of `input_size`.
+template <Layer F>
+ToeplitzOperator<typename F::Scalar, F::Rank> toeplitz_operator(
+    const F& layer, const PerAxis<F::Rank>& input_size) {
+  return {layer, input_size};
+}
+
+}  // namespace concertina
+
+/// What evaluates `op * x` in Eigen.
+template <class Scalar_, int Rank, class Rhs, int ProductTag>
+struct Eigen::internal::generic_product_impl<concertina::ToeplitzOperator<Scalar_, Rank>, Rhs,
+                                             Eigen::SparseShape, Eigen::DenseShape, ProductTag>
+    : generic_product_impl_base<
+          concertina::ToeplitzOperator<Scalar_, Rank>, Rhs,
+          generic_product_impl<concertina::ToeplitzOperator<Scalar_, Rank>, Rhs, SparseShape,
+                               DenseShape, ProductTag>> {
+  template <class Dest>
+  static void scaleAndAddTo(Dest& to, const concertina::ToeplitzOperator<Scalar_, Rank>& op,
+                            const Rhs& x, const Scalar_& factor) {
+    for (Eigen::Index column = 0; column < x.cols(); ++column) {
+      to.col(column) += factor * op.apply(x.col(column));
+    }
+  }
+};
