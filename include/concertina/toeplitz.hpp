@@ -51,13 +51,13 @@ Index toeplitz_entries(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_
   return entries;
 }
 
-inline std::string text(const MatrixSize& size) {
+inline std::string matrix_text(const MatrixSize& size) {
   return "a " + std::to_string(size.rows) + "x" + std::to_string(size.columns) + " matrix";
 }
 
 inline void require_memory(const MatrixSize& size, Index bytes, MemoryLimit limit) {
   if (static_cast<std::size_t>(bytes) <= limit.bytes) return;
-  throw SizeError("toeplitz: " + text(size) + " takes " + std::to_string(bytes) +
+  throw SizeError("toeplitz: " + matrix_text(size) + " takes " + std::to_string(bytes) +
                   " bytes, more than the limit of " + std::to_string(limit.bytes));
 }
 
@@ -120,7 +120,7 @@ RowMajorSparse<Scalar> sparse(const ConvView<Scalar, Rank>& layer, const PerAxis
                  limit);
   constexpr Index most = std::numeric_limits<StorageIndex>::max();
   if (size.rows >= most || size.columns >= most || entries >= most) {
-    throw SizeError("toeplitz: " + text(size) + " with " + std::to_string(entries) +
+    throw SizeError("toeplitz: " + matrix_text(size) + " with " + std::to_string(entries) +
                     " entries is too large for Eigen's " + std::to_string(8 * index_bytes) +
                     "-bit indices");
   }
@@ -169,6 +169,7 @@ Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> toeplitz(
 }
 
 /// The whole affine map as one matrix, [T b; 0 1]: products of layers are products of these, biases included.
+/// A layer without a bias has no entries in b. Cost and errors as for toeplitz().
 template <Layer F>
 Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> augmented(
     const F& layer, const PerAxis<F::Rank>& input_size, MemoryLimit limit = {}) {
@@ -213,9 +214,9 @@ Conv<typename Matrix::Scalar, Rank> conv_from_toeplitz(
   Conv<Scalar, Rank> layer(shape);
   const auto size = detail::toeplitz_size(shape, input_size);
   if (matrix.rows() != size.rows || matrix.cols() != size.columns) {
-    throw ShapeError("conv_from_toeplitz: " + detail::text({matrix.rows(), matrix.cols()}) +
+    throw ShapeError("conv_from_toeplitz: " + detail::matrix_text({matrix.rows(), matrix.cols()}) +
                      ", where " + to_string(shape) + " on maps of size " + to_string(input_size) +
-                     " is " + detail::text(size));
+                     " is " + detail::matrix_text(size));
   }
   detail::for_each_position(shape.kernel, [&](const PerAxis<Rank>& tap) {
     for (int axis = 0; axis < Rank; ++axis) {
@@ -299,7 +300,7 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
   ToeplitzOperator(const ConvView<Scalar, Rank>& layer, const PerAxis<Rank>& input_size)
       : size_(detail::toeplitz_size(layer.shape(), input_size)),
         parts_(std::make_shared<const Parts>(Parts{detail::linear_part(layer), input_size,
-                                                   detail::runs(layer.shape(), input_size)})) {}
+                                                   detail::tap_runs(layer.shape(), input_size)})) {}
 
   Index rows() const noexcept { return adjoint_ ? size_.columns : size_.rows; }
   Index cols() const noexcept { return adjoint_ ? size_.rows : size_.columns; }
@@ -322,7 +323,7 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
   template <class Rhs>
   Eigen::Product<ToeplitzOperator, Rhs> operator*(const Eigen::MatrixBase<Rhs>& x) const {
     if (x.rows() != cols()) {
-      throw ShapeError("toeplitz_operator: " + detail::text({rows(), cols()}) +
+      throw ShapeError("toeplitz_operator: " + detail::matrix_text({rows(), cols()}) +
                        " times a vector of length " + std::to_string(x.rows()));
     }
     return {*this, x.derived()};
@@ -335,13 +336,13 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
   struct Parts {
     Conv<Scalar, Rank> layer;
     PerAxis<Rank> input_size;
-    std::vector<detail::Run> runs;
+    std::vector<detail::TapRun> runs;
   };
 
   Eigen::VectorX<Scalar> apply(Eigen::VectorX<Scalar> x) const {
     if (conjugate_) x = x.conjugate();
     Eigen::VectorX<Scalar> y = Eigen::VectorX<Scalar>::Constant(rows(), Scalar(0));
-    detail::apply<Scalar, Rank>(adjoint_ ? detail::Direction::adjoint : detail::Direction::forward,
+    detail::apply_matrix<Scalar, Rank>(adjoint_ ? detail::Direction::adjoint : detail::Direction::forward,
                                 parts_->layer, parts_->input_size, parts_->runs, x.data(), y.data());
     if (conjugate_) y = y.conjugate();
     return y;

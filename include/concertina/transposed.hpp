@@ -33,16 +33,16 @@ Reach reach(const ConvShape<Rank>& shape, Index input_size, Index tap, int axis)
 
 /// Neighbouring outputs that read evenly spaced inputs through one tap: positions row, row + 1, ... of an output
 /// channel, and column, column + step, ... of an input channel. All are row-major, the tap in the kernel too.
-struct Run {
+struct TapRun {
   Index tap, row, column, count;
 };
 
 /// Every run of one pair of channels, the same for each pair: the block of a Toeplitz matrix, diagonal by diagonal.
 template <int Rank>
-std::vector<Run> runs(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
+std::vector<TapRun> tap_runs(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
   const auto& [stride, padding, dilation, groups] = shape.geometry;
   const PerAxis<Rank> positions = output_size(shape, input_size);
-  std::vector<Run> result;
+  std::vector<TapRun> result;
   Index index = 0;
   for_each_position(shape.kernel, [&](const PerAxis<Rank>& tap) {
     PerAxis<Rank> first, starts;  // one start for each line of the box of outputs
@@ -83,8 +83,8 @@ enum class Direction { forward, adjoint };
 /// to += T(layer) from, or to += T(layer)^T from; both flat, [channels][positions].
 /// Cost  one multiply-add for each entry of the matrix that is not structurally zero
 template <class Scalar, int Rank>
-void apply(Direction direction, const ConvView<Scalar, Rank>& layer,
-           const PerAxis<Rank>& input_size, std::span<const Run> runs, const Scalar* from,
+void apply_matrix(Direction direction, const ConvView<Scalar, Rank>& layer,
+           const PerAxis<Rank>& input_size, std::span<const TapRun> runs, const Scalar* from,
            Scalar* to) {
   const ConvShape<Rank>& shape = layer.shape();
   const Index in = shape.in / shape.geometry.groups, out = shape.out / shape.geometry.groups;
@@ -95,7 +95,7 @@ void apply(Direction direction, const ConvView<Scalar, Rank>& layer,
   const Scalar* weight = layer.weight().data();
   for (Index o = 0; o < shape.out; ++o) {
     for (Index c = o / out * in; c < (o / out + 1) * in; ++c, weight += taps) {
-      for (const Run& run : runs) {
+      for (const TapRun& run : runs) {
         const Index row = o * positions + run.row, column = c * size + run.column;
         if (direction == Direction::forward) {
           add_scaled(run.count, weight[run.tap], from + column, step, to + row, 1);
@@ -178,14 +178,14 @@ class Transposed {
     }
     require_sizes(y.shape().size, size);
     FeatureMap<Scalar, Rank> x({.batch = y.shape().batch, .channels = shape.in, .size = size});
-    const std::vector<detail::Run> runs = detail::runs(shape, size);
+    const std::vector<detail::TapRun> runs = detail::tap_runs(shape, size);
     const Index from = shape.out * volume(y.shape().size), to = shape.in * volume(size);
     for (Index n = 0; n < y.shape().batch; ++n) {
       Scalar* map = x.values().data() + n * to;
       for (std::size_t c = 0; c < bias_.size(); ++c, map += volume(size)) {
         std::fill_n(map, volume(size), bias_[c]);
       }
-      detail::apply<Scalar, Rank>(detail::Direction::adjoint, layer_, size, runs,
+      detail::apply_matrix<Scalar, Rank>(detail::Direction::adjoint, layer_, size, runs,
                                   y.values().data() + n * from, x.values().data() + n * to);
     }
     return x;
@@ -217,14 +217,16 @@ class Transposed {
  private:
   /// Throws ShapeError unless F takes a map of size `to` to one of size `from`.
   void require_sizes(const PerAxis<Rank>& from, const PerAxis<Rank>& to) const {
+    PerAxis<Rank> taken;
+    bool fits = true;
     for (int axis = 0; axis < Rank; ++axis) {
-      if (from[axis] < 1 || to[axis] < 1 ||
-          concertina::output_size(layer_.shape(), to[axis], axis) != from[axis]) {
-        throw ShapeError("transposed: no map of size " + to_string(to) + " from one of size " +
-                         to_string(from) + ", because the layer does not take the one to the other (" +
-                         to_string(layer_.shape()) + ")");
-      }
+      taken[axis] = concertina::output_size(layer_.shape(), to[axis], axis);
+      fits = fits && from[axis] > 0 && to[axis] > 0 && taken[axis] == from[axis];
     }
+    if (fits) return;
+    throw ShapeError("transposed: a map of size " + to_string(from) + " does not become one of size " +
+                     to_string(to) + ", which the layer takes to " + to_string(taken) + " (" +
+                     to_string(layer_.shape()) + ")");
   }
 
   Conv<Scalar, Rank> layer_;

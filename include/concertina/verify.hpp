@@ -15,10 +15,10 @@ namespace concertina {
 
 /// What one proof found. Converts to true where it holds.
 struct Report {
-  std::string proof;        ///< "algebra", "rounding" or "structure"
-  std::string failure;      ///< why it does not hold; empty where it does
+  std::string proof = {};   ///< "algebra", "rounding" or "structure"
+  std::string failure = {}; ///< why it does not hold; empty where it does
   Index compared = 0;       ///< numbers looked at
-  std::string worst;        ///< the number nearest to its bound, "weight[3][0][1][2]"; empty where all are equal
+  std::string worst = {};   ///< the number nearest to its bound, "weight[3][0][1][2]"; empty where all are equal
   long double error = 0;    ///< of that number, absolute
   long double bound = 0;    ///< what the proof allows there; 0 for exact scalars
   long double ulps = 0;     ///< largest error of any number, in units in the last place of the layers' scalar

@@ -198,14 +198,20 @@ void multiply_direct(const Block<Scalar>& block) {
   }
 }
 
+/// In panels of columns, because Eigen sizes its blocks by the last-level cache, which for a very wide product spills
+/// the second: 512 x 2048 x 18432 in float took 41 G multiply-adds/s at once and 51 in panels of 1024 (Xeon, AVX-512).
 template <class Scalar>
 void multiply_outer_pointwise(const Block<Scalar>& block) {
-  const Index columns = block.in * block.taps;
-  MutableMatrix<Scalar>(block.result, block.out, columns, Eigen::OuterStride<>(block.result_step))
-      .noalias() = ConstMatrix<Scalar>(block.outer, block.out, block.between,
-                                       Eigen::OuterStride<>(block.outer_step)) *
-                   ConstMatrix<Scalar>(block.inner, block.between, columns,
-                                       Eigen::OuterStride<>(block.inner_step));
+  constexpr Index panel = 1024;
+  const ConstMatrix<Scalar> outer(block.outer, block.out, block.between,
+                                  Eigen::OuterStride<>(block.outer_step));
+  for (Index first = 0; first < block.in * block.taps; first += panel) {
+    const Index columns = std::min(panel, block.in * block.taps - first);
+    MutableMatrix<Scalar>(block.result + first, block.out, columns,
+                          Eigen::OuterStride<>(block.result_step))
+        .noalias() = outer * ConstMatrix<Scalar>(block.inner + first, block.between, columns,
+                                                 Eigen::OuterStride<>(block.inner_step));
+  }
 }
 
 /// For one output channel the result [in][taps] is a matrix product with few columns. Taking several output
@@ -261,7 +267,7 @@ void multiply_general(const Block<Scalar>& block) {
     }
   }
 
-  // pairs[t] lists runs: outer taps b, b + 1, ... with inner taps a, a - 1, ...
+  // runs[t] lists outer taps b, b + 1, ... with inner taps a, a - 1, ...
   struct Run {
     Index b, a, length;
   };
@@ -280,9 +286,12 @@ void multiply_general(const Block<Scalar>& block) {
     }
   }
 
-  RowMajor<Scalar> sum(block.out, block.in);
+  // All of [tap][out][in] first: the last step then reads and writes along cache lines.
+  RowMajor<Scalar> sums(block.taps * block.out, block.in);
   for (Index t = 0; t < block.taps; ++t) {
+    auto sum = sums.middleRows(t * block.out, block.out);
     const auto& at = runs[static_cast<std::size_t>(t)];
+    if (at.empty()) sum.setZero();  // between spread taps
     for (const Run& run : at) {
       const auto left = outer.middleCols(run.b * block.between, run.length * block.between);
       const auto right = inner.middleRows((inner_taps - 1 - run.a) * block.between,
@@ -293,10 +302,11 @@ void multiply_general(const Block<Scalar>& block) {
         sum.noalias() += left * right;
       }
     }
-    if (at.empty()) continue;  // between spread taps; the result is zero already
-    for (Index o = 0; o < block.out; ++o) {
-      Scalar* result = block.result + o * block.result_step + t;
-      for (Index c = 0; c < block.in; ++c) result[c * block.taps] = sum(o, c);
+  }
+  for (Index o = 0; o < block.out; ++o) {
+    Scalar* result = block.result + o * block.result_step;
+    for (Index c = 0; c < block.in; ++c) {
+      for (Index t = 0; t < block.taps; ++t) *result++ = sums(t * block.out + o, c);
     }
   }
 }

@@ -1,0 +1,17 @@
+// The whole library but its optional parts (io/, which needs nlohmann-json).
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/conv.hpp>
+#include <concertina/error.hpp>
+#include <concertina/exactness.hpp>
+#include <concertina/expand.hpp>
+#include <concertina/feature_map.hpp>
+#include <concertina/geometry.hpp>
+#include <concertina/modular.hpp>
+#include <concertina/product.hpp>
+#include <concertina/random.hpp>
+#include <concertina/toeplitz.hpp>
+#include <concertina/transposed.hpp>
+#include <concertina/verify.hpp>
+#include <concertina/version.hpp>

@@ -1,0 +1,112 @@
+// Where contractions are exact: the known cases, policies, messages. Random chains are in property.cpp.
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/exactness.hpp>
+
+#include <concertina/product.hpp>
+
+#include "support.hpp"
+
+#include <catch2/catch.hpp>
+
+#include <vector>
+
+namespace concertina::test {
+namespace {
+
+ConvShape<2> conv(Index kernel, Index padding, bool bias, Index stride = 1) {
+  return {.out = 2, .in = 2, .kernel = kernel, .geometry = {.stride = stride, .padding = padding}, .bias = bias};
+}
+
+Exactness<2> worst(const std::vector<ConvShape<2>>& shapes) {
+  return exactness<2>(std::span<const ConvShape<2>>(shapes));
+}
+Exactness<2> at(const std::vector<ConvShape<2>>& shapes, const PerAxis<2>& size) {
+  return exactness<2>(std::span<const ConvShape<2>>(shapes), size);
+}
+
+}  // namespace
+
+TEST_CASE("padding on the first layer only is exact", "[exactness]") {
+  CHECK(worst({conv(3, 5, true), conv(3, 0, true), conv(1, 0, true)}));
+  CHECK(worst({conv(3, 5, true, 2), conv(3, -1, true), conv(5, 0, true, 3)}));
+  CHECK(worst({conv(3, 1, true)}));
+}
+
+TEST_CASE("an unbiased 1x1 may stand before a padded 3x3, a biased one may not", "[exactness]") {
+  CHECK(worst({conv(1, 0, false), conv(3, 1, true)}));
+  const Exactness<2> biased = worst({conv(1, 0, true), conv(3, 1, true)});
+  CHECK_FALSE(biased);
+  CHECK(biased.start == PerAxis<2>(1));
+  CHECK(biased.end == PerAxis<2>(1));
+}
+
+TEST_CASE("padding in the middle leaves a border", "[exactness]") {
+  const Exactness<2> found = worst({conv(3, 1, false), conv(3, 1, false)});
+  CHECK(found.start == PerAxis<2>(1));
+  CHECK(found.end == PerAxis<2>(1));
+  CHECK_THAT(found.reason, Catch::StartsWith("layer 2 (conv2d 2->2 @3x3 p1x1)"));
+  CHECK(worst({conv(3, 2, false), conv(3, 1, false)}));  // the first layer writes its zeros itself
+}
+
+TEST_CASE("a border may depend on the input size", "[exactness]") {
+  const std::vector<ConvShape<2>> chain{conv(3, 1, false), conv(3, 1, false, 2)};
+  CHECK(at(chain, {8, 9}).start == PerAxis<2>(1));
+  CHECK(at(chain, {8, 9}).end == PerAxis<2>{0, 1});
+  CHECK(worst(chain).end == PerAxis<2>(1));
+}
+
+TEST_CASE("neighbouring pairs may be exact where the chain is not", "[exactness]") {
+  const ConvShape<2> padded = conv(3, 1, false), pointwise = conv(1, 0, false);
+  CHECK(worst({padded, pointwise}));
+  CHECK(worst({pointwise, padded}));
+  CHECK_FALSE(worst({padded, pointwise, padded}));
+}
+
+TEST_CASE("a crop after the border makes a chain exact, one before a padding does not", "[exactness]") {
+  CHECK(worst({conv(3, 1, true), conv(3, 1, true), conv(1, -1, true)}));
+  // -1 and +1 cancel in the sum of paddings, but the maps differ.
+  CHECK_FALSE(worst({conv(1, 0, true), conv(1, -1, true), conv(1, 1, true)}));
+}
+
+TEST_CASE("a padding that no output reads does not matter", "[exactness]") {
+  // Kernel 2, dilation 2, stride 2, padding 2 reads -2, 0, 2, ...: with stride 3 before it, -2 sees no input.
+  const ConvShape<1> first{.out = 1, .in = 1, .kernel = 3, .geometry = {.stride = 2}};
+  const ConvShape<1> skips{.out = 1, .in = 1, .kernel = 2,
+                           .geometry = {.stride = 2, .padding = Padding<1>::sides({2}, {0}), .dilation = 2}};
+  CHECK(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, skips})));
+  // By the pairwise rule it would need padding 1 on the first layer: position -1 would see the input.
+  ConvShape<1> reads = skips;
+  reads.geometry.dilation = 1;
+  CHECK_FALSE(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, reads})));
+}
+
+TEST_CASE("contracting inexactly is refused unless the caller opts in by name", "[exactness]") {
+  Rng rng(1);
+  const auto f1 = small_integers<float>(conv(3, 1, false), rng);
+  const auto f2 = small_integers<float>(conv(3, 1, true, 2), rng);
+  const std::string message = message_of<InexactError>([&] { const Conv2d<float> f = f2 * f1; });
+  CHECK_THAT(message, Catch::Contains("border of 1x1 outputs at the start and 1x1 at the end") &&
+                          Catch::Contains("layer 2") && Catch::Contains("interior_only"));
+  CHECK(contract(f2 * f1, interior_only).shape().kernel == PerAxis<2>(5));
+  CHECK_THROWS_AS(contract(f2 * f1, exact_at(8, 8)), InexactError);
+
+  const auto one_sided = small_integers<float>(
+      ConvShape<2>{.out = 2, .in = 2, .kernel = 3,
+                   .geometry = {.stride = 2, .padding = Padding<2>::sides(0, 1)}}, rng);
+  CHECK_THROWS_AS(contract(one_sided * f1), InexactError);
+  const Conv2d<float> even = contract(one_sided * f1, exact_at(9, 9));
+  const auto x = small_integers<float>(MapShape<2>{.channels = 2, .size = 9}, rng);
+  CHECK(even(x) == one_sided(f1(x)));
+  CHECK_THROWS_AS(contract(one_sided * f1, exact_at(8, 8)), InexactError);
+}
+
+TEST_CASE("exactness needs a chain that fits, and an input that fits it", "[exactness]") {
+  CHECK_THROWS_AS(at({conv(5, 0, false), conv(5, 0, false)}, {8, 20}), ShapeError);
+  ConvShape<2> other = conv(1, 0, false);
+  other.in = 3;
+  CHECK_THROWS_AS(worst({conv(1, 0, false), other}), ShapeError);
+  CHECK_THROWS_AS(worst({}), ShapeError);
+  CHECK_THROWS_AS(worst({conv(3, 1, true, 1'000'000), conv(3, 1, true, 1'000'000)}), SizeError);
+}
+
+}  // namespace concertina::test

@@ -1,0 +1,183 @@
+// What tests share: small integers, in which floats are exact, and shapes with every option.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/conv.hpp>
+#include <concertina/random.hpp>
+
+#include <catch2/catch.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace concertina::test {
+
+using Rng = std::mt19937_64;
+
+/// Uniform in least .. most; the remainder's bias is of no matter here.
+inline Index random_index(Rng& rng, Index least, Index most) {
+  return least + static_cast<Index>(rng() % static_cast<std::uint64_t>(most - least + 1));
+}
+
+/// Integers in -4 .. 4: sums of up to a million of their products are exact in float.
+template <class Scalar>
+void fill_small_integers(std::span<Scalar> numbers, Rng& rng) {
+  for (Scalar& number : numbers) number = static_cast<Scalar>(random_index(rng, -4, 4));
+}
+
+/// A layer of small integers, its bias too where the shape has one.
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> small_integers(const ConvShape<Rank>& shape, Rng& rng) {
+  Conv<Scalar, Rank> layer(shape);
+  fill_small_integers(layer.weight(), rng);
+  fill_small_integers(layer.bias(), rng);
+  return layer;
+}
+
+/// A batch of small integers.
+template <class Scalar, int Rank>
+FeatureMap<Scalar, Rank> small_integers(const MapShape<Rank>& shape, Rng& rng) {
+  FeatureMap<Scalar, Rank> map(shape);
+  fill_small_integers(map.values(), rng);
+  return map;
+}
+
+/// The largest that random_shape draws; the least is 1, but for paddings, whose least is -most.
+struct Largest {
+  Index channels = 3;  ///< of one group
+  Index groups = 3;
+  Index kernel = 3;
+  Index stride = 3;
+  Index dilation = 3;
+  Index padding = 2;
+};
+
+/// A shape with every option drawn at random: asymmetric and negative paddings, dilations, groups, bias or none.
+template <int Rank>
+ConvShape<Rank> random_shape(Rng& rng, const Largest& largest = {}) {
+  ConvShape<Rank> shape;
+  auto& [stride, padding, dilation, groups] = shape.geometry;
+  groups = random_index(rng, 1, largest.groups);
+  shape.out = groups * random_index(rng, 1, largest.channels);
+  shape.in = groups * random_index(rng, 1, largest.channels);
+  shape.bias = random_index(rng, 0, 1) == 1;
+  for (int axis = 0; axis < Rank; ++axis) {
+    shape.kernel[axis] = random_index(rng, 1, largest.kernel);
+    stride[axis] = random_index(rng, 1, largest.stride);
+    dilation[axis] = random_index(rng, 1, largest.dilation);
+    padding.start[axis] = random_index(rng, -largest.padding, largest.padding);
+    padding.end[axis] = random_index(rng, -largest.padding, largest.padding);
+  }
+  return shape;
+}
+
+/// A shape to follow `inner`: as many channels as it writes.
+template <int Rank>
+ConvShape<Rank> random_shape_after(const ConvShape<Rank>& inner, Rng& rng,
+                                   const Largest& largest = {}) {
+  ConvShape<Rank> shape = random_shape<Rank>(rng, largest);
+  Index& groups = shape.geometry.groups;
+  shape.out /= groups;
+  while (inner.out % groups != 0) --groups;
+  shape.out *= groups;
+  shape.in = inner.out;
+  return shape;
+}
+
+/// The shape with its positive paddings left out: after any other layer it is exact.
+template <int Rank>
+ConvShape<Rank> unpadded(ConvShape<Rank> shape) {
+  auto& [start, end] = shape.geometry.padding;
+  for (int axis = 0; axis < Rank; ++axis) {
+    start[axis] = std::min<Index>(start[axis], 0);
+    end[axis] = std::min<Index>(end[axis], 0);
+  }
+  return shape;
+}
+
+/// Random elements of a finite field, for which equality by chance is out of the question.
+template <class Field>
+void fill_random(std::span<Field> numbers, Rng& rng) {
+  for (Field& number : numbers) number = random_bits(rng);
+}
+
+/// Positions of the kernel along an axis, by counting them: a second opinion on output_size().
+template <int Rank>
+Index counted_positions(const ConvShape<Rank>& shape, Index size, int axis) {
+  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const Index last_tap = dilation[axis] * (shape.kernel[axis] - 1);
+  Index count = 0;
+  while (count * stride[axis] + last_tap < size + padding.start[axis] + padding.end[axis]) ++count;
+  return count;
+}
+
+/// A size that the layer takes: the smallest there is, or up to `extra` more along each axis.
+template <int Rank>
+PerAxis<Rank> random_input_size(const ConvShape<Rank>& shape, Rng& rng, Index extra = 4) {
+  PerAxis<Rank> size;
+  for (int axis = 0; axis < Rank; ++axis) {
+    const Padding<Rank>& padding = shape.geometry.padding;
+    const Index kernel = shape.geometry.dilation[axis] * (shape.kernel[axis] - 1) + 1;
+    const Index least = std::max<Index>(1, kernel - padding.start[axis] - padding.end[axis]);
+    size[axis] = least + random_index(rng, 0, extra);
+  }
+  return size;
+}
+
+/// Plain 1x1, then each option alone at a value where it bites, then all of them; never empty, for any rank.
+template <int Rank>
+std::vector<ConvShape<Rank>> edge_shapes() {
+  PerAxis<Rank> start, end;
+  for (int axis = 0; axis < Rank; ++axis) start[axis] = 2 - axis, end[axis] = axis - 1;
+  const Padding<Rank> uneven = Padding<Rank>::sides(start, end);
+  return {{.out = 1, .in = 1},
+          {.out = 2, .in = 3, .kernel = 3, .bias = true},
+          {.out = 3, .in = 2, .kernel = 2, .geometry = {.padding = 1}},
+          {.out = 2, .in = 2, .kernel = 3, .geometry = {.stride = 2, .padding = 1}, .bias = true},
+          {.out = 2, .in = 1, .kernel = 2, .geometry = {.stride = 3}},
+          {.out = 1, .in = 2, .kernel = 3, .geometry = {.dilation = 2}, .bias = true},
+          {.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = -1}},
+          {.out = 2, .in = 2, .kernel = 2, .geometry = {.padding = uneven}, .bias = true},
+          {.out = 4, .in = 4, .kernel = 3, .geometry = {.padding = 1, .groups = 4}},
+          {.out = 6, .in = 4, .kernel = 2, .geometry = {.groups = 2}, .bias = true},
+          {.out = 4,
+           .in = 6,
+           .kernel = 3,
+           .geometry = {.stride = 2, .padding = uneven, .dilation = 2, .groups = 2},
+           .bias = true}};
+}
+
+/// Edge shapes, then `count` random ones.
+template <int Rank>
+std::vector<ConvShape<Rank>> all_shapes(Rng& rng, int count) {
+  std::vector<ConvShape<Rank>> shapes = edge_shapes<Rank>();
+  for (int n = 0; n < count; ++n) shapes.push_back(random_shape<Rank>(rng));
+  return shapes;
+}
+
+/// The sum of products of two batches.
+template <class Scalar, int Rank>
+Scalar inner_product(const FeatureMap<Scalar, Rank>& x, const FeatureMap<Scalar, Rank>& y) {
+  REQUIRE(x.shape() == y.shape());
+  Scalar sum(0);
+  for (std::size_t n = 0; n < x.values().size(); ++n) sum = sum + x.values()[n] * y.values()[n];
+  return sum;
+}
+
+/// What an exception of this type says, to look for numbers in it.
+template <class Exception, class Call>
+std::string message_of(Call&& call) {
+  try {
+    call();
+  } catch (const Exception& thrown) {
+    return thrown.what();
+  }
+  FAIL("nothing was thrown");
+  return "";
+}
+
+}  // namespace concertina::test
