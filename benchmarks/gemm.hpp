@@ -1,4 +1,5 @@
-// The limit that contractions are held against: Eigen's own rate for a 1024^3 product, measured in the same run.
+// The limit that contractions are held against: Eigen's own rate for a 1024^3 product, measured in
+// the same run.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -11,8 +12,9 @@
 
 namespace concertina::benchmarks {
 
-/// Multiply-adds per second of Eigen's product of two 1024 x 1024 matrices on one thread: the median of `runs`.
-/// Machines are shared and their clocks move, so each benchmark asks again, right before it is timed.
+/// Multiply-adds per second of Eigen's product of two 1024 x 1024 matrices on one thread: the
+/// median of `runs`. Machines are shared and their clocks move, so each benchmark asks again, right
+/// before it is timed.
 template <class Scalar>
 double gemm_rate(int runs = 9) {
   using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;

@@ -1,4 +1,5 @@
-// Contraction beside its limit: multiply-adds per second as a share of Eigen's own for a 1024^3 product.
+// Contraction beside its limit: multiply-adds per second as a share of Eigen's own for a 1024^3
+// product.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/expand.hpp>
 #include <concertina/product.hpp>
@@ -33,8 +34,10 @@ Index chain_multiply_adds(const std::vector<ConvShape<Rank>>& shapes) {
 
 /// One output and input channel of the contraction, by the rule of a product, in double.
 template <class Scalar, int Rank>
-bool agrees_somewhere(const std::vector<Conv<Scalar, Rank>>& layers, const Conv<Scalar, Rank>& product) {
-  // A chain applied to an impulse shows the taps of one input channel at one output channel's positions.
+bool agrees_somewhere(const std::vector<Conv<Scalar, Rank>>& layers,
+                      const Conv<Scalar, Rank>& product) {
+  // A chain applied to an impulse shows the taps of one input channel at one output channel's
+  // positions.
   if (product.geometry().groups != 1) return true;
   FeatureMap<Scalar, Rank> x({.channels = product.shape().in, .size = product.shape().kernel});
   x.values()[0] = Scalar(1);
@@ -71,7 +74,7 @@ ConvShape<2> conv(Index out, Index in, Index kernel) {
   return {.out = out, .in = in, .kernel = kernel, .bias = true};
 }
 
-void register_all() {
+const bool registered = [] {
   const auto add = [](const std::string& name, const std::vector<ConvShape<2>>& shapes) {
     benchmark::RegisterBenchmark(name.c_str(), contract_chain<float, float, 2>, shapes)
         ->Unit(benchmark::kMicrosecond);
@@ -79,26 +82,20 @@ void register_all() {
   add("CL_512_r4_k3", expand_cl(conv(512, 512, 3)));
   add("CK_128_3x3_3x3", {conv(128, 128, 3), conv(128, 128, 3)});
   add("CK_256_3x3_3x3", {conv(256, 256, 3), conv(256, 256, 3)});
-  add("SmallNet_CL_16_64_128_32_k7", expand_cl(conv(32, 16, 7)));
-  add("SmallNet_CK_16_64_128_32_k7", expand_ck(conv(32, 16, 7)));
   add("SmallNet_CL_8_32_64_16_k7", expand_cl(conv(16, 8, 7)));
+  add("SmallNet_CL_16_64_128_32_k7", expand_cl(conv(32, 16, 7)));
   add("SmallNet_CK_8_32_64_16_k7", expand_ck(conv(16, 8, 7)));
-  add("MobileNet_depthwise_CL_512", expand_cl<2>({.out = 512, .in = 512, .kernel = 3,
-                                                  .geometry = {.padding = 1, .groups = 512}}));
+  add("SmallNet_CK_16_64_128_32_k7", expand_ck(conv(32, 16, 7)));
+  add("MobileNet_depthwise_CL_512",
+      expand_cl<2>(
+          {.out = 512, .in = 512, .kernel = 3, .geometry = {.padding = 1, .groups = 512}}));
   benchmark::RegisterBenchmark("SmallNet_FC_512_2048_256_64", contract_chain<float, float, 0>,
                                expand_fc({.out = 64, .in = 512, .bias = true}))
       ->Unit(benchmark::kMicrosecond);
   benchmark::RegisterBenchmark("SmallNet_CL_16_64_128_32_k7_in_double",
                                contract_chain<float, double, 2>, expand_cl(conv(32, 16, 7)))
       ->Unit(benchmark::kMicrosecond);
-}
+  return true;
+}();
 
 }  // namespace
-
-int main(int argc, char** argv) {
-  register_all();
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
-}

@@ -1,4 +1,5 @@
-// Where contractions are exact: the known cases, policies, messages. Random chains are in property.cpp.
+// Where contractions are exact: the known cases, policies, messages. Random chains are in
+// property.cpp.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/exactness.hpp>
 
@@ -14,7 +15,11 @@ namespace concertina::test {
 namespace {
 
 ConvShape<2> conv(Index kernel, Index padding, bool bias, Index stride = 1) {
-  return {.out = 2, .in = 2, .kernel = kernel, .geometry = {.stride = stride, .padding = padding}, .bias = bias};
+  return {.out = 2,
+          .in = 2,
+          .kernel = kernel,
+          .geometry = {.stride = stride, .padding = padding},
+          .bias = bias};
 }
 
 Exactness<2> worst(const std::vector<ConvShape<2>>& shapes) {
@@ -62,19 +67,25 @@ TEST_CASE("neighbouring pairs may be exact where the chain is not", "[exactness]
   CHECK_FALSE(worst({padded, pointwise, padded}));
 }
 
-TEST_CASE("a crop after the border makes a chain exact, one before a padding does not", "[exactness]") {
+TEST_CASE("a crop after the border makes a chain exact, one before a padding does not",
+          "[exactness]") {
   CHECK(worst({conv(3, 1, true), conv(3, 1, true), conv(1, -1, true)}));
   // -1 and +1 cancel in the sum of paddings, but the maps differ.
   CHECK_FALSE(worst({conv(1, 0, true), conv(1, -1, true), conv(1, 1, true)}));
 }
 
 TEST_CASE("a padding that no output reads does not matter", "[exactness]") {
-  // Kernel 2, dilation 2, stride 2, padding 2 reads -2, 0, 2, ...: with stride 3 before it, -2 sees no input.
+  // Kernel 2, dilation 2, stride 2, padding 2 reads -2, 0, 2, ...: with stride 3 before it, -2 sees
+  // no input.
   const ConvShape<1> first{.out = 1, .in = 1, .kernel = 3, .geometry = {.stride = 2}};
-  const ConvShape<1> skips{.out = 1, .in = 1, .kernel = 2,
-                           .geometry = {.stride = 2, .padding = Padding<1>::sides({2}, {0}), .dilation = 2}};
+  const ConvShape<1> skips{
+      .out = 1,
+      .in = 1,
+      .kernel = 2,
+      .geometry = {.stride = 2, .padding = Padding<1>::sides({2}, {0}), .dilation = 2}};
   CHECK(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, skips})));
-  // By the pairwise rule it would need padding 1 on the first layer: position -1 would see the input.
+  // By the pairwise rule it would need padding 1 on the first layer: position -1 would see the
+  // input.
   ConvShape<1> reads = skips;
   reads.geometry.dilation = 1;
   CHECK_FALSE(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, reads})));
@@ -91,8 +102,11 @@ TEST_CASE("contracting inexactly is refused unless the caller opts in by name", 
   CHECK_THROWS_AS(contract(f2 * f1, exact_at(8, 8)), InexactError);
 
   const auto one_sided = small_integers<float>(
-      ConvShape<2>{.out = 2, .in = 2, .kernel = 3,
-                   .geometry = {.stride = 2, .padding = Padding<2>::sides(0, 1)}}, rng);
+      ConvShape<2>{.out = 2,
+                   .in = 2,
+                   .kernel = 3,
+                   .geometry = {.stride = 2, .padding = Padding<2>::sides(0, 1)}},
+      rng);
   CHECK_THROWS_AS(contract(one_sided * f1), InexactError);
   const Conv2d<float> even = contract(one_sided * f1, exact_at(9, 9));
   const auto x = small_integers<float>(MapShape<2>{.channels = 2, .size = 9}, rng);

@@ -1,4 +1,5 @@
-// Products: shapes from the rule, weights against the definition on every path, orders, accumulators, refusals.
+// Products: shapes from the rule, weights against the definition on every path, orders,
+// accumulators, refusals.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/product.hpp>
 
@@ -18,7 +19,8 @@
 namespace concertina::test {
 namespace {
 
-/// Pairs of layers as real networks have them, and one for each algorithm with tails that fill no panel.
+/// Pairs of layers as real networks have them, and one for each algorithm with tails that fill no
+/// panel.
 std::vector<std::pair<ConvShape<2>, ConvShape<2>>> pairs() {
   return {
       // outer, inner
@@ -69,19 +71,24 @@ TEST_CASE("the pairs above take every path", "[product]") {
 }
 
 TEST_CASE("the shape of a product follows the rule", "[product]") {
-  const ConvShape<2> inner{.out = 6, .in = 4, .kernel = {3, 1},
+  const ConvShape<2> inner{.out = 6,
+                           .in = 4,
+                           .kernel = {3, 1},
                            .geometry = {.stride = {2, 3},
                                         .padding = Padding<2>::sides({1, -1}, {2, 0}),
                                         .dilation = {3, 5},
                                         .groups = 2}};
-  const ConvShape<2> outer{.out = 8, .in = 6, .kernel = {2, 4},
+  const ConvShape<2> outer{.out = 8,
+                           .in = 6,
+                           .kernel = {2, 4},
                            .geometry = {.stride = {3, 1},
                                         .padding = Padding<2>::sides({1, 2}, {0, 1}),
                                         .dilation = {3, 2},
                                         .groups = 2},
                            .bias = true};
   const ConvShape<2> expected{
-      .out = 8, .in = 4,
+      .out = 8,
+      .in = 4,
       .kernel = {5, 4},  // taps at 0, 3, 6 plus 0, 6: spacing 3; and at 0, 6, 12, 18: spacing 6
       .geometry = {.stride = {6, 3},
                    .padding = Padding<2>::sides({1 * 2 + 1, 2 * 3 - 1}, {0 * 2 + 2, 1 * 3 + 0}),
@@ -91,15 +98,20 @@ TEST_CASE("the shape of a product follows the rule", "[product]") {
   CHECK(product_shape(outer, inner) == expected);
 
   const ConvShape<1> pointwise{.out = 1, .in = 1, .geometry = {.dilation = 7}};
-  CHECK(product_shape(pointwise, pointwise).geometry.dilation == PerAxis<1>(1));  // the gcd of nothing
+  CHECK(product_shape(pointwise, pointwise).geometry.dilation ==
+        PerAxis<1>(1));  // the gcd of nothing
 }
 
 TEST_CASE("every order of a chain gives the same layer, whatever the parentheses", "[product]") {
   Rng rng(3);
-  const auto a = small_integers<std::int64_t>(ConvShape<2>{.out = 12, .in = 3, .kernel = 3, .bias = true}, rng);
-  const auto b = small_integers<std::int64_t>(ConvShape<2>{.out = 8, .in = 12, .kernel = 3, .bias = true}, rng);
-  const auto c = small_integers<std::int64_t>(ConvShape<2>{.out = 5, .in = 8, .kernel = 2, .bias = true}, rng);
-  const auto d = small_integers<std::int64_t>(ConvShape<2>{.out = 7, .in = 5, .kernel = 1, .bias = true}, rng);
+  const auto a = small_integers<std::int64_t>(
+      ConvShape<2>{.out = 12, .in = 3, .kernel = 3, .bias = true}, rng);
+  const auto b = small_integers<std::int64_t>(
+      ConvShape<2>{.out = 8, .in = 12, .kernel = 3, .bias = true}, rng);
+  const auto c =
+      small_integers<std::int64_t>(ConvShape<2>{.out = 5, .in = 8, .kernel = 2, .bias = true}, rng);
+  const auto d =
+      small_integers<std::int64_t>(ConvShape<2>{.out = 7, .in = 5, .kernel = 1, .bias = true}, rng);
   const Conv2d<std::int64_t> whole = d * c * b * a;
   CHECK(whole == contract(d * (c * (b * a))));
   CHECK(whole == contract((d * c) * (b * a)));
@@ -111,11 +123,14 @@ TEST_CASE("every order of a chain gives the same layer, whatever the parentheses
 }
 
 TEST_CASE("the cheapest order is taken", "[product]") {
-  // Fully connected 1000 -> 10 -> 1000 -> 1: from the left 10,000 + 10,000, from the right 20 million.
-  const std::vector<ConvShape<0>> shapes{{.out = 10, .in = 1000}, {.out = 1000, .in = 10}, {.out = 1, .in = 1000}};
+  // Fully connected 1000 -> 10 -> 1000 -> 1: from the left 10,000 + 10,000, from the right 20
+  // million.
+  const std::vector<ConvShape<0>> shapes{
+      {.out = 10, .in = 1000}, {.out = 1000, .in = 10}, {.out = 1, .in = 1000}};
   const detail::ChainOrder<0> order{std::span<const ConvShape<0>>(shapes)};
   CHECK(order.split(0, 2) == 1);
-  const std::vector<ConvShape<0>> mirrored{{.out = 1000, .in = 1}, {.out = 10, .in = 1000}, {.out = 1000, .in = 10}};
+  const std::vector<ConvShape<0>> mirrored{
+      {.out = 1000, .in = 1}, {.out = 10, .in = 1000}, {.out = 1000, .in = 10}};
   const detail::ChainOrder<0> other{std::span<const ConvShape<0>>(mirrored)};
   CHECK(other.split(0, 2) == 2);
 }
@@ -142,8 +157,11 @@ TEST_CASE("half and bfloat16 store, float computes", "[product]") {
   column[0] = 256;
   const Linear<float> ones({.out = 1, .in = 9}, std::vector<float>(9, 1.0F));
   const Linear<float> sum({.out = 9, .in = 1}, column);
-  CHECK(static_cast<float>(contract(ones.cast<Eigen::bfloat16>() * sum.cast<Eigen::bfloat16>()).weight()[0]) == 264);
-  CHECK(static_cast<float>(contract(ones.cast<Eigen::half>() * sum.cast<Eigen::half>()).weight()[0]) == 264);
+  CHECK(static_cast<float>(
+            contract(ones.cast<Eigen::bfloat16>() * sum.cast<Eigen::bfloat16>()).weight()[0]) ==
+        264);
+  CHECK(static_cast<float>(
+            contract(ones.cast<Eigen::half>() * sum.cast<Eigen::half>()).weight()[0]) == 264);
 }
 
 TEST_CASE("products that make no sense are refused with both shapes", "[product]") {
@@ -157,8 +175,10 @@ TEST_CASE("products that make no sense are refused with both shapes", "[product]
   const Conv1d<float> stride({.out = 1, .in = 1, .kernel = 2, .geometry = {.stride = most / 2}});
   const Conv1d<float> wide({.out = 1, .in = 1, .kernel = 2, .geometry = {.dilation = 4}});
   CHECK_THROWS_AS(contract(wide * stride), SizeError);
-  const Conv1d<float> sparse({.out = 1, .in = 1, .kernel = 2, .geometry = {.dilation = 1'000'000'007}});
-  const std::string almost = message_of<SizeError>([&] { static_cast<void>(contract(sparse * wide)); });
+  const Conv1d<float> sparse(
+      {.out = 1, .in = 1, .kernel = 2, .geometry = {.dilation = 1'000'000'007}});
+  const std::string almost =
+      message_of<SizeError>([&] { static_cast<void>(contract(sparse * wide)); });
   CHECK_THAT(almost, Catch::Contains("almost only zeros"));
 }
 

@@ -1,4 +1,5 @@
-// Thousands of random chains over the prime field: contraction and chain agree off the border, and differ on it.
+// Thousands of random chains over the prime field: contraction and chain agree off the border, and
+// differ on it.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/modular.hpp>
 #include <concertina/product.hpp>
@@ -23,12 +24,14 @@ std::string describe(const std::vector<ConvShape<Rank>>& shapes, const PerAxis<R
   return text;
 }
 
-/// Two to four layers with every option drawn at random. Every eighth is wide enough for matrix products.
+/// Two to four layers with every option drawn at random. Every eighth is wide enough for matrix
+/// products.
 template <int Rank>
 std::vector<ConvShape<Rank>> random_chain(Rng& rng) {
   const bool wide = random_index(rng, 0, 7) == 0;
-  const Largest largest = wide ? Largest{.channels = 12, .groups = 2, .kernel = 3, .stride = 2, .dilation = 2}
-                               : Largest{};
+  const Largest largest =
+      wide ? Largest{.channels = 12, .groups = 2, .kernel = 3, .stride = 2, .dilation = 2}
+           : Largest{};
   std::vector<ConvShape<Rank>> shapes{random_shape<Rank>(rng, largest)};
   const Index count = random_index(rng, 2, 4);
   while (std::ssize(shapes) < count) {
@@ -82,7 +85,8 @@ std::string check(const std::vector<ConvShape<Rank>>& shapes, const PerAxis<Rank
   if (whole.shape() != y.shape()) return "the output's size is wrong";
 
   const Exactness<Rank> here = exactness(layers, size), everywhere = exactness(layers);
-  PerAxis<Rank> deepest_start = 0, deepest_end = 0;  // differing outputs' depth within the stated border
+  PerAxis<Rank> deepest_start = 0,
+                deepest_end = 0;  // differing outputs' depth within the stated border
   bool outside = false;
   std::size_t at = 0;
   for (Index channel = 0; channel < y.shape().channels; ++channel) {
@@ -92,7 +96,8 @@ std::string check(const std::vector<ConvShape<Rank>>& shapes, const PerAxis<Rank
       if (!differs) return;
       bool covered = false;
       for (int axis = 0; axis < Rank; ++axis) {
-        const Index from_start = position[axis] + 1, from_end = y.shape().size[axis] - position[axis];
+        const Index from_start = position[axis] + 1,
+                    from_end = y.shape().size[axis] - position[axis];
         if (from_start <= here.start[axis]) {
           covered = true;
           deepest_start[axis] = std::max(deepest_start[axis], from_start);
@@ -164,9 +169,11 @@ TEST_CASE("10,500 random chains equal their contraction off a border that is exa
   CHECK(paths.size() == 4);  // every algorithm was proved
 }
 
-/// At every size from 1 on, the border is within the worst; and where the worst has a border, some size shows it.
-TEST_CASE("the worst border over all sizes is attained, and none is refused that is exact at every size",
-          "[property]") {
+/// At every size from 1 on, the border is within the worst; and where the worst has a border, some
+/// size shows it.
+TEST_CASE(
+    "the worst border over all sizes is attained, and none is refused that is exact at every size",
+    "[property]") {
   Rng rng(7);
   for (int n = 0; n < 1500; ++n) {
     const std::vector<ConvShape<1>> shapes = random_chain<1>(rng);

@@ -115,17 +115,29 @@ Index counted_positions(const ConvShape<Rank>& shape, Index size, int axis) {
   return count;
 }
 
-/// A size that the layer takes: the smallest there is, or up to `extra` more along each axis.
+/// A size that these layers take one after another: the smallest there is, or up to `extra` more along each axis.
 template <int Rank>
-PerAxis<Rank> random_input_size(const ConvShape<Rank>& shape, Rng& rng, Index extra = 4) {
+PerAxis<Rank> random_input_size(const std::vector<ConvShape<Rank>>& layers, Rng& rng,
+                                Index extra = 4) {
   PerAxis<Rank> size;
   for (int axis = 0; axis < Rank; ++axis) {
-    const Padding<Rank>& padding = shape.geometry.padding;
-    const Index kernel = shape.geometry.dilation[axis] * (shape.kernel[axis] - 1) + 1;
-    const Index least = std::max<Index>(1, kernel - padding.start[axis] - padding.end[axis]);
-    size[axis] = least + random_index(rng, 0, extra);
+    const auto fits = [&](Index extent) {
+      return std::ranges::all_of(layers, [&](const ConvShape<Rank>& layer) {
+        extent = counted_positions(layer, extent, axis);
+        return extent > 0;
+      });
+    };
+    size[axis] = 1;
+    while (!fits(size[axis])) ++size[axis];
+    size[axis] += random_index(rng, 0, extra);
   }
   return size;
+}
+
+/// A size that the layer takes.
+template <int Rank>
+PerAxis<Rank> random_input_size(const ConvShape<Rank>& shape, Rng& rng, Index extra = 4) {
+  return random_input_size(std::vector{shape}, rng, extra);
 }
 
 /// Plain 1x1, then each option alone at a value where it bites, then all of them; never empty, for any rank.

@@ -1,4 +1,5 @@
-// A convolution kept as its kernel and used as a matrix: its owner, its view, and what one does to a single layer.
+// A convolution kept as its kernel and used as a matrix: its owner, its view, and what one does to
+// a single layer.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -34,15 +35,16 @@ concept Layer = requires(const L& layer) {
 template <class F>
 concept Factor =
     Layer<std::remove_cvref_t<F>> ||
-    std::same_as<std::remove_cvref_t<F>, Expr<typename std::remove_cvref_t<F>::Scalar,
-                                              std::remove_cvref_t<F>::Rank>>;
+    std::same_as<std::remove_cvref_t<F>,
+                 Expr<typename std::remove_cvref_t<F>::Scalar, std::remove_cvref_t<F>::Rank>>;
 
 namespace detail {
 
 template <class Scalar, int Rank>
 bool same_map(const ConvView<Scalar, Rank>& f, const ConvView<Scalar, Rank>& g);
 
-/// Lends its operators to Conv, ConvView and Expr, and through argument-dependent lookup to nothing else.
+/// Lends its operators to Conv, ConvView and Expr, and through argument-dependent lookup to nothing
+/// else.
 struct Operand {
   /// `inner`, then `outer`: the product of their matrices, evaluated when it becomes a Conv.
   /// Named layers are viewed and must outlive the product; temporaries are kept in it.
@@ -59,13 +61,14 @@ struct Operand {
     return product;
   }
 
-  /// Equality as maps: the same output for every input, of any size. Kernels may differ in extent, dilation,
-  /// padding and groups, as long as they do the same; a bias of zeros equals none.
+  /// Equality as maps: the same output for every input, of any size. Kernels may differ in extent,
+  /// dilation, padding and groups, as long as they do the same; a bias of zeros equals none.
   /// Cost  one look at each tap of either layer
   template <Layer F, Layer G>
     requires std::same_as<typename F::Scalar, typename G::Scalar> && (F::Rank == G::Rank)
   friend bool operator==(const F& f, const G& g) {
-    return same_map(ConvView<typename F::Scalar, F::Rank>(f), ConvView<typename G::Scalar, G::Rank>(g));
+    return same_map(ConvView<typename F::Scalar, F::Rank>(f),
+                    ConvView<typename G::Scalar, G::Rank>(g));
   }
 };
 
@@ -90,8 +93,8 @@ constexpr Index flat(const PerAxis<Rank>& position, const PerAxis<Rank>& size) {
 
 }  // namespace detail
 
-/// Read-only layer over memory that somebody else owns, so that weights are contracted where they lie.
-/// The memory must outlive the view; a view of a temporary Conv does not compile.
+/// Read-only layer over memory that somebody else owns, so that weights are contracted where they
+/// lie. The memory must outlive the view; a view of a temporary Conv does not compile.
 template <class Scalar_, int Rank_>
 class ConvView : public detail::Operand {
  public:
@@ -148,8 +151,7 @@ class ConvView : public detail::Operand {
     for (Index n = 0; n < x.shape().batch; ++n) {
       for (Index o = 0; o < shape_.out; ++o) {
         const Scalar* weight = weight_.data() + o * in * volume(shape_.kernel);
-        const Scalar* maps =
-            x.values().data() + (n * shape_.in + o / out * in) * volume(size);
+        const Scalar* maps = x.values().data() + (n * shape_.in + o / out * in) * volume(size);
         detail::for_each_position(positions, [&](const PerAxis<Rank>& j) {
           Scalar sum = shape_.bias ? bias_[static_cast<std::size_t>(o)] : Scalar(0);
           detail::for_each_position(shape_.kernel, [&](const PerAxis<Rank>& a) {
@@ -170,7 +172,8 @@ class ConvView : public detail::Operand {
     return y;
   }
 
-  /// The same layer in another scalar, each number converted on its own (and so rounded at most once).
+  /// The same layer in another scalar, each number converted on its own (and so rounded at most
+  /// once).
   template <class To>
   Conv<To, Rank> cast() const {
     const auto convert = [](std::span<const Scalar> from) {
@@ -188,9 +191,10 @@ class ConvView : public detail::Operand {
   std::span<const Scalar> bias_;
 };
 
-/// An affine map between feature maps, y = T(weight) x + bias, where T is the block-Toeplitz matrix that a
-/// kernel determines. Rank 0 is a fully connected layer, ranks 1 to 3 are the usual convolutions.
-/// Scalar may be any type with ring operations: it is copied, added, multiplied, and made from 0 and 1.
+/// An affine map between feature maps, y = T(weight) x + bias, where T is the block-Toeplitz matrix
+/// that a kernel determines. Rank 0 is a fully connected layer, ranks 1 to 3 are the usual
+/// convolutions. Scalar may be any type with ring operations: it is copied, added, multiplied, and
+/// made from 0 and 1.
 /// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, Section 3
 template <class Scalar_, int Rank_>
 class Conv : public detail::Operand {
@@ -205,7 +209,8 @@ class Conv : public detail::Operand {
         weight_(static_cast<std::size_t>(weight_count(shape)), Scalar(0)),
         bias_(shape.bias ? static_cast<std::size_t>(shape.out) : 0, Scalar(0)) {}
 
-  /// Takes the vectors over: weight [out][in / groups][kernel...], bias [out] or empty. Throws as ConvView does.
+  /// Takes the vectors over: weight [out][in / groups][kernel...], bias [out] or empty. Throws as
+  /// ConvView does.
   Conv(const ConvShape<Rank>& shape, std::vector<Scalar> weight, std::vector<Scalar> bias = {})
       : shape_(View(shape, weight, bias).shape()),
         weight_(std::move(weight)),

@@ -26,12 +26,14 @@ struct InexactError : Error {
   using Error::Error;
 };
 
-/// A matrix that is not the Toeplitz matrix of a layer of the stated shape; the message has the entry.
+/// A matrix that is not the Toeplitz matrix of a layer of the stated shape; the message has the
+/// entry.
 struct NotToeplitzError : Error {
   using Error::Error;
 };
 
-/// A kernel that an expansion of the requested widths cannot represent; the message has the residual.
+/// A kernel that an expansion of the requested widths cannot represent; the message has the
+/// residual.
 struct ExpansionError : Error {
   using Error::Error;
 };

@@ -1,4 +1,5 @@
-// Where a product of layers equals its factors: everywhere, or everywhere but a border of known width.
+// Where a product of layers equals its factors: everywhere, or everywhere but a border of known
+// width.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -13,9 +14,10 @@
 
 namespace concertina {
 
-/// Outputs at which a contraction may differ from its chain: those fewer than `start` positions from the start
-/// of an axis or fewer than `end` from its end. Elsewhere the two agree before rounding, for all weights.
-/// The widths are attained: for generic weights some output at that depth does differ.
+/// Outputs at which a contraction may differ from its chain: those fewer than `start` positions
+/// from the start of an axis or fewer than `end` from its end. Elsewhere the two agree before
+/// rounding, for all weights. The widths are attained: for generic weights some output at that
+/// depth does differ.
 template <int Rank>
 struct Exactness {
   PerAxis<Rank> start = 0;
@@ -41,19 +43,21 @@ struct AxisBorder {
   bool sees_input = false;
 };
 
-/// Paths from an output position through one tap of every layer down to the input decide everything. The
-/// contraction sums over all paths that end on the input; the chain drops those which leave an intermediate map
-/// on the way, because there the next layer's padding says zero. So an output is affected where such a path
-/// exists. The same holds for a bias on the way, which the contraction always adds.
+/// Paths from an output position through one tap of every layer down to the input decide
+/// everything. The contraction sums over all paths that end on the input; the chain drops those
+/// which leave an intermediate map on the way, because there the next layer's padding says zero. So
+/// an output is affected where such a path exists. The same holds for a bias on the way, which the
+/// contraction always adds.
 ///
-/// Judging neighbouring pairs is not enough: in 3x3 p1, 1x1, 3x3 p1 without biases each pair is exact, yet the
-/// padding of the last layer stands for values of the first that are not zero. So whole paths are followed, by
-/// dynamic programming from the input upwards: for each position of each map, virtual ones included, which kinds
-/// of path lead down from it.
+/// Judging neighbouring pairs is not enough: in 3x3 p1, 1x1, 3x3 p1 without biases each pair is
+/// exact, yet the padding of the last layer stands for values of the first that are not zero. So
+/// whole paths are followed, by dynamic programming from the input upwards: for each position of
+/// each map, virtual ones included, which kinds of path lead down from it.
 /// Cost  sum over layers of positions * kernel
 class AxisPaths {
  public:
-  /// `first_bias` is the first layer with a bias (of those before the last), or `layers.size()` for none.
+  /// `first_bias` is the first layer with a bias (of those before the last), or `layers.size()` for
+  /// none.
   AxisPaths(std::span<const AxisStep> layers, std::size_t first_bias)
       : layers_(layers), first_bias_(first_bias) {}
 
@@ -114,8 +118,8 @@ class AxisPaths {
     return border;
   }
 
-  /// From this size on, the start and the end of a map are too far apart to meet, and the border depends only on
-  /// the size modulo the period. Smaller maps have no wider borders: they see less.
+  /// From this size on, the start and the end of a map are too far apart to meet, and the border
+  /// depends only on the size modulo the period. Smaller maps have no wider borders: they see less.
   Index settled_size() const {
     Index reach = 1, scale = 1;
     for (const AxisStep& layer : layers_) {
@@ -160,7 +164,13 @@ class AxisPaths {
 
  private:
   /// Kinds of path that lead down from a position; a set of them is a sum.
-  enum Path : unsigned char { sees = 1, taps_start = 2, taps_end = 4, bias_start = 8, bias_end = 16 };
+  enum Path : unsigned char {
+    sees = 1,
+    taps_start = 2,
+    taps_end = 4,
+    bias_start = 8,
+    bias_end = 16
+  };
 
   static constexpr Index most_work = Index{1} << 28;  // a second; real layers need thousands
 
@@ -250,16 +260,16 @@ Exactness<Rank> exactness(std::span<const ConvShape<Rank>> layers,
 
 }  // namespace detail
 
-/// Where the product of `layers` (the first applied first) equals its factors, judged from shapes alone: the
-/// widest border over all input sizes.
+/// Where the product of `layers` (the first applied first) equals its factors, judged from shapes
+/// alone: the widest border over all input sizes.
 /// Throws  ShapeError for channels that do not fit, naming both layers
 template <int Rank>
 Exactness<Rank> exactness(std::span<const ConvShape<Rank>> layers) {
   return detail::exactness<Rank>(layers, std::nullopt);
 }
 
-/// The same at one input size, where the border may be narrower: 3x3 p1 and then 3x3 stride 2 p1 have none at the
-/// end for even sizes and one for odd ones.
+/// The same at one input size, where the border may be narrower: 3x3 p1 and then 3x3 stride 2 p1
+/// have none at the end for even sizes and one for odd ones.
 /// Throws  ShapeError also where a map becomes smaller than the next kernel
 template <int Rank>
 Exactness<Rank> exactness(std::span<const ConvShape<Rank>> layers,

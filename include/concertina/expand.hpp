@@ -1,4 +1,5 @@
-// Over-parameterisation: the layers into which one layer expands, initialised at random or to the very same map.
+// Over-parameterisation: the layers into which one layer expands, initialised at random or to the
+// very same map.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -14,12 +15,14 @@ namespace concertina {
 
 /// How wide an expansion is and where its stride stands.
 struct ExpandOptions {
-  /// Width of the layers between, as a multiple of the layer's own: m, rm, rn, ..., rn, n. Rounded per group.
+  /// Width of the layers between, as a multiple of the layer's own: m, rm, rn, ..., rn, n. Rounded
+  /// per group.
   double rate = 4;
   /// The widths themselves, one for each map between two layers; where given, `rate` is ignored.
   std::vector<Index> widths = {};
-  /// Which layer has the stride, counted from 0. By default the kxk layer (CL) or the last (CK). It can stand on any
-  /// layer after which only 1x1 layers follow; earlier it would spread the taps of the kernels behind it.
+  /// Which layer has the stride, counted from 0. By default the kxk layer (CL) or the last (CK). It
+  /// can stand on any layer after which only 1x1 layers follow; earlier it would spread the taps of
+  /// the kernels behind it.
   std::optional<std::size_t> stride_on = std::nullopt;
   /// Whether the layers before the last have biases too, if the layer has one.
   bool inner_bias = true;
@@ -27,8 +30,9 @@ struct ExpandOptions {
   bool depthwise_middle = false;
 };
 
-/// CL: 1x1, kxk, 1x1 with widths m, rm, rn, n. Groups are the layer's in every layer, so depthwise layers expand
-/// depthwise. Padding stands on the first layer, where it keeps the contraction exact at the border.
+/// CL: 1x1, kxk, 1x1 with widths m, rm, rn, n. Groups are the layer's in every layer, so depthwise
+/// layers expand depthwise. Padding stands on the first layer, where it keeps the contraction exact
+/// at the border.
 /// Ensures  product_shape(result) == shape
 /// Throws   ShapeError for an impossible shape, widths that groups do not divide, a stride that cannot stand there
 /// Source   ExpandNets (NeurIPS 2020), Section 3.1
@@ -36,8 +40,8 @@ template <int Rank>
 std::vector<ConvShape<Rank>> expand_cl(const ConvShape<Rank>& shape,
                                        const ExpandOptions& options = {});
 
-/// CK: a chain of 3x3 layers, (k-1)/2 of them for odd k, with widths m, rm, rn, ..., rn, n. An even extent ends with
-/// one 2 (k = 4: 3x3, 2x2), a smaller one with ones (7x3: 3x3, 3x1, 3x1).
+/// CK: a chain of 3x3 layers, (k-1)/2 of them for odd k, with widths m, rm, rn, ..., rn, n. An even
+/// extent ends with one 2 (k = 4: 3x3, 2x2), a smaller one with ones (7x3: 3x3, 3x1, 3x1).
 /// Ensures  product_shape(result) == shape
 /// Throws   ShapeError as expand_cl, and where no extent exceeds 3: a single 3x3 has nothing to expand into, use CL
 /// Source   ExpandNets (NeurIPS 2020), Section 3.1
@@ -53,7 +57,8 @@ inline std::vector<ConvShape<0>> expand_fc(const ConvShape<0>& shape,
   return expand_cl(shape, options);
 }
 
-/// Layers of these shapes, each initialised as PyTorch does (see initialize_uniform), in order from one generator.
+/// Layers of these shapes, each initialised as PyTorch does (see initialize_uniform), in order from
+/// one generator.
 template <class Scalar, int Rank, BitGenerator Generator>
 std::vector<Conv<Scalar, Rank>> initialize(const std::vector<ConvShape<Rank>>& shapes,
                                            Generator& generator) {
@@ -70,11 +75,12 @@ enum class Ends {
   shift         ///< ones that copy and shift channels; the contraction is the layer to the last bit
 };
 
-/// Layers of the given shapes whose contraction is `layer`: one layer is solved for by linear least squares (in
-/// double, or the layer's scalar if that is wider), the others are `ends`. A trained layer thus expands and trains on.
+/// Layers of the given shapes whose contraction is `layer`: one layer is solved for by linear least
+/// squares (in double, or the layer's scalar if that is wider), the others are `ends`. A trained
+/// layer thus expands and trains on.
 ///
-/// Inner biases are zero; the last is the layer's own. With shifts, weights that the map does not depend on are
-/// random, so that no channel is dead in training.
+/// Inner biases are zero; the last is the layer's own. With shifts, weights that the map does not
+/// depend on are random, so that no channel is dead in training.
 /// Requires  product_shape(shapes) == layer.shape(), groups alike in all layers (or a depthwise middle)
 /// Ensures   prove_rounding(result, layer); with Ends::shift contract(result) == layer in every scalar
 /// Reach     orthonormal: CL at any rate from 1; CK at rate 4 up to k = 11, at rate 3 k = 5 (m >= 2) and 7.

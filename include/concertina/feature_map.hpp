@@ -1,4 +1,5 @@
-// A batch of feature maps, [batch][channels][spatial...], and a view of one that somebody else owns.
+// A batch of feature maps, [batch][channels][spatial...], and a view of one that somebody else
+// owns.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

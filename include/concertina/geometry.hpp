@@ -1,4 +1,5 @@
-// The shape of a layer: channels, kernel, stride, dilation, padding and groups, and what follows from them.
+// The shape of a layer: channels, kernel, stride, dilation, padding and groups, and what follows
+// from them.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -22,10 +23,12 @@ namespace detail {
 
 /// a * b or a + b; throws SizeError with `what` where the result does not fit an Index.
 constexpr Index checked_multiply(Index a, Index b, const char* what) {
-  constexpr Index most = std::numeric_limits<Index>::max(), least = std::numeric_limits<Index>::min();
-  const bool fits = a == 0 || b == 0 ||
-                    (a > 0 ? (b > 0 ? a <= most / b : b >= least / a)
-                           : (b > 0 ? a >= least / b : a != least && b != least && -a <= most / -b));
+  constexpr Index most = std::numeric_limits<Index>::max(),
+                  least = std::numeric_limits<Index>::min();
+  const bool fits =
+      a == 0 || b == 0 ||
+      (a > 0 ? (b > 0 ? a <= most / b : b >= least / a)
+             : (b > 0 ? a >= least / b : a != least && b != least && -a <= most / -b));
   if (!fits) {
     throw SizeError(std::string(what) + ": " + std::to_string(a) + " * " + std::to_string(b) +
                     " overflows");
@@ -34,7 +37,8 @@ constexpr Index checked_multiply(Index a, Index b, const char* what) {
 }
 
 constexpr Index checked_add(Index a, Index b, const char* what) {
-  constexpr Index most = std::numeric_limits<Index>::max(), least = std::numeric_limits<Index>::min();
+  constexpr Index most = std::numeric_limits<Index>::max(),
+                  least = std::numeric_limits<Index>::min();
   if (b > 0 ? a > most - b : a < least - b) {
     throw SizeError(std::string(what) + ": " + std::to_string(a) + " + " + std::to_string(b) +
                     " overflows");
@@ -113,7 +117,8 @@ struct Padding {
   friend constexpr bool operator==(const Padding&, const Padding&) = default;
 };
 
-/// How a kernel moves over its input. Tap a of output j reads input j * stride - padding.start + a * dilation.
+/// How a kernel moves over its input. Tap a of output j reads input j * stride - padding.start + a
+/// * dilation.
 template <int Rank>
 struct Geometry {
   PerAxis<Rank> stride = 1;
@@ -124,7 +129,8 @@ struct Geometry {
   friend constexpr bool operator==(const Geometry&, const Geometry&) = default;
 };
 
-/// Everything about a layer but its numbers. Algorithms are chosen and exactness is judged from this alone.
+/// Everything about a layer but its numbers. Algorithms are chosen and exactness is judged from
+/// this alone.
 template <int Rank>
 struct ConvShape {
   Index out = 0;
@@ -196,7 +202,8 @@ constexpr void validate(const ConvShape<Rank>& shape) {
   static_cast<void>(weight_count(shape));
 }
 
-/// Positions of the kernel along `axis` on an input of `size`, 0 or less where the kernel does not fit.
+/// Positions of the kernel along `axis` on an input of `size`, 0 or less where the kernel does not
+/// fit.
 /// Source  ONNX Conv: floor((size + padding - span - 1) / stride) + 1
 template <int Rank>
 constexpr Index output_size(const ConvShape<Rank>& shape, Index size, int axis) {
@@ -207,7 +214,8 @@ constexpr Index output_size(const ConvShape<Rank>& shape, Index size, int axis) 
   return detail::floor_divide(room, stride[axis]) + 1;
 }
 
-/// The spatial size of the output. Throws ShapeError where the padded input is smaller than the kernel.
+/// The spatial size of the output. Throws ShapeError where the padded input is smaller than the
+/// kernel.
 template <int Rank>
 constexpr PerAxis<Rank> output_size(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
   PerAxis<Rank> result;

@@ -26,7 +26,8 @@ constexpr std::uint64_t multiply_modulo_portable(std::uint64_t a, std::uint64_t 
   return product;
 }
 
-constexpr std::uint64_t multiply_modulo(std::uint64_t a, std::uint64_t b, std::uint64_t p) noexcept {
+constexpr std::uint64_t multiply_modulo(std::uint64_t a, std::uint64_t b,
+                                        std::uint64_t p) noexcept {
 #if defined(__SIZEOF_INT128__)
   __extension__ using Wide = unsigned __int128;
   const Wide product = static_cast<Wide>(a) * b;
@@ -43,8 +44,9 @@ constexpr std::uint64_t multiply_modulo(std::uint64_t a, std::uint64_t b, std::u
 
 }  // namespace detail
 
-/// An integer modulo the prime P < 2^63. A signed integer n stands for its residue: Modular<7>(-1) == 6.
-/// Division is by the multiplicative inverse; dividing by zero throws ShapeError's base, Error.
+/// An integer modulo the prime P < 2^63. A signed integer n stands for its residue: Modular<7>(-1)
+/// == 6. Division is by the multiplicative inverse; dividing by zero throws ShapeError's base,
+/// Error.
 template <std::uint64_t P>
   requires(P >= 2 && P < (std::uint64_t{1} << 63))
 class Modular {
@@ -99,15 +101,15 @@ class Modular {
   std::uint64_t value_ = 0;
 };
 
-/// The field in which `verify.hpp` proves: the Mersenne prime 2^61 - 1 makes reduction two additions.
+/// The field in which `verify.hpp` proves: the Mersenne prime 2^61 - 1 makes reduction two
+/// additions.
 using PrimeField = Modular<(std::uint64_t{1} << 61) - 1>;
 
 }  // namespace concertina
 
 /// What Eigen's products ask of a scalar.
 template <std::uint64_t P>
-struct Eigen::NumTraits<concertina::Modular<P>>
-    : Eigen::GenericNumTraits<concertina::Modular<P>> {
+struct Eigen::NumTraits<concertina::Modular<P>> : Eigen::GenericNumTraits<concertina::Modular<P>> {
   using Real = concertina::Modular<P>;
   using NonInteger = Real;
   using Nested = Real;

@@ -1,4 +1,5 @@
-// Layers one after another as one layer: the product of their matrices, and the order in which a chain is multiplied.
+// Layers one after another as one layer: the product of their matrices, and the order in which a
+// chain is multiplied.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -18,8 +19,8 @@
 
 namespace concertina {
 
-/// The scalar in which a contraction of layers of this scalar is computed unless the caller names another: half
-/// and bfloat16 only store. Specialise it for a storage type of your own.
+/// The scalar in which a contraction of layers of this scalar is computed unless the caller names
+/// another: half and bfloat16 only store. Specialise it for a storage type of your own.
 template <class Scalar>
 struct DefaultAccumulator {
   using type = Scalar;
@@ -57,7 +58,8 @@ class BorderPolicy {
   BorderPolicy(InteriorOnly policy) : policy_(policy) {}
   BorderPolicy(const ExactAt<Rank>& policy) : policy_(policy) {}
 
-  /// Throws InexactError, with the border's widths and what to do, unless `layers` satisfy the policy.
+  /// Throws InexactError, with the border's widths and what to do, unless `layers` satisfy the
+  /// policy.
   void require(std::span<const ConvShape<Rank>> layers) const;
 
  private:
@@ -79,8 +81,8 @@ ConvShape<Rank> product_shape(std::span<const ConvShape<Rank>> layers);
 template <int Rank>
 Index multiply_adds(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner);
 
-/// A product of layers that is evaluated when it becomes a Conv: a flat list, so `(a * b) * c` and `a * (b * c)`
-/// are the same and the cheapest order is found, whatever the parentheses.
+/// A product of layers that is evaluated when it becomes a Conv: a flat list, so `(a * b) * c` and
+/// `a * (b * c)` are the same and the cheapest order is found, whatever the parentheses.
 /// Lifetime  named layers are viewed, and must outlive it; temporaries are kept in it
 template <class Scalar_, int Rank_>
 class Expr : public detail::Operand {
@@ -98,11 +100,11 @@ class Expr : public detail::Operand {
 
   Expr(const Conv<Scalar, Rank>&&) = delete;
 
-  /// Appends the factors of `outer`, to be applied after these. Throws ShapeError where channels differ.
+  /// Appends the factors of `outer`, to be applied after these. Throws ShapeError where channels
+  /// differ.
   void then(Expr outer) {
-    detail::require_chain<Rank>(std::array{factors_.back().view.shape(),
-                                           outer.factors_.front().view.shape()},
-                                "product");
+    detail::require_chain<Rank>(
+        std::array{factors_.back().view.shape(), outer.factors_.front().view.shape()}, "product");
     factors_.insert(factors_.end(), std::make_move_iterator(outer.factors_.begin()),
                     std::make_move_iterator(outer.factors_.end()));
   }
@@ -135,7 +137,8 @@ class Expr : public detail::Operand {
   std::vector<Factor> factors_;
 };
 
-/// A list of layers known at run time, the first applied first: a vector or span of Conv or ConvView.
+/// A list of layers known at run time, the first applied first: a vector or span of Conv or
+/// ConvView.
 template <class R>
 concept LayerRange = std::ranges::forward_range<R> && Layer<std::ranges::range_value_t<R>>;
 
@@ -187,7 +190,8 @@ std::vector<ConvShape<rank_of<E>>> shapes(const E& chain) {
   return result;
 }
 
-/// Where contracting this chain is exact: at every input size, or at the one given; see exactness.hpp.
+/// Where contracting this chain is exact: at every input size, or at the one given; see
+/// exactness.hpp.
 template <Chain E>
 Exactness<rank_of<E>> exactness(const E& chain) {
   return exactness<rank_of<E>>(std::span<const ConvShape<rank_of<E>>>(shapes(chain)));
@@ -200,9 +204,9 @@ Exactness<rank_of<E>> exactness(const E& chain,
 
 /// One layer that acts as the chain does.
 ///
-/// Computed in A (by default the layers' own scalar; float for half and bfloat16), in which intermediates stay;
-/// the result is rounded once to the layers' scalar. `contract<double>(float layers)` is thus correct to about
-/// half an ulp.
+/// Computed in A (by default the layers' own scalar; float for half and bfloat16), in which
+/// intermediates stay; the result is rounded once to the layers' scalar. `contract<double>(float
+/// layers)` is thus correct to about half an ulp.
 /// Ensures   contract(e)(x) == e(x) for every x, before rounding; under `interior_only` away from the border
 /// Cost      the least multiply-adds of any order, found in (number of layers)^3 steps; the intermediate kernels
 /// Throws    InexactError where the policy is not met; ShapeError naming both layers where channels do not fit;

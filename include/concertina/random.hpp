@@ -11,13 +11,12 @@
 
 namespace concertina {
 
-/// A generator whose output is 32 or 64 uniform bits, such as std::mt19937_64. The standard's distributions are not
-/// used, because their results differ between implementations.
+/// A generator whose output is 32 or 64 uniform bits, such as std::mt19937_64. The standard's
+/// distributions are not used, because their results differ between implementations.
 template <class G>
-concept BitGenerator =
-    std::uniform_random_bit_generator<G> && G::min() == 0 &&
-    (G::max() == std::numeric_limits<std::uint32_t>::max() ||
-     G::max() == std::numeric_limits<std::uint64_t>::max());
+concept BitGenerator = std::uniform_random_bit_generator<G> && G::min() == 0 &&
+                       (G::max() == std::numeric_limits<std::uint32_t>::max() ||
+                        G::max() == std::numeric_limits<std::uint64_t>::max());
 
 /// 64 uniform bits; a 32-bit generator is asked twice, the high half first.
 template <BitGenerator Generator>
@@ -37,8 +36,9 @@ double random_uniform(Generator& generator, double bound) {
   return (2 * fraction - 1) * bound;  // the bracket is exact
 }
 
-/// Fills a layer as PyTorch initialises one: weight and bias uniform within 1 / sqrt(fan_in), where fan_in is the
-/// numbers that one output reads, in / groups * taps. Weight first, in memory order, then bias.
+/// Fills a layer as PyTorch initialises one: weight and bias uniform within 1 / sqrt(fan_in), where
+/// fan_in is the numbers that one output reads, in / groups * taps. Weight first, in memory order,
+/// then bias.
 /// Source  torch.nn.Conv2d and torch.nn.Linear, "Variables"
 template <class Scalar, int Rank, BitGenerator Generator>
 void initialize_uniform(Conv<Scalar, Rank>& layer, Generator& generator) {

@@ -1,4 +1,5 @@
-// The matrix that a layer is: written out, sparse or dense; as an operator for Eigen's solvers; and back to the kernel.
+// The matrix that a layer is: written out, sparse or dense; as an operator for Eigen's solvers; and
+// back to the kernel.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -36,15 +37,16 @@ MatrixSize toeplitz_size(const ConvShape<Rank>& shape, const PerAxis<Rank>& inpu
           checked_multiply(shape.in, volume(input_size), "toeplitz")};
 }
 
-/// Entries that are not structurally zero: for each pair of connected channels, pairs of a tap and an output that
-/// meet on the map, which are independent from axis to axis.
+/// Entries that are not structurally zero: for each pair of connected channels, pairs of a tap and
+/// an output that meet on the map, which are independent from axis to axis.
 template <int Rank>
 Index toeplitz_entries(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
   Index entries = checked_multiply(shape.out, shape.in / shape.geometry.groups, "toeplitz");
   for (int axis = 0; axis < Rank; ++axis) {
     Index meetings = 0;
     for (Index tap = 0; tap < shape.kernel[axis]; ++tap) {
-      meetings = checked_add(meetings, reach(shape, input_size[axis], tap, axis).count(), "toeplitz");
+      meetings =
+          checked_add(meetings, reach(shape, input_size[axis], tap, axis).count(), "toeplitz");
     }
     entries = checked_multiply(entries, meetings, "toeplitz");
   }
@@ -114,10 +116,11 @@ RowMajorSparse<Scalar> sparse(const ConvView<Scalar, Rank>& layer, const PerAxis
     size = {checked_add(size.rows, 1, what), checked_add(size.columns, 1, what)};
   }
   constexpr Index index_bytes = sizeof(StorageIndex), entry_bytes = sizeof(Scalar) + index_bytes;
-  require_memory(size,
-                 checked_add(checked_multiply(entries, entry_bytes, what),
-                             checked_multiply(checked_add(size.rows, 1, what), index_bytes, what), what),
-                 limit);
+  require_memory(
+      size,
+      checked_add(checked_multiply(entries, entry_bytes, what),
+                  checked_multiply(checked_add(size.rows, 1, what), index_bytes, what), what),
+      limit);
   constexpr Index most = std::numeric_limits<StorageIndex>::max();
   if (size.rows >= most || size.columns >= most || entries >= most) {
     throw SizeError("toeplitz: " + matrix_text(size) + " with " + std::to_string(entries) +
@@ -147,16 +150,17 @@ RowMajorSparse<Scalar> sparse(const ConvView<Scalar, Rank>& layer, const PerAxis
 
 }  // namespace detail
 
-/// The matrix of a layer's linear part on maps of `input_size`. Rows are outputs, (channel, position) row-major, and
-/// columns inputs, so the matrix times a flat map is the flat output, but for the bias. One channel, kernel 2x2,
-/// input 3x3:
+/// The matrix of a layer's linear part on maps of `input_size`. Rows are outputs, (channel,
+/// position) row-major, and columns inputs, so the matrix times a flat map is the flat output, but
+/// for the bias. One channel, kernel 2x2, input 3x3:
 ///
 ///     w00 w01  0  w10 w11  0   0   0   0
 ///      0  w00 w01  0  w10 w11  0   0   0
 ///      0   0   0  w00 w01  0  w10 w11  0
 ///      0   0   0   0  w00 w01  0  w10 w11
 ///
-/// Every tap that falls on the map has an entry, even where its number is zero: the pattern depends on shapes only.
+/// Every tap that falls on the map has an entry, even where its number is zero: the pattern depends
+/// on shapes only.
 /// Ensures  toeplitz(F, n) * x + b == F(x), and toeplitz(G * F, n) == toeplitz(G, m) * toeplitz(F, n) where the
 ///          product is exact and F takes size n to m
 /// Cost     the entries, each with an index of 32 bits
@@ -168,8 +172,8 @@ Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> toeplitz(
   return detail::sparse<typename F::Scalar, F::Rank>(layer, input_size, false, limit);
 }
 
-/// The whole affine map as one matrix, [T b; 0 1]: products of layers are products of these, biases included.
-/// A layer without a bias has no entries in b. Cost and errors as for toeplitz().
+/// The whole affine map as one matrix, [T b; 0 1]: products of layers are products of these, biases
+/// included. A layer without a bias has no entries in b. Cost and errors as for toeplitz().
 template <Layer F>
 Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> augmented(
     const F& layer, const PerAxis<F::Rank>& input_size, MemoryLimit limit = {}) {
@@ -183,7 +187,8 @@ Eigen::Matrix<typename F::Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajo
   using Scalar = typename F::Scalar;
   const auto size = detail::toeplitz_size(layer.shape(), input_size);
   const Index numbers = detail::checked_multiply(size.rows, size.columns, "toeplitz");
-  detail::require_memory(size, detail::checked_multiply(numbers, sizeof(Scalar), "toeplitz"), limit);
+  detail::require_memory(size, detail::checked_multiply(numbers, sizeof(Scalar), "toeplitz"),
+                         limit);
   detail::RowMajor<Scalar> matrix =
       detail::RowMajor<Scalar>::Constant(size.rows, size.columns, Scalar(0));
   detail::for_each_row(layer.shape(), input_size, [&](Index row, const auto& entries) {
@@ -194,13 +199,13 @@ Eigen::Matrix<typename F::Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajo
   return matrix;
 }
 
-/// The layer of this shape, without a bias, whose matrix on maps of `input_size` this is, compared exactly.
-/// The matrix may be sparse or dense, in either order; shape.bias plays no part.
+/// The layer of this shape, without a bias, whose matrix on maps of `input_size` this is, compared
+/// exactly. The matrix may be sparse or dense, in either order; shape.bias plays no part.
 /// Ensures  conv_from_toeplitz(toeplitz(F, n), F.shape(), n) has F's weight
 /// Cost     one look at each entry; a copy of the matrix unless it is row-major already
 /// Throws   NotToeplitzError naming the first entry, row by row, that differs from the first one of its tap, or that
-///          is not zero where the form has a zero; ShapeError where the matrix has another size, or where the map is
-///          too small to show every tap, naming it
+///          is not zero where the form has a zero; ShapeError where the matrix has another size, or
+///          where the map is too small to show every tap, naming it
 template <class Matrix, int Rank>
   requires std::derived_from<Matrix, Eigen::MatrixBase<Matrix>> ||
            std::derived_from<Matrix, Eigen::SparseMatrixBase<Matrix>>
@@ -243,26 +248,28 @@ Conv<typename Matrix::Scalar, Rank> conv_from_toeplitz(
   };
   const Eigen::Ref<const Rows> rows(matrix);
   std::vector<bool> seen(layer.weight().size());
-  detail::for_each_row(shape, input_size, [&](Index row, const std::vector<detail::Entry>& entries) {
-    Eigen::InnerIterator<Eigen::Ref<const Rows>> given(rows, row);
-    const auto zeros_before = [&](Index column) {
-      for (; given && given.index() < column; ++given) {
-        if (!(given.value() == Scalar(0))) refuse(row, given.index(), given.value(), Scalar(0));
-      }
-    };
-    for (const detail::Entry& entry : entries) {
-      zeros_before(entry.column);
-      const bool present = given && given.index() == entry.column;
-      const Scalar found = present ? given.value() : Scalar(0);
-      if (present) ++given;
-      const auto at = static_cast<std::size_t>(entry.number);
-      Scalar& number = layer.weight()[at];
-      if (!seen[at]) number = found;
-      if (!(number == found)) refuse(row, entry.column, found, number);
-      seen[at] = true;
-    }
-    zeros_before(size.columns);
-  });
+  detail::for_each_row(shape, input_size,
+                       [&](Index row, const std::vector<detail::Entry>& entries) {
+                         Eigen::InnerIterator<Eigen::Ref<const Rows>> given(rows, row);
+                         const auto zeros_before = [&](Index column) {
+                           for (; given && given.index() < column; ++given) {
+                             if (!(given.value() == Scalar(0)))
+                               refuse(row, given.index(), given.value(), Scalar(0));
+                           }
+                         };
+                         for (const detail::Entry& entry : entries) {
+                           zeros_before(entry.column);
+                           const bool present = given && given.index() == entry.column;
+                           const Scalar found = present ? given.value() : Scalar(0);
+                           if (present) ++given;
+                           const auto at = static_cast<std::size_t>(entry.number);
+                           Scalar& number = layer.weight()[at];
+                           if (!seen[at]) number = found;
+                           if (!(number == found)) refuse(row, entry.column, found, number);
+                           seen[at] = true;
+                         }
+                         zeros_before(size.columns);
+                       });
   return layer;
 }
 
@@ -280,12 +287,15 @@ struct Eigen::internal::traits<concertina::ToeplitzOperator<Scalar_, Rank>>
 
 namespace concertina {
 
-/// The matrix of toeplitz() without its entries, for Eigen's iterative solvers. It keeps a copy of the layer, which
-/// its own copies, transposes and adjoints share. It has no diagonal to offer, so name the preconditioner:
+/// The matrix of toeplitz() without its entries, for Eigen's iterative solvers. It keeps a copy of
+/// the layer, which its own copies, transposes and adjoints share. It has no diagonal to offer, so
+/// name the preconditioner:
 ///
-///     Eigen::LeastSquaresConjugateGradient<ToeplitzOperator<double, 2>, Eigen::IdentityPreconditioner> solver(op);
+///     Eigen::LeastSquaresConjugateGradient<ToeplitzOperator<double, 2>,
+///     Eigen::IdentityPreconditioner> solver(op);
 ///
-/// For many products with one small layer prefer toeplitz(); what is short here is memory, not time.
+/// For many products with one small layer prefer toeplitz(); what is short here is memory, not
+/// time.
 template <class Scalar_, int Rank_>
 class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_>> {
  public:
@@ -317,7 +327,8 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
   }
   ToeplitzOperator adjoint() const { return transpose().conjugate(); }
 
-  /// The product with a dense vector, or with each column of a matrix; evaluated as Eigen's own are.
+  /// The product with a dense vector, or with each column of a matrix; evaluated as Eigen's own
+  /// are.
   /// Cost    one multiply-add for each entry of the matrix, and a vector for the result
   /// Throws  ShapeError where the lengths differ
   template <class Rhs>
@@ -342,8 +353,9 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
   Eigen::VectorX<Scalar> apply(Eigen::VectorX<Scalar> x) const {
     if (conjugate_) x = x.conjugate();
     Eigen::VectorX<Scalar> y = Eigen::VectorX<Scalar>::Constant(rows(), Scalar(0));
-    detail::apply_matrix<Scalar, Rank>(adjoint_ ? detail::Direction::adjoint : detail::Direction::forward,
-                                parts_->layer, parts_->input_size, parts_->runs, x.data(), y.data());
+    detail::apply_matrix<Scalar, Rank>(
+        adjoint_ ? detail::Direction::adjoint : detail::Direction::forward, parts_->layer,
+        parts_->input_size, parts_->runs, x.data(), y.data());
     if (conjugate_) y = y.conjugate();
     return y;
   }
@@ -366,10 +378,9 @@ ToeplitzOperator<typename F::Scalar, F::Rank> toeplitz_operator(
 template <class Scalar_, int Rank, class Rhs, int ProductTag>
 struct Eigen::internal::generic_product_impl<concertina::ToeplitzOperator<Scalar_, Rank>, Rhs,
                                              Eigen::SparseShape, Eigen::DenseShape, ProductTag>
-    : generic_product_impl_base<
-          concertina::ToeplitzOperator<Scalar_, Rank>, Rhs,
-          generic_product_impl<concertina::ToeplitzOperator<Scalar_, Rank>, Rhs, SparseShape,
-                               DenseShape, ProductTag>> {
+    : generic_product_impl_base<concertina::ToeplitzOperator<Scalar_, Rank>, Rhs,
+                                generic_product_impl<concertina::ToeplitzOperator<Scalar_, Rank>,
+                                                     Rhs, SparseShape, DenseShape, ProductTag>> {
   template <class Dest>
   static void scaleAndAddTo(Dest& to, const concertina::ToeplitzOperator<Scalar_, Rank>& op,
                             const Rhs& x, const Scalar_& factor) {

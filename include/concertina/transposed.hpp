@@ -1,4 +1,5 @@
-// The adjoint of a layer: transposed convolutions, which spread each number where the layer would have read.
+// The adjoint of a layer: transposed convolutions, which spread each number where the layer would
+// have read.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -15,7 +16,8 @@ namespace concertina {
 
 namespace detail {
 
-/// Output positions first .. last - 1 of an axis: those at which a tap reads the map rather than its padding.
+/// Output positions first .. last - 1 of an axis: those at which a tap reads the map rather than
+/// its padding.
 struct Reach {
   Index first, last;
 
@@ -31,13 +33,15 @@ Reach reach(const ConvShape<Rank>& shape, Index input_size, Index tap, int axis)
                            floor_divide(input_size - 1 - offset, stride[axis]) + 1)};
 }
 
-/// Neighbouring outputs that read evenly spaced inputs through one tap: positions row, row + 1, ... of an output
-/// channel, and column, column + step, ... of an input channel. All are row-major, the tap in the kernel too.
+/// Neighbouring outputs that read evenly spaced inputs through one tap: positions row, row + 1, ...
+/// of an output channel, and column, column + step, ... of an input channel. All are row-major, the
+/// tap in the kernel too.
 struct TapRun {
   Index tap, row, column, count;
 };
 
-/// Every run of one pair of channels, the same for each pair: the block of a Toeplitz matrix, diagonal by diagonal.
+/// Every run of one pair of channels, the same for each pair: the block of a Toeplitz matrix,
+/// diagonal by diagonal.
 template <int Rank>
 std::vector<TapRun> tap_runs(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
   const auto& [stride, padding, dilation, groups] = shape.geometry;
@@ -66,7 +70,8 @@ std::vector<TapRun> tap_runs(const ConvShape<Rank>& shape, const PerAxis<Rank>& 
   return result;
 }
 
-/// y[n * y_step] += factor * x[n * x_step]. The contiguous case is spelt out so that it is vectorised.
+/// y[n * y_step] += factor * x[n * x_step]. The contiguous case is spelt out so that it is
+/// vectorised.
 template <class Scalar>
 void add_scaled(Index count, const Scalar factor, const Scalar* x, Index x_step, Scalar* y,
                 Index y_step) {
@@ -84,8 +89,8 @@ enum class Direction { forward, adjoint };
 /// Cost  one multiply-add for each entry of the matrix that is not structurally zero
 template <class Scalar, int Rank>
 void apply_matrix(Direction direction, const ConvView<Scalar, Rank>& layer,
-           const PerAxis<Rank>& input_size, std::span<const TapRun> runs, const Scalar* from,
-           Scalar* to) {
+                  const PerAxis<Rank>& input_size, std::span<const TapRun> runs, const Scalar* from,
+                  Scalar* to) {
   const ConvShape<Rank>& shape = layer.shape();
   const Index in = shape.in / shape.geometry.groups, out = shape.out / shape.geometry.groups;
   const Index positions = volume(output_size(shape, input_size)), size = volume(input_size);
@@ -116,17 +121,19 @@ Conv<Scalar, Rank> linear_part(const ConvView<Scalar, Rank>& layer) {
 
 }  // namespace detail
 
-/// The adjoint of a layer F: from F's output maps to its input maps, by the transposed matrix, plus a bias of its
-/// own. This is PyTorch's ConvTranspose and ONNX's, with F's weight as it lies: their [in][out / groups][kernel]
-/// is F's [out][in / groups][kernel]. Complex numbers are not conjugated, and F's own bias plays no part.
-/// For stride 1 prefer as_conv(): there the adjoint is a layer like any other.
+/// The adjoint of a layer F: from F's output maps to its input maps, by the transposed matrix, plus
+/// a bias of its own. This is PyTorch's ConvTranspose and ONNX's, with F's weight as it lies: their
+/// [in][out / groups][kernel] is F's [out][in / groups][kernel]. Complex numbers are not
+/// conjugated, and F's own bias plays no part. For stride 1 prefer as_conv(): there the adjoint is
+/// a layer like any other.
 template <class Scalar_, int Rank_>
 class Transposed {
  public:
   using Scalar = Scalar_;
   static constexpr int Rank = Rank_;
 
-  /// bias [F.in], or empty for none; copies F's weight. Throws ShapeError for a bias of another length.
+  /// bias [F.in], or empty for none; copies F's weight. Throws ShapeError for a bias of another
+  /// length.
   explicit Transposed(const ConvView<Scalar, Rank>& layer, std::vector<Scalar> bias = {})
       : layer_(detail::linear_part(layer)), bias_(std::move(bias)) {
     if (!bias_.empty() && static_cast<Index>(bias_.size()) != layer_.shape().in) {
@@ -140,8 +147,9 @@ class Transposed {
   const Conv<Scalar, Rank>& layer() const noexcept { return layer_; }
   std::span<const Scalar> bias() const noexcept { return bias_; }
 
-  /// The smallest map that F takes to one of `size`: (size - 1) * stride - padding + dilation * (kernel - 1) + 1
-  /// along each axis, PyTorch's size for output_padding = 0; or 1 where that is less and 1 will do.
+  /// The smallest map that F takes to one of `size`: (size - 1) * stride - padding + dilation *
+  /// (kernel - 1) + 1 along each axis, PyTorch's size for output_padding = 0; or 1 where that is
+  /// less and 1 will do.
   /// Throws  ShapeError where there is none
   PerAxis<Rank> output_size(const PerAxis<Rank>& size) const {
     const auto& [stride, padding, dilation, groups] = layer_.geometry();
@@ -149,7 +157,8 @@ class Transposed {
     for (int axis = 0; axis < Rank; ++axis) {
       constexpr const char* what = "transposed";
       Index& extent = result[axis];
-      extent = detail::checked_multiply(detail::checked_add(size[axis], -1, what), stride[axis], what);
+      extent =
+          detail::checked_multiply(detail::checked_add(size[axis], -1, what), stride[axis], what);
       extent = detail::checked_add(extent, span(layer_.shape(), axis) + 1, what);
       extent = detail::checked_add(extent, -padding.start[axis], what);
       extent = std::max<Index>(1, detail::checked_add(extent, -padding.end[axis], what));
@@ -166,8 +175,9 @@ class Transposed {
     return (*this)(y, output_size(y.shape().size));
   }
 
-  /// The same for any `size` that F takes to y's: a strided layer takes several, whose last positions it does not
-  /// read. Throws ShapeError, naming the sizes, for one that it takes to another.
+  /// The same for any `size` that F takes to y's: a strided layer takes several, whose last
+  /// positions it does not read. Throws ShapeError, naming the sizes, for one that it takes to
+  /// another.
   FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& y,
                                       const PerAxis<Rank>& size) const {
     const ConvShape<Rank>& shape = layer_.shape();
@@ -186,20 +196,23 @@ class Transposed {
         std::fill_n(map, volume(size), bias_[c]);
       }
       detail::apply_matrix<Scalar, Rank>(detail::Direction::adjoint, layer_, size, runs,
-                                  y.values().data() + n * from, x.values().data() + n * to);
+                                         y.values().data() + n * from, x.values().data() + n * to);
     }
     return x;
   }
 
   /// `inner`, then `outer`, evaluated at once: transposed(A) * transposed(B) == transposed(B * A).
-  /// The bias of `outer` is kept. To accept a border, contract first: transposed(contract(B * A, interior_only)).
+  /// The bias of `outer` is kept. To accept a border, contract first: transposed(contract(B * A,
+  /// interior_only)).
   /// Throws  InexactError where contract(B * A) does, and where `inner` has a bias: the adjoint of a constant map
-  ///         is not constant at the border, nor between strides; ShapeError where the channels differ
+  ///         is not constant at the border, nor between strides; ShapeError where the channels
+  ///         differ
   friend Transposed operator*(const Transposed& outer, const Transposed& inner) {
     if (!inner.bias_.empty()) {
       throw InexactError("no bias stands for that of a transposed layer (" +
                          to_string(inner.layer_.shape()) + ") before another (" +
-                         to_string(outer.layer_.shape()) + "): its sum varies from position to position");
+                         to_string(outer.layer_.shape()) +
+                         "): its sum varies from position to position");
     }
     const Conv<Scalar, Rank> product = contract(inner.layer_ * outer.layer_);
     return Transposed(product, outer.bias_);
@@ -224,8 +237,9 @@ class Transposed {
       fits = fits && from[axis] > 0 && to[axis] > 0 && taken[axis] == from[axis];
     }
     if (fits) return;
-    throw ShapeError("transposed: a map of size " + to_string(from) + " does not become one of size " +
-                     to_string(to) + ", which the layer takes to " + to_string(taken) + " (" +
+    throw ShapeError("transposed: a map of size " + to_string(from) +
+                     " does not become one of size " + to_string(to) +
+                     ", which the layer takes to " + to_string(taken) + " (" +
                      to_string(layer_.shape()) + ")");
   }
 
@@ -235,7 +249,8 @@ class Transposed {
 
 static_assert(!Layer<Transposed<float, 2>>, "it reads what a layer of its shape would write");
 
-/// The adjoint of F's linear part, with `bias` [F.in] or none; F is copied. A product is contracted first.
+/// The adjoint of F's linear part, with `bias` [F.in] or none; F is copied. A product is contracted
+/// first.
 template <Factor F>
 Transposed<typename F::Scalar, F::Rank> transposed(const F& layer,
                                                    std::vector<typename F::Scalar> bias = {}) {
@@ -252,16 +267,18 @@ Conv<Scalar, Rank> transposed(const Transposed<Scalar, Rank>& adjoint) {
   return adjoint.layer();
 }
 
-/// For stride 1 the adjoint as a layer: the kernel flipped along each axis, the channels of each group exchanged,
-/// and dilation * (kernel - 1) - padding on each side.
+/// For stride 1 the adjoint as a layer: the kernel flipped along each axis, the channels of each
+/// group exchanged, and dilation * (kernel - 1) - padding on each side.
 /// Ensures  as_conv(t)(y) == t(y) for every y
 /// Throws   ShapeError for larger strides
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> as_conv(const Transposed<Scalar, Rank>& adjoint) {
   const ConvShape<Rank>& f = adjoint.layer().shape();
   if (f.geometry.stride != 1) {
-    throw ShapeError("as_conv: the adjoint of a strided layer writes more positions than it reads, as no layer does (" +
-                     to_string(f) + ")");
+    throw ShapeError(
+        "as_conv: the adjoint of a strided layer writes more positions than it reads, as no layer "
+        "does (" +
+        to_string(f) + ")");
   }
   ConvShape<Rank> shape{.out = f.in,
                         .in = f.out,

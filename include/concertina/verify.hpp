@@ -1,4 +1,5 @@
-// Proofs that a contraction is right: its algebra over a prime field, its rounding against a bound, its matrices.
+// Proofs that a contraction is right: its algebra over a prime field, its rounding against a bound,
+// its matrices.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -15,33 +16,37 @@ namespace concertina {
 
 /// What one proof found. Converts to true where it holds.
 struct Report {
-  std::string proof = {};   ///< "algebra", "rounding" or "structure"
-  std::string failure = {}; ///< why it does not hold; empty where it does
-  Index compared = 0;       ///< numbers looked at
-  std::string worst = {};   ///< the number nearest to its bound, "weight[3][0][1][2]"; empty where all are equal
-  long double error = 0;    ///< of that number, absolute
-  long double bound = 0;    ///< what the proof allows there; 0 for exact scalars
-  long double ulps = 0;     ///< largest error of any number, in units in the last place of the layers' scalar
+  std::string proof = {};    ///< "algebra", "rounding" or "structure"
+  std::string failure = {};  ///< why it does not hold; empty where it does
+  Index compared = 0;        ///< numbers looked at
+  std::string worst =
+      {};  ///< the number nearest to its bound, "weight[3][0][1][2]"; empty where all are equal
+  long double error = 0;  ///< of that number, absolute
+  long double bound = 0;  ///< what the proof allows there; 0 for exact scalars
+  long double ulps =
+      0;  ///< largest error of any number, in units in the last place of the layers' scalar
 
   explicit operator bool() const noexcept { return failure.empty(); }
 
   /// error / bound, 0 where there is no error; above 1 the proof has failed.
   long double fraction() const noexcept { return error == 0 ? 0 : error / bound; }
 
-  /// One line: "rounding: holds for 2304 numbers; worst weight[3][0][1][2]: 0.021 of its bound, 1.4 ulp".
+  /// One line: "rounding: holds for 2304 numbers; worst weight[3][0][1][2]: 0.021 of its bound, 1.4
+  /// ulp".
   friend std::ostream& operator<<(std::ostream& out, const Report& report);
 };
 
-/// The smallest input on which every factor fits, every tap of the product is used, and an output lies between the
-/// borders. Throws as product_shape and exactness do.
+/// The smallest input on which every factor fits, every tap of the product is used, and an output
+/// lies between the borders. Throws as product_shape and exactness do.
 template <int Rank>
 PerAxis<Rank> smallest_input(std::span<const ConvShape<Rank>> layers);
 
-/// Proves geometry and algorithm for all weights: the chain's shapes are filled with random elements of the field of
-/// 2^61 - 1 elements, contracted by the code that contracts floats (what runs is decided by shapes alone), and chain
-/// and contraction are applied to a random input; every output off the border must be equal, and the contraction of
-/// shapes must fit `contraction`. Both sides are polynomials of degree L + 1, so different ones agree by chance with
-/// probability below (L + 1) / 2^61 < 2^-50 for the L < 2047 layers accepted.
+/// Proves geometry and algorithm for all weights: the chain's shapes are filled with random
+/// elements of the field of 2^61 - 1 elements, contracted by the code that contracts floats (what
+/// runs is decided by shapes alone), and chain and contraction are applied to a random input; every
+/// output off the border must be equal, and the contraction of shapes must fit `contraction`. Both
+/// sides are polynomials of degree L + 1, so different ones agree by chance with probability below
+/// (L + 1) / 2^61 < 2^-50 for the L < 2047 layers accepted.
 /// Requires  contraction: the layer to check; only its shape is looked at
 /// Cost      the contraction, and chain and layer by their definition on the input, at some 5 ns a multiply-add
 /// Throws    ShapeError, SizeError as `contract`; VerificationError for too many layers
@@ -50,11 +55,13 @@ template <Chain E, Layer F>
 Report prove_algebra(const E& chain, const F& contraction, std::uint64_t seed = 1,
                      std::optional<PerAxis<rank_of<E>>> input_size = std::nullopt);
 
-/// Proves that `contraction`, computed in A (by default as contract does), is off by no more than rounding explains:
-/// each number against a plain-loop contraction in the next wider scalar, within
-///     gamma_n(u)|F| + gamma_n(u')|F| + underflow (+ half an ulp if A is wider than the layers' scalar),
-/// where |F| contracts the absolute values, n counts the terms of all stages and gamma_n(u) = n*u / (1 - n*u).
-/// Kernels are compared as maps, so one with more zeros around it passes. For exact scalars the bound is zero.
+/// Proves that `contraction`, computed in A (by default as contract does), is off by no more than
+/// rounding explains: each number against a plain-loop contraction in the next wider scalar, within
+///     gamma_n(u)|F| + gamma_n(u')|F| + underflow (+ half an ulp if A is wider than the layers'
+///     scalar),
+/// where |F| contracts the absolute values, n counts the terms of all stages and gamma_n(u) = n*u /
+/// (1 - n*u). Kernels are compared as maps, so one with more zeros around it passes. For exact
+/// scalars the bound is zero.
 /// Requires  rounding to nearest, gradual underflow
 /// Cost      the contraction in plain loops, twice
 /// Throws    VerificationError where n*u >= 1
@@ -62,13 +69,14 @@ Report prove_algebra(const E& chain, const F& contraction, std::uint64_t seed = 
 template <class A = void, Chain E, Layer F>
 Report prove_rounding(const E& chain, const F& contraction);
 
-/// Proves that the matrices multiply: the product of the factors' [T b; 0 1] is that of `contraction`, row by row of
-/// the outputs off the border, equal in exact scalars and within the rounding bound in others.
+/// Proves that the matrices multiply: the product of the factors' [T b; 0 1] is that of
+/// `contraction`, row by row of the outputs off the border, equal in exact scalars and within the
+/// rounding bound in others.
 /// Cost    the sparse matrices of all layers at this input size, and their products
 /// Throws  SizeError where a matrix would exceed `limit`, before allocating; ShapeError for an input too small
 template <class A = void, Chain E, Layer F>
-Report prove_structure(const E& chain, const F& contraction,
-                       const PerAxis<rank_of<E>>& input_size, MemoryLimit limit = {});
+Report prove_structure(const E& chain, const F& contraction, const PerAxis<rank_of<E>>& input_size,
+                       MemoryLimit limit = {});
 
 /// The three reports of one contraction.
 struct Verification {

@@ -6,7 +6,8 @@
 
 namespace concertina::detail {
 
-/// Why two layers of these shapes cannot be the same map whatever their numbers; empty where they can.
+/// Why two layers of these shapes cannot be the same map whatever their numbers; empty where they
+/// can.
 template <int Rank>
 std::string incomparable(const ConvShape<Rank>& f, const ConvShape<Rank>& g) {
   const auto growth = [](const ConvShape<Rank>& shape, int axis) {
@@ -21,8 +22,8 @@ std::string incomparable(const ConvShape<Rank>& f, const ConvShape<Rank>& g) {
   return "";
 }
 
-/// The number that ties output channel o to input channel c at `offset` from the start of the stride; zero where
-/// the layer has no tap there.
+/// The number that ties output channel o to input channel c at `offset` from the start of the
+/// stride; zero where the layer has no tap there.
 template <class Scalar, int Rank>
 Scalar tap_at(const ConvView<Scalar, Rank>& layer, Index o, Index c, const PerAxis<Rank>& offset) {
   const auto& [stride, padding, dilation, groups] = layer.geometry();

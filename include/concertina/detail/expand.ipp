@@ -1,4 +1,5 @@
-// How expansions are laid out, and how the one free layer of a function-preserving expansion is solved for.
+// How expansions are laid out, and how the one free layer of a function-preserving expansion is
+// solved for.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -27,7 +28,8 @@ ConvShape<Rank> normalized(ConvShape<Rank> shape) {
   return shape;
 }
 
-/// Layers with these kernels, the widths of `options`, padding on the first and the stride where it is wanted.
+/// Layers with these kernels, the widths of `options`, padding on the first and the stride where it
+/// is wanted.
 template <int Rank>
 std::vector<ConvShape<Rank>> lay_out(const ConvShape<Rank>& shape,
                                      const std::vector<PerAxis<Rank>>& kernels,
@@ -58,15 +60,14 @@ std::vector<ConvShape<Rank>> lay_out(const ConvShape<Rank>& shape,
   std::vector<ConvShape<Rank>> layers;
   for (std::size_t l = 0; l < kernels.size(); ++l) {
     const bool last = l + 1 == kernels.size();
-    ConvShape<Rank> layer{
-        .out = widths[l + 1],
-        .in = widths[l],
-        .kernel = kernels[l],
-        .geometry = {.stride = l == stride_on ? shape.geometry.stride : 1,
-                     .padding = l == 0 ? shape.geometry.padding : 0,
-                     .dilation = shape.geometry.dilation,
-                     .groups = groups},
-        .bias = shape.bias && (last || options.inner_bias)};
+    ConvShape<Rank> layer{.out = widths[l + 1],
+                          .in = widths[l],
+                          .kernel = kernels[l],
+                          .geometry = {.stride = l == stride_on ? shape.geometry.stride : 1,
+                                       .padding = l == 0 ? shape.geometry.padding : 0,
+                                       .dilation = shape.geometry.dilation,
+                                       .groups = groups},
+                          .bias = shape.bias && (last || options.inner_bias)};
     if (options.depthwise_middle && l == 1) {
       if (layer.in != layer.out) {
         throw ShapeError("a depthwise middle needs equal widths on both sides (" +
@@ -105,7 +106,8 @@ std::vector<ConvShape<Rank>> expand_ck(const ConvShape<Rank>& shape, const Expan
     throw ShapeError("CK expands kernels larger than 3 into 3x3 layers; expand this one with CL (" +
                      to_string(shape) + ")");
   }
-  if (largest > 4096) throw ShapeError("CK of kernel " + to_string(shape.kernel) + " has too many layers");
+  if (largest > 4096)
+    throw ShapeError("CK of kernel " + to_string(shape.kernel) + " has too many layers");
   std::vector<PerAxis<Rank>> kernels;
   PerAxis<Rank> left = shape.kernel;
   while (*std::ranges::max_element(left) > 1) {
@@ -121,7 +123,8 @@ std::vector<ConvShape<Rank>> expand_ck(const ConvShape<Rank>& shape, const Expan
 
 namespace detail {
 
-/// 1x1, one kernel a hidden channel, 1x1, for one group of `target`. The middle is linear in the target tap by tap.
+/// 1x1, one kernel a hidden channel, 1x1, for one group of `target`. The middle is linear in the
+/// target tap by tap.
 template <class Real, int Rank, BitGenerator Generator>
 std::vector<Conv<Real, Rank>> preserve_depthwise_middle(const Conv<Real, Rank>& target,
                                                         const std::vector<ConvShape<Rank>>& shapes,
@@ -195,8 +198,10 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
   if (holds) return;
   std::ostringstream message;
   message.precision(3);
-  message << "layers of these widths cannot represent the kernel: the best leave a relative residual of "
-          << std::sqrt(norm > 0 ? error / norm : error) << " (" << to_string(target.shape()) << " into";
+  message << "layers of these widths cannot represent the kernel: the best leave a relative "
+             "residual of "
+          << std::sqrt(norm > 0 ? error / norm : error) << " (" << to_string(target.shape())
+          << " into";
   for (const auto& layer : layers) message << ", " << to_string(layer.shape());
   message << "); expand at a higher rate, or another way";
   throw ExpansionError(message.str());
@@ -210,10 +215,11 @@ std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
     Ends ends) {
   using Scalar = typename F::Scalar;
   constexpr int Rank = F::Rank;
-  // Shifts only copy numbers, so any scalar will do; a system is solved in double, or in what is wider.
-  using Real = std::conditional_t<!detail::rounds<Scalar>, Scalar,
-                                  std::conditional_t<(std::numeric_limits<Scalar>::digits > 53),
-                                                     long double, double>>;
+  // Shifts only copy numbers, so any scalar will do; a system is solved in double, or in what is
+  // wider.
+  using Real = std::conditional_t<
+      !detail::rounds<Scalar>, Scalar,
+      std::conditional_t<(std::numeric_limits<Scalar>::digits > 53), long double, double>>;
   const ConvView<Scalar, Rank> target(layer);
   const ConvShape<Rank>& shape = target.shape();
   if (product_shape<Rank>(shapes) != detail::normalized(shape)) {
@@ -251,7 +257,8 @@ std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
   for (Index g = 0; g < groups; ++g) {
     Conv<Real, Rank> wanted(block);
     for (std::size_t i = 0; i < chunk; ++i) {
-      wanted.weight()[i] = static_cast<Real>(target.weight()[static_cast<std::size_t>(g) * chunk + i]);
+      wanted.weight()[i] =
+          static_cast<Real>(target.weight()[static_cast<std::size_t>(g) * chunk + i]);
     }
     std::vector<Conv<Real, Rank>> found;
     if (depthwise_middle) {
@@ -262,13 +269,16 @@ std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
       found = detail::OrthonormalEnds<Real, Rank, Generator>(wanted, parts, generator).layers();
     }
     if (found.empty()) {
-      throw ExpansionError("the maps between are too narrow to hold the shifted copies of every channel (" +
-                           to_string(shape) + "); expand at a higher rate, or with Ends::orthonormal");
+      throw ExpansionError(
+          "the maps between are too narrow to hold the shifted copies of every channel (" +
+          to_string(shape) + "); expand at a higher rate, or with Ends::orthonormal");
     }
     for (std::size_t l = 0; l < found.size(); ++l) {
       const auto from = found[l].weight();
-      const auto to = layers[l].weight().subspan(static_cast<std::size_t>(g) * from.size(), from.size());
-      std::ranges::transform(from, to.begin(), [](const Real& n) { return static_cast<Scalar>(n); });
+      const auto to =
+          layers[l].weight().subspan(static_cast<std::size_t>(g) * from.size(), from.size());
+      std::ranges::transform(from, to.begin(),
+                             [](const Real& n) { return static_cast<Scalar>(n); });
     }
   }
   std::ranges::copy(target.bias(), layers.back().bias().begin());

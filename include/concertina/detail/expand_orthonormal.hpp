@@ -1,7 +1,9 @@
-// Function-preserving expansion with random orthonormal ends: the one free layer, by linear least squares.
+// Function-preserving expansion with random orthonormal ends: the one free layer, by linear least
+// squares.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/detail/expand_order.hpp>
 #include <concertina/product.hpp>
 #include <concertina/random.hpp>
 
@@ -23,7 +25,8 @@ template <class Real, BitGenerator Generator>
 Dense<Real> random_matrix(Index rows, Index columns, Generator& generator) {
   Dense<Real> matrix(rows, columns);
   for (Index i = 0; i < rows; ++i) {
-    for (Index j = 0; j < columns; ++j) matrix(i, j) = static_cast<Real>(random_uniform(generator, 1));
+    for (Index j = 0; j < columns; ++j)
+      matrix(i, j) = static_cast<Real>(random_uniform(generator, 1));
   }
   return matrix;
 }
@@ -42,12 +45,14 @@ inline Index part_begin(Index total, Index parts, Index i) { return total * i / 
 
 /// One group of a function-preserving expansion: a dense layer, into dense layers.
 ///
-/// All layers but one, X, are fixed; L stands for those after it and R for those before it, and L X R = F is linear
-/// in X. For 1x1 layers around X that is a matrix equation, solved by their pseudo-inverses, which for orthonormal
-/// ends are their transposes. Where L or R has a kernel the system has a row for each number of F and a column for
-/// each of X, too many at once. So channels are taken in small blocks: each block of inputs has hidden channels of its
-/// own in R, each block of outputs in L; each pair of blocks is then a small system, and all pairs share one matrix.
-/// A random rotation of each map between two layers, absorbed by the layers on its sides, mixes the blocks again.
+/// All layers but one, X, are fixed; L stands for those after it and R for those before it, and L X
+/// R = F is linear in X. For 1x1 layers around X that is a matrix equation, solved by their
+/// pseudo-inverses, which for orthonormal ends are their transposes. Where L or R has a kernel the
+/// system has a row for each number of F and a column for each of X, too many at once. So channels
+/// are taken in small blocks: each block of inputs has hidden channels of its own in R, each block
+/// of outputs in L; each pair of blocks is then a small system, and all pairs share one matrix. A
+/// random rotation of each map between two layers, absorbed by the layers on its sides, mixes the
+/// blocks again.
 template <class Real, int Rank, BitGenerator Generator>
 class OrthonormalEnds {
  public:
@@ -57,13 +62,11 @@ class OrthonormalEnds {
                   Generator& generator)
       : target_(target), shapes_(std::move(shapes)), generator_(generator) {}
 
-  /// The layers, or those of the smallest residual where no choice of the free layer can represent the target.
+  /// The layers, or those of the smallest residual where no choice of the free layer can represent
+  /// the target.
   Layers layers() {
     const auto pointwise = [&](std::size_t l) { return volume(shapes_[l].kernel) == 1; };
-    std::vector<std::size_t> order;
-    for (std::size_t l = 0; l < shapes_.size(); ++l) order.push_back(l);
-    std::ranges::stable_sort(order, std::ranges::greater{},
-                             [&](std::size_t l) { return weight_count(shapes_[l]); });
+    const std::vector<std::size_t> order = largest_first<Rank>(shapes_);
     Layers best;
     for (const std::size_t free : order) {
       bool others_pointwise = true;
@@ -139,20 +142,22 @@ class OrthonormalEnds {
   }
 
   static Dense<Real> pseudo_inverse(const Dense<Real>& matrix) {
-    const Dense<Real> gram = matrix.rows() < matrix.cols() ? matrix * matrix.transpose()
-                                                           : matrix.transpose() * matrix;
+    const Dense<Real> gram =
+        matrix.rows() < matrix.cols() ? matrix * matrix.transpose() : matrix.transpose() * matrix;
     if (gram.isIdentity(tolerance)) return matrix.transpose();  // as for ends wider than the layer
     return matrix.completeOrthogonalDecomposition().pseudoInverse();
   }
 
-  /// The fixed layers on one side of X for one block of channels: `widths` from the outside of the chain to X.
+  /// The fixed layers on one side of X for one block of channels: `widths` from the outside of the
+  /// chain to X.
   struct Side {
     std::vector<Index> widths;
-    Layers layers;                   // in the chain's order
+    Layers layers;                            // in the chain's order
     std::optional<Conv<Real, Rank>> product;  // none where X itself is the end
   };
 
-  /// Widths of block `i` of `blocks` in the maps begin..end; empty where a map is too narrow for so many blocks.
+  /// Widths of block `i` of `blocks` in the maps begin..end; empty where a map is too narrow for so
+  /// many blocks.
   std::vector<Index> block_widths(std::size_t begin, std::size_t end, Index blocks, Index i) const {
     std::vector<Index> widths;
     for (std::size_t map = begin; map < end; ++map) {
@@ -171,14 +176,15 @@ class OrthonormalEnds {
       shape.out = widths[i + 1];
       shape.bias = false;
       Conv<Real, Rank>& layer = side.layers.emplace_back(shape);
-      matrix(layer) = random_orthonormal<Real>(
-          shape.out, shape.in * volume(shape.kernel), generator_);
+      matrix(layer) =
+          random_orthonormal<Real>(shape.out, shape.in * volume(shape.kernel), generator_);
     }
     if (!side.layers.empty()) side.product = contract(side.layers, interior_only);
     return side;
   }
 
-  /// Rows: numbers of a block of F, [out][in][tap]; columns: numbers of a block of X, [out][in][tap].
+  /// Rows: numbers of a block of F, [out][in][tap]; columns: numbers of a block of X,
+  /// [out][in][tap].
   Dense<Real> system(const Side& left, const Side& right, std::size_t free) const {
     const ConvShape<Rank> identity{.out = 1, .in = 1};
     const ConvShape<Rank> after = left.product ? left.product->shape() : identity;
@@ -224,8 +230,8 @@ class OrthonormalEnds {
     return matrix;
   }
 
-  /// Blocks of about `channels` channels on either side of the free layer. Empty where the system is too large, or a
-  /// map between too narrow.
+  /// Blocks of about `channels` channels on either side of the free layer. Empty where the system
+  /// is too large, or a map between too narrow.
   Layers solve_blocks(std::size_t free, Index channels) {
     const std::size_t maps = shapes_.size() + 1;
     const auto block_count = [&](Index total, bool has_side) {
@@ -274,13 +280,15 @@ class OrthonormalEnds {
         std::vector<std::pair<Index, Index>> pairs;
         for (Index i = 0; i < out_blocks; ++i) {
           for (Index j = 0; j < in_blocks; ++j) {
-            if (left_of[static_cast<std::size_t>(i)] == l && right_of[static_cast<std::size_t>(j)] == r) {
+            if (left_of[static_cast<std::size_t>(i)] == l &&
+                right_of[static_cast<std::size_t>(j)] == r) {
               pairs.emplace_back(i, j);
             }
           }
         }
         Dense<Real> wanted(out * in * taps, static_cast<Index>(pairs.size()));
-        const auto run = [&](Conv<Real, Rank>& layer, Index o, Index c) {  // the taps of one pair of channels
+        const auto run = [&](Conv<Real, Rank>& layer, Index o,
+                             Index c) {  // the taps of one pair of channels
           const Index count = volume(layer.shape().kernel);
           return Eigen::Map<Eigen::Matrix<Real, Eigen::Dynamic, 1>>(
               layer.weight().data() + (o * layer.shape().in + c) * count, count);
@@ -324,9 +332,10 @@ class OrthonormalEnds {
       for (Index i = 0; i < blocks; ++i) {
         Conv<Real, Rank> part = sides[which[static_cast<std::size_t>(i)]].layers[l];
         for (Index tap = 0; tap < volume(whole.shape().kernel); ++tap) {
-          slice(whole, tap).block(part_begin(whole.shape().out, blocks, i),
-                                  part_begin(whole.shape().in, blocks, i), part.shape().out,
-                                  part.shape().in) = slice(part, tap);
+          slice(whole, tap)
+              .block(part_begin(whole.shape().out, blocks, i),
+                     part_begin(whole.shape().in, blocks, i), part.shape().out, part.shape().in) =
+              slice(part, tap);
         }
       }
     }

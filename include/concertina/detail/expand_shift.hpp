@@ -1,7 +1,9 @@
-// Function-preserving expansion with shifting ends: ones that copy channels to shifted places, exact in any scalar.
+// Function-preserving expansion with shifting ends: ones that copy channels to shifted places,
+// exact in any scalar.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/detail/expand_order.hpp>
 #include <concertina/detail/rounding.hpp>
 #include <concertina/product.hpp>
 #include <concertina/random.hpp>
@@ -14,8 +16,8 @@
 
 namespace concertina::detail {
 
-/// Shifts along one axis on both sides of the free layer: every tap of the target is one of `before`, plus one of
-/// `after`, plus a tap of the free layer.
+/// Shifts along one axis on both sides of the free layer: every tap of the target is one of
+/// `before`, plus one of `after`, plus a tap of the free layer.
 struct Shifts {
   std::vector<Index> before, after;
 };
@@ -27,8 +29,10 @@ inline std::vector<Index> spread(Index count, Index reach) {
   return shifts;
 }
 
-/// The fewest copies of a channel that reach every tap of `kernel`, or nothing if no number of copies does.
-inline std::optional<Shifts> cover(Index kernel, Index free, Index reach_before, Index reach_after) {
+/// The fewest copies of a channel that reach every tap of `kernel`, or nothing if no number of
+/// copies does.
+inline std::optional<Shifts> cover(Index kernel, Index free, Index reach_before,
+                                   Index reach_after) {
   const auto covered = [&](const Shifts& shifts) {
     std::vector<bool> seen(static_cast<std::size_t>(kernel), false);
     for (const Index b : shifts.before) {
@@ -48,10 +52,11 @@ inline std::optional<Shifts> cover(Index kernel, Index free, Index reach_before,
   return std::nullopt;
 }
 
-/// One group of a function-preserving expansion. The layers before the free one hold copies of each input channel,
-/// each shifted by another amount; those after it collect shifted copies of each output channel; the free layer's
-/// taps hold the target's. Hidden channels that no copy uses carry zeros into the free layer, or are not read after
-/// it; what else they touch is random, so that training can wake them.
+/// One group of a function-preserving expansion. The layers before the free one hold copies of each
+/// input channel, each shifted by another amount; those after it collect shifted copies of each
+/// output channel; the free layer's taps hold the target's. Hidden channels that no copy uses carry
+/// zeros into the free layer, or are not read after it; what else they touch is random, so that
+/// training can wake them.
 template <class Scalar, int Rank, BitGenerator Generator>
 class ShiftEnds {
  public:
@@ -63,10 +68,7 @@ class ShiftEnds {
 
   /// The layers, or none where no layer's neighbours can hold the copies that the kernel takes.
   Layers layers() {
-    std::vector<std::size_t> order;
-    for (std::size_t l = 0; l < shapes_.size(); ++l) order.push_back(l);
-    std::ranges::stable_sort(order, std::ranges::greater{},
-                             [&](std::size_t l) { return weight_count(shapes_[l]); });
+    const std::vector<std::size_t> order = largest_first<Rank>(shapes_);
     for (const std::size_t free : order) {
       if (find_shifts(free)) return build(free);
     }
@@ -74,7 +76,8 @@ class ShiftEnds {
   }
 
  private:
-  /// Fills shifts_ for this free layer; false where the maps are too narrow or the kernel out of reach.
+  /// Fills shifts_ for this free layer; false where the maps are too narrow or the kernel out of
+  /// reach.
   bool find_shifts(std::size_t free) {
     Index copies_before = 1, copies_after = 1;
     for (int axis = 0; axis < Rank; ++axis) {
@@ -92,7 +95,8 @@ class ShiftEnds {
     }
     for (std::size_t map = 1; map < shapes_.size(); ++map) {
       const bool is_before = map <= free;
-      const Index used = is_before ? copies_before * target_.shape().in : copies_after * target_.shape().out;
+      const Index used =
+          is_before ? copies_before * target_.shape().in : copies_after * target_.shape().out;
       if (shapes_[map].in < used) return false;
     }
     return true;
@@ -116,7 +120,8 @@ class ShiftEnds {
       const Index used_in = l <= free ? used_before : used_after;
       const Index used_out = l < free ? used_before : used_after;
       const auto arbitrary = [&](Index o, Index c) {
-        const bool spare_in = !reads_inputs && c >= used_in, spare_out = !writes_outputs && o >= used_out;
+        const bool spare_in = !reads_inputs && c >= used_in,
+                   spare_out = !writes_outputs && o >= used_out;
         if (l < free) return spare_in;   // a spare channel before the free layer stays zero
         if (l > free) return spare_out;  // one after it is never read
         return spare_in || spare_out;
@@ -125,8 +130,9 @@ class ShiftEnds {
     }
 
     // The copies before the free layer and after it.
-    const auto carry = [&](std::size_t begin, std::size_t end, const PerAxis<Rank>& count, Index channels,
-                           std::vector<Index> Shifts::*side, bool from_single, bool to_single) {
+    const auto carry = [&](std::size_t begin, std::size_t end, const PerAxis<Rank>& count,
+                           Index channels, std::vector<Index> Shifts::* side, bool from_single,
+                           bool to_single) {
       for_each_position(count, [&](const PerAxis<Rank>& copy) {
         PerAxis<Rank> left;
         for (int axis = 0; axis < Rank; ++axis) {
@@ -166,8 +172,7 @@ class ShiftEnds {
           for (Index o = 0; o < out; ++o) {
             for (Index c = 0; c < in; ++c) {
               number(layers[free], flat(after, after_count) * out + o,
-                     flat(before, before_count) * in + c, tap) =
-                  number(target_, o, c, wanted);
+                     flat(before, before_count) * in + c, tap) = number(target_, o, c, wanted);
             }
           }
         });
@@ -180,8 +185,8 @@ class ShiftEnds {
 
   static Scalar& number(Conv<Scalar, Rank>& layer, Index o, Index c, const PerAxis<Rank>& tap) {
     const PerAxis<Rank>& kernel = layer.shape().kernel;
-    return layer.weight()[static_cast<std::size_t>(
-        (o * layer.shape().in + c) * volume(kernel) + flat(tap, kernel))];
+    return layer.weight()[static_cast<std::size_t>((o * layer.shape().in + c) * volume(kernel) +
+                                                   flat(tap, kernel))];
   }
 
   /// As initialize_uniform; zero in scalars that have no fractions.

@@ -1,4 +1,5 @@
-// How a product is computed: its shape, the cheapest order of a chain, and one algorithm for each pair of shapes.
+// How a product is computed: its shape, the cheapest order of a chain, and one algorithm for each
+// pair of shapes.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -18,7 +19,8 @@ template <int Rank>
 void BorderPolicy<Rank>::require(std::span<const ConvShape<Rank>> layers) const {
   if (std::holds_alternative<InteriorOnly>(policy_)) return;
   const auto* at = std::get_if<ExactAt<Rank>>(&policy_);
-  const Exactness<Rank> found = at ? exactness<Rank>(layers, at->input_size) : exactness<Rank>(layers);
+  const Exactness<Rank> found =
+      at ? exactness<Rank>(layers, at->input_size) : exactness<Rank>(layers);
   if (found) return;
   throw InexactError("no single layer equals this chain" +
                      (at ? " at input size " + to_string(at->input_size) : std::string()) + ": " +
@@ -82,11 +84,11 @@ using ConstMatrix = Eigen::Map<const RowMajor<Scalar>, 0, Eigen::OuterStride<>>;
 template <class Scalar>
 using MutableMatrix = Eigen::Map<RowMajor<Scalar>, 0, Eigen::OuterStride<>>;
 
-/// Channels between two layers that one group of each shares. There the product of two block-diagonal matrices
-/// is dense, and each segment fills a block of the result of its own.
+/// Channels between two layers that one group of each shares. There the product of two
+/// block-diagonal matrices is dense, and each segment fills a block of the result of its own.
 struct Segment {
-  Index begin, end;      // channels between the layers
-  Index outer, inner;    // the groups
+  Index begin, end;    // channels between the layers
+  Index outer, inner;  // the groups
 };
 
 template <int Rank>
@@ -103,10 +105,11 @@ std::vector<Segment> segments(const ConvShape<Rank>& outer, const ConvShape<Rank
   return result;
 }
 
-/// The algorithms of a dense block. Which one runs depends on shapes only, never on the scalar, so that what is
-/// proved over a prime field is what runs on floats.
+/// The algorithms of a dense block. Which one runs depends on shapes only, never on the scalar, so
+/// that what is proved over a prime field is what runs on floats.
 enum class PairPath {
-  direct,           ///< plain loops: depthwise and tiny blocks, where a matrix product costs more than it saves
+  direct,  ///< plain loops: depthwise and tiny blocks, where a matrix product costs more than it
+           ///< saves
   outer_pointwise,  ///< 1x1 after kxk: one matrix product, in place
   inner_pointwise,  ///< kxk after 1x1: matrix products over panels of output channels
   general           ///< kxk after kxk: for each tap of the result one product per row of tap pairs
@@ -115,18 +118,20 @@ enum class PairPath {
 template <int Rank>
 PairPath pair_path(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
   const Index out = outer.out / outer.geometry.groups, in = inner.in / inner.geometry.groups;
-  const Index between = std::min(outer.in / outer.geometry.groups, inner.out / inner.geometry.groups);
+  const Index between =
+      std::min(outer.in / outer.geometry.groups, inner.out / inner.geometry.groups);
   // Below this, Eigen's packing and call cost about what the loops do.
   constexpr Index smallest_block = 256;
-  const bool outer_pointwise = volume(outer.kernel) == 1, inner_pointwise = volume(inner.kernel) == 1;
+  const bool outer_pointwise = volume(outer.kernel) == 1,
+             inner_pointwise = volume(inner.kernel) == 1;
   const Index columns = outer_pointwise ? volume(inner.kernel) : 1;
   if (out * between * in * columns < smallest_block) return PairPath::direct;
   if (outer_pointwise) return PairPath::outer_pointwise;
   return inner_pointwise ? PairPath::inner_pointwise : PairPath::general;
 }
 
-/// Time of one product in units of a multiply-add at full speed. Moving a number costs about what 16 of them do,
-/// and so does a multiply-add outside a matrix product (AVX-512, both from cache).
+/// Time of one product in units of a multiply-add at full speed. Moving a number costs about what
+/// 16 of them do, and so does a multiply-add outside a matrix product (AVX-512, both from cache).
 template <int Rank>
 double pair_cost(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
   constexpr double slow = 16;
@@ -144,7 +149,8 @@ double pair_cost(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
   return flops + slow * (numbers(outer) + numbers(inner) + 2 * result);
 }
 
-/// Row-major index in the result's kernel of each tap of a factor: the taps (b, a) meet at outer[b] + inner[a].
+/// Row-major index in the result's kernel of each tap of a factor: the taps (b, a) meet at outer[b]
+/// + inner[a].
 template <int Rank>
 std::vector<Index> tap_positions(const ConvShape<Rank>& factor, const PerAxis<Rank>& spacing,
                                  const ConvShape<Rank>& product) {
@@ -159,8 +165,8 @@ std::vector<Index> tap_positions(const ConvShape<Rank>& factor, const PerAxis<Ra
   return positions;
 }
 
-/// One dense block of a product. Weights are [out][between][outer taps] and [between][in][inner taps], the result
-/// [out][in][taps]; steps between rows are those of the whole tensors.
+/// One dense block of a product. Weights are [out][between][outer taps] and [between][in][inner
+/// taps], the result [out][in][taps]; steps between rows are those of the whole tensors.
 template <class Scalar>
 struct Block {
   Index out, between, in;
@@ -198,8 +204,9 @@ void multiply_direct(const Block<Scalar>& block) {
   }
 }
 
-/// In panels of columns, because Eigen sizes its blocks by the last-level cache, which for a very wide product spills
-/// the second: 512 x 2048 x 18432 in float took 41 G multiply-adds/s at once and 51 in panels of 1024 (Xeon, AVX-512).
+/// In panels of columns, because Eigen sizes its blocks by the last-level cache, which for a very
+/// wide product spills the second: 512 x 2048 x 18432 in float took 41 G multiply-adds/s at once
+/// and 51 in panels of 1024 (Xeon, AVX-512).
 template <class Scalar>
 void multiply_outer_pointwise(const Block<Scalar>& block) {
   constexpr Index panel = 1024;
@@ -214,9 +221,10 @@ void multiply_outer_pointwise(const Block<Scalar>& block) {
   }
 }
 
-/// For one output channel the result [in][taps] is a matrix product with few columns. Taking several output
-/// channels side by side makes it wide: their kernels are copied into [between][channel, tap], whose copies are
-/// contiguous runs of a kernel, as are those of the result.
+/// For one output channel the result [in][taps] is a matrix product with few columns. Taking
+/// several output channels side by side makes it wide: their kernels are copied into
+/// [between][channel, tap], whose copies are contiguous runs of a kernel, as are those of the
+/// result.
 template <class Scalar>
 void multiply_inner_pointwise(const Block<Scalar>& block) {
   constexpr Index wanted_columns = 512;
@@ -243,10 +251,11 @@ void multiply_inner_pointwise(const Block<Scalar>& block) {
   }
 }
 
-/// The result's tap t is the sum over tap pairs (b, a) that meet there of the matrix products W2_b W1_a. Pairs
-/// that are neighbours in the outer kernel's last axis are neighbours, in reverse, in the inner one's; so with W2
-/// stored [out][b][between] and W1 stored [reversed a][between][in] such a row of pairs is one matrix product,
-/// whose inner length is between * pairs. It needs no atomics, no scatter, and no multiplications by zero.
+/// The result's tap t is the sum over tap pairs (b, a) that meet there of the matrix products W2_b
+/// W1_a. Pairs that are neighbours in the outer kernel's last axis are neighbours, in reverse, in
+/// the inner one's; so with W2 stored [out][b][between] and W1 stored [reversed a][between][in]
+/// such a row of pairs is one matrix product, whose inner length is between * pairs. It needs no
+/// atomics, no scatter, and no multiplications by zero.
 template <class Scalar>
 void multiply_general(const Block<Scalar>& block) {
   const Index outer_taps = block.outer_count(), inner_taps = block.inner_count();
@@ -294,8 +303,8 @@ void multiply_general(const Block<Scalar>& block) {
     if (at.empty()) sum.setZero();  // between spread taps
     for (const Run& run : at) {
       const auto left = outer.middleCols(run.b * block.between, run.length * block.between);
-      const auto right = inner.middleRows((inner_taps - 1 - run.a) * block.between,
-                                          run.length * block.between);
+      const auto right =
+          inner.middleRows((inner_taps - 1 - run.a) * block.between, run.length * block.between);
       if (&run == &at.front()) {
         sum.noalias() = left * right;
       } else {
@@ -327,7 +336,8 @@ Conv<Scalar, Rank> multiply(const ConvView<Scalar, Rank>& outer,
   }
   Conv<Scalar, Rank> product(product_shape);
   const auto groups = [](const auto& layer) { return layer.geometry().groups; };
-  const Index outer_in = outer.shape().in / groups(outer), inner_in = inner.shape().in / groups(inner);
+  const Index outer_in = outer.shape().in / groups(outer),
+              inner_in = inner.shape().in / groups(inner);
   const Index out = outer.shape().out / groups(outer);
   const Index product_in = product.shape().in / groups(product);
   const Index outer_taps = volume(outer.shape().kernel), inner_taps = volume(inner.shape().kernel);
@@ -349,8 +359,8 @@ Conv<Scalar, Rank> multiply(const ConvView<Scalar, Rank>& outer,
         .out = out,
         .between = segment.end - segment.begin,
         .in = inner_in,
-        .outer = outer.weight().data() +
-                 (first_out * outer_in + segment.begin % outer_in) * outer_taps,
+        .outer =
+            outer.weight().data() + (first_out * outer_in + segment.begin % outer_in) * outer_taps,
         .outer_step = outer_in * outer_taps,
         .inner = inner.weight().data() + segment.begin * inner_in * inner_taps,
         .inner_step = inner_in * inner_taps,
@@ -417,7 +427,8 @@ class ChainOrder {
         split_[at(first, last)] = middle;
         shapes_[at(first, last)] = product_shape(outer, inner);  // the same for every split
       } catch (const SizeError&) {
-        // An intermediate that overflows is never chosen; contract_run meets it if there is no other.
+        // An intermediate that overflows is never chosen; contract_run meets it if there is no
+        // other.
         if (split_[at(first, last)] == 0) split_[at(first, last)] = middle;
       }
     }
@@ -441,9 +452,8 @@ Conv<Scalar, Rank> contract_run(std::span<const ConvView<Scalar, Rank>> layers,
     return use(ConvView<Scalar, Rank>(product));
   };
   return part(first, middle - 1, [&](const ConvView<Scalar, Rank>& inner) {
-    return part(middle, last, [&](const ConvView<Scalar, Rank>& outer) {
-      return multiply(outer, inner);
-    });
+    return part(middle, last,
+                [&](const ConvView<Scalar, Rank>& outer) { return multiply(outer, inner); });
   });
 }
 
@@ -463,7 +473,8 @@ Conv<ScalarOf<E>, rank_of<E>> contract(
     const E& chain, const std::type_identity_t<BorderPolicy<rank_of<E>>>& policy) {
   using Scalar = ScalarOf<E>;
   constexpr int Rank = rank_of<E>;
-  using Accumulator = std::conditional_t<std::is_void_v<A>, typename DefaultAccumulator<Scalar>::type, A>;
+  using Accumulator =
+      std::conditional_t<std::is_void_v<A>, typename DefaultAccumulator<Scalar>::type, A>;
   const auto layers = detail::factors(chain);
   const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
   detail::require_chain<Rank>(layer_shapes, "contract");

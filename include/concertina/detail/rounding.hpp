@@ -1,4 +1,5 @@
-// How far rounding can carry a contraction from the exact one: constants, counts of terms, and a plain reference.
+// How far rounding can carry a contraction from the exact one: constants, counts of terms, and a
+// plain reference.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -18,8 +19,8 @@ template <class Scalar>
 inline constexpr bool rounds =
     std::numeric_limits<Scalar>::is_specialized && !std::numeric_limits<Scalar>::is_exact;
 
-/// The scalar in which a computation in A is checked: the next wider one. Exact scalars check themselves, and so
-/// does the widest, with a bound that counts both roundings.
+/// The scalar in which a computation in A is checked: the next wider one. Exact scalars check
+/// themselves, and so does the widest, with a bound that counts both roundings.
 template <class A>
 using Reference = std::conditional_t<
     !rounds<A>, A, std::conditional_t<(std::numeric_limits<A>::digits < 53), double, long double>>;
@@ -32,8 +33,8 @@ long double unit_roundoff() {
 
 template <class Scalar>
 long double smallest_subnormal() {
-  return std::ldexp(1.0L, std::numeric_limits<Scalar>::min_exponent -
-                              std::numeric_limits<Scalar>::digits);
+  return std::ldexp(
+      1.0L, std::numeric_limits<Scalar>::min_exponent - std::numeric_limits<Scalar>::digits);
 }
 
 /// Distance between neighbouring numbers of type Scalar at the size of x.
@@ -44,25 +45,28 @@ long double ulp(long double x) {
                               std::numeric_limits<Scalar>::digits);
 }
 
-/// gamma_n(u) = n*u / (1 - n*u) bounds the relative error of n roundings in a row (Higham, Accuracy and Stability of
-/// Numerical Algorithms, Lemma 3.1). Throws VerificationError where n*u reaches 1 and it bounds nothing.
+/// gamma_n(u) = n*u / (1 - n*u) bounds the relative error of n roundings in a row (Higham, Accuracy
+/// and Stability of Numerical Algorithms, Lemma 3.1). Throws VerificationError where n*u reaches 1
+/// and it bounds nothing.
 inline long double gamma(Index n, long double u) {
   const long double product = static_cast<long double>(n) * u;
   if (!(product < 1)) {
-    throw VerificationError("a sum of " + std::to_string(n) +
-                            " terms is too long for this precision to bound; use a wider accumulator");
+    throw VerificationError(
+        "a sum of " + std::to_string(n) +
+        " terms is too long for this precision to bound; use a wider accumulator");
   }
   return product / (1 - product);
 }
 
-/// Roundings on the way to one tap of a contraction and to one bias, whatever the order of the chain.
+/// Roundings on the way to one tap of a contraction and to one bias, whatever the order of the
+/// chain.
 struct Terms {
   Index weight = 0, bias = 0;
 };
 
-/// At the boundary between two layers, an element of the product sums over the channels there and over the tap
-/// pairs that meet. In every order the two sides are parts of what stands left and right of the boundary, so the
-/// counts for the whole sides bound them all.
+/// At the boundary between two layers, an element of the product sums over the channels there and
+/// over the tap pairs that meet. In every order the two sides are parts of what stands left and
+/// right of the boundary, so the counts for the whole sides bound them all.
 template <int Rank>
 Terms terms(std::span<const ConvShape<Rank>> layers) {
   Terms count;
@@ -82,8 +86,8 @@ Terms terms(std::span<const ConvShape<Rank>> layers) {
   return count;
 }
 
-/// `inner`, then `outer`, written from the rule of a product in plain loops: a second opinion for the proofs, which
-/// shares no code with the contraction.
+/// `inner`, then `outer`, written from the rule of a product in plain loops: a second opinion for
+/// the proofs, which shares no code with the contraction.
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
                                           const Conv<Scalar, Rank>& inner) {
@@ -111,14 +115,12 @@ Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
       const Index m = o / height(outer) * width(outer) + between;
       const Scalar* w2 = outer.weight().data() + (o * width(outer) + between) * outer_taps;
       for (Index b = 0; b < outer_taps && inner.shape().bias; ++b) {
-        product.bias()[at] =
-            product.bias()[at] + w2[b] * inner.bias()[static_cast<std::size_t>(m)];
+        product.bias()[at] = product.bias()[at] + w2[b] * inner.bias()[static_cast<std::size_t>(m)];
       }
       for (Index in = 0; in < width(inner); ++in) {
         const Index c = m / height(inner) * width(inner) + in;
         const Scalar* w1 = inner.weight().data() + (m * width(inner) + in) * inner_taps;
-        Scalar* result =
-            product.weight().data() + (o * width(product) + c % width(product)) * taps;
+        Scalar* result = product.weight().data() + (o * width(product) + c % width(product)) * taps;
         const Index* to = meet.data();
         for (Index b = 0; b < outer_taps; ++b) {
           for (Index a = 0; a < inner_taps; ++a, ++to) result[*to] = result[*to] + w2[b] * w1[a];
@@ -129,9 +131,11 @@ Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
   return product;
 }
 
-/// A chain in the reference scalar, each factor mapped by `each`, contracted from the first layer on in plain loops.
+/// A chain in the reference scalar, each factor mapped by `each`, contracted from the first layer
+/// on in plain loops.
 template <class Ref, class Scalar, int Rank, class Each>
-Conv<Ref, Rank> contract_by_definition(const std::vector<ConvView<Scalar, Rank>>& layers, Each&& each) {
+Conv<Ref, Rank> contract_by_definition(const std::vector<ConvView<Scalar, Rank>>& layers,
+                                       Each&& each) {
   const auto factor = [&](const ConvView<Scalar, Rank>& view) {
     Conv<Ref, Rank> layer = view.template cast<Ref>();
     for (Ref& number : layer.weight()) number = each(number);
@@ -145,9 +149,9 @@ Conv<Ref, Rank> contract_by_definition(const std::vector<ConvView<Scalar, Rank>>
   return product;
 }
 
-/// Bounds what underflow adds to any number of a contraction: each of `terms` products loses at most one smallest
-/// subnormal, which the remaining factors then scale, by no more than the largest absolute row or column sum of their
-/// matrices [weight bias; 0 1].
+/// Bounds what underflow adds to any number of a contraction: each of `terms` products loses at
+/// most one smallest subnormal, which the remaining factors then scale, by no more than the largest
+/// absolute row or column sum of their matrices [weight bias; 0 1].
 template <class A, class Scalar, int Rank>
 long double underflow(const std::vector<ConvView<Scalar, Rank>>& layers, Index terms) {
   long double scale = 1;
@@ -169,7 +173,8 @@ long double underflow(const std::vector<ConvView<Scalar, Rank>>& layers, Index t
   return static_cast<long double>(terms) * smallest_subnormal<A>() * scale;
 }
 
-/// Bounds |computed - reference| for a number whose factors' absolute values contract to `magnitude`.
+/// Bounds |computed - reference| for a number whose factors' absolute values contract to
+/// `magnitude`.
 template <class Scalar, class A>
 struct ErrorBound {
   using Ref = Reference<A>;

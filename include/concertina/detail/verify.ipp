@@ -38,7 +38,8 @@ class Worst {
  public:
   explicit Worst(Report& report) : report_(report) {}
 
-  /// `magnitude` is the same number contracted from absolute values; it is unused for exact scalars.
+  /// `magnitude` is the same number contracted from absolute values; it is unused for exact
+  /// scalars.
   template <class Ref, class Bound, class Where>
   void compare(const Scalar& computed, const Ref& reference, const Ref& magnitude,
                const Bound& bound, Where&& where) {
@@ -122,7 +123,8 @@ ConvShape<1> along(const ConvShape<Rank>& shape, int axis) {
           .bias = shape.bias};
 }
 
-/// Whether every layer fits, every tap of the product reads the map, and an output lies off the border.
+/// Whether every layer fits, every tap of the product reads the map, and an output lies off the
+/// border.
 inline bool shows_everything(std::span<const ConvShape<1>> layers, const ConvShape<1>& product,
                              Index size) {
   Index positions = size;
@@ -248,23 +250,27 @@ Report prove_rounding(const E& chain, const F& contraction) {
                   weight_bound, [&] { return place(o, c, offset); });
   });
   detail::for_each_tap(given, [&](Index o, Index c, const PerAxis<Rank>& offset, const Scalar& n) {
-    if (n == Scalar(0)) return;  // nothing to explain, and taps beyond the chain's reach must be zero
+    if (n == Scalar(0))
+      return;  // nothing to explain, and taps beyond the chain's reach must be zero
     worst.compare(n, detail::tap_at(right, o, c, offset), detail::tap_at(size, o, c, offset),
                   weight_bound, [&] { return place(o, c, offset); });
     --report.compared;
   });
-  const auto number = [](auto bias, std::size_t o) { return bias.empty() ? decltype(bias[o] + bias[o])(0) : bias[o]; };
+  const auto number = [](auto bias, std::size_t o) {
+    return bias.empty() ? decltype(bias[o] + bias[o])(0) : bias[o];
+  };
   for (std::size_t o = 0; o < static_cast<std::size_t>(given.shape().out); ++o) {
     if (given.bias().empty() && right.bias().empty()) break;
-    worst.compare(static_cast<Scalar>(number(given.bias(), o)), number(right.bias(), o), number(size.bias(), o),
-                  bias_bound, [&] { return "bias[" + std::to_string(o) + "]"; });
+    worst.compare(static_cast<Scalar>(number(given.bias(), o)), number(right.bias(), o),
+                  number(size.bias(), o), bias_bound,
+                  [&] { return "bias[" + std::to_string(o) + "]"; });
   }
   return report;
 }
 
 template <class A, Chain E, Layer F>
-Report prove_structure(const E& chain, const F& contraction,
-                       const PerAxis<rank_of<E>>& input_size, MemoryLimit limit) {
+Report prove_structure(const E& chain, const F& contraction, const PerAxis<rank_of<E>>& input_size,
+                       MemoryLimit limit) {
   using Scalar = ScalarOf<E>;
   using Accumulator = detail::AccumulatorOf<A, Scalar>;
   using Ref = detail::Reference<Accumulator>;
@@ -341,8 +347,8 @@ Verification verify(const E& chain, const F& contraction, std::uint64_t seed, Me
   const std::vector<ConvShape<rank_of<E>>> layers = shapes(chain);
   return {.algebra = prove_algebra(chain, contraction, seed),
           .rounding = prove_rounding<A>(chain, contraction),
-          .structure = prove_structure<A>(
-              chain, contraction, smallest_input<rank_of<E>>(layers), limit)};
+          .structure =
+              prove_structure<A>(chain, contraction, smallest_input<rank_of<E>>(layers), limit)};
 }
 
 }  // namespace concertina

@@ -1,0 +1,22 @@
+// The README's program: expand a layer, contract it again, prove that nothing changed.
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/concertina.hpp>
+
+#include <iostream>
+#include <random>
+
+int main() {
+  using namespace concertina;
+  std::mt19937_64 generator(1);
+  const ConvShape<2> compact{
+      .out = 16, .in = 8, .kernel = 7, .geometry = {.padding = 3}, .bias = true};
+  const auto layers = initialize<float>(expand_cl(compact, {.rate = 4}), generator);
+
+  const auto product = contract<double>(layers[2] * layers[1] * layers[0]);
+  for (const auto& layer : layers) std::cout << to_string(layer.shape()) << '\n';
+  std::cout << "contract to " << to_string(product.shape()) << "\n\n"
+            << verify<double>(layers, product);
+
+  FeatureMap<float, 2> image({.channels = 8, .size = {32, 32}});
+  std::cout << "\noutput " << to_string(product(image).shape().size) << '\n';
+}

@@ -1,0 +1,809 @@
+// Safetensors files: named arrays and string metadata, read with distrust, written all or nothing.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/error.hpp>  // FormatError, IoError
+
+#include <Eigen/Core>  // half, bfloat16
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <ranges>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace concertina::io {
+
+static_assert(std::endian::native == std::endian::little,
+              "safetensors data is little-endian and kept as it is in the file; a big-endian host "
+              "needs the bytes of each element swapped in values and add, and has no view");
+
+/// What the elements of a tensor are, smallest first. In the file the names are the same, and BOOL.
+enum class Dtype { Bool, U8, I8, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64 };
+
+/// The name in the file.
+std::string_view name_of(Dtype dtype);
+
+/// Bytes per element.
+std::size_t size_of(Dtype dtype);
+
+/// The dtype that stores a Scalar, bit by bit; none for long double and for what is no number.
+template <class Scalar>
+constexpr std::optional<Dtype> dtype_of();
+
+/// A type that tensors store.
+template <class Scalar>
+concept Stored = dtype_of<Scalar>().has_value();
+
+/// A type that values can be read as.
+template <class Scalar>
+concept Readable = Stored<Scalar> || std::same_as<Scalar, long double>;
+
+/// An array, row-major. An empty shape is a scalar; a dimension may be zero.
+struct Tensor {
+  Dtype dtype{};
+  std::vector<std::ptrdiff_t> shape;
+  std::vector<std::byte> bytes;  // little-endian; std::vector aligns them for every dtype
+
+  friend bool operator==(const Tensor&, const Tensor&) = default;
+};
+
+/// The contents of a file. Plain data: what it holds is checked when it is used and when it is
+/// written.
+struct Safetensors {
+  std::string origin = "safetensors";  // what messages call the file; not compared and not written
+  std::map<std::string, std::string> metadata;
+  std::map<std::string, Tensor, std::less<>> tensors;
+
+  bool contains(std::string_view name) const { return tensors.contains(name); }
+
+  /// Throws FormatError with some of the names there are if this is not one of them.
+  const Tensor& tensor(std::string_view name) const&;
+  const Tensor& tensor(std::string_view name) const&& = delete;
+
+  /// A copy of the elements, widened where Scalar holds every value of the dtype exactly.
+  /// Throws FormatError naming both types where it does not: rounding is left to the caller.
+  template <Readable Scalar>
+  std::vector<Scalar> values(std::string_view name) const;
+
+  /// The elements themselves, no copy; valid until the tensor changes or goes.
+  /// Not for bool: a byte in a file may be neither 0 nor 1; values<bool>() reads it as true.
+  /// Throws FormatError naming both types if the dtype is not that of Scalar.
+  template <Stored Scalar>
+    requires(!std::same_as<Scalar, bool>)
+  std::span<const Scalar> view(std::string_view name) const&;
+  template <Stored Scalar>
+  std::span<const Scalar> view(std::string_view name) const&& = delete;
+
+  /// Adds a copy of the values, which are in row-major order; of an Eigen::VectorX v, of
+  /// std::span(v.data(), v.data() + v.size()).
+  /// Throws FormatError if the name is taken or reserved, or the shape has another number of
+  /// elements; then nothing is added.
+  template <std::ranges::contiguous_range Values>
+    requires Stored<std::ranges::range_value_t<Values>>
+  void add(std::string name, std::vector<std::ptrdiff_t> shape, const Values& values);
+
+  /// Equal names, dtypes, shapes, bytes and metadata.
+  friend bool operator==(const Safetensors& a, const Safetensors& b) {
+    return a.metadata == b.metadata && a.tensors == b.tensors;
+  }
+};
+
+/// Reads and checks a whole file. Everything that the format forbids is refused, and so are fields
+/// that it does not know.
+/// Cost      one read; memory for the data once, and for at most some ten times the header
+/// Throws    FormatError naming the place, what is there, and what was expected;
+///           IoError if the path is not a readable regular file
+/// Source    github.com/huggingface/safetensors, README.md, "Format"
+Safetensors read_safetensors(const std::filesystem::path& path);
+
+/// The same for a file in memory; `origin` names it in messages.
+Safetensors parse_safetensors(std::span<const std::byte> file, std::string origin = "safetensors");
+
+/// Writes a file under a temporary name in the same folder and renames it when it is complete. If
+/// anything fails, whatever was at the path is still there, and nothing else. A link is followed,
+/// not replaced; permissions are those of a new file. Power failures are left to the file system.
+/// Ensures   read_safetensors(path) == file; each tensor is aligned to its element size;
+///           equal files have equal bytes
+/// Throws    FormatError if bytes do not fit their shape, or a name is reserved or not UTF-8;
+///           IoError if the file cannot be created, completed or renamed
+void write_safetensors(const std::filesystem::path& path, const Safetensors& file);
+
+/// The bytes that write_safetensors writes.
+std::vector<std::byte> serialize_safetensors(const Safetensors& file);
+
+// ------------------------------------------------------------------------------------------------
+
+namespace detail {
+
+inline constexpr std::ptrdiff_t header_limit = 100'000'000;  // the format's own
+inline constexpr std::ptrdiff_t length_bytes = 8;            // before the header, its length
+inline constexpr std::ptrdiff_t integer_limit = std::numeric_limits<std::ptrdiff_t>::max();
+inline constexpr std::string_view metadata_name = "__metadata__";
+
+inline constexpr std::array<std::string_view, 13> dtype_names = {
+    "BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64"};
+
+/// visit(std::type_identity<T>{}) with the type that stores the dtype.
+template <class Visit>
+constexpr auto with_storage(Dtype dtype, const Visit& visit) {
+  switch (dtype) {
+    case Dtype::Bool: return visit(std::type_identity<bool>{});
+    case Dtype::U8: return visit(std::type_identity<std::uint8_t>{});
+    case Dtype::I8: return visit(std::type_identity<std::int8_t>{});
+    case Dtype::U16: return visit(std::type_identity<std::uint16_t>{});
+    case Dtype::I16: return visit(std::type_identity<std::int16_t>{});
+    case Dtype::F16: return visit(std::type_identity<Eigen::half>{});
+    case Dtype::BF16: return visit(std::type_identity<Eigen::bfloat16>{});
+    case Dtype::U32: return visit(std::type_identity<std::uint32_t>{});
+    case Dtype::I32: return visit(std::type_identity<std::int32_t>{});
+    case Dtype::F32: return visit(std::type_identity<float>{});
+    case Dtype::U64: return visit(std::type_identity<std::uint64_t>{});
+    case Dtype::I64: return visit(std::type_identity<std::int64_t>{});
+    case Dtype::F64: return visit(std::type_identity<double>{});
+  }
+  throw FormatError("Dtype " + std::to_string(static_cast<int>(dtype)) +
+                    " is none of the enumerators");
+}
+
+/// Same bits, same meaning: long and long long are both I64 where both have 64 bits.
+template <class A, class B>
+inline constexpr bool same_storage =
+    std::same_as<A, B> ||
+    (std::integral<A> && std::integral<B> && !std::same_as<A, bool> && !std::same_as<B, bool> &&
+     sizeof(A) == sizeof(B) && std::is_signed_v<A> == std::is_signed_v<B>);
+
+/// Whether To represents every value of From.
+template <class To, class From>
+constexpr bool holds_exactly() {
+  using T = std::numeric_limits<To>;
+  using F = std::numeric_limits<From>;
+  if constexpr (std::same_as<To, From>) return true;
+  if (F::digits > T::digits || (F::is_signed && !T::is_signed)) return false;
+  if (F::is_integer) return T::is_integer || F::digits < T::max_exponent;
+  const bool holds_subnormal = F::min_exponent - F::digits >= T::min_exponent - T::digits;
+  return !T::is_integer && F::max_exponent <= T::max_exponent && holds_subnormal;
+}
+
+template <class Scalar>
+std::string scalar_name() {
+  if constexpr (Stored<Scalar>) return std::string(name_of(*dtype_of<Scalar>()));
+  return "long double";
+}
+
+[[noreturn]] inline void refuse(const std::string& where, const std::string& what) {
+  throw FormatError(where + ": " + what);
+}
+
+/// Text from a file, safe to print: everything but printable ASCII as \xNN, and no longer than a
+/// line.
+inline std::string shown(std::string_view text, std::size_t limit = 100) {
+  constexpr std::string_view digits = "0123456789abcdef";
+  std::string result;
+  for (const char c : text.substr(0, limit)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte < 0x7f) {
+      result += c;
+    } else {
+      result += {'\\', 'x', digits[byte / 16], digits[byte % 16]};
+    }
+  }
+  return text.size() > limit ? result + "..." : result;
+}
+
+inline std::string in_quotes(std::string_view text) { return '"' + shown(text) + '"'; }
+
+inline std::string about(const std::string& origin, std::string_view tensor) {
+  return origin + ": tensor " + in_quotes(tensor);
+}
+
+/// The first items, as [2, 3, 5], [2, 3, ...] or "F.bias", "F.weight", ...
+template <std::ranges::input_range Items, class Show>
+std::string listed(const Items& items, const Show& show, int limit = 8) {
+  std::string result;
+  for (const auto& item : items) {
+    result += (result.empty() ? "" : ", ") + (limit > 0 ? show(item) : std::string("..."));
+    if (--limit < 0) break;
+  }
+  return result;
+}
+
+inline std::string shown(const std::vector<std::ptrdiff_t>& integers) {
+  return '[' + listed(integers, [](std::ptrdiff_t i) { return std::to_string(i); }) + ']';
+}
+
+/// Refuses a shape that has a negative dimension, that does not take `found` bytes, or whose size
+/// overflows even if the zeros in it are left out: so no product of dimensions overflows elsewhere.
+inline void check_size(const std::string& where, Dtype dtype,
+                       const std::vector<std::ptrdiff_t>& shape, std::size_t found) {
+  auto needed = static_cast<std::ptrdiff_t>(size_of(dtype));
+  bool empty = false;
+  for (const std::ptrdiff_t dimension : shape) {
+    if (dimension < 0) refuse(where, "shape " + shown(shape) + " has a negative dimension");
+    empty = empty || dimension == 0;
+    const std::ptrdiff_t factor = std::max<std::ptrdiff_t>(dimension, 1);
+    if (needed > integer_limit / factor) {
+      refuse(where, "shape " + shown(shape) + " of " + std::string(name_of(dtype)) +
+                        " takes 2^63 bytes or more");
+    }
+    needed *= factor;
+  }
+  if (empty) needed = 0;
+  if (std::cmp_not_equal(needed, found)) {
+    refuse(where, std::string(name_of(dtype)) + " of shape " + shown(shape) + " takes " +
+                      std::to_string(needed) + " bytes, but there are " + std::to_string(found));
+  }
+}
+
+inline void check_name(const std::string& origin, std::string_view name) {
+  if (name == metadata_name) {
+    refuse(origin, in_quotes(name) + " is reserved by the format; rename the tensor");
+  }
+}
+
+// ---- reading
+
+/// Where a tensor's bytes are, counted from the end of the header.
+struct Range {
+  std::ptrdiff_t begin, end;
+  std::pair<const std::string, Tensor>* tensor;
+};
+
+/// Takes the header's JSON one token at a time and refuses the first that does not belong where it
+/// is; so nothing nests deeper than the format does, and nothing is stored but tensors and
+/// metadata. Its public names are those that nlohmann::json::sax_parse calls.
+class HeaderParser {
+ public:
+  HeaderParser(Safetensors& file, std::ptrdiff_t data_size) : file_(file), data_size_(data_size) {}
+
+  std::vector<Range>& ranges() { return ranges_; }
+
+  bool null() { unexpected("null"); }
+  bool boolean(bool value) { unexpected(value ? "true" : "false"); }
+  bool number_float(double, const std::string& digits) { unexpected(shown(digits)); }
+  bool binary(std::vector<std::uint8_t>&) { unexpected("binary data"); }  // never from JSON text
+
+  bool number_integer(std::int64_t value) {  // one with a minus sign
+    unexpected(value == 0 ? "-0" : std::to_string(value));
+  }
+
+  bool number_unsigned(std::uint64_t value) {
+    if (place_ != Place::Integer || std::cmp_greater(value, integer_limit)) {
+      unexpected(std::to_string(value));
+    }
+    integers_->push_back(static_cast<std::ptrdiff_t>(value));
+    return true;
+  }
+
+  bool string(const std::string& value) {
+    if (place_ == Place::MetadataValue) {
+      file_.metadata.emplace(key_, value);
+      place_ = Place::Metadata;
+    } else if (place_ == Place::Dtype) {
+      const auto found = std::ranges::find(dtype_names, value);
+      if (found == dtype_names.end()) {
+        const auto show = [](std::string_view name) { return std::string(name); };
+        refuse(where(),
+               in_quotes(value) + " is not supported, only " + listed(dtype_names, show, 13));
+      }
+      dtype_ = static_cast<Dtype>(found - dtype_names.begin());
+      place_ = Place::Fields;
+    } else {
+      unexpected(in_quotes(value));
+    }
+    return true;
+  }
+
+  bool start_object(std::size_t) {
+    switch (place_) {
+      case Place::Header: place_ = Place::Names; break;
+      case Place::MetadataObject: place_ = Place::Metadata; break;
+      case Place::Tensor: place_ = Place::Fields; break;
+      default: unexpected("an object");
+    }
+    return true;
+  }
+
+  bool key(const std::string& key) {
+    key_ = key;
+    switch (place_) {
+      case Place::Names: start_entry(); break;
+      case Place::Metadata: start_metadata_value(); break;
+      default: start_field(); break;
+    }
+    return true;
+  }
+
+  bool end_object() {
+    if (place_ == Place::Fields) finish_tensor();
+    place_ = Place::Names;
+    return true;
+  }
+
+  bool start_array(std::size_t) {
+    if (place_ != Place::Array) unexpected("an array");
+    place_ = Place::Integer;
+    return true;
+  }
+
+  bool end_array() {
+    place_ = Place::Fields;
+    return true;
+  }
+
+  bool parse_error(std::size_t position, const std::string&,
+                   const nlohmann::json::exception& error) {
+    refuse(file_.origin + ": byte " +
+               std::to_string(static_cast<std::size_t>(length_bytes) + position - 1),
+           std::string("the header is not valid JSON; ") + shown(error.what(), 300));
+  }
+
+ private:
+  /// What comes next: the value that is named, or a key where that is plural.
+  enum class Place {
+    Header,
+    Names,
+    MetadataObject,
+    Metadata,
+    MetadataValue,
+    Tensor,
+    Fields,
+    Dtype,
+    Array,
+    Integer
+  };
+
+  void start_entry() {
+    name_ = key_;
+    if (name_ == metadata_name) {
+      if (has_metadata_) refuse(file_.origin, in_quotes(name_) + " is there twice");
+      has_metadata_ = true;
+      place_ = Place::MetadataObject;
+    } else {
+      if (file_.contains(name_)) refuse(about(file_.origin, name_), "the name is there twice");
+      dtype_.reset();
+      shape_.reset();
+      offsets_.reset();
+      place_ = Place::Tensor;
+    }
+  }
+
+  void start_metadata_value() {
+    place_ = Place::MetadataValue;
+    if (file_.metadata.contains(key_)) refuse(where(), "the key is there twice");
+  }
+
+  void start_field() {
+    if (key_ == "dtype") {
+      place_ = Place::Dtype;
+      if (dtype_) refuse(where(), "the field is there twice");
+    } else if (key_ == "shape" || key_ == "data_offsets") {
+      place_ = Place::Array;
+      auto& integers = key_ == "shape" ? shape_ : offsets_;
+      if (integers) refuse(where(), "the field is there twice");
+      integers_ = &integers.emplace();
+    } else {
+      refuse(about(file_.origin, name_), "field " + in_quotes(key_) + " is unknown, expected " +
+                                             "dtype, shape or data_offsets");
+    }
+  }
+
+  void finish_tensor() {
+    const std::string tensor = about(file_.origin, name_);
+    if (!dtype_) refuse(tensor, "dtype is missing");
+    if (!shape_) refuse(tensor, "shape is missing");
+    if (!offsets_) refuse(tensor, "data_offsets is missing");
+    const std::string data_offsets = "data_offsets " + shown(*offsets_);
+    if (offsets_->size() != 2) {
+      refuse(tensor, data_offsets + " has to be two numbers, [begin, end]");
+    }
+    const std::ptrdiff_t begin = offsets_->front(), end = offsets_->back();
+    if (begin > end) refuse(tensor, data_offsets + " ends before it begins");
+    if (end > data_size_) {
+      refuse(tensor, data_offsets + " reaches beyond the data, which has " +
+                         std::to_string(data_size_) +
+                         " bytes; the file is cut short, or its header is wrong");
+    }
+    check_size(tensor + ", " + data_offsets, *dtype_, *shape_,
+               static_cast<std::size_t>(end - begin));
+    const auto [at, added] = file_.tensors.emplace(name_, Tensor{*dtype_, std::move(*shape_), {}});
+    ranges_.push_back({begin, end, &*at});
+  }
+
+  /// The value that comes next. Where a key must come, the JSON parser lets nothing else through.
+  std::string where() const {
+    switch (place_) {
+      case Place::Header: return file_.origin + ": the header";
+      case Place::MetadataObject: return file_.origin + ": " + std::string(metadata_name);
+      case Place::MetadataValue: return file_.origin + ": metadata " + in_quotes(key_);
+      case Place::Tensor: return about(file_.origin, name_);
+      default: return about(file_.origin, name_) + ", " + key_;
+    }
+  }
+
+  std::string expected() const {
+    switch (place_) {
+      case Place::Header: return "an object of tensors";
+      case Place::MetadataObject: return "an object of strings";
+      case Place::MetadataValue: return "a string; write other values as text";
+      case Place::Tensor: return "an object with dtype, shape and data_offsets";
+      case Place::Dtype: return "a string";
+      case Place::Array: return "an array of integers";
+      default: return "an integer from 0 to " + std::to_string(integer_limit);
+    }
+  }
+
+  [[noreturn]] void unexpected(const std::string& found) const {
+    refuse(where(), "found " + found + ", expected " + expected());
+  }
+
+  Safetensors& file_;
+  std::ptrdiff_t data_size_;
+  std::vector<Range> ranges_;
+  Place place_ = Place::Header;
+  bool has_metadata_ = false;
+  std::string name_, key_;  // of the entry, and within it
+  std::optional<Dtype> dtype_;
+  std::optional<std::vector<std::ptrdiff_t>> shape_, offsets_;
+  std::vector<std::ptrdiff_t>* integers_ = nullptr;  // the one of them that is being read
+};
+
+/// Sorts the ranges and refuses any that leave a byte of the data to no tensor or to two.
+inline void check_layout(const std::string& origin, std::vector<Range>& ranges,
+                         std::ptrdiff_t data_size) {
+  std::ranges::sort(ranges, {}, [](const Range& range) {
+    return std::tuple(range.begin, range.end, std::string_view(range.tensor->first));
+  });
+  const Range* previous = nullptr;
+  std::ptrdiff_t covered = 0;
+  for (const Range& range : ranges) {
+    const std::string& name = range.tensor->first;
+    if (range.begin < covered) {
+      refuse(about(origin, name),
+             "begins at byte " + std::to_string(range.begin) + " of the data, within tensor " +
+                 in_quotes(previous->tensor->first) + ", which ends at " + std::to_string(covered));
+    }
+    if (range.begin > covered) {
+      refuse(about(origin, name), "begins at byte " + std::to_string(range.begin) +
+                                      " of the data, but those from " + std::to_string(covered) +
+                                      " on belong to no tensor; the format forbids holes");
+    }
+    covered = range.end;
+    previous = &range;
+  }
+  if (covered != data_size) {
+    refuse(origin, "the tensors end at byte " + std::to_string(covered) +
+                       " of the data, but it goes on to " + std::to_string(data_size) +
+                       "; the format forbids that");
+  }
+}
+
+/// Reads a file of `size` bytes; next(span) fills a span with the bytes that follow those before.
+template <class Next>
+Safetensors read(std::string origin, std::ptrdiff_t size, const Next& next) {
+  Safetensors file{.origin = std::move(origin), .metadata = {}, .tensors = {}};
+  if (size < length_bytes) {
+    refuse(file.origin, "the file has " + std::to_string(size) +
+                            " bytes, but the header's length alone takes 8");
+  }
+  std::array<std::byte, length_bytes> length_field;
+  next(std::span(length_field));
+  const auto length = std::bit_cast<std::uint64_t>(length_field);
+  if (std::cmp_greater(length, header_limit)) {
+    refuse(file.origin, "byte 0: the header's length is " + std::to_string(length) +
+                            ", but at most " + std::to_string(header_limit) +
+                            " is allowed; this may not be a safetensors file");
+  }
+  const std::ptrdiff_t data_size = size - length_bytes - static_cast<std::ptrdiff_t>(length);
+  if (data_size < 0) {
+    refuse(file.origin, "byte 0: the header's length is " + std::to_string(length) + ", but only " +
+                            std::to_string(size - length_bytes) +
+                            " bytes follow; the file is cut short");
+  }
+
+  std::string header(length, '\0');
+  next(std::as_writable_bytes(std::span(header)));
+  // The JSON parser would skip a byte order mark, and take a NUL for the end of the text.
+  if (!header.starts_with('{')) {
+    refuse(file.origin,
+           "byte 8: the header begins with " + in_quotes(header.substr(0, 1)) + ", expected \"{\"");
+  }
+  if (const auto nul = header.find('\0'); nul != std::string::npos) {
+    refuse(file.origin, "byte " + std::to_string(static_cast<std::size_t>(length_bytes) + nul) +
+                            ": the header has a NUL; pad it with spaces");
+  }
+  HeaderParser parser(file, data_size);
+  nlohmann::json::sax_parse(header.data(), header.data() + header.size(), &parser);
+
+  check_layout(file.origin, parser.ranges(), data_size);
+  for (const Range& range : parser.ranges()) {
+    std::vector<std::byte>& bytes = range.tensor->second.bytes;
+    bytes.resize(static_cast<std::size_t>(range.end - range.begin));
+    next(std::span(bytes));
+  }
+  return file;
+}
+
+// ---- writing
+
+/// A file in pieces: its length field and header, then the tensors in the order of their data.
+struct Pieces {
+  std::string head;
+  std::vector<std::span<const std::byte>> data;
+};
+
+inline std::string json_text(const std::string& origin, const std::string& text) try {
+  return nlohmann::json(text).dump();
+} catch (const nlohmann::json::exception&) {
+  refuse(origin, in_quotes(text) + " is not UTF-8, as names and metadata must be");
+}
+
+/// Largest elements first, then by name: each tensor is aligned, because everything before it is a
+/// multiple of its element size, and the bytes depend on nothing but the contents.
+inline Pieces split(const std::string& origin, const Safetensors& file) {
+  std::vector<const std::pair<const std::string, Tensor>*> order;
+  for (const auto& entry : file.tensors) {
+    check_name(origin, entry.first);
+    check_size(about(origin, entry.first), entry.second.dtype, entry.second.shape,
+               entry.second.bytes.size());
+    order.push_back(&entry);
+  }
+  std::ranges::stable_sort(order, std::greater{},
+                           [](const auto* entry) { return size_of(entry->second.dtype); });
+
+  Pieces pieces;
+  std::string header = "{";
+  const auto separate = [&header] { header += header.back() == '{' ? "" : ","; };
+  if (!file.metadata.empty()) {
+    header += json_text(origin, std::string(metadata_name)) + ":{";
+    for (const auto& [key, value] : file.metadata) {
+      separate();
+      header += json_text(origin, key) + ':' + json_text(origin, value);
+    }
+    header += '}';
+  }
+  std::size_t offset = 0;
+  for (const auto* entry : order) {
+    const auto& [name, tensor] = *entry;
+    const std::size_t end = offset + tensor.bytes.size();
+    separate();
+    header += json_text(origin, name) + R"(:{"dtype":")" + std::string(name_of(tensor.dtype)) +
+              R"(","shape":)" + nlohmann::json(tensor.shape).dump() + R"(,"data_offsets":[)" +
+              std::to_string(offset) + ',' + std::to_string(end) + "]}";
+    pieces.data.emplace_back(tensor.bytes);
+    offset = end;
+  }
+  header += '}';
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  if (std::cmp_greater(header.size(), header_limit)) {
+    refuse(origin, "the header takes " + std::to_string(header.size()) +
+                       " bytes, but the format allows " + std::to_string(header_limit) +
+                       "; shorten names or metadata, or split the file");
+  }
+  const auto length = std::bit_cast<std::array<char, length_bytes>>(std::uint64_t{header.size()});
+  pieces.head = std::string(length.data(), length.size()) + header;
+  return pieces;
+}
+
+struct CloseFile {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using FileHandle = std::unique_ptr<std::FILE, CloseFile>;
+
+inline std::string system_message() { return std::generic_category().message(errno); }
+
+/// A file that appears at its path when it is complete, or never.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::filesystem::path& path)
+      : shown_path_(path.string()), target_(path) {
+    std::error_code error;
+    const auto status = std::filesystem::status(path, error);
+    if (std::filesystem::exists(status)) {
+      if (!std::filesystem::is_regular_file(status)) {
+        fail("there is something that is not a regular file");
+      }
+      target_ = std::filesystem::canonical(path, error);
+      if (error) fail(error.message());
+    }
+    for (int number = 0; !file_; ++number) {
+      temporary_ = target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
+      // x: never opens a file that exists, nor follows a link that somebody put there.
+      file_.reset(std::fopen(temporary_.string().c_str(), "wbx"));
+      if (!file_ && (errno != EEXIST || number == 1000)) {
+        fail("cannot create " + temporary_.string() + ", " + system_message());
+      }
+    }
+  }
+
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  ~AtomicFile() {
+    if (complete_) return;
+    file_.reset();
+    std::error_code ignored;
+    std::filesystem::remove(temporary_, ignored);
+  }
+
+  void write(std::span<const std::byte> bytes) {
+    const std::size_t written = std::fwrite(bytes.data(), 1, bytes.size(), file_.get());
+    if (written != bytes.size()) fail(system_message());
+  }
+
+  void commit() {
+    if (std::fflush(file_.get()) != 0 || std::fclose(file_.release()) != 0) fail(system_message());
+    std::error_code error;
+    std::filesystem::rename(temporary_, target_, error);
+    if (error) fail(error.message());
+    complete_ = true;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& why) const {
+    throw IoError("cannot write " + shown_path_ + ": " + why);
+  }
+
+  std::string shown_path_;
+  std::filesystem::path target_, temporary_;
+  FileHandle file_;
+  bool complete_ = false;
+};
+
+}  // namespace detail
+
+inline std::string_view name_of(Dtype dtype) {
+  return detail::dtype_names.at(static_cast<std::size_t>(dtype));
+}
+
+inline std::size_t size_of(Dtype dtype) {
+  return detail::with_storage(dtype, []<class T>(std::type_identity<T>) { return sizeof(T); });
+}
+
+template <class Scalar>
+constexpr std::optional<Dtype> dtype_of() {
+  for (std::size_t i = 0; i < detail::dtype_names.size(); ++i) {
+    const auto dtype = static_cast<Dtype>(i);
+    if (detail::with_storage(dtype, []<class T>(std::type_identity<T>) {
+          return detail::same_storage<T, Scalar>;
+        })) {
+      return dtype;
+    }
+  }
+  return std::nullopt;
+}
+
+inline const Tensor& Safetensors::tensor(std::string_view name) const& {
+  const auto found = tensors.find(name);
+  if (found != tensors.end()) return found->second;
+  const std::string missing = "there is no tensor " + detail::in_quotes(name);
+  if (tensors.empty()) detail::refuse(origin, missing + ", and no other either");
+  detail::refuse(
+      origin, missing + " among the " + std::to_string(tensors.size()) +
+                  " in the file: " + detail::listed(std::views::keys(tensors), detail::in_quotes));
+}
+
+template <Readable Scalar>
+std::vector<Scalar> Safetensors::values(std::string_view name) const {
+  const Tensor& from = tensor(name);
+  const std::string where = detail::about(origin, name);
+  detail::check_size(where, from.dtype, from.shape, from.bytes.size());
+  return detail::with_storage(from.dtype, [&]<class T>(std::type_identity<T>) {
+    std::vector<Scalar> result;
+    if constexpr (detail::holds_exactly<Scalar, T>()) {
+      result.resize(from.bytes.size() / sizeof(T));
+      for (std::size_t i = 0; i < result.size(); ++i) {
+        std::array<std::byte, sizeof(T)> element;
+        std::ranges::copy_n(from.bytes.begin() + static_cast<std::ptrdiff_t>(i * sizeof(T)),
+                            sizeof(T), element.begin());
+        if constexpr (std::same_as<T, bool>) {
+          result[i] = static_cast<Scalar>(element[0] != std::byte{0});
+        } else {
+          result[i] = static_cast<Scalar>(std::bit_cast<T>(element));
+        }
+      }
+    } else {
+      detail::refuse(where, std::string(name_of(from.dtype)) + " does not fit " +
+                                detail::scalar_name<Scalar>() +
+                                " exactly; read it as a wider type and round as you wish");
+    }
+    return result;
+  });
+}
+
+template <Stored Scalar>
+  requires(!std::same_as<Scalar, bool>)
+std::span<const Scalar> Safetensors::view(std::string_view name) const& {
+  static_assert(alignof(Scalar) <= __STDCPP_DEFAULT_NEW_ALIGNMENT__,
+                "std::vector<std::byte> must align a Scalar");
+  const Tensor& from = tensor(name);
+  const std::string where = detail::about(origin, name);
+  detail::check_size(where, from.dtype, from.shape, from.bytes.size());
+  if (from.dtype != dtype_of<Scalar>()) {
+    detail::refuse(where, std::string(name_of(from.dtype)) + " cannot be viewed as " +
+                              detail::scalar_name<Scalar>() +
+                              "; values() converts where that is exact");
+  }
+  return {reinterpret_cast<const Scalar*>(from.bytes.data()), from.bytes.size() / sizeof(Scalar)};
+}
+
+template <std::ranges::contiguous_range Values>
+  requires Stored<std::ranges::range_value_t<Values>>
+void Safetensors::add(std::string name, std::vector<std::ptrdiff_t> shape, const Values& values) {
+  constexpr Dtype dtype = *dtype_of<std::ranges::range_value_t<Values>>();
+  const auto bytes = std::as_bytes(std::span(std::ranges::data(values), std::ranges::size(values)));
+  const std::string where = detail::about(origin, name);
+  detail::check_name(origin, name);
+  detail::check_size(where, dtype, shape, bytes.size());
+  if (contains(name)) detail::refuse(where, "the name is taken");
+  tensors.emplace(std::move(name), Tensor{dtype, std::move(shape), {bytes.begin(), bytes.end()}});
+}
+
+inline Safetensors read_safetensors(const std::filesystem::path& path) {
+  const auto fail = [&path](const std::string& why) {
+    throw IoError("cannot read " + path.string() + ": " + why);
+  };
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(status)) fail(error.message());
+  if (std::filesystem::is_directory(status)) fail("it is a folder; name a file in it");
+  if (!std::filesystem::is_regular_file(status)) fail("it is not a regular file");
+  const auto size = static_cast<std::ptrdiff_t>(std::filesystem::file_size(path, error));
+  if (error) fail(error.message());
+  const detail::FileHandle file(std::fopen(path.string().c_str(), "rb"));
+  if (!file) fail(detail::system_message());
+  return detail::read(path.string(), size, [&](std::span<std::byte> to) {
+    if (std::fread(to.data(), 1, to.size(), file.get()) != to.size()) {
+      fail(std::ferror(file.get()) ? detail::system_message()
+                                   : "it became shorter while it was read");
+    }
+  });
+}
+
+inline Safetensors parse_safetensors(std::span<const std::byte> file, std::string origin) {
+  std::span<const std::byte> rest = file;
+  return detail::read(std::move(origin), std::ssize(file), [&rest](std::span<std::byte> to) {
+    std::ranges::copy(rest.first(to.size()), to.begin());
+    rest = rest.subspan(to.size());
+  });
+}
+
+inline void write_safetensors(const std::filesystem::path& path, const Safetensors& file) {
+  const detail::Pieces pieces = detail::split(path.string(), file);
+  detail::AtomicFile out(path);
+  out.write(std::as_bytes(std::span(pieces.head)));
+  for (const auto bytes : pieces.data) out.write(bytes);
+  out.commit();
+}
+
+inline std::vector<std::byte> serialize_safetensors(const Safetensors& file) {
+  const detail::Pieces pieces = detail::split(file.origin, file);
+  std::vector<std::byte> result;
+  const auto append = [&result](std::span<const std::byte> bytes) {
+    result.insert(result.end(), bytes.begin(), bytes.end());
+  };
+  append(std::as_bytes(std::span(pieces.head)));
+  for (const auto bytes : pieces.data) append(bytes);
+  return result;
+}
+
+}  // namespace concertina::io

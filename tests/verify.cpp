@@ -1,0 +1,206 @@
+// The proofs: they hold for right contractions, and every single wrong number makes one fail.
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/verify.hpp>
+
+#include <concertina/expand.hpp>
+
+#include "support.hpp"
+
+#include <catch2/catch.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <sstream>
+#include <vector>
+
+namespace concertina::test {
+namespace {
+
+template <class Scalar>
+std::vector<Conv<Scalar, 2>> chain(std::uint64_t seed = 1) {
+  std::mt19937_64 generator(seed);
+  return initialize<Scalar>(
+      expand_cl<2>(
+          {.out = 3, .in = 2, .kernel = 3, .geometry = {.stride = 2, .padding = 1}, .bias = true}),
+      generator);
+}
+
+template <class Scalar>
+Scalar next_up(Scalar x) {
+  return std::nextafter(x, std::numeric_limits<Scalar>::infinity());
+}
+
+}  // namespace
+
+TEST_CASE("all proofs hold for contractions", "[verify]") {
+  SECTION("float in float") { CHECK(verify(chain<float>(), contract(chain<float>()))); }
+  SECTION("float in double") {
+    const auto layers = chain<float>();
+    const Verification found = verify<double>(layers, contract<double>(layers));
+    CHECK(found);
+    CHECK(found.rounding.ulps <= 0.5001L);
+    CHECK(found.rounding.compared == 3 * 2 * 9 + 3);
+  }
+  SECTION("long double") { CHECK(verify(chain<long double>(), contract(chain<long double>()))); }
+  SECTION("bfloat16 in float") {
+    std::vector<Conv<Eigen::bfloat16, 2>> layers;
+    for (const auto& layer : chain<float>()) layers.push_back(layer.cast<Eigen::bfloat16>());
+    CHECK(verify(layers, contract(layers)));
+  }
+  SECTION("integers") {
+    Rng rng(4);
+    std::vector<Conv2d<std::int64_t>> layers;
+    for (const auto& layer : chain<float>()) {
+      layers.push_back(small_integers<std::int64_t>(layer.shape(), rng));
+    }
+    CHECK(verify(layers, contract(layers)));
+  }
+}
+
+TEST_CASE("one wrong number fails rounding and structure, in floats and in integers", "[verify]") {
+  const auto layers = chain<float>();
+  const Conv2d<float> right = contract<double>(layers);
+  const PerAxis<2> size = smallest_input<2>(shapes(layers));
+  Rng rng(6);
+  std::vector<Conv2d<std::int64_t>> integers;
+  for (const auto& layer : layers)
+    integers.push_back(small_integers<std::int64_t>(layer.shape(), rng));
+  const Conv2d<std::int64_t> whole = contract(integers);
+  for (std::size_t i = 0; i < right.weight().size() + right.bias().size(); ++i) {
+    const auto number = [&](auto& layer) -> auto& {
+      return i < layer.weight().size() ? layer.weight()[i]
+                                       : layer.bias()[i - layer.weight().size()];
+    };
+    Conv2d<float> wrong = right;
+    number(wrong) = next_up(next_up(number(wrong)));  // two units in the last place
+    CHECK_FALSE(prove_rounding<double>(layers, wrong));
+    CHECK_FALSE(prove_structure<double>(layers, wrong, size));
+    Conv2d<std::int64_t> off_by_one = whole;
+    number(off_by_one) += 1;
+    CHECK_FALSE(prove_rounding(integers, off_by_one));
+    CHECK_FALSE(prove_structure(integers, off_by_one, size));
+  }
+}
+
+TEST_CASE("a number that is not finite fails", "[verify]") {
+  const auto layers = chain<float>();
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    Conv2d<float> wrong = contract(layers);
+    wrong.weight()[5] = bad;
+    const Report report = prove_rounding(layers, wrong);
+    CHECK_FALSE(report);
+    CHECK_THAT(report.failure, Catch::Contains("is not finite"));
+  }
+  const Linear<float> big({.out = 1, .in = 1}, {0x1p100F});
+  const std::vector<Linear<float>> overflow{big, big};
+  CHECK_FALSE(prove_rounding(overflow, contract(overflow)));
+}
+
+TEST_CASE("a kernel of another geometry fails every proof, one with more zeros around it none",
+          "[verify]") {
+  const auto layers = chain<float>();
+  const Conv2d<float> right = contract(layers);
+  ConvShape<2> shape = right.shape();
+  shape.geometry.padding = 0;
+  const ConvView<float, 2> moved(shape, right.weight(), right.bias());
+  CHECK_THAT(prove_algebra(layers, moved).failure, Catch::Contains("output sizes differ"));
+  CHECK_FALSE(prove_rounding(layers, moved));
+  CHECK_FALSE(prove_structure(layers, moved, {9, 9}));
+
+  shape.kernel = 5;
+  shape.geometry.padding = 2;
+  Conv2d<float> larger(shape);
+  std::ranges::copy(right.bias(), larger.bias().begin());
+  for (Index pair = 0; pair < 6; ++pair) {
+    for (Index y = 0; y < 3; ++y) {
+      for (Index x = 0; x < 3; ++x) {
+        larger.weight()[static_cast<std::size_t>(pair * 25 + (y + 1) * 5 + x + 1)] =
+            right.weight()[static_cast<std::size_t>(pair * 9 + y * 3 + x)];
+      }
+    }
+  }
+  CHECK(verify(layers, larger));
+  larger.weight()[0] = 1e-30F;  // where the chain has no tap
+  CHECK_FALSE(prove_rounding(layers, larger));
+}
+
+TEST_CASE("where a chain is exact in the interior only, the proofs are about the interior",
+          "[verify]") {
+  std::mt19937_64 generator(2);
+  const ConvShape<2> padded{
+      .out = 3, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true};
+  const auto layers = initialize<double>(std::vector{padded, padded}, generator);
+  CHECK(verify(layers, contract(layers, interior_only)));
+}
+
+TEST_CASE("cancellation widens the bound in ulp, not the proof", "[verify]") {
+  // 1/3 * 3 - 1/3 * 3 + 2^-60: gone in float, kept in double.
+  const float third = 1.0F / 3;
+  const Linear<float> outer({.out = 1, .in = 3}, {third, -third, 0x1p-30F});
+  const Linear<float> inner({.out = 3, .in = 1}, {3.0F, next_up(3.0F), 0x1p-30F});
+  const std::vector<Linear<float>> layers{inner, outer};
+  const Report plain = prove_rounding(layers, contract(layers));
+  CHECK(plain);
+  CHECK(plain.error <= plain.bound);
+  CHECK(prove_rounding<double>(layers, contract<double>(layers)));
+}
+
+TEST_CASE("products that underflow stay within the bound", "[verify]") {
+  const Linear<float> small({.out = 1, .in = 2}, {0x1p-80F, 0x1.8p-75F});
+  const Linear<float> tiny({.out = 2, .in = 1}, {0x1.fp-72F, 0x1.2p-73F});
+  const Linear<float> large({.out = 1, .in = 1}, {0x1p20F});
+  const std::vector<Linear<float>> layers{tiny, small, large};
+  CHECK(prove_rounding(layers, contract(layers)));
+  CHECK(prove_rounding<double>(layers, contract<double>(layers)));
+}
+
+TEST_CASE("the bound is refused where it bounds nothing", "[verify]") {
+  CHECK_THROWS_AS(detail::gamma(Index{1} << 24, detail::unit_roundoff<float>()), VerificationError);
+  CHECK(detail::gamma(10, 0.01L) == Approx(0.1 / 0.9));
+  CHECK(detail::unit_roundoff<float>() == 0x1p-24L);
+  CHECK(detail::ulp<float>(1) == 0x1p-23L);
+  CHECK(detail::ulp<float>(0.99L) == 0x1p-24L);
+  CHECK(detail::ulp<float>(0) ==
+        static_cast<long double>(std::numeric_limits<float>::denorm_min()));
+  const std::vector<ConvShape<0>> long_chain(2047, {.out = 1, .in = 1});
+  std::vector<Linear<float>> layers(long_chain.begin(), long_chain.end());
+  CHECK_THROWS_AS(prove_algebra(layers, layers.front()), VerificationError);
+}
+
+TEST_CASE("terms count the roundings of any order", "[verify]") {
+  // 1x1, 3x3, 1x1 of widths 2, 8, 12, 3: sums of 8 channels and of 12, one tap pair each.
+  CHECK(detail::terms<2>(shapes(chain<float>())).weight == 8 + 12);
+  const ConvShape<2> kernel{.out = 5, .in = 5, .kernel = 3};
+  CHECK(detail::terms<2>(std::vector{kernel, kernel}).weight == 5 * 9);
+}
+
+TEST_CASE("the smallest input shows every tap and an output off the border", "[verify]") {
+  const ConvShape<1> strided{
+      .out = 1, .in = 1, .kernel = 1, .geometry = {.stride = 3, .padding = 1}};
+  CHECK(smallest_input<1>(std::vector{strided}) == PerAxis<1>(3));
+  const ConvShape<1> plain{.out = 1, .in = 1, .kernel = 3, .geometry = {.padding = 1}};
+  CHECK(smallest_input<1>(std::vector{plain}) == PerAxis<1>(2));
+  CHECK(smallest_input<1>(std::vector{plain, plain}) == PerAxis<1>(3));
+}
+
+TEST_CASE("matrices that would not fit are refused", "[verify]") {
+  const auto layers = chain<float>();
+  CHECK_THROWS_AS(prove_structure(layers, contract(layers), {64, 64}, {.bytes = 1 << 16}),
+                  SizeError);
+}
+
+TEST_CASE("reports print on a line", "[verify]") {
+  const auto layers = chain<float>();
+  Conv2d<float> wrong = contract(layers);
+  wrong.weight()[4] += 1;
+  std::ostringstream good, bad;
+  good << prove_rounding(layers, contract(layers));
+  bad << prove_rounding(layers, wrong);
+  CHECK_THAT(good.str(), Catch::StartsWith("rounding: holds for 57 numbers; worst "));
+  CHECK_THAT(bad.str(),
+             Catch::StartsWith("rounding: FAILS: weight[0][0] at offset 0x0 exceeds its bound"));
+}
+
+}  // namespace concertina::test
