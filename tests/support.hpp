@@ -56,7 +56,8 @@ struct Largest {
   Index padding = 2;
 };
 
-/// A shape with every option drawn at random: asymmetric and negative paddings, dilations, groups, bias or none.
+/// A shape with every option drawn at random: asymmetric and negative paddings, dilations, groups,
+/// bias or none.
 template <int Rank>
 ConvShape<Rank> random_shape(Rng& rng, const Largest& largest = {}) {
   ConvShape<Rank> shape;
@@ -115,7 +116,8 @@ Index counted_positions(const ConvShape<Rank>& shape, Index size, int axis) {
   return count;
 }
 
-/// A size that these layers take one after another: the smallest there is, or up to `extra` more along each axis.
+/// A size that these layers take one after another: the smallest there is, or up to `extra` more
+/// along each axis.
 template <int Rank>
 PerAxis<Rank> random_input_size(const std::vector<ConvShape<Rank>>& layers, Rng& rng,
                                 Index extra = 4) {
@@ -140,7 +142,8 @@ PerAxis<Rank> random_input_size(const ConvShape<Rank>& shape, Rng& rng, Index ex
   return random_input_size(std::vector{shape}, rng, extra);
 }
 
-/// Plain 1x1, then each option alone at a value where it bites, then all of them; never empty, for any rank.
+/// Plain 1x1, then each option alone at a value where it bites, then all of them; never empty, for
+/// any rank.
 template <int Rank>
 std::vector<ConvShape<Rank>> edge_shapes() {
   PerAxis<Rank> start, end;

@@ -1,4 +1,5 @@
-// The matrix that a layer is: against the layer itself, in products, in Eigen's solvers, and back to the kernel.
+// The matrix that a layer is: against the layer itself, in products, in Eigen's solvers, and back
+// to the kernel.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/toeplitz.hpp>
 
@@ -274,8 +275,7 @@ TEST_CASE("the first entry that is not of the form is named", "[toeplitz]") {
                           {1, 2, 3, 4, 5, 6, 7, 8});
   auto matrix = toeplitz_dense(layer, 3);  // 8 x 18
   const auto message = [&] {
-    return message_of<NotToeplitzError>(
-        [&] { conv_from_toeplitz(matrix, layer.shape(), {3, 3}); });
+    return message_of<NotToeplitzError>([&] { conv_from_toeplitz(matrix, layer.shape(), {3, 3}); });
   };
   matrix(7, 14) = -6;
   CHECK_THAT(message(), Catch::Contains("entry (7, 14), output channel 1 at position 1x1 and input "
@@ -287,22 +287,23 @@ TEST_CASE("the first entry that is not of the form is named", "[toeplitz]") {
   CHECK_THAT(message(), Catch::Contains("entry (2, 3)") && Catch::Contains("is 0 instead of 1"));
 
   Eigen::MatrixXi full = Eigen::MatrixXi::Ones(2, 2);
-  CHECK_THAT(message_of<NotToeplitzError>([&] {
-               conv_from_toeplitz(full, ConvShape<0>{.out = 2, .in = 2, .geometry = {.groups = 2}}, {});
-             }),
-             Catch::Contains("entry (0, 1), output channel 0 and input channel 1, is 1 instead of 0"));
+  CHECK_THAT(
+      message_of<NotToeplitzError>([&] {
+        conv_from_toeplitz(full, ConvShape<0>{.out = 2, .in = 2, .geometry = {.groups = 2}}, {});
+      }),
+      Catch::Contains("entry (0, 1), output channel 0 and input channel 1, is 1 instead of 0"));
 }
 
 TEST_CASE("a matrix of another size, or that hides a tap, is refused", "[toeplitz]") {
   const ConvShape<2> shape{.out = 1, .in = 1, .kernel = 3, .geometry = {.padding = 1}};
   const Conv2d<int> layer(shape);
-  CHECK_THAT(message_of<ShapeError>(
-                 [&] { conv_from_toeplitz(toeplitz(layer, 4), shape, {4, 5}); }),
+  CHECK_THAT(message_of<ShapeError>([&] { conv_from_toeplitz(toeplitz(layer, 4), shape, {4, 5}); }),
              Catch::Contains("16x16") && Catch::Contains("20x20") && Catch::Contains("4x5"));
-  CHECK_THAT(message_of<ShapeError>(
-                 [&] { conv_from_toeplitz(toeplitz(layer, {4, 1}), shape, {4, 1}); }),
-             Catch::Contains("tap 0x0") && Catch::Contains("4x1"));
-  CHECK_THROWS_AS(conv_from_toeplitz(Eigen::MatrixXi(1, 1), ConvShape<0>{.out = 1}, {}), ShapeError);
+  CHECK_THAT(
+      message_of<ShapeError>([&] { conv_from_toeplitz(toeplitz(layer, {4, 1}), shape, {4, 1}); }),
+      Catch::Contains("tap 0x0") && Catch::Contains("4x1"));
+  CHECK_THROWS_AS(conv_from_toeplitz(Eigen::MatrixXi(1, 1), ConvShape<0>{.out = 1}, {}),
+                  ShapeError);
   CHECK_THROWS_AS(toeplitz(Conv2d<int>({.out = 1, .in = 1, .kernel = 3}), 2), ShapeError);
   CHECK_THROWS_AS(toeplitz_operator(layer, {0, 3}), ShapeError);
 }

@@ -193,8 +193,8 @@ class ConvView : public detail::Operand {
 
 /// An affine map between feature maps, y = T(weight) x + bias, where T is the block-Toeplitz matrix
 /// that a kernel determines. Rank 0 is a fully connected layer, ranks 1 to 3 are the usual
-/// convolutions. Scalar may be any type with ring operations: it is copied, added, multiplied, and
-/// made from 0 and 1.
+/// convolutions. Scalar may be any commutative ring: copied, made from
+/// 0 and 1, added (+, +=) and multiplied.
 /// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, Section 3
 template <class Scalar_, int Rank_>
 class Conv : public detail::Operand {
@@ -246,8 +246,11 @@ class Conv : public detail::Operand {
     return result;
   }
 
-  /// The map s * F: weight and bias scaled from the left.
-  friend Conv operator*(const Scalar& s, Conv layer) {
+  /// The map s * F. Integer layers are not scaled by fractions.
+  template <std::convertible_to<Scalar> S>
+    requires(!std::integral<Scalar> || std::integral<S>)
+  friend Conv operator*(const S& factor, Conv layer) {
+    const Scalar s(factor);
     for (Scalar& number : layer.weight_) number = s * number;
     for (Scalar& number : layer.bias_) number = s * number;
     return layer;

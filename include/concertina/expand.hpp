@@ -33,7 +33,7 @@ struct ExpandOptions {
 /// CL: 1x1, kxk, 1x1 with widths m, rm, rn, n. Groups are the layer's in every layer, so depthwise
 /// layers expand depthwise. Padding stands on the first layer, where it keeps the contraction exact
 /// at the border.
-/// Ensures  product_shape(result) == shape
+/// Ensures  product_shape(result) == shape, with dilation 1 along axes of extent 1
 /// Throws   ShapeError for an impossible shape, widths that groups do not divide, a stride that cannot stand there
 /// Source   ExpandNets (NeurIPS 2020), Section 3.1
 template <int Rank>
@@ -81,13 +81,15 @@ enum class Ends {
 ///
 /// Inner biases are zero; the last is the layer's own. With shifts, weights that the map does not
 /// depend on are random, so that no channel is dead in training.
-/// Requires  product_shape(shapes) == layer.shape(), groups alike in all layers (or a depthwise middle)
+/// Requires  product_shape(shapes) == layer.shape(), a bias on the last layer just where the layer
+///           has one, groups alike in all layers (or a depthwise middle)
 /// Ensures   prove_rounding(result, layer); with Ends::shift contract(result) == layer in every scalar
 /// Reach     orthonormal: CL at any rate from 1; CK at rate 4 up to k = 11, at rate 3 k = 5 (m >= 2) and 7.
 ///           shift: CL at any rate from 1; CK at rate 4 up to k = 9
 /// Cost      CL: two products; CK: one small factorisation per shape of block, and rotations of the maps between
-/// Throws    ExpansionError with the residual where these widths cannot represent the layer; ShapeError where the
-///           shapes do not contract to the layer's
+/// Throws    ExpansionError with the residual where these widths cannot represent the layer (half and
+///           bfloat16 layers cannot hold orthonormal ends: take shifts, or expand in float), or
+///           where it is not finite; ShapeError where the shapes do not contract to the layer's
 template <Layer F, BitGenerator Generator>
 std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
     const F& layer, const std::vector<ConvShape<F::Rank>>& shapes, Generator& generator,

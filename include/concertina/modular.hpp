@@ -45,8 +45,7 @@ constexpr std::uint64_t multiply_modulo(std::uint64_t a, std::uint64_t b,
 }  // namespace detail
 
 /// An integer modulo the prime P < 2^63. A signed integer n stands for its residue: Modular<7>(-1)
-/// == 6. Division is by the multiplicative inverse; dividing by zero throws ShapeError's base,
-/// Error.
+/// == 6. Division is by the multiplicative inverse; dividing by zero throws Error.
 template <std::uint64_t P>
   requires(P >= 2 && P < (std::uint64_t{1} << 63))
 class Modular {

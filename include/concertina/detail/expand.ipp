@@ -226,12 +226,26 @@ std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
     throw ShapeError("these layers contract to " + to_string(product_shape<Rank>(shapes)) +
                      ", not to " + to_string(shape));
   }
+  if (shapes.back().bias != shape.bias) {
+    throw ShapeError("the last layer (" + to_string(shapes.back()) +
+                     ") must have a bias just where the layer it expands has one (" +
+                     to_string(shape) + ")");
+  }
   if (!detail::rounds<Scalar> && ends == Ends::orthonormal) {
     throw ShapeError("orthonormal ends need a floating-point scalar; use Ends::shift");
   }
+  if constexpr (detail::rounds<Scalar>) {
+    const auto finite = [](const Scalar& n) { return std::isfinite(static_cast<long double>(n)); };
+    if (!std::ranges::all_of(target.weight(), finite) ||
+        !std::ranges::all_of(target.bias(), finite)) {
+      throw ExpansionError("the layer has a number that is not finite (" + to_string(shape) + ")");
+    }
+  }
   const Index groups = shape.geometry.groups;
-  const bool depthwise_middle = shapes.size() == 3 && shapes[1].geometry.groups == shapes[1].in &&
-                                shapes[1].in > groups && shapes[1].in == shapes[1].out;
+  const bool depthwise_middle = shapes.size() == 3 && volume(shapes[0].kernel) == 1 &&
+                                volume(shapes[2].kernel) == 1 &&
+                                shapes[1].geometry.groups == shapes[1].in &&
+                                shapes[1].in == shapes[1].out && shapes[1].in > groups;
   std::vector<ConvShape<Rank>> parts;
   for (std::size_t l = 0; l < shapes.size(); ++l) {
     ConvShape<Rank> part = shapes[l];

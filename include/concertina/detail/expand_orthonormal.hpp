@@ -142,8 +142,12 @@ class OrthonormalEnds {
   }
 
   static Dense<Real> pseudo_inverse(const Dense<Real>& matrix) {
-    const Dense<Real> gram =
-        matrix.rows() < matrix.cols() ? matrix * matrix.transpose() : matrix.transpose() * matrix;
+    Dense<Real> gram;
+    if (matrix.rows() < matrix.cols()) {
+      gram = matrix * matrix.transpose();
+    } else {
+      gram = matrix.transpose() * matrix;
+    }
     if (gram.isIdentity(tolerance)) return matrix.transpose();  // as for ends wider than the layer
     return matrix.completeOrthogonalDecomposition().pseudoInverse();
   }

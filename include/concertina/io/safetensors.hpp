@@ -429,10 +429,10 @@ class HeaderParser {
     ranges_.push_back({begin, end, &*at});
   }
 
-  /// The value that comes next. Where a key must come, the JSON parser lets nothing else through.
+  /// The value that comes next. The header is known to begin with a brace, and where a key must
+  /// come the JSON parser lets nothing else through; so the other places cannot be wrong.
   std::string where() const {
     switch (place_) {
-      case Place::Header: return file_.origin + ": the header";
       case Place::MetadataObject: return file_.origin + ": " + std::string(metadata_name);
       case Place::MetadataValue: return file_.origin + ": metadata " + in_quotes(key_);
       case Place::Tensor: return about(file_.origin, name_);
@@ -442,7 +442,6 @@ class HeaderParser {
 
   std::string expected() const {
     switch (place_) {
-      case Place::Header: return "an object of tensors";
       case Place::MetadataObject: return "an object of strings";
       case Place::MetadataValue: return "a string; write other values as text";
       case Place::Tensor: return "an object with dtype, shape and data_offsets";
@@ -567,8 +566,10 @@ inline Pieces split(const std::string& origin, const Safetensors& file) {
                entry.second.bytes.size());
     order.push_back(&entry);
   }
-  std::ranges::stable_sort(order, std::greater{},
-                           [](const auto* entry) { return size_of(entry->second.dtype); });
+  std::ranges::sort(order, {}, [](const auto* entry) {
+    return std::pair(-static_cast<std::ptrdiff_t>(size_of(entry->second.dtype)),
+                     std::string_view(entry->first));
+  });
 
   Pieces pieces;
   std::string header = "{";

@@ -1,0 +1,94 @@
+// One translation unit for the products in double and long double, which take long to compile.
+// SPDX-License-Identifier: Apache-2.0
+#include "contraction.hpp"
+
+#include "text.hpp"
+
+#include <concertina/product.hpp>
+
+#include <algorithm>
+#include <charconv>
+
+namespace tool {
+
+using concertina::Conv;
+using concertina::ConvShape;
+using concertina::PerAxis;
+
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> contracted(const Layers<Scalar, Rank>& layers) {
+  return concertina::contract<Accumulator<Scalar>>(layers, concertina::interior_only);
+}
+
+template <int Rank>
+void require_modest(const std::vector<ConvShape<Rank>>& layers, const std::string& file) {
+  constexpr Index most_numbers = Index{1} << 29;
+  const ConvShape<Rank> product = concertina::product_shape<Rank>(layers);
+  if (weight_count(product) <= most_numbers) return;
+  throw concertina::SizeError(file + ": the chain contracts to " + to_string(product) +
+                              ", which has " + std::to_string(weight_count(product)) +
+                              " numbers; more than " + std::to_string(most_numbers) +
+                              " are refused, check strides and dilations");
+}
+
+template <int Rank>
+Index contraction_multiply_adds(const std::vector<ConvShape<Rank>>& layers) {
+  if (layers.size() < 2) return 0;
+  const std::span<const ConvShape<Rank>> all(layers);
+  const concertina::detail::ChainOrder<Rank> order(all);
+  const auto count = [&](const auto& self, std::size_t first, std::size_t last) -> Index {
+    if (first == last) return 0;
+    const std::size_t middle = order.split(first, last);
+    const auto inner = concertina::product_shape<Rank>(all.subspan(first, middle - first));
+    const auto outer = concertina::product_shape<Rank>(all.subspan(middle, last - middle + 1));
+    return concertina::detail::checked_add(
+        concertina::multiply_adds(outer, inner),
+        concertina::detail::checked_add(self(self, first, middle - 1), self(self, middle, last),
+                                        "multiply-adds"),
+        "multiply-adds");
+  };
+  return count(count, 0, layers.size() - 1);
+}
+
+template <int Rank>
+PerAxis<Rank> parse_input_size(const std::string& text) {
+  std::vector<Index> values;
+  const char *at = text.data(), *end = at + text.size();
+  for (bool more = true; more;) {
+    Index value = 0;
+    const auto [stop, error] = std::from_chars(at, end, value);
+    if (error != std::errc() || value < 1 || (stop != end && *stop != ',' && *stop != 'x')) {
+      throw UsageError("--input-size: found " + in_quotes(text) +
+                       ", expected positive integers as 32,32");
+    }
+    values.push_back(value);
+    more = stop != end;
+    at = stop + 1;
+  }
+  if (Rank == 0 || (values.size() != 1 && values.size() != static_cast<std::size_t>(Rank))) {
+    throw UsageError("--input-size: found " + counted(std::ssize(values), "number") +
+                     ", but the layers have " + counted(Rank, "spatial axis") +
+                     " (channels are not named)");
+  }
+  PerAxis<Rank> size;
+  for (int axis = 0; axis < Rank; ++axis) {
+    size[axis] = values[values.size() == 1 ? 0 : static_cast<std::size_t>(axis)];
+  }
+  return size;
+}
+
+// clang-format off
+#define TOOL_INSTANTIATE(RANK)                                                              \
+  template Conv<float, RANK> contracted(const Layers<float, RANK>&);                        \
+  template Conv<double, RANK> contracted(const Layers<double, RANK>&);                      \
+  template void require_modest(const std::vector<ConvShape<RANK>>&, const std::string&);    \
+  template Index contraction_multiply_adds(const std::vector<ConvShape<RANK>>&);            \
+  template PerAxis<RANK> parse_input_size(const std::string&);
+// clang-format on
+TOOL_INSTANTIATE(0)
+TOOL_INSTANTIATE(1)
+TOOL_INSTANTIATE(2)
+TOOL_INSTANTIATE(3)
+#undef TOOL_INSTANTIATE
+
+}  // namespace tool

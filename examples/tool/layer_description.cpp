@@ -1,0 +1,262 @@
+// Reads descriptions of layers from JSON and from the command line, with distrust.
+// SPDX-License-Identifier: Apache-2.0
+#include "layer_description.hpp"
+
+#include "text.hpp"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <limits>
+#include <string_view>
+
+namespace tool {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int deepest_chain = 32;           // chains within chains
+constexpr std::size_t longest_chain = 256;  // the order of a chain takes its length cubed to find
+
+[[noreturn]] void refuse(const std::string& where, const std::string& what) {
+  throw concertina::FormatError(where + ": " + what);
+}
+
+Json parse(const std::string& text, const std::string& where) try {
+  return Json::parse(text);
+} catch (const Json::exception& error) {
+  refuse(where, std::string("is not valid JSON; ") + error.what());
+}
+
+Index integer(const Json& value, const std::string& where) {
+  const bool fits = value.is_number_unsigned()
+                        ? value.get<std::uint64_t>() <= std::numeric_limits<std::int64_t>::max()
+                        : value.is_number_integer();
+  if (!fits) refuse(where, "found " + shown(value) + ", expected an integer of 64 bits");
+  return value.get<Index>();
+}
+
+std::vector<Index> integers(const Json& value, const std::string& where) {
+  if (!value.is_array()) return {integer(value, where)};
+  if (value.size() > 3) {
+    refuse(where, "found " + std::to_string(value.size()) +
+                      " numbers, expected one for each of at most 3 axes");
+  }
+  std::vector<Index> result;
+  for (const Json& each : value) result.push_back(integer(each, where));
+  return result;
+}
+
+std::string string(const Json& value, const std::string& where) {
+  if (!value.is_string()) refuse(where, "found " + shown(value) + ", expected a string");
+  return value.get<std::string>();
+}
+
+const Json& object(const Json& value, const std::string& where) {
+  if (!value.is_object()) refuse(where, "found " + shown(value) + ", expected an object");
+  return value;
+}
+
+/// Takes the geometry's fields; false for any other.
+bool read_geometry_field(LayerDescription& layer, const std::string& key, const Json& value,
+                         const std::string& where) {
+  const std::string place = where + "." + key;
+  if (key == "stride") {
+    layer.stride = integers(value, place);
+  } else if (key == "padding") {
+    layer.padding = integers(value, place);
+  } else if (key == "padding_end") {
+    layer.padding_end = integers(value, place);
+  } else if (key == "dilation") {
+    layer.dilation = integers(value, place);
+  } else if (key == "groups") {
+    layer.groups = integer(value, place);
+    if (layer.groups < 1)
+      refuse(place, "found " + std::to_string(layer.groups) + ", but groups start at 1");
+  } else {
+    return false;
+  }
+  return true;
+}
+
+LayerDescription parse_geometry(const Json& value, const std::string& where) {
+  LayerDescription layer;
+  for (const auto& [key, each] : object(value, where).items()) {
+    if (!read_geometry_field(layer, key, each, where)) {
+      refuse(where,
+             "field " + in_quotes(key) +
+                 " is unknown; a geometry has stride, padding, padding_end, dilation and groups");
+    }
+  }
+  return layer;
+}
+
+class ChainParser {
+ public:
+  explicit ChainParser(ChainDescription& chain) : chain_(chain) {}
+
+  void node(const Json& node, const std::string& where, int depth) {
+    object(node, where);
+    const std::size_t first = chain_.layers.size();
+    if (node.contains("kind")) {
+      nested(node, where, depth);
+    } else {
+      chain_.layers.push_back(parse_layer(node, where));
+    }
+    if (chain_.layers.size() > longest_chain) {
+      refuse(where, "the chain has more than " + std::to_string(longest_chain) + " layers");
+    }
+    if (node.contains("expected")) expectation(node, where, first);
+  }
+
+ private:
+  void nested(const Json& node, const std::string& where, int depth) {
+    const std::string kind = string(node["kind"], where + ".kind");
+    if (kind != "chain") {
+      refuse(where, "nodes of kind " + in_quotes(kind) +
+                        " are not contracted by this version; supported are chains of conv and "
+                        "linear layers");
+    }
+    if (depth >= deepest_chain) {
+      refuse(where, "chains are nested more than " + std::to_string(deepest_chain) + " deep");
+    }
+    for (const auto& [key, value] : node.items()) {
+      if (key == "exact" && depth == 0) {
+        const std::string claim = string(value, where + ".exact");
+        if (claim != "interior" && claim != "everywhere") {
+          refuse(where + ".exact",
+                 "found " + in_quotes(claim) + R"(, expected "interior" or "everywhere")");
+        }
+        chain_.exact = claim == "everywhere";
+      } else if (key != "kind" && key != "layers" && key != "expected" &&
+                 key != "expected_geometry") {
+        refuse(where, "field " + in_quotes(key) + " of a chain is unknown");
+      }
+    }
+    if (!node.contains("layers") || !node["layers"].is_array())
+      refuse(where, "a chain needs a list of layers");
+    std::size_t number = 0;
+    for (const Json& layer : node["layers"]) {
+      this->node(layer, where + ".layers[" + std::to_string(number++) + "]", depth + 1);
+    }
+  }
+
+  void expectation(const Json& node, const std::string& where, std::size_t first) {
+    if (first == chain_.layers.size()) refuse(where, "an empty chain has an expected layer");
+    ExpectedLayer expected{.first = first, .last = chain_.layers.size() - 1, .layer = {}};
+    if (const auto geometry = node.find("expected_geometry"); geometry != node.end()) {
+      expected.has_geometry = true;
+      if (!geometry->is_null())
+        expected.layer = parse_geometry(*geometry, where + ".expected_geometry");
+      expected.layer.linear = geometry->is_null();
+    }
+    expected.layer.name = string(node["expected"], where + ".expected");
+    chain_.expected.push_back(std::move(expected));
+  }
+
+  ChainDescription& chain_;
+};
+
+}  // namespace
+
+LayerDescription parse_layer(const Json& node, const std::string& where) {
+  LayerDescription layer;
+  const std::string type = node.contains("type") ? string(node["type"], where + ".type") : "conv";
+  if (type != "conv" && type != "linear") {
+    refuse(where, "layers of type " + in_quotes(type) +
+                      " are not contracted by this version; supported are conv and linear");
+  }
+  layer.linear = type == "linear";
+  if (!node.contains("name"))
+    refuse(where, "the layer has no name, so its tensors cannot be found");
+  for (const auto& [key, value] : node.items()) {
+    if (key == "name") {
+      layer.name = string(value, where + ".name");
+    } else if (key == "type" || key == "expected" || key == "expected_geometry") {
+      continue;
+    } else if (!read_geometry_field(layer, key, value, where)) {
+      // It might change what the layer does.
+      refuse(where, "field " + in_quotes(key) +
+                        " of a layer is unknown; supported are name, type, stride, padding, "
+                        "padding_end, dilation and groups");
+    } else if (layer.linear) {
+      refuse(where, "a linear layer has no " + key);
+    }
+  }
+  return layer;
+}
+
+ChainDescription described_chain(const concertina::io::Safetensors& file) {
+  ChainDescription chain;
+  if (const auto text = file.metadata.find("chain"); text != file.metadata.end()) {
+    const std::string where = file.origin + R"(: metadata "chain")";
+    ChainParser(chain).node(parse(text->second, where), where, 0);
+    if (chain.layers.empty()) refuse(where, "the chain has no layers");
+  } else if (const auto conv = file.metadata.find("conv"); conv != file.metadata.end()) {
+    const std::string where = file.origin + R"(: metadata "conv")";
+    chain.layers.push_back(parse_geometry(parse(conv->second, where), where));
+  } else {
+    refuse(file.origin,
+           "the metadata describes no layers; name them with --chain 'conv1,conv2:s2p1', "
+           "see --help of the subcommand for its grammar");
+  }
+  return chain;
+}
+
+ChainDescription named_chain(const std::string& text) {
+  ChainDescription chain;
+  const auto fail = [&](std::string_view layer, const std::string& why) {
+    throw UsageError("--chain: layer " + in_quotes(layer) + ": " + why +
+                     "; expected NAME or NAME:s2p1e0d1g4");
+  };
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const std::string_view item = std::string_view(text).substr(begin, end - begin);
+    begin = end + 1;
+    const std::size_t colon = item.rfind(':');
+    LayerDescription layer;
+    layer.name = item.substr(0, colon);
+    if (layer.name.empty()) fail(item, "there is no name");
+    std::string_view rest =
+        colon == std::string_view::npos ? std::string_view() : item.substr(colon + 1);
+    if (colon != std::string_view::npos && rest.empty())
+      fail(item, "there is nothing after the colon");
+    std::string seen;
+    while (!rest.empty()) {
+      const char letter = rest.front();
+      if (std::string_view("spedg").find(letter) == std::string_view::npos) {
+        fail(item,
+             "found " + in_quotes(rest) + " where one of the letters s, p, e, d, g should be");
+      }
+      if (seen.find(letter) != std::string::npos)
+        fail(item, "the letter " + in_quotes({&letter, 1}) + " is there twice");
+      seen += letter;
+      std::vector<Index> values;
+      do {
+        rest.remove_prefix(1);
+        Index value = 0;
+        const auto [stop, error] = std::from_chars(rest.data(), rest.data() + rest.size(), value);
+        if (error != std::errc())
+          fail(item, "found " + in_quotes(rest) + " where an integer should be");
+        rest.remove_prefix(static_cast<std::size_t>(stop - rest.data()));
+        values.push_back(value);
+      } while (rest.starts_with('x') && values.size() < 3);
+      if (letter == 'g') {
+        if (values.size() != 1 || values.front() < 1) fail(item, "groups are one positive integer");
+        layer.groups = values.front();
+      } else {
+        (letter == 's'   ? layer.stride
+         : letter == 'p' ? layer.padding
+         : letter == 'e' ? layer.padding_end
+                         : layer.dilation) = values;
+      }
+    }
+    chain.layers.push_back(std::move(layer));
+    if (chain.layers.size() > longest_chain) {
+      throw UsageError("--chain: more than " + std::to_string(longest_chain) + " layers");
+    }
+  }
+  return chain;
+}
+
+}  // namespace tool

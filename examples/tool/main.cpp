@@ -1,0 +1,85 @@
+// The command line: subcommands, their options, exit codes.
+// SPDX-License-Identifier: Apache-2.0
+#include "commands.hpp"
+#include "layer_description.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+
+int main(int argc, char** argv) {
+  using namespace tool;
+  CLI::App app(
+      "Contracts the linear layers that a safetensors file describes into one, and proves that the "
+      "result is right.",
+      "concertina");
+  app.require_subcommand(1);
+  app.footer(
+      "Exit codes: 0 all is well; 1 a verification failed; 2 the command line is wrong; 3 a file "
+      "is not what it should "
+      "be; 4 no single layer equals the chain at the border; 5 reading, writing or memory failed.");
+  const std::string chain_help =
+      std::string("For files whose metadata describes no layers: their names and geometry.\n") +
+      chain_grammar;
+
+  ContractOptions contract_options;
+  CLI::App* contracting =
+      app.add_subcommand("contract", "Write the single layer that equals a file's chain of layers");
+  contracting->add_option("IN", contract_options.in, "The file with the layers")->required();
+  contracting->add_option("-o,--output", contract_options.out,
+                          "The file to write: weight, bias and metadata conv; without it, the "
+                          "result is only described");
+  contracting->add_option(
+      "--dtype", contract_options.dtype,
+      "F64, F32, F16 or BF16; by default the input's, and F32 for F16 and BF16. The contraction is "
+      "accumulated in the next wider type, and rounded to F32 (or F64) before F16 and BF16");
+  contracting->add_flag("--interior", contract_options.interior,
+                        "Accept a layer that differs from the chain at the border");
+  contracting->add_option(
+      "--input-size", contract_options.input_size,
+      "Accept a layer that equals the chain at this spatial size, such as 32,32");
+  contracting->add_option("--chain", contract_options.chain, chain_help);
+  contracting->add_flag("--json", contract_options.json, "Print JSON");
+
+  FilesOptions options;
+  const auto add_files = [&](const char* name, const char* help, const char* paths,
+                             const char* json) {
+    CLI::App* command = app.add_subcommand(name, help);
+    command->add_option(paths, options.paths, "What to read")->required();
+    command->add_option("--chain", options.chain, chain_help);
+    command->add_flag("--json", options.json, json);
+    return command;
+  };
+  CLI::App* verifying =
+      add_files("verify",
+                "Prove that files' chains contract rightly, and that the results agree with what "
+                "the files expect: the layer "
+                "that a chain's field \"expected\" names, and the tensors output and "
+                "output.contracted on input",
+                "FILE|FOLDER", "Print JSON: one object a file, with every finding");
+  CLI::App* timing = add_files(
+      "bench", "Time the contraction of files' layers beside the peak of a matrix product", "FILE",
+      "Print JSON: one object a file");
+  CLI::App* showing =
+      add_files("info", "Show layers, parameters and multiply-adds before and after contraction",
+                "FILE", "Print JSON: one object a file");
+  showing->add_option("--input-size", options.input_size,
+                      "Count multiply-adds at this spatial size; by default that of the file's "
+                      "tensor input, or else "
+                      "for one position of the output");
+
+  try {
+    app.parse(argc, argv);
+    if (contracting->parsed()) return contract(contract_options);
+    if (verifying->parsed()) return verify(options);
+    if (timing->parsed()) return bench(options);
+    if (showing->parsed()) return info(options);
+    return usage;
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    std::cerr << "concertina: error: " << printable(error.what()) << "; see concertina --help\n";
+    return usage;
+  } catch (...) {
+    return report_error();
+  }
+}

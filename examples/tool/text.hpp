@@ -1,0 +1,62 @@
+// What the tool prints: one-line errors, aligned tables, readable numbers, progress on a terminal.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tool {
+
+/// A command line that cannot be understood.
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Exit codes, as --help lists them.
+enum ExitCode : int { ok = 0, failed = 1, usage = 2, bad_file = 3, not_exact = 4, broken = 5 };
+
+/// Prints the exception that is being handled as one line to standard error, and returns its exit
+/// code. `message`, if given, receives the line.
+ExitCode report_error(std::string* message = nullptr);
+
+/// Text safe to print on one line: everything but printable ASCII as \xNN.
+std::string printable(std::string_view text, std::size_t limit = 1000);
+
+/// The same in quotes, shortened.
+std::string in_quotes(std::string_view text);
+
+/// A JSON value in a message: what it is if it is not short.
+std::string shown(const nlohmann::json& value);
+
+/// Three significant digits: "0.0213", "4.7e-07".
+std::string brief(long double number);
+
+/// "1 layer", "3 layers".
+std::string counted(std::ptrdiff_t count, const std::string& noun);
+
+/// 1234567 as "1,234,567".
+std::string grouped(std::ptrdiff_t number);
+
+/// Rows of cells with columns aligned, numbers to the right; the first row is the head.
+std::string table(const std::vector<std::vector<std::string>>& rows);
+
+/// A line on standard error that says what takes so long; nothing if that is not a terminal.
+class Progress {
+ public:
+  Progress();
+  ~Progress() { clear(); }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void show(const std::string& what);
+  void clear();
+
+ private:
+  bool terminal_, shown_ = false;
+};
+
+}  // namespace tool
