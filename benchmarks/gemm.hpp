@@ -1,5 +1,5 @@
-// The limit that contractions are held against: Eigen's own rate for a 1024^3 product, measured in
-// the same run.
+// The limit that contractions are held against: Eigen's own rate for a 1024^3 product, in the same
+// run.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -12,23 +12,39 @@
 
 namespace concertina::benchmarks {
 
-/// Multiply-adds per second of Eigen's product of two 1024 x 1024 matrices on one thread: the
-/// median of `runs`. Machines are shared and their clocks move, so each benchmark asks again, right
-/// before it is timed.
-template <class Scalar>
-double gemm_rate(int runs = 9) {
+/// Processor seconds of one call, the mean over as many calls as take `at_least`.
+template <class Call>
+double seconds_of(Call&& call, double at_least) {
+  const std::clock_t start = std::clock();
+  double seconds = 0;
+  int calls = 0;
+  while (calls == 0 || seconds < at_least) {
+    call();
+    ++calls;
+    seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  }
+  return seconds / calls;
+}
+
+/// The rate of `work` multiply-adds in `call` as a share of Eigen's for a product of two 1024 x
+/// 1024 matrices, on one thread. Machines are shared and their clocks move, so the two alternate,
+/// and the median of the rounds' ratios counts.
+template <class Scalar, class Call>
+double share_of_gemm(double work, Call&& call, int rounds = 15) {
   using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   constexpr Eigen::Index n = 1024;
-  static const Matrix a = Matrix::Random(n, n), b = Matrix::Random(n, n);
-  static Matrix c(n, n);
-  std::vector<double> seconds;
-  for (int run = 0; run <= runs; ++run) {
-    const std::clock_t start = std::clock();  // processor time, as the benchmarks' rates
-    c.noalias() = a * b;
-    if (run > 0) seconds.push_back(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC);
+  const Matrix a = Matrix::Random(n, n), b = Matrix::Random(n, n);
+  Matrix c(n, n);
+  const auto multiply = [&] { c.noalias() = a * b; };
+  multiply();
+  call();
+  std::vector<double> shares;
+  for (int round = 0; round < rounds; ++round) {
+    const double limit = static_cast<double>(n * n * n) / seconds_of(multiply, 0.05);
+    shares.push_back(work / seconds_of(call, 0.05) / limit);
   }
-  std::ranges::nth_element(seconds, seconds.begin() + runs / 2);
-  return static_cast<double>(n * n * n) / seconds[static_cast<std::size_t>(runs / 2)];
+  std::ranges::nth_element(shares, shares.begin() + rounds / 2);
+  return shares[static_cast<std::size_t>(rounds / 2)];
 }
 
 }  // namespace concertina::benchmarks

@@ -61,13 +61,13 @@ void contract_chain(benchmark::State& state, const std::vector<ConvShape<Rank>>&
     state.SkipWithError("the contraction is wrong");
     return;
   }
-  const double limit = benchmarks::gemm_rate<A>();
   for (auto _ : state) benchmark::DoNotOptimize(contract<A>(layers).weight().data());
   using Counter = benchmark::Counter;
   state.counters["MAC"] = static_cast<double>(work);
   state.counters["MAC/s"] = {static_cast<double>(work), Counter::kIsIterationInvariantRate};
-  state.counters["share_of_gemm"] = {static_cast<double>(work) / limit,
-                                     Counter::kIsIterationInvariantRate};
+  state.counters["share_of_gemm"] = benchmarks::share_of_gemm<A>(static_cast<double>(work), [&] {
+    benchmark::DoNotOptimize(contract<A>(layers).weight().data());
+  });
 }
 
 ConvShape<2> conv(Index out, Index in, Index kernel) {

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <limits>
 #include <string_view>
 
 namespace tool {
@@ -15,7 +14,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int deepest_chain = 32;           // chains within chains
+constexpr Index most_magnitude = Index{1} << 40;  // of strides, paddings and dilations
+constexpr int deepest_chain = 32;                 // chains within chains
 constexpr std::size_t longest_chain = 256;  // the order of a chain takes its length cubed to find
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what) {
@@ -28,11 +28,14 @@ Json parse(const std::string& text, const std::string& where) try {
   refuse(where, std::string("is not valid JSON; ") + error.what());
 }
 
+/// Sums and differences of such numbers are far from overflowing.
+bool is_modest(Index number) { return -most_magnitude <= number && number <= most_magnitude; }
+
 Index integer(const Json& value, const std::string& where) {
   const bool fits = value.is_number_unsigned()
-                        ? value.get<std::uint64_t>() <= std::numeric_limits<std::int64_t>::max()
-                        : value.is_number_integer();
-  if (!fits) refuse(where, "found " + shown(value) + ", expected an integer of 64 bits");
+                        ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(most_magnitude)
+                        : value.is_number_integer() && is_modest(value.get<Index>());
+  if (!fits) refuse(where, "found " + shown(value) + ", expected an integer of at most 2^40");
   return value.get<Index>();
 }
 
@@ -236,8 +239,8 @@ ChainDescription named_chain(const std::string& text) {
         rest.remove_prefix(1);
         Index value = 0;
         const auto [stop, error] = std::from_chars(rest.data(), rest.data() + rest.size(), value);
-        if (error != std::errc())
-          fail(item, "found " + in_quotes(rest) + " where an integer should be");
+        if (error != std::errc() || !is_modest(value))
+          fail(item, "found " + in_quotes(rest) + " where an integer of at most 2^40 should be");
         rest.remove_prefix(static_cast<std::size_t>(stop - rest.data()));
         values.push_back(value);
       } while (rest.starts_with('x') && values.size() < 3);

@@ -199,6 +199,21 @@ void require_chain(std::span<const ConvShape<Rank>> layers, const char* what) {
   }
 }
 
+/// Throws SizeError for distances beyond any map, so that positions are computed without overflow.
+template <int Rank>
+void require_traceable(const ConvShape<Rank>& layer) {
+  constexpr Index farthest = Index{1} << 40;
+  const auto too_far = [](Index distance) { return distance > farthest || distance < -farthest; };
+  const auto& [stride, padding, dilation, groups] = layer.geometry;
+  for (int axis = 0; axis < Rank; ++axis) {
+    if (too_far(padding.start[axis]) || too_far(padding.end[axis]) || too_far(stride[axis]) ||
+        too_far(span(layer, axis))) {
+      throw SizeError("exactness: a padding, stride or kernel beyond any map (" + to_string(layer) +
+                      ")");
+    }
+  }
+}
+
 /// The border of the product, without a reason.
 template <int Rank>
 Exactness<Rank> border(std::span<const ConvShape<Rank>> layers,
@@ -217,6 +232,7 @@ Exactness<Rank> border(std::span<const ConvShape<Rank>> layers,
                                    [](const ConvShape<Rank>& layer) { return layer.bias; });
   const auto first_bias = static_cast<std::size_t>(
       (biased == layers.end() - 1 ? layers.end() : biased) - layers.begin());
+  for (const ConvShape<Rank>& layer : layers) require_traceable(layer);
   std::vector<AxisBorder> axes;
   for (int axis = 0; axis < Rank; ++axis) {
     std::vector<AxisStep> steps;

@@ -269,10 +269,9 @@ void multiply_general(const Block<Scalar>& block) {
   RowMajor<Scalar> inner(inner_taps * block.between, block.in);
   for (Index m = 0; m < block.between; ++m) {
     const Scalar* from = block.inner + m * block.inner_step;
-    for (Index c = 0; c < block.in; ++c, from += inner_taps) {
-      for (Index a = 0; a < inner_taps; ++a) {
-        inner((inner_taps - 1 - a) * block.between + m, c) = from[a];
-      }
+    for (Index a = 0; a < inner_taps; ++a) {
+      Scalar* to = &inner((inner_taps - 1 - a) * block.between + m, 0);
+      for (Index c = 0; c < block.in; ++c) to[c] = from[c * inner_taps + a];
     }
   }
 
@@ -295,7 +294,7 @@ void multiply_general(const Block<Scalar>& block) {
     }
   }
 
-  // All of [tap][out][in] first: the last step then reads and writes along cache lines.
+  // All of [tap][out][in] first, then transposed as a whole.
   RowMajor<Scalar> sums(block.taps * block.out, block.in);
   for (Index t = 0; t < block.taps; ++t) {
     auto sum = sums.middleRows(t * block.out, block.out);
@@ -312,10 +311,18 @@ void multiply_general(const Block<Scalar>& block) {
       }
     }
   }
+  // Reading along rows and writing with a stride stays in the first-level cache. The other way
+  // round the taps' rows lie powers of two apart and evict each other: two 3x3 of 256 channels then
+  // ran at 0.63 of Eigen's 1024^3 rate, and at 0.82 this way (Xeon, AVX-512).
+  constexpr Index panel = 256;
   for (Index o = 0; o < block.out; ++o) {
-    Scalar* result = block.result + o * block.result_step;
-    for (Index c = 0; c < block.in; ++c) {
-      for (Index t = 0; t < block.taps; ++t) *result++ = sums(t * block.out + o, c);
+    for (Index first = 0; first < block.in; first += panel) {
+      const Index last = std::min(first + panel, block.in);
+      for (Index t = 0; t < block.taps; ++t) {
+        const Scalar* from = &sums(t * block.out + o, 0);
+        Scalar* to = block.result + o * block.result_step + t;
+        for (Index c = first; c < last; ++c) to[c * block.taps] = from[c];
+      }
     }
   }
 }

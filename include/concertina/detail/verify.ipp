@@ -166,7 +166,15 @@ PerAxis<Rank> smallest_input(std::span<const ConvShape<Rank>> layers) {
     const Padding<1>& padding = whole.geometry.padding;
     Index& extent = size[axis];
     extent = std::max<Index>(1, span(whole, 0) + 1 - padding.start[0] - padding.end[0]);
-    while (!detail::shows_everything(line, whole, extent)) ++extent;
+    constexpr Index most_steps = 4096;  // real layers take a few
+    const Index least = extent;
+    while (!detail::shows_everything(line, whole, extent)) {
+      if (++extent == least + most_steps) {
+        throw SizeError("no input up to " + std::to_string(extent) +
+                        " shows every tap and an output off the border (" + to_string(product) +
+                        ")");
+      }
+    }
   }
   return size;
 }
@@ -281,6 +289,14 @@ Report prove_structure(const E& chain, const F& contraction, const PerAxis<rank_
   report.failure = detail::misfit<Rank>(product_shape<Rank>(layer_shapes), contraction.shape());
   if (!report) return report;
 
+  for (std::size_t l = 1; l < layer_shapes.size(); ++l) {  // products fill in
+    const ConvShape<Rank> part =
+        product_shape(std::span<const ConvShape<Rank>>(layer_shapes).first(l + 1));
+    const detail::MatrixSize size = detail::toeplitz_size(part, input_size);
+    const Index entries = detail::toeplitz_entries(part, input_size);
+    detail::require_memory(
+        size, detail::checked_multiply(entries, sizeof(Ref) + sizeof(int), "structure"), limit);
+  }
   const auto product = [&](auto&& each) {
     PerAxis<Rank> size = input_size;
     decltype(augmented(std::declval<Conv<Ref, Rank>>(), size, limit)) result;
