@@ -32,7 +32,7 @@ def export(sequential, path, example_input=None):
     Layers keep their names in `sequential`. Raises ValueError naming the module that is not supported.
     """
     nodes, tensors = [], {}
-    for name, layer in sequential.named_children():
+    for name, layer in _layers(sequential):
         nodes.append(_node(name, layer))
         tensors[f"{name}.weight"] = layer.weight
         if layer.bias is not None:
@@ -44,6 +44,15 @@ def export(sequential, path, example_input=None):
             tensors |= {"input": example_input, "output": sequential(example_input)}
     chain = {"kind": "chain", "layers": nodes}
     _write_safetensors(path, tensors, {"chain": json.dumps(chain), "source": f"PyTorch {torch.__version__}"})
+
+
+def _layers(sequential, prefix=""):
+    """The layers with their names, those of nested Sequentials in their place. A layer used twice comes twice."""
+    for name, layer in sequential._modules.items():
+        if isinstance(layer, torch.nn.Sequential):
+            yield from _layers(layer, f"{prefix}{name}.")
+        elif not isinstance(layer, torch.nn.Identity):
+            yield prefix + name, layer
 
 
 def _node(name, layer):

@@ -151,6 +151,17 @@ TEST_CASE("contract<double> rounds float layers once", "[product]") {
   CHECK(contract<float>(ones * numbers).weight()[0] != 1);
 }
 
+TEST_CASE("a sum in double becomes a half or a bfloat16 by one rounding", "[product]") {
+  // Just above the middle of 1 and the next half (or bfloat16); as a float it is the middle.
+  const auto tap = [](double middle) {
+    const Linear<double> layer({.out = 1, .in = 1}, {1 + middle + 0x1p-40});
+    return layer;
+  };
+  CHECK(static_cast<float>(tap(0x1p-11).cast<Eigen::half>().weight()[0]) == 1 + 0x1p-10F);
+  CHECK(static_cast<float>(tap(0x1p-8).cast<Eigen::bfloat16>().weight()[0]) == 1 + 0x1p-7F);
+  CHECK(static_cast<float>((-tap(0x1p-11)).cast<Eigen::half>().weight()[0]) == -1 - 0x1p-10F);
+}
+
 TEST_CASE("half and bfloat16 store, float computes", "[product]") {
   // 256 + 1 is no bfloat16; accumulated in float, 256 + 1 + 1 + ... reaches 264.
   std::vector<float> column(9, 1.0F);
@@ -175,6 +186,9 @@ TEST_CASE("products that make no sense are refused with both shapes", "[product]
   const Conv1d<float> stride({.out = 1, .in = 1, .kernel = 2, .geometry = {.stride = most / 2}});
   const Conv1d<float> wide({.out = 1, .in = 1, .kernel = 2, .geometry = {.dilation = 4}});
   CHECK_THROWS_AS(contract(wide * stride), SizeError);
+  const Conv1d<float> far({.out = 1, .in = 1, .kernel = 2, .geometry = {.stride = Index{1} << 40}});
+  CHECK_THROWS_AS(contract(far * far * far), SizeError);
+  CHECK_THROWS_AS(contract(far * far * far * far), SizeError);
   const Conv1d<float> sparse(
       {.out = 1, .in = 1, .kernel = 2, .geometry = {.dilation = 1'000'000'007}});
   const std::string almost =

@@ -135,6 +135,16 @@ TEST_CASE("where a chain is exact in the interior only, the proofs are about the
   CHECK(verify(layers, contract(layers, interior_only)));
 }
 
+TEST_CASE("a proof that sees no output off the border does not hold", "[verify]") {
+  std::mt19937_64 generator(2);
+  const ConvShape<2> padded{.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}};
+  const auto layers = initialize<float>(std::vector{padded, padded}, generator);
+  const Conv2d<float> product = contract(layers, interior_only);
+  CHECK_THAT(prove_algebra(layers, product, 1, PerAxis<2>(2)).failure,
+             Catch::Contains("every output is on the border"));
+  CHECK_FALSE(prove_structure(layers, product, {2, 2}));
+}
+
 TEST_CASE("cancellation widens the bound in ulp, not the proof", "[verify]") {
   // 1/3 * 3 - 1/3 * 3 + 2^-60: gone in float, kept in double.
   const float third = 1.0F / 3;

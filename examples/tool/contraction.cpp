@@ -67,8 +67,8 @@ PerAxis<Rank> parse_input_size(const std::string& text) {
   }
   if (Rank == 0 || (values.size() != 1 && values.size() != static_cast<std::size_t>(Rank))) {
     throw UsageError("--input-size: found " + counted(std::ssize(values), "number") +
-                     ", but the layers have " + counted(Rank, "spatial axis") +
-                     " (channels are not named)");
+                     ", but the layers have " + std::to_string(Rank) +
+                     (Rank == 1 ? " spatial axis" : " spatial axes") + " (channels are not named)");
   }
   PerAxis<Rank> size;
   for (int axis = 0; axis < Rank; ++axis) {

@@ -284,8 +284,12 @@ class Prover {
       const long double u_ref = unit_roundoff<Ref>();
       long double their_growth = 1;
       Index count = terms + apply;
+      // Half precision is a storage: sums are float's, and each stage is rounded once to the
+      // tensor's.
+      const long double u_sum = std::min(theirs.unit, unit_roundoff<float>());
+      const long double u_store = theirs.unit > u_sum ? theirs.unit : 0;
       for (const Index n : stages) {
-        their_growth *= 1 + gamma(n, theirs.unit);
+        their_growth *= (1 + gamma(n, u_sum)) * (1 + u_store);
         count += n;
       }
       const long double our_growth = (1 + gamma(terms, unit_roundoff<Accumulator<Scalar>>())) *

@@ -6,7 +6,11 @@
 #include <concertina/feature_map.hpp>
 #include <concertina/geometry.hpp>
 
+#include <bit>
+#include <cmath>
 #include <concepts>
+#include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -72,6 +76,26 @@ struct Operand {
   }
 };
 
+/// A number in another scalar, rounded at most once. Half and bfloat16 are made from float; a wider
+/// number therefore becomes a float rounded to odd first, which keeps what the second rounding has
+/// to know.
+/// Source  Boldo, Melquiond, Emulation of FMA and correctly rounded sums, IEEE Trans. Computers 2008
+template <class To, class From>
+To convert(const From& number) {
+  constexpr bool narrow = std::numeric_limits<To>::is_specialized &&
+                          !std::numeric_limits<To>::is_integer &&
+                          std::numeric_limits<To>::digits < 24;
+  if constexpr (narrow && std::floating_point<From> && !std::same_as<From, float>) {
+    float nearest = static_cast<float>(number);
+    if (static_cast<From>(nearest) == number || number != number) return static_cast<To>(nearest);
+    if (std::abs(static_cast<From>(nearest)) > std::abs(number))
+      nearest = std::nextafter(nearest, 0.0F);
+    return static_cast<To>(std::bit_cast<float>(std::bit_cast<std::uint32_t>(nearest) | 1U));
+  } else {
+    return static_cast<To>(number);
+  }
+}
+
 /// Calls visit(position) for every position of a box, the last axis fastest; once for Rank 0.
 template <int Rank, class Visit>
 void for_each_position(const PerAxis<Rank>& size, Visit&& visit) {
@@ -121,6 +145,9 @@ class ConvView : public detail::Operand {
     length(weight_, weight_count(shape_), "weight");
     if (shape_.bias) length(bias_, shape_.out, "bias");
   }
+
+  ConvView(const ConvShape<Rank>&, std::vector<Scalar>&&, std::span<const Scalar> = {}) = delete;
+  ConvView(const ConvShape<Rank>&, std::span<const Scalar>, std::vector<Scalar>&&) = delete;
 
   ConvView(const Conv<Scalar, Rank>& owner)
       : shape_(owner.shape()), weight_(owner.weight()), bias_(owner.bias()) {}
@@ -179,7 +206,7 @@ class ConvView : public detail::Operand {
     const auto convert = [](std::span<const Scalar> from) {
       std::vector<To> to;
       to.reserve(from.size());
-      for (const Scalar& number : from) to.push_back(static_cast<To>(number));
+      for (const Scalar& number : from) to.push_back(detail::convert<To>(number));
       return to;
     };
     return Conv<To, Rank>(shape_, convert(weight_), convert(bias_));

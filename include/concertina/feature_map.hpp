@@ -29,9 +29,12 @@ Index element_count(const MapShape<Rank>& shape) {
   bool negative = shape.batch < 0 || shape.channels < 0;
   for (const Index extent : shape.size) negative = negative || extent < 0;
   if (negative) throw ShapeError("a feature map of negative size");
-  return detail::checked_multiply(
-      detail::checked_multiply(shape.batch, shape.channels, "feature map"), volume(shape.size),
-      "feature map");
+  const Index count =
+      detail::checked_multiply(detail::checked_multiply(shape.batch, shape.channels, "feature map"),
+                               volume(shape.size), "feature map");
+  constexpr Index largest_scalar = 256;  // bytes
+  static_cast<void>(detail::checked_multiply(count, largest_scalar, "feature map"));
+  return count;
 }
 
 template <class Scalar, int Rank>

@@ -198,8 +198,15 @@ constexpr void validate(const ConvShape<Rank>& shape) {
     if (shape.geometry.stride[axis] < 1) refuse("strides start at 1");
     if (shape.geometry.dilation[axis] < 1) refuse("dilations start at 1");
     static_cast<void>(span(shape, axis));
+    constexpr Index farthest = Index{1}
+                               << 48;  // so that sums of paddings and positions fit an Index
+    const Index start = shape.geometry.padding.start[axis], end = shape.geometry.padding.end[axis];
+    if (start > farthest || start < -farthest || end > farthest || end < -farthest) {
+      throw SizeError("a padding beyond any map (" + to_string(shape) + ")");
+    }
   }
-  static_cast<void>(weight_count(shape));
+  constexpr Index largest_scalar = 256;  // bytes
+  static_cast<void>(detail::checked_multiply(weight_count(shape), largest_scalar, "weight"));
 }
 
 /// Positions of the kernel along `axis` on an input of `size`, 0 or less where the kernel does not

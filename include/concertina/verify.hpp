@@ -63,7 +63,7 @@ Report prove_algebra(const E& chain, const F& contraction, std::uint64_t seed = 
 /// (1 - n*u). Kernels are compared as maps, so one with more zeros around it passes. For exact
 /// scalars the bound is zero.
 /// Requires  rounding to nearest, gradual underflow
-/// Cost      the contraction in plain loops, twice
+/// Cost      the contraction in plain loops, from the first layer on, twice
 /// Throws    VerificationError where n*u >= 1
 /// Source    Higham, Accuracy and Stability of Numerical Algorithms, Section 3.1
 template <class A = void, Chain E, Layer F>

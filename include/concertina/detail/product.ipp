@@ -422,6 +422,7 @@ class ChainOrder {
 
   void decide(std::size_t first, std::size_t last) {
     double& best = cost_[at(first, last)];
+    split_[at(first, last)] = last;  // where every split overflows, contract_run meets that
     best = std::numeric_limits<double>::infinity();
     for (std::size_t middle = first + 1; middle <= last; ++middle) {
       const double parts = cost_[at(first, middle - 1)] + cost_[at(middle, last)];
@@ -434,9 +435,7 @@ class ChainOrder {
         split_[at(first, last)] = middle;
         shapes_[at(first, last)] = product_shape(outer, inner);  // the same for every split
       } catch (const SizeError&) {
-        // An intermediate that overflows is never chosen; contract_run meets it if there is no
-        // other.
-        if (split_[at(first, last)] == 0) split_[at(first, last)] = middle;
+        continue;  // an intermediate that overflows is never chosen
       }
     }
   }
@@ -484,7 +483,7 @@ Conv<ScalarOf<E>, rank_of<E>> contract(
       std::conditional_t<std::is_void_v<A>, typename DefaultAccumulator<Scalar>::type, A>;
   const auto layers = detail::factors(chain);
   const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
-  detail::require_chain<Rank>(layer_shapes, "contract");
+  static_cast<void>(product_shape<Rank>(layer_shapes));  // fits, and does not overflow
   policy.require(layer_shapes);
   if constexpr (std::is_same_v<Accumulator, Scalar>) {
     return detail::contract_all<Scalar, Rank>(layers);

@@ -19,6 +19,11 @@ template <class Scalar>
 inline constexpr bool rounds =
     std::numeric_limits<Scalar>::is_specialized && !std::numeric_limits<Scalar>::is_exact;
 
+/// Whether the proofs know how a scalar rounds, if it does: complex numbers of rounding parts they
+/// do not.
+template <class Scalar>
+inline constexpr bool provable = rounds<Scalar> || !rounds<typename Eigen::NumTraits<Scalar>::Real>;
+
 /// The scalar in which a computation in A is checked: the next wider one. Exact scalars check
 /// themselves, and so does the widest, with a bound that counts both roundings.
 template <class A>
@@ -40,9 +45,9 @@ long double smallest_subnormal() {
 /// Distance between neighbouring numbers of type Scalar at the size of x.
 template <class Scalar>
 long double ulp(long double x) {
-  const int exponent = x == 0 ? std::numeric_limits<int>::min() / 2 : std::ilogb(x) + 1;
-  return std::ldexp(1.0L, std::max(exponent, std::numeric_limits<Scalar>::min_exponent) -
-                              std::numeric_limits<Scalar>::digits);
+  constexpr int least = std::numeric_limits<Scalar>::min_exponent;
+  const int exponent = x == 0 ? least : std::max(std::ilogb(x) + 1, least);
+  return std::ldexp(1.0L, exponent - std::numeric_limits<Scalar>::digits);
 }
 
 /// gamma_n(u) = n*u / (1 - n*u) bounds the relative error of n roundings in a row (Higham, Accuracy

@@ -143,6 +143,15 @@ inline bool shows_everything(std::span<const ConvShape<1>> layers, const ConvSha
   return border.start[0] + border.end[0] < positions;
 }
 
+/// A proof that looked at nothing proves nothing.
+template <int Rank>
+void refuse_empty(Report& report, const PerAxis<Rank>& input_size) {
+  if (report) {
+    report.failure = "at input size " + to_string(input_size) +
+                     " every output is on the border; take a larger input";
+  }
+}
+
 template <int Rank>
 bool off_border(const PerAxis<Rank>& position, const PerAxis<Rank>& size,
                 const Exactness<Rank>& border) {
@@ -221,6 +230,7 @@ Report prove_algebra(const E& chain, const F& contraction, std::uint64_t seed,
       }
     });
   }
+  if (report.compared == 0) detail::refuse_empty(report, size);
   return report;
 }
 
@@ -231,6 +241,7 @@ Report prove_rounding(const E& chain, const F& contraction) {
   using Ref = detail::Reference<Accumulator>;
   constexpr int Rank = rank_of<E>;
   static_assert(std::is_same_v<Scalar, typename F::Scalar>);
+  static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
   const auto layers = detail::factors(chain);
   const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
   Report report{.proof = "rounding"};
@@ -283,6 +294,7 @@ Report prove_structure(const E& chain, const F& contraction, const PerAxis<rank_
   using Accumulator = detail::AccumulatorOf<A, Scalar>;
   using Ref = detail::Reference<Accumulator>;
   constexpr int Rank = rank_of<E>;
+  static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
   const auto layers = detail::factors(chain);
   const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
   Report report{.proof = "structure"};
@@ -354,6 +366,7 @@ Report prove_structure(const E& chain, const F& contraction, const PerAxis<rank_
       ++row;
     });
   }
+  if (report.compared == 0) detail::refuse_empty(report, input_size);
   compare_row();  // [0 1]
   return report;
 }
