@@ -483,7 +483,8 @@ Conv<ScalarOf<E>, rank_of<E>> contract(
       std::conditional_t<std::is_void_v<A>, typename DefaultAccumulator<Scalar>::type, A>;
   const auto layers = detail::factors(chain);
   const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
-  static_cast<void>(product_shape<Rank>(layer_shapes));  // fits, and does not overflow
+  detail::require_chain<Rank>(layer_shapes, "contract");
+  static_cast<void>(product_shape<Rank>(layer_shapes));  // throws where it overflows
   policy.require(layer_shapes);
   if constexpr (std::is_same_v<Accumulator, Scalar>) {
     return detail::contract_all<Scalar, Rank>(layers);
