@@ -91,7 +91,8 @@ TEST_CASE("a signed integer stands for its residue", "[modular]") {
 }
 
 TEST_CASE("both ways to multiply agree", "[modular]") {
-  const std::uint64_t p = GENERATE(mersenne, Large::modulus, Largest::modulus, 7u, 2u, 4294967291u);
+  const std::uint64_t p = GENERATE(as<std::uint64_t>{}, mersenne, Large::modulus, Largest::modulus,
+                                   7u, 2u, 4294967291u);
   std::vector<std::uint64_t> edges;
   for (const std::uint64_t edge : {std::uint64_t{0}, p - 1, p / 2, std::uint64_t{1} << 32}) {
     for (const std::uint64_t near : {edge - 1, edge, edge + 1}) {
