@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layer_description.hpp"
 
+#include "json_fields.hpp"
 #include "text.hpp"
 
 #include <algorithm>
@@ -12,53 +13,11 @@
 namespace tool {
 namespace {
 
-using Json = nlohmann::json;
+using fields::Json, fields::integer, fields::integers, fields::is_modest, fields::object;
+using fields::parse, fields::refuse, fields::string;
 
-constexpr Index most_magnitude = Index{1} << 40;  // of strides, paddings and dilations
-constexpr int deepest_chain = 32;                 // chains within chains
+constexpr int deepest_chain = 32;           // chains within chains
 constexpr std::size_t longest_chain = 256;  // the order of a chain takes its length cubed to find
-
-[[noreturn]] void refuse(const std::string& where, const std::string& what) {
-  throw concertina::FormatError(where + ": " + what);
-}
-
-Json parse(const std::string& text, const std::string& where) try {
-  return Json::parse(text);
-} catch (const Json::exception& error) {
-  refuse(where, std::string("is not valid JSON; ") + error.what());
-}
-
-/// Sums and differences of such numbers are far from overflowing.
-bool is_modest(Index number) { return -most_magnitude <= number && number <= most_magnitude; }
-
-Index integer(const Json& value, const std::string& where) {
-  const bool fits = value.is_number_unsigned()
-                        ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(most_magnitude)
-                        : value.is_number_integer() && is_modest(value.get<Index>());
-  if (!fits) refuse(where, "found " + shown(value) + ", expected an integer of at most 2^40");
-  return value.get<Index>();
-}
-
-std::vector<Index> integers(const Json& value, const std::string& where) {
-  if (!value.is_array()) return {integer(value, where)};
-  if (value.size() > 3) {
-    refuse(where, "found " + std::to_string(value.size()) +
-                      " numbers, expected one for each of at most 3 axes");
-  }
-  std::vector<Index> result;
-  for (const Json& each : value) result.push_back(integer(each, where));
-  return result;
-}
-
-std::string string(const Json& value, const std::string& where) {
-  if (!value.is_string()) refuse(where, "found " + shown(value) + ", expected a string");
-  return value.get<std::string>();
-}
-
-const Json& object(const Json& value, const std::string& where) {
-  if (!value.is_object()) refuse(where, "found " + shown(value) + ", expected an object");
-  return value;
-}
 
 /// Takes the geometry's fields; false for any other.
 bool read_geometry_field(LayerDescription& layer, const std::string& key, const Json& value,
@@ -80,18 +39,6 @@ bool read_geometry_field(LayerDescription& layer, const std::string& key, const 
     return false;
   }
   return true;
-}
-
-LayerDescription parse_geometry(const Json& value, const std::string& where) {
-  LayerDescription layer;
-  for (const auto& [key, each] : object(value, where).items()) {
-    if (!read_geometry_field(layer, key, each, where)) {
-      refuse(where,
-             "field " + in_quotes(key) +
-                 " is unknown; a geometry has stride, padding, padding_end, dilation and groups");
-    }
-  }
-  return layer;
 }
 
 class ChainParser {
@@ -161,6 +108,18 @@ class ChainParser {
 };
 
 }  // namespace
+
+LayerDescription parse_geometry(const Json& value, const std::string& where) {
+  LayerDescription layer;
+  for (const auto& [key, each] : object(value, where).items()) {
+    if (!read_geometry_field(layer, key, each, where)) {
+      refuse(where,
+             "field " + in_quotes(key) +
+                 " is unknown; a geometry has stride, padding, padding_end, dilation and groups");
+    }
+  }
+  return layer;
+}
 
 LayerDescription parse_layer(const Json& node, const std::string& where) {
   LayerDescription layer;

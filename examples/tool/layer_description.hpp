@@ -65,6 +65,9 @@ inline constexpr const char* chain_grammar =
 /// One layer from a JSON object with the fields of the format. `where` begins the messages.
 LayerDescription parse_layer(const nlohmann::json& node, const std::string& where);
 
+/// The geometry alone, from an object with no other fields.
+LayerDescription parse_geometry(const nlohmann::json& value, const std::string& where);
+
 /// {"stride":[2,2],"padding":[1,1],"dilation":[1,1],"groups":1}, and "padding_end" where it
 /// differs.
 template <int Rank>
