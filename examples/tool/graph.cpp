@@ -18,6 +18,7 @@ namespace {
 using fields::integer, fields::integers, fields::Json, fields::refuse, fields::string;
 
 constexpr int deepest = 32;                  // nodes within nodes
+constexpr Index longest_window = 1 << 12;    // of a pool, along an axis; a file costs it nothing
 constexpr std::size_t most_nodes = 1 << 16;  // each takes some hundred bytes, in the file ten
 
 constexpr std::array<std::string_view, 13> type_names = {
@@ -191,6 +192,10 @@ class GraphParser {
       node.kernel = integers(value, place);
       if (node.kernel.empty()) refuse(place, "found no number, expected one for each axis");
       require_positive(node.kernel, place);
+      if (std::ranges::max(node.kernel) > longest_window) {
+        refuse(place, "found " + std::to_string(std::ranges::max(node.kernel)) +
+                          ", expected at most " + std::to_string(longest_window));
+      }
     } else if (key == "stride") {
       node.layer.stride = integers(value, place);
       require_positive(node.layer.stride, place);

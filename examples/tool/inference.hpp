@@ -1,0 +1,39 @@
+// Whole networks in inference: what a graph computes for a batch, expanded as it was trained or
+// compact as it ships.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "graph.hpp"
+#include "tensor.hpp"
+
+#include <concertina/io/safetensors.hpp>
+
+#include <functional>
+
+namespace tool {
+
+enum class Form {
+  expanded,  // every layer as it was trained
+  compact    // nodes with an expected layer replaced by it
+};
+
+/// A graph with its numbers, ready to run. Defined for float and double.
+template <class Scalar>
+class Network {
+ public:
+  /// Takes the weights from the file, widened; F64 only fits double. Neither file nor graph is
+  /// needed afterwards.
+  /// Throws  FormatError or ShapeError naming file and layer; FormatError too for convolutions and
+  ///         pools of other than two spatial axes
+  Network(const concertina::io::Safetensors& file, const Node& graph, Form form = Form::expanded);
+
+  /// Everything is computed in Scalar; images are independent of each other. May be called from
+  /// several threads at once.
+  /// Throws  ShapeError or SizeError naming the node that the batch does not fit
+  Tensor<Scalar> operator()(Tensor<Scalar> batch) const;
+
+ private:
+  std::function<Tensor<Scalar>(Tensor<Scalar>)> map_;
+};
+
+}  // namespace tool
