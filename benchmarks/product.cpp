@@ -1,8 +1,8 @@
 // Contraction beside its limit: multiply-adds per second as a share of Eigen's own for a 1024^3
 // product.
 // SPDX-License-Identifier: Apache-2.0
+#include <concertina/contract.hpp>
 #include <concertina/expand.hpp>
-#include <concertina/product.hpp>
 
 #include "gemm.hpp"
 

@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/conv.hpp>
 
+#include <concertina/contract.hpp>
 #include <concertina/modular.hpp>
-#include <concertina/product.hpp>
 
 #include "support.hpp"
 

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/exactness.hpp>
 
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 #include "support.hpp"
 

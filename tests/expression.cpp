@@ -1,7 +1,7 @@
 // The product as an expression: what it keeps and what it views, and that it leaves others'
 // operators alone.
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 #include "support.hpp"
 
@@ -59,7 +59,7 @@ TEST_CASE("a product is a flat list of views, the first applied first", "[expres
   const auto [a, b, c, x] = chain(rng);
   const auto product = c * b * a;
   static_assert(std::is_same_v<decltype(product), const Expr<int, 2>>);
-  const auto factors = product.factors();
+  const auto factors = product.layers();
   REQUIRE(factors.size() == 3);
   CHECK(factors[0].weight().data() == a.weight().data());
   CHECK(factors[1].weight().data() == b.weight().data());
@@ -113,7 +113,7 @@ TEST_CASE("a moved layer is kept without a copy", "[expression]") {
   const FeatureMap<int, 2> expected = b(a(x));
   const int* const memory = a.weight().data();
   const auto product = b * std::move(a);
-  CHECK(product.factors()[0].weight().data() == memory);
+  CHECK(product.layers()[0].weight().data() == memory);
   CHECK(product(x) == expected);
 }
 
@@ -125,7 +125,7 @@ TEST_CASE("copies share what is kept and outlive the original", "[expression]") 
   const Expr<int, 2> copy = *original;
   Expr<int, 2> assigned(a);
   assigned = *original;
-  CHECK(copy.factors()[0].weight().data() == original->factors()[0].weight().data());
+  CHECK(copy.layers()[0].weight().data() == original->layers()[0].weight().data());
   original.reset();
   churn_memory();
   CHECK(copy(x) == expected);
@@ -189,8 +189,8 @@ TEST_CASE("run-time lists are chains as products are", "[expression]") {
   CHECK(shapes(views) == shapes(c * b * a));
   CHECK(exactness(owners).exact());
   static_assert(std::is_same_v<ScalarOf<decltype(views)>, int> && rank_of<decltype(owners)> == 2);
-  static_assert(Chain<std::vector<Layer2>> && Chain<Expr<int, 2>> && !Chain<Layer2> &&
-                !Chain<std::vector<int>>);
+  static_assert(Expression<std::vector<Layer2>> && Expression<Expr<int, 2>> &&
+                !Expression<Layer2> && !Expression<std::vector<int>>);
 
   CHECK_THAT(message_of<ShapeError>([] { contract(std::vector<Layer2>{}); }),
              Contains("contract: no layers"));

@@ -1,7 +1,7 @@
 // Products: shapes from the rule, weights against the definition on every path, orders,
 // accumulators, refusals.
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 #include <concertina/detail/rounding.hpp>
 #include <concertina/modular.hpp>
@@ -37,6 +37,15 @@ std::vector<std::pair<ConvShape<2>, ConvShape<2>>> pairs() {
        {.out = 36, .in = 20, .kernel = 3, .geometry = {.groups = 4}, .bias = true}},
       {{.out = 40, .in = 36, .kernel = 1, .geometry = {.groups = 2}},
        {.out = 36, .in = 30, .kernel = 3, .geometry = {.groups = 6}, .bias = true}},
+      {{.out = 6, .in = 6, .kernel = 1, .geometry = {.stride = 2, .groups = 6}, .bias = true},
+       {.out = 6, .in = 4, .kernel = {3, 1}, .geometry = {.stride = 2, .groups = 2}, .bias = true}},
+      {{.out = 9, .in = 6, .kernel = {2, 3}, .geometry = {.dilation = 2, .groups = 3}},
+       {.out = 6,
+        .in = 6,
+        .kernel = 1,
+        .geometry = {.stride = 2, .padding = 1, .groups = 6},
+        .bias = true}},
+      {{.out = 7, .in = 5, .kernel = 1}, {.out = 5, .in = 3, .kernel = 1}},
       {{.out = 1, .in = 1, .kernel = 1}, {.out = 1, .in = 1, .kernel = 1}},
   };
 }
@@ -67,7 +76,7 @@ TEST_CASE("a product acts like its factors in turn", "[product]") {
 TEST_CASE("the pairs above take every path", "[product]") {
   std::set<detail::PairPath> paths;
   for (const auto& [outer, inner] : pairs()) paths.insert(detail::pair_path(outer, inner));
-  CHECK(paths.size() == 4);
+  CHECK(paths.size() == 6);
 }
 
 TEST_CASE("the shape of a product follows the rule", "[product]") {

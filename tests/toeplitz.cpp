@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/toeplitz.hpp>
 
+#include <concertina/contract.hpp>
+
 #include <concertina/modular.hpp>
 
 #include "support.hpp"

@@ -61,7 +61,7 @@ TEST_CASE("all proofs hold for contractions", "[verify]") {
 TEST_CASE("one wrong number fails rounding and structure, in floats and in integers", "[verify]") {
   const auto layers = chain<float>();
   const Conv2d<float> right = contract<double>(layers);
-  const PerAxis<2> size = smallest_input<2>(shapes(layers));
+  const PerAxis<2> size = smallest_input(form(layers));
   Rng rng(6);
   std::vector<Conv2d<std::int64_t>> integers;
   for (const auto& layer : layers)
@@ -189,10 +189,10 @@ TEST_CASE("terms count the roundings of any order", "[verify]") {
 TEST_CASE("the smallest input shows every tap and an output off the border", "[verify]") {
   const ConvShape<1> strided{
       .out = 1, .in = 1, .kernel = 1, .geometry = {.stride = 3, .padding = 1}};
-  CHECK(smallest_input<1>(std::vector{strided}) == PerAxis<1>(3));
+  CHECK(smallest_input(Form<1>(strided)) == PerAxis<1>(3));
   const ConvShape<1> plain{.out = 1, .in = 1, .kernel = 3, .geometry = {.padding = 1}};
-  CHECK(smallest_input<1>(std::vector{plain}) == PerAxis<1>(2));
-  CHECK(smallest_input<1>(std::vector{plain, plain}) == PerAxis<1>(3));
+  CHECK(smallest_input(Form<1>(plain)) == PerAxis<1>(2));
+  CHECK(smallest_input(chain_form<1>(std::vector{plain, plain})) == PerAxis<1>(3));
 }
 
 TEST_CASE("matrices that would not fit are refused", "[verify]") {

@@ -4,7 +4,7 @@
 #include "commands.hpp"
 #include "contraction.hpp"
 
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 #include <Eigen/Core>
 
@@ -70,7 +70,7 @@ Row time(const std::string& path, const Layers<Scalar, Rank>& layers) {
           .layers = counted(std::ssize(layers), "layer") + " -> " +
                     to_string(concertina::product_shape<Rank>(concertina::shapes(layers))),
           .scalar = std::is_same_v<Scalar, float> ? "float" : "double",
-          .multiply_adds = contraction_multiply_adds(concertina::shapes(layers)),
+          .multiply_adds = multiply_adds(concertina::form(layers)),
           .times = times,
           .peak = peak};
 }

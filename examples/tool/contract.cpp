@@ -3,7 +3,7 @@
 #include "commands.hpp"
 #include "contraction.hpp"
 
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 #include <Eigen/Core>
 

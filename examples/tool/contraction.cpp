@@ -4,7 +4,7 @@
 
 #include "text.hpp"
 
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 #include <algorithm>
 #include <charconv>
@@ -29,25 +29,6 @@ void require_modest(const std::vector<ConvShape<Rank>>& layers, const std::strin
                               ", which has " + std::to_string(weight_count(product)) +
                               " numbers; more than " + std::to_string(most_numbers) +
                               " are refused, check strides and dilations");
-}
-
-template <int Rank>
-Index contraction_multiply_adds(const std::vector<ConvShape<Rank>>& layers) {
-  if (layers.size() < 2) return 0;
-  const std::span<const ConvShape<Rank>> all(layers);
-  const concertina::detail::ChainOrder<Rank> order(all);
-  const auto count = [&](const auto& self, std::size_t first, std::size_t last) -> Index {
-    if (first == last) return 0;
-    const std::size_t middle = order.split(first, last);
-    const auto inner = concertina::product_shape<Rank>(all.subspan(first, middle - first));
-    const auto outer = concertina::product_shape<Rank>(all.subspan(middle, last - middle + 1));
-    return concertina::detail::checked_add(
-        concertina::multiply_adds(outer, inner),
-        concertina::detail::checked_add(self(self, first, middle - 1), self(self, middle, last),
-                                        "multiply-adds"),
-        "multiply-adds");
-  };
-  return count(count, 0, layers.size() - 1);
 }
 
 template <int Rank>
@@ -82,7 +63,6 @@ PerAxis<Rank> parse_input_size(const std::string& text) {
   template Conv<float, RANK> contracted(const Layers<float, RANK>&);                        \
   template Conv<double, RANK> contracted(const Layers<double, RANK>&);                      \
   template void require_modest(const std::vector<ConvShape<RANK>>&, const std::string&);    \
-  template Index contraction_multiply_adds(const std::vector<ConvShape<RANK>>&);            \
   template PerAxis<RANK> parse_input_size(const std::string&);
 // clang-format on
 TOOL_INSTANTIATE(0)

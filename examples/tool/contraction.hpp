@@ -28,10 +28,6 @@ template <int Rank>
 void require_modest(const std::vector<concertina::ConvShape<Rank>>& layers,
                     const std::string& file);
 
-/// Multiply-adds of the contraction, in the order that it takes.
-template <int Rank>
-Index contraction_multiply_adds(const std::vector<concertina::ConvShape<Rank>>& layers);
-
 /// Input sizes as the user writes them, "32,32", "32x32" or "32" for all axes. Throws UsageError.
 template <int Rank>
 concertina::PerAxis<Rank> parse_input_size(const std::string& text);

@@ -3,7 +3,7 @@
 #include "commands.hpp"
 #include "contraction.hpp"
 
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 #include <iostream>
 
@@ -84,7 +84,7 @@ nlohmann::json describe(const std::string& path, const DescribedChain& chain,
                       {"dtype", name_of(chain.dtype)},
                       {"exact", found.exact()},
                       {"multiply_adds_are", where},
-                      {"contraction_multiply_adds", contraction_multiply_adds(shapes)},
+                      {"contraction_multiply_adds", multiply_adds(concertina::form(layers))},
                       {"rows", nlohmann::json::array()}};
   std::vector<std::vector<std::string>> cells{{"layer", "shape", "parameters", "multiply-adds"}};
   for (const Row& row : rows) {
@@ -100,7 +100,7 @@ nlohmann::json describe(const std::string& path, const DescribedChain& chain,
               << "\n"
               << table(cells)
               << (found ? "exact at the border" : "not exact at the border: " + found.reason)
-              << "; contracting takes " << grouped(contraction_multiply_adds(shapes))
+              << "; contracting takes " << grouped(multiply_adds(concertina::form(layers)))
               << " multiply-adds\n";
   }
   return json;

@@ -145,7 +145,7 @@ class Prover {
   }
 
   void library_proofs(const Conv<Scalar, Rank>& contraction) {
-    const PerAxis<Rank> size = concertina::smallest_input<Rank>(shapes_);
+    const PerAxis<Rank> size = concertina::smallest_input(concertina::form(layers_));
     require_modest_maps(shapes_, MapShape<Rank>{.channels = shapes_.front().in, .size = size},
                         file_.origin);
     add(step("algebra", [&] { return prove_algebra(layers_, contraction); }));
@@ -235,9 +235,8 @@ class Prover {
     if (!file_.contains("output") && !file_.contains("output.contracted")) return;
     require_modest_maps(shapes_, x.shape(), file_.origin);
     progress_.show(file_.origin + ": outputs");
-    const std::vector<concertina::ConvView<Scalar, Rank>> views(layers_.begin(), layers_.end());
-    const Conv<Ref, Rank> size = concertina::detail::contract_by_definition<Ref, Scalar, Rank>(
-        views, [](const Ref& number) { return std::abs(number); });
+    const Conv<Ref, Rank> size = concertina::detail::contract_by_definition<Ref>(
+        concertina::detail::tree_of(layers_, "verify"), concertina::detail::Part::magnitude);
     const FeatureMap<Ref, Rank> y = contraction.template cast<Ref>()(x);
     largest_input_ = 1;
     for (Ref& number : x.values()) {
@@ -296,9 +295,9 @@ class Prover {
                                      (1 + unit_roundoff<Scalar>()) * (1 + gamma(apply, u_ref));
       relative = (their_growth - 1) + (our_growth - 1);
       inflation = 1 / (1 - gamma(terms + apply, u_ref));
-      const std::vector<concertina::ConvView<Scalar, Rank>> views(layers_.begin(), layers_.end());
-      const long double scale = concertina::detail::underflow<double>(views, 1) /
-                                concertina::detail::smallest_subnormal<double>() * largest_input_;
+      const long double scale =
+          concertina::detail::scale_bound(concertina::detail::tree_of(layers_, "verify")) *
+          largest_input_;
       lost = 2 * static_cast<long double>(count) * scale *
              (theirs.subnormal + concertina::detail::smallest_subnormal<Scalar>());
     } catch (const concertina::VerificationError& error) {

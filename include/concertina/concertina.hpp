@@ -2,15 +2,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/blocks.hpp>
+#include <concertina/channel_map.hpp>
+#include <concertina/contract.hpp>
 #include <concertina/conv.hpp>
 #include <concertina/error.hpp>
 #include <concertina/exactness.hpp>
 #include <concertina/expand.hpp>
+#include <concertina/expression.hpp>
 #include <concertina/feature_map.hpp>
+#include <concertina/form.hpp>
 #include <concertina/geometry.hpp>
+#include <concertina/layers.hpp>
 #include <concertina/modular.hpp>
 #include <concertina/product.hpp>
 #include <concertina/random.hpp>
+#include <concertina/sum.hpp>
 #include <concertina/toeplitz.hpp>
 #include <concertina/transposed.hpp>
 #include <concertina/verify.hpp>

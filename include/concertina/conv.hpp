@@ -35,7 +35,10 @@ concept Layer = requires(const L& layer) {
   { layer.bias() } -> std::convertible_to<std::span<const typename L::Scalar>>;
 };
 
-/// What stands on either side of `*`: a layer, or a product of layers that is not yet evaluated.
+/// The rank of what takes its neighbour's: batch norms, scales, identities, permutations.
+inline constexpr int any_rank = -1;
+
+/// What operators join: a layer, or layers that are joined already.
 template <class F>
 concept Factor =
     Layer<std::remove_cvref_t<F>> ||
@@ -44,35 +47,77 @@ concept Factor =
 
 namespace detail {
 
+template <class F>
+inline constexpr int rank_of_factor = std::remove_cvref_t<F>::Rank;
+
+/// Mixed scalars or ranks do not compile: `layer.cast<double>()` converts.
+template <class F, class G>
+concept Joinable = Factor<F> && Factor<G> &&
+                   std::same_as<typename std::remove_cvref_t<F>::Scalar,
+                                typename std::remove_cvref_t<G>::Scalar> &&
+                   (rank_of_factor<F> == rank_of_factor<G> || rank_of_factor<F> == any_rank ||
+                    rank_of_factor<G> == any_rank);
+
+template <class F, class G>
+using JoinOf =
+    Expr<typename std::remove_cvref_t<F>::Scalar,
+         (rank_of_factor<F> > rank_of_factor<G> ? rank_of_factor<F> : rank_of_factor<G>)>;
+
 template <class Scalar, int Rank>
 bool same_map(const ConvView<Scalar, Rank>& f, const ConvView<Scalar, Rank>& g);
 
 /// Lends its operators to Conv, ConvView and Expr, and through argument-dependent lookup to nothing
-/// else.
+/// else. Named layers are viewed and must outlive the expression; temporaries are kept in it.
 struct Operand {
-  /// `inner`, then `outer`: the product of their matrices, evaluated when it becomes a Conv.
-  /// Named layers are viewed and must outlive the product; temporaries are kept in it.
-  /// Mixed scalars or ranks do not compile: `layer.cast<double>()` converts.
-  template <Factor Outer, Factor Inner>
-    requires std::same_as<typename std::remove_cvref_t<Outer>::Scalar,
-                          typename std::remove_cvref_t<Inner>::Scalar> &&
-             (std::remove_cvref_t<Outer>::Rank == std::remove_cvref_t<Inner>::Rank)
+  /// `inner`, then `outer`: the product of their matrices. Throws ShapeError naming both layers
+  /// where channels differ.
+  template <class Outer, class Inner>
+    requires Joinable<Outer, Inner>
   friend auto operator*(Outer&& outer, Inner&& inner) {
-    using Left = std::remove_cvref_t<Outer>;
-    using Product = Expr<typename Left::Scalar, Left::Rank>;
-    Product product(std::forward<Inner>(inner));
-    product.then(Product(std::forward<Outer>(outer)));
-    return product;
+    return JoinOf<Outer, Inner>::product(std::forward<Inner>(inner), std::forward<Outer>(outer));
+  }
+
+  /// Parallel branches: the sum of their matrices. Throws ShapeError where channels differ; strides
+  /// and output sizes are compared when the sum is contracted.
+  template <class F, class G>
+    requires Joinable<F, G>
+  friend auto operator+(F&& f, G&& g) {
+    return JoinOf<F, G>::sum(std::forward<F>(f), std::forward<G>(g));
+  }
+  template <class F, class G>
+    requires Joinable<F, G>
+  friend auto operator-(F&& f, G&& g) {
+    return JoinOf<F, G>::sum(std::forward<F>(f), -std::forward<G>(g));
+  }
+
+  /// The map s * F; a layer at once, an expression when it is contracted. Integer layers are not
+  /// scaled by fractions.
+  template <class S, Factor F>
+    requires(!Factor<S>) && std::convertible_to<S, typename std::remove_cvref_t<F>::Scalar> &&
+            (!std::integral<typename std::remove_cvref_t<F>::Scalar> || std::integral<S>)
+  friend auto operator*(const S& factor, F&& f) {
+    return std::forward<F>(f).scaled(typename std::remove_cvref_t<F>::Scalar(factor));
+  }
+  template <Factor F>
+  friend auto operator-(F&& f) {
+    return std::forward<F>(f).scaled(-typename std::remove_cvref_t<F>::Scalar(1));
   }
 
   /// Equality as maps: the same output for every input, of any size. Kernels may differ in extent,
   /// dilation, padding and groups, as long as they do the same; a bias of zeros equals none.
+  /// Expressions are contracted first.
   /// Cost  one look at each tap of either layer
   template <Layer F, Layer G>
     requires std::same_as<typename F::Scalar, typename G::Scalar> && (F::Rank == G::Rank)
   friend bool operator==(const F& f, const G& g) {
     return same_map(ConvView<typename F::Scalar, F::Rank>(f),
                     ConvView<typename G::Scalar, G::Rank>(g));
+  }
+  template <class F, class G>
+    requires Joinable<F, G> && (!Layer<F> || !Layer<G>) && (JoinOf<F, G>::Rank >= 0)
+  friend bool operator==(const F& f, const G& g) {
+    using Result = Conv<typename F::Scalar, JoinOf<F, G>::Rank>;
+    return Result(JoinOf<F, G>(f)) == Result(JoinOf<F, G>(g));
   }
 };
 
@@ -212,6 +257,11 @@ class ConvView : public detail::Operand {
     return Conv<To, Rank>(shape_, convert(weight_), convert(bias_));
   }
 
+  /// The layer `factor * view`.
+  Conv<Scalar, Rank> scaled(const Scalar& factor) const {
+    return Conv<Scalar, Rank>(*this).scaled(factor);
+  }
+
  private:
   ConvShape<Rank> shape_;
   std::span<const Scalar> weight_;
@@ -266,21 +316,12 @@ class Conv : public detail::Operand {
     return View(*this).template cast<To>();
   }
 
-  Conv operator-() const {
-    Conv result = *this;
-    for (Scalar& number : result.weight_) number = -number;
-    for (Scalar& number : result.bias_) number = -number;
-    return result;
-  }
-
-  /// The map s * F. Integer layers are not scaled by fractions.
-  template <std::convertible_to<Scalar> S>
-    requires(!std::integral<Scalar> || std::integral<S>)
-  friend Conv operator*(const S& factor, Conv layer) {
-    const Scalar s(factor);
-    for (Scalar& number : layer.weight_) number = s * number;
-    for (Scalar& number : layer.bias_) number = s * number;
-    return layer;
+  /// Every number times `factor`, as `factor * layer` is.
+  Conv scaled(const Scalar& factor) const& { return Conv(*this).scaled(factor); }
+  Conv scaled(const Scalar& factor) && {
+    for (Scalar& number : weight_) number = factor * number;
+    for (Scalar& number : bias_) number = factor * number;
+    return std::move(*this);
   }
 
  private:

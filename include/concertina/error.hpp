@@ -21,6 +21,12 @@ struct SizeError : Error {
   using Error::Error;
 };
 
+/// Numbers for which a layer is undefined: a variance that is not positive, a factor that is not
+/// finite.
+struct NumericalError : Error {
+  using Error::Error;
+};
+
 /// A product that no single zero-padded layer equals at the border; the message has the widths.
 struct InexactError : Error {
   using Error::Error;

@@ -1,9 +1,8 @@
-// Where a product of layers equals its factors: everywhere, or everywhere but a border of known
-// width.
+// Where a contraction equals its expression: everywhere, or everywhere but a border of known width.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/geometry.hpp>
+#include <concertina/form.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -17,7 +16,8 @@ namespace concertina {
 /// Outputs at which a contraction may differ from its chain: those fewer than `start` positions
 /// from the start of an axis or fewer than `end` from its end. Elsewhere the two agree before
 /// rounding, for all weights. The widths are attained: for generic weights some output at that
-/// depth does differ.
+/// depth does differ. (Behind a concatenation, whose channels are not told apart, they may be wider
+/// than that.)
 template <int Rank>
 struct Exactness {
   PerAxis<Rank> start = 0;
@@ -34,9 +34,10 @@ namespace detail {
 /// What one layer does along one axis.
 struct AxisStep {
   Index kernel, stride, dilation, start, end;
+  bool bias;
 };
 
-/// Border of a product along one axis, and whether any output sees the input there at all.
+/// Border of an expression along one axis, and whether any output sees the input there at all.
 struct AxisBorder {
   Index taps_start = 0, taps_end = 0;  ///< because a padded position would have seen the input
   Index bias_start = 0, bias_end = 0;  ///< because a padded position would have had a bias
@@ -47,7 +48,7 @@ struct AxisBorder {
 /// everything. The contraction sums over all paths that end on the input; the chain drops those
 /// which leave an intermediate map on the way, because there the next layer's padding says zero. So
 /// an output is affected where such a path exists. The same holds for a bias on the way, which the
-/// contraction always adds.
+/// contraction always adds. Parallel branches only offer more paths.
 ///
 /// Judging neighbouring pairs is not enough: in 3x3 p1, 1x1, 3x3 p1 without biases each pair is
 /// exact, yet the padding of the last layer stands for values of the first that are not zero. So
@@ -56,64 +57,34 @@ struct AxisBorder {
 /// Cost  sum over layers of positions * kernel
 class AxisPaths {
  public:
-  /// `first_bias` is the first layer with a bias (of those before the last), or `layers.size()` for
-  /// none.
-  AxisPaths(std::span<const AxisStep> layers, std::size_t first_bias)
-      : layers_(layers), first_bias_(first_bias) {}
+  explicit AxisPaths(Tree<AxisStep> form) : form_(std::move(form)) {}
 
   AxisBorder border(Index input_size) const {
-    const std::size_t count = layers_.size();
-    std::vector<Index> size(count + 1, input_size), low(count + 1), high(count + 1);
-    for (std::size_t l = 0; l < count; ++l) size[l + 1] = positions(layers_[l], size[l]);
-    low[count] = 0;
-    high[count] = size[count] - 1;
+    const Index outputs = positions(form_, input_size);
+    const Range all{0, outputs - 1};
     Index work = 0;
-    for (std::size_t l = count; l-- > 0;) {
-      const AxisStep& layer = layers_[l];
-      low[l] = checked_multiply(low[l + 1], layer.stride, "exactness") - layer.start;
-      high[l] = checked_multiply(high[l + 1], layer.stride, "exactness") - layer.start +
-                layer.dilation * (layer.kernel - 1);
-      work = checked_add(work,
-                         checked_multiply(high[l + 1] - low[l + 1] + 1, layer.kernel, "exactness"),
-                         "exactness");
-    }
-    if (work > most_work || high[0] - low[0] >= most_work) {
+    const Range read = reach(form_, all, work);
+    if (work > most_work || read.last - read.first >= most_work) {
       throw SizeError("exactness: following " + std::to_string(work) +
                       " taps of a padded chain is too much; pad the first layer only");
     }
-
-    std::vector<unsigned char> below, here(static_cast<std::size_t>(high[0] - low[0] + 1));
-    for (Index i = std::max<Index>(low[0], 0); i <= std::min(high[0], input_size - 1); ++i) {
-      here[static_cast<std::size_t>(i - low[0])] = sees;
+    Map input(read);
+    for (Index i = std::max<Index>(read.first, 0); i <= std::min(read.last, input_size - 1); ++i) {
+      input.at(i) = sees;
     }
-    for (std::size_t l = 0; l < count; ++l) {
-      below = std::move(here);
-      here.assign(static_cast<std::size_t>(high[l + 1] - low[l + 1] + 1), 0);
-      const AxisStep& layer = layers_[l];
-      const bool output = l + 1 == count;
-      for (Index i = low[l + 1]; i <= high[l + 1]; ++i) {
-        unsigned char& paths = here[static_cast<std::size_t>(i - low[l + 1])];
-        const Index first = i * layer.stride - layer.start - low[l];
-        for (Index a = 0; a < layer.kernel; ++a) {
-          paths |= below[static_cast<std::size_t>(first + a * layer.dilation)];
-        }
-        if (output || (i >= 0 && i < size[l + 1])) continue;
-        if (paths & sees) paths |= i < 0 ? taps_start : taps_end;
-        if (l >= first_bias_) paths |= i < 0 ? bias_start : bias_end;
-      }
-    }
+    Map output = lead(form_, input, input_size, all);
 
     AxisBorder border;
-    for (Index j = 0; j < size[count]; ++j) {
-      const unsigned char paths = here[static_cast<std::size_t>(j)];
-      const auto widen = [&](Path kind, Index& width, Index reach) {
-        if (paths & kind) width = std::max(width, reach);
+    for (Index j = 0; j < outputs; ++j) {
+      const unsigned char paths = output.at(j);
+      const auto widen = [&](Path kind, Index& width, Index depth) {
+        if (paths & kind) width = std::max(width, depth);
       };
       border.sees_input = border.sees_input || (paths & sees) != 0;
       widen(taps_start, border.taps_start, j + 1);
       widen(bias_start, border.bias_start, j + 1);
-      widen(taps_end, border.taps_end, size[count] - j);
-      widen(bias_end, border.bias_end, size[count] - j);
+      widen(taps_end, border.taps_end, outputs - j);
+      widen(bias_end, border.bias_end, outputs - j);
     }
     return border;
   }
@@ -121,21 +92,11 @@ class AxisPaths {
   /// From this size on, the start and the end of a map are too far apart to meet, and the border
   /// depends only on the size modulo the period. Smaller maps have no wider borders: they see less.
   Index settled_size() const {
-    Index reach = 1, scale = 1;
-    for (const AxisStep& layer : layers_) {
-      const Index local = layer.dilation * (layer.kernel - 1) + std::abs(layer.start) +
-                          std::abs(layer.end) + layer.stride;
-      reach = checked_add(reach, checked_multiply(scale, local, "exactness"), "exactness");
-      scale = checked_multiply(scale, layer.stride, "exactness");
-    }
-    return checked_multiply(4, reach, "exactness");
+    return checked_multiply(4, checked_add(1, extent(form_, 1), "exactness"), "exactness");
   }
 
-  Index period() const {
-    Index product = 1;
-    for (const AxisStep& layer : layers_) product *= layer.stride;
-    return product;
-  }
+  /// The product of the strides.
+  Index period() const { return stride(form_); }
 
   /// The same border as that of `size`, at a size that is not much larger than it needs to be.
   Index equivalent_size(Index size) const {
@@ -163,41 +124,151 @@ class AxisPaths {
   }
 
  private:
+  using Node = Tree<AxisStep>;
+
   /// Kinds of path that lead down from a position; a set of them is a sum.
   enum Path : unsigned char {
     sees = 1,
     taps_start = 2,
     taps_end = 4,
     bias_start = 8,
-    bias_end = 16
+    bias_end = 16,
+    biased = 32  ///< a bias was added on the way, so a position off the map would not be zero
+  };
+
+  struct Range {
+    Index first, last;
+  };
+
+  /// The kinds of path from each position of a range, which may lie off the map.
+  struct Map {
+    explicit Map(Range positions)
+        : range(positions), paths(static_cast<std::size_t>(positions.last - positions.first + 1)) {}
+    unsigned char& at(Index i) { return paths[static_cast<std::size_t>(i - range.first)]; }
+    unsigned char at(Index i) const { return paths[static_cast<std::size_t>(i - range.first)]; }
+
+    Range range;
+    std::vector<unsigned char> paths;
   };
 
   static constexpr Index most_work = Index{1} << 28;  // a second; real layers need thousands
 
-  static Index positions(const AxisStep& layer, Index size) {
-    return floor_divide(size + layer.start + layer.end - layer.dilation * (layer.kernel - 1) - 1,
-                        layer.stride) +
-           1;
+  static Index positions(const Node& node, Index size) {
+    if (node.is_leaf()) {
+      const AxisStep& layer = node.leaf();
+      const Index span = layer.dilation * (layer.kernel - 1);
+      return floor_divide(size + layer.start + layer.end - span - 1, layer.stride) + 1;
+    }
+    if (node.join() != Join::chain) return positions(node.parts().front(), size);
+    for (const Node& part : node.parts()) size = positions(part, size);
+    return size;
   }
 
-  std::span<const AxisStep> layers_;
-  std::size_t first_bias_;
-};
+  /// The input positions that outputs of a range read, and the taps on the way.
+  static Range reach(const Node& node, Range range, Index& work) {
+    if (node.is_leaf()) {
+      const AxisStep& layer = node.leaf();
+      const auto read = [&](Index output, Index offset) {
+        return checked_multiply(output, layer.stride, "exactness") - layer.start + offset;
+      };
+      work = checked_add(work,
+                         checked_multiply(range.last - range.first + 1, layer.kernel, "exactness"),
+                         "exactness");
+      return {read(range.first, 0), read(range.last, layer.dilation * (layer.kernel - 1))};
+    }
+    if (node.join() == Join::chain) {
+      for (auto part = node.parts().rbegin(); part != node.parts().rend(); ++part) {
+        range = reach(*part, range, work);
+      }
+      return range;
+    }
+    Range all = reach(node.parts().front(), range, work);
+    for (const Node& part : std::span(node.parts()).subspan(1)) {
+      const Range more = reach(part, range, work);
+      all = {std::min(all.first, more.first), std::max(all.last, more.last)};
+    }
+    return all;
+  }
 
-/// Throws ShapeError unless each layer reads as many channels as the one before it writes.
-template <int Rank>
-void require_chain(std::span<const ConvShape<Rank>> layers, const char* what) {
-  if (layers.empty()) throw ShapeError(std::string(what) + ": no layers");
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    validate(layers[l]);
-    if (l > 0 && layers[l].in != layers[l - 1].out) {
-      throw ShapeError(std::string(what) + ": layer " + std::to_string(l + 1) + " reads " +
-                       std::to_string(layers[l].in) + " channels (" + to_string(layers[l]) +
-                       "), layer " + std::to_string(l) + " writes " +
-                       std::to_string(layers[l - 1].out) + " (" + to_string(layers[l - 1]) + ")");
+  /// The paths from outputs of a range, given those from the input that they read.
+  static Map lead(const Node& node, const Map& below, Index size, Range range) {
+    Map here(range);
+    if (node.is_leaf()) {
+      const AxisStep& layer = node.leaf();
+      for (Index i = range.first; i <= range.last; ++i) {
+        unsigned char paths = layer.bias ? biased : 0;
+        const Index first = i * layer.stride - layer.start;
+        for (Index a = 0; a < layer.kernel; ++a) paths |= below.at(first + a * layer.dilation);
+        here.at(i) = paths;
+      }
+      return here;
+    }
+    if (node.join() != Join::chain) {
+      for (const Node& part : node.parts()) {
+        const Map branch = lead(part, below, size, range);
+        for (Index i = range.first; i <= range.last; ++i) here.at(i) |= branch.at(i);
+      }
+      return here;
+    }
+    const std::vector<Node>& parts = node.parts();
+    std::vector<Range> ranges(parts.size(), range);  // of each part's output
+    Index unused = 0;
+    for (std::size_t p = parts.size() - 1; p > 0; --p) {
+      ranges[p - 1] = reach(parts[p], ranges[p], unused);
+    }
+    here = lead(parts.front(), below, size, ranges.front());
+    for (std::size_t p = 1; p < parts.size(); ++p) {
+      size = positions(parts[p - 1], size);
+      leave_map(here, size);
+      here = lead(parts[p], here, size, ranges[p]);
+    }
+    return here;
+  }
+
+  /// Marks what a chain drops: positions off a map between two layers that would not be zero.
+  static void leave_map(Map& map, Index size) {
+    for (Index i = map.range.first; i <= map.range.last; ++i) {
+      if (i >= 0 && i < size) continue;
+      unsigned char& paths = map.at(i);
+      if (paths & biased) paths |= i < 0 ? bias_start : bias_end;
+      if (paths & sees) paths |= i < 0 ? taps_start : taps_end;
     }
   }
-}
+
+  /// How far a map's ends carry, where one step of its input is `scale` of the first input's.
+  static Index extent(const Node& node, Index scale) {
+    if (node.is_leaf()) {
+      const AxisStep& layer = node.leaf();
+      return checked_multiply(scale,
+                              layer.dilation * (layer.kernel - 1) + std::abs(layer.start) +
+                                  std::abs(layer.end) + layer.stride,
+                              "exactness");
+    }
+    Index result = 0;
+    for (const Node& part : node.parts()) {
+      const Index more = extent(part, scale);
+      if (node.join() == Join::chain) {
+        result = checked_add(result, more, "exactness");
+        scale = checked_multiply(scale, stride(part), "exactness");
+      } else {
+        result = std::max(result, more);
+      }
+    }
+    return result;
+  }
+
+  static Index stride(const Node& node) {
+    if (node.is_leaf()) return node.leaf().stride;
+    if (node.join() != Join::chain) return stride(node.parts().front());
+    Index product = 1;
+    for (const Node& part : node.parts()) {
+      product = checked_multiply(product, stride(part), "exactness");
+    }
+    return product;
+  }
+
+  Node form_;
+};
 
 /// Throws SizeError for distances beyond any map, so that positions are computed without overflow.
 template <int Rank>
@@ -214,34 +285,35 @@ void require_traceable(const ConvShape<Rank>& layer) {
   }
 }
 
-/// The border of the product, without a reason.
+/// Whether a layer pads what another one wrote; where none does, no path ever leaves a map.
 template <int Rank>
-Exactness<Rank> border(std::span<const ConvShape<Rank>> layers,
-                       const std::optional<PerAxis<Rank>>& input_size) {
-  Exactness<Rank> result;
-  // Where no layer but the first pads, no path ever leaves a map.
-  const auto pads = [](const ConvShape<Rank>& layer) {
+bool pads_between(const Form<Rank>& form, bool first = true) {
+  if (form.is_leaf()) {
     const auto positive = [](Index p) { return p > 0; };
-    return std::ranges::any_of(layer.geometry.padding.start, positive) ||
-           std::ranges::any_of(layer.geometry.padding.end, positive);
-  };
-  if (std::none_of(layers.begin() + 1, layers.end(), pads)) return result;
+    const Padding<Rank>& padding = form.leaf().geometry.padding;
+    return !first && (std::ranges::any_of(padding.start, positive) ||
+                      std::ranges::any_of(padding.end, positive));
+  }
+  for (const Form<Rank>& part : form.parts()) {
+    if (pads_between(part, first)) return true;
+    if (form.join() == Join::chain) first = false;
+  }
+  return false;
+}
 
-  // The last layer's bias is added after everything; only those before it meet a padding.
-  const auto biased = std::find_if(layers.begin(), layers.end() - 1,
-                                   [](const ConvShape<Rank>& layer) { return layer.bias; });
-  const auto first_bias = static_cast<std::size_t>(
-      (biased == layers.end() - 1 ? layers.end() : biased) - layers.begin());
-  for (const ConvShape<Rank>& layer : layers) require_traceable(layer);
+/// The border of the contraction, without a reason.
+template <int Rank>
+Exactness<Rank> border(const Form<Rank>& form, const std::optional<PerAxis<Rank>>& input_size) {
+  Exactness<Rank> result;
+  if (!pads_between(form)) return result;
+  form.for_each_leaf([](const ConvShape<Rank>& layer) { require_traceable(layer); });
   std::vector<AxisBorder> axes;
   for (int axis = 0; axis < Rank; ++axis) {
-    std::vector<AxisStep> steps;
-    for (const ConvShape<Rank>& layer : layers) {
+    const AxisPaths paths(form.map([&](const ConvShape<Rank>& layer) {
       const auto& [stride, padding, dilation, groups] = layer.geometry;
-      steps.push_back({layer.kernel[axis], stride[axis], dilation[axis], padding.start[axis],
-                       padding.end[axis]});
-    }
-    const AxisPaths paths(steps, first_bias);
+      return AxisStep{layer.kernel[axis],  stride[axis],      dilation[axis],
+                      padding.start[axis], padding.end[axis], layer.bias};
+    }));
     axes.push_back(input_size ? paths.border(paths.equivalent_size((*input_size)[axis]))
                               : paths.worst());
   }
@@ -256,41 +328,63 @@ Exactness<Rank> border(std::span<const ConvShape<Rank>> layers,
   return result;
 }
 
+/// Which layer pads so that the expression, whose border is not empty, has one.
 template <int Rank>
-Exactness<Rank> exactness(std::span<const ConvShape<Rank>> layers,
-                          const std::optional<PerAxis<Rank>>& input_size) {
-  require_chain(layers, "exactness");
-  if (input_size) {
-    PerAxis<Rank> size = *input_size;
-    for (const ConvShape<Rank>& layer : layers) size = output_size(layer, size);
+std::string culprit(const Form<Rank>& form, const std::optional<PerAxis<Rank>>& input_size) {
+  const std::vector<Form<Rank>>& parts = form.parts();
+  std::optional<PerAxis<Rank>> size = input_size;  // of the part's input
+  std::size_t p = 0;
+  for (bool found = false; !found; ++p) {
+    if (!parts[p].is_leaf() && !border(parts[p], size)) return culprit(parts[p], size);
+    if (form.join() != Join::chain) continue;
+    if (size) size = output_size(parts[p], *size);
+    const Form<Rank> so_far(Join::chain,
+                            {parts.begin(), parts.begin() + static_cast<Index>(p) + 1});
+    found = !border(so_far, input_size);
   }
-  Exactness<Rank> result = border(layers, input_size);
+  return "layer " + std::to_string(p) + " (" + to_string(parts[p - 1]) + ")";
+}
+
+template <int Rank>
+Exactness<Rank> exactness(const Form<Rank>& form, const std::optional<PerAxis<Rank>>& input_size) {
+  require_valid(form, "exactness", input_size);
+  if (input_size) static_cast<void>(output_size(form, *input_size));
+  Exactness<Rank> result = border(form, input_size);
   if (result.exact()) return result;
-  std::size_t culprit = 2;
-  while (culprit < layers.size() && border(layers.first(culprit), input_size).exact()) ++culprit;
-  const ConvShape<Rank>& layer = layers[culprit - 1];
-  result.reason = "layer " + std::to_string(culprit) + " (" + to_string(layer) +
-                  ") pads with zeros where its input, continued beyond its border, is not zero";
+  result.reason = culprit(form, input_size) +
+                  " pads with zeros where its input, continued beyond its border, is not zero";
   return result;
 }
 
 }  // namespace detail
 
-/// Where the product of `layers` (the first applied first) equals its factors, judged from shapes
-/// alone: the widest border over all input sizes.
-/// Throws  ShapeError for channels that do not fit, naming both layers
+/// Where the contraction of an expression equals it, judged from its form alone: the widest border
+/// over all input sizes.
+/// Throws  ShapeError for channels or branches that do not fit, naming both
 template <int Rank>
-Exactness<Rank> exactness(std::span<const ConvShape<Rank>> layers) {
-  return detail::exactness<Rank>(layers, std::nullopt);
+Exactness<Rank> exactness(const Form<Rank>& form) {
+  return detail::exactness<Rank>(form, std::nullopt);
 }
 
 /// The same at one input size, where the border may be narrower: 3x3 p1 and then 3x3 stride 2 p1
 /// have none at the end for even sizes and one for odd ones.
 /// Throws  ShapeError also where a map becomes smaller than the next kernel
 template <int Rank>
+Exactness<Rank> exactness(const Form<Rank>& form, std::type_identity_t<PerAxis<Rank>> input_size) {
+  return detail::exactness<Rank>(form, input_size);
+}
+
+/// The same for layers one after another, the first applied first.
+template <int Rank>
+Exactness<Rank> exactness(std::span<const ConvShape<Rank>> layers) {
+  detail::require_chain(layers, "exactness");
+  return detail::exactness<Rank>(chain_form(layers), std::nullopt);
+}
+template <int Rank>
 Exactness<Rank> exactness(std::span<const ConvShape<Rank>> layers,
                           std::type_identity_t<PerAxis<Rank>> input_size) {
-  return detail::exactness<Rank>(layers, input_size);
+  detail::require_chain(layers, "exactness");
+  return detail::exactness<Rank>(chain_form(layers), input_size);
 }
 
 }  // namespace concertina

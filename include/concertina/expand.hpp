@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/contract.hpp>
 #include <concertina/conv.hpp>
-#include <concertina/product.hpp>
 #include <concertina/random.hpp>
 
 #include <cstddef>

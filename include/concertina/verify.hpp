@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/contract.hpp>
 #include <concertina/modular.hpp>
-#include <concertina/product.hpp>
 #include <concertina/toeplitz.hpp>
 
 #include <cstdint>
@@ -36,12 +36,12 @@ struct Report {
   friend std::ostream& operator<<(std::ostream& out, const Report& report);
 };
 
-/// The smallest input on which every factor fits, every tap of the product is used, and an output
-/// lies between the borders. Throws as product_shape and exactness do.
+/// The smallest input on which every layer fits, every tap of the contraction is used, and an
+/// output lies between the borders. Throws as contracted_shape and exactness do.
 template <int Rank>
-PerAxis<Rank> smallest_input(std::span<const ConvShape<Rank>> layers);
+PerAxis<Rank> smallest_input(const Form<Rank>& form);
 
-/// Proves geometry and algorithm for all weights: the chain's shapes are filled with random
+/// Proves geometry and algorithm for all weights: the expression's shapes are filled with random
 /// elements of the field of 2^61 - 1 elements, contracted by the code that contracts floats (what
 /// runs is decided by shapes alone), and chain and contraction are applied to a random input; every
 /// output off the border must be equal, and the contraction of shapes must fit `contraction`. Both
@@ -51,8 +51,8 @@ PerAxis<Rank> smallest_input(std::span<const ConvShape<Rank>> layers);
 /// Cost      the contraction, and chain and layer by their definition on the input, at some 5 ns a multiply-add
 /// Throws    ShapeError, SizeError as `contract`; VerificationError for too many layers
 /// Source    Schwartz 1980, Zippel 1979
-template <Chain E, Layer F>
-Report prove_algebra(const E& chain, const F& contraction, std::uint64_t seed = 1,
+template <Expression E, Layer F>
+Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed = 1,
                      std::optional<PerAxis<rank_of<E>>> input_size = std::nullopt);
 
 /// Proves that `contraction`, computed in A (by default as contract does), is off by no more than
@@ -66,17 +66,17 @@ Report prove_algebra(const E& chain, const F& contraction, std::uint64_t seed = 
 /// Cost      the contraction in plain loops, from the first layer on, twice
 /// Throws    VerificationError where n*u >= 1
 /// Source    Higham, Accuracy and Stability of Numerical Algorithms, Section 3.1
-template <class A = void, Chain E, Layer F>
-Report prove_rounding(const E& chain, const F& contraction);
+template <class A = void, Expression E, Layer F>
+Report prove_rounding(const E& expression, const F& contraction);
 
 /// Proves that the matrices multiply: the product of the factors' [T b; 0 1] is that of
 /// `contraction`, row by row of the outputs off the border, equal in exact scalars and within the
 /// rounding bound in others.
 /// Cost    the sparse matrices of all layers at this input size, and their products
 /// Throws  SizeError where a matrix would exceed `limit`, before allocating; ShapeError for an input too small
-template <class A = void, Chain E, Layer F>
-Report prove_structure(const E& chain, const F& contraction, const PerAxis<rank_of<E>>& input_size,
-                       MemoryLimit limit = {});
+template <class A = void, Expression E, Layer F>
+Report prove_structure(const E& expression, const F& contraction,
+                       const PerAxis<rank_of<E>>& input_size, MemoryLimit limit = {});
 
 /// The three reports of one contraction.
 struct Verification {
@@ -91,8 +91,8 @@ struct Verification {
 };
 
 /// All three proofs, algebra and structure on the smallest input that shows every tap.
-template <class A = void, Chain E, Layer F>
-Verification verify(const E& chain, const F& contraction, std::uint64_t seed = 1,
+template <class A = void, Expression E, Layer F>
+Verification verify(const E& expression, const F& contraction, std::uint64_t seed = 1,
                     MemoryLimit limit = {});
 
 }  // namespace concertina

@@ -1,7 +1,7 @@
 // A layer is applied as a function; `*` multiplies layers.
 // SPDX-License-Identifier: Apache-2.0
 // expect: no match for .operator\*.|invalid operands to binary expression
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 using concertina::Conv2d;
 using concertina::FeatureMap;

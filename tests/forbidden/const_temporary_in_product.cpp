@@ -1,7 +1,7 @@
 // A const temporary could be neither kept by a product without a copy nor viewed without dangling.
 // SPDX-License-Identifier: Apache-2.0
 // expect: deleted.*Expr|Expr.*deleted
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 using concertina::Conv2d;
 

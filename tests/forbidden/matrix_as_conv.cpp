@@ -1,7 +1,7 @@
 // A matrix does not turn into a layer by itself: it says nothing about kernel, stride or padding.
 // SPDX-License-Identifier: Apache-2.0
 // expect: could not convert .matrix.|no viable conversion from
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 using concertina::Linear;
 

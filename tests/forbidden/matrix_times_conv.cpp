@@ -1,7 +1,7 @@
 // A matrix is no layer, and does not become one in a product.
 // SPDX-License-Identifier: Apache-2.0
 // expect: no match for .operator\*.|invalid operands to binary expression
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 using concertina::Linear;
 

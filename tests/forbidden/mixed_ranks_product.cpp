@@ -1,7 +1,7 @@
 // A product of layers of different ranks has no meaning.
 // SPDX-License-Identifier: Apache-2.0
 // expect: no match for .operator\*.|invalid operands to binary expression
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
 
 using concertina::Conv1d;
 using concertina::Conv2d;

@@ -169,7 +169,6 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
                        const ConvView<Scalar, Rank>& target) {
   using A = typename DefaultAccumulator<Scalar>::type;
   using Ref = Reference<A>;
-  const std::vector<ConvView<Scalar, Rank>> views(layers.begin(), layers.end());
   std::vector<Conv<Ref, Rank>> wide, sizes;
   for (const auto& layer : layers) {
     wide.push_back(layer.template cast<Ref>());
@@ -183,8 +182,8 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
   long double error = 0, norm = 0;
   if constexpr (rounds<Scalar>) {
     const Conv<Ref, Rank> magnitude = contract(sizes, interior_only);
-    const Index count = terms<Rank>(shapes(layers)).weight;
-    const ErrorBound<Scalar, A> bound(count, underflow<A>(views, count));
+    const Index count = terms<Rank>(form(layers)).weight;
+    const ErrorBound<Scalar, A> bound(count, underflow<A>(tree_of(layers, "expand"), count));
     for (std::size_t i = 0; i < target.weight().size(); ++i) {
       const auto t = static_cast<long double>(target.weight()[i]);
       const long double difference = static_cast<long double>(product.weight()[i]) - t;

@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/contract.hpp>
 #include <concertina/detail/expand_order.hpp>
-#include <concertina/product.hpp>
 #include <concertina/random.hpp>
 
 #include <Eigen/Dense>

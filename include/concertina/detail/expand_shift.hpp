@@ -3,9 +3,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/contract.hpp>
 #include <concertina/detail/expand_order.hpp>
 #include <concertina/detail/rounding.hpp>
-#include <concertina/product.hpp>
 #include <concertina/random.hpp>
 
 #include <algorithm>

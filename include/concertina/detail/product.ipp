@@ -16,57 +16,6 @@
 namespace concertina {
 
 template <int Rank>
-void BorderPolicy<Rank>::require(std::span<const ConvShape<Rank>> layers) const {
-  if (std::holds_alternative<InteriorOnly>(policy_)) return;
-  const auto* at = std::get_if<ExactAt<Rank>>(&policy_);
-  const Exactness<Rank> found =
-      at ? exactness<Rank>(layers, at->input_size) : exactness<Rank>(layers);
-  if (found) return;
-  throw InexactError("no single layer equals this chain" +
-                     (at ? " at input size " + to_string(at->input_size) : std::string()) + ": " +
-                     found.reason + "; a border of " + to_string(found.start) +
-                     " outputs at the start and " + to_string(found.end) +
-                     " at the end differs. Pad the first layer instead, or contract with " +
-                     (at ? "interior_only" : "interior_only or exact_at(size)"));
-}
-
-template <int Rank>
-ConvShape<Rank> product_shape(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
-  constexpr const char* what = "product";
-  detail::require_chain<Rank>(std::array{inner, outer}, what);
-  ConvShape<Rank> product{.out = outer.out, .in = inner.in, .bias = outer.bias || inner.bias};
-  Geometry<Rank>& geometry = product.geometry;
-  geometry.groups = std::gcd(outer.geometry.groups, inner.geometry.groups);
-  for (int axis = 0; axis < Rank; ++axis) {
-    const Index s1 = inner.geometry.stride[axis];
-    const auto after = [&](Index second, Index first) {  // second * s1 + first
-      return detail::checked_add(detail::checked_multiply(second, s1, what), first, what);
-    };
-    geometry.stride[axis] = after(outer.geometry.stride[axis], 0);
-    geometry.padding.start[axis] =
-        after(outer.geometry.padding.start[axis], inner.geometry.padding.start[axis]);
-    geometry.padding.end[axis] =
-        after(outer.geometry.padding.end[axis], inner.geometry.padding.end[axis]);
-    const Index reach = after(span(outer, axis), span(inner, axis));
-    const Index spacing =
-        std::gcd(outer.kernel[axis] > 1 ? after(outer.geometry.dilation[axis], 0) : 0,
-                 inner.kernel[axis] > 1 ? inner.geometry.dilation[axis] : 0);
-    geometry.dilation[axis] = std::max<Index>(spacing, 1);
-    product.kernel[axis] = reach / geometry.dilation[axis] + 1;
-  }
-  validate(product);
-  return product;
-}
-
-template <int Rank>
-ConvShape<Rank> product_shape(std::span<const ConvShape<Rank>> layers) {
-  detail::require_chain(layers, "product");
-  ConvShape<Rank> product = layers.front();
-  for (const ConvShape<Rank>& layer : layers.subspan(1)) product = product_shape(layer, product);
-  return product;
-}
-
-template <int Rank>
 Index multiply_adds(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
   constexpr const char* what = "multiply-adds";
   const Index taps = detail::checked_multiply(volume(outer.kernel), volume(inner.kernel), what);
@@ -108,6 +57,8 @@ std::vector<Segment> segments(const ConvShape<Rank>& outer, const ConvShape<Rank
 /// The algorithms of a dense block. Which one runs depends on shapes only, never on the scalar, so
 /// that what is proved over a prime field is what runs on floats.
 enum class PairPath {
+  outer_diagonal,  ///< 1x1 depthwise after kxk: the rows scaled
+  inner_diagonal,  ///< kxk after 1x1 depthwise: the columns scaled
   direct,  ///< plain loops: depthwise and tiny blocks, where a matrix product costs more than it
            ///< saves
   outer_pointwise,  ///< 1x1 after kxk: one matrix product, in place
@@ -115,8 +66,17 @@ enum class PairPath {
   general           ///< kxk after kxk: for each tap of the result one product per row of tap pairs
 };
 
+/// One factor for each channel: a batch norm or a scale as a layer.
+template <int Rank>
+bool is_diagonal(const ConvShape<Rank>& shape) {
+  return volume(shape.kernel) == 1 && shape.in == shape.geometry.groups &&
+         shape.out == shape.geometry.groups;
+}
+
 template <int Rank>
 PairPath pair_path(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
+  if (is_diagonal(outer)) return PairPath::outer_diagonal;
+  if (is_diagonal(inner)) return PairPath::inner_diagonal;
   const Index out = outer.out / outer.geometry.groups, in = inner.in / inner.geometry.groups;
   const Index between =
       std::min(outer.in / outer.geometry.groups, inner.out / inner.geometry.groups);
@@ -141,6 +101,8 @@ double pair_cost(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
   };
   const double result = numbers(product_shape(outer, inner));
   switch (pair_path(outer, inner)) {
+    case PairPath::outer_diagonal:
+    case PairPath::inner_diagonal: return 2 * result;  // streamed, so bound by memory
     case PairPath::direct: return slow * (flops + result);
     case PairPath::outer_pointwise: return flops + slow * result;
     case PairPath::inner_pointwise: return flops + slow * (numbers(outer) + 2 * result);
@@ -326,21 +288,40 @@ void multiply_general(const Block<Scalar>& block) {
   }
 }
 
-/// outer * inner, as one layer.
+/// to[i] = factor * from[i].
+template <class Scalar>
+void scale(const Scalar& factor, const Scalar* from, Scalar* to, Index count) {
+  for (Index i = 0; i < count; ++i) to[i] = factor * from[i];
+}
+
+/// The weight of a product of which one factor is diagonal. The other one's kernel is the
+/// product's, so its numbers stay where they are.
 template <class Scalar, int Rank>
-Conv<Scalar, Rank> multiply(const ConvView<Scalar, Rank>& outer,
-                            const ConvView<Scalar, Rank>& inner) {
-  const ConvShape<Rank> product_shape = concertina::product_shape(outer.shape(), inner.shape());
-  const Index numbers = weight_count(product_shape);
-  constexpr Index sizeable = Index{1} << 24, zeros_per_product = 1024;
-  if (numbers > sizeable &&
-      numbers / zeros_per_product > multiply_adds(outer.shape(), inner.shape())) {
-    throw SizeError("a product of " + std::to_string(numbers) +
-                    " numbers would be almost only zeros (" + to_string(product_shape) +
-                    "); check its factors' stride and dilation: " + to_string(outer.shape()) +
-                    " after " + to_string(inner.shape()));
+void multiply_diagonal(const ConvView<Scalar, Rank>& outer, const ConvView<Scalar, Rank>& inner,
+                       Conv<Scalar, Rank>& product) {
+  const bool scales_rows = is_diagonal(outer.shape());
+  const ConvView<Scalar, Rank>& layer = scales_rows ? inner : outer;
+  const Scalar* factors = (scales_rows ? outer : inner).weight().data();
+  const Index groups = layer.geometry().groups, taps = volume(layer.shape().kernel);
+  const Index in = layer.shape().in / groups, out = layer.shape().out / groups;
+  const Scalar* from = layer.weight().data();
+  Scalar* to = product.weight().data();
+  for (Index o = 0; o < layer.shape().out; ++o) {
+    if (scales_rows) {
+      scale(factors[o], from, to, in * taps);
+      from += in * taps, to += in * taps;
+      continue;
+    }
+    for (Index c = 0; c < in; ++c, from += taps, to += taps) {
+      scale(factors[o / out * in + c], from, to, taps);
+    }
   }
-  Conv<Scalar, Rank> product(product_shape);
+}
+
+/// The weight of a product as dense blocks, one for each segment.
+template <class Scalar, int Rank>
+void multiply_blocks(const ConvView<Scalar, Rank>& outer, const ConvView<Scalar, Rank>& inner,
+                     PairPath path, Conv<Scalar, Rank>& product) {
   const auto groups = [](const auto& layer) { return layer.geometry().groups; };
   const Index outer_in = outer.shape().in / groups(outer),
               inner_in = inner.shape().in / groups(inner);
@@ -356,8 +337,6 @@ Conv<Scalar, Rank> multiply(const ConvView<Scalar, Rank>& outer,
   const std::vector<Index> outer_at = tap_positions(outer.shape(), outer_spacing, product.shape());
   const std::vector<Index> inner_at =
       tap_positions(inner.shape(), inner.geometry().dilation, product.shape());
-  const PairPath path = pair_path(outer.shape(), inner.shape());
-
   for (const Segment& segment : segments(outer.shape(), inner.shape())) {
     const Index first_out = segment.outer * out;
     const Index first_in = segment.inner * inner_in % product_in;
@@ -376,25 +355,53 @@ Conv<Scalar, Rank> multiply(const ConvView<Scalar, Rank>& outer,
         .inner_taps = inner_at,
         .taps = taps};
     switch (path) {
+      case PairPath::outer_diagonal:  // not in blocks; their rows or columns would do
+      case PairPath::inner_diagonal:
       case PairPath::direct: multiply_direct(block); break;
       case PairPath::outer_pointwise: multiply_outer_pointwise(block); break;
       case PairPath::inner_pointwise: multiply_inner_pointwise(block); break;
       case PairPath::general: multiply_general(block); break;
     }
   }
+}
 
-  for (Index o = 0; o < product.shape().out && product.shape().bias; ++o) {
+/// The bias of a product that has one: b2 plus the outer layer on a map that is b1 everywhere.
+template <class Scalar, int Rank>
+void multiply_bias(const ConvView<Scalar, Rank>& outer, const ConvView<Scalar, Rank>& inner,
+                   Conv<Scalar, Rank>& product) {
+  const Index in = outer.shape().in / outer.geometry().groups;
+  const Index out = outer.shape().out / outer.geometry().groups;
+  const Index taps = volume(outer.shape().kernel);
+  for (Index o = 0; o < product.shape().out; ++o) {
     Scalar& bias = product.bias()[static_cast<std::size_t>(o)];
     if (outer.shape().bias) bias = outer.bias()[static_cast<std::size_t>(o)];
     if (!inner.shape().bias) continue;
-    const Scalar* weight = outer.weight().data() + o * outer_in * outer_taps;
-    const Scalar* b1 = inner.bias().data() + o / out * outer_in;
-    for (Index m = 0; m < outer_in; ++m) {
+    const Scalar* weight = outer.weight().data() + o * in * taps;
+    const Scalar* b1 = inner.bias().data() + o / out * in;
+    for (Index m = 0; m < in; ++m) {
       Scalar sum(0);
-      for (Index b = 0; b < outer_taps; ++b) sum = sum + *weight++;
+      for (Index b = 0; b < taps; ++b) sum = sum + *weight++;
       bias = bias + sum * b1[m];
     }
   }
+}
+
+/// outer * inner, as one layer.
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> multiply(const ConvView<Scalar, Rank>& outer,
+                            const ConvView<Scalar, Rank>& inner) {
+  const ConvShape<Rank> shape = product_shape(outer.shape(), inner.shape());
+  require_few_zeros(shape, multiply_adds(outer.shape(), inner.shape()), [&] {
+    return to_string(outer.shape()) + " after " + to_string(inner.shape());
+  });
+  Conv<Scalar, Rank> product(shape);
+  const PairPath path = pair_path(outer.shape(), inner.shape());
+  if (path == PairPath::outer_diagonal || path == PairPath::inner_diagonal) {
+    multiply_diagonal(outer, inner, product);
+  } else {
+    multiply_blocks(outer, inner, path, product);
+  }
+  if (shape.bias) multiply_bias(outer, inner, product);
   return product;
 }
 
@@ -421,7 +428,7 @@ class ChainOrder {
 
   void decide(std::size_t first, std::size_t last) {
     double& best = cost_[at(first, last)];
-    split_[at(first, last)] = last;  // where every split overflows, contract_run meets that
+    split_[at(first, last)] = last;  // where every split overflows, multiply_run meets that
     best = std::numeric_limits<double>::infinity();
     for (std::size_t middle = first + 1; middle <= last; ++middle) {
       const double parts = cost_[at(first, middle - 1)] + cost_[at(middle, last)];
@@ -447,13 +454,13 @@ class ChainOrder {
 
 /// The product of layers first..last.
 template <class Scalar, int Rank>
-Conv<Scalar, Rank> contract_run(std::span<const ConvView<Scalar, Rank>> layers,
+Conv<Scalar, Rank> multiply_run(std::span<const ConvView<Scalar, Rank>> layers,
                                 const ChainOrder<Rank>& order, std::size_t first,
                                 std::size_t last) {
   const std::size_t middle = order.split(first, last);
   const auto part = [&](std::size_t from, std::size_t to, auto&& use) {
     if (from == to) return use(layers[from]);
-    const Conv<Scalar, Rank> product = contract_run(layers, order, from, to);
+    const Conv<Scalar, Rank> product = multiply_run(layers, order, from, to);
     return use(ConvView<Scalar, Rank>(product));
   };
   return part(first, middle - 1, [&](const ConvView<Scalar, Rank>& inner) {
@@ -462,42 +469,15 @@ Conv<Scalar, Rank> contract_run(std::span<const ConvView<Scalar, Rank>> layers,
   });
 }
 
+/// The product of a chain, the first layer applied first.
 template <class Scalar, int Rank>
-Conv<Scalar, Rank> contract_all(std::span<const ConvView<Scalar, Rank>> layers) {
+Conv<Scalar, Rank> multiply(std::span<const ConvView<Scalar, Rank>> layers) {
   if (layers.size() == 1) return Conv<Scalar, Rank>(layers.front());
   std::vector<ConvShape<Rank>> shapes;
   for (const auto& layer : layers) shapes.push_back(layer.shape());
   const ChainOrder<Rank> order(std::span<const ConvShape<Rank>>{shapes});
-  return contract_run(layers, order, 0, layers.size() - 1);
+  return multiply_run(layers, order, 0, layers.size() - 1);
 }
 
 }  // namespace detail
-
-template <class A, Chain E>
-Conv<ScalarOf<E>, rank_of<E>> contract(
-    const E& chain, const std::type_identity_t<BorderPolicy<rank_of<E>>>& policy) {
-  using Scalar = ScalarOf<E>;
-  constexpr int Rank = rank_of<E>;
-  using Accumulator =
-      std::conditional_t<std::is_void_v<A>, typename DefaultAccumulator<Scalar>::type, A>;
-  const auto layers = detail::factors(chain);
-  const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
-  detail::require_chain<Rank>(layer_shapes, "contract");
-  static_cast<void>(product_shape<Rank>(layer_shapes));  // throws where it overflows
-  policy.require(layer_shapes);
-  if constexpr (std::is_same_v<Accumulator, Scalar>) {
-    return detail::contract_all<Scalar, Rank>(layers);
-  } else {
-    std::vector<Conv<Accumulator, Rank>> wide;
-    for (const auto& layer : layers) wide.push_back(layer.template cast<Accumulator>());
-    const std::vector<ConvView<Accumulator, Rank>> views(wide.begin(), wide.end());
-    return detail::contract_all<Accumulator, Rank>(views).template cast<Scalar>();
-  }
-}
-
-template <class Scalar, int Rank>
-Expr<Scalar, Rank>::operator Conv<Scalar, Rank>() const {
-  return contract(*this);
-}
-
 }  // namespace concertina

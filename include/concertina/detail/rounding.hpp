@@ -3,7 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/product.hpp>
+#include <concertina/contract.hpp>
+#include <concertina/detail/compare.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -13,11 +14,6 @@
 #include <vector>
 
 namespace concertina::detail {
-
-/// True for types that round; integers, primes and rationals are exact.
-template <class Scalar>
-inline constexpr bool rounds =
-    std::numeric_limits<Scalar>::is_specialized && !std::numeric_limits<Scalar>::is_exact;
 
 /// Whether the proofs know how a scalar rounds, if it does: complex numbers of rounding parts they
 /// do not.
@@ -63,18 +59,58 @@ inline long double gamma(Index n, long double u) {
   return product / (1 - product);
 }
 
-/// Roundings on the way to one tap of a contraction and to one bias, whatever the order of the
-/// chain.
+/// Roundings on the way to one tap of a contraction and to one bias, whatever the order of its
+/// chains.
 struct Terms {
   Index weight = 0, bias = 0;
 };
 
-/// At the boundary between two layers, an element of the product sums over the channels there and
-/// over the tap pairs that meet. In every order the two sides are parts of what stands left and
-/// right of the boundary, so the counts for the whole sides bound them all.
+/// Roundings in the numbers of a leaf: none where they are stored, see to_conv where they are not.
+template <class Scalar, int Rank>
+Terms own_terms(const Operator<Scalar, Rank>& leaf) {
+  const ChannelMap<Scalar>* map = leaf.channel_map();
+  if (!map) return {};
+  const Index weight = (map->variance.empty() ? 0 : 4) + (map->divisor == 1 ? 0 : 2);
+  return {.weight = weight, .bias = map->mean.empty() ? 0 : weight + 3};
+}
 template <int Rank>
-Terms terms(std::span<const ConvShape<Rank>> layers) {
+Terms own_terms(const ConvShape<Rank>&) {
+  return {};
+}
+
+template <class Scalar, int Rank>
+ConvShape<Rank> shape_of(const Operator<Scalar, Rank>& leaf) {
+  return leaf.shape();
+}
+template <int Rank>
+const ConvShape<Rank>& shape_of(const ConvShape<Rank>& leaf) {
+  return leaf;
+}
+
+/// At the boundary between two parts of a chain, an element of the product sums over the channels
+/// there and over the tap pairs that meet. In every order the two sides are parts of what stands
+/// left and right of the boundary, so the counts for the whole sides bound them all. Branches add
+/// one rounding for each but the first. Summed over all stages and branches.
+template <int Rank, class Leaf>
+Terms terms(const Tree<Leaf>& tree, const std::optional<PerAxis<Rank>>& input_size = {}) {
+  if (tree.is_leaf()) return own_terms(tree.leaf());
   Terms count;
+  Index own_bias = 0;
+  std::vector<ConvShape<Rank>> shapes;
+  std::optional<PerAxis<Rank>> size = input_size;
+  for (const Tree<Leaf>& part : tree.parts()) {
+    const Terms own = terms<Rank>(part, size);
+    count.weight = checked_add(count.weight, own.weight, "terms");
+    own_bias = checked_add(own_bias, own.bias, "terms");
+    shapes.push_back(
+        contracted_shape(part.map([](const Leaf& leaf) { return shape_of(leaf); }), size));
+    if (size && tree.join() == Join::chain) size = output_size(shapes.back(), *size);
+  }
+  if (tree.join() != Join::chain) {
+    const Index additions = std::ssize(shapes) - 1;
+    return {count.weight + additions, own_bias + additions};
+  }
+  const std::span<const ConvShape<Rank>> layers(shapes);
   for (std::size_t boundary = 1; boundary < layers.size(); ++boundary) {
     const ConvShape<Rank> inner = product_shape(layers.first(boundary));
     const ConvShape<Rank> outer = product_shape(layers.subspan(boundary));
@@ -87,8 +123,14 @@ Terms terms(std::span<const ConvShape<Rank>> layers) {
     count.weight += checked_multiply(channels, pairs, "terms");
     count.bias += outer.in / outer.geometry.groups + volume(outer.kernel) + 1;
   }
-  count.bias += count.weight;
+  count.bias += count.weight + own_bias;
   return count;
+}
+
+/// Of layers one after another, the first applied first.
+template <int Rank>
+Terms terms(std::span<const ConvShape<Rank>> layers) {
+  return terms<Rank>(chain_form(layers));
 }
 
 /// `inner`, then `outer`, written from the rule of a product in plain loops: a second opinion for
@@ -136,46 +178,146 @@ Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
   return product;
 }
 
-/// A chain in the reference scalar, each factor mapped by `each`, contracted from the first layer
-/// on in plain loops.
-template <class Ref, class Scalar, int Rank, class Each>
-Conv<Ref, Rank> contract_by_definition(const std::vector<ConvView<Scalar, Rank>>& layers,
-                                       Each&& each) {
-  const auto factor = [&](const ConvView<Scalar, Rank>& view) {
-    Conv<Ref, Rank> layer = view.template cast<Ref>();
-    for (Ref& number : layer.weight()) number = each(number);
-    for (Ref& number : layer.bias()) number = each(number);
-    return layer;
-  };
-  Conv<Ref, Rank> product = factor(layers.front());
-  for (std::size_t l = 1; l < layers.size(); ++l) {
-    product = multiply_by_definition(factor(layers[l]), product);
+/// A number, or its absolute value: what a contraction by definition is made of.
+enum class Part { value, magnitude };
+
+template <class Ref>
+Ref absolute(const Ref& number) {
+  if constexpr (rounds<Ref>) {
+    return std::abs(number);
+  } else {
+    return number;
+  }
+}
+
+/// A channel map as a layer, from its definition. The magnitude of a bias is the sum of its terms'.
+template <class Ref, int Rank, class Scalar>
+Conv<Ref, Rank> channel_map_by_definition(const ChannelMap<Scalar>& map, Part part) {
+  Conv<Ref, Rank> layer(map.template shape<Rank>());
+  const Index width = layer.shape().in / layer.geometry().groups;
+  for (Index o = 0; o < map.out; ++o) {
+    const auto at = static_cast<std::size_t>(o);
+    const auto number = [&](const std::vector<Scalar>& numbers, int otherwise) {
+      return numbers.empty() ? Ref(otherwise) : convert<Ref>(numbers[at]);
+    };
+    Ref factor = number(map.weight, 1), bias = number(map.bias, 0);
+    if constexpr (rounds<Ref>) {
+      if (!map.variance.empty())
+        factor /= std::sqrt(number(map.variance, 1) + static_cast<Ref>(map.eps));
+    }
+    if constexpr (requires { factor / factor; }) {
+      if (map.divisor != 1) factor = factor / Ref(map.divisor);
+    }
+    if constexpr (requires { bias - bias; }) {
+      const Ref shift = number(map.mean, 0) * factor;
+      bias = part == Part::value ? bias - shift : absolute(bias) + absolute(shift);
+    }
+    const Index c = map.source.empty() ? o : map.source[at];
+    layer.weight()[static_cast<std::size_t>(o * width + c % width)] =
+        part == Part::value ? factor : absolute(factor);
+    if (layer.shape().bias) layer.bias()[at] = bias;
+  }
+  return layer;
+}
+
+/// A leaf of an expression in the reference scalar.
+template <class Ref, class Scalar, int Rank>
+Conv<Ref, Rank> leaf_by_definition(const Operator<Scalar, Rank>& leaf, Part part) {
+  if (leaf.channel_map()) return channel_map_by_definition<Ref, Rank>(*leaf.channel_map(), part);
+  Conv<Ref, Rank> layer = leaf.view()->template cast<Ref>();
+  if (part == Part::value) return layer;
+  for (Ref& number : layer.weight()) number = absolute(number);
+  for (Ref& number : layer.bias()) number = absolute(number);
+  return layer;
+}
+
+/// Parallel layers as one, tap by tap, wherever their kernels lie.
+template <class Ref, int Rank>
+Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
+                                  const std::vector<Conv<Ref, Rank>>& branches) {
+  Conv<Ref, Rank> sum(shape);
+  const Index width = shape.in / shape.geometry.groups;
+  Index first_out = 0, first_in = 0;
+  for (const Conv<Ref, Rank>& branch : branches) {
+    for_each_tap(ConvView<Ref, Rank>(branch),
+                 [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& number) {
+                   PerAxis<Rank> tap;
+                   for (int axis = 0; axis < Rank; ++axis) {
+                     tap[axis] = (offset[axis] + shape.geometry.padding.start[axis]) /
+                                 shape.geometry.dilation[axis];
+                   }
+                   const Index row = (first_out + o) * width + (first_in + c) % width;
+                   Ref& at = sum.weight()[static_cast<std::size_t>(row * volume(shape.kernel) +
+                                                                   flat(tap, shape.kernel))];
+                   at = at + number;
+                 });
+    for (std::size_t o = 0; o < branch.bias().size(); ++o) {
+      Ref& at = sum.bias()[static_cast<std::size_t>(first_out) + o];
+      at = at + branch.bias()[o];
+    }
+    if (join == Join::concat_outputs) first_out += branch.shape().out;
+    if (join == Join::concat_inputs) first_in += branch.shape().in;
+  }
+  return sum;
+}
+
+/// An expression in the reference scalar, contracted from the first layer on in plain loops.
+template <class Ref, class Scalar, int Rank>
+Conv<Ref, Rank> contract_by_definition(const Tree<Operator<Scalar, Rank>>& node, Part part,
+                                       const std::optional<PerAxis<Rank>>& input_size = {}) {
+  if (node.is_leaf()) return leaf_by_definition<Ref>(node.leaf(), part);
+  std::vector<Conv<Ref, Rank>> parts;
+  std::vector<ConvShape<Rank>> shapes;
+  std::optional<PerAxis<Rank>> size = input_size;
+  for (const auto& each : node.parts()) {
+    parts.push_back(contract_by_definition<Ref>(each, part, size));
+    shapes.push_back(parts.back().shape());
+    if (size && node.join() == Join::chain) size = output_size(shapes.back(), *size);
+  }
+  if (node.join() != Join::chain) {
+    return add_by_definition(node.join(), joined_shape<Rank>(node.join(), shapes, input_size),
+                             parts);
+  }
+  Conv<Ref, Rank> product = std::move(parts.front());
+  for (std::size_t p = 1; p < parts.size(); ++p) {
+    product = multiply_by_definition(parts[p], product);
   }
   return product;
 }
 
-/// Bounds what underflow adds to any number of a contraction: each of `terms` products loses at
-/// most one smallest subnormal, which the remaining factors then scale, by no more than the largest
-/// absolute row or column sum of their matrices [weight bias; 0 1].
-template <class A, class Scalar, int Rank>
-long double underflow(const std::vector<ConvView<Scalar, Rank>>& layers, Index terms) {
-  long double scale = 1;
-  for (const auto& layer : layers) {
+/// The largest absolute row or column sum of [weight bias; 0 1], at least 1; of an expression a
+/// number that its matrix and those of its parts do not exceed.
+template <class Scalar, int Rank>
+long double scale_bound(const Tree<Operator<Scalar, Rank>>& node) {
+  if (node.is_leaf()) {
+    const auto layer = leaf_by_definition<long double>(node.leaf(), Part::magnitude);
     std::vector<long double> rows(static_cast<std::size_t>(layer.shape().out));
     std::vector<long double> columns(static_cast<std::size_t>(layer.shape().in + 1));
-    for_each_tap(layer, [&](Index o, Index c, const PerAxis<Rank>&, const Scalar& number) {
-      const long double size = std::abs(static_cast<long double>(number));
-      rows[static_cast<std::size_t>(o)] += size;
-      columns[static_cast<std::size_t>(c)] += size;
-    });
+    for_each_tap(ConvView<long double, Rank>(layer),
+                 [&](Index o, Index c, const PerAxis<Rank>&, long double number) {
+                   rows[static_cast<std::size_t>(o)] += number;
+                   columns[static_cast<std::size_t>(c)] += number;
+                 });
     for (std::size_t o = 0; o < layer.bias().size(); ++o) {
-      const long double size = std::abs(static_cast<long double>(layer.bias()[o]));
-      rows[o] += size;
-      columns.back() += size;
+      rows[o] += layer.bias()[o];
+      columns.back() += layer.bias()[o];
     }
-    scale *= std::max({1.0L, *std::ranges::max_element(rows), *std::ranges::max_element(columns)});
+    return std::max({1.0L, *std::ranges::max_element(rows), *std::ranges::max_element(columns)});
   }
-  return static_cast<long double>(terms) * smallest_subnormal<A>() * scale;
+  long double product = 1, sum = 0;
+  for (const auto& part : node.parts()) {
+    const long double scale = scale_bound(part);
+    product *= scale;
+    sum += scale;
+  }
+  return node.join() == Join::chain ? product : sum;
+}
+
+/// Bounds what underflow adds to any number of a contraction: each of `terms` products loses at
+/// most one smallest subnormal, which the remaining factors then scale.
+template <class A, class Scalar, int Rank>
+long double underflow(const Tree<Operator<Scalar, Rank>>& expression, Index terms) {
+  return static_cast<long double>(terms) * smallest_subnormal<A>() * scale_bound(expression);
 }
 
 /// Bounds |computed - reference| for a number whose factors' absolute values contract to

@@ -79,21 +79,12 @@ class Worst {
   Report& report_;
 };
 
-template <class Scalar, class A, int Rank>
-auto error_bound(const std::vector<ConvView<Scalar, Rank>>& layers, Index count) {
+template <class A, class Scalar, int Rank>
+auto error_bound(const Tree<Operator<Scalar, Rank>>& expression, Index count) {
   if constexpr (rounds<Scalar>) {
-    return ErrorBound<Scalar, A>(count, underflow<A>(layers, count));
+    return ErrorBound<Scalar, A>(count, underflow<A>(expression, count));
   } else {
     return 0;
-  }
-}
-
-template <class Ref>
-Ref absolute(const Ref& number) {
-  if constexpr (rounds<Ref>) {
-    return std::abs(number);
-  } else {
-    return number;
   }
 }
 
@@ -106,7 +97,7 @@ template <int Rank>
 std::string misfit(const ConvShape<Rank>& expected, const ConvShape<Rank>& given) {
   const std::string why = incomparable(expected, given);
   return why.empty() ? why
-                     : why + ": the chain contracts to " + to_string(expected) + ", given is " +
+                     : why + ": the layers contract to " + to_string(expected) + ", given is " +
                            to_string(given);
 }
 
@@ -123,23 +114,38 @@ ConvShape<1> along(const ConvShape<Rank>& shape, int axis) {
           .bias = shape.bias};
 }
 
-/// Whether every layer fits, every tap of the product reads the map, and an output lies off the
-/// border.
-inline bool shows_everything(std::span<const ConvShape<1>> layers, const ConvShape<1>& product,
-                             Index size) {
-  Index positions = size;
-  for (const ConvShape<1>& layer : layers) {
-    if (positions < 1) return false;
-    positions = output_size(layer, positions, 0);
+/// Channels do not matter along an axis: concatenations become sums.
+template <int Rank>
+Form<1> along(const Form<Rank>& form, int axis) {
+  if (form.is_leaf()) return along(form.leaf(), axis);
+  std::vector<Form<1>> parts;
+  for (const Form<Rank>& part : form.parts()) parts.push_back(along(part, axis));
+  return {form.join() == Join::chain ? Join::chain : Join::sum, std::move(parts)};
+}
+
+/// Whether every layer fits on an input of this size.
+inline bool fits(const Form<1>& form, Index size) {
+  if (size < 1) return false;
+  if (form.is_leaf()) return output_size(form.leaf(), size, 0) >= 1;
+  for (const Form<1>& part : form.parts()) {
+    if (!fits(part, size)) return false;
+    if (form.join() == Join::chain) size = output_size(part, PerAxis<1>(size))[0];
   }
-  if (positions < 1) return false;
-  const auto& [stride, padding, dilation, groups] = product.geometry;
-  for (Index tap = 0; tap < product.kernel[0]; ++tap) {
+  return true;
+}
+
+/// Whether every layer fits, every tap of the contraction reads the map, and an output lies off the
+/// border.
+inline bool shows_everything(const Form<1>& form, const ConvShape<1>& contraction, Index size) {
+  if (!fits(form, size)) return false;
+  const Index positions = output_size(form, PerAxis<1>(size))[0];
+  const auto& [stride, padding, dilation, groups] = contraction.geometry;
+  for (Index tap = 0; tap < contraction.kernel[0]; ++tap) {
     const Index offset = tap * dilation[0] - padding.start[0];
     const Index first = std::max<Index>(0, -floor_divide(offset, stride[0]));
     if (first >= positions || first * stride[0] + offset >= size) return false;
   }
-  const Exactness<1> border = exactness<1>(layers, size);
+  const Exactness<1> border = exactness(form, size);
   return border.start[0] + border.end[0] < positions;
 }
 
@@ -165,13 +171,12 @@ bool off_border(const PerAxis<Rank>& position, const PerAxis<Rank>& size,
 }  // namespace detail
 
 template <int Rank>
-PerAxis<Rank> smallest_input(std::span<const ConvShape<Rank>> layers) {
-  const ConvShape<Rank> product = product_shape(layers);
+PerAxis<Rank> smallest_input(const Form<Rank>& form) {
+  const ConvShape<Rank> contraction = contracted_shape(form);
   PerAxis<Rank> size;
   for (int axis = 0; axis < Rank; ++axis) {
-    std::vector<ConvShape<1>> line;
-    for (const ConvShape<Rank>& layer : layers) line.push_back(detail::along(layer, axis));
-    const ConvShape<1> whole = detail::along(product, axis);
+    const Form<1> line = detail::along(form, axis);
+    const ConvShape<1> whole = detail::along(contraction, axis);
     const Padding<1>& padding = whole.geometry.padding;
     Index& extent = size[axis];
     extent = std::max<Index>(1, span(whole, 0) + 1 - padding.start[0] - padding.end[0]);
@@ -180,7 +185,7 @@ PerAxis<Rank> smallest_input(std::span<const ConvShape<Rank>> layers) {
     while (!detail::shows_everything(line, whole, extent)) {
       if (++extent == least + most_steps) {
         throw SizeError("no input up to " + std::to_string(extent) +
-                        " shows every tap and an output off the border (" + to_string(product) +
+                        " shows every tap and an output off the border (" + to_string(contraction) +
                         ")");
       }
     }
@@ -188,34 +193,36 @@ PerAxis<Rank> smallest_input(std::span<const ConvShape<Rank>> layers) {
   return size;
 }
 
-template <Chain E, Layer F>
-Report prove_algebra(const E& chain, const F& contraction, std::uint64_t seed,
+template <Expression E, Layer F>
+Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed,
                      std::optional<PerAxis<rank_of<E>>> input_size) {
   constexpr int Rank = rank_of<E>;
-  const std::vector<ConvShape<Rank>> layers = shapes(chain);
-  if (layers.size() + 1 >= (std::size_t{1} << 11)) {
-    throw VerificationError("a chain of " + std::to_string(layers.size()) +
+  const Form<Rank> form = concertina::form(expression);
+  std::size_t count = 0;
+  form.for_each_leaf([&](const ConvShape<Rank>&) { ++count; });
+  if (count + 1 >= (std::size_t{1} << 11)) {
+    throw VerificationError("an expression of " + std::to_string(count) +
                             " layers is too long for the field of 2^61 - 1 elements");
   }
   Report report{.proof = "algebra"};
-  report.failure = detail::misfit<Rank>(product_shape<Rank>(layers), contraction.shape());
+  report.failure = detail::misfit<Rank>(contracted_shape(form, input_size), contraction.shape());
   if (!report) return report;
 
   std::mt19937_64 generator(seed);
-  std::vector<Conv<PrimeField, Rank>> random;
-  for (const ConvShape<Rank>& shape : layers) {
-    Conv<PrimeField, Rank>& layer = random.emplace_back(shape);
+  using Leaf = detail::Operator<PrimeField, Rank>;
+  const Tree<Leaf> random = form.map([&](const ConvShape<Rank>& shape) {
+    Conv<PrimeField, Rank> layer(shape);
     for (PrimeField& number : layer.weight()) number = random_bits(generator);
     for (PrimeField& number : layer.bias()) number = random_bits(generator);
-  }
-  const PerAxis<Rank> size = input_size ? *input_size : smallest_input<Rank>(layers);
-  FeatureMap<PrimeField, Rank> x({.channels = layers.front().in, .size = size});
+    return Leaf(std::move(layer));
+  });
+  const PerAxis<Rank> size = input_size ? *input_size : smallest_input(form);
+  FeatureMap<PrimeField, Rank> x({.channels = contraction.shape().in, .size = size});
   for (PrimeField& number : x.values()) number = random_bits(generator);
 
-  const Conv<PrimeField, Rank> product = contract(random, interior_only);
-  const FeatureMap<PrimeField, Rank> whole = product(x);
-  for (const auto& layer : random) x = layer(x);
-  const Exactness<Rank> border = exactness<Rank>(layers, size);
+  const FeatureMap<PrimeField, Rank> whole = detail::evaluate<PrimeField>(random, input_size)(x);
+  x = Expr<PrimeField, Rank>(random)(x);
+  const Exactness<Rank> border = exactness(form, size);
   const MapShape<Rank>& shape = x.shape();
   std::size_t at = 0;
   for (Index channel = 0; channel < shape.channels; ++channel) {
@@ -234,28 +241,25 @@ Report prove_algebra(const E& chain, const F& contraction, std::uint64_t seed,
   return report;
 }
 
-template <class A, Chain E, Layer F>
-Report prove_rounding(const E& chain, const F& contraction) {
+template <class A, Expression E, Layer F>
+Report prove_rounding(const E& expression, const F& contraction) {
   using Scalar = ScalarOf<E>;
   using Accumulator = detail::AccumulatorOf<A, Scalar>;
   using Ref = detail::Reference<Accumulator>;
   constexpr int Rank = rank_of<E>;
   static_assert(std::is_same_v<Scalar, typename F::Scalar>);
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
-  const auto layers = detail::factors(chain);
-  const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
+  const auto tree = detail::tree_of(expression, "prove_rounding");
   Report report{.proof = "rounding"};
-  report.failure = detail::misfit<Rank>(product_shape<Rank>(layer_shapes), contraction.shape());
+  report.failure =
+      detail::misfit<Rank>(contracted_shape(detail::form_of(tree)), contraction.shape());
   if (!report) return report;
 
-  const auto contracted = [&](auto&& each) {
-    return detail::contract_by_definition<Ref, Scalar, Rank>(layers, each);
-  };
-  const Conv<Ref, Rank> reference = contracted([](const Ref& number) { return number; });
-  const Conv<Ref, Rank> magnitude = contracted(detail::absolute<Ref>);
-  const detail::Terms count = detail::terms<Rank>(layer_shapes);
-  const auto weight_bound = detail::error_bound<Scalar, Accumulator>(layers, count.weight);
-  const auto bias_bound = detail::error_bound<Scalar, Accumulator>(layers, count.bias);
+  const auto reference = detail::contract_by_definition<Ref>(tree, detail::Part::value);
+  const auto magnitude = detail::contract_by_definition<Ref>(tree, detail::Part::magnitude);
+  const detail::Terms count = detail::terms<Rank>(tree);
+  const auto weight_bound = detail::error_bound<Accumulator>(tree, count.weight);
+  const auto bias_bound = detail::error_bound<Accumulator>(tree, count.bias);
 
   const ConvView<Scalar, Rank> given(contraction);
   const ConvView<Ref, Rank> right(reference), size(magnitude);
@@ -287,52 +291,110 @@ Report prove_rounding(const E& chain, const F& contraction) {
   return report;
 }
 
-template <class A, Chain E, Layer F>
-Report prove_structure(const E& chain, const F& contraction, const PerAxis<rank_of<E>>& input_size,
-                       MemoryLimit limit) {
+namespace detail {
+
+/// Throws SizeError where the matrix of a chain's part, which products fill in, exceeds the limit.
+template <class Ref, int Rank>
+void require_structure_fits(const Form<Rank>& form, PerAxis<Rank> input_size, MemoryLimit limit) {
+  if (form.is_leaf()) return;
+  const ConvShape<Rank> shape = contracted_shape(form, std::optional(input_size));
+  require_memory(
+      toeplitz_size(shape, input_size),
+      checked_multiply(toeplitz_entries(shape, input_size), sizeof(Ref) + sizeof(int), "structure"),
+      limit);
+  PerAxis<Rank> size = input_size;
+  for (std::size_t p = 0; p < form.parts().size(); ++p) {
+    const Form<Rank>& part = form.parts()[p];
+    require_structure_fits<Ref>(part, size, limit);
+    if (form.join() != Join::chain) continue;
+    size = output_size(part, size);
+    if (p == 0) continue;
+    const Form<Rank> so_far(
+        Join::chain, {form.parts().begin(), form.parts().begin() + static_cast<Index>(p) + 1});
+    const ConvShape<Rank> front = contracted_shape(so_far, std::optional(input_size));
+    require_memory(toeplitz_size(front, input_size),
+                   checked_multiply(toeplitz_entries(front, input_size), sizeof(Ref) + sizeof(int),
+                                    "structure"),
+                   limit);
+  }
+}
+
+/// The matrix [T b; 0 1] of an expression, from those of its leaves.
+template <class Ref, class Scalar, int Rank>
+RowMajorSparse<Ref> augmented_by_definition(const Tree<Operator<Scalar, Rank>>& node, Part part,
+                                            const PerAxis<Rank>& input_size, MemoryLimit limit) {
+  if (node.is_leaf()) {
+    return augmented(leaf_by_definition<Ref>(node.leaf(), part), input_size, limit);
+  }
+  if (node.join() == Join::chain) {
+    RowMajorSparse<Ref> product;
+    PerAxis<Rank> size = input_size;
+    for (const auto& each : node.parts()) {
+      RowMajorSparse<Ref> matrix = augmented_by_definition<Ref>(each, part, size, limit);
+      size = output_size(form_of(each), size);
+      if (product.rows() == 0) {
+        product = std::move(matrix);
+      } else {
+        product = (matrix * product).eval();
+      }
+    }
+    return product;
+  }
+  // Rows of branches are added, or stacked; columns stand where the branch's channels do.
+  const Channels whole = channels(node);
+  const Index positions = volume(output_size(form_of(node), input_size)),
+              inputs = volume(input_size);
+  const Index rows = checked_multiply(whole.out, positions, "structure"),
+              columns = checked_multiply(whole.in, inputs, "structure");
+  std::vector<Eigen::Triplet<Ref>> entries;
+  Index out = 0, in = 0;
+  for (const auto& each : node.parts()) {
+    const RowMajorSparse<Ref> matrix = augmented_by_definition<Ref>(each, part, input_size, limit);
+    for (Index row = 0; row + 1 < matrix.rows(); ++row) {
+      for (typename RowMajorSparse<Ref>::InnerIterator entry(matrix, row); entry; ++entry) {
+        const bool bias = entry.col() + 1 == matrix.cols();
+        entries.emplace_back(static_cast<int>(out * positions + row),
+                             static_cast<int>(bias ? columns : in * inputs + entry.col()),
+                             entry.value());
+      }
+    }
+    if (node.join() == Join::concat_outputs) out += channels(each).out;
+    if (node.join() == Join::concat_inputs) in += channels(each).in;
+  }
+  entries.emplace_back(static_cast<int>(rows), static_cast<int>(columns), Ref(1));
+  RowMajorSparse<Ref> sum(rows + 1, columns + 1);
+  sum.setFromTriplets(entries.begin(), entries.end());
+  return sum;
+}
+
+}  // namespace detail
+
+template <class A, Expression E, Layer F>
+Report prove_structure(const E& expression, const F& contraction,
+                       const PerAxis<rank_of<E>>& input_size, MemoryLimit limit) {
   using Scalar = ScalarOf<E>;
   using Accumulator = detail::AccumulatorOf<A, Scalar>;
   using Ref = detail::Reference<Accumulator>;
   constexpr int Rank = rank_of<E>;
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
-  const auto layers = detail::factors(chain);
-  const std::vector<ConvShape<Rank>> layer_shapes = shapes(chain);
+  const auto tree = detail::tree_of(expression, "prove_structure");
+  const Form<Rank> form = detail::form_of(tree);
   Report report{.proof = "structure"};
-  report.failure = detail::misfit<Rank>(product_shape<Rank>(layer_shapes), contraction.shape());
+  report.failure =
+      detail::misfit<Rank>(contracted_shape(form, std::optional(input_size)), contraction.shape());
   if (!report) return report;
 
-  for (std::size_t l = 1; l < layer_shapes.size(); ++l) {  // products fill in
-    const ConvShape<Rank> part =
-        product_shape(std::span<const ConvShape<Rank>>(layer_shapes).first(l + 1));
-    const detail::MatrixSize size = detail::toeplitz_size(part, input_size);
-    const Index entries = detail::toeplitz_entries(part, input_size);
-    detail::require_memory(
-        size, detail::checked_multiply(entries, sizeof(Ref) + sizeof(int), "structure"), limit);
-  }
-  const auto product = [&](auto&& each) {
-    PerAxis<Rank> size = input_size;
-    decltype(augmented(std::declval<Conv<Ref, Rank>>(), size, limit)) result;
-    for (const auto& view : layers) {
-      Conv<Ref, Rank> layer = view.template cast<Ref>();
-      for (Ref& number : layer.weight()) number = each(number);
-      for (Ref& number : layer.bias()) number = each(number);
-      auto matrix = augmented(layer, size, limit);
-      if (&view == &layers.front()) {
-        result = std::move(matrix);
-      } else {
-        result = (matrix * result).eval();
-      }
-      size = output_size(layer.shape(), size);
-    }
-    return result;
+  detail::require_structure_fits<Ref>(form, input_size, limit);
+  const auto from_leaves = [&](detail::Part part) {
+    return detail::augmented_by_definition<Ref>(tree, part, input_size, limit);
   };
-  const auto reference = product([](const Ref& number) { return number; });
-  const auto magnitude = product(detail::absolute<Ref>);
+  const auto reference = from_leaves(detail::Part::value);
+  const auto magnitude = from_leaves(detail::Part::magnitude);
   const auto given = augmented(contraction, input_size, limit);
-  const detail::Terms count = detail::terms<Rank>(layer_shapes);
-  const auto bound = detail::error_bound<Scalar, Accumulator>(layers, count.bias);
+  const detail::Terms count = detail::terms<Rank>(tree, std::optional(input_size));
+  const auto bound = detail::error_bound<Accumulator>(tree, count.bias);
 
-  const Exactness<Rank> border = exactness<Rank>(layer_shapes, input_size);
+  const Exactness<Rank> border = exactness(form, input_size);
   const PerAxis<Rank> positions = output_size(contraction.shape(), input_size);
   detail::Worst<Scalar, Accumulator> worst(report);
   const auto columns = static_cast<std::size_t>(given.cols());
@@ -371,13 +433,13 @@ Report prove_structure(const E& chain, const F& contraction, const PerAxis<rank_
   return report;
 }
 
-template <class A, Chain E, Layer F>
-Verification verify(const E& chain, const F& contraction, std::uint64_t seed, MemoryLimit limit) {
-  const std::vector<ConvShape<rank_of<E>>> layers = shapes(chain);
-  return {.algebra = prove_algebra(chain, contraction, seed),
-          .rounding = prove_rounding<A>(chain, contraction),
-          .structure =
-              prove_structure<A>(chain, contraction, smallest_input<rank_of<E>>(layers), limit)};
+template <class A, Expression E, Layer F>
+Verification verify(const E& expression, const F& contraction, std::uint64_t seed,
+                    MemoryLimit limit) {
+  const PerAxis<rank_of<E>> size = smallest_input(form(expression));
+  return {.algebra = prove_algebra(expression, contraction, seed),
+          .rounding = prove_rounding<A>(expression, contraction),
+          .structure = prove_structure<A>(expression, contraction, size, limit)};
 }
 
 }  // namespace concertina

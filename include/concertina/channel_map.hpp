@@ -1,0 +1,86 @@
+// Linear maps that treat every position alike and read at most one channel for each that they
+// write: batch norms, scales, permutations. Kept as vectors until they are multiplied.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/conv.hpp>
+
+#include <cmath>
+#include <concepts>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace concertina {
+
+/// y[o] = (x[source[o]] - mean[o]) / sqrt(variance[o] + eps) / divisor * weight[o] + bias[o], at
+/// every position. What is empty or 1 does nothing; no source means channel o itself. The numbers
+/// are as they were given: what follows from them is computed in the scalar of the contraction, so
+/// nothing is rounded twice. Made by the functions of layers.hpp, which check it.
+template <class Scalar>
+struct ChannelMap {
+  Index in = 0;
+  Index out = 0;
+  std::vector<Index> source = {};
+  std::vector<Scalar> mean = {}, variance = {}, weight = {}, bias = {};
+  double eps = 0;
+  Index divisor = 1;
+
+  /// As a layer: 1x1, depthwise unless channels change places.
+  template <int Rank>
+  ConvShape<Rank> shape() const {
+    return {.out = out,
+            .in = in,
+            .geometry = {.groups = source.empty() ? in : 1},
+            .bias = !bias.empty() || !mean.empty()};
+  }
+
+  friend bool operator==(const ChannelMap&, const ChannelMap&) = default;
+};
+
+namespace detail {
+
+/// True for types that round; integers, primes and rationals are exact.
+template <class Scalar>
+inline constexpr bool rounds =
+    std::numeric_limits<Scalar>::is_specialized && !std::numeric_limits<Scalar>::is_exact;
+
+/// The map in A as a layer. Where A has fewer digits than double, each number is computed in double
+/// and rounded once.
+/// Ensures  factors within 4 roundings of A of the exact ones, the bias within 8, relative to the
+///          absolute values of its terms
+template <class A, int Rank, class Scalar>
+Conv<A, Rank> to_conv(const ChannelMap<Scalar>& map) {
+  using Wide = std::conditional_t<rounds<A> && (std::numeric_limits<A>::digits < 53), double, A>;
+  const auto wide = [](const std::vector<Scalar>& numbers, std::size_t o) {
+    return convert<Wide>(numbers[o]);
+  };
+  Conv<A, Rank> layer(map.template shape<Rank>());
+  for (std::size_t o = 0; o < static_cast<std::size_t>(map.out); ++o) {
+    Wide factor = map.weight.empty() ? Wide(1) : wide(map.weight, o);
+    if constexpr (rounds<Wide>) {
+      using std::sqrt;
+      if (!map.variance.empty()) {
+        factor = factor / sqrt(wide(map.variance, o) + static_cast<Wide>(map.eps));
+      }
+    }
+    if constexpr (requires { factor / factor; }) {
+      if (map.divisor != 1) factor = factor / static_cast<Wide>(map.divisor);
+    }
+    const std::size_t at = map.source.empty() ? o
+                                              : o * static_cast<std::size_t>(map.in) +
+                                                    static_cast<std::size_t>(map.source[o]);
+    layer.weight()[at] = convert<A>(factor);
+    if (!layer.shape().bias) continue;
+    Wide bias = map.bias.empty() ? Wide(0) : wide(map.bias, o);
+    if constexpr (requires { bias - bias; }) {
+      if (!map.mean.empty()) bias = bias - wide(map.mean, o) * factor;
+    }
+    layer.bias()[o] = convert<A>(bias);
+  }
+  return layer;
+}
+
+}  // namespace detail
+}  // namespace concertina

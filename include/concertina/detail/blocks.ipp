@@ -1,0 +1,158 @@
+// How blocks are initialised, and how one is made to contract to a given layer.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/blocks.hpp>
+
+#include <cmath>
+#include <string>
+
+namespace concertina {
+namespace detail {
+
+/// Throws ShapeError unless kernels can be aligned at their centre.
+template <int Rank>
+void require_block_shape(const ConvShape<Rank>& shape, const char* block) {
+  validate(shape);
+  for (int axis = 0; axis < Rank; ++axis) {
+    if (shape.kernel[axis] % 2 == 1 && shape.geometry.dilation[axis] == 1) continue;
+    throw ShapeError(std::string(block) + " needs odd kernels of dilation 1 (" + to_string(shape) +
+                     ")");
+  }
+}
+
+/// A randomly initialised convolution and an initial batch norm. The kernel keeps the centre of the
+/// block's, wherever that lies: the padding may be negative.
+template <class Scalar, int Rank, class Generator>
+ConvBatchNorm<Scalar, Rank> initialize_branch(const ConvShape<Rank>& shape,
+                                              const PerAxis<Rank>& kernel, Generator& generator) {
+  ConvShape<Rank> branch = shape;
+  branch.bias = false;
+  branch.kernel = kernel;
+  for (int axis = 0; axis < Rank; ++axis) {
+    const Index less = (shape.kernel[axis] - kernel[axis]) / 2;
+    branch.geometry.padding.start[axis] -= less;
+    branch.geometry.padding.end[axis] -= less;
+  }
+  Conv<Scalar, Rank> conv(branch);
+  initialize_uniform(conv, generator);
+  return {std::move(conv), initial_batch_norm<Scalar>(shape.out)};
+}
+
+}  // namespace detail
+
+template <class Scalar, BitGenerator Generator>
+AcNet<Scalar> initialize_acnet(const ConvShape<2>& shape, Generator& generator) {
+  detail::require_block_shape(shape, "AcNet");
+  const auto branch = [&](const PerAxis<2>& kernel) {
+    return detail::initialize_branch<Scalar>(shape, kernel, generator);
+  };
+  auto square = branch(shape.kernel);
+  auto vertical = branch({shape.kernel[0], 1});
+  auto horizontal = branch({1, shape.kernel[1]});
+  return {std::move(square), std::move(vertical), std::move(horizontal)};
+}
+
+template <class Scalar, int Rank, BitGenerator Generator>
+RepVgg<Scalar, Rank> initialize_repvgg(const ConvShape<Rank>& shape, Generator& generator) {
+  detail::require_block_shape(shape, "RepVgg");
+  auto dense = detail::initialize_branch<Scalar>(shape, shape.kernel, generator);
+  auto pointwise = detail::initialize_branch<Scalar>(shape, PerAxis<Rank>(1), generator);
+  RepVgg<Scalar, Rank> block{std::move(dense), std::move(pointwise)};
+  bool skips = shape.in == shape.out && shape.geometry.stride == PerAxis<Rank>(1);
+  for (int axis = 0; axis < Rank; ++axis) {
+    const Index centre = shape.kernel[axis] / 2;
+    skips = skips && shape.geometry.padding.start[axis] == centre &&
+            shape.geometry.padding.end[axis] == centre;
+  }
+  if (skips) block.skip = initial_batch_norm<Scalar>(shape.in);
+  return block;
+}
+
+template <class Scalar, int Rank, BitGenerator Generator>
+DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape<Rank>& shape,
+                                                                 Generator& generator) {
+  detail::require_block_shape(shape, "DiverseBranchBlock");
+  const Index groups = shape.geometry.groups;
+  const bool depthwise = groups == shape.out;
+  using Branch = ConvBatchNorm<Scalar, Rank>;
+  ConvShape<Rank> plain = shape;  // of a 1x1 before the window
+  plain.kernel = 1;
+  plain.geometry.stride = 1;
+  ConvShape<Rank> window = shape;  // of what follows it
+  window.geometry.padding = 0;
+  const auto branch = [&](const ConvShape<Rank>& of, const PerAxis<Rank>& kernel) {
+    return detail::initialize_branch<Scalar>(of, kernel, generator);
+  };
+  Branch origin = branch(shape, shape.kernel);
+  std::optional<Branch> pointwise, before_pool;
+  if (!depthwise) {
+    pointwise = branch(shape, PerAxis<Rank>(1));
+    before_pool = branch(plain, PerAxis<Rank>(1));
+  }
+  auto pool = average_pool<Scalar, Rank>(shape.out, shape.kernel, shape.geometry.stride,
+                                         depthwise ? shape.geometry.padding : Padding<Rank>(0));
+  // As many channels between as it reads; twice as many where each group has one, as published.
+  ConvShape<Rank> inner = plain;
+  inner.out = depthwise ? 2 * shape.in : shape.in;
+  ConvShape<Rank> outer = window;
+  outer.in = inner.out;
+  Branch reduce = branch(inner, PerAxis<Rank>(1)), spatial = branch(outer, shape.kernel);
+  return {std::move(origin),
+          std::move(pointwise),
+          std::move(before_pool),
+          std::move(pool),
+          initial_batch_norm<Scalar>(shape.out),
+          std::move(reduce),
+          std::move(spatial)};
+}
+
+template <class Block, Layer F>
+Block preserving(Block block, const F& layer) {
+  using Scalar = typename F::Scalar;
+  constexpr int Rank = F::Rank;
+  using Wide = std::conditional_t<(std::numeric_limits<Scalar>::digits > 53), long double, double>;
+  const ConvView<Scalar, Rank> target(layer);
+  ConvBatchNorm<Scalar, Rank>& branch = block.principal();
+
+  // What the other branches do: the block without its principal kernel.
+  for (Scalar& number : branch.conv.weight()) number = Scalar(0);
+  branch.norm.running_mean.assign(branch.norm.running_mean.size(), Scalar(0));
+  branch.norm.bias.assign(branch.norm.running_mean.size(), Scalar(0));
+  const Expr<Scalar, Rank> expression = block.expression();
+  const auto& tree = expression.tree();
+  const ConvShape<Rank> shape = contracted_shape(detail::form_of(tree));
+  ConvShape<Rank> wanted = target.shape();
+  wanted.bias = shape.bias;
+  if (branch.conv.shape().kernel != wanted.kernel || shape != wanted ||
+      branch.conv.geometry() != wanted.geometry) {
+    throw ShapeError("preserving: the block contracts to " + to_string(shape) +
+                     ", its principal branch being " + to_string(branch.conv.shape()) +
+                     ", not to " + to_string(target.shape()));
+  }
+  const Conv<Wide, Rank> others = detail::evaluate<Wide>(tree, std::optional<PerAxis<Rank>>());
+  const Expr<Scalar, any_rank> norm = batch_norm(branch.norm);
+  const auto factors = detail::to_conv<Wide, Rank>(*norm.tree().leaf().channel_map());
+  const Index row = std::ssize(target.weight()) / target.shape().out;
+  for (Index o = 0; o < target.shape().out; ++o) {
+    const auto at = static_cast<std::size_t>(o);
+    const Wide factor = factors.weight()[at];
+    const auto store = [&](Wide number, Scalar& to) {
+      to = detail::convert<Scalar>(number);
+      if (std::isfinite(detail::convert<long double>(to))) return;
+      throw NumericalError("preserving: output channel " + std::to_string(o) +
+                           " is not finite; its batch norm's factor is " +
+                           std::to_string(static_cast<double>(factor)));
+    };
+    for (Index i = o * row; i < (o + 1) * row; ++i) {
+      const auto n = static_cast<std::size_t>(i);
+      store((detail::convert<Wide>(target.weight()[n]) - others.weight()[n]) / factor,
+            branch.conv.weight()[n]);
+    }
+    const Wide bias = target.shape().bias ? detail::convert<Wide>(target.bias()[at]) : Wide(0);
+    store(bias - others.bias()[at], branch.norm.bias[at]);
+  }
+  return block;
+}
+
+}  // namespace concertina

@@ -1,0 +1,216 @@
+// What is a convolution although it has another name: batch norms, scales, identities, pooling,
+// permutations, fully connected layers after a flatten, and kernels with zeros around them.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/channel_map.hpp>
+#include <concertina/conv.hpp>
+#include <concertina/expression.hpp>
+#include <concertina/sum.hpp>
+
+#include <cmath>
+#include <concepts>
+#include <span>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace concertina {
+
+/// The tensors of a batch norm, one number for each channel, as PyTorch names them; weight and bias
+/// are empty where it has none (affine=False).
+template <class Scalar>
+struct BatchNormStatistics {
+  std::vector<Scalar> running_mean, running_var;
+  std::vector<Scalar> weight = {}, bias = {};
+  double eps = 1e-5;
+};
+
+/// A batch norm in inference, (x - running_mean) / sqrt(running_var + eps) * weight + bias. Its
+/// factors are computed in the accumulator of the contraction, so they are not rounded to Scalar.
+/// Throws  ShapeError where lengths differ, NumericalError naming the channel where running_var +
+///         eps is not positive and finite; eps may be 0
+/// Source  Ioffe, Szegedy, Batch normalization, ICML 2015; torch.nn.BatchNorm2d
+template <class Scalar>
+  requires detail::rounds<Scalar>
+Expr<Scalar, any_rank> batch_norm(BatchNormStatistics<Scalar> statistics) {
+  const std::size_t channels = statistics.running_mean.size();
+  const auto require_length = [&](const std::vector<Scalar>& numbers, const char* name,
+                                  bool optional) {
+    if (numbers.size() == channels || (optional && numbers.empty())) return;
+    throw ShapeError("batch_norm: " + std::string(name) + " has " + std::to_string(numbers.size()) +
+                     " numbers, running_mean " + std::to_string(channels));
+  };
+  if (channels == 0) throw ShapeError("batch_norm: no channels");
+  require_length(statistics.running_var, "running_var", false);
+  require_length(statistics.weight, "weight", true);
+  require_length(statistics.bias, "bias", true);
+  for (std::size_t c = 0; c < channels; ++c) {
+    const auto variance = detail::convert<long double>(statistics.running_var[c]);
+    const long double sum = variance + static_cast<long double>(statistics.eps);
+    if (sum > 0 && std::isfinite(sum)) continue;
+    std::ostringstream message;
+    message << "batch_norm: running_var[" << c << "] + eps = " << variance << " + "
+            << statistics.eps << ", which is not positive and finite";
+    throw NumericalError(message.str());
+  }
+  const auto count = static_cast<Index>(channels);
+  return ChannelMap<Scalar>{.in = count,
+                            .out = count,
+                            .mean = std::move(statistics.running_mean),
+                            .variance = std::move(statistics.running_var),
+                            .weight = std::move(statistics.weight),
+                            .bias = std::move(statistics.bias),
+                            .eps = statistics.eps};
+}
+
+/// The map that changes nothing: a skip connection. Throws ShapeError unless there is a channel.
+template <class Scalar>
+Expr<Scalar, any_rank> identity(Index channels) {
+  if (channels < 1) throw ShapeError("identity: no channels");
+  return ChannelMap<Scalar>{.in = channels, .out = channels};
+}
+
+/// Channel c times factors[c]. The same factor for all: `s * F`. Throws ShapeError for no factors.
+template <class Scalar>
+Expr<Scalar, any_rank> channel_scale(std::vector<Scalar> factors) {
+  if (factors.empty()) throw ShapeError("channel_scale: no factors");
+  const auto count = static_cast<Index>(factors.size());
+  return ChannelMap<Scalar>{.in = count, .out = count, .weight = std::move(factors)};
+}
+
+/// Output channel o is input channel source[o]. Channels may be left out or used twice, so slices
+/// are such maps too.
+/// Cost    an index for each channel; in a contraction the product with a dense 1x1 layer
+/// Throws  ShapeError naming the index that is not one of `channels`
+template <class Scalar>
+Expr<Scalar, any_rank> channel_select(Index channels, std::vector<Index> source) {
+  if (source.empty()) throw ShapeError("channel_select: no channels are selected");
+  for (std::size_t o = 0; o < source.size(); ++o) {
+    if (source[o] >= 0 && source[o] < channels) continue;
+    throw ShapeError("channel_select: output channel " + std::to_string(o) + " is input channel " +
+                     std::to_string(source[o]) + " of " + std::to_string(channels));
+  }
+  const auto count = static_cast<Index>(source.size());
+  return ChannelMap<Scalar>{.in = channels, .out = count, .source = std::move(source)};
+}
+
+/// Channels in another order: output channel o is input channel source[o]. Throws ShapeError unless
+/// each channel occurs once.
+template <class Scalar>
+Expr<Scalar, any_rank> channel_permutation(std::vector<Index> source) {
+  std::vector<bool> seen(source.size());
+  for (const Index channel : source) {
+    const bool valid = channel >= 0 && channel < std::ssize(source);
+    if (valid && !seen[static_cast<std::size_t>(channel)]) {
+      seen[static_cast<std::size_t>(channel)] = true;
+      continue;
+    }
+    throw ShapeError("channel_permutation: channel " + std::to_string(channel) +
+                     (valid ? " occurs twice among " : " is not one of ") +
+                     std::to_string(source.size()));
+  }
+  const Index channels = std::ssize(source);
+  return channel_select<Scalar>(channels, std::move(source));
+}
+
+/// Channels seen as [groups, n] become [n, groups], as torch.nn.ChannelShuffle does. Throws
+/// ShapeError where groups do not divide the channels.
+/// Source  Zhang et al., ShuffleNet, CVPR 2018
+template <class Scalar>
+Expr<Scalar, any_rank> channel_shuffle(Index channels, Index groups) {
+  if (groups < 1 || channels < 1 || channels % groups != 0) {
+    throw ShapeError("channel_shuffle: " + std::to_string(groups) + " groups of " +
+                     std::to_string(channels) + " channels");
+  }
+  std::vector<Index> source;
+  const Index width = channels / groups;
+  for (Index i = 0; i < width; ++i) {
+    for (Index group = 0; group < groups; ++group) source.push_back(group * width + i);
+  }
+  return channel_select<Scalar>(channels, std::move(source));
+}
+
+/// Average pooling, as torch.nn.AvgPool2d with ceil_mode=False and count_include_pad=True: sums
+/// over the window, then divided by its volume, so the padding counts.
+/// Throws  ShapeError for an empty window; for ceil_mode or a divisor that leaves the padding out,
+///         which no layer with zero padding equals
+template <class Scalar, int Rank>
+  requires(!std::integral<Scalar>)
+Expr<Scalar, Rank> average_pool(Index channels, const PerAxis<Rank>& kernel,
+                                const std::type_identity_t<PerAxis<Rank>>& stride,
+                                const std::type_identity_t<Padding<Rank>>& padding = 0,
+                                bool ceil_mode = false, bool count_include_pad = true) {
+  const auto refuse = [&](const char* why) {
+    throw ShapeError("average_pool of a " + to_string(kernel) + " window: " + why);
+  };
+  if (ceil_mode) refuse("with ceil_mode the last windows hang over; only floor is a convolution");
+  bool padded = false;
+  for (int axis = 0; axis < Rank; ++axis) {
+    padded = padded || padding.start[axis] > 0 || padding.end[axis] > 0;
+  }
+  if (padded && !count_include_pad) {
+    refuse("without count_include_pad border windows have divisors of their own; no layer has");
+  }
+  Conv<Scalar, Rank> window(
+      {.out = channels,
+       .in = channels,
+       .kernel = kernel,
+       .geometry = {.stride = stride, .padding = padding, .groups = channels}});
+  for (Scalar& number : window.weight()) number = Scalar(1);
+  const Expr<Scalar, Rank> mean(
+      ChannelMap<Scalar>{.in = channels, .out = channels, .divisor = volume(kernel)});
+  return mean * std::move(window);
+}
+
+/// A fully connected layer on a flattened map [channels, size...] as a layer of which the kernel is
+/// the whole map. Its output has size 1.
+/// Throws  ShapeError where the layer does not read channels * volume(size) numbers
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> linear_as_conv(const ConvView<Scalar, 0>& linear, Index channels,
+                                  const PerAxis<Rank>& size) {
+  const Index numbers = detail::checked_multiply(channels, volume(size), "linear_as_conv");
+  if (linear.geometry().groups != 1 || linear.shape().in != numbers) {
+    throw ShapeError("linear_as_conv: " + to_string(linear.shape()) + " on a map of " +
+                     std::to_string(channels) + " channels of size " + to_string(size) +
+                     ", which has " + std::to_string(numbers) + " numbers");
+  }
+  return {{.out = linear.shape().out, .in = channels, .kernel = size},
+          {linear.weight().begin(), linear.weight().end()},
+          {linear.bias().begin(), linear.bias().end()}};
+}
+
+/// The same map with `zeros` more taps at the start and end of each axis, and as much more padding:
+/// DBB's transform VI, which makes a 1x3 kernel a 3x3 one.
+/// Throws  ShapeError for a negative number of zeros, SizeError on overflow
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> zero_padded(const ConvView<Scalar, Rank>& layer,
+                               const std::type_identity_t<Padding<Rank>>& zeros) {
+  ConvShape<Rank> shape = layer.shape();
+  for (int axis = 0; axis < Rank; ++axis) {
+    const Index start = zeros.start[axis], end = zeros.end[axis],
+                dilation = shape.geometry.dilation[axis];
+    if (start < 0 || end < 0) {
+      throw ShapeError("zero_padded: " + to_string(zeros.start) + ":" + to_string(zeros.end) +
+                       " zeros around " + to_string(layer.shape()));
+    }
+    constexpr const char* what = "zero_padded";
+    const auto grow = [&](Index& number, Index by) {
+      number = detail::checked_add(number, by, what);
+    };
+    grow(shape.kernel[axis], detail::checked_add(start, end, what));
+    grow(shape.geometry.padding.start[axis], detail::checked_multiply(start, dilation, what));
+    grow(shape.geometry.padding.end[axis], detail::checked_multiply(end, dilation, what));
+  }
+  Conv<Scalar, Rank> result(shape);
+  detail::add_branch(layer, 0, 0, result);
+  return result;
+}
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> zero_padded(const Conv<Scalar, Rank>& layer,
+                               const std::type_identity_t<Padding<Rank>>& zeros) {
+  return zero_padded(ConvView<Scalar, Rank>(layer), zeros);
+}
+
+}  // namespace concertina

@@ -1,0 +1,290 @@
+// What becomes a convolution: each against its definition in plain loops, and what is refused.
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/layers.hpp>
+
+#include <concertina/contract.hpp>
+#include <concertina/detail/rounding.hpp>
+#include <concertina/modular.hpp>
+#include <concertina/verify.hpp>
+
+#include "support.hpp"
+
+#include <catch2/catch.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <type_traits>
+#include <vector>
+
+namespace concertina::test {
+namespace {
+
+using Catch::Contains;
+
+template <class Scalar>
+BatchNormStatistics<Scalar> random_batch_norm(Index channels, Rng& rng, double eps = 1e-3) {
+  BatchNormStatistics<Scalar> norm{.running_mean = {}, .running_var = {}, .eps = eps};
+  for (Index c = 0; c < channels; ++c) {
+    norm.running_mean.push_back(static_cast<Scalar>(random_uniform(rng, 1)));
+    norm.running_var.push_back(static_cast<Scalar>(1.1 + random_uniform(rng, 1)));
+    norm.weight.push_back(static_cast<Scalar>(random_uniform(rng, 2)));
+    norm.bias.push_back(static_cast<Scalar>(random_uniform(rng, 1)));
+  }
+  return norm;
+}
+
+template <class Scalar, int Rank>
+FeatureMap<Scalar, Rank> random_map(Index channels, Rng& rng) {
+  FeatureMap<Scalar, Rank> x({.batch = 2, .channels = channels, .size = 5});
+  for (Scalar& number : x.values()) number = static_cast<Scalar>(random_uniform(rng, 1));
+  return x;
+}
+
+/// Each number of a batch mapped by change(number, channel).
+template <class Scalar, int Rank, class Change>
+FeatureMap<Scalar, Rank> each_channel(FeatureMap<Scalar, Rank> x, Change&& change) {
+  const Index size = volume(x.shape().size);
+  for (std::size_t i = 0; i < x.values().size(); ++i) {
+    const auto channel =
+        static_cast<std::size_t>(static_cast<Index>(i) / size % x.shape().channels);
+    x.values()[i] = change(x.values()[i], channel);
+  }
+  return x;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE_SIG("a batch norm is what its definition says", "[layers]", ((int Rank), Rank),
+                       0, 1, 2, 3) {
+  Rng rng(1);
+  const Index channels = 5;
+  const auto norm = random_batch_norm<double>(channels, rng);
+  const auto x = random_map<double, Rank>(channels, rng);
+  const Conv<double, Rank> layer = Expr<double, Rank>(batch_norm(norm));
+  CHECK(layer.shape() ==
+        ConvShape<Rank>{.out = 5, .in = 5, .geometry = {.groups = 5}, .bias = true});
+  const auto expected = each_channel(x, [&](double number, std::size_t c) {
+    return (number - norm.running_mean[c]) / std::sqrt(norm.running_var[c] + norm.eps) *
+               norm.weight[c] +
+           norm.bias[c];
+  });
+  const auto y = layer(x);
+  for (std::size_t i = 0; i < y.values().size(); ++i) {
+    // A dozen roundings of numbers below 16.
+    REQUIRE(std::abs(y.values()[i] - expected.values()[i]) < 12 * 16 * 0x1p-53);
+  }
+}
+
+TEST_CASE("a batch norm without factors, and one without an eps", "[layers]") {
+  const Conv2d<float> plain =
+      Expr<float, 2>(batch_norm<float>({.running_mean = {1, 2}, .running_var = {4, 16}, .eps = 0}));
+  CHECK(plain.weight()[0] == 0.5F);
+  CHECK(plain.weight()[1] == 0.25F);
+  CHECK(plain.bias()[0] == -0.5F);
+  CHECK(plain.bias()[1] == -0.5F);
+  const Conv2d<float> zero_variance =
+      Expr<float, 2>(batch_norm<float>({.running_mean = {0}, .running_var = {0}, .eps = 0.25}));
+  CHECK(zero_variance.weight()[0] == 2.0F);
+}
+
+TEST_CASE("a batch norm that divides by nothing is refused, naming the channel", "[layers]") {
+  const auto refused = [](float variance, double eps) {
+    return message_of<NumericalError>([&] {
+      batch_norm<float>({.running_mean = {0, 0}, .running_var = {1, variance}, .eps = eps});
+    });
+  };
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  CHECK_THAT(refused(0, 0), Contains("running_var[1] + eps = 0 + 0"));
+  CHECK_THAT(refused(-1, 1e-5), Contains("running_var[1]") && Contains("not positive"));
+  CHECK_THAT(refused(infinity, 1e-5), Contains("inf"));
+  CHECK_THAT(refused(std::numeric_limits<float>::quiet_NaN(), 1e-5), Contains("nan"));
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THROWS_AS(batch_norm<float>({.running_mean = {0}, .running_var = {1}, .eps = nan}),
+                  NumericalError);
+  CHECK_THAT(message_of<ShapeError>(
+                 [] { batch_norm<float>({.running_mean = {0, 0}, .running_var = {1}}); }),
+             Contains("running_var has 1 numbers, running_mean 2"));
+  CHECK_THROWS_AS(batch_norm<float>({.running_mean = {0}, .running_var = {1}, .weight = {1, 2}}),
+                  ShapeError);
+  CHECK_THROWS_AS(batch_norm<float>({.running_mean = {0}, .running_var = {1}, .bias = {1, 2}}),
+                  ShapeError);
+  CHECK_THROWS_AS(batch_norm<float>({.running_mean = {}, .running_var = {}}), ShapeError);
+}
+
+TEST_CASE("what a batch norm multiplies is rounded once, not its factors too", "[layers]") {
+  Rng rng(2);
+  Index tight = 0;
+  for (int n = 0; n < 50; ++n) {
+    const auto conv = [&] {
+      Conv2d<float> layer(
+          {.out = 4, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true});
+      initialize_uniform(layer, rng);
+      return layer;
+    }();
+    const auto norm = random_batch_norm<float>(4, rng);
+    const Conv2d<float> folded = contract<double>(batch_norm(norm) * conv);
+    for (std::size_t i = 0; i < folded.weight().size(); ++i) {
+      const std::size_t o = i / 27;
+      const long double right = static_cast<long double>(conv.weight()[i]) *
+                                static_cast<long double>(norm.weight[o]) /
+                                std::sqrt(static_cast<long double>(norm.running_var[o]) + 1e-3L);
+      const long double error = std::abs(static_cast<long double>(folded.weight()[i]) - right);
+      // Half an ulp, and five roundings in double before it.
+      REQUIRE(error <= detail::ulp<float>(right) * (0.5L + 5 * 0x1p-29L));
+      ++tight;
+    }
+    CHECK(verify<double>(batch_norm(norm) * conv, folded));
+  }
+  CHECK(tight == 50 * 108);
+}
+
+TEST_CASE("what has no rank takes its neighbour's", "[layers]") {
+  Rng rng(3);
+  const auto norm = random_batch_norm<double>(3, rng);
+  const auto check = [&]<int Rank>(std::integral_constant<int, Rank>) {
+    const auto layer = small_integers<double, Rank>(ConvShape<Rank>{.out = 3, .in = 3}, rng);
+    const auto x = small_integers<double, Rank>(MapShape<Rank>{.channels = 3, .size = 4}, rng);
+    static_assert(std::is_same_v<decltype(batch_norm(norm) * layer), Expr<double, Rank>>);
+    static_assert(std::is_same_v<decltype(layer + batch_norm(norm)), Expr<double, Rank>>);
+    // Among themselves they have none, in whatever order they are written.
+    static_assert(
+        std::is_same_v<decltype(batch_norm(norm) * identity<double>(3)), Expr<double, any_rank>>);
+    const auto after = 2.0 * (batch_norm(norm) * channel_scale<double>({2, 4, 8})) * layer;
+    const auto beside = identity<double>(3) + identity<double>(3) + layer;
+    CHECK(after(x) == (2.0 * batch_norm(norm) * (channel_scale<double>({2, 4, 8}) * layer))(x));
+    CHECK(beside == layer + 2.0 * identity<double>(3));
+    CHECK(layer - layer + identity<double>(3) == Expr<double, Rank>(identity<double>(3)));
+  };
+  check(std::integral_constant<int, 0>());
+  check(std::integral_constant<int, 1>());
+  check(std::integral_constant<int, 2>());
+  check(std::integral_constant<int, 3>());
+}
+
+TEST_CASE("identity, scales and selections of channels", "[layers]") {
+  Rng rng(4);
+  const auto layer = small_integers<std::int64_t, 2>(
+      ConvShape<2>{.out = 6, .in = 4, .kernel = 3, .geometry = {.groups = 2}, .bias = true}, rng);
+  const auto x =
+      small_integers<std::int64_t, 2>(MapShape<2>{.batch = 2, .channels = 4, .size = {4, 5}}, rng);
+  const auto y = layer(x);
+  using Layer2 = Conv2d<std::int64_t>;
+  CHECK(identity<std::int64_t>(6) * layer == layer);
+  CHECK(layer * identity<std::int64_t>(4) == layer);
+  CHECK(Layer2(identity<std::int64_t>(6) * layer).shape() == layer.shape());
+
+  const std::vector<std::int64_t> factors{3, -1, 0, 2, 5, 7};
+  CHECK(Layer2(channel_scale(factors) * layer)(x) ==
+        each_channel(y, [&](std::int64_t n, std::size_t c) { return factors[c] * n; }));
+  CHECK(Layer2(channel_scale(factors) * layer).geometry().groups == 2);
+
+  const auto selected = [&](const std::vector<Index>& source) {
+    FeatureMap<std::int64_t, 2> result(
+        {.batch = 2, .channels = std::ssize(source), .size = y.shape().size});
+    const Index size = volume(y.shape().size);
+    for (Index n = 0; n < 2; ++n) {
+      for (Index o = 0; o < std::ssize(source); ++o) {
+        std::copy_n(y.values().begin() + (n * 6 + source[static_cast<std::size_t>(o)]) * size, size,
+                    result.values().begin() + (n * std::ssize(source) + o) * size);
+      }
+    }
+    return result;
+  };
+  const std::vector<Index> order{5, 0, 3, 1, 4, 2}, slice{2, 3, 3};
+  CHECK(Layer2(channel_permutation<std::int64_t>(order) * layer)(x) == selected(order));
+  CHECK(Layer2(channel_select<std::int64_t>(6, slice) * layer)(x) == selected(slice));
+  // Seen as [2, 3], then [3, 2].
+  CHECK(Layer2(channel_shuffle<std::int64_t>(6, 2) * layer)(x) == selected({0, 3, 1, 4, 2, 5}));
+  // A permutation and its inverse.
+  CHECK(channel_shuffle<std::int64_t>(6, 3) * (channel_shuffle<std::int64_t>(6, 2) * layer) ==
+        layer);
+
+  CHECK_THAT(message_of<ShapeError>([] { channel_permutation<int>({0, 1, 1}); }),
+             Contains("channel 1 occurs twice among 3"));
+  CHECK_THAT(message_of<ShapeError>([] { channel_permutation<int>({0, 3, 1}); }),
+             Contains("channel 3 is not one of 3"));
+  CHECK_THAT(message_of<ShapeError>([] { channel_select<int>(3, {0, -1}); }),
+             Contains("output channel 1 is input channel -1 of 3"));
+  CHECK_THROWS_AS(channel_select<int>(3, {}), ShapeError);
+  CHECK_THROWS_AS(channel_shuffle<int>(6, 4), ShapeError);
+  CHECK_THROWS_AS(identity<int>(0), ShapeError);
+  CHECK_THROWS_AS(channel_scale<int>({}), ShapeError);
+  CHECK_THROWS_AS(identity<std::int64_t>(5) * layer, ShapeError);
+}
+
+TEST_CASE("an average pool is the mean over windows whose padding counts", "[layers]") {
+  Rng rng(5);
+  const Index channels = 3;
+  const PerAxis<2> kernel{3, 2}, stride{2, 1}, size{6, 5};
+  const Padding<2> padding{1, 0};
+  // In a prime field the division by 6 is exact.
+  const auto pool = average_pool<PrimeField, 2>(channels, kernel, stride, padding);
+  FeatureMap<PrimeField, 2> x({.batch = 2, .channels = channels, .size = size});
+  fill_random(x.values(), rng);
+  const auto y = Conv2d<PrimeField>(pool)(x);
+  REQUIRE(y.shape() == MapShape<2>{.batch = 2, .channels = channels, .size = {3, 4}});
+  const PrimeField sixth = PrimeField(1) / PrimeField(6);
+  std::size_t at = 0;
+  for (Index map = 0; map < 2 * channels; ++map) {
+    for (Index i = 0; i < 3; ++i) {
+      for (Index j = 0; j < 4; ++j) {
+        PrimeField sum = 0;
+        for (Index a = 0; a < 3; ++a) {
+          for (Index b = 0; b < 2; ++b) {
+            const Index row = 2 * i - 1 + a, column = j + b;
+            if (row < 0 || row >= 6) continue;
+            sum += x.values()[static_cast<std::size_t>((map * 6 + row) * 5 + column)];
+          }
+        }
+        REQUIRE(y.values()[at++] == sum * sixth);
+      }
+    }
+  }
+  // A ninth is rounded once, in the accumulator's precision.
+  const auto ninth = contract<double>(average_pool<float, 2>(1, 3, 1));
+  CHECK(ninth.weight()[4] == static_cast<float>(1.0 / 9.0));
+
+  CHECK_THAT(message_of<ShapeError>([] { average_pool<float, 2>(1, 3, 2, 1, true); }),
+             Contains("3x3 window") && Contains("ceil_mode"));
+  CHECK_THAT(message_of<ShapeError>([] { average_pool<float, 2>(1, 3, 2, 1, false, false); }),
+             Contains("count_include_pad"));
+  CHECK_NOTHROW(average_pool<float, 2>(1, 3, 2, 0, false, false));  // nothing is padded
+  CHECK_THROWS_AS((average_pool<float, 2>(1, 0, 1)), ShapeError);
+}
+
+TEST_CASE("a linear layer after a flatten is a layer as large as the map", "[layers]") {
+  Rng rng(6);
+  const auto linear =
+      small_integers<std::int64_t, 0>(ConvShape<0>{.out = 4, .in = 24, .bias = true}, rng);
+  const Conv2d<std::int64_t> layer =
+      linear_as_conv(ConvView<std::int64_t, 0>(linear), 2, PerAxis<2>{3, 4});
+  const auto x =
+      small_integers<std::int64_t, 2>(MapShape<2>{.batch = 3, .channels = 2, .size = {3, 4}}, rng);
+  const auto y = layer(x);
+  CHECK(y.shape() == MapShape<2>{.batch = 3, .channels = 4, .size = 1});
+  const auto flat = linear({{.batch = 3, .channels = 24}, x.values()});
+  CHECK(std::ranges::equal(y.values(), flat.values()));
+  CHECK_THAT(message_of<ShapeError>(
+                 [&] { linear_as_conv(ConvView<std::int64_t, 0>(linear), 2, PerAxis<2>{3, 5}); }),
+             Contains("linear 24->4 +bias") && Contains("30 numbers"));
+}
+
+TEST_CASE("zeros around a kernel change nothing", "[layers]") {
+  Rng rng(7);
+  for (const ConvShape<2>& shape : all_shapes<2>(rng, 30)) {
+    const auto layer = small_integers<std::int64_t, 2>(shape, rng);
+    const auto wide = zero_padded(layer, Padding<2>::sides({1, 2}, {0, 3}));
+    CHECK(wide.shape().kernel == PerAxis<2>{shape.kernel[0] + 1, shape.kernel[1] + 5});
+    CHECK(wide == layer);
+    const auto x = small_integers<std::int64_t, 2>(
+        MapShape<2>{.channels = shape.in, .size = random_input_size(shape, rng)}, rng);
+    CHECK(wide(x) == layer(x));
+  }
+  const Conv2d<int> layer({.out = 1, .in = 1});
+  CHECK_THROWS_AS(zero_padded(layer, Padding<2>::sides({0, -1}, {0, 0})), ShapeError);
+  CHECK_THROWS_AS(zero_padded(layer, std::numeric_limits<Index>::max()), SizeError);
+}
+
+}  // namespace concertina::test
