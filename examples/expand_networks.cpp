@@ -8,7 +8,7 @@
 // between (ExpandNets, NeurIPS 2020): they train better, and contract back into the one that ships.
 // Here the expansion starts from the trained layer itself, so it is the same map from its first
 // step on.
-#include "tool/described_chain.hpp"
+#include "tool/read_layer.hpp"
 #include "tool/text.hpp"
 
 #include <concertina/expand.hpp>
@@ -46,7 +46,9 @@ class Table {
             name + ", " + expansion + ", " + report->proof + ": " + report->failure + '\n';
     }
 
-    const Index before = tool::parameters(layer.shape()), between = tool::parameters(expanded);
+    const Index before = tool::parameters(layer.shape());
+    Index between = 0;
+    for (const auto& each : expanded) between += tool::parameters(each.shape());
     before_ += before;
     expanded_ += between;
     rows_.push_back({name, to_string(layer.shape()), expansion,

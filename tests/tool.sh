@@ -105,10 +105,22 @@ is_json
 if [ -n "$reference" ]; then
   expect 0 verify "$reference"/listing-*.safetensors "$reference/chains" "$reference/inexact"
   says out 'files verified'
-  expect 3 verify "$reference/blocks/repvgg-stride2.safetensors"
-  says err 'kind "sum"'
-  expect 3 verify "$reference/trained/cifar10-k3-cl-fc.safetensors"
-  says err 'type "normalize"'
+  expect 0 verify "$reference/blocks"
+  says out '34 of 34 files verified'
+  network="$reference/trained/cifar10-k3-cl-fc.safetensors"
+  expect 0 verify "$network" "$reference/imagenet/shufflenet-v2-x0-5-expand.safetensors"
+  says out '4 contracted layers'
+  says out '20 contracted layers'
+  expect 0 contract "$network" -o compact-network.safetensors
+  says out '4 expanded layers contracted, 3 batch norms folded; 314,766 -> 14,938 parameters'
+  expect 0 verify compact-network.safetensors
+  expect 0 contract compact-network.safetensors
+  says out '0 expanded layers contracted, 0 batch norms folded; 14,938 -> 14,938 parameters'
+  expect 2 contract "$network" --interior
+  for command in info bench; do
+    expect 3 "$command" "$network"
+    says err 'type "normalize" is not linear'
+  done
 else
   echo "skipped: the reference data was not given"
 fi
@@ -240,8 +252,9 @@ chain "{'name': 'a'}, {'name': 'b'}"
 expect 0 contract bad.safetensors
 chain "{'kind': 'chain', 'layers': [{'name': 'a', 'padding': 1}, {'kind': 'chain', 'layers': []}, {'name': 'b'}]}"
 expect 0 verify bad.safetensors
-chain "{'kind': 'sum', 'branches': []}";                  refused 'kind "sum"'
-chain "{'type': 'batch_norm', 'name': 'a', 'eps': 0}";    refused 'type "batch_norm"'
+chain "{'kind': 'sum', 'branches': []}";                  refused 'needs at least one branch'
+chain "{'type': 'batch_norm', 'name': 'a', 'eps': 0}";    refused '"a.running_mean"'
+chain "{'type': 'dropout', 'name': 'a'}";                 refused 'channel_shuffle'
 chain "";                                                 refused 'no layers'
 chain "7";                                                refused 'found 7, expected an object'
 chain "{'type': 'conv'}";                                 refused 'no name'
@@ -251,8 +264,8 @@ chain "{'name': 'a', 'stride': 'x'}";                     refused 'expected an i
 chain "{'name': 'a', 'stride': 1.5}";                     refused 'expected an integer'
 chain "{'name': 'a', 'stride': [1, [2]]}";                refused 'expected an integer'
 chain "{'name': 'a', 'stride': [1, 1, 1]}";               refused '2 spatial axes'
-chain "{'name': 'a', 'stride': [0, 1]}";                  refused 'strides start at 1'
-chain "{'name': 'a', 'dilation': -1}";                    refused 'dilations start at 1'
+chain "{'name': 'a', 'stride': [0, 1]}";                  refused 'expected at least 1'
+chain "{'name': 'a', 'dilation': -1}";                    refused 'expected at least 1'
 chain "{'name': 'a', 'groups': 0}";                       refused 'groups start at 1'
 chain "{'name': 'a', 'groups': 3}";                       refused 'groups must divide'
 chain "{'name': 'a', 'groups': 2**40}";                   refused 'groups must divide'

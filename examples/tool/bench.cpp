@@ -58,19 +58,19 @@ struct Row {
 };
 
 template <class Scalar, int Rank>
-Row time(const std::string& path, const Layers<Scalar, Rank>& layers) {
-  require_modest(concertina::shapes(layers), path);
+Row time(const std::string& path, Index layers, const Expr<Scalar, Rank>& expression) {
+  const concertina::Form<Rank> form = concertina::form(expression);
+  require_modest(form, path);
   Progress progress;
   progress.show("timing a matrix product of 1024x1024");
   const double peak = gemm_peak<Scalar>();
   progress.show("timing " + path);
   const Times times =
-      measure(0.2, [&] { concertina::contract(layers, concertina::interior_only); });
+      measure(0.2, [&] { concertina::contract(expression, concertina::interior_only); });
   return {.file = path,
-          .layers = counted(std::ssize(layers), "layer") + " -> " +
-                    to_string(concertina::product_shape<Rank>(concertina::shapes(layers))),
+          .layers = counted(layers, "layer") + " -> " + to_string(contracted_shape(form)),
           .scalar = std::is_same_v<Scalar, float> ? "float" : "double",
-          .multiply_adds = multiply_adds(concertina::form(layers)),
+          .multiply_adds = multiply_adds(form),
           .times = times,
           .peak = peak};
 }
@@ -83,9 +83,11 @@ ExitCode bench(const FilesOptions& options) {
       {"file", "layers", "in", "multiply-adds", "best ms", "median ms", "GFLOP/s", "of GEMM peak"}};
   const ExitCode code = for_each_file(options.paths, [&](const std::string& path) {
     try {
-      const DescribedChain chain = read_chain(path, options.chain);
-      const Row row =
-          std::visit([&](const auto& layers) { return time(path, layers); }, chain.layers);
+      const auto file = concertina::io::read_safetensors(path);
+      const Node graph = graph_of(file, options.chain);
+      const Row row = std::visit(
+          [&](const auto& expression) { return time(path, layer_count(graph), expression); },
+          read_file_map(file, graph));
       const double rate = static_cast<double>(row.multiply_adds) / row.times.best;
       cells.push_back({printable(path), row.layers, row.scalar, grouped(row.multiply_adds),
                        brief(row.times.best * 1e3), brief(row.times.median * 1e3),

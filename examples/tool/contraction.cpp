@@ -16,16 +16,16 @@ using concertina::ConvShape;
 using concertina::PerAxis;
 
 template <class Scalar, int Rank>
-Conv<Scalar, Rank> contracted(const Layers<Scalar, Rank>& layers) {
-  return concertina::contract<Accumulator<Scalar>>(layers, concertina::interior_only);
+Conv<Scalar, Rank> contracted(const Expr<Scalar, Rank>& expression) {
+  return concertina::contract<Accumulator<Scalar>>(expression, concertina::interior_only);
 }
 
 template <int Rank>
-void require_modest(const std::vector<ConvShape<Rank>>& layers, const std::string& file) {
+void require_modest(const concertina::Form<Rank>& form, const std::string& file) {
   constexpr Index most_numbers = Index{1} << 29;
-  const ConvShape<Rank> product = concertina::product_shape<Rank>(layers);
+  const ConvShape<Rank> product = contracted_shape(form);
   if (weight_count(product) <= most_numbers) return;
-  throw concertina::SizeError(file + ": the chain contracts to " + to_string(product) +
+  throw concertina::SizeError(file + ": the layers contract to " + to_string(product) +
                               ", which has " + std::to_string(weight_count(product)) +
                               " numbers; more than " + std::to_string(most_numbers) +
                               " are refused, check strides and dilations");
@@ -60,9 +60,9 @@ PerAxis<Rank> parse_input_size(const std::string& text) {
 
 // clang-format off
 #define TOOL_INSTANTIATE(RANK)                                                              \
-  template Conv<float, RANK> contracted(const Layers<float, RANK>&);                        \
-  template Conv<double, RANK> contracted(const Layers<double, RANK>&);                      \
-  template void require_modest(const std::vector<ConvShape<RANK>>&, const std::string&);    \
+  template Conv<float, RANK> contracted(const Expr<float, RANK>&);                          \
+  template Conv<double, RANK> contracted(const Expr<double, RANK>&);                        \
+  template void require_modest(const concertina::Form<RANK>&, const std::string&);          \
   template PerAxis<RANK> parse_input_size(const std::string&);
 // clang-format on
 TOOL_INSTANTIATE(0)

@@ -3,16 +3,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "described_chain.hpp"
+#include "linear_map.hpp"
 
-#include <concertina/exactness.hpp>
+#include <concertina/contract.hpp>
 
 #include <string>
 #include <type_traits>
 
 namespace tool {
 
-/// What a chain of this scalar is accumulated in, so that its result is right to its last bit or
+/// What layers of this scalar is accumulated in, so that its result is right to its last bit or
 /// nearly so.
 template <class Scalar>
 using Accumulator = std::conditional_t<std::is_same_v<Scalar, float>, double, long double>;
@@ -20,13 +20,12 @@ using Accumulator = std::conditional_t<std::is_same_v<Scalar, float>, double, lo
 /// The contraction, right everywhere or in the interior. Defined for float and double, ranks 0
 /// to 3.
 template <class Scalar, int Rank>
-concertina::Conv<Scalar, Rank> contracted(const Layers<Scalar, Rank>& layers);
+concertina::Conv<Scalar, Rank> contracted(const Expr<Scalar, Rank>& expression);
 
 /// Throws SizeError, naming the file, where the contraction would take more than 4 GiB: metadata
 /// can ask for anything.
 template <int Rank>
-void require_modest(const std::vector<concertina::ConvShape<Rank>>& layers,
-                    const std::string& file);
+void require_modest(const concertina::Form<Rank>& form, const std::string& file);
 
 /// Input sizes as the user writes them, "32,32", "32x32" or "32" for all axes. Throws UsageError.
 template <int Rank>

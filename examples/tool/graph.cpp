@@ -281,7 +281,9 @@ Node parse_graph(const concertina::io::Safetensors& file) {
     require_positive_geometry(node.layer, node.where);
     return node;
   }
-  refuse(file.origin, R"(there is no metadata "chain" or "conv", which would describe a network)");
+  refuse(file.origin,
+         "there is no metadata \"chain\" or \"conv\", which would describe a network; name layers "
+         "with --chain 'conv1,conv2:s2p1', see --help of the subcommand for its grammar");
 }
 
 bool is_linear(const Node& node) {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "inference.hpp"
 
-#include "described_chain.hpp"
+#include "read_layer.hpp"
 #include "text.hpp"
 #include "windows.hpp"
 
@@ -287,7 +287,17 @@ Tensor<Scalar> concat(const std::vector<Map<Scalar>>& branches, const Tensor<Sca
 }
 
 template <class Scalar>
-Map<Scalar> map_of(const Safetensors& file, const Node& node, Form form) {
+using Observer = typename Network<Scalar>::Observer;
+
+template <class Scalar>
+Map<Scalar> map_of(const Safetensors& file, const Node& node, Form form,
+                   const Observer<Scalar>& observe) {
+  if (observe && node.expected) {
+    return [&node, observe, map = map_of<Scalar>(file, node, form, {})](Tensor<Scalar> x) {
+      observe(node, x);
+      return map(std::move(x));
+    };
+  }
   if (form == Form::compact && node.expected) {
     if (!node.expected->has_geometry) {
       throw concertina::FormatError(node.where +
@@ -297,7 +307,7 @@ Map<Scalar> map_of(const Safetensors& file, const Node& node, Form form) {
   }
   if (node.kind == Node::Kind::layer) return layer<Scalar>(file, node);
   std::vector<Map<Scalar>> parts;
-  for (const Node& part : node.parts) parts.push_back(map_of<Scalar>(file, part, form));
+  for (const Node& part : node.parts) parts.push_back(map_of<Scalar>(file, part, form, observe));
   if (node.kind == Node::Kind::chain) {
     return [parts](Tensor<Scalar> x) {
       for (const Map<Scalar>& part : parts) x = part(std::move(x));
@@ -313,8 +323,8 @@ Map<Scalar> map_of(const Safetensors& file, const Node& node, Form form) {
 }  // namespace
 
 template <class Scalar>
-Network<Scalar>::Network(const Safetensors& file, const Node& graph, Form form)
-    : map_(map_of<Scalar>(file, graph, form)) {}
+Network<Scalar>::Network(const Safetensors& file, const Node& graph, Form form, Observer observe)
+    : map_(map_of<Scalar>(file, graph, form, observe)) {}
 
 template <class Scalar>
 Tensor<Scalar> Network<Scalar>::operator()(Tensor<Scalar> batch) const {

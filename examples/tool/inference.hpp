@@ -21,11 +21,15 @@ enum class Form {
 template <class Scalar>
 class Network {
  public:
+  /// Told of each expanded node that has an expected layer, and of the batch that it is given.
+  using Observer = std::function<void(const Node&, const Tensor<Scalar>&)>;
+
   /// Takes the weights from the file, widened; F64 only fits double. Neither file nor graph is
-  /// needed afterwards.
+  /// needed afterwards, but by an observer.
   /// Throws  FormatError or ShapeError naming file and layer; FormatError too for convolutions and
   ///         pools of other than two spatial axes
-  Network(const concertina::io::Safetensors& file, const Node& graph, Form form = Form::expanded);
+  Network(const concertina::io::Safetensors& file, const Node& graph, Form form = Form::expanded,
+          Observer observe = {});
 
   /// Everything is computed in Scalar; images are independent of each other. May be called from
   /// several threads at once.

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
 #include "contraction.hpp"
+#include "read_layer.hpp"
 
 #include <concertina/contract.hpp>
 
@@ -18,38 +19,48 @@ struct Row {
   Index parameters, multiply_adds;
 };
 
-/// Multiply-adds of each layer for one sample: on a map of `size`, or for one position of the
-/// chain's output, far from borders, where a layer computes as many positions as the strides after
-/// it skip.
+/// Positions at which each layer is computed: on a map of `size`, or for one position of the output
+/// far from borders, where a layer computes as many as the strides after it skip.
 template <int Rank>
-std::vector<Index> costs(const std::vector<ConvShape<Rank>>& layers,
-                         const std::optional<PerAxis<Rank>>& size) {
-  std::vector<Index> result;
-  PerAxis<Rank> map = size.value_or(1);
-  Index positions = 1;
-  for (const ConvShape<Rank>& layer : layers) {
-    if (!size)
-      positions =
-          concertina::detail::checked_multiply(positions, volume(layer.geometry.stride), "strides");
+void count_positions(const concertina::Form<Rank>& form, std::optional<PerAxis<Rank>> size,
+                     Index outputs, std::vector<Index>& positions) {
+  if (form.is_leaf()) {
+    positions.push_back(size ? volume(output_size(form.leaf(), *size)) : outputs);
+    return;
   }
-  for (const ConvShape<Rank>& layer : layers) {
-    if (size) {
-      map = output_size(layer, map);
-      positions = volume(map);
-    } else {
-      positions /= volume(layer.geometry.stride);
+  const auto& parts = form.parts();
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    Index here = outputs;
+    if (form.join() == concertina::Join::chain) {
+      for (std::size_t after = p + 1; after < parts.size(); ++after) {
+        here = concertina::detail::checked_multiply(
+            here, volume(contracted_shape(parts[after]).geometry.stride), "strides");
+      }
     }
-    result.push_back(
-        concertina::detail::checked_multiply(weight_count(layer), positions, "multiply-adds"));
+    count_positions(parts[p], size, here, positions);
+    if (size && form.join() == concertina::Join::chain) size = output_size(parts[p], *size);
   }
-  return result;
 }
 
-template <class Scalar, int Rank>
-std::optional<PerAxis<Rank>> input_size(const DescribedChain& chain, const FilesOptions& options) {
+/// Names of a node's layers, as many as its expression has leaves.
+void list_names(const Node& node, std::vector<std::string>& names) {
+  const bool identity = node.kind == Node::Kind::chain && node.parts.empty();
+  if (node.kind == Node::Kind::layer || identity) {
+    const std::string type = identity ? "identity" : std::string(name_of(node.type));
+    const bool unnamed = node.layer.name.empty();
+    const bool alone = node.type == LayerType::conv || node.type == LayerType::linear;
+    names.push_back(!unnamed ? node.layer.name : alone && !identity ? "weight" : type);
+    if (node.type == LayerType::avg_pool) names.push_back("  divided by its window");
+  }
+  for (const Node& part : node.parts) list_names(part, names);
+}
+
+template <int Rank>
+std::optional<PerAxis<Rank>> input_size(const concertina::io::Safetensors& file,
+                                        const FilesOptions& options) {
   if (!options.input_size.empty()) return parse_input_size<Rank>(options.input_size);
-  if (!chain.file.contains("input")) return std::nullopt;
-  const auto& shape = chain.file.tensor("input").shape;
+  if (!file.contains("input")) return std::nullopt;
+  const auto& shape = file.tensor("input").shape;
   if (shape.size() != static_cast<std::size_t>(Rank) + 2) return std::nullopt;
   PerAxis<Rank> size;
   for (int axis = 0; axis < Rank; ++axis) size[axis] = shape[static_cast<std::size_t>(axis) + 2];
@@ -57,34 +68,42 @@ std::optional<PerAxis<Rank>> input_size(const DescribedChain& chain, const Files
 }
 
 template <class Scalar, int Rank>
-nlohmann::json describe(const std::string& path, const DescribedChain& chain,
-                        const Layers<Scalar, Rank>& layers, const FilesOptions& options) {
-  const std::vector<ConvShape<Rank>> shapes = concertina::shapes(layers);
-  const ConvShape<Rank> product = concertina::product_shape<Rank>(shapes);
-  const auto size = input_size<Scalar, Rank>(chain, options);
+nlohmann::json describe(const std::string& path, const concertina::io::Safetensors& file,
+                        const Node& graph, const Expr<Scalar, Rank>& expression,
+                        const FilesOptions& options) {
+  const concertina::Form<Rank> form = concertina::form(expression);
+  const ConvShape<Rank> product = contracted_shape(form);
+  const auto size = input_size<Rank>(file, options);
+  const std::string dtype(name_of(dtype_of(file, graph).value_or(concertina::io::Dtype::F32)));
   std::vector<Row> rows;
   Row total{"all layers", "", 0, 0};
-  const std::vector<Index> cost = costs(shapes, size);
-  for (std::size_t l = 0; l < shapes.size(); ++l) {
-    const std::string& name = chain.description.layers[l].name;
-    rows.push_back(
-        {name.empty() ? "weight" : name, to_string(shapes[l]), parameters(shapes[l]), cost[l]});
+  std::vector<Index> positions;
+  count_positions(form, size, 1, positions);
+  std::vector<std::string> names;
+  list_names(graph, names);
+  const auto row_of = [](const std::string& name, const ConvShape<Rank>& shape, Index at) {
+    return Row{name, to_string(shape), parameters(shape),
+               concertina::detail::checked_multiply(weight_count(shape), at, "multiply-adds")};
+  };
+  form.for_each_leaf([&](const ConvShape<Rank>& shape) {
+    rows.push_back(row_of(names.at(rows.size()), shape, positions[rows.size()]));
     total.parameters += rows.back().parameters;
-    total.multiply_adds =
-        concertina::detail::checked_add(total.multiply_adds, cost[l], "multiply-adds");
-  }
+    total.multiply_adds = concertina::detail::checked_add(
+        total.multiply_adds, rows.back().multiply_adds, "multiply-adds");
+  });
   rows.push_back(total);
-  rows.push_back({"contracted", to_string(product), parameters(product),
-                  costs(std::vector<ConvShape<Rank>>{product}, size).front()});
-  const auto found = size ? concertina::exactness(layers, *size) : concertina::exactness(layers);
+  std::vector<Index> whole;
+  count_positions(concertina::Form<Rank>(product), size, 1, whole);
+  rows.push_back(row_of("contracted", product, whole.front()));
+  const auto found = size ? exactness(form, *size) : exactness(form);
   const std::string where = size ? (Rank > 0 ? "on an input of " + to_string(*size) : "a sample")
                                  : "a position of the output";
 
   nlohmann::json json{{"file", path},
-                      {"dtype", name_of(chain.dtype)},
+                      {"dtype", dtype},
                       {"exact", found.exact()},
                       {"multiply_adds_are", where},
-                      {"contraction_multiply_adds", multiply_adds(concertina::form(layers))},
+                      {"contraction_multiply_adds", multiply_adds(form)},
                       {"rows", nlohmann::json::array()}};
   std::vector<std::vector<std::string>> cells{{"layer", "shape", "parameters", "multiply-adds"}};
   for (const Row& row : rows) {
@@ -96,12 +115,10 @@ nlohmann::json describe(const std::string& path, const DescribedChain& chain,
                             {"multiply_adds", row.multiply_adds}});
   }
   if (!options.json) {
-    std::cout << printable(path) << " (" << name_of(chain.dtype) << "), multiply-adds " << where
-              << "\n"
+    std::cout << printable(path) << " (" << dtype << "), multiply-adds " << where << "\n"
               << table(cells)
               << (found ? "exact at the border" : "not exact at the border: " + found.reason)
-              << "; contracting takes " << grouped(multiply_adds(concertina::form(layers)))
-              << " multiply-adds\n";
+              << "; contracting takes " << grouped(multiply_adds(form)) << " multiply-adds\n";
   }
   return json;
 }
@@ -112,10 +129,11 @@ ExitCode info(const FilesOptions& options) {
   nlohmann::json results = nlohmann::json::array();
   const ExitCode code = for_each_file(options.paths, [&](const std::string& path) {
     try {
-      const DescribedChain chain = read_chain(path, options.chain);
-      results.push_back(
-          std::visit([&](const auto& layers) { return describe(path, chain, layers, options); },
-                     chain.layers));
+      const auto file = concertina::io::read_safetensors(path);
+      const Node graph = graph_of(file, options.chain);
+      results.push_back(std::visit(
+          [&](const auto& expression) { return describe(path, file, graph, expression, options); },
+          read_file_map(file, graph)));
       return ok;
     } catch (...) {
       std::string message;

@@ -41,72 +41,6 @@ bool read_geometry_field(LayerDescription& layer, const std::string& key, const 
   return true;
 }
 
-class ChainParser {
- public:
-  explicit ChainParser(ChainDescription& chain) : chain_(chain) {}
-
-  void node(const Json& node, const std::string& where, int depth) {
-    object(node, where);
-    const std::size_t first = chain_.layers.size();
-    if (node.contains("kind")) {
-      nested(node, where, depth);
-    } else {
-      chain_.layers.push_back(parse_layer(node, where));
-    }
-    if (chain_.layers.size() > longest_chain) {
-      refuse(where, "the chain has more than " + std::to_string(longest_chain) + " layers");
-    }
-    if (node.contains("expected")) expectation(node, where, first);
-  }
-
- private:
-  void nested(const Json& node, const std::string& where, int depth) {
-    const std::string kind = string(node["kind"], where + ".kind");
-    if (kind != "chain") {
-      refuse(where, "nodes of kind " + in_quotes(kind) +
-                        " are not contracted by this version; supported are chains of conv and "
-                        "linear layers");
-    }
-    if (depth >= deepest_chain) {
-      refuse(where, "chains are nested more than " + std::to_string(deepest_chain) + " deep");
-    }
-    for (const auto& [key, value] : node.items()) {
-      if (key == "exact" && depth == 0) {
-        const std::string claim = string(value, where + ".exact");
-        if (claim != "interior" && claim != "everywhere") {
-          refuse(where + ".exact",
-                 "found " + in_quotes(claim) + R"(, expected "interior" or "everywhere")");
-        }
-        chain_.exact = claim == "everywhere";
-      } else if (key != "kind" && key != "layers" && key != "expected" &&
-                 key != "expected_geometry") {
-        refuse(where, "field " + in_quotes(key) + " of a chain is unknown");
-      }
-    }
-    if (!node.contains("layers") || !node["layers"].is_array())
-      refuse(where, "a chain needs a list of layers");
-    std::size_t number = 0;
-    for (const Json& layer : node["layers"]) {
-      this->node(layer, where + ".layers[" + std::to_string(number++) + "]", depth + 1);
-    }
-  }
-
-  void expectation(const Json& node, const std::string& where, std::size_t first) {
-    if (first == chain_.layers.size()) refuse(where, "an empty chain has an expected layer");
-    ExpectedLayer expected{.first = first, .last = chain_.layers.size() - 1, .layer = {}};
-    if (const auto geometry = node.find("expected_geometry"); geometry != node.end()) {
-      expected.has_geometry = true;
-      if (!geometry->is_null())
-        expected.layer = parse_geometry(*geometry, where + ".expected_geometry");
-      expected.layer.linear = geometry->is_null();
-    }
-    expected.layer.name = string(node["expected"], where + ".expected");
-    chain_.expected.push_back(std::move(expected));
-  }
-
-  ChainDescription& chain_;
-};
-
 }  // namespace
 
 LayerDescription parse_geometry(const Json& value, const std::string& where) {
@@ -148,25 +82,8 @@ LayerDescription parse_layer(const Json& node, const std::string& where) {
   return layer;
 }
 
-ChainDescription described_chain(const concertina::io::Safetensors& file) {
-  ChainDescription chain;
-  if (const auto text = file.metadata.find("chain"); text != file.metadata.end()) {
-    const std::string where = file.origin + R"(: metadata "chain")";
-    ChainParser(chain).node(parse(text->second, where), where, 0);
-    if (chain.layers.empty()) refuse(where, "the chain has no layers");
-  } else if (const auto conv = file.metadata.find("conv"); conv != file.metadata.end()) {
-    const std::string where = file.origin + R"(: metadata "conv")";
-    chain.layers.push_back(parse_geometry(parse(conv->second, where), where));
-  } else {
-    refuse(file.origin,
-           "the metadata describes no layers; name them with --chain 'conv1,conv2:s2p1', "
-           "see --help of the subcommand for its grammar");
-  }
-  return chain;
-}
-
-ChainDescription named_chain(const std::string& text) {
-  ChainDescription chain;
+std::vector<LayerDescription> named_chain(const std::string& text) {
+  std::vector<LayerDescription> chain;
   const auto fail = [&](std::string_view layer, const std::string& why) {
     throw UsageError("--chain: layer " + in_quotes(layer) + ": " + why +
                      "; expected NAME or NAME:s2p1e0d1g4");
@@ -213,8 +130,8 @@ ChainDescription named_chain(const std::string& text) {
                          : layer.dilation) = values;
       }
     }
-    chain.layers.push_back(std::move(layer));
-    if (chain.layers.size() > longest_chain) {
+    chain.push_back(std::move(layer));
+    if (chain.size() > longest_chain) {
       throw UsageError("--chain: more than " + std::to_string(longest_chain) + " layers");
     }
   }

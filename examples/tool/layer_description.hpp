@@ -30,27 +30,8 @@ struct LayerDescription {
   }
 };
 
-/// The single layer that somebody else made of layers first..last.
-struct ExpectedLayer {
-  std::size_t first, last;
-  LayerDescription layer;
-  bool has_geometry = false;
-};
-
-struct ChainDescription {
-  std::vector<LayerDescription> layers;
-  std::vector<ExpectedLayer> expected;
-  std::optional<bool>
-      exact;  // what the root's field "exact" claims: everywhere, or in the interior only
-};
-
-/// The chain that the metadata key "chain" describes, chains within it flattened; without this key,
-/// the one layer whose geometry the key "conv" has and whose tensors are weight and bias.
-/// Throws  FormatError naming the place, also for kinds and types of nodes other than chain, conv and linear
-ChainDescription described_chain(const concertina::io::Safetensors& file);
-
-/// The chain that the option --chain names; see chain_grammar. Throws UsageError naming the place.
-ChainDescription named_chain(const std::string& text);
+/// The layers that the option --chain names; see chain_grammar. Throws UsageError naming the place.
+std::vector<LayerDescription> named_chain(const std::string& text);
 
 /// For --help.
 inline constexpr const char* chain_grammar =

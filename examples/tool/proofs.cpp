@@ -2,10 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "proofs.hpp"
 
+#include "compact_network.hpp"
 #include "contraction.hpp"
+#include "inference.hpp"
+#include "read_layer.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <span>
 
 namespace tool {
@@ -28,8 +32,8 @@ constexpr Index most_padding = 4096;  // of layers after the first, whose border
 /// Throws SizeError for metadata that would make the proofs run for hours: the library's are made
 /// for layers.
 template <int Rank>
-void require_provable(const std::vector<ConvShape<Rank>>& layers, const std::string& file) {
-  for (const ConvShape<Rank>& layer : layers) {
+void require_provable(const concertina::Form<Rank>& form, const std::string& file) {
+  form.for_each_leaf([&](const ConvShape<Rank>& layer) {
     for (int axis = 0; axis < Rank; ++axis) {
       const auto& padding = layer.geometry.padding;
       const auto sides = {padding.start[axis], padding.end[axis]};
@@ -41,40 +45,56 @@ void require_provable(const std::vector<ConvShape<Rank>>& layers, const std::str
                                     std::to_string(most_padding) + " is supported");
       }
     }
-  }
+  });
 }
 
-/// Throws SizeError where a map on the way would not be modest.
+/// Throws SizeError where a map on the way would not be modest. Returns the output's shape.
 template <int Rank>
-void require_modest_maps(const std::vector<ConvShape<Rank>>& layers, MapShape<Rank> map,
-                         const std::string& file) {
-  for (std::size_t l = 0; l <= layers.size(); ++l) {
-    if (element_count(map) > most_numbers) {
-      throw concertina::SizeError(file + ": the map before layer " + std::to_string(l + 1) +
-                                  " has " + std::to_string(element_count(map)) +
-                                  " numbers, more than the " + std::to_string(most_numbers) +
-                                  " that are applied");
-    }
-    if (l == layers.size()) break;
-    map = {.batch = map.batch, .channels = layers[l].out, .size = output_size(layers[l], map.size)};
+MapShape<Rank> require_modest_maps(const concertina::Form<Rank>& form, const MapShape<Rank>& map,
+                                   const std::string& file) {
+  if (element_count(map) > most_numbers) {
+    throw concertina::SizeError(file + ": a map before " + to_string(form).substr(0, 200) +
+                                " has " + std::to_string(element_count(map)) +
+                                " numbers, more than the " + std::to_string(most_numbers) +
+                                " that are applied");
   }
+  MapShape<Rank> result = map;
+  for (const concertina::Form<Rank>& part : form.parts()) {
+    MapShape<Rank> reads = form.join() == concertina::Join::chain ? result : map;
+    reads.channels = concertina::detail::channels(part).in;
+    result = require_modest_maps(part, reads, file);
+  }
+  result = {.batch = map.batch,
+            .channels = concertina::detail::channels(form).out,
+            .size = output_size(form, map.size)};
+  if (element_count(result) > most_numbers) {
+    throw concertina::SizeError(file + ": the output of " + to_string(form).substr(0, 200) +
+                                " has " + std::to_string(element_count(result)) +
+                                " numbers, more than the " + std::to_string(most_numbers) +
+                                " that are applied");
+  }
+  return result;
 }
 
-/// Bytes of the sparse matrices that prove_structure multiplies, twice: values and absolute values.
+/// Entries of the sparse matrices that prove_structure makes on the way.
 template <int Rank>
-Index structure_bytes(const std::vector<ConvShape<Rank>>& layers, PerAxis<Rank> size) {
+Index structure_entries(const concertina::Form<Rank>& form, PerAxis<Rank> size) {
+  using concertina::detail::checked_add, concertina::detail::toeplitz_entries;
+  Index entries = toeplitz_entries(contracted_shape(form, std::optional(size)), size);
+  for (std::size_t p = 0; p < form.parts().size(); ++p) {
+    const concertina::Form<Rank>& part = form.parts()[p];
+    entries = checked_add(entries, structure_entries(part, size), "structure");
+    if (form.join() == concertina::Join::chain) size = output_size(part, size);
+  }
+  return entries;
+}
+
+/// Their bytes, twice: values and absolute values.
+template <int Rank>
+Index structure_bytes(const concertina::Form<Rank>& form, const PerAxis<Rank>& size) {
   constexpr Index entry = sizeof(long double) + sizeof(int);
-  Index entries = 0;
-  PerAxis<Rank> map = size;
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const auto product = concertina::product_shape<Rank>(std::span(layers).first(l + 1));
-    for (const Index more : {concertina::detail::toeplitz_entries(layers[l], map),
-                             concertina::detail::toeplitz_entries(product, size)}) {
-      entries = concertina::detail::checked_add(entries, more, "structure");
-    }
-    map = output_size(layers[l], map);
-  }
-  return concertina::detail::checked_multiply(2 * entry, entries, "structure");
+  return concertina::detail::checked_multiply(2 * entry, structure_entries(form, size),
+                                              "structure");
 }
 
 /// Unit roundoff and smallest subnormal number of what a tensor was computed in.
@@ -115,23 +135,32 @@ FeatureMap<Ref, Rank> read_map(const concertina::io::Safetensors& file, const st
 template <class Scalar, int Rank>
 class Prover {
  public:
-  Prover(const DescribedChain& chain, const Layers<Scalar, Rank>& layers, Progress& progress)
-      : file_(chain.file),
-        description_(chain.description),
-        layers_(layers),
-        shapes_(concertina::shapes(layers)),
+  Prover(const concertina::io::Safetensors& file, const Node& graph,
+         const Expr<Scalar, Rank>& expression, Progress& progress)
+      : file_(file),
+        graph_(graph),
+        expression_(expression),
+        form_(concertina::form(expression)),
         progress_(progress) {}
 
-  FileProof prove() {
-    require_modest(shapes_, file_.origin);
-    require_provable(shapes_, file_.origin);
-    const Conv<Scalar, Rank> contraction = step("contracting", [&] { return contracted(layers_); });
-    proof_.layers = std::ssize(layers_);
+  /// With `own_input` the layers of a network, compared on that; otherwise those of a file,
+  /// compared on its tensors.
+  FileProof prove(const Tensor<double>* own_input = nullptr) {
+    require_modest(form_, file_.origin);
+    require_provable(form_, file_.origin);
+    const Conv<Scalar, Rank> contraction =
+        step("contracting", [&] { return contracted(expression_); });
+    proof_.layers = layer_count(graph_);
     proof_.contracted = to_string(contraction.shape());
     library_proofs(contraction);
-    for (const ExpectedLayer& expected : description_.expected) compare_expected(expected);
-    judge_border();
-    if (file_.contains("input")) compare_outputs(contraction);
+    for (const Node* node : expected_nodes(graph_)) compare_expected(*node);
+    for (const Node* node : inner_expected_nodes()) compare_expected(*node);
+    if (own_input) {
+      compare_with_layers(contraction, *own_input);
+    } else {
+      judge_border();
+      if (file_.contains("input")) compare_outputs(contraction);
+    }
     return std::move(proof_);
   }
 
@@ -144,17 +173,28 @@ class Prover {
     return work();
   }
 
+  /// Expected nodes within the root, if it is one itself.
+  std::vector<const Node*> inner_expected_nodes() const {
+    std::vector<const Node*> nodes;
+    if (!graph_.expected) return nodes;
+    for (const Node& part : graph_.parts) {
+      const auto more = expected_nodes(part);
+      nodes.insert(nodes.end(), more.begin(), more.end());
+    }
+    return nodes;
+  }
+
   void library_proofs(const Conv<Scalar, Rank>& contraction) {
-    const PerAxis<Rank> size = concertina::smallest_input(concertina::form(layers_));
-    require_modest_maps(shapes_, MapShape<Rank>{.channels = shapes_.front().in, .size = size},
+    const PerAxis<Rank> size = concertina::smallest_input(form_);
+    require_modest_maps(form_, MapShape<Rank>{.channels = contraction.shape().in, .size = size},
                         file_.origin);
-    add(step("algebra", [&] { return prove_algebra(layers_, contraction); }));
+    add(step("algebra", [&] { return prove_algebra(expression_, contraction); }));
     add(step("rounding", [&] {
-      return concertina::prove_rounding<Accumulator<Scalar>>(layers_, contraction);
+      return concertina::prove_rounding<Accumulator<Scalar>>(expression_, contraction);
     }));
     std::string skipped;
     try {
-      const Index bytes = structure_bytes(shapes_, size);
+      const Index bytes = structure_bytes(form_, size);
       if (static_cast<std::size_t>(bytes) > structure_limit) {
         skipped = "its matrices take " + std::to_string(bytes >> 20) + " MiB, more than " +
                   std::to_string(structure_limit >> 20);
@@ -164,16 +204,17 @@ class Prover {
     }
     if (!skipped.empty()) return skip("structure", skipped);
     add(step("structure", [&] {
-      return concertina::prove_structure<Accumulator<Scalar>>(layers_, contraction, size);
+      return concertina::prove_structure<Accumulator<Scalar>>(expression_, contraction, size);
     }));
   }
 
-  void compare_expected(const ExpectedLayer& expected) {
-    const std::span<const Conv<Scalar, Rank>> part =
-        std::span(layers_).subspan(expected.first, expected.last - expected.first + 1);
+  void compare_expected(const Node& node) {
+    const Expectation& expected = *node.expected;
+    const Expr<Scalar, Rank> part =
+        &node == &graph_ ? expression_ : read_linear_map<Scalar, Rank>(file_, node);
     LayerDescription description = expected.layer;
     if (!expected.has_geometry) {
-      const auto geometry = concertina::product_shape<Rank>(concertina::shapes(part)).geometry;
+      const auto geometry = contracted_shape(concertina::form(part)).geometry;
       const auto list = [](const PerAxis<Rank>& values) {
         return std::vector<Index>(values.begin(), values.end());
       };
@@ -201,12 +242,12 @@ class Prover {
   }
 
   void judge_border() {
-    const Exactness<Rank> everywhere = concertina::exactness(layers_);
+    const Exactness<Rank> everywhere = concertina::exactness(expression_);
     Exactness<Rank> found = everywhere;
     std::string size;
     if (!everywhere && file_.contains("input")) {
       const PerAxis<Rank> input = read_map<Ref, Rank>(file_, "input").shape().size;
-      found = concertina::exactness(layers_, input);
+      found = concertina::exactness(expression_, input);
       size = " at " + to_string(input);
     }
     proof_.exact = found.exact();
@@ -215,69 +256,113 @@ class Prover {
       proof_.border = "interior" + size + " (border " + to_string(found.start) + ":" +
                       to_string(found.end) + ")";
     }
-    if (!description_.exact) return;
+    if (!graph_.exact) return;
     Report report{.proof = "exact", .compared = 1};
-    if (*description_.exact != proof_.exact) {
-      report.failure = std::string("the file says ") +
-                       (*description_.exact ? "everywhere" : "interior") + ", the shapes say " +
-                       proof_.border;
+    if (*graph_.exact != proof_.exact) {
+      report.failure = std::string("the file says ") + (*graph_.exact ? "everywhere" : "interior") +
+                       ", the shapes say " + proof_.border;
     }
     add(std::move(report));
   }
 
-  void compare_outputs(const Conv<Scalar, Rank>& contraction) {
-    FeatureMap<Ref, Rank> x = read_map<Ref, Rank>(file_, "input");
-    if (x.shape().channels != shapes_.front().in) {
-      throw concertina::FormatError(
-          file_.origin + R"(: tensor "input" has )" + std::to_string(x.shape().channels) +
-          " channels, the first layer reads " + std::to_string(shapes_.front().in));
-    }
-    if (!file_.contains("output") && !file_.contains("output.contracted")) return;
-    require_modest_maps(shapes_, x.shape(), file_.origin);
-    progress_.show(file_.origin + ": outputs");
-    const Conv<Ref, Rank> size = concertina::detail::contract_by_definition<Ref>(
-        concertina::detail::tree_of(layers_, "verify"), concertina::detail::Part::magnitude);
-    const FeatureMap<Ref, Rank> y = contraction.template cast<Ref>()(x);
-    largest_input_ = 1;
-    for (Ref& number : x.values()) {
-      number = std::abs(number);
-      largest_input_ = std::max(largest_input_, static_cast<long double>(number));
-    }
-    const FeatureMap<Ref, Rank> magnitude = size(x);
+  /// The contraction on a batch in Ref, with what bounds its error.
+  struct Applied {
+    FeatureMap<Ref, Rank> x, y, magnitude;  // magnitude: absolute values throughout
+    long double largest_input;
+    Index layer_by_layer, terms, apply;  // roundings: of the layers in a row, of the contraction,
+                                         // of its application
+    Exactness<Rank> border;
+  };
 
+  Applied apply(const Conv<Scalar, Rank>& contraction, FeatureMap<Ref, Rank> x) {
+    if (x.shape().channels != contraction.shape().in) {
+      throw concertina::FormatError(
+          file_.origin + ": an input of " + std::to_string(x.shape().channels) +
+          " channels, the first layer reads " + std::to_string(contraction.shape().in));
+    }
+    require_modest_maps(form_, x.shape(), file_.origin);
+    const Conv<Ref, Rank> size = concertina::detail::contract_by_definition<Ref>(
+        expression_.tree(), concertina::detail::Part::magnitude);
+    Applied applied{.x = std::move(x),
+                    .y = {},
+                    .magnitude = {},
+                    .largest_input = 1,
+                    .layer_by_layer = 0,
+                    .terms = concertina::detail::terms<Rank>(expression_.tree()).bias,
+                    .apply = 0,
+                    .border = {}};
+    applied.y = contraction.template cast<Ref>()(applied.x);
+    FeatureMap<Ref, Rank> absolute = applied.x;
+    for (Ref& number : absolute.values()) {
+      number = std::abs(number);
+      applied.largest_input = std::max(applied.largest_input, static_cast<long double>(number));
+    }
+    applied.magnitude = size(absolute);
     const auto reads = [](const ConvShape<Rank>& shape) {  // terms of one output, the bias included
       return shape.in / shape.geometry.groups * volume(shape.kernel) + 1;
     };
-    Index layer_by_layer = 0;
-    for (const ConvShape<Rank>& shape : shapes_) layer_by_layer += reads(shape);
-    const Index apply = reads(contraction.shape());
-    const Index terms = concertina::detail::terms<Rank>(shapes_).bias;
-    const Exactness<Rank> border = concertina::exactness(layers_, x.shape().size);
-    compare_output("output", y, magnitude, border, {layer_by_layer}, terms, apply);
-    compare_output("output.contracted", y, magnitude, {}, {terms, apply}, terms, apply);
+    // A branch adds once more, and a batch norm takes a few steps.
+    form_.for_each_leaf(
+        [&](const ConvShape<Rank>& shape) { applied.layer_by_layer += reads(shape) + 8; });
+    applied.apply = reads(contraction.shape());
+    applied.border = concertina::exactness(expression_, applied.x.shape().size);
+    return applied;
+  }
+
+  void compare_outputs(const Conv<Scalar, Rank>& contraction) {
+    if (!file_.contains("output") && !file_.contains("output.contracted")) return;
+    progress_.show(file_.origin + ": outputs");
+    const Applied applied = apply(contraction, read_map<Ref, Rank>(file_, "input"));
+    const auto compare_tensor = [&](const std::string& name, const Exactness<Rank>& border,
+                                    const std::vector<Index>& stages) {
+      if (!file_.contains(name)) return;
+      const FeatureMap<Ref, Rank> given = read_map<Ref, Rank>(file_, name);
+      if (given.shape() != applied.y.shape()) {
+        throw concertina::FormatError(file_.origin + ": tensor " + in_quotes(name) + " has " +
+                                      std::to_string(given.shape().channels) +
+                                      " channels of size " + to_string(given.shape().size) +
+                                      ", the chain writes " +
+                                      std::to_string(applied.y.shape().channels) + " of size " +
+                                      to_string(applied.y.shape().size));
+      }
+      compare_output(name, applied, given, rounding_of(file_, name), border, stages);
+    };
+    compare_tensor("output", applied.border, {applied.layer_by_layer});
+    compare_tensor("output.contracted", {}, {applied.terms, applied.apply});
+  }
+
+  /// The contraction against the layers one after another, both on this input.
+  void compare_with_layers(const Conv<Scalar, Rank>& contraction, const Tensor<double>& input) {
+    MapShape<Rank> shape{.batch = input.shape[0], .channels = input.shape[1]};
+    for (int axis = 0; axis < Rank; ++axis) {
+      shape.size[axis] = input.shape[static_cast<std::size_t>(axis) + 2];
+    }
+    progress_.show(file_.origin + ": " + graph_.where);
+    const Applied applied =
+        apply(contraction, {shape, std::vector<Ref>(input.values.begin(), input.values.end())});
+    using Leaf = concertina::detail::Operator<Ref, Rank>;
+    const Expr<Ref, Rank> layers(
+        expression_.tree().map([](const auto& leaf) { return Leaf(leaf.template to<Ref>()); }));
+    const Rounding rounding{concertina::detail::unit_roundoff<Ref>(),
+                            concertina::detail::smallest_subnormal<Ref>()};
+    compare_output("on its own input", applied, layers(applied.x), rounding, applied.border,
+                   {applied.layer_by_layer});
   }
 
   /// Both sides are near the exact map of the stored layers, whose terms' absolute values sum to
   /// `magnitude`:
   ///   ours    the contraction, off by gamma_terms(u_A) and one rounding to Scalar, applied in Ref:
-  ///   gamma_apply(u_Ref) theirs  computed in the precision of their tensor, gamma_n for each
-  ///   stage; n counts additions in any order
+  ///           gamma_apply(u_Ref)
+  ///   theirs  computed in the precision of their tensor, gamma_n for each stage; n counts
+  ///           additions in any order
   /// Relative errors compound as (1 + e1)(1 + e2) - 1. Underflow loses at most a subnormal number
   /// in each term, which the layers and the input then scale.
-  void compare_output(const std::string& name, const FeatureMap<Ref, Rank>& y,
-                      const FeatureMap<Ref, Rank>& magnitude, const Exactness<Rank>& border,
-                      const std::vector<Index>& stages, Index terms, Index apply) {
-    if (!file_.contains(name)) return;
+  void compare_output(const std::string& name, const Applied& applied,
+                      const FeatureMap<Ref, Rank>& given, const Rounding& theirs,
+                      const Exactness<Rank>& border, const std::vector<Index>& stages) {
     using concertina::detail::gamma, concertina::detail::unit_roundoff;
-    const Rounding theirs = rounding_of(file_, name);
-    const FeatureMap<Ref, Rank> given = read_map<Ref, Rank>(file_, name);
-    if (given.shape() != y.shape()) {
-      throw concertina::FormatError(file_.origin + ": tensor " + in_quotes(name) + " has " +
-                                    std::to_string(given.shape().channels) + " channels of size " +
-                                    to_string(given.shape().size) + ", the chain writes " +
-                                    std::to_string(y.shape().channels) + " of size " +
-                                    to_string(y.shape().size));
-    }
+    const FeatureMap<Ref, Rank>&y = applied.y, &magnitude = applied.magnitude;
+    const Index terms = applied.terms, apply = applied.apply;
     long double relative = 0, lost = 0, inflation = 1;
     try {
       const long double u_ref = unit_roundoff<Ref>();
@@ -296,8 +381,7 @@ class Prover {
       relative = (their_growth - 1) + (our_growth - 1);
       inflation = 1 / (1 - gamma(terms + apply, u_ref));
       const long double scale =
-          concertina::detail::scale_bound(concertina::detail::tree_of(layers_, "verify")) *
-          largest_input_;
+          concertina::detail::scale_bound(expression_.tree()) * applied.largest_input;
       lost = 2 * static_cast<long double>(count) * scale *
              (theirs.subnormal + concertina::detail::smallest_subnormal<Scalar>());
     } catch (const concertina::VerificationError& error) {
@@ -343,12 +427,11 @@ class Prover {
   }
 
   const concertina::io::Safetensors& file_;
-  const ChainDescription& description_;
-  const Layers<Scalar, Rank>& layers_;
-  std::vector<ConvShape<Rank>> shapes_;
+  const Node& graph_;
+  const Expr<Scalar, Rank>& expression_;
+  concertina::Form<Rank> form_;
   Progress& progress_;
   FileProof proof_;
-  long double largest_input_ = 1;
 };
 
 }  // namespace
@@ -360,12 +443,165 @@ const Finding& FileProof::finding(const std::string& name) const {
                             [](const Finding& finding) { return finding.report.proof; });
 }
 
-FileProof prove(const DescribedChain& chain, Progress& progress) {
+namespace {
+
+std::optional<Index> input_channels(const concertina::io::Safetensors& file) {
+  if (!file.contains("input") || file.tensor("input").shape.size() < 2) return std::nullopt;
+  return file.tensor("input").shape[1];
+}
+
+FileProof prove_linear_map(const concertina::io::Safetensors& file, const Node& graph,
+                           Progress& progress, const Tensor<double>* own_input) {
+  const AnyExpression expression =
+      read_linear_map(file, graph, is_wide(file, graph),
+                      own_input ? std::optional(own_input->shape[1]) : input_channels(file));
   return std::visit(
-      [&]<class Scalar, int Rank>(const std::vector<Conv<Scalar, Rank>>& layers) {
-        return Prover<Scalar, Rank>(chain, layers, progress).prove();
+      [&]<class Scalar, int Rank>(const Expr<Scalar, Rank>& each) {
+        return Prover<Scalar, Rank>(file, graph, each, progress).prove(own_input);
       },
-      chain.layers);
+      expression);
+}
+
+/// Keeps in `all` the worst of several reports, with their numbers added up.
+void merge(Report& all, const Report& one, const std::string& layer) {
+  all.compared += one.compared;
+  all.ulps = std::max(all.ulps, one.ulps);
+  if (all &&
+      (!one || (!one.worst.empty() && (all.worst.empty() || one.fraction() > all.fraction())))) {
+    all.worst = one.worst.empty() ? "" : layer + " " + one.worst;
+    all.error = one.error;
+    all.bound = one.bound;
+  }
+  if (all && !one) all.failure = layer + ": " + one.failure;
+}
+
+/// The batch that the file has for its network, bytes or floats.
+Tensor<double> network_input(const concertina::io::Safetensors& file) {
+  for (const char* name : {"images", "input"}) {
+    if (file.contains(name)) return read_tensor<double>(file, name);
+  }
+  return {};
+}
+
+template <class Scalar>
+Tensor<double> run(const Network<Scalar>& network, const Tensor<double>& batch) {
+  const Tensor<Scalar> y = network({batch.shape, {batch.values.begin(), batch.values.end()}});
+  return {y.shape, {y.values.begin(), y.values.end()}};
+}
+
+double largest_difference(const Tensor<double>& a, const Tensor<double>& b) {
+  double largest = 0;
+  for (std::size_t i = 0; i < a.values.size(); ++i) {
+    const double difference = std::abs(a.values[i] - b.values[i]);
+    if (!(difference <= largest)) largest = difference;  // NaN stays
+  }
+  return largest;
+}
+
+/// The class with the largest logit, for each row.
+std::vector<Index> classes(const Tensor<double>& logits) {
+  std::vector<Index> result;
+  const Index width = logits.shape.at(1);
+  for (auto row = logits.values.begin(); row != logits.values.end(); row += width) {
+    result.push_back(std::max_element(row, row + width) - row);
+  }
+  return result;
+}
+
+/// The contracted network's float error no more than twice the expanded one's, both against a run
+/// of the expanded network in double; and the same predictions, also as those that the file has.
+void compare_networks(const concertina::io::Safetensors& file, const Node& graph,
+                      const Tensor<double>& batch, FileProof& proof) {
+  const CompactNetwork compact = compact_network(file, graph, Dtype::F32);
+  const Node compact_graph = parse_graph(compact.file);
+  const Tensor<double> right = run(Network<double>(file, graph), batch);
+  const Tensor<double> expanded = run(Network<float>(file, graph), batch);
+  const Tensor<double> contracted = run(Network<float>(compact.file, compact_graph), batch);
+  Report logits{.proof = "logits", .compared = std::ssize(right.values), .worst = "float run"};
+  logits.error = largest_difference(contracted, right);
+  logits.bound = 2 * largest_difference(expanded, right);
+  if (!(logits.error <= logits.bound)) {
+    logits.failure = "the contracted network's float run is off by " + brief(logits.error) +
+                     ", the expanded one's by " + brief(logits.bound / 2);
+  }
+  proof.findings.push_back({logits, ""});
+
+  Report predictions{.proof = "predictions", .compared = right.shape.at(0)};
+  const auto require_same = [&](const Tensor<double>& other, const std::string& whose) {
+    if (predictions && classes(other) != classes(contracted)) {
+      predictions.failure = "the contracted network predicts other classes than " + whose;
+    }
+  };
+  require_same(right, "the expanded one in double");
+  require_same(expanded, "the expanded one");
+  for (const char* name : {"logits.expanded", "logits.compact"}) {
+    if (!file.contains(name)) continue;
+    const Tensor<double> stored = read_tensor<double>(file, name);
+    if (stored.shape != right.shape) {
+      throw concertina::FormatError(file.origin + ": tensor " + in_quotes(name) + " is " +
+                                    to_text(stored.shape) + ", the network gives " +
+                                    to_text(right.shape));
+    }
+    require_same(stored, name);
+  }
+  proof.findings.push_back({predictions, ""});
+}
+
+FileProof prove_network(const concertina::io::Safetensors& file, const Node& graph,
+                        Progress& progress) {
+  const std::vector<const Node*> nodes = expected_nodes(graph);
+  const Tensor<double> batch = network_input(file);
+  std::map<const Node*, Tensor<double>> inputs;  // each layer's own, of one image
+  if (!batch.values.empty()) {
+    Tensor<double> image{batch.shape, {}};
+    image.shape[0] = 1;
+    image.values.assign(batch.values.begin(),
+                        batch.values.begin() + std::ssize(batch.values) / batch.shape[0]);
+    progress.show(file.origin + ": running the network");
+    static_cast<void>(Network<double>(file, graph, Form::expanded,
+                                      [&](const Node& node, const Tensor<double>& x) {
+                                        inputs.insert_or_assign(&node, x);
+                                      })(image));
+  }
+  FileProof proof;
+  proof.layers = layer_count(graph);
+  proof.contracted = counted(std::ssize(nodes), "contracted layer");
+  proof.exact = true;
+  proof.border = "exact";
+  for (const Node* node : nodes) {
+    const auto input = inputs.find(node);
+    const std::string& name = node->expected->layer.name;
+    const FileProof one =
+        prove_linear_map(file, *node, progress, input == inputs.end() ? nullptr : &input->second);
+    for (const Finding& finding : one.findings) {
+      const std::string proof_name =
+          finding.report.proof == name ? "expected layers" : finding.report.proof;
+      auto all = std::ranges::find(proof.findings, proof_name,
+                                   [](const Finding& each) { return each.report.proof; });
+      if (all == proof.findings.end()) {
+        proof.findings.push_back({Report{.proof = proof_name}, ""});
+        all = proof.findings.end() - 1;
+      }
+      if (!finding.skipped.empty()) {
+        all->skipped = name + ": " + finding.skipped;
+      } else {
+        merge(all->report, finding.report, name);
+      }
+    }
+  }
+  if (nodes.empty()) {
+    proof.findings.push_back({Report{.proof = "rounding"}, "no node has an expected layer"});
+  }
+  progress.show(file.origin + ": running the contracted network");
+  if (!batch.values.empty()) compare_networks(file, graph, batch, proof);
+  return proof;
+}
+
+}  // namespace
+
+FileProof prove(const concertina::io::Safetensors& file, const Node& graph, Progress& progress) {
+  return is_linear(graph) ? prove_linear_map(file, graph, progress, nullptr)
+                          : prove_network(file, graph, progress);
 }
 
 }  // namespace tool

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "described_chain.hpp"
+#include "linear_map.hpp"
 #include "text.hpp"
 
 #include <concertina/verify.hpp>
@@ -33,14 +33,20 @@ struct FileProof {
   const Finding& finding(const std::string& name) const;
 };
 
-/// Contracts the chain and checks the result:
+/// Contracts a file's layers and checks the result:
 ///   algebra, rounding, structure   the library's proofs; structure is skipped above 256 MiB of
-///   matrices NAME                           the single layer that the file expects, as a map
-///   within its rounding bound output                         the contraction on `input`, off the
-///   border, against the file's `output` output.contracted              the same against the output
-///   of the single layer, at every position exact                          what the metadata claims
-///   about the border
+///                                  matrices
+///   NAME                           the single layer that the file expects of a node, as a map
+///                                  within its rounding bound
+///   output                         the contraction on `input`, off the border, against the file's
+///   output.contracted              the same against the output of the single layer, everywhere
+///   exact                          what the metadata claims about the border
+/// Of a network (a graph that is not linear) each node with an expected layer, also on its own
+/// input (the first image's), and the whole on the file's `images` or `input`:
+///   logits                         the contracted network's float error no more than twice the
+///                                  expanded one's, both against a double run
+///   predictions                    the same classes, also as the stored logits'
 /// Throws  what reading and contracting throw; FormatError for tensors of the wrong shape
-FileProof prove(const DescribedChain& chain, Progress& progress);
+FileProof prove(const concertina::io::Safetensors& file, const Node& graph, Progress& progress);
 
 }  // namespace tool

@@ -1,6 +1,6 @@
 // From names in a file to layers.
 // SPDX-License-Identifier: Apache-2.0
-#include "described_chain.hpp"
+#include "read_layer.hpp"
 
 #include "text.hpp"
 
@@ -20,6 +20,8 @@ std::string about(const Safetensors& file, const LayerDescription& layer) {
   return file.origin + ": layer " + in_quotes(layer.name.empty() ? "weight" : layer.name);
 }
 
+}  // namespace
+
 Dtype supported_dtype(const Safetensors& file, const std::string& tensor) {
   const Dtype dtype = file.tensor(tensor).dtype;
   switch (dtype) {
@@ -33,37 +35,6 @@ Dtype supported_dtype(const Safetensors& file, const std::string& tensor) {
                                     "; layers may be F64, F32, F16 and BF16");
   }
 }
-
-/// The wider one of weight and bias.
-Dtype layer_dtype(const Safetensors& file, const LayerDescription& layer) {
-  const Dtype weight = supported_dtype(file, layer.tensor("weight"));
-  if (!file.contains(layer.tensor("bias"))) return weight;
-  const Dtype bias = supported_dtype(file, layer.tensor("bias"));
-  return size_of(bias) > size_of(weight) ? bias : weight;
-}
-
-template <class Scalar, int Rank>
-Layers<Scalar, Rank> read_layers(const Safetensors& file, const ChainDescription& chain) {
-  Layers<Scalar, Rank> layers;
-  std::vector<ConvShape<Rank>> shapes;
-  for (const LayerDescription& layer : chain.layers) {
-    shapes.push_back(layers.emplace_back(read_layer<Scalar, Rank>(file, layer)).shape());
-  }
-  concertina::detail::require_chain<Rank>(shapes, file.origin.c_str());
-  return layers;
-}
-
-template <class Scalar>
-AnyLayers read_layers(const Safetensors& file, const ChainDescription& chain, int rank) {
-  switch (rank) {
-    case 0: return read_layers<Scalar, 0>(file, chain);
-    case 1: return read_layers<Scalar, 1>(file, chain);
-    case 2: return read_layers<Scalar, 2>(file, chain);
-    default: return read_layers<Scalar, 3>(file, chain);
-  }
-}
-
-}  // namespace
 
 int rank_of_layer(const Safetensors& file, const LayerDescription& layer) {
   const auto& weight = file.tensor(layer.tensor("weight"));
@@ -117,29 +88,5 @@ template concertina::Conv<double, 0> read_layer(const Safetensors&, const LayerD
 template concertina::Conv<double, 1> read_layer(const Safetensors&, const LayerDescription&);
 template concertina::Conv<double, 2> read_layer(const Safetensors&, const LayerDescription&);
 template concertina::Conv<double, 3> read_layer(const Safetensors&, const LayerDescription&);
-
-DescribedChain read_chain(const std::filesystem::path& path, const std::string& chain,
-                          Precision precision) {
-  DescribedChain result{
-      .file = concertina::io::read_safetensors(path), .description = {}, .dtype = {}, .layers = {}};
-  const Safetensors& file = result.file;
-  result.description = chain.empty() ? described_chain(file) : named_chain(chain);
-  const std::vector<LayerDescription>& layers = result.description.layers;
-  result.dtype = layer_dtype(file, layers.front());
-  for (const LayerDescription& layer : layers) {
-    const Dtype dtype = layer_dtype(file, layer);
-    if (size_of(dtype) > size_of(result.dtype)) result.dtype = dtype;
-  }
-  bool wide = precision == Precision::full || result.dtype == Dtype::F64;
-  if (precision == Precision::of_expected) {
-    for (const ExpectedLayer& expected : result.description.expected) {
-      wide = layer_dtype(file, expected.layer) == Dtype::F64 || wide;
-    }
-  }
-  const int rank = rank_of_layer(file, layers.front());
-  result.layers = wide ? read_layers<double>(file, result.description, rank)
-                       : read_layers<float>(file, result.description, rank);
-  return result;
-}
 
 }  // namespace tool

@@ -1,0 +1,63 @@
+// A graph's linear nodes as expressions, at the rank and precision that are known when they are
+// read.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "graph.hpp"
+
+#include <concertina/expression.hpp>
+#include <concertina/io/safetensors.hpp>
+
+#include <optional>
+#include <variant>
+#include <vector>
+
+namespace tool {
+
+template <class Scalar, int Rank>
+using Expr = concertina::Expr<Scalar, Rank>;
+
+using AnyExpression =
+    std::variant<Expr<float, 0>, Expr<float, 1>, Expr<float, 2>, Expr<float, 3>, Expr<double, 0>,
+                 Expr<double, 1>, Expr<double, 2>, Expr<double, 3>>;
+
+/// The nodes that --chain names, or that the metadata describes where it is empty. Throws as
+/// parse_graph and named_chain do.
+Node graph_of(const concertina::io::Safetensors& file, const std::string& chain);
+
+/// The widest dtype of a node's tensors; none for a node without any. Throws FormatError for a
+/// dtype that layers do not have.
+std::optional<concertina::io::Dtype> dtype_of(const concertina::io::Safetensors& file,
+                                              const Node& node);
+
+/// Whether a node's layers, or one that is expected of them, are F64; F32, F16 and BF16 are
+/// computed as float.
+bool is_wide(const concertina::io::Safetensors& file, const Node& node);
+
+/// Spatial axes of a linear node's layers, those of the first that tells; 2 if none does.
+int rank_of(const concertina::io::Safetensors& file, const Node& node);
+
+/// A linear node with its numbers. `channels` are those of its input, needed where its first layer
+/// does not tell them.
+/// Throws  FormatError, ShapeError or NumericalError naming the node
+template <class Scalar, int Rank>
+Expr<Scalar, Rank> read_linear_map(const concertina::io::Safetensors& file, const Node& node,
+                                   std::optional<Index> channels = {});
+
+/// The same at its own rank, in double where asked for.
+AnyExpression read_linear_map(const concertina::io::Safetensors& file, const Node& node, bool wide,
+                              std::optional<Index> channels = {});
+
+/// A file's whole graph, which must be linear: in double where a layer is F64, with the channels of
+/// its tensor `input` where it has one.
+AnyExpression read_file_map(const concertina::io::Safetensors& file, const Node& graph);
+
+/// The outermost nodes that carry an expected layer, in order.
+std::vector<const Node*> expected_nodes(const Node& graph);
+
+Index layer_count(const Node& node);
+
+/// Numbers that a node's layers hold.
+Index parameters(const concertina::io::Safetensors& file, const Node& node);
+
+}  // namespace tool
