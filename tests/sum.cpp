@@ -150,7 +150,7 @@ TEST_CASE("products of sums are exact where every path is", "[sum]") {
   CHECK_FALSE(exactness(padded * (unbiased + padded)).exact());
   CHECK(exactness((padded + unbiased) * unbiased).exact());
   CHECK(exactness(biased * (padded + padded) + biased).exact());
-  const auto message = message_of<InexactError>([&] { Layer2(unbiased + padded * biased); });
+  const auto message = message_of<InexactError>([&] { contract(unbiased + padded * biased); });
   CHECK_THAT(message,
              Contains("layer 2 (conv2d 2->2 @3x3 p1x1) pads") && Contains("border of 1x1"));
 }
@@ -207,7 +207,7 @@ TEST_CASE("branches that do not fit are refused, naming both", "[sum]") {
   const Layer2 f = layer({.out = 2, .in = 3, .kernel = 3, .geometry = {.padding = 1}}, 22);
   const auto refused = [&](const ConvShape<2>& shape) {
     const Layer2 g = layer(shape, 23);
-    return message_of<ShapeError>([&] { Layer2(f + g); });
+    return message_of<ShapeError>([&] { contract(f + g); });
   };
   CHECK_THAT(refused({.out = 2, .in = 4}), Contains("reads 3 channels") && Contains("4") &&
                                                Contains("conv2d 3->2 @3x3 p1x1") &&
@@ -248,7 +248,7 @@ TEST_CASE("a sum that would be almost only zeros is refused before it is made", 
   far.geometry.padding = Padding<1>::sides(Index{1} << 30, -(Index{1} << 30));
   CHECK(sum_shape<1>(std::vector{near, far}).kernel == PerAxis<1>((Index{1} << 30) + 2));
   const Conv1d<int> f(near), g(far);
-  CHECK_THAT(message_of<SizeError>([&] { Conv1d<int>(f + g); }), Contains("almost only zeros"));
+  CHECK_THAT(message_of<SizeError>([&] { contract(f + g); }), Contains("almost only zeros"));
 }
 
 TEST_CASE("half layers add in float", "[sum]") {
