@@ -249,9 +249,8 @@ class ConvView : public detail::Operand {
   template <class To>
   Conv<To, Rank> cast() const {
     const auto convert = [](std::span<const Scalar> from) {
-      std::vector<To> to;
-      to.reserve(from.size());
-      for (const Scalar& number : from) to.push_back(detail::convert<To>(number));
+      std::vector<To> to(from.size(), To(0));
+      for (std::size_t i = 0; i < from.size(); ++i) to[i] = detail::convert<To>(from[i]);
       return to;
     };
     return Conv<To, Rank>(shape_, convert(weight_), convert(bias_));
