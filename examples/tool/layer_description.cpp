@@ -16,7 +16,6 @@ namespace {
 using fields::Json, fields::integer, fields::integers, fields::is_modest, fields::object;
 using fields::parse, fields::refuse, fields::string;
 
-constexpr int deepest_chain = 32;           // chains within chains
 constexpr std::size_t longest_chain = 256;  // the order of a chain takes its length cubed to find
 
 /// Takes the geometry's fields; false for any other.
