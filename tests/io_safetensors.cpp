@@ -313,6 +313,66 @@ TEST_CASE("views and values name what they cannot do", "[safetensors]") {
   CHECK(refusal([&] { file.values<std::uint8_t>("a"); }) == "Dtype 99 is none of the enumerators");
 }
 
+TEST_CASE("tensors of other dtypes are kept, but not read", "[safetensors]") {
+  const std::string header = R"({"w":{"dtype":"F32","shape":[2],"data_offsets":[19,27]},)"
+                             R"("a":{"dtype":"F8_E4M3","shape":[2,3],"data_offsets":[0,6]},)"
+                             R"("b":{"dtype":"F4","shape":[10],"data_offsets":[6,11]},)"
+                             R"("c":{"dtype":"C64","shape":[1],"data_offsets":[11,19]}})";
+  const Safetensors file = parse_safetensors(file_with(header, 27), "f");
+  CHECK(file.tensor("a").dtype == Dtype::Other);
+  CHECK(dtype_name(file.tensor("a")) == "F8_E4M3");
+  CHECK(dtype_name(file.tensor("w")) == "F32");
+  CHECK(file.tensor("b").shape == Shape{10});
+  CHECK(file.tensor("b").bytes == std::vector<std::byte>(5, std::byte{1}));
+  CHECK(file.values<float>("w").size() == 2);
+
+  const std::string expected =
+      "f: tensor \"a\": values of dtype F8_E4M3 cannot be read, only "
+      "BOOL, U8, I8, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64";
+  CHECK(refusal([&] { file.values<float>("a"); }) == expected);
+  CHECK(refusal([&] { file.values<long double>("a"); }) == expected);
+  CHECK(refusal([&] { file.view<std::uint8_t>("a"); }) == expected);
+  CHECK(refusal([] { size_of(Dtype::Other); }) == "dtype Other has no type that stores it");
+  CHECK(name_of(Dtype::Other) == "other");
+
+  const std::vector<std::byte> written = serialize_safetensors(file);
+  const Safetensors again = parse_safetensors(written);
+  CHECK(again == file);
+  CHECK(serialize_safetensors(again) == written);
+  Safetensors other = file;
+  other.tensors.at("a").other_dtype = "F8_E5M2";
+  CHECK_FALSE(other == file);
+
+  const auto sized = [](const std::string& dtype, int bytes) {
+    return fields_refusal(R"("dtype":")" + dtype + R"(","shape":[3],"data_offsets":[0,)" +
+                              std::to_string(bytes) + ']',
+                          static_cast<std::size_t>(bytes));
+  };
+  for (const char* dtype : {"F8_E5M2", "F8_E4M3", "F8_E8M0"}) {
+    CHECK(sized(dtype, 3) == "not refused");
+    CHECK(sized(dtype, 6) == "f: tensor \"w\", data_offsets [0, 6]: " + std::string(dtype) +
+                                 " of shape [3] takes 3 bytes, but there are 6");
+  }
+  CHECK(sized("C64", 24) == "not refused");
+  CHECK(sized("C64", 12) ==
+        "f: tensor \"w\", data_offsets [0, 12]: C64 of shape [3] takes 24 bytes, but there are 12");
+  for (const char* dtype : {"F4", "F6_E2M3", "C128", "OTHER"}) {
+    for (const int bytes : {0, 2, 100}) CHECK(sized(dtype, bytes) == "not refused");
+  }
+  CHECK(fields_refusal(R"("dtype":"F4","shape":[4294967296,4294967296],"data_offsets":[0,0])") ==
+        "f: tensor \"w\", data_offsets [0, 0]: shape [4294967296, 4294967296] of F4 has 2^63 "
+        "elements or more");
+  CHECK(fields_refusal(R"("dtype":"F4","shape":[9],"data_offsets":[0,9])", 8) ==
+        "f: tensor \"w\": data_offsets [0, 9] reaches beyond the data, which has 8 bytes; "
+        "the file is cut short, or its header is wrong");
+  CHECK(header_refusal(R"({"a":{"dtype":"F4","shape":[8],"data_offsets":[0,4]},)"
+                       R"("b":{"dtype":"F4","shape":[8],"data_offsets":[3,7]}})",
+                       7) ==
+        "f: tensor \"b\": begins at byte 3 of the data, within tensor \"a\", which ends at 4");
+  CHECK(header_refusal(R"({"a":{"dtype":"F4","shape":[8],"data_offsets":[0,4]}})", 5) ==
+        "f: the tensors end at byte 4 of the data, but it goes on to 5; the format forbids that");
+}
+
 TEST_CASE("any byte but zero is true", "[safetensors]") {
   Safetensors file;
   file.tensors["w"] = {Dtype::Bool, {3}, {std::byte{0}, std::byte{1}, std::byte{200}}};
@@ -467,11 +527,13 @@ TEST_CASE("a header that is not what the format says is refused", "[safetensors]
   CHECK(fields_refusal(R"("strides":[1])") ==
         "f: tensor \"w\": field \"strides\" is unknown, expected dtype, shape or data_offsets");
 
-  CHECK(fields_refusal(R"("dtype":"F8_E4M3")") ==
-        "f: tensor \"w\", dtype: \"F8_E4M3\" is not supported, only "
-        "BOOL, U8, I8, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64");
-  CHECK_THAT(fields_refusal(R"("dtype":"f32")"),
-             Catch::Contains("\"f32\" is not supported, only BOOL, "));
+  for (const std::string& name :
+       {std::string("f32"), std::string(), std::string("8F"), std::string("F8 "),
+        std::string("F8-E4M3"), std::string(33, 'F')}) {
+    CHECK(fields_refusal(R"("dtype":")" + name + '"') ==
+          "f: tensor \"w\", dtype: \"" + name +
+              "\" is not the name of a dtype, which is upper-case as F32 or F8_E4M3");
+  }
   CHECK(fields_refusal(R"("dtype":32)") == "f: tensor \"w\", dtype: found 32, expected a string");
   CHECK(fields_refusal(R"("dtype":["F32"])") ==
         "f: tensor \"w\", dtype: found an array, expected a string");
@@ -645,6 +707,19 @@ TEST_CASE("what the format cannot hold is not written", "[safetensors]") {
     file.tensors["__metadata__"] = {Dtype::U8, {0}, {}};
     CHECK(refusal([&] { serialize_safetensors(file); }) ==
           "safetensors: \"__metadata__\" is reserved by the format; rename the tensor");
+  }
+  SECTION("no name of a dtype, or one too many") {
+    const auto refused = [&](Dtype dtype, const std::string& name) {
+      file.tensors["w"] = {dtype, {0}, {}, name};
+      return refusal([&] { serialize_safetensors(file); });
+    };
+    CHECK(refused(Dtype::Other, "F8_E4M3") == "not refused");
+    for (const char* name : {"", "F32", "f4", "\"F4"}) {
+      CHECK(refused(Dtype::Other, name) == "safetensors: tensor \"w\": other_dtype is \"" +
+                                               std::string(name) + "\", where the dtype is other");
+    }
+    CHECK(refused(Dtype::F32, "F4") ==
+          "safetensors: tensor \"w\": other_dtype is \"F4\", where the dtype is F32");
   }
   SECTION("names and metadata that are not UTF-8") {
     const std::string expected =

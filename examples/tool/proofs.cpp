@@ -112,7 +112,7 @@ Rounding rounding_of(const concertina::io::Safetensors& file, const std::string&
     case Dtype::BF16: return {unit_roundoff<Eigen::bfloat16>(), std::ldexp(1.0L, -133)};
     default:
       throw concertina::FormatError(file.origin + ": tensor " + in_quotes(name) + " is " +
-                                    std::string(name_of(dtype)) +
+                                    std::string(dtype_name(file.tensor(name))) +
                                     ", where floating-point numbers are expected");
   }
 }

@@ -31,7 +31,7 @@ Dtype supported_dtype(const Safetensors& file, const std::string& tensor) {
     case Dtype::BF16: return dtype;
     default:
       throw concertina::FormatError(file.origin + ": tensor " + in_quotes(tensor) + " is " +
-                                    std::string(name_of(dtype)) +
+                                    std::string(dtype_name(file.tensor(tensor))) +
                                     "; layers may be F64, F32, F16 and BF16");
   }
 }

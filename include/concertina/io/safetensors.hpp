@@ -38,12 +38,13 @@ static_assert(std::endian::native == std::endian::little,
               "needs the bytes of each element swapped in values and add, and has no view");
 
 /// What the elements of a tensor are, smallest first. In the file the names are the same, and BOOL.
-enum class Dtype { Bool, U8, I8, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64 };
+/// Other is any other dtype, such as F8_E4M3: kept and written back, but its values are not read.
+enum class Dtype { Bool, U8, I8, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64, Other };
 
-/// The name in the file.
+/// The name in the file; "other" for Other, whose name the tensor has.
 std::string_view name_of(Dtype dtype);
 
-/// Bytes per element.
+/// Bytes per element. Throws FormatError for Other.
 std::size_t size_of(Dtype dtype);
 
 /// The dtype that stores a Scalar, bit by bit; none for long double and for what is no number.
@@ -63,9 +64,13 @@ struct Tensor {
   Dtype dtype{};
   std::vector<std::ptrdiff_t> shape;
   std::vector<std::byte> bytes;  // little-endian; std::vector aligns them for every dtype
+  std::string other_dtype = {};  // the name in the file if the dtype is Other, otherwise empty
 
   friend bool operator==(const Tensor&, const Tensor&) = default;
 };
+
+/// The name of its dtype in the file, Other or not.
+std::string_view dtype_name(const Tensor& tensor);
 
 /// The contents of a file. Plain data: what it holds is checked when it is used and when it is
 /// written.
@@ -81,7 +86,8 @@ struct Safetensors {
   const Tensor& tensor(std::string_view name) const&& = delete;
 
   /// A copy of the elements, widened where Scalar holds every value of the dtype exactly.
-  /// Throws FormatError naming both types where it does not: rounding is left to the caller.
+  /// Throws FormatError naming both types where it does not: rounding is left to the caller; and
+  /// naming the dtype if it is Other.
   template <Readable Scalar>
   std::vector<Scalar> values(std::string_view name) const;
 
@@ -109,7 +115,8 @@ struct Safetensors {
 };
 
 /// Reads and checks a whole file. Everything that the format forbids is refused, and so are fields
-/// that it does not know.
+/// that it does not know. Tensors of a dtype that is not known are read as bytes, whose number is
+/// then not checked against the shape.
 /// Cost      one read; memory for the data once, and for at most some ten times the header
 /// Throws    FormatError naming the place, what is there, and what was expected;
 ///           IoError if the path is not a readable regular file
@@ -124,7 +131,8 @@ Safetensors parse_safetensors(std::span<const std::byte> file, std::string origi
 /// not replaced; permissions are those of a new file. Power failures are left to the file system.
 /// Ensures   read_safetensors(path) == file; each tensor is aligned to its element size;
 ///           equal files have equal bytes
-/// Throws    FormatError if bytes do not fit their shape, or a name is reserved or not UTF-8;
+/// Throws    FormatError if bytes do not fit their shape, or a name is reserved or not UTF-8 or
+///           none of a dtype;
 ///           IoError if the file cannot be created, completed or renamed
 void write_safetensors(const std::filesystem::path& path, const Safetensors& file);
 
@@ -143,6 +151,20 @@ inline constexpr std::string_view metadata_name = "__metadata__";
 inline constexpr std::array<std::string_view, 13> dtype_names = {
     "BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64"};
 
+/// Dtypes whose values are not read, but whose elements' bytes are known.
+inline constexpr std::array<std::pair<std::string_view, std::ptrdiff_t>, 4> other_widths = {
+    {{"F8_E5M2", 1}, {"F8_E4M3", 1}, {"F8_E8M0", 1}, {"C64", 8}}};
+
+/// Whether a name can be that of a dtype Other: as the format's are, and none that is known.
+inline bool names_other_dtype(std::string_view name) {
+  constexpr std::size_t longest = 32;
+  const auto is_upper = [](char c) { return 'A' <= c && c <= 'Z'; };
+  return !name.empty() && name.size() <= longest && is_upper(name.front()) &&
+         std::ranges::all_of(
+             name, [&](char c) { return is_upper(c) || ('0' <= c && c <= '9') || c == '_'; }) &&
+         std::ranges::find(dtype_names, name) == dtype_names.end();
+}
+
 /// visit(std::type_identity<T>{}) with the type that stores the dtype.
 template <class Visit>
 constexpr auto with_storage(Dtype dtype, const Visit& visit) {
@@ -160,6 +182,7 @@ constexpr auto with_storage(Dtype dtype, const Visit& visit) {
     case Dtype::U64: return visit(std::type_identity<std::uint64_t>{});
     case Dtype::I64: return visit(std::type_identity<std::int64_t>{});
     case Dtype::F64: return visit(std::type_identity<double>{});
+    case Dtype::Other: throw FormatError("dtype Other has no type that stores it");
   }
   throw FormatError("Dtype " + std::to_string(static_cast<int>(dtype)) +
                     " is none of the enumerators");
@@ -231,27 +254,58 @@ inline std::string shown(const std::vector<std::ptrdiff_t>& integers) {
   return '[' + listed(integers, [](std::ptrdiff_t i) { return std::to_string(i); }) + ']';
 }
 
+/// Bytes per element; 0 where they are not known, and may be less than one.
+inline std::ptrdiff_t width_of(const Tensor& tensor) {
+  if (tensor.dtype != Dtype::Other) return static_cast<std::ptrdiff_t>(size_of(tensor.dtype));
+  const auto found = std::ranges::find(other_widths, std::string_view(tensor.other_dtype),
+                                       [](const auto& each) { return each.first; });
+  return found == other_widths.end() ? 0 : found->second;
+}
+
+/// Refuses a name of another dtype that no file could have, or that is there without need.
+inline void check_dtype(const std::string& where, const Tensor& tensor) {
+  const bool fits = tensor.dtype == Dtype::Other ? names_other_dtype(tensor.other_dtype)
+                                                 : tensor.other_dtype.empty();
+  if (!fits) {
+    refuse(where, "other_dtype is " + in_quotes(tensor.other_dtype) + ", where the dtype is " +
+                      std::string(name_of(tensor.dtype)));
+  }
+}
+
 /// Refuses a shape that has a negative dimension, that does not take `found` bytes, or whose size
 /// overflows even if the zeros in it are left out: so no product of dimensions overflows elsewhere.
-inline void check_size(const std::string& where, Dtype dtype,
-                       const std::vector<std::ptrdiff_t>& shape, std::size_t found) {
-  auto needed = static_cast<std::ptrdiff_t>(size_of(dtype));
+/// Where the bytes of an element are not known, any number of bytes fits.
+inline void check_size(const std::string& where, const Tensor& tensor, std::size_t found) {
+  const std::ptrdiff_t width = width_of(tensor);
+  const std::string dtype(dtype_name(tensor));
+  auto needed = std::max<std::ptrdiff_t>(width, 1);
   bool empty = false;
-  for (const std::ptrdiff_t dimension : shape) {
-    if (dimension < 0) refuse(where, "shape " + shown(shape) + " has a negative dimension");
+  for (const std::ptrdiff_t dimension : tensor.shape) {
+    if (dimension < 0) refuse(where, "shape " + shown(tensor.shape) + " has a negative dimension");
     empty = empty || dimension == 0;
     const std::ptrdiff_t factor = std::max<std::ptrdiff_t>(dimension, 1);
     if (needed > integer_limit / factor) {
-      refuse(where, "shape " + shown(shape) + " of " + std::string(name_of(dtype)) +
-                        " takes 2^63 bytes or more");
+      refuse(where, "shape " + shown(tensor.shape) + " of " + dtype +
+                        (width > 0 ? " takes 2^63 bytes or more" : " has 2^63 elements or more"));
     }
     needed *= factor;
   }
   if (empty) needed = 0;
-  if (std::cmp_not_equal(needed, found)) {
-    refuse(where, std::string(name_of(dtype)) + " of shape " + shown(shape) + " takes " +
-                      std::to_string(needed) + " bytes, but there are " + std::to_string(found));
+  if (width > 0 && std::cmp_not_equal(needed, found)) {
+    refuse(where, dtype + " of shape " + shown(tensor.shape) + " takes " + std::to_string(needed) +
+                      " bytes, but there are " + std::to_string(found));
   }
+}
+
+/// Refuses a tensor whose elements have no type here, or whose bytes do not fit its shape.
+inline void check_readable(const std::string& where, const Tensor& tensor) {
+  if (tensor.dtype == Dtype::Other) {
+    refuse(where, "values of dtype " + shown(tensor.other_dtype) + " cannot be read, only " +
+                      listed(
+                          dtype_names, [](std::string_view name) { return std::string(name); },
+                          static_cast<int>(dtype_names.size())));
+  }
+  check_size(where, tensor, tensor.bytes.size());
 }
 
 inline void check_name(const std::string& origin, std::string_view name) {
@@ -300,12 +354,15 @@ class HeaderParser {
       place_ = Place::Metadata;
     } else if (place_ == Place::Dtype) {
       const auto found = std::ranges::find(dtype_names, value);
-      if (found == dtype_names.end()) {
-        const auto show = [](std::string_view name) { return std::string(name); };
-        refuse(where(),
-               in_quotes(value) + " is not supported, only " + listed(dtype_names, show, 13));
+      if (found != dtype_names.end()) {
+        dtype_ = static_cast<Dtype>(found - dtype_names.begin());
+      } else if (names_other_dtype(value)) {
+        dtype_ = Dtype::Other;
+        other_dtype_ = value;
+      } else {
+        refuse(where(), in_quotes(value) +
+                            " is not the name of a dtype, which is upper-case as F32 or F8_E4M3");
       }
-      dtype_ = static_cast<Dtype>(found - dtype_names.begin());
       place_ = Place::Fields;
     } else {
       unexpected(in_quotes(value));
@@ -381,6 +438,7 @@ class HeaderParser {
     } else {
       if (file_.contains(name_)) refuse(about(file_.origin, name_), "the name is there twice");
       dtype_.reset();
+      other_dtype_.clear();
       shape_.reset();
       offsets_.reset();
       place_ = Place::Tensor;
@@ -423,9 +481,9 @@ class HeaderParser {
                          std::to_string(data_size_) +
                          " bytes; the file is cut short, or its header is wrong");
     }
-    check_size(tensor + ", " + data_offsets, *dtype_, *shape_,
-               static_cast<std::size_t>(end - begin));
-    const auto [at, added] = file_.tensors.emplace(name_, Tensor{*dtype_, std::move(*shape_), {}});
+    Tensor read{*dtype_, std::move(*shape_), {}, other_dtype_};
+    check_size(tensor + ", " + data_offsets, read, static_cast<std::size_t>(end - begin));
+    const auto [at, added] = file_.tensors.emplace(name_, std::move(read));
     ranges_.push_back({begin, end, &*at});
   }
 
@@ -462,6 +520,7 @@ class HeaderParser {
   bool has_metadata_ = false;
   std::string name_, key_;  // of the entry, and within it
   std::optional<Dtype> dtype_;
+  std::string other_dtype_;
   std::optional<std::vector<std::ptrdiff_t>> shape_, offsets_;
   std::vector<std::ptrdiff_t>* integers_ = nullptr;  // the one of them that is being read
 };
@@ -556,19 +615,19 @@ inline std::string json_text(const std::string& origin, const std::string& text)
   refuse(origin, in_quotes(text) + " is not UTF-8, as names and metadata must be");
 }
 
-/// Largest elements first, then by name: each tensor is aligned, because everything before it is a
-/// multiple of its element size, and the bytes depend on nothing but the contents.
+/// Largest elements first, those of unknown size last, then by name: each tensor is aligned,
+/// because everything before it is a multiple of its element size, and the bytes depend on nothing
+/// but the contents.
 inline Pieces split(const std::string& origin, const Safetensors& file) {
   std::vector<const std::pair<const std::string, Tensor>*> order;
   for (const auto& entry : file.tensors) {
     check_name(origin, entry.first);
-    check_size(about(origin, entry.first), entry.second.dtype, entry.second.shape,
-               entry.second.bytes.size());
+    check_dtype(about(origin, entry.first), entry.second);
+    check_size(about(origin, entry.first), entry.second, entry.second.bytes.size());
     order.push_back(&entry);
   }
   std::ranges::sort(order, {}, [](const auto* entry) {
-    return std::pair(-static_cast<std::ptrdiff_t>(size_of(entry->second.dtype)),
-                     std::string_view(entry->first));
+    return std::pair(-width_of(entry->second), std::string_view(entry->first));
   });
 
   Pieces pieces;
@@ -587,7 +646,7 @@ inline Pieces split(const std::string& origin, const Safetensors& file) {
     const auto& [name, tensor] = *entry;
     const std::size_t end = offset + tensor.bytes.size();
     separate();
-    header += json_text(origin, name) + R"(:{"dtype":")" + std::string(name_of(tensor.dtype)) +
+    header += json_text(origin, name) + R"(:{"dtype":")" + std::string(dtype_name(tensor)) +
               R"(","shape":)" + nlohmann::json(tensor.shape).dump() + R"(,"data_offsets":[)" +
               std::to_string(offset) + ',' + std::to_string(end) + "]}";
     pieces.data.emplace_back(tensor.bytes);
@@ -673,7 +732,13 @@ class AtomicFile {
 }  // namespace detail
 
 inline std::string_view name_of(Dtype dtype) {
+  if (dtype == Dtype::Other) return "other";
   return detail::dtype_names.at(static_cast<std::size_t>(dtype));
+}
+
+inline std::string_view dtype_name(const Tensor& tensor) {
+  return tensor.dtype == Dtype::Other ? std::string_view(tensor.other_dtype)
+                                      : name_of(tensor.dtype);
 }
 
 inline std::size_t size_of(Dtype dtype) {
@@ -707,7 +772,7 @@ template <Readable Scalar>
 std::vector<Scalar> Safetensors::values(std::string_view name) const {
   const Tensor& from = tensor(name);
   const std::string where = detail::about(origin, name);
-  detail::check_size(where, from.dtype, from.shape, from.bytes.size());
+  detail::check_readable(where, from);
   return detail::with_storage(from.dtype, [&]<class T>(std::type_identity<T>) {
     std::vector<Scalar> result;
     if constexpr (detail::holds_exactly<Scalar, T>()) {
@@ -738,7 +803,7 @@ std::span<const Scalar> Safetensors::view(std::string_view name) const& {
                 "std::vector<std::byte> must align a Scalar");
   const Tensor& from = tensor(name);
   const std::string where = detail::about(origin, name);
-  detail::check_size(where, from.dtype, from.shape, from.bytes.size());
+  detail::check_readable(where, from);
   if (from.dtype != dtype_of<Scalar>()) {
     detail::refuse(where, std::string(name_of(from.dtype)) + " cannot be viewed as " +
                               detail::scalar_name<Scalar>() +
@@ -754,9 +819,11 @@ void Safetensors::add(std::string name, std::vector<std::ptrdiff_t> shape, const
   const auto bytes = std::as_bytes(std::span(std::ranges::data(values), std::ranges::size(values)));
   const std::string where = detail::about(origin, name);
   detail::check_name(origin, name);
-  detail::check_size(where, dtype, shape, bytes.size());
+  Tensor tensor{dtype, std::move(shape), {}};
+  detail::check_size(where, tensor, bytes.size());
   if (contains(name)) detail::refuse(where, "the name is taken");
-  tensors.emplace(std::move(name), Tensor{dtype, std::move(shape), {bytes.begin(), bytes.end()}});
+  tensor.bytes.assign(bytes.begin(), bytes.end());
+  tensors.emplace(std::move(name), std::move(tensor));
 }
 
 inline Safetensors read_safetensors(const std::filesystem::path& path) {
