@@ -144,6 +144,55 @@ PYTHON
 done
 expect 1 verify --json wrong.safetensors
 is_json
+
+# An expected layer may be stored in 16 bits, coarser than the layers; then half an ulp of those is
+# allowed in addition, and no more.
+# store CHAIN LAYERS DTYPE ULPS: its layers as LAYERS (F32 or F64), what is expected as DTYPE, the
+# first weight off by so many ulps
+store() {
+  python3 - "$data/chains/$1.safetensors" "${@:2}" <<'PYTHON'
+import json, math, struct, sys
+path, layers, dtype, ulps = *sys.argv[1:4], int(sys.argv[4])
+data = open(path, "rb").read()
+n = struct.unpack("<Q", data[:8])[0]
+header, data = json.loads(data[8:8 + n]), data[8 + n:]
+def stored(f):
+    if dtype == "F16":
+        return struct.unpack("<H", struct.pack("<e", f))[0]
+    bits = struct.unpack("<I", struct.pack("<f", f))[0]
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16
+out = b""
+for name, tensor in header.items():
+    if name == "__metadata__":
+        continue
+    begin, end = tensor["data_offsets"]
+    piece = data[begin:end]
+    numbers = struct.unpack(f"<{math.prod(tensor['shape'])}f", piece)
+    if name.startswith("F."):
+        bits = [stored(f) for f in numbers]
+        bits[0] += ulps if name == "F.weight" else 0
+        piece, tensor["dtype"] = struct.pack(f"<{len(bits)}H", *bits), dtype
+    elif name.startswith("F") and layers == "F64":
+        piece, tensor["dtype"] = struct.pack(f"<{len(numbers)}d", *numbers), layers
+    tensor["data_offsets"] = [len(out), len(out) + len(piece)]
+    out += piece
+text = json.dumps(header).encode()
+text += b" " * (-len(text) % 8)
+open("stored.safetensors", "wb").write(struct.pack("<Q", len(text)) + text + out)
+PYTHON
+}
+for chain in cl-1-3-1 linear; do
+  for dtypes in 'F32 F16' 'F32 BF16' 'F64 BF16'; do
+    store $chain $dtypes 0
+    expect 0 verify stored.safetensors
+    says out 'agrees with F '
+    for ulps in 1 -1; do
+      store $chain $dtypes $ulps
+      expect 1 verify stored.safetensors
+      says out 'F FAILS'
+    done
+  done
+done
 expect 1 verify "$data/chains/linear.safetensors" wrong.safetensors no-such-file.safetensors 2>/dev/null
 says out '1 of 3 files verified'
 
