@@ -145,6 +145,24 @@ done
 expect 1 verify --json wrong.safetensors
 is_json
 
+# A number that is none is found before it spreads: the first of a tensor becomes NaN or infinite.
+for name in F2.weight F.weight; do
+  for bits in 0x7fc00000 0xff800000; do
+    python3 - "$data/chains/cl-1-3-1.safetensors" "$name" $bits <<'PYTHON'
+import json, struct, sys
+data = bytearray(open(sys.argv[1], "rb").read())
+n = struct.unpack("<Q", data[:8])[0]
+tensor = json.loads(data[8:8 + n])[sys.argv[2]]
+assert tensor["dtype"] == "F32"
+at = 8 + n + tensor["data_offsets"][0]
+data[at:at + 4] = struct.pack("<I", int(sys.argv[3], 16))
+open("nan.safetensors", "wb").write(data)
+PYTHON
+    expect 3 verify nan.safetensors
+    says err "nan.safetensors: layer \"${name%.weight}\": tensor \"$name\" is not finite, number 0 is"
+  done
+done
+
 # An expected layer may be stored in 16 bits, coarser than the layers; then half an ulp of those is
 # allowed in addition, and no more.
 # store CHAIN LAYERS DTYPE ULPS: its layers as LAYERS (F32 or F64), what is expected as DTYPE, the

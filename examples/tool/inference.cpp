@@ -80,7 +80,7 @@ std::vector<Scalar> channel_factors(const Safetensors& file, const Node& node, c
                                  to_text(file.tensor(name).shape) +
                                  ", expected one number for each channel");
   }
-  return file.values<Scalar>(name);
+  return finite_values<Scalar>(file, name, node.where);
 }
 
 /// Replaces channel c's numbers x by change(c, x), an expression of Eigen's.

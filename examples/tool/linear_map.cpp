@@ -48,7 +48,7 @@ std::vector<Scalar> channel_numbers(const Safetensors& file, const Node& node, c
     throw concertina::FormatError(node.where + ": tensor " + in_quotes(name) +
                                   " is not a list of one number for each channel");
   }
-  return file.values<Scalar>(name);
+  return finite_values<Scalar>(file, name, node.where);
 }
 
 template <class Scalar, int Rank>

@@ -71,8 +71,8 @@ concertina::Conv<Scalar, Rank> read_layer(const Safetensors& file, const LayerDe
   try {
     shape.in =
         concertina::detail::checked_multiply(weight.shape[1], layer.groups, "input channels");
-    return {shape, file.values<Scalar>(layer.tensor("weight")),
-            shape.bias ? file.values<Scalar>(bias) : std::vector<Scalar>()};
+    return {shape, finite_values<Scalar>(file, layer.tensor("weight"), where),
+            shape.bias ? finite_values<Scalar>(file, bias, where) : std::vector<Scalar>()};
   } catch (const concertina::ShapeError& error) {
     throw concertina::ShapeError(where + ": " + error.what());
   } catch (const concertina::SizeError& error) {

@@ -3,13 +3,31 @@
 #pragma once
 
 #include "layer_description.hpp"
+#include "text.hpp"
 
 #include <concertina/conv.hpp>
+#include <concertina/error.hpp>
 #include <concertina/io/safetensors.hpp>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
+#include <vector>
 
 namespace tool {
+
+/// A layer's numbers. Throws FormatError, which begins with `where`, unless all are finite.
+template <class Scalar>
+std::vector<Scalar> finite_values(const concertina::io::Safetensors& file,
+                                  const std::string& tensor, const std::string& where) {
+  std::vector<Scalar> numbers = file.values<Scalar>(tensor);
+  const auto found =
+      std::ranges::find_if_not(numbers, [](Scalar number) { return std::isfinite(number); });
+  if (found == numbers.end()) return numbers;
+  throw concertina::FormatError(
+      where + ": tensor " + in_quotes(tensor) + " is not finite, number " +
+      std::to_string(found - numbers.begin()) + " is " + (std::isnan(*found) ? "NaN" : "infinite"));
+}
 
 /// The dtype of a layer's tensor. Throws FormatError unless it is F64, F32, F16 or BF16.
 concertina::io::Dtype supported_dtype(const concertina::io::Safetensors& file,
