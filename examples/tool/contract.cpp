@@ -24,23 +24,25 @@ using concertina::io::Dtype;
 /// asked for.
 template <class Scalar, int Rank>
 std::string judge_border(const Expr<Scalar, Rank>& expression, const ContractOptions& options) {
-  const auto refuse = [&](const concertina::Exactness<Rank>& found, const std::string& where) {
+  const auto refuse = [&](const concertina::Exactness<Rank>& found, const std::string& where,
+                          const std::string& or_instead) {
     throw concertina::InexactError(
         options.in + ": no single layer equals this chain at " + where + ": " + found.reason +
         "; the first " + to_string(found.start) + " and the last " + to_string(found.end) +
-        " outputs of each axis differ. Pad the first layer instead, or accept a result for one "
-        "size with "
-        "--input-size, or one that is right in the interior with --interior");
+        " outputs of each axis differ. Pad the first layer instead, or accept a result " +
+        or_instead + "that is right in the interior with --interior");
   };
   if (!options.input_size.empty()) {
     const auto size = parse_input_size<Rank>(options.input_size);
     const auto found = concertina::exactness(expression, size);
-    if (!found) refuse(found, "input size " + to_string(size));
+    if (!found) refuse(found, "input size " + to_string(size), "");
     return "exact at input size " + to_string(size);
   }
   const auto found = concertina::exactness(expression);
   if (found) return "exact";
-  if (!options.interior) refuse(found, "every input size");
+  if (!options.interior) {
+    refuse(found, "every input size", "for one size with --input-size, or one ");
+  }
   return "interior only: the first " + to_string(found.start) + " and the last " +
          to_string(found.end) + " outputs of each axis differ";
 }
