@@ -81,34 +81,27 @@ ExitCode bench(const FilesOptions& options) {
   nlohmann::json results = nlohmann::json::array();
   std::vector<std::vector<std::string>> cells{
       {"file", "layers", "in", "multiply-adds", "best ms", "median ms", "GFLOP/s", "of GEMM peak"}};
-  const ExitCode code = for_each_file(options.paths, [&](const std::string& path) {
-    try {
-      const auto file = concertina::io::read_safetensors(path);
-      const Node graph = graph_of(file, options.chain);
-      const Row row = std::visit(
-          [&](const auto& expression) { return time(path, layer_count(graph), expression); },
-          read_file_map(file, graph));
-      const double rate = static_cast<double>(row.multiply_adds) / row.times.best;
-      cells.push_back({printable(path), row.layers, row.scalar, grouped(row.multiply_adds),
-                       brief(row.times.best * 1e3), brief(row.times.median * 1e3),
-                       brief(2e-9 * rate), brief(100 * rate / row.peak) + " %"});
-      results.push_back({{"file", path},
-                         {"layers", row.layers},
-                         {"scalar", row.scalar},
-                         {"multiply_adds", row.multiply_adds},
-                         {"runs", row.times.runs},
-                         {"best_ms", row.times.best * 1e3},
-                         {"median_ms", row.times.median * 1e3},
-                         {"gflops", 2e-9 * rate},
-                         {"gemm_peak_gflops", 2e-9 * row.peak},
-                         {"share_of_peak", rate / row.peak}});
-      return ok;
-    } catch (...) {
-      std::string message;
-      const ExitCode error = report_error(&message);
-      results.push_back({{"file", path}, {"error", message}});
-      return error;
-    }
+  const ExitCode code = for_each_file(options.paths, results, [&](const std::string& path) {
+    const auto file = concertina::io::read_safetensors(path);
+    const Node graph = graph_of(file, options.chain);
+    const Row row = std::visit(
+        [&](const auto& expression) { return time(path, layer_count(graph), expression); },
+        read_file_map(file, graph));
+    const double rate = static_cast<double>(row.multiply_adds) / row.times.best;
+    cells.push_back({printable(path), row.layers, row.scalar, grouped(row.multiply_adds),
+                     brief(row.times.best * 1e3), brief(row.times.median * 1e3), brief(2e-9 * rate),
+                     brief(100 * rate / row.peak) + " %"});
+    results.push_back({{"file", path},
+                       {"layers", row.layers},
+                       {"scalar", row.scalar},
+                       {"multiply_adds", row.multiply_adds},
+                       {"runs", row.times.runs},
+                       {"best_ms", row.times.best * 1e3},
+                       {"median_ms", row.times.median * 1e3},
+                       {"gflops", 2e-9 * rate},
+                       {"gemm_peak_gflops", 2e-9 * row.peak},
+                       {"share_of_peak", rate / row.peak}});
+    return ok;
   });
   if (options.json) {
     std::cout << results.dump(2) << '\n';

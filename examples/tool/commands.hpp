@@ -4,6 +4,8 @@
 
 #include "text.hpp"
 
+#include <nlohmann/json.hpp>
+
 #include <string>
 #include <vector>
 
@@ -32,13 +34,22 @@ ExitCode bench(const FilesOptions& options);
 /// Shows each file's layers before and after.
 ExitCode info(const FilesOptions& options);
 
-/// Calls each(path), which returns an exit code or throws; errors are reported and the next file
-/// follows. Returns `failed` if any has, otherwise the first code that is not `ok`.
+/// Calls each(path), which returns an exit code or throws; errors are reported, added to `results`
+/// as {"file", "error"}, and the next file follows. Returns `failed` if any has, otherwise the
+/// first code that is not `ok`.
 template <class Each>
-ExitCode for_each_file(const std::vector<std::string>& paths, Each&& each) {
+ExitCode for_each_file(const std::vector<std::string>& paths, nlohmann::json& results,
+                       Each&& each) {
   ExitCode worst = ok;
   for (const std::string& path : paths) {
-    const ExitCode code = each(path);
+    ExitCode code = ok;
+    try {
+      code = each(path);
+    } catch (...) {
+      std::string message;
+      code = report_error(&message);
+      results.push_back({{"file", path}, {"error", message}});
+    }
     if (code == failed || worst == ok) worst = code;
   }
   return worst;

@@ -127,20 +127,13 @@ nlohmann::json describe(const std::string& path, const concertina::io::Safetenso
 
 ExitCode info(const FilesOptions& options) {
   nlohmann::json results = nlohmann::json::array();
-  const ExitCode code = for_each_file(options.paths, [&](const std::string& path) {
-    try {
-      const auto file = concertina::io::read_safetensors(path);
-      const Node graph = graph_of(file, options.chain);
-      results.push_back(std::visit(
-          [&](const auto& expression) { return describe(path, file, graph, expression, options); },
-          read_file_map(file, graph)));
-      return ok;
-    } catch (...) {
-      std::string message;
-      const ExitCode error = report_error(&message);
-      results.push_back({{"file", path}, {"error", message}});
-      return error;
-    }
+  const ExitCode code = for_each_file(options.paths, results, [&](const std::string& path) {
+    const auto file = concertina::io::read_safetensors(path);
+    const Node graph = graph_of(file, options.chain);
+    results.push_back(std::visit(
+        [&](const auto& expression) { return describe(path, file, graph, expression, options); },
+        read_file_map(file, graph)));
+    return ok;
   });
   if (options.json) std::cout << results.dump(2) << '\n';
   return code;
