@@ -217,13 +217,14 @@ class ConvView : public detail::Operand {
     const auto& [stride, padding, dilation, groups] = shape_.geometry;
     const PerAxis<Rank> size = x.shape().size, positions = output_size(shape_, size);
     const Index in = shape_.in / groups, out = shape_.out / groups;
+    const Index taps = volume(shape_.kernel), pixels = volume(size);
     FeatureMap<Scalar, Rank> y(
         {.batch = x.shape().batch, .channels = shape_.out, .size = positions});
     auto to = y.values().begin();
     for (Index n = 0; n < x.shape().batch; ++n) {
       for (Index o = 0; o < shape_.out; ++o) {
-        const Scalar* weight = weight_.data() + o * in * volume(shape_.kernel);
-        const Scalar* maps = x.values().data() + (n * shape_.in + o / out * in) * volume(size);
+        const Scalar* weight = weight_.data() + o * in * taps;
+        const Scalar* maps = x.values().data() + (n * shape_.in + o / out * in) * pixels;
         detail::for_each_position(positions, [&](const PerAxis<Rank>& j) {
           Scalar sum = shape_.bias ? bias_[static_cast<std::size_t>(o)] : Scalar(0);
           detail::for_each_position(shape_.kernel, [&](const PerAxis<Rank>& a) {
@@ -232,10 +233,9 @@ class ConvView : public detail::Operand {
               i[axis] = j[axis] * stride[axis] - padding.start[axis] + a[axis] * dilation[axis];
               if (i[axis] < 0 || i[axis] >= size[axis]) return;
             }
-            for (Index c = 0; c < in; ++c) {
-              sum = sum + weight[c * volume(shape_.kernel) + detail::flat(a, shape_.kernel)] *
-                              maps[c * volume(size) + detail::flat(i, size)];
-            }
+            const Scalar* w = weight + detail::flat(a, shape_.kernel);
+            const Scalar* pixel = maps + detail::flat(i, size);
+            for (Index c = 0; c < in; ++c) sum = sum + w[c * taps] * pixel[c * pixels];
           });
           *to++ = sum;
         });
