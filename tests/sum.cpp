@@ -209,11 +209,11 @@ TEST_CASE("branches that do not fit are refused, naming both", "[sum]") {
     const Layer2 g = layer(shape, 23);
     return message_of<ShapeError>([&] { contract(f + g); });
   };
-  CHECK_THAT(refused({.out = 2, .in = 4}), Contains("reads 3 channels") && Contains("4") &&
+  CHECK_THAT(refused({.out = 2, .in = 4}), Contains("read 3 and 4 channels") &&
                                                Contains("conv2d 3->2 @3x3 p1x1") &&
                                                Contains("conv2d 4->2 @1x1"));
   CHECK_THAT(refused({.out = 1, .in = 3}),
-             Contains("writes 2 channels") && Contains("conv2d 3->1 @1x1"));
+             Contains("write 2 and 1 channels") && Contains("conv2d 3->1 @1x1"));
   CHECK_THAT(refused({.out = 2, .in = 3, .geometry = {.stride = 2}}),
              Contains("branch 1 (conv2d 3->2 @3x3 p1x1) and branch 2 (conv2d 3->2 @1x1 s2x2)") &&
                  Contains("strides differ, 1x1 and 2x2"));

@@ -129,7 +129,8 @@ class Expr : public detail::Operand {
   explicit Expr(Tree tree) : tree_(std::move(tree)) {}
 
   /// Parts joined; see `chain`, `sum`, `concat_outputs` and `concat_inputs`.
-  Expr(Join join, std::vector<Expr> parts) : tree_(joined(join, std::move(parts))) {}
+  /// Throws ShapeError naming two parts whose channels differ.
+  Expr(Join join, std::vector<Expr> parts);
 
   static Expr product(Expr inner, Expr outer) {
     return {Join::chain, {std::move(inner), std::move(outer)}};
@@ -176,8 +177,6 @@ class Expr : public detail::Operand {
   }
 
  private:
-  static Tree joined(Join join, std::vector<Expr> parts);
-
   template <int R>
   static FeatureMap<Scalar, R> apply(const Tree& node, const FeatureMapView<Scalar, R>& x);
 
@@ -260,48 +259,17 @@ std::vector<ConvShape<rank_of<E>>> shapes(const E& expression) {
 }
 
 template <class Scalar, int Rank>
-auto Expr<Scalar, Rank>::joined(Join join, std::vector<Expr> parts) -> Tree {
-  std::vector<Tree> trees;
-  for (std::size_t p = 0; p < parts.size(); ++p) {
-    const detail::Channels first = detail::channels(parts.front().tree_),
-                           channels = detail::channels(parts[p].tree_);
-    const auto refuse = [&](const char* what, Index a, std::size_t number, Index b) {
-      std::string shapes;
-      if constexpr (Rank >= 0) {
-        shapes = ": " + to_string(detail::form_of(parts[number].tree_)) + " and " +
-                 to_string(detail::form_of(parts[p].tree_));
-      }
-      throw ShapeError("branch " + std::to_string(number + 1) + " " + what + " " +
-                       std::to_string(a) + " channels, branch " + std::to_string(p + 1) + " " +
-                       std::to_string(b) + shapes);
-    };
-    if (join == Join::chain && p > 0) {
-      const Index writes = detail::channels(parts[p - 1].tree_).out;
-      if (writes != channels.in) {
-        if constexpr (Rank >= 0) {
-          // Neighbours in the flat list, which name the layers better than the whole parts do.
-          const auto last = [](const Tree& tree) {
-            return tree.join() == Join::chain ? tree.parts().back() : tree;
-          };
-          const auto front = [](const Tree& tree) {
-            return tree.join() == Join::chain ? tree.parts().front() : tree;
-          };
-          detail::require_fit(detail::form_of(last(trees.back())),
-                              detail::form_of(front(parts[p].tree_)), p + 1, "product");
-        }
-        throw ShapeError("product: " + std::to_string(channels.in) + " channels are read, " +
-                         std::to_string(writes) + " are written before");
-      }
-    }
-    if ((join == Join::sum || join == Join::concat_outputs) && channels.in != first.in) {
-      refuse("reads", first.in, 0, channels.in);
-    }
-    if ((join == Join::sum || join == Join::concat_inputs) && channels.out != first.out) {
-      refuse("writes", first.out, 0, channels.out);
-    }
-    trees.push_back(parts[p].tree_);
-  }
-  return Tree(join, std::move(trees));
+Expr<Scalar, Rank>::Expr(Join join, std::vector<Expr> parts)
+    : tree_([&] {
+        std::vector<Tree> trees;
+        for (Expr& part : parts) trees.push_back(std::move(part.tree_));
+        return Tree(join, std::move(trees));
+      }()) {
+  detail::require_channels(tree_.join(), tree_.parts(), [](const Tree& part) {
+    if constexpr (Rank >= 0) return to_string(detail::form_of(part));
+    const detail::Channels channels = detail::channels(part);
+    return std::to_string(channels.in) + "->" + std::to_string(channels.out);
+  });
 }
 
 template <class Scalar, int Rank>

@@ -183,46 +183,75 @@ Index growth(const ConvShape<Rank>& shape, int axis) {
                      -span(shape, axis), "padding");
 }
 
-template <int Rank>
-[[noreturn]] void refuse_branch(const ConvShape<Rank>& first, const ConvShape<Rank>& branch,
-                                std::size_t number, const std::string& why) {
-  throw ShapeError("branch 1 (" + to_string(first) + ") and branch " + std::to_string(number) +
-                   " (" + to_string(branch) + ") cannot be joined: " + why);
+/// Throws ShapeError where the channels of parts that are to be joined differ. describe(part) names
+/// one in the message.
+template <class Leaf, class Describe>
+void require_channels(Join join, const std::vector<Tree<Leaf>>& parts, Describe&& describe) {
+  for (std::size_t p = 1; p < parts.size(); ++p) {
+    const Channels before = channels(parts[p - 1]), here = channels(parts[p]);
+    if (join == Join::chain && before.out != here.in) {
+      throw ShapeError("product: layer " + std::to_string(p + 1) + " reads " +
+                       std::to_string(here.in) + " channels (" + describe(parts[p]) + "), layer " +
+                       std::to_string(p) + " writes " + std::to_string(before.out) + " (" +
+                       describe(parts[p - 1]) + ")");
+    }
+    const bool shares_input = join == Join::sum || join == Join::concat_outputs,
+               shares_output = join == Join::sum || join == Join::concat_inputs;
+    const bool reads_other = shares_input && before.in != here.in;
+    if (!reads_other && !(shares_output && before.out != here.out)) continue;
+    throw ShapeError("branch " + std::to_string(p) + " (" + describe(parts[p - 1]) +
+                     ") and branch " + std::to_string(p + 1) + " (" + describe(parts[p]) +
+                     ") cannot be joined: they " +
+                     (reads_other ? "read " + std::to_string(before.in) + " and " +
+                                        std::to_string(here.in)
+                                  : "write " + std::to_string(before.out) + " and " +
+                                        std::to_string(here.out)) +
+                     " channels");
+  }
 }
 
-/// Kernel, geometry and bias of branches that are added or stand side by side; channels are left
-/// alone.
+/// Throws ShapeError unless branches of these shapes have equal strides and as many outputs as each
+/// other: for every input, or for the size that is named.
 template <int Rank>
-ConvShape<Rank> united(std::span<const ConvShape<Rank>> branches,
-                       const std::optional<PerAxis<Rank>>& input_size) {
-  constexpr const char* what = "sum";
+void require_same_outputs(std::span<const ConvShape<Rank>> branches,
+                          const std::optional<PerAxis<Rank>>& input_size) {
   const ConvShape<Rank>& first = branches.front();
-  ConvShape<Rank> result = first;
-  Geometry<Rank>& geometry = result.geometry;
   for (std::size_t b = 1; b < branches.size(); ++b) {
     const ConvShape<Rank>& branch = branches[b];
-    if (branch.geometry.stride != geometry.stride) {
-      refuse_branch(first, branch, b + 1,
-                    "strides differ, " + to_string(geometry.stride) + " and " +
-                        to_string(branch.geometry.stride));
+    const auto refuse = [&](const std::string& why) {
+      throw ShapeError("branch 1 (" + to_string(first) + ") and branch " + std::to_string(b + 1) +
+                       " (" + to_string(branch) + ") cannot be joined: " + why);
+    };
+    if (branch.geometry.stride != first.geometry.stride) {
+      refuse("strides differ, " + to_string(first.geometry.stride) + " and " +
+             to_string(branch.geometry.stride));
     }
     for (int axis = 0; axis < Rank; ++axis) {
       if (input_size) {
         const Index size = (*input_size)[axis], a = output_size(first, size, axis),
                     c = output_size(branch, size, axis);
         if (a == c) continue;
-        refuse_branch(first, branch, b + 1,
-                      "their outputs have " + std::to_string(a) + " and " + std::to_string(c) +
-                          " positions for an input of size " + to_string(*input_size));
+        refuse("their outputs have " + std::to_string(a) + " and " + std::to_string(c) +
+               " positions for an input of size " + to_string(*input_size));
       }
       if (growth(first, axis) == growth(branch, axis)) continue;
-      refuse_branch(first, branch, b + 1,
-                    "output sizes differ along axis " + std::to_string(axis) + ", by " +
-                        std::to_string(growth(first, axis)) + " and " +
-                        std::to_string(growth(branch, axis)) +
-                        " from the input's before striding; pad alike, or name the input size "
-                        "where they agree");
+      refuse("output sizes differ along axis " + std::to_string(axis) + ", by " +
+             std::to_string(growth(first, axis)) + " and " + std::to_string(growth(branch, axis)) +
+             " from the input's before striding; pad alike, or name the input size where they "
+             "agree");
     }
+  }
+}
+
+/// Kernel, geometry and bias of branches that are added or stand side by side; channels are left
+/// alone.
+template <int Rank>
+ConvShape<Rank> united(std::span<const ConvShape<Rank>> branches) {
+  constexpr const char* what = "sum";
+  const ConvShape<Rank>& first = branches.front();
+  ConvShape<Rank> result = first;
+  Geometry<Rank>& geometry = result.geometry;
+  for (const ConvShape<Rank>& branch : branches) {
     geometry.groups = std::gcd(geometry.groups, branch.geometry.groups);
     result.bias = result.bias || branch.bias;
   }
@@ -257,27 +286,16 @@ void require_few_zeros(const ConvShape<Rank>& shape, Index work, Origin&& origin
                   "); check strides, dilations and paddings: " + origin());
 }
 
-/// The shape of a join of parts that have these shapes.
+/// The shape of a join of parts of these shapes, which fit: see require_channels and
+/// require_same_outputs.
 template <int Rank>
-ConvShape<Rank> joined_shape(Join join, std::span<const ConvShape<Rank>> parts,
-                             const std::optional<PerAxis<Rank>>& input_size = {}) {
+ConvShape<Rank> joined_shape(Join join, std::span<const ConvShape<Rank>> parts) {
   if (join == Join::chain) return product_shape(parts);
-  for (const ConvShape<Rank>& part : parts) validate(part);
-  const ConvShape<Rank>& first = parts.front();
-  Channels sums{0, 0};
-  for (std::size_t p = 0; p < parts.size(); ++p) {
-    if (join != Join::concat_inputs && parts[p].in != first.in) {
-      refuse_branch(first, parts[p], p + 1, "they read different numbers of channels");
-    }
-    if (join != Join::concat_outputs && parts[p].out != first.out) {
-      refuse_branch(first, parts[p], p + 1, "they write different numbers of channels");
-    }
-    sums.in = checked_add(sums.in, parts[p].in, "concat");
-    sums.out = checked_add(sums.out, parts[p].out, "concat");
+  ConvShape<Rank> result = united(parts);
+  for (const ConvShape<Rank>& part : parts.subspan(1)) {
+    if (join == Join::concat_outputs) result.out = checked_add(result.out, part.out, "concat");
+    if (join == Join::concat_inputs) result.in = checked_add(result.in, part.in, "concat");
   }
-  ConvShape<Rank> result = united(parts, input_size);
-  if (join == Join::concat_outputs) result.out = sums.out;
-  if (join == Join::concat_inputs) result.in = sums.in;
   if (join != Join::sum) result.geometry.groups = 1;  // groups of a part are not those of the whole
   validate(result);
   return result;
@@ -361,8 +379,7 @@ ConvShape<Rank> product_shape(std::span<const ConvShape<Rank>> layers) {
 template <int Rank>
 ConvShape<Rank> sum_shape(std::span<const ConvShape<Rank>> branches,
                           const std::optional<PerAxis<Rank>>& input_size) {
-  if (branches.empty()) throw ShapeError("sum: no branches");
-  return detail::joined_shape(Join::sum, branches, input_size);
+  return contracted_shape(Form<Rank>(Join::sum, {branches.begin(), branches.end()}), input_size);
 }
 
 template <int Rank>
@@ -378,7 +395,10 @@ ConvShape<Rank> contracted_shape(const Form<Rank>& form,
     parts.push_back(contracted_shape(part, size));
     if (size && form.join() == Join::chain) size = output_size(part, *size);
   }
-  return detail::joined_shape<Rank>(form.join(), parts, input_size);
+  detail::require_channels(form.join(), form.parts(),
+                           [](const Form<Rank>& part) { return to_string(part); });
+  if (form.join() != Join::chain) detail::require_same_outputs<Rank>(parts, input_size);
+  return detail::joined_shape<Rank>(form.join(), parts);
 }
 
 }  // namespace concertina

@@ -130,7 +130,7 @@ Block preserving(Block block, const F& layer) {
                      ", its principal branch being " + to_string(branch.conv.shape()) +
                      ", not to " + to_string(target.shape()));
   }
-  const Conv<Wide, Rank> others = detail::evaluate<Wide>(tree, std::optional<PerAxis<Rank>>());
+  const Conv<Wide, Rank> others = detail::evaluate<Wide>(tree);
   const Expr<Scalar, any_rank> norm = batch_norm(branch.norm);
   const auto factors = detail::to_conv<Wide, Rank>(*norm.tree().leaf().channel_map());
   const Index row = std::ssize(target.weight()) / target.shape().out;

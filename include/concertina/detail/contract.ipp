@@ -26,20 +26,14 @@ void BorderPolicy<Rank>::require(const Form<Rank>& form) const {
 
 namespace detail {
 
-/// A node as one layer, computed in A. Naming the size of its input admits what contracted_shape
-/// says.
+/// A node as one layer, computed in A. Requires what contracted_shape checks.
 template <class A, class Scalar, int Rank>
-Conv<A, Rank> evaluate(const Tree<Operator<Scalar, Rank>>& node,
-                       const std::optional<PerAxis<Rank>>& input_size) {
+Conv<A, Rank> evaluate(const Tree<Operator<Scalar, Rank>>& node) {
   if (node.is_leaf()) return node.leaf().template to<A>();
   std::deque<Conv<A, Rank>> made;  // which views point into
   std::vector<ConvView<A, Rank>> parts;
   std::vector<ConvShape<Rank>> shapes;
-  std::optional<PerAxis<Rank>> size = input_size;
   for (const auto& part : node.parts()) {
-    if (size && !shapes.empty() && node.join() == Join::chain) {
-      size = output_size(shapes.back(), *size);
-    }
     if constexpr (std::is_same_v<A, Scalar>) {
       if (part.is_leaf() && part.leaf().view()) {
         parts.push_back(*part.leaf().view());
@@ -47,12 +41,12 @@ Conv<A, Rank> evaluate(const Tree<Operator<Scalar, Rank>>& node,
         continue;
       }
     }
-    made.push_back(evaluate<A>(part, size));
+    made.push_back(evaluate<A>(part));
     parts.emplace_back(made.back());
     shapes.push_back(parts.back().shape());
   }
   if (node.join() == Join::chain) return multiply<A, Rank>(parts);
-  return add<A, Rank>(node.join(), joined_shape<Rank>(node.join(), shapes, input_size), parts);
+  return add<A, Rank>(node.join(), joined_shape<Rank>(node.join(), shapes), parts);
 }
 
 }  // namespace detail
@@ -94,7 +88,7 @@ Conv<ScalarOf<E>, rank_of<E>> contract(
   const Form<Rank> form = detail::form_of(tree);
   static_cast<void>(contracted_shape(form, policy.input_size()));  // throws where it overflows
   policy.require(form);
-  Conv<Accumulator, Rank> result = detail::evaluate<Accumulator>(tree, policy.input_size());
+  Conv<Accumulator, Rank> result = detail::evaluate<Accumulator>(tree);
   if constexpr (std::is_same_v<Accumulator, Scalar>) {
     return result;
   } else {

@@ -87,29 +87,35 @@ const ConvShape<Rank>& shape_of(const ConvShape<Rank>& leaf) {
   return leaf;
 }
 
+/// The shape of a tree that fits, whatever is at its leaves.
+template <int Rank, class Leaf>
+ConvShape<Rank> whole_shape(const Tree<Leaf>& tree) {
+  if (tree.is_leaf()) return shape_of(tree.leaf());
+  std::vector<ConvShape<Rank>> parts;
+  for (const Tree<Leaf>& part : tree.parts()) parts.push_back(whole_shape<Rank>(part));
+  return joined_shape<Rank>(tree.join(), parts);
+}
+
 /// At the boundary between two parts of a chain, an element of the product sums over the channels
 /// there and over the tap pairs that meet. In every order the two sides are parts of what stands
 /// left and right of the boundary, so the counts for the whole sides bound them all. Branches add
 /// one rounding for each but the first. Summed over all stages and branches.
 template <int Rank, class Leaf>
-Terms terms(const Tree<Leaf>& tree, const std::optional<PerAxis<Rank>>& input_size = {}) {
+Terms terms(const Tree<Leaf>& tree) {
   if (tree.is_leaf()) return own_terms(tree.leaf());
   Terms count;
   Index own_bias = 0;
-  std::vector<ConvShape<Rank>> shapes;
-  std::optional<PerAxis<Rank>> size = input_size;
   for (const Tree<Leaf>& part : tree.parts()) {
-    const Terms own = terms<Rank>(part, size);
+    const Terms own = terms<Rank>(part);
     count.weight = checked_add(count.weight, own.weight, "terms");
     own_bias = checked_add(own_bias, own.bias, "terms");
-    shapes.push_back(
-        contracted_shape(part.map([](const Leaf& leaf) { return shape_of(leaf); }), size));
-    if (size && tree.join() == Join::chain) size = output_size(shapes.back(), *size);
   }
   if (tree.join() != Join::chain) {
-    const Index additions = std::ssize(shapes) - 1;
+    const Index additions = std::ssize(tree.parts()) - 1;
     return {count.weight + additions, own_bias + additions};
   }
+  std::vector<ConvShape<Rank>> shapes;
+  for (const Tree<Leaf>& part : tree.parts()) shapes.push_back(whole_shape<Rank>(part));
   const std::span<const ConvShape<Rank>> layers(shapes);
   for (std::size_t boundary = 1; boundary < layers.size(); ++boundary) {
     const ConvShape<Rank> inner = product_shape(layers.first(boundary));
@@ -263,20 +269,12 @@ Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
 
 /// An expression in the reference scalar, contracted from the first layer on in plain loops.
 template <class Ref, class Scalar, int Rank>
-Conv<Ref, Rank> contract_by_definition(const Tree<Operator<Scalar, Rank>>& node, Part part,
-                                       const std::optional<PerAxis<Rank>>& input_size = {}) {
+Conv<Ref, Rank> contract_by_definition(const Tree<Operator<Scalar, Rank>>& node, Part part) {
   if (node.is_leaf()) return leaf_by_definition<Ref>(node.leaf(), part);
   std::vector<Conv<Ref, Rank>> parts;
-  std::vector<ConvShape<Rank>> shapes;
-  std::optional<PerAxis<Rank>> size = input_size;
-  for (const auto& each : node.parts()) {
-    parts.push_back(contract_by_definition<Ref>(each, part, size));
-    shapes.push_back(parts.back().shape());
-    if (size && node.join() == Join::chain) size = output_size(shapes.back(), *size);
-  }
+  for (const auto& each : node.parts()) parts.push_back(contract_by_definition<Ref>(each, part));
   if (node.join() != Join::chain) {
-    return add_by_definition(node.join(), joined_shape<Rank>(node.join(), shapes, input_size),
-                             parts);
+    return add_by_definition(node.join(), whole_shape<Rank>(node), parts);
   }
   Conv<Ref, Rank> product = std::move(parts.front());
   for (std::size_t p = 1; p < parts.size(); ++p) {

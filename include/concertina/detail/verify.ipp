@@ -220,7 +220,7 @@ Report prove_algebra(const E& expression, const F& contraction, std::uint64_t se
   FeatureMap<PrimeField, Rank> x({.channels = contraction.shape().in, .size = size});
   for (PrimeField& number : x.values()) number = random_bits(generator);
 
-  const FeatureMap<PrimeField, Rank> whole = detail::evaluate<PrimeField>(random, input_size)(x);
+  const FeatureMap<PrimeField, Rank> whole = detail::evaluate<PrimeField>(random)(x);
   x = Expr<PrimeField, Rank>(random)(x);
   const Exactness<Rank> border = exactness(form, size);
   const MapShape<Rank>& shape = x.shape();
@@ -391,7 +391,7 @@ Report prove_structure(const E& expression, const F& contraction,
   const auto reference = from_leaves(detail::Part::value);
   const auto magnitude = from_leaves(detail::Part::magnitude);
   const auto given = augmented(contraction, input_size, limit);
-  const detail::Terms count = detail::terms<Rank>(tree, std::optional(input_size));
+  const detail::Terms count = detail::terms<Rank>(tree);
   const auto bound = detail::error_bound<Accumulator>(tree, count.bias);
 
   const Exactness<Rank> border = exactness(form, input_size);
