@@ -16,6 +16,7 @@
 #include <concertina/layers.hpp>
 #include <concertina/modular.hpp>
 #include <concertina/product.hpp>
+#include <concertina/pullback.hpp>
 #include <concertina/random.hpp>
 #include <concertina/sum.hpp>
 #include <concertina/toeplitz.hpp>

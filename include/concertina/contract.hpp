@@ -98,6 +98,7 @@ Exactness<rank_of<E>> exactness(const E& expression,
 /// Throws    InexactError where the policy is not met; ShapeError naming both layers where channels
 ///           or branches do not fit; SizeError where a size overflows or a kernel would be almost
 ///           only structural zeros
+/// Gradient  Contraction, in pullback.hpp
 /// Source    ExpandNets (NeurIPS 2020), Section 3 and supplement; padding rules in docs/exactness.md
 template <class A = void, Expression E>
 Conv<ScalarOf<E>, rank_of<E>> contract(

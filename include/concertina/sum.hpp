@@ -80,53 +80,104 @@ void concat_inputs(const R&&) = delete;
 
 namespace detail {
 
+/// A branch's place in a layer that spans it: where each of its numbers is added.
+template <int Rank>
+class BranchPlace {
+ public:
+  BranchPlace(const ConvShape<Rank>& branch, Index first_out, Index first_in,
+              const ConvShape<Rank>& sum)
+      : branch_(branch), first_out_(first_out), first_in_(first_in), sum_(sum) {
+    for_each_position(branch.kernel, [&](const PerAxis<Rank>& tap) {
+      PerAxis<Rank> position;
+      for (int axis = 0; axis < Rank; ++axis) {
+        position[axis] = (tap[axis] * branch.geometry.dilation[axis] +
+                          sum.geometry.padding.start[axis] - branch.geometry.padding.start[axis]) /
+                         sum.geometry.dilation[axis];
+      }
+      taps_.push_back(flat(position, sum.kernel));
+    });
+  }
+
+  /// Calls visit(number of the branch, number of the sum) for the weights, each in memory order of
+  /// the branch.
+  /// Cost  one call for each of the branch's numbers
+  template <class Branch, class Sum, class Visit>
+  void for_each_weight(Branch* branch, Sum* sum, Visit&& visit) const {
+    const Index in = branch_.in / branch_.geometry.groups;
+    const Index out = branch_.out / branch_.geometry.groups;
+    const Index sum_in = sum_.in / sum_.geometry.groups, taps = volume(sum_.kernel);
+    for (Index o = 0; o < branch_.out; ++o) {
+      const Index first = (first_in_ + o / out * in) % sum_in;  // within the sum's group
+      Sum* at = sum + ((first_out_ + o) * sum_in + first) * taps;
+      for (Index c = 0; c < in; ++c, at += taps) {
+        for (const Index tap : taps_) visit(*branch++, at[tap]);
+      }
+    }
+  }
+
+  /// The same for the biases of a branch that has them.
+  template <class Branch, class Sum, class Visit>
+  void for_each_bias(std::span<Branch> branch, std::span<Sum> sum, Visit&& visit) const {
+    for (std::size_t o = 0; o < branch.size(); ++o) {
+      visit(branch[o], sum[static_cast<std::size_t>(first_out_) + o]);
+    }
+  }
+
+ private:
+  ConvShape<Rank> branch_;
+  Index first_out_, first_in_;  // channels of the sum before the branch's
+  ConvShape<Rank> sum_;
+  std::vector<Index> taps_;  // the position of each of the branch's taps in the sum's kernel
+};
+
+template <class Scalar, int Rank>
+void add_branch(const BranchPlace<Rank>& place, const ConvView<Scalar, Rank>& branch,
+                Conv<Scalar, Rank>& sum) {
+  const auto add = [](const Scalar& number, Scalar& total) { total = total + number; };
+  place.for_each_weight(branch.weight().data(), sum.weight().data(), add);
+  place.for_each_bias(branch.bias(), sum.bias(), add);
+}
+
 /// Adds a branch's numbers into a layer that spans it, its first channels at these.
 /// Cost  one addition for each of the branch's numbers
 template <class Scalar, int Rank>
 void add_branch(const ConvView<Scalar, Rank>& branch, Index first_out, Index first_in,
                 Conv<Scalar, Rank>& sum) {
-  const auto& [stride, padding, dilation, groups] = sum.geometry();
-  std::vector<Index> at;  // of each of the branch's taps, in the sum's kernel
-  for_each_position(branch.shape().kernel, [&](const PerAxis<Rank>& tap) {
-    PerAxis<Rank> position;
-    for (int axis = 0; axis < Rank; ++axis) {
-      position[axis] = (tap[axis] * branch.geometry().dilation[axis] + padding.start[axis] -
-                        branch.geometry().padding.start[axis]) /
-                       dilation[axis];
-    }
-    at.push_back(flat(position, sum.shape().kernel));
-  });
-  const Index in = branch.shape().in / branch.geometry().groups;
-  const Index out = branch.shape().out / branch.geometry().groups;
-  const Index sum_in = sum.shape().in / groups, taps = volume(sum.shape().kernel);
-  const Scalar* from = branch.weight().data();
-  for (Index o = 0; o < branch.shape().out; ++o) {
-    const Index first = (first_in + o / out * in) % sum_in;  // within the sum's group
-    Scalar* to = sum.weight().data() + ((first_out + o) * sum_in + first) * taps;
-    for (Index c = 0; c < in; ++c, to += taps) {
-      for (const Index tap : at) to[tap] = to[tap] + *from++;
-    }
-    if (branch.shape().bias) {
-      Scalar& bias = sum.bias()[static_cast<std::size_t>(first_out + o)];
-      bias = bias + branch.bias()[static_cast<std::size_t>(o)];
-    }
+  add_branch(BranchPlace<Rank>(branch.shape(), first_out, first_in, sum.shape()), branch, sum);
+}
+
+/// Throws SizeError where the sum of branches of these shapes would be almost only zeros.
+template <int Rank>
+void require_few_zeros(const ConvShape<Rank>& sum, std::span<const ConvShape<Rank>> branches) {
+  Index numbers = 0;
+  for (const auto& branch : branches) numbers += weight_count(branch);
+  require_few_zeros(sum, numbers, [&] { return std::to_string(branches.size()) + " branches"; });
+}
+
+/// Where each of the branches is in a layer of their joined shape.
+template <int Rank>
+std::vector<BranchPlace<Rank>> branch_places(Join join, const ConvShape<Rank>& joined,
+                                             std::span<const ConvShape<Rank>> branches) {
+  std::vector<BranchPlace<Rank>> places;
+  Index out = 0, in = 0;  // channels of the branches before
+  for (const ConvShape<Rank>& branch : branches) {
+    places.emplace_back(branch, out, in, joined);
+    if (join == Join::concat_outputs) out += branch.out;
+    if (join == Join::concat_inputs) in += branch.in;
   }
+  return places;
 }
 
 /// Parallel layers of which the joined shape is `shape`, as one.
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> add(Join join, const ConvShape<Rank>& shape,
                        std::span<const ConvView<Scalar, Rank>> branches) {
-  Index numbers = 0;
-  for (const auto& branch : branches) numbers += weight_count(branch.shape());
-  require_few_zeros(shape, numbers, [&] { return std::to_string(branches.size()) + " branches"; });
+  std::vector<ConvShape<Rank>> shapes;
+  for (const auto& branch : branches) shapes.push_back(branch.shape());
+  require_few_zeros<Rank>(shape, shapes);
   Conv<Scalar, Rank> result(shape);
-  Index out = 0, in = 0;  // channels of the branches before
-  for (const auto& branch : branches) {
-    add_branch(branch, out, in, result);
-    if (join == Join::concat_outputs) out += branch.shape().out;
-    if (join == Join::concat_inputs) in += branch.shape().in;
-  }
+  const std::vector<BranchPlace<Rank>> places = branch_places<Rank>(join, shape, shapes);
+  for (std::size_t b = 0; b < branches.size(); ++b) add_branch(places[b], branches[b], result);
   return result;
 }
 

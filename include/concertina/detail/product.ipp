@@ -11,7 +11,10 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace concertina {
 
@@ -32,27 +35,6 @@ template <class Scalar>
 using ConstMatrix = Eigen::Map<const RowMajor<Scalar>, 0, Eigen::OuterStride<>>;
 template <class Scalar>
 using MutableMatrix = Eigen::Map<RowMajor<Scalar>, 0, Eigen::OuterStride<>>;
-
-/// Channels between two layers that one group of each shares. There the product of two
-/// block-diagonal matrices is dense, and each segment fills a block of the result of its own.
-struct Segment {
-  Index begin, end;    // channels between the layers
-  Index outer, inner;  // the groups
-};
-
-template <int Rank>
-std::vector<Segment> segments(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
-  const Index outer_width = outer.in / outer.geometry.groups;
-  const Index inner_width = inner.out / inner.geometry.groups;
-  std::vector<Segment> result;
-  for (Index begin = 0; begin < inner.out;) {
-    const Index g2 = begin / outer_width, g1 = begin / inner_width;
-    const Index end = std::min((g2 + 1) * outer_width, (g1 + 1) * inner_width);
-    result.push_back({begin, end, g2, g1});
-    begin = end;
-  }
-  return result;
-}
 
 /// The algorithms of a dense block. Which one runs depends on shapes only, never on the scalar, so
 /// that what is proved over a prime field is what runs on floats.
@@ -127,281 +109,460 @@ std::vector<Index> tap_positions(const ConvShape<Rank>& factor, const PerAxis<Ra
   return positions;
 }
 
-/// One dense block of a product. Weights are [out][between][outer taps] and [between][in][inner
-/// taps], the result [out][in][taps]; steps between rows are those of the whole tensors.
-template <class Scalar>
-struct Block {
-  Index out, between, in;
-  const Scalar* outer;
-  Index outer_step;
-  const Scalar* inner;
-  Index inner_step;
-  Scalar* result;
-  Index result_step;
-  std::span<const Index> outer_taps, inner_taps;  // their positions in the result's kernel
-  Index taps;                                     // of the result
+/// Products of fewer multiply-adds are not shared out: threads take some 10 us to start, one takes
+/// 100 for these.
+inline constexpr Index least_shared = Index{1} << 22;
 
-  Index outer_count() const { return static_cast<Index>(outer_taps.size()); }
-  Index inner_count() const { return static_cast<Index>(inner_taps.size()); }
+/// Calls task(i) for every i in 0 .. count - 1 in turn.
+struct InTurn {
+  template <class Task>
+  void operator()(Index count, Task&& task) const {
+    for (Index i = 0; i < count; ++i) task(i);
+  }
 };
 
-template <class Scalar>
-void multiply_direct(const Block<Scalar>& block) {
-  for (Index o = 0; o < block.out; ++o) {
-    for (Index m = 0; m < block.between; ++m) {
-      const Scalar* w2 = block.outer + o * block.outer_step + m * block.outer_count();
-      for (Index c = 0; c < block.in; ++c) {
-        const Scalar* w1 = block.inner + m * block.inner_step + c * block.inner_count();
-        Scalar* result = block.result + o * block.result_step + c * block.taps;
-        for (const Index b : block.outer_taps) {
-          const Scalar& factor = *w2++;
-          for (std::size_t a = 0; a < block.inner_taps.size(); ++a) {
-            Scalar& sum = result[b + block.inner_taps[a]];
-            sum = sum + factor * w1[a];
-          }
-        }
-        w2 -= block.outer_count();
-      }
-    }
-  }
+/// Calls task(i) for every i in 0 .. count - 1: as `run` does where the work is worth it.
+template <class Run, class Task>
+void share_out(Index work, Index count, Run& run, Task&& task) {
+  if (count < 2 || work < least_shared) return InTurn()(count, task);
+  run(count, task);
 }
 
-/// In panels of columns, because Eigen sizes its blocks by the last-level cache, which for a very
-/// wide product spills the second: 512 x 2048 x 18432 in float took 41 G multiply-adds/s at once
-/// and 51 in panels of 1024 (Xeon, AVX-512).
-template <class Scalar>
-void multiply_outer_pointwise(const Block<Scalar>& block) {
-  constexpr Index panel = 1024;
-  const ConstMatrix<Scalar> outer(block.outer, block.out, block.between,
-                                  Eigen::OuterStride<>(block.outer_step));
-  for (Index first = 0; first < block.in * block.taps; first += panel) {
-    const Index columns = std::min(panel, block.in * block.taps - first);
-    MutableMatrix<Scalar>(block.result + first, block.out, columns,
-                          Eigen::OuterStride<>(block.result_step))
-        .noalias() = outer * ConstMatrix<Scalar>(block.inner + first, block.between, columns,
-                                                 Eigen::OuterStride<>(block.inner_step));
-  }
-}
-
-/// For one output channel the result [in][taps] is a matrix product with few columns. Taking
-/// several output channels side by side makes it wide: their kernels are copied into
-/// [between][channel, tap], whose copies are contiguous runs of a kernel, as are those of the
-/// result.
-template <class Scalar>
-void multiply_inner_pointwise(const Block<Scalar>& block) {
-  constexpr Index wanted_columns = 512;
-  const Index taps = block.outer_count();
-  const Index panel = std::clamp<Index>(wanted_columns / taps, 1, block.out);
-  RowMajor<Scalar> kernels(block.between, panel * taps), products(block.in, panel * taps);
-  const ConstMatrix<Scalar> inner(block.inner, block.between, block.in,
-                                  Eigen::OuterStride<>(block.inner_step));
-  for (Index first = 0; first < block.out; first += panel) {
-    const Index rows = std::min(panel, block.out - first);
-    for (Index m = 0; m < block.between; ++m) {
-      for (Index o = 0; o < rows; ++o) {
-        std::copy_n(block.outer + (first + o) * block.outer_step + m * taps, taps,
-                    &kernels(m, o * taps));
-      }
-    }
-    products.leftCols(rows * taps).noalias() = inner.transpose() * kernels.leftCols(rows * taps);
-    for (Index o = 0; o < rows; ++o) {
-      for (Index c = 0; c < block.in; ++c) {
-        std::copy_n(&products(c, o * taps), taps,
-                    block.result + (first + o) * block.result_step + c * block.taps);
-      }
-    }
-  }
-}
-
-/// The result's tap t is the sum over tap pairs (b, a) that meet there of the matrix products W2_b
-/// W1_a. Pairs that are neighbours in the outer kernel's last axis are neighbours, in reverse, in
-/// the inner one's; so with W2 stored [out][b][between] and W1 stored [reversed a][between][in]
-/// such a row of pairs is one matrix product, whose inner length is between * pairs. It needs no
-/// atomics, no scatter, and no multiplications by zero.
-template <class Scalar>
-void multiply_general(const Block<Scalar>& block) {
-  const Index outer_taps = block.outer_count(), inner_taps = block.inner_count();
-  RowMajor<Scalar> outer(block.out, outer_taps * block.between);
-  for (Index o = 0; o < block.out; ++o) {
-    for (Index m = 0; m < block.between; ++m) {
-      const Scalar* from = block.outer + o * block.outer_step + m * outer_taps;
-      for (Index b = 0; b < outer_taps; ++b) outer(o, b * block.between + m) = from[b];
-    }
-  }
-  RowMajor<Scalar> inner(inner_taps * block.between, block.in);
-  for (Index m = 0; m < block.between; ++m) {
-    const Scalar* from = block.inner + m * block.inner_step;
-    for (Index a = 0; a < inner_taps; ++a) {
-      Scalar* to = &inner((inner_taps - 1 - a) * block.between + m, 0);
-      for (Index c = 0; c < block.in; ++c) to[c] = from[c * inner_taps + a];
-    }
-  }
-
-  // runs[t] lists outer taps b, b + 1, ... with inner taps a, a - 1, ...
-  struct Run {
-    Index b, a, length;
+/// A matrix product's result cut into panels that are computed on their own, each with the whole
+/// inner length. The cut depends on the sizes only, so every number is computed in one and the same
+/// way, whoever computes which panel.
+class Panels {
+ public:
+  struct Panel {
+    Index row, column, rows, columns;
   };
-  std::vector<std::vector<Run>> runs(static_cast<std::size_t>(block.taps));
-  for (Index b = 0; b < outer_taps; ++b) {
-    for (Index a = 0; a < inner_taps; ++a) {
-      const Index t = block.outer_taps[static_cast<std::size_t>(b)] +
-                      block.inner_taps[static_cast<std::size_t>(a)];
-      auto& at = runs[static_cast<std::size_t>(t)];
-      if (!at.empty() && at.back().b + at.back().length == b &&
-          at.back().a - at.back().length == a) {
-        ++at.back().length;
-      } else {
-        at.push_back({b, a, 1});
-      }
+
+  Panels(Index rows, Index columns, Index inner)
+      : rows_(rows), columns_(columns), height_(rows), width_(std::min(columns, widest)) {
+    while (count() < enough && height_ * width_ * inner > 2 * least_work &&
+           std::max(height_, width_) > 2 * least_side) {
+      Index& longer = width_ >= height_ ? width_ : height_;
+      longer = (longer / 2 + least_side - 1) / least_side * least_side;
     }
   }
 
-  // All of [tap][out][in] first, then transposed as a whole.
-  RowMajor<Scalar> sums(block.taps * block.out, block.in);
-  for (Index t = 0; t < block.taps; ++t) {
-    auto sum = sums.middleRows(t * block.out, block.out);
-    const auto& at = runs[static_cast<std::size_t>(t)];
-    if (at.empty()) sum.setZero();  // between spread taps
-    for (const Run& run : at) {
-      const auto left = outer.middleCols(run.b * block.between, run.length * block.between);
-      const auto right =
-          inner.middleRows((inner_taps - 1 - run.a) * block.between, run.length * block.between);
-      if (&run == &at.front()) {
-        sum.noalias() = left * right;
-      } else {
-        sum.noalias() += left * right;
-      }
-    }
-  }
-  // Reading along rows and writing with a stride stays in the first-level cache. The other way
-  // round the taps' rows lie powers of two apart and evict each other.
-  constexpr Index panel = 256;
-  for (Index o = 0; o < block.out; ++o) {
-    for (Index first = 0; first < block.in; first += panel) {
-      const Index last = std::min(first + panel, block.in);
-      for (Index t = 0; t < block.taps; ++t) {
-        const Scalar* from = &sums(t * block.out + o, 0);
-        Scalar* to = block.result + o * block.result_step + t;
-        for (Index c = first; c < last; ++c) to[c * block.taps] = from[c];
-      }
-    }
-  }
-}
+  Index count() const { return down() * across(); }
 
-/// to[i] = factor * from[i].
+  Panel operator[](Index i) const {
+    const Index row = i / across() * height_, column = i % across() * width_;
+    return {row, column, std::min(height_, rows_ - row), std::min(width_, columns_ - column)};
+  }
+
+ private:
+  // Eigen sizes its blocks by the last-level cache, which for a very wide product spills the
+  // second: 512 x 2048 x 18432 in float took 41 G multiply-adds/s at once and 51 in panels of 1024
+  // (Xeon, AVX-512).
+  static constexpr Index widest = 1024;
+  // Eight threads have two panels each where a panel keeps enough work and is not so narrow that
+  // packing its operands costs more than threads gain.
+  static constexpr Index enough = 16, least_work = Index{1} << 21, least_side = 64;
+
+  Index down() const { return (rows_ + height_ - 1) / height_; }
+  Index across() const { return (columns_ + width_ - 1) / width_; }
+
+  Index rows_, columns_;
+  Index height_, width_;  // of a panel
+};
+
+/// The channels between two layers that one group of each shares form a segment. There the product
+/// of two block-diagonal matrices is dense, and each segment fills a block of the result of its
+/// own: where its first numbers are in the three weights, and how far apart its rows. Weights are
+/// [out][between][outer taps] and [between][in][inner taps], the result [out][in][taps].
+struct Block {
+  Index out = 0, between = 0, in = 0;
+  Index outer = 0, inner = 0, result = 0;
+  Index outer_step = 0, inner_step = 0, result_step = 0;
+};
+
+/// Neighbouring taps b, b + 1, ... of the outer kernel, which meet a, a - 1, ... of the inner one
+/// at the same tap of the result.
+struct PairRun {
+  Index b, a, length;
+};
+
+/// A product but for its numbers: all that follows from its factors' shapes.
+template <int Rank>
+struct PairPlan {
+  ConvShape<Rank> outer, inner, product;
+  PairPath path;
+  std::vector<Index> outer_taps, inner_taps;  // their positions in the product's kernel
+  Index taps;                                 // of the product
+  std::vector<PairRun> runs;                  // general: those of tap t are
+  std::vector<std::size_t> first_run;         // first_run[t] .. first_run[t + 1]
+
+  /// Throws SizeError where the product would be almost only zeros.
+  PairPlan(const ConvShape<Rank>& outer_shape, const ConvShape<Rank>& inner_shape)
+      : outer(outer_shape),
+        inner(inner_shape),
+        product(product_shape(outer, inner)),
+        path(pair_path(outer, inner)),
+        taps(volume(product.kernel)) {
+    require_few_zeros(product, multiply_adds(outer, inner),
+                      [&] { return to_string(outer) + " after " + to_string(inner); });
+    if (is_diagonal()) return;
+    PerAxis<Rank> spacing;
+    for (int axis = 0; axis < Rank; ++axis) {
+      spacing[axis] = outer.geometry.dilation[axis] * inner.geometry.stride[axis];
+    }
+    outer_taps = tap_positions(outer, spacing, product);
+    inner_taps = tap_positions(inner, inner.geometry.dilation, product);
+    if (path == PairPath::general) find_runs();
+  }
+
+  bool is_diagonal() const {
+    return path == PairPath::outer_diagonal || path == PairPath::inner_diagonal;
+  }
+  Index outer_count() const { return std::ssize(outer_taps); }
+  Index inner_count() const { return std::ssize(inner_taps); }
+
+  /// Calls visit(block) for every block of a product neither of whose factors is diagonal.
+  template <class Visit>
+  void for_each_block(Visit&& visit) const {
+    if (is_diagonal()) return;
+    const Index out = outer.out / outer.geometry.groups,
+                inner_out = inner.out / inner.geometry.groups;
+    const Index outer_in = outer.in / outer.geometry.groups,
+                inner_in = inner.in / inner.geometry.groups,
+                product_in = product.in / product.geometry.groups;
+    Block block{.out = out,
+                .in = inner_in,
+                .outer_step = outer_in * outer_count(),
+                .inner_step = inner_in * inner_count(),
+                .result_step = product_in * taps};
+    Index outer_end = 0, inner_end = 0;            // of the groups that share the segment
+    Index first_out = -out, first_in = -inner_in;  // of those groups' channels
+    for (Index begin = 0; begin < inner.out; begin += block.between) {
+      if (begin == outer_end) outer_end += outer_in, first_out += out;
+      if (begin == inner_end) inner_end += inner_out, first_in += inner_in;
+      block.between = std::min(outer_end, inner_end) - begin;
+      block.outer = first_out * block.outer_step + (begin - (outer_end - outer_in)) * outer_count();
+      block.inner = begin * block.inner_step;
+      block.result = first_out * block.result_step + first_in % product_in * taps;
+      visit(std::as_const(block));
+    }
+  }
+
+  /// Multiply-adds.
+  Index work(const Block& block) const {
+    return block.out * block.between * block.in * outer_count() * inner_count();
+  }
+
+  /// Output channels of an inner pointwise pair that are side by side in one matrix product.
+  Index kernels_in_panel(const Block& block) const {
+    constexpr Index wanted_columns = 512;
+    return std::clamp<Index>(wanted_columns / outer_count(), 1, block.out);
+  }
+  Index kernel_panels(const Block& block) const {
+    return (block.out + kernels_in_panel(block) - 1) / kernels_in_panel(block);
+  }
+
+  std::span<const PairRun> runs_of(Index tap) const {
+    const auto t = static_cast<std::size_t>(tap);
+    return std::span(runs).subspan(first_run[t], first_run[t + 1] - first_run[t]);
+  }
+
+ private:
+  void find_runs() {
+    std::vector<std::vector<PairRun>> found(static_cast<std::size_t>(taps));
+    for (Index b = 0; b < outer_count(); ++b) {
+      for (Index a = 0; a < inner_count(); ++a) {
+        const Index t =
+            outer_taps[static_cast<std::size_t>(b)] + inner_taps[static_cast<std::size_t>(a)];
+        auto& at = found[static_cast<std::size_t>(t)];
+        if (!at.empty() && at.back().b + at.back().length == b &&
+            at.back().a - at.back().length == a) {
+          ++at.back().length;
+        } else {
+          at.push_back({b, a, 1});
+        }
+      }
+    }
+    first_run.push_back(0);
+    for (const auto& at : found) {
+      runs.insert(runs.end(), at.begin(), at.end());
+      first_run.push_back(runs.size());
+    }
+  }
+};
+
+/// From [rows][columns] to [columns][rows]. Eight rows at a time, so that what is written with a
+/// stride is written eight numbers at a time: a number at a time took twice as long.
 template <class Scalar>
-void scale(const Scalar& factor, const Scalar* from, Scalar* to, Index count) {
-  for (Index i = 0; i < count; ++i) to[i] = factor * from[i];
+void transpose(const Scalar* from, Index from_step, Index rows, Index columns, Scalar* to,
+               Index to_step) {
+  constexpr Index together = 8;
+  Index row = 0;
+  for (; row + together <= rows; row += together) {
+    const Scalar* at = from + row * from_step;
+    for (Index column = 0; column < columns; ++column) {
+      for (Index i = 0; i < together; ++i) {
+        to[column * to_step + row + i] = at[i * from_step + column];
+      }
+    }
+  }
+  for (; row < rows; ++row) {
+    for (Index column = 0; column < columns; ++column) {
+      to[column * to_step + row] = from[row * from_step + column];
+    }
+  }
 }
 
-/// The weight of a product of which one factor is diagonal. The other one's kernel is the
-/// product's, so its numbers stay where they are.
+/// Numbers of no value until they are written.
+template <class Scalar>
+using Scratch = Eigen::Array<Scalar, Eigen::Dynamic, 1>;
+
+/// One product after another of the same shapes. Space for what is copied on the way is made once.
 template <class Scalar, int Rank>
-void multiply_diagonal(const ConvView<Scalar, Rank>& outer, const ConvView<Scalar, Rank>& inner,
-                       Conv<Scalar, Rank>& product) {
-  const bool scales_rows = is_diagonal(outer.shape());
-  const ConvView<Scalar, Rank>& layer = scales_rows ? inner : outer;
-  const Scalar* factors = (scales_rows ? outer : inner).weight().data();
-  const Index groups = layer.geometry().groups, taps = volume(layer.shape().kernel);
-  const Index in = layer.shape().in / groups, out = layer.shape().out / groups;
-  const Scalar* from = layer.weight().data();
-  Scalar* to = product.weight().data();
-  for (Index o = 0; o < layer.shape().out; ++o) {
-    if (scales_rows) {
-      scale(factors[o], from, to, in * taps);
-      from += in * taps, to += in * taps;
-      continue;
-    }
-    for (Index c = 0; c < in; ++c, from += taps, to += taps) {
-      scale(factors[o / out * in + c], from, to, taps);
-    }
+class PairProduct {
+ public:
+  /// With `shares` panels that are copied have space of their own, so that they can be computed at
+  /// the same time.
+  PairProduct(PairPlan<Rank> plan, bool shares) : plan_(std::move(plan)), shares_(shares) {
+    Index numbers = 0;
+    plan_.for_each_block([&](const Block& block) { numbers = std::max(numbers, space(block)); });
+    if (plan_.inner.bias) numbers = std::max(numbers, volume(plan_.outer.kernel));
+    scratch_.resize(numbers);
   }
-}
 
-/// The weight of a product as dense blocks, one for each segment.
-template <class Scalar, int Rank>
-void multiply_blocks(const ConvView<Scalar, Rank>& outer, const ConvView<Scalar, Rank>& inner,
-                     PairPath path, Conv<Scalar, Rank>& product) {
-  const auto groups = [](const auto& layer) { return layer.geometry().groups; };
-  const Index outer_in = outer.shape().in / groups(outer),
-              inner_in = inner.shape().in / groups(inner);
-  const Index out = outer.shape().out / groups(outer);
-  const Index product_in = product.shape().in / groups(product);
-  const Index outer_taps = volume(outer.shape().kernel), inner_taps = volume(inner.shape().kernel);
-  const Index taps = volume(product.shape().kernel);
+  const PairPlan<Rank>& plan() const { return plan_; }
 
-  PerAxis<Rank> outer_spacing;
-  for (int axis = 0; axis < Rank; ++axis) {
-    outer_spacing[axis] = outer.geometry().dilation[axis] * inner.geometry().stride[axis];
+  /// outer * inner. Requires the product's structural zeros to be zeros.
+  template <class Run>
+  void operator()(const ConvView<Scalar, Rank>& outer, const ConvView<Scalar, Rank>& inner,
+                  Conv<Scalar, Rank>& product, Run& run) {
+    weight(outer.weight().data(), inner.weight().data(), product.weight().data(), run);
+    if (product.shape().bias) bias(outer, inner, product.bias());
   }
-  const std::vector<Index> outer_at = tap_positions(outer.shape(), outer_spacing, product.shape());
-  const std::vector<Index> inner_at =
-      tap_positions(inner.shape(), inner.geometry().dilation, product.shape());
-  for (const Segment& segment : segments(outer.shape(), inner.shape())) {
-    const Index first_out = segment.outer * out;
-    const Index first_in = segment.inner * inner_in % product_in;
-    const Block<Scalar> block{
-        .out = out,
-        .between = segment.end - segment.begin,
-        .in = inner_in,
-        .outer =
-            outer.weight().data() + (first_out * outer_in + segment.begin % outer_in) * outer_taps,
-        .outer_step = outer_in * outer_taps,
-        .inner = inner.weight().data() + segment.begin * inner_in * inner_taps,
-        .inner_step = inner_in * inner_taps,
-        .result = product.weight().data() + (first_out * product_in + first_in) * taps,
-        .result_step = product_in * taps,
-        .outer_taps = outer_at,
-        .inner_taps = inner_at,
-        .taps = taps};
-    switch (path) {
-      case PairPath::outer_diagonal:  // not in blocks; their rows or columns would do
-      case PairPath::inner_diagonal:
-      case PairPath::direct: multiply_direct(block); break;
-      case PairPath::outer_pointwise: multiply_outer_pointwise(block); break;
-      case PairPath::inner_pointwise: multiply_inner_pointwise(block); break;
-      case PairPath::general: multiply_general(block); break;
+
+ private:
+  struct Factors {
+    const Scalar *outer, *inner;
+    Scalar* result;
+  };
+  using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
+
+  bool has_panels_apart(const Block& block) const {
+    return shares_ && plan_.work(block) >= least_shared;
+  }
+
+  /// Numbers of scratch that a block takes.
+  Index space(const Block& block) const {
+    if (plan_.path == PairPath::inner_pointwise) {
+      return (has_panels_apart(block) ? plan_.kernel_panels(block) : 1) *
+             plan_.kernels_in_panel(block) * plan_.outer_count() * (block.between + block.in);
+    }
+    if (plan_.path != PairPath::general) return 0;
+    return block.out * block.between * plan_.outer_count() +
+           block.between * block.in * plan_.inner_count() + block.out * block.in * plan_.taps;
+  }
+
+  template <class Run>
+  void weight(const Scalar* outer, const Scalar* inner, Scalar* product, Run& run) {
+    if (plan_.is_diagonal()) return diagonal(outer, inner, product);
+    if (plan_.path == PairPath::direct) {
+      std::fill_n(product, weight_count(plan_.product), Scalar(0));
+    }
+    plan_.for_each_block([&](const Block& block) {
+      const Factors factors{outer + block.outer, inner + block.inner, product + block.result};
+      switch (plan_.path) {
+        case PairPath::outer_diagonal:
+        case PairPath::inner_diagonal: break;
+        case PairPath::direct: direct(block, factors); break;
+        case PairPath::outer_pointwise: outer_pointwise(block, factors, run); break;
+        case PairPath::inner_pointwise: inner_pointwise(block, factors, run); break;
+        case PairPath::general: general(block, factors, run); break;
+      }
+    });
+  }
+
+  /// Inlined into the loop over blocks, GCC 12 keeps addresses in memory: 1.3 times as slow.
+  [[gnu::noinline]] void direct(const Block& block, const Factors& at) const {
+    const std::span<const Index> outer_taps(plan_.outer_taps), inner_taps(plan_.inner_taps);
+    const Index outer_count = std::ssize(outer_taps), inner_count = std::ssize(inner_taps);
+    for (Index o = 0; o < block.out; ++o) {
+      for (Index m = 0; m < block.between; ++m) {
+        const Scalar* w2 = at.outer + o * block.outer_step + m * outer_count;
+        for (Index c = 0; c < block.in; ++c) {
+          const Scalar* w1 = at.inner + m * block.inner_step + c * inner_count;
+          Scalar* result = at.result + o * block.result_step + c * plan_.taps;
+          for (const Index b : outer_taps) {
+            const Scalar& factor = *w2++;
+            for (std::size_t a = 0; a < inner_taps.size(); ++a) {
+              Scalar& sum = result[b + inner_taps[a]];
+              sum = sum + factor * w1[a];
+            }
+          }
+          w2 -= outer_count;
+        }
+      }
     }
   }
-}
 
-/// The bias of a product that has one: b2 plus the outer layer on a map that is b1 everywhere.
-template <class Scalar, int Rank>
-void multiply_bias(const ConvView<Scalar, Rank>& outer, const ConvView<Scalar, Rank>& inner,
-                   Conv<Scalar, Rank>& product) {
-  const Index in = outer.shape().in / outer.geometry().groups;
-  const Index out = outer.shape().out / outer.geometry().groups;
-  const Index taps = volume(outer.shape().kernel);
-  for (Index o = 0; o < product.shape().out; ++o) {
-    Scalar& bias = product.bias()[static_cast<std::size_t>(o)];
-    if (outer.shape().bias) bias = outer.bias()[static_cast<std::size_t>(o)];
-    if (!inner.shape().bias) continue;
-    const Scalar* weight = outer.weight().data() + o * in * taps;
-    const Scalar* b1 = inner.bias().data() + o / out * in;
-    for (Index m = 0; m < in; ++m) {
-      Scalar sum(0);
-      for (Index b = 0; b < taps; ++b) sum = sum + *weight++;
-      bias = bias + sum * b1[m];
+  /// One matrix product, in place.
+  template <class Run>
+  void outer_pointwise(const Block& block, const Factors& at, Run& run) const {
+    const Panels panels(block.out, block.in * plan_.taps, block.between);
+    share_out(plan_.work(block), panels.count(), run, [&](Index i) {
+      const Panels::Panel panel = panels[i];
+      MutableMatrix<Scalar>(at.result + panel.row * block.result_step + panel.column, panel.rows,
+                            panel.columns, Eigen::OuterStride<>(block.result_step))
+          .noalias() = ConstMatrix<Scalar>(at.outer + panel.row * block.outer_step, panel.rows,
+                                           block.between, Eigen::OuterStride<>(block.outer_step)) *
+                       ConstMatrix<Scalar>(at.inner + panel.column, block.between, panel.columns,
+                                           Eigen::OuterStride<>(block.inner_step));
+    });
+  }
+
+  /// For one output channel the result [in][taps] is a matrix product with few columns. Taking
+  /// several output channels side by side makes it wide: their kernels are copied into
+  /// [between][channel, tap], whose copies are contiguous runs of a kernel, as are those of the
+  /// result.
+  template <class Run>
+  void inner_pointwise(const Block& block, const Factors& at, Run& run) {
+    const Index taps = plan_.outer_count(), kernels_in_panel = plan_.kernels_in_panel(block),
+                width = kernels_in_panel * taps;
+    const Index apart = has_panels_apart(block) ? width * (block.between + block.in) : 0;
+    const ConstMatrix<Scalar> inner(at.inner, block.between, block.in,
+                                    Eigen::OuterStride<>(block.inner_step));
+    share_out(plan_.work(block), plan_.kernel_panels(block), run, [&](Index i) {
+      const Index first = i * kernels_in_panel,
+                  rows = std::min(kernels_in_panel, block.out - first);
+      Eigen::Map<RowMajor<Scalar>> kernels(scratch_.data() + i * apart, block.between, width);
+      Eigen::Map<RowMajor<Scalar>> products(kernels.data() + kernels.size(), block.in, width);
+      for (Index m = 0; m < block.between; ++m) {
+        for (Index o = 0; o < rows; ++o) {
+          std::copy_n(at.outer + (first + o) * block.outer_step + m * taps, taps,
+                      &kernels(m, o * taps));
+        }
+      }
+      products.leftCols(rows * taps).noalias() = inner.transpose() * kernels.leftCols(rows * taps);
+      for (Index o = 0; o < rows; ++o) {
+        for (Index c = 0; c < block.in; ++c) {
+          std::copy_n(&products(c, o * taps), taps,
+                      at.result + (first + o) * block.result_step + c * taps);
+        }
+      }
+    });
+  }
+
+  /// The result's tap t is the sum over tap pairs (b, a) that meet there of the matrix products
+  /// W2_b W1_a. Pairs that are neighbours in the outer kernel's last axis are neighbours, in
+  /// reverse, in the inner one's; so with W2 stored [out][b][between] and W1 stored [reversed
+  /// a][between][in] such a row of pairs is one matrix product, whose inner length is between *
+  /// pairs. It needs no atomics, no scatter, and no multiplications by zero.
+  template <class Run>
+  void general(const Block& block, const Factors& at, Run& run) {
+    const Index outer_taps = plan_.outer_count(), inner_taps = plan_.inner_count(),
+                taps = plan_.taps;
+    Eigen::Map<RowMajor<Scalar>> outer(scratch_.data(), block.out, outer_taps * block.between);
+    for (Index o = 0; o < block.out; ++o) {
+      transpose(at.outer + o * block.outer_step, outer_taps, block.between, outer_taps,
+                &outer(o, 0), block.between);
+    }
+    Eigen::Map<RowMajor<Scalar>> inner(outer.data() + outer.size(), inner_taps * block.between,
+                                       block.in);
+    for (Index m = 0; m < block.between; ++m) {
+      transpose(at.inner + m * block.inner_step, inner_taps, block.in, inner_taps,
+                &inner((inner_taps - 1) * block.between + m, 0), -block.between * block.in);
+    }
+
+    // All of [tap][out][in] first, then transposed as a whole.
+    Eigen::Map<RowMajor<Scalar>> sums(inner.data() + inner.size(), taps * block.out, block.in);
+    share_out(plan_.work(block), taps, run, [&](Index t) {
+      auto sum = sums.middleRows(t * block.out, block.out);
+      const std::span<const PairRun> runs = plan_.runs_of(t);
+      if (runs.empty()) sum.setZero();  // between spread taps
+      for (const PairRun& pairs : runs) {
+        const auto left = outer.middleCols(pairs.b * block.between, pairs.length * block.between);
+        const auto right = inner.middleRows((inner_taps - 1 - pairs.a) * block.between,
+                                            pairs.length * block.between);
+        if (&pairs == &runs.front()) {
+          sum.noalias() = left * right;
+        } else {
+          sum.noalias() += left * right;
+        }
+      }
+    });
+    // In panels of columns, which stay in the first-level cache.
+    constexpr Index panel = 256;
+    for (Index o = 0; o < block.out; ++o) {
+      for (Index first = 0; first < block.in; first += panel) {
+        transpose(&sums(o, first), block.out * block.in, taps, std::min(panel, block.in - first),
+                  at.result + o * block.result_step + first * taps, taps);
+      }
     }
   }
-}
+
+  /// The other factor's kernel is the product's, so its numbers stay where they are.
+  void diagonal(const Scalar* outer, const Scalar* inner, Scalar* product) const {
+    const bool scales_rows = plan_.path == PairPath::outer_diagonal;
+    const ConvShape<Rank>& layer = scales_rows ? plan_.inner : plan_.outer;
+    const Scalar *factors = scales_rows ? outer : inner, *from = scales_rows ? inner : outer;
+    const Index in = layer.in / layer.geometry.groups, out = layer.out / layer.geometry.groups;
+    const Index taps = plan_.taps;
+    for (Index o = 0; o < layer.out; ++o) {
+      if (scales_rows) {
+        scale(factors[o], from, product, in * taps);
+        from += in * taps, product += in * taps;
+        continue;
+      }
+      for (Index c = 0; c < in; ++c, from += taps, product += taps) {
+        scale(factors[o / out * in + c], from, product, taps);
+      }
+    }
+  }
+
+  /// b2 plus the outer layer on a map that is b1 everywhere. Channels are summed first and taps
+  /// last, which rounds channels + taps times.
+  void bias(const ConvView<Scalar, Rank>& outer, const ConvView<Scalar, Rank>& inner,
+            std::span<Scalar> product) {
+    if (outer.shape().bias) {
+      std::ranges::copy(outer.bias(), product.begin());
+    } else {
+      std::ranges::fill(product, Scalar(0));
+    }
+    if (!inner.shape().bias) return;
+    const Index groups = outer.geometry().groups, in = outer.shape().in / groups,
+                out = outer.shape().out / groups, taps = volume(outer.shape().kernel);
+    for (Index g = 0; g < groups; ++g) {
+      const Scalar* weight = outer.weight().data() + g * out * in * taps;
+      const Eigen::Map<const Vector> b1(inner.bias().data() + g * in, in);
+      Eigen::Map<Vector> biases(product.data() + g * out, out);
+      if (taps == 1) {
+        biases.noalias() += Eigen::Map<const RowMajor<Scalar>>(weight, out, in) * b1;
+        continue;
+      }
+      Eigen::Map<Vector> sums(scratch_.data(), taps);
+      for (Index o = 0; o < out; ++o, weight += in * taps) {
+        sums.noalias() = Eigen::Map<const RowMajor<Scalar>>(weight, in, taps).transpose() * b1;
+        biases[o] = biases[o] + sums.sum();
+      }
+    }
+  }
+
+  /// to[i] = factor * from[i].
+  static void scale(const Scalar& factor, const Scalar* from, Scalar* to, Index count) {
+    for (Index i = 0; i < count; ++i) to[i] = factor * from[i];
+  }
+
+  PairPlan<Rank> plan_;
+  bool shares_;
+  Scratch<Scalar> scratch_;
+};
 
 /// outer * inner, as one layer.
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> multiply(const ConvView<Scalar, Rank>& outer,
                             const ConvView<Scalar, Rank>& inner) {
-  const ConvShape<Rank> shape = product_shape(outer.shape(), inner.shape());
-  require_few_zeros(shape, multiply_adds(outer.shape(), inner.shape()), [&] {
-    return to_string(outer.shape()) + " after " + to_string(inner.shape());
-  });
-  Conv<Scalar, Rank> product(shape);
-  const PairPath path = pair_path(outer.shape(), inner.shape());
-  if (path == PairPath::outer_diagonal || path == PairPath::inner_diagonal) {
-    multiply_diagonal(outer, inner, product);
-  } else {
-    multiply_blocks(outer, inner, path, product);
-  }
-  if (shape.bias) multiply_bias(outer, inner, product);
+  PairProduct<Scalar, Rank> pair(PairPlan<Rank>(outer.shape(), inner.shape()), false);
+  Conv<Scalar, Rank> product(pair.plan().product);
+  InTurn run;
+  pair(outer, inner, product, run);
   return product;
 }
 

@@ -1,0 +1,842 @@
+// Gradients of contractions: forward against contract, gradients against directions in exact
+// arithmetic, central differences and layer-by-layer backpropagation; storage, threads, refusals.
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/pullback.hpp>
+
+#include <concertina/detail/rounding.hpp>
+#include <concertina/expand.hpp>
+#include <concertina/layers.hpp>
+#include <concertina/modular.hpp>
+
+#include "support.hpp"
+
+#include <catch2/catch.hpp>
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <set>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+std::atomic<std::size_t> allocations = 0;
+
+}  // namespace
+
+// Counts what the library allocates. Eigen's packing buffers come from malloc. Not inlined, or GCC
+// sees free() where it sees new.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+// The sanitizers bring one of their own, which does not fit the deletion below.
+[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  ++allocations;
+  return std::malloc(size == 0 ? 1 : size);
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace concertina::test {
+namespace {
+
+using Catch::Contains;
+
+// ---- numbers
+// -------------------------------------------------------------------------------------
+
+template <class Scalar>
+void fill(std::span<Scalar> numbers, Rng& rng) {
+  if constexpr (std::is_same_v<Scalar, PrimeField>) {
+    fill_random(numbers, rng);
+  } else if constexpr (std::is_floating_point_v<Scalar>) {
+    for (Scalar& number : numbers) number = static_cast<Scalar>(random_uniform(rng, 1));
+  } else {
+    fill_small_integers(numbers, rng);
+  }
+}
+
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> random_layer(const ConvShape<Rank>& shape, Rng& rng) {
+  Conv<Scalar, Rank> layer(shape);
+  fill(layer.weight(), rng);
+  fill(layer.bias(), rng);
+  return layer;
+}
+
+/// The sum of products of all numbers of two layers, biases included.
+template <class Scalar, int Rank>
+Scalar inner_product(const Conv<Scalar, Rank>& f, const Conv<Scalar, Rank>& g) {
+  REQUIRE(f.shape() == g.shape());
+  Scalar sum(0);
+  const auto add = [&](auto a, auto b) {
+    for (std::size_t i = 0; i < a.size(); ++i) sum = sum + a[i] * b[i];
+  };
+  add(f.weight(), g.weight());
+  add(f.bias(), g.bias());
+  return sum;
+}
+
+/// f + factor * g, number by number.
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> moved(Conv<Scalar, Rank> f, const Conv<Scalar, Rank>& g, Scalar factor) {
+  REQUIRE(f.shape() == g.shape());
+  const auto add = [&](auto a, auto b) {
+    for (std::size_t i = 0; i < a.size(); ++i) a[i] = a[i] + factor * b[i];
+  };
+  add(f.weight(), g.weight());
+  add(f.bias(), g.bias());
+  return f;
+}
+
+template <class Scalar, int Rank>
+bool same_bits(const Conv<Scalar, Rank>& f, const Conv<Scalar, Rank>& g) {
+  const auto same = [](std::span<const Scalar> a, std::span<const Scalar> b) {
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(a.data(), b.data(), a.size_bytes()) == 0);
+  };
+  return f.shape() == g.shape() && same(f.weight(), g.weight()) && same(f.bias(), g.bias());
+}
+
+/// Leaves of an expression as layers.
+template <class Scalar, int Rank>
+std::vector<Conv<Scalar, Rank>> leaves_of(const Expr<Scalar, Rank>& expression) {
+  std::vector<Conv<Scalar, Rank>> leaves;
+  expression.tree().for_each_leaf(
+      [&](const auto& leaf) { leaves.push_back(leaf.template to<Scalar>()); });
+  return leaves;
+}
+
+/// The expression with another layer as its leaf of this number.
+template <class Scalar, int Rank>
+Expr<Scalar, Rank> with_leaf(const Expr<Scalar, Rank>& expression, std::size_t number,
+                             const Conv<Scalar, Rank>& layer) {
+  using Leaf = detail::Operator<Scalar, Rank>;
+  std::size_t at = 0;
+  return Expr<Scalar, Rank>(expression.tree().map(
+      [&](const Leaf& leaf) { return at++ == number ? Leaf(Conv<Scalar, Rank>(layer)) : leaf; }));
+}
+
+/// The expression contracted in plain loops.
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> by_definition(const Expr<Scalar, Rank>& expression) {
+  return detail::contract_by_definition<Scalar>(expression.tree(), detail::Part::value);
+}
+
+// ---- forms
+// ---------------------------------------------------------------------------------------
+
+/// Pairs of layers as real networks have them, and one or more for each algorithm, with tails that
+/// fill no panel; outer, inner.
+std::vector<std::pair<ConvShape<2>, ConvShape<2>>> pairs() {
+  return {
+      {{.out = 24, .in = 40, .kernel = 1, .bias = true},
+       {.out = 40, .in = 16, .kernel = 7, .geometry = {.padding = 3}, .bias = true}},
+      {{.out = 33, .in = 20, .kernel = {5, 3}, .geometry = {.stride = 2}, .bias = true},
+       {.out = 20, .in = 17, .kernel = 1, .geometry = {.padding = 2}, .bias = true}},
+      {{.out = 10, .in = 12, .kernel = 3}, {.out = 12, .in = 9, .kernel = 3, .bias = true}},
+      {{.out = 10, .in = 12, .kernel = {2, 3}, .geometry = {.dilation = {3, 1}}, .bias = true},
+       {.out = 12, .in = 9, .kernel = {3, 2}, .geometry = {.stride = {1, 3}, .dilation = {1, 2}}}},
+      {{.out = 12, .in = 48, .kernel = 1, .geometry = {.groups = 12}, .bias = true},
+       {.out = 48, .in = 12, .kernel = 3, .geometry = {.groups = 12}, .bias = true}},
+      {{.out = 12, .in = 36, .kernel = 3, .geometry = {.groups = 3}},
+       {.out = 36, .in = 20, .kernel = 3, .geometry = {.groups = 4}, .bias = true}},
+      {{.out = 24, .in = 24, .kernel = 3, .geometry = {.groups = 2}, .bias = true},
+       {.out = 24, .in = 36, .kernel = 1, .geometry = {.groups = 3}, .bias = true}},
+      {{.out = 40, .in = 36, .kernel = 1, .geometry = {.groups = 2}},
+       {.out = 36, .in = 30, .kernel = 3, .geometry = {.groups = 6}, .bias = true}},
+      {{.out = 6, .in = 6, .kernel = 1, .geometry = {.stride = 2, .groups = 6}, .bias = true},
+       {.out = 6, .in = 4, .kernel = {3, 1}, .geometry = {.stride = 2, .groups = 2}, .bias = true}},
+      {{.out = 9, .in = 6, .kernel = {2, 3}, .geometry = {.dilation = 2, .groups = 3}},
+       {.out = 6,
+        .in = 6,
+        .kernel = 1,
+        .geometry = {.stride = 2, .padding = 1, .groups = 6},
+        .bias = true}},
+      {{.out = 7, .in = 5, .kernel = 1}, {.out = 5, .in = 3, .kernel = 1}},
+      {{.out = 1, .in = 1, .kernel = 1}, {.out = 1, .in = 1, .kernel = 1}},
+  };
+}
+
+/// A layer that can stand beside one of this shape: other kernel, dilation, paddings, groups, bias.
+template <int Rank>
+ConvShape<Rank> random_branch(const ConvShape<Rank>& like, Rng& rng) {
+  ConvShape<Rank> shape = random_shape<Rank>(rng);
+  shape.in = like.in, shape.out = like.out;
+  Index& groups = shape.geometry.groups;
+  while (shape.in % groups != 0 || shape.out % groups != 0) --groups;
+  shape.geometry.stride = like.geometry.stride;
+  for (int axis = 0; axis < Rank; ++axis) {
+    shape.geometry.padding.end[axis] =
+        detail::growth(like, axis) - shape.geometry.padding.start[axis] + span(shape, axis);
+  }
+  return shape;
+}
+
+/// A channel map: a scale, an affine one, or a selection where channels differ.
+template <class Scalar, int Rank>
+Expr<Scalar, Rank> random_channel_map(Index out, Index in, Rng& rng) {
+  ChannelMap<Scalar> map{.in = in, .out = out};
+  const auto numbers = [&] {
+    std::vector<Scalar> result(static_cast<std::size_t>(out), Scalar(0));
+    fill(std::span(result), rng);
+    return result;
+  };
+  if (in != out || random_index(rng, 0, 3) == 0) {
+    for (Index o = 0; o < out; ++o) map.source.push_back(random_index(rng, 0, in - 1));
+  }
+  if (random_index(rng, 0, 1) == 0) map.weight = numbers();
+  if (random_index(rng, 0, 1) == 0) map.bias = numbers();
+  if (random_index(rng, 0, 1) == 0) map.mean = numbers();
+  return Expr<Scalar, any_rank>(map);
+}
+
+/// Layers, channel maps, chains, sums and concatenations in each other, that read, write, stride
+/// and pad as a layer of this shape does.
+template <class Scalar, int Rank>
+Expr<Scalar, Rank> random_expression(const ConvShape<Rank>& like, int depth, Rng& rng) {
+  using Result = Expr<Scalar, Rank>;
+  const auto part = [&](Index out, Index in) {
+    ConvShape<Rank> shape = like;
+    shape.out = out, shape.in = in, shape.geometry.groups = 1;
+    return random_expression<Scalar, Rank>(shape, depth - 1, rng);
+  };
+  if (depth > 0) {
+    switch (random_index(rng, 0, 5)) {
+      case 0:
+      case 1: {  // the inner one neither strides nor changes the size
+        ConvShape<Rank> inner{.out = random_index(rng, 1, 6), .in = like.in};
+        for (int axis = 0; axis < Rank; ++axis) inner.geometry.padding.end[axis] = 0;
+        return Result(Join::chain, {random_expression<Scalar, Rank>(inner, depth - 1, rng),
+                                    part(like.out, inner.out)});
+      }
+      case 2: {
+        Result outer = random_channel_map<Scalar, Rank>(like.out, like.out, rng);
+        return Result(Join::chain, {part(like.out, like.in), std::move(outer)});
+      }
+      case 3: {
+        std::vector<Result> branches;
+        for (Index b = random_index(rng, 2, 3); b > 0; --b) {
+          branches.push_back(part(like.out, like.in));
+        }
+        return Result(Join::sum, std::move(branches));
+      }
+      case 4:
+        if (like.out < 2) break;
+        return Result(Join::concat_outputs, {part(1, like.in), part(like.out - 1, like.in)});
+      default:
+        if (like.in < 2) break;
+        return Result(Join::concat_inputs, {part(like.out, like.in - 1), part(like.out, 1)});
+    }
+  }
+  const bool could_be_map = like.geometry.stride == PerAxis<Rank>(1) && [&] {
+    for (int axis = 0; axis < Rank; ++axis) {
+      if (detail::growth(like, axis) != 0) return false;
+    }
+    return true;
+  }();
+  if (could_be_map && random_index(rng, 0, 2) == 0) {
+    return random_channel_map<Scalar, Rank>(like.out, like.in, rng);
+  }
+  return random_layer<Scalar, Rank>(random_branch(like, rng), rng);
+}
+
+/// Chains of every geometry option, and expressions of every kind.
+template <class Scalar, int Rank>
+std::vector<Expr<Scalar, Rank>> random_expressions(int count, Rng& rng) {
+  std::vector<Expr<Scalar, Rank>> result;
+  for (int n = 0; n < count; ++n) {
+    Expr<Scalar, Rank> chain = random_layer<Scalar, Rank>(random_shape<Rank>(rng), rng);
+    for (Index layers = random_index(rng, 0, 2); layers > 0; --layers) {
+      const ConvShape<Rank> before = contracted_shape(form(chain), {});
+      chain.then(random_layer<Scalar, Rank>(random_shape_after<Rank>(before, rng), rng));
+    }
+    result.push_back(std::move(chain));
+    ConvShape<Rank> like = random_shape<Rank>(rng);
+    like.geometry.groups = 1;
+    result.push_back(random_expression<Scalar, Rank>(like, 3, rng));
+  }
+  return result;
+}
+
+// ---- checks
+// --------------------------------------------------------------------------------------
+
+/// Every leaf moved in a random direction: what the contraction gains is what the gradient says.
+/// Over the prime field a wrong gradient agrees by chance once in 2^61.
+template <class Scalar, int Rank>
+void check_directions(const Expr<Scalar, Rank>& expression, Rng& rng) {
+  INFO(to_string(form(expression)));
+  Contraction<Scalar, Rank> contraction(form(expression), interior_only);
+  const Conv<Scalar, Rank> whole = contraction.forward(expression);
+  REQUIRE(whole == by_definition(expression));
+  const auto gradient = random_layer<Scalar, Rank>(contraction.shape(), rng);
+  const auto gradients = contraction.pullback(expression, gradient);
+  const auto leaves = leaves_of(expression);
+  REQUIRE(gradients.size() == leaves.size());
+  for (std::size_t l = 0; l < leaves.size(); ++l) {
+    REQUIRE(gradients[l].shape() == leaves[l].shape());
+    const auto direction = random_layer<Scalar, Rank>(leaves[l].shape(), rng);
+    const auto there =
+        by_definition(with_leaf(expression, l, moved(leaves[l], direction, Scalar(1))));
+    CHECK(inner_product(gradient, moved(there, whole, -Scalar(1))) ==
+          inner_product(gradients[l], direction));
+  }
+}
+
+template <int Rank>
+void check_random_directions(int count) {
+  Rng rng(40 + Rank);
+  for (const auto& expression : random_expressions<PrimeField, Rank>(count, rng)) {
+    check_directions(expression, rng);
+  }
+}
+
+/// A layer's gradients by its definition: of its numbers and of its input.
+template <class Scalar, int Rank>
+struct Backpropagated {
+  Conv<Scalar, Rank> layer;
+  FeatureMap<Scalar, Rank> input;
+};
+
+template <class Scalar, int Rank>
+Backpropagated<Scalar, Rank> backpropagate(const Conv<Scalar, Rank>& layer,
+                                           const FeatureMap<Scalar, Rank>& x,
+                                           const FeatureMap<Scalar, Rank>& y_gradient) {
+  const ConvShape<Rank>& shape = layer.shape();
+  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const PerAxis<Rank> size = x.shape().size, positions = y_gradient.shape().size;
+  const Index in = shape.in / groups, out = shape.out / groups;
+  Backpropagated<Scalar, Rank> result{Conv<Scalar, Rank>(shape),
+                                      FeatureMap<Scalar, Rank>(x.shape())};
+  std::size_t at = 0;
+  for (Index n = 0; n < x.shape().batch; ++n) {
+    for (Index o = 0; o < shape.out; ++o) {
+      detail::for_each_position(positions, [&](const PerAxis<Rank>& j) {
+        const Scalar g = y_gradient.values()[at++];
+        if (shape.bias) result.layer.bias()[static_cast<std::size_t>(o)] += g;
+        for (Index c = 0; c < in; ++c) {
+          const Index channel = o / out * in + c;
+          detail::for_each_position(shape.kernel, [&](const PerAxis<Rank>& a) {
+            PerAxis<Rank> i;
+            for (int axis = 0; axis < Rank; ++axis) {
+              i[axis] = j[axis] * stride[axis] - padding.start[axis] + a[axis] * dilation[axis];
+              if (i[axis] < 0 || i[axis] >= size[axis]) return;
+            }
+            const auto w = static_cast<std::size_t>((o * in + c) * volume(shape.kernel) +
+                                                    detail::flat(a, shape.kernel));
+            const auto pixel = static_cast<std::size_t>((n * shape.in + channel) * volume(size) +
+                                                        detail::flat(i, size));
+            result.layer.weight()[w] += g * x.values()[pixel];
+            result.input.values()[pixel] += g * layer.weight()[w];
+          });
+        }
+      });
+    }
+  }
+  return result;
+}
+
+/// Calls its tasks last first.
+struct Reversed {
+  std::vector<Index> counts = {};
+
+  template <class Task>
+  void operator()(Index count, Task&& task) {
+    counts.push_back(count);
+    for (Index i = count; i-- > 0;) task(i);
+  }
+};
+
+/// Two threads take the tasks in turn.
+struct TwoThreads {
+  template <class Task>
+  void operator()(Index count, Task&& task) const {
+    std::atomic<Index> next = 0;
+    const auto work = [&] {
+      for (Index i = next++; i < count; i = next++) task(i);
+    };
+    std::thread other(work);
+    work();
+    other.join();
+  }
+};
+
+}  // namespace
+
+// ---- forward
+// -------------------------------------------------------------------------------------
+
+TEST_CASE("forward is contract, bit for bit, again and again", "[pullback]") {
+  Rng rng(1);
+  std::vector<Expr<float, 2>> expressions = random_expressions<float, 2>(60, rng);
+  for (const auto& [outer, inner] : pairs()) {
+    expressions.push_back(random_layer<float>(outer, rng) * random_layer<float>(inner, rng));
+  }
+  for (const auto& expression : expressions) {
+    INFO(to_string(form(expression)));
+    Contraction<float, 2> contraction(form(expression), interior_only);
+    const auto expected = contract(expression, interior_only);
+    CHECK(contraction.shape() == expected.shape());
+    CHECK(contraction.form() == form(expression));
+    CHECK(same_bits(contraction.forward(expression), expected));
+    // Other numbers in between leave no trace.
+    const auto leaves = leaves_of(expression);
+    contraction.forward(with_leaf(expression, 0, random_layer<float>(leaves[0].shape(), rng)));
+    contraction.pullback(expression, expected);
+    CHECK(same_bits(contraction.forward(expression), expected));
+  }
+}
+
+TEST_CASE("layers in a list, in views and joined by operators are one form", "[pullback]") {
+  Rng rng(2);
+  const auto layers = [&] {
+    std::vector<Conv1d<float>> result;
+    for (const auto& shape : std::vector<ConvShape<1>>{
+             {.out = 6, .in = 4, .kernel = 3, .geometry = {.padding = 1}, .bias = true},
+             {.out = 6, .in = 6},
+             {.out = 2, .in = 6, .bias = true}}) {
+      result.push_back(random_layer<float>(shape, rng));
+    }
+    return result;
+  }();
+  const std::vector<ConvView<float, 1>> views(layers.begin(), layers.end());
+  const auto expression = layers[2] * layers[1] * layers[0];
+  Contraction<float, 1> contraction(form(expression));
+  const Conv1d<float> expected = expression;
+  CHECK(same_bits(contraction.forward(expression), expected));
+  CHECK(same_bits(contraction.forward(layers), expected));
+  CHECK(same_bits(contraction.forward(views), expected));
+  const auto gradient = random_layer<float>(expected.shape(), rng);
+  const auto spans = contraction.pullback(expression, gradient);
+  const std::vector<Conv1d<float>> gradients(spans.begin(), spans.end());
+  const auto again = contraction.pullback(views, gradient);
+  for (std::size_t l = 0; l < 3; ++l) CHECK(same_bits(again[l], gradients[l]));
+
+  // Copies have storage of their own.
+  Contraction<float, 1> copy = contraction;
+  contraction = Contraction<float, 1>(form(expression));
+  const auto other = random_layer<float>(layers[1].shape(), rng);
+  contraction.forward(layers[2] * other * layers[0]);
+  CHECK(same_bits(copy.forward(layers), expected));
+  const auto of_copy = copy.pullback(layers, gradient);
+  for (std::size_t l = 0; l < 3; ++l) CHECK(same_bits(of_copy[l], gradients[l]));
+
+  Contraction<float, 1> one(Form<1>(layers[0].shape()));
+  CHECK(same_bits(one.forward(std::span(layers).first(1)), layers[0]));
+  const auto same = random_layer<float>(layers[0].shape(), rng);
+  CHECK(same_bits(one.pullback(std::span(layers).first(1), same)[0], same));
+}
+
+// ---- gradients, exactly
+// --------------------------------------------------------------------------
+
+TEST_CASE("the pairs take every path, and each path's gradients are the product's", "[pullback]") {
+  Rng rng(3);
+  std::set<detail::PairPath> paths;
+  for (const auto& [outer, inner] : pairs()) {
+    paths.insert(detail::pair_path(outer, inner));
+    check_directions<PrimeField, 2>(
+        random_layer<PrimeField>(outer, rng) * random_layer<PrimeField>(inner, rng), rng);
+    check_directions<std::int64_t, 2>(
+        random_layer<std::int64_t>(outer, rng) * random_layer<std::int64_t>(inner, rng), rng);
+  }
+  CHECK(paths.size() == 6);
+}
+
+TEST_CASE("each leaf's gradient is the transposed of what the contraction does with it",
+          "[pullback]") {
+  SECTION("fully connected") { check_random_directions<0>(200); }
+  SECTION("1-d") { check_random_directions<1>(150); }
+  SECTION("2-d") { check_random_directions<2>(100); }
+  SECTION("3-d") { check_random_directions<3>(25); }
+}
+
+TEST_CASE("large pairs, whose panels are many", "[pullback]") {
+  Rng rng(4);
+  const auto check = [&](const ConvShape<2>& outer, const ConvShape<2>& inner) {
+    check_directions<std::int64_t, 2>(
+        random_layer<std::int64_t>(outer, rng) * random_layer<std::int64_t>(inner, rng), rng);
+  };
+  check({.out = 70, .in = 65, .kernel = 3}, {.out = 65, .in = 130, .bias = true});
+  check({.out = 33, .in = 64, .kernel = 3, .bias = true}, {.out = 64, .in = 35, .kernel = 3});
+  check({.out = 130, .in = 140, .bias = true}, {.out = 140, .in = 30, .kernel = {3, 5}});
+}
+
+// ---- gradients, rounded
+// --------------------------------------------------------------------------
+
+TEST_CASE("gradients in double against central differences", "[pullback]") {
+  // A contraction is linear in each leaf, so a difference of any width is the derivative but for
+  // rounding. Every number in it and in the gradient is a sum of products of leaves' numbers, in
+  // which no stage sums more terms than the contraction has numbers, or than an intermediate has on
+  // one side: with absolute values everywhere that bounds the sum, gamma_n times it the error.
+  Rng rng(5);
+  for (const auto& expression : random_expressions<double, 2>(40, rng)) {
+    INFO(to_string(form(expression)));
+    Contraction<double, 2> contraction(form(expression), interior_only);
+    contraction.forward(expression);
+    const auto gradient = random_layer<double>(contraction.shape(), rng);
+    const auto gradients = contraction.pullback(expression, gradient);
+    const auto leaves = leaves_of(expression);
+    const ConvShape<2>& whole = contraction.shape();
+    const Index terms =
+        (std::ssize(leaves) + 1) * (whole.in + whole.out + 12) * volume(whole.kernel) +
+        std::ssize(gradient.weight());
+    for (std::size_t l = 0; l < leaves.size(); ++l) {
+      const auto direction = random_layer<double>(leaves[l].shape(), rng);
+      const auto along = [&](double step) {
+        return inner_product(
+            gradient,
+            contract(with_leaf(expression, l, moved(leaves[l], direction, step)), interior_only));
+      };
+      const auto absolute = [](Conv2d<double> layer) {
+        for (double& number : layer.weight()) number = std::abs(number);
+        for (double& number : layer.bias()) number = std::abs(number);
+        return layer;
+      };
+      auto magnitudes = expression;
+      for (std::size_t k = 0; k < leaves.size(); ++k) {
+        auto magnitude = absolute(leaves[k]);
+        if (k == l) magnitude = moved(magnitude, absolute(direction), 1.0);
+        magnitudes = with_leaf(magnitudes, k, magnitude);
+      }
+      const double magnitude =
+          inner_product(absolute(gradient), contract(magnitudes, interior_only));
+      const double difference = (along(1) - along(-1)) / 2;
+      const double rounding = static_cast<double>(terms) * 0x1p-53;
+      CHECK(std::abs(difference - inner_product(gradients[l], direction)) <=
+            2 * rounding / (1 - rounding) * magnitude);
+    }
+  }
+}
+
+TEST_CASE("a loss after the compact convolution", "[pullback]") {
+  // sum of tanh(F(x))^2 along a direction, differentiated by the five-point rule: its error is that
+  // of the fourth power of the step, here below 1e-11, and rounding some 1e-13.
+  Rng rng(6);
+  const auto c1 = random_layer<double>(
+      ConvShape<2>{.out = 5, .in = 3, .geometry = {.padding = 1}, .bias = true}, rng);
+  const auto c2 = random_layer<double>(ConvShape<2>{.out = 4, .in = 5, .kernel = 3}, rng);
+  const auto skip = random_layer<double>(
+      ConvShape<2>{.out = 4, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true}, rng);
+  FeatureMap<double, 2> x({.batch = 2, .channels = 3, .size = {5, 6}});
+  fill(x.values(), rng);
+  const Expr<double, 2> expression = 0.1 * (c2 * c1 + skip);
+  const auto loss = [&](const Expr<double, 2>& e) {
+    double sum = 0;
+    const auto y = contract(e)(x);
+    for (const double number : y.values()) sum += std::tanh(number) * std::tanh(number);
+    return sum;
+  };
+  Contraction<double, 2> contraction(form(expression));
+  const Conv2d<double>& compact = contraction.forward(expression);
+  auto y = compact(x);
+  for (double& number : y.values()) {
+    const double tanh = std::tanh(number);
+    number = 2 * tanh * (1 - tanh * tanh);
+  }
+  const auto of_compact = backpropagate(compact, x, y);
+  const auto gradients = contraction.pullback(expression, of_compact.layer);
+  const auto leaves = leaves_of(expression);
+  for (std::size_t l = 0; l < leaves.size(); ++l) {
+    const auto direction = random_layer<double>(leaves[l].shape(), rng);
+    constexpr double h = 0x1p-12;
+    const auto along = [&](double step) {
+      return loss(with_leaf(expression, l, moved(leaves[l], direction, step)));
+    };
+    const double difference =
+        (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h);
+    CHECK(inner_product(gradients[l], direction) == Approx(difference).epsilon(1e-8).margin(1e-9));
+  }
+}
+
+// ---- channel maps
+// --------------------------------------------------------------------------------
+
+TEST_CASE("gradients of batch norms' and scales' own numbers", "[pullback]") {
+  Rng rng(7);
+  const auto numbers = [&](Index count, double least) {
+    std::vector<double> result;
+    for (Index i = 0; i < count; ++i) result.push_back(least + std::abs(random_uniform(rng, 1)));
+    return result;
+  };
+  const auto conv = random_layer<double>(
+      ConvShape<2>{.out = 4, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true}, rng);
+  using Map = ChannelMap<double>;
+  const std::vector<Map> maps{
+      {.in = 4,
+       .out = 4,
+       .mean = numbers(4, -0.5),
+       .variance = numbers(4, 0.3),
+       .weight = numbers(4, -0.5),
+       .bias = numbers(4, -0.5),
+       .eps = 1e-3},
+      {.in = 4, .out = 4, .mean = numbers(4, 0), .variance = numbers(4, 0.3), .eps = 1e-3},
+      {.in = 4, .out = 4, .weight = numbers(4, -0.5)},
+      {.in = 4, .out = 4, .weight = {0, 0, 0, 0}, .bias = numbers(4, 0), .divisor = 3},
+      {.in = 4, .out = 4},
+      {.in = 4,
+       .out = 6,
+       .source = {3, 0, 0, 2, 1, 3},
+       .mean = numbers(6, 0),
+       .weight = numbers(6, 0)}};
+  for (const Map& map : maps) {
+    const auto expression_of = [&](const Map& m) { return Expr<double, any_rank>(m) * conv; };
+    const auto expression = expression_of(map);
+    Contraction<double, 2> contraction(form(expression));
+    contraction.forward(expression);
+    const auto gradient = random_layer<double>(contraction.shape(), rng);
+    const Map found = channel_map_gradient(map, contraction.pullback(expression, gradient)[1]);
+    CHECK(found.source == map.source);
+    const auto check = [&](std::vector<double> Map::* field) {
+      const auto& own = found.*field;
+      REQUIRE(own.size() == (map.*field).size());
+      for (std::size_t i = 0; i < own.size(); ++i) {
+        const auto at = [&](double step) {
+          Map other = map;
+          (other.*field)[i] += step;
+          return inner_product(gradient, contract(expression_of(other)));
+        };
+        // Five points: exact but for rounding where the map is linear in the field, and of order
+        // h^4 in the variance.
+        constexpr double h = 0x1p-10;
+        const double difference = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h);
+        CHECK(own[i] == Approx(difference).epsilon(1e-8).margin(1e-9));
+      }
+    };
+    check(&Map::mean);
+    check(&Map::variance);
+    check(&Map::weight);
+    check(&Map::bias);
+  }
+}
+
+TEST_CASE("channel maps' gradients are exact where their scalars are", "[pullback]") {
+  Rng rng(8);
+  for (int n = 0; n < 50; ++n) {
+    const Index in = random_index(rng, 1, 4), out = random_index(rng, 1, 4);
+    const auto expression = random_channel_map<PrimeField, 1>(out, in, rng);
+    ChannelMap<PrimeField> map = *expression.tree().leaf().channel_map();
+    map.divisor = 3;
+    const auto layer = detail::to_conv<PrimeField, 1>(map);
+    const auto gradient = random_layer<PrimeField>(layer.shape(), rng);
+    const auto found = channel_map_gradient(map, gradient);
+    const auto check = [&](std::vector<PrimeField> ChannelMap<PrimeField>::* field) {
+      for (std::size_t i = 0; i < (map.*field).size(); ++i) {
+        ChannelMap<PrimeField> other = map;
+        (other.*field)[i] += 1;
+        const auto there = detail::to_conv<PrimeField, 1>(other);
+        CHECK(inner_product(gradient, there) - inner_product(gradient, layer) == (found.*field)[i]);
+      }
+    };
+    check(&ChannelMap<PrimeField>::mean);
+    check(&ChannelMap<PrimeField>::weight);
+    check(&ChannelMap<PrimeField>::bias);
+  }
+  const Conv2d<double> other({.out = 3, .in = 3});
+  CHECK_THAT(message_of<ShapeError>(
+                 [&] { channel_map_gradient(ChannelMap<double>{.in = 4, .out = 4}, other); }),
+             Contains("conv2d 3->3 @1x1") && Contains("conv2d 4->4 @1x1 g4"));
+}
+
+// ---- storage
+// -------------------------------------------------------------------------------------
+
+TEST_CASE("neither pass allocates after the first", "[pullback]") {
+  Rng rng(9);
+  std::vector<Expr<float, 2>> expressions = random_expressions<float, 2>(40, rng);
+  for (const auto& [outer, inner] : pairs()) {
+    expressions.push_back(random_layer<float>(outer, rng) * random_layer<float>(inner, rng));
+  }
+  for (const auto& expression : expressions) {
+    INFO(to_string(form(expression)));
+    Contraction<float, 2> contraction(form(expression), interior_only);
+    const Conv2d<float> gradient = contraction.forward(expression);
+    const std::size_t before = allocations;
+    contraction.pullback(expression, gradient);
+    contraction.forward(expression);
+    contraction.pullback(expression, gradient);
+    CHECK(allocations == before);
+  }
+  // Nor does the first, but for a permutation; lists of layers are no exception.
+  std::vector<Conv2d<float>> layers;
+  for (const auto& shape : expand_cl(ConvShape<2>{.out = 4, .in = 3, .kernel = 3}, {.rate = 2})) {
+    layers.push_back(random_layer<float>(shape, rng));
+  }
+  const Form<2> planned = form(layers);
+  Contraction<float, 2> contraction(planned);
+  const auto gradient = random_layer<float>(contraction.shape(), rng);
+  const std::size_t before = allocations;
+  contraction.forward(layers);
+  contraction.pullback(layers, gradient);
+  CHECK(allocations == before);
+}
+
+// ---- threads
+// -------------------------------------------------------------------------------------
+
+TEST_CASE("results are the same bit for bit whatever runs the panels", "[pullback]") {
+  Rng rng(10);
+  const auto check = [&]<int Rank>(const std::vector<ConvShape<Rank>>& shapes) {
+    std::vector<Conv<float, Rank>> layers;
+    for (const auto& shape : shapes) layers.push_back(random_layer<float>(shape, rng));
+    Contraction<float, Rank> contraction(form(layers), interior_only);
+    INFO(to_string(contraction.form()));
+    const Conv<float, Rank> whole = contraction.forward(layers);
+    CHECK(same_bits(whole, contract(layers, interior_only)));
+    const auto gradient = random_layer<float>(contraction.shape(), rng);
+    const auto in_turn = contraction.pullback(layers, gradient);
+    const std::vector<Conv<float, Rank>> gradients(in_turn.begin(), in_turn.end());
+    const auto check_run = [&](auto&& run) {
+      CHECK(same_bits(contraction.forward(layers, run), whole));
+      const auto again = contraction.pullback(layers, gradient, run);
+      for (std::size_t l = 0; l < layers.size(); ++l) CHECK(same_bits(again[l], gradients[l]));
+    };
+    Reversed reversed;
+    check_run(reversed);
+    check_run(TwoThreads());
+    check_run(detail::InTurn());
+    return reversed.counts;
+  };
+  const auto fully_connected = check(expand_fc({.out = 64, .in = 512, .bias = true}));
+  CHECK(fully_connected.size() == 4);  // two products, two gradients of products
+  for (const Index count : fully_connected) CHECK(count >= 4);
+  CHECK(check(std::vector<ConvShape<2>>{{.out = 128, .in = 64, .bias = true},
+                                        {.out = 96, .in = 128, .kernel = 3, .bias = true}})
+            .size() >= 2);
+  CHECK(check(std::vector<ConvShape<2>>{{.out = 64, .in = 40, .kernel = 3, .bias = true},
+                                        {.out = 36, .in = 64, .kernel = 3, .bias = true}})
+            .size() >= 2);
+  CHECK(check(std::vector<ConvShape<2>>{{.out = 8, .in = 4, .kernel = 3}, {.out = 8, .in = 8}})
+            .empty());  // too small to spread
+}
+
+TEST_CASE("panels cover a result once, and never its inner length", "[pullback]") {
+  Rng rng(11);
+  for (int n = 0; n < 300; ++n) {
+    const Index rows = random_index(rng, 1, 700), columns = random_index(rng, 1, 2500),
+                inner = random_index(rng, 1, 3000);
+    const detail::Panels panels(rows, columns, inner);
+    Index covered = 0;
+    for (Index i = 0; i < panels.count(); ++i) {
+      const auto panel = panels[i];
+      REQUIRE(panel.rows > 0);
+      REQUIRE(panel.columns > 0);
+      REQUIRE(panel.row + panel.rows <= rows);
+      REQUIRE(panel.column + panel.columns <= columns);
+      covered += panel.rows * panel.columns;
+      for (Index k = 0; k < i; ++k) {
+        const auto other = panels[k];
+        REQUIRE((other.row + other.rows <= panel.row || panel.row + panel.rows <= other.row ||
+                 other.column + other.columns <= panel.column ||
+                 panel.column + panel.columns <= other.column));
+      }
+    }
+    CHECK(covered == rows * columns);
+  }
+}
+
+// ---- refusals
+// ------------------------------------------------------------------------------------
+
+TEST_CASE("what does not fit the plan is refused", "[pullback]") {
+  Rng rng(12);
+  const auto f = random_layer<float>(ConvShape<2>{.out = 4, .in = 3, .kernel = 3}, rng);
+  const auto g = random_layer<float>(ConvShape<2>{.out = 2, .in = 4, .bias = true}, rng);
+  const auto h = random_layer<float>(ConvShape<2>{.out = 2, .in = 4}, rng);
+  Contraction<float, 2> contraction(form(g * f));
+  const Conv2d<float> gradient(contraction.shape());
+  CHECK_THAT(message_of<Error>([&] { contraction.pullback(g * f, gradient); }),
+             Contains("forward has not been called"));
+  CHECK_THAT(message_of<ShapeError>([&] { contraction.forward(h * f); }),
+             Contains("(conv2d 3->4 @3x3, conv2d 4->2 @1x1 +bias)") &&
+                 Contains("(conv2d 3->4 @3x3, conv2d 4->2 @1x1)"));
+  CHECK_THROWS_AS(contraction.forward(std::vector{f, h}), ShapeError);
+  CHECK_THROWS_AS(contraction.forward(std::vector{f}), ShapeError);
+  CHECK_THROWS_AS(contraction.forward(g * h * h * f), ShapeError);
+  CHECK_THROWS_AS(contraction.forward(
+                      std::vector{f, g, random_layer<float>(ConvShape<2>{.out = 2, .in = 2}, rng)}),
+                  ShapeError);
+  CHECK_THROWS_AS(contraction.forward(g * (f + f)), ShapeError);
+  contraction.forward(g * f);
+  CHECK_THROWS_AS(contraction.pullback(h * f, gradient), ShapeError);
+  const Conv2d<float> unbiased({.out = 2, .in = 3, .kernel = 3});
+  CHECK_THAT(message_of<ShapeError>([&] { contraction.pullback(g * f, unbiased); }),
+             Contains("conv2d 3->2 @3x3, where the contraction is conv2d 3->2 @3x3 +bias"));
+
+  Contraction<float, 2> sum(form(f + f));
+  CHECK_THROWS_AS(sum.forward(std::vector{f, f}), ShapeError);
+  Contraction<float, 2> nested(form(g * (f + f)));
+  CHECK_THROWS_AS(nested.forward(std::vector{f, f, g}), ShapeError);
+}
+
+TEST_CASE("borders are refused as contract refuses them", "[pullback]") {
+  const Form<2> padded(Join::chain,
+                       {ConvShape<2>{.out = 2, .in = 2, .bias = true},
+                        ConvShape<2>{.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}}});
+  CHECK_THAT(message_of<InexactError>([&] { Contraction<float, 2> refused(padded); }),
+             Contains("layer 2 (conv2d 2->2 @3x3 p1x1) pads"));
+  CHECK_NOTHROW(Contraction<float, 2>(padded, interior_only));
+  const Form<2> even(Join::sum,
+                     {ConvShape<2>{.out = 2, .in = 2, .kernel = 2, .geometry = {.stride = 2}},
+                      ConvShape<2>{.out = 2, .in = 2, .geometry = {.stride = 2}}});
+  CHECK_THROWS_AS((Contraction<float, 2>(even)), ShapeError);
+  CHECK_NOTHROW(Contraction<float, 2>(even, exact_at(6, 8)));
+  const Form<1> far(
+      Join::chain,
+      {ConvShape<1>{.out = 64, .in = 64, .kernel = 2},
+       ConvShape<1>{
+           .out = 64, .in = 64, .kernel = 2, .geometry = {.dilation = (Index{1} << 30) + 1}}});
+  CHECK_THROWS_AS((Contraction<float, 1>(far)), SizeError);
+}
+
+// ---- a training step
+// -----------------------------------------------------------------------------
+
+TEMPLATE_TEST_CASE_SIG("a contracted training step computes the layers' own gradients",
+                       "[pullback]", ((int Rank), Rank), 0, 1, 2, 3) {
+  Rng rng(13);
+  for (int n = 0; n < 30; ++n) {
+    std::vector<ConvShape<Rank>> shapes{random_shape<Rank>(rng)};
+    while (shapes.size() < 3) {
+      shapes.push_back(unpadded(random_shape_after<Rank>(shapes.back(), rng)));
+    }
+    std::vector<Conv<std::int64_t, Rank>> layers;
+    for (const auto& shape : shapes) layers.push_back(small_integers<std::int64_t>(shape, rng));
+    Contraction<std::int64_t, Rank> contraction(form(layers));
+    INFO(to_string(contraction.form()));
+
+    // Layer by layer: forward through all, then back through all.
+    std::vector<FeatureMap<std::int64_t, Rank>> maps{small_integers<std::int64_t, Rank>(
+        {.batch = 2, .channels = shapes[0].in, .size = random_input_size(shapes, rng)}, rng)};
+    for (const auto& layer : layers) maps.push_back(layer(maps.back()));
+    const auto y_gradient = small_integers<std::int64_t, Rank>(maps.back().shape(), rng);
+    std::vector<Conv<std::int64_t, Rank>> expected;
+    auto back = y_gradient;
+    for (std::size_t l = layers.size(); l-- > 0;) {
+      auto here = backpropagate(layers[l], maps[l], back);
+      expected.insert(expected.begin(), std::move(here.layer));
+      back = std::move(here.input);
+    }
+
+    // Contracted: one layer on the batch, its gradient pulled back.
+    const Conv<std::int64_t, Rank>& compact = contraction.forward(layers);
+    REQUIRE(compact(maps.front()) == maps.back());
+    const auto of_compact = backpropagate(compact, maps.front(), y_gradient);
+    CHECK(of_compact.input == back);
+    const auto gradients = contraction.pullback(layers, of_compact.layer);
+    for (std::size_t l = 0; l < layers.size(); ++l) CHECK(same_bits(gradients[l], expected[l]));
+  }
+}
+
+}  // namespace concertina::test
