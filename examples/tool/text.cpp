@@ -14,7 +14,7 @@
 
 namespace tool {
 
-ExitCode report_error(std::string* message) {
+ExitCode report_error(std::string* message, const char* program) {
   ExitCode code = broken;
   std::string what;
   try {
@@ -36,7 +36,7 @@ ExitCode report_error(std::string* message) {
     what = std::string("unexpected: ") + error.what() + "; please report this";
   }
   what = printable(what);
-  std::cerr << "concertina: error: " << what << std::endl;
+  std::cerr << program << ": error: " << what << std::endl;
   if (message) *message = what;
   return code;
 }

@@ -20,8 +20,8 @@ struct UsageError : std::runtime_error {
 enum ExitCode : int { ok = 0, failed = 1, usage = 2, bad_file = 3, not_exact = 4, broken = 5 };
 
 /// Prints the exception that is being handled as one line to standard error, and returns its exit
-/// code. `message`, if given, receives the line.
-ExitCode report_error(std::string* message = nullptr);
+/// code. `message`, if given, receives the line, but for the program's name.
+ExitCode report_error(std::string* message = nullptr, const char* program = "concertina");
 
 /// Text safe to print on one line: everything but printable ASCII as \xNN.
 std::string printable(std::string_view text, std::size_t limit = 1000);

@@ -1,0 +1,52 @@
+// The subcommands: what each takes. They return exit codes and throw what tool::report_error knows.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "training.hpp"
+
+#include <string>
+#include <vector>
+
+namespace cifar {
+
+/// Where images come from; without a folder, a small set is generated.
+struct DataOptions {
+  std::string folder, name = "cifar10";
+};
+Dataset open_dataset(const DataOptions& options);
+
+struct TrainCommand {
+  DataOptions data;
+  TrainOptions options;
+  Index threads = 0;  // all cores
+};
+int run_train(TrainCommand command);
+
+struct EvalCommand {
+  DataOptions data;
+  std::string file;
+  Index threads = 0;
+  bool json = false;
+};
+int run_eval(const EvalCommand& command);
+
+struct ContractCommand {
+  DataOptions data;
+  std::string in, out;
+  Index threads = 0;
+};
+int run_contract(const ContractCommand& command);
+
+struct BenchCommand {
+  std::vector<std::string> models;
+  NetworkOptions network;
+  Index batch = 128, threads = 0;
+  double seconds = 2;
+  bool json = false;
+};
+int run_bench(const BenchCommand& command);
+
+/// The threads that are asked for; as many as there are cores for 0.
+Index thread_count(Index asked);
+
+}  // namespace cifar

@@ -1,0 +1,97 @@
+// Images of 32 by 32 pixels in 3 colours: read from CIFAR's files or generated, drawn in a random
+// order, augmented, and laid side by side as the network reads them.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/geometry.hpp>  // Index
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace cifar {
+
+using concertina::Index;
+
+inline constexpr Index colours = 3;
+inline constexpr Index side = 32;  // rows, and pixels of a row
+inline constexpr Index image_size = colours * side * side;
+
+/// Images as their files hold them.
+struct Images {
+  std::vector<std::uint8_t> pixels;  ///< [image][3][32][32]: planes of red, green and blue
+  std::vector<std::uint8_t> labels;  ///< [image]: its class
+
+  Index count() const { return static_cast<Index>(labels.size()); }
+};
+
+struct Dataset {
+  std::string name;  ///< cifar10, cifar100 or generated
+  Index classes = 0;
+  Images train, test;
+  std::array<double, 3> mean{}, deviation{};  ///< of the pixels in 0 .. 1, for each channel
+};
+
+/// Reads cifar10 or cifar100 from the files of the "binary version": data_batch_1.bin to
+/// data_batch_5.bin and test_batch.bin, or train.bin and test.bin with their fine labels. `folder`
+/// is the one that holds them, or its parent. Files may have fewer records than the official ones.
+/// Throws    IoError naming the path: a folder or a file is missing, is no regular file or cannot
+///           be read; FormatError naming file, record and offset: no records, a part of one, a
+///           class that there is not; SizeError for a file beyond 256 MiB;
+///           concertina::Error for another name
+/// Source    https://www.cs.toronto.edu/~kriz/cifar.html
+Dataset read_dataset(const std::filesystem::path& folder, const std::string& name);
+
+/// A set that needs no download. The images of a class share two coloured gratings, and differ in
+/// where these lie, in contrast, in brightness, in a third grating that says nothing, and in noise.
+/// Image i is of class i % classes. Integer arithmetic only: equal arguments give equal pixels on
+/// every platform.
+/// Requires  2 to 256 classes, 1 to 100,000 images in either part, otherwise throws SizeError
+Dataset generated_dataset(Index classes, Index train, Index test, std::uint64_t seed);
+
+/// The order in which an epoch sees the images: a permutation of 0 .. count - 1, every one as
+/// probable, determined by seed and epoch alone, the same on every platform.
+/// Requires  count from 0 to 2^32 - 1, otherwise throws SizeError
+std::vector<std::uint32_t> epoch_order(Index count, std::uint64_t seed, Index epoch);
+
+/// What determines, with an image's index, its crop and flip. An interrupted training goes on as if
+/// it had not been, with no generator to save.
+struct Augmentation {
+  std::uint64_t seed = 0;
+  Index epoch = 0;
+};
+
+/// 32 by 32 pixels of an image framed by 4 black ones, then perhaps mirrored.
+struct Crop {
+  Index top = 4, left = 4;  ///< 0 .. 8; at 4, 4 the image itself
+  bool flip = false;        ///< left and right change places
+
+  friend bool operator==(const Crop&, const Crop&) = default;
+};
+
+/// The crop of image `index` of the training set, all 162 as probable.
+/// Source    SplitMix64 as a counter-based hash: Steele, Lea, Flood, OOPSLA 2014
+Crop crop_of(const Augmentation& augmentation, std::uint32_t index);
+
+/// Images side by side and normalised, (value / 255 - mean) / deviation of the channel, rounded
+/// once.
+/// Shapes    to[3][32][32][Lanes]; image which[lane] in its lane, zeros in lanes beyond which
+/// Requires  at most Lanes indices, of images there are, otherwise throws ShapeError
+/// Augments  if `augmentation` is given: crops, black where they leave the image, then mirrors
+/// Cost      about 2 microseconds an image in float; no allocation
+template <class Scalar, int Lanes>
+void load_images(const Dataset& normalisation, const Images& images,
+                 std::span<const std::uint32_t> which, const Augmentation* augmentation,
+                 Scalar* to);
+
+extern template void load_images<float, 16>(const Dataset&, const Images&,
+                                            std::span<const std::uint32_t>, const Augmentation*,
+                                            float*);
+extern template void load_images<double, 16>(const Dataset&, const Images&,
+                                             std::span<const std::uint32_t>, const Augmentation*,
+                                             double*);
+
+}  // namespace cifar

@@ -1,0 +1,417 @@
+// Rows of numbers that read back exactly, and lines for people.
+// SPDX-License-Identifier: Apache-2.0
+#include "log.hpp"
+
+#include <concertina/error.hpp>
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <iostream>
+#include <limits>
+#include <optional>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+namespace cifar {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// ---- rows ---------------------------------------------------------------------------------------
+
+constexpr std::string_view header =
+    "epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,"
+    "images_per_second,seconds";
+constexpr std::size_t columns = 9;
+
+struct Row {
+  EpochRecord record;
+  double best = 0;
+};
+
+struct Contents {
+  std::vector<std::string> comments;  // without "# "
+  std::vector<Row> rows;
+};
+
+std::string system_message() { return std::generic_category().message(errno); }
+
+[[noreturn]] void cannot_write(const std::string& path, const std::string& why) {
+  throw concertina::IoError("cannot write " + path + ": " + why);
+}
+
+template <class Number>
+std::string shortest(Number number) {
+  std::array<char, 32> text;
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), number).ptr};
+}
+
+std::string line_of(const Row& row) {
+  const EpochRecord& record = row.record;
+  std::string line = shortest(record.epoch);
+  for (const double number :
+       {record.learning_rate, record.train_loss, record.train_accuracy, record.test_loss,
+        record.test_accuracy, row.best, record.images_per_second, record.seconds}) {
+    line += ',' + shortest(number);
+  }
+  return line + '\n';
+}
+
+template <class Number>
+std::optional<Number> number_in(std::string_view text) {
+  Number number{};
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  if (stop != end || error != std::errc{}) return std::nullopt;
+  return number;
+}
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  for (std::size_t at; (at = text.find(separator)) != text.npos; text.remove_prefix(at + 1)) {
+    parts.push_back(text.substr(0, at));
+  }
+  parts.push_back(text);
+  return parts;
+}
+
+/// A comment on one line: an argument of a command line may have line breaks.
+std::string one_line(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < ' ') c = ' ';
+  }
+  return text;
+}
+
+/// A whole file; `what` says what is wrong if it is none.
+std::string read_text(const fs::path& path) {
+  const auto fail = [&path](const std::string& why) {
+    throw concertina::IoError("cannot read " + path.string() + ": " + why);
+  };
+  constexpr std::uintmax_t limit = 64 << 20;  // half a million epochs
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status)) fail(error ? error.message() : "there is no such file");
+  if (fs::is_directory(status)) fail("it is a folder; name a file in it");
+  if (!fs::is_regular_file(status)) fail("it is not a regular file");
+  const std::uintmax_t size = fs::file_size(path, error);
+  if (error) fail(error.message());
+  if (size > limit) {
+    throw concertina::SizeError(path.string() + ": " + std::to_string(size) +
+                                " bytes, more than the " + std::to_string(limit) +
+                                " that the log of a training may have");
+  }
+  std::FILE* const file = std::fopen(path.string().c_str(), "rb");
+  if (!file) fail(system_message());
+  std::string text(static_cast<std::size_t>(size), '\0');
+  text.resize(std::fread(text.data(), 1, text.size(), file));
+  const bool failed = std::ferror(file) != 0;
+  const std::string message = system_message();
+  std::fclose(file);
+  if (failed) fail(message);
+  return text;
+}
+
+/// `cut_short` says whether a last line without an end is left out, or refused.
+Contents parse(const fs::path& path, bool cut_short) {
+  const std::string text = read_text(path);
+  std::vector<std::string_view> lines = split(text, '\n');
+  Contents contents;
+  bool headed = false;
+  for (std::size_t n = 0; n < lines.size(); ++n) {
+    const std::string_view line = lines[n];
+    const auto refuse = [&](const std::string& why) {
+      throw concertina::FormatError(path.string() + ": line " + std::to_string(n + 1) + ": " + why);
+    };
+    if (n + 1 == lines.size()) {
+      if (!line.empty() && !cut_short) {
+        refuse("the line does not end; resume the training, or remove the line");
+      }
+      if (!headed) refuse("the file ends before the line \"" + std::string(header) + '"');
+      break;
+    }
+    if (!headed && line.starts_with('#')) {
+      contents.comments.emplace_back(line.substr(line.starts_with("# ") ? 2 : 1));
+      continue;
+    }
+    if (!headed) {
+      if (line != header) refuse("expected \"" + std::string(header) + "\" before the rows");
+      headed = true;
+      continue;
+    }
+    const std::vector<std::string_view> fields = split(line, ',');
+    if (fields.size() != columns) {
+      refuse(std::to_string(fields.size()) + " fields, expected " + std::to_string(columns));
+    }
+    const auto epoch = number_in<Index>(fields[0]);
+    const Index last = contents.rows.empty() ? 0 : contents.rows.back().record.epoch;
+    if (!epoch || *epoch <= last) {
+      refuse("the epoch is \"" + std::string(fields[0].substr(0, 40)) +
+             "\", expected a number from " + std::to_string(last + 1) + " on");
+    }
+    std::array<double, columns> numbers{};
+    const std::vector<std::string_view> names = split(header, ',');
+    for (std::size_t k = 1; k < columns; ++k) {
+      const auto number = number_in<double>(fields[k]);
+      if (!number) {
+        refuse(std::string(names[k]) + " is \"" + std::string(fields[k].substr(0, 40)) +
+               "\", expected a number");
+      }
+      numbers[k] = *number;
+    }
+    contents.rows.push_back({{.epoch = *epoch,
+                              .learning_rate = numbers[1],
+                              .train_loss = numbers[2],
+                              .train_accuracy = numbers[3],
+                              .test_loss = numbers[4],
+                              .test_accuracy = numbers[5],
+                              .images_per_second = numbers[7],
+                              .seconds = numbers[8]},
+                             numbers[6]});
+  }
+  return contents;
+}
+
+/// Replaces the file when all is written; a link is followed.
+void write(const fs::path& path, const Contents& contents) {
+  std::string text;
+  for (const std::string& comment : contents.comments) text += "# " + one_line(comment) + '\n';
+  text += std::string(header) + '\n';
+  for (const Row& row : contents.rows) text += line_of(row);
+
+  std::error_code error;
+  fs::path target = path;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::exists(status)) {
+    if (!fs::is_regular_file(status)) {
+      cannot_write(path.string(), "there is something that is not a regular file");
+    }
+    target = fs::canonical(path, error);
+    if (error) cannot_write(path.string(), error.message());
+  }
+  fs::path temporary = target;
+  temporary += ".tmp";
+  std::FILE* const file = std::fopen(temporary.string().c_str(), "wb");
+  if (!file) {
+    cannot_write(path.string(), "cannot create " + temporary.string() + ", " + system_message());
+  }
+  bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  std::string message = system_message();
+  if (std::fclose(file) != 0 && written) {
+    written = false;
+    message = system_message();
+  }
+  if (written) {
+    fs::rename(temporary, target, error);
+    if (!error) return;
+    message = error.message();
+  }
+  fs::remove(temporary, error);
+  cannot_write(path.string(), message);
+}
+
+}  // namespace
+
+CsvLog::CsvLog(const fs::path& path, const std::vector<std::string>& comments) {
+  write(path, {comments, {}});
+  append_to(path);
+}
+
+CsvLog CsvLog::resume(const fs::path& path, const std::vector<std::string>& comments,
+                      Index epochs) {
+  std::error_code error;
+  if (fs::status(path, error).type() == fs::file_type::not_found) return {path, comments};
+  Contents contents = parse(path, true);
+  std::erase_if(contents.rows, [epochs](const Row& row) { return row.record.epoch > epochs; });
+  for (const std::string& comment : comments) {
+    if (std::ranges::find(contents.comments, one_line(comment)) == contents.comments.end()) {
+      contents.comments.push_back(comment);
+    }
+  }
+  write(path, contents);
+  CsvLog log;
+  if (!contents.rows.empty()) {
+    log.last_epoch_ = contents.rows.back().record.epoch;
+    log.best_ = contents.rows.back().best;
+  }
+  log.append_to(path);
+  return log;
+}
+
+void CsvLog::append_to(const fs::path& path) {
+  path_ = path.string();
+  file_.reset(std::fopen(path_.c_str(), "ab"));
+  if (!file_) cannot_write(path_, system_message());
+}
+
+void CsvLog::add(const EpochRecord& record) {
+  if (record.epoch <= last_epoch_) {
+    throw concertina::Error(path_ + ": epoch " + std::to_string(record.epoch) +
+                            " cannot follow epoch " + std::to_string(last_epoch_));
+  }
+  const double best = record.test_accuracy > best_ ? record.test_accuracy : best_;
+  const std::string line = line_of({record, best});
+  if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() ||
+      std::fflush(file_.get()) != 0) {
+    cannot_write(path_, system_message());
+  }
+  last_epoch_ = record.epoch;
+  best_ = best;
+}
+
+std::vector<EpochRecord> CsvLog::read(const fs::path& path) {
+  std::vector<EpochRecord> records;
+  for (const Row& row : parse(path, false).rows) records.push_back(row.record);
+  return records;
+}
+
+// ---- the bar ------------------------------------------------------------------------------------
+
+namespace {
+
+/// At most seven significant digits, whatever the number: a diverging loss must not fill the line.
+std::string significant(double number) {
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), "%.4g", number);
+  return text.data();
+}
+
+std::string percentage(double part, int decimals) {
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), "%.*f%%", decimals,
+                std::clamp(100 * part, -999.0, 999.0));
+  return text.data();
+}
+
+std::string rate(double images_per_second) {
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), "%.0f images/s",
+                std::clamp(images_per_second, 0.0, 999'999'999.0));
+  return text.data();
+}
+
+std::string epoch_of(Index epoch, Index epochs) {
+  const std::string all = std::to_string(epochs);
+  std::string text = std::to_string(epoch);
+  if (text.size() < all.size()) text.insert(0, all.size() - text.size(), ' ');
+  return "epoch " + text + '/' + all;
+}
+
+double quotient(double a, double b) { return b > 0 ? a / b : 0; }
+
+/// Of the terminal that standard error is.
+Index terminal_width() {
+  winsize size{};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+std::string clock_time(double seconds) {
+  if (!(seconds >= 0 && seconds < 3600.0 * 10'000 - 1)) return "-:--:--";
+  const long whole = std::lround(seconds);
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), "%ld:%02ld:%02ld", whole / 3600, whole / 60 % 60,
+                whole % 60);
+  return text.data();
+}
+
+std::string progress_line(const Progress& progress, Index width) {
+  const double part = std::clamp(
+      quotient(static_cast<double>(progress.images), static_cast<double>(progress.total)), 0.0,
+      1.0);
+  const std::string before = epoch_of(progress.epoch, progress.epochs) + " ";
+  const std::string after =
+      "  loss " + significant(progress.loss) + "  accuracy " + percentage(progress.accuracy, 1) +
+      "  " + rate(progress.images_per_second) + "  " + clock_time(progress.seconds_left) + " left";
+  const Index words = std::ssize(before) + std::ssize(after);
+  std::string line = before;
+  // A bar of fewer than four steps says less than the numbers do.
+  if (const Index room = std::min<Index>(width - words - 2, 40); room >= 4) {
+    const auto full = static_cast<std::size_t>(part * static_cast<double>(room));
+    line += '[' + std::string(full, '#') + std::string(static_cast<std::size_t>(room) - full, '.') +
+            ']';
+  } else {
+    line += percentage(part, 0);
+  }
+  line += after;
+  return line.substr(0, static_cast<std::size_t>(std::max<Index>(width, 0)));
+}
+
+ProgressBar::ProgressBar(Index epochs, Index images, Index finished)
+    : ProgressBar(epochs, images, finished, std::cerr, isatty(STDERR_FILENO) != 0, steady_seconds) {
+}
+
+ProgressBar::ProgressBar(Index epochs, Index images, Index finished, std::ostream& out,
+                         bool terminal, std::function<double()> clock)
+    : epochs_(epochs),
+      images_(images),
+      finished_(finished),
+      out_(out),
+      terminal_(terminal),
+      clock_(std::move(clock)),
+      start_(clock_()),
+      epoch_start_(start_),
+      drawn_(-std::numeric_limits<double>::infinity()) {}
+
+void ProgressBar::begin_epoch(Index epoch) {
+  epoch_ = epoch;
+  epoch_start_ = clock_();
+}
+
+void ProgressBar::update(Index images, double loss, double accuracy) {
+  if (!terminal_) return;
+  const double now = clock_();
+  if (now < drawn_ + 0.1) return;
+  drawn_ = now;
+  const auto seen = static_cast<double>(images);
+  const double part = std::min(quotient(seen, static_cast<double>(images_)), 1.0);
+  const Progress progress{.epoch = epoch_,
+                          .epochs = epochs_,
+                          .images = images,
+                          .total = images_,
+                          .loss = loss,
+                          .accuracy = accuracy,
+                          .images_per_second = quotient(seen, now - epoch_start_),
+                          .seconds_left = seconds_left(static_cast<double>(epoch_ - 1) + part)};
+  // In the last column a terminal may already go on to the next line.
+  out_ << "\r\x1b[K" << progress_line(progress, terminal_width() - 1) << std::flush;
+  shown_ = true;
+}
+
+void ProgressBar::end_epoch(const EpochRecord& record) {
+  clear();
+  out_ << epoch_of(record.epoch, epochs_) << "  loss " << significant(record.train_loss)
+       << "  accuracy " << percentage(record.train_accuracy, 2) << "  test loss "
+       << significant(record.test_loss) << "  test accuracy " << percentage(record.test_accuracy, 2)
+       << "  " << rate(record.images_per_second) << "  " << clock_time(record.seconds) << "  "
+       << clock_time(seconds_left(static_cast<double>(record.epoch))) << " left" << std::endl;
+}
+
+void ProgressBar::clear() {
+  if (shown_) out_ << "\r\x1b[K" << std::flush;
+  shown_ = false;
+}
+
+double ProgressBar::seconds_left(double epochs_finished) const {
+  const double done = epochs_finished - static_cast<double>(finished_);
+  if (!(done > 0)) return std::numeric_limits<double>::quiet_NaN();
+  return (clock_() - start_) * std::max(static_cast<double>(epochs_) - epochs_finished, 0.0) / done;
+}
+
+}  // namespace cifar

@@ -1,0 +1,126 @@
+// What a training reports: a row of a CSV file for every epoch, and a bar on the terminal.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/geometry.hpp>  // Index
+
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <iosfwd>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace cifar {
+
+using concertina::Index;
+
+/// What is known of an epoch when it is over. Accuracies are in 0 .. 1.
+struct EpochRecord {
+  Index epoch = 0;  ///< counted from 1
+  double learning_rate = 0, train_loss = 0, train_accuracy = 0, test_loss = 0, test_accuracy = 0;
+  double images_per_second = 0, seconds = 0;
+
+  friend bool operator==(const EpochRecord&, const EpochRecord&) = default;
+};
+
+/// A CSV file with a row for every epoch, after comments and a line with the columns' names:
+///
+///     # cifar --seed 1
+///     epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,images_per_second,seconds
+///     1,0.1,1.5,0.45,1.25,0.55,0.55,2000,25
+///
+/// Numbers have the fewest digits that read back as the same numbers.
+class CsvLog {
+ public:
+  /// Starts a file, in the place of one that may be there: each comment a line after "# ".
+  /// Throws    IoError if there is something other than a file, or the file cannot be written
+  CsvLog(const std::filesystem::path& path, const std::vector<std::string>& comments);
+
+  /// Continues a file after `epochs` epochs: later rows go, and so does a last line that was cut
+  /// short; comments are added to those there unless they are there already. If there is no file,
+  /// starts one. Until everything is written, the old file stays.
+  /// Throws    as above, and as read()
+  static CsvLog resume(const std::filesystem::path& path, const std::vector<std::string>& comments,
+                       Index epochs);
+
+  /// Appends a row, and passes it to the system at once.
+  /// Requires  an epoch after those there are, otherwise throws Error
+  /// Throws    IoError if it cannot be written
+  void add(const EpochRecord& record);
+
+  /// The best test accuracy of all rows; 0 before the first.
+  double best_test_accuracy() const { return best_; }
+
+  /// The rows of a file.
+  /// Throws    IoError if it is no regular file or cannot be read, SizeError if it is beyond
+  ///           64 MiB, FormatError naming the line: no header, another number of fields, a field
+  ///           that is no number, epochs that do not rise, a last line that was cut short
+  static std::vector<EpochRecord> read(const std::filesystem::path& path);
+
+ private:
+  struct Close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+
+  CsvLog() = default;
+  void append_to(const std::filesystem::path& path);
+
+  std::string path_;
+  std::unique_ptr<std::FILE, Close> file_;
+  Index last_epoch_ = 0;
+  double best_ = 0;
+};
+
+/// Hours, minutes and seconds, "1:02:03"; "-:--:--" for what is no duration or beyond 9999 hours.
+std::string clock_time(double seconds);
+
+/// A point in a training.
+struct Progress {
+  Index epoch = 0, epochs = 0;  ///< this one, counted from 1, and all
+  Index images = 0, total = 0;  ///< seen in this epoch, and all of an epoch
+  double loss = 0, accuracy = 0;
+  double images_per_second = 0, seconds_left = 0;
+};
+
+/// A line of at most `width` characters. The bar takes what the words leave of it.
+std::string progress_line(const Progress& progress, Index width);
+
+/// On a terminal, a line on standard error that is drawn anew at most ten times a second. Every
+/// epoch leaves a line, and that is all if it is no terminal.
+class ProgressBar {
+ public:
+  /// A training of `epochs` epochs of `images` images, of which `finished` epochs are over already.
+  ProgressBar(Index epochs, Index images, Index finished = 0);
+
+  /// The same, to another stream with another clock, which gives seconds.
+  ProgressBar(Index epochs, Index images, Index finished, std::ostream& out, bool terminal,
+              std::function<double()> clock);
+
+  ~ProgressBar() { clear(); }
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
+
+  void begin_epoch(Index epoch);
+
+  /// After so many of the epoch's images, with their mean loss and accuracy.
+  void update(Index images, double loss, double accuracy);
+
+  void end_epoch(const EpochRecord& record);
+
+  /// Removes the bar, for other output to take its place.
+  void clear();
+
+ private:
+  /// At the pace so far, testing included; not a number before there is one.
+  double seconds_left(double epochs_finished) const;
+
+  Index epochs_, images_, finished_, epoch_ = 0;
+  std::ostream& out_;
+  bool terminal_, shown_ = false;
+  std::function<double()> clock_;
+  double start_, epoch_start_, drawn_;
+};
+
+}  // namespace cifar

@@ -1,0 +1,129 @@
+// The command line of the CIFAR experiments.
+// SPDX-License-Identifier: Apache-2.0
+#include "commands.hpp"
+#include "tool/text.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <string>
+
+int main(int argc, char** argv) {
+  using namespace cifar;
+  CLI::App app(
+      "Trains the networks of the ExpandNets paper on CIFAR, expanded at the compact "
+      "network's price: each step contracts the expanded layers, computes the compact "
+      "network, and pulls its gradients back.",
+      "cifar");
+  app.require_subcommand(1);
+  app.footer(
+      "Exit codes: 0 all is well; 1 a check failed; 2 the command line is wrong; 3 a file is "
+      "not what it should be; 5 reading, writing or memory failed.");
+  const auto add_data = [](CLI::App* command, DataOptions& data) {
+    command->add_option("--data", data.folder,
+                        "Folder of the data set's binary version; without it, generated images");
+    command->add_option("--dataset", data.name, "cifar10 or cifar100")
+        ->check(CLI::IsMember({"cifar10", "cifar100"}))
+        ->capture_default_str();
+  };
+  const auto add_threads = [](CLI::App* command, Index& threads) {
+    command->add_option("--threads", threads,
+                        "Threads; by default one for each core. Results do "
+                        "not depend on their number");
+  };
+  const auto add_network = [](CLI::App* command, NetworkOptions& network) {
+    command->add_option("--kernel", network.kernel, "Kernel of the convolutions")
+        ->capture_default_str();
+    command->add_option("--rate", network.rate, "Expansion rate r")->capture_default_str();
+    command
+        ->add_option("--blocks", network.blocks,
+                     "3: SmallNet, 4: the deeper network of "
+                     "Section A.4")
+        ->capture_default_str();
+  };
+
+  TrainCommand training;
+  std::string compute = "contracted";
+  CLI::App* train_app = app.add_subcommand("train", "Train a network");
+  add_data(train_app, training.data);
+  TrainOptions& options = training.options;
+  Recipe& recipe = options.recipe;
+  std::string out = "cifar-out";
+  train_app->add_option("--model", options.network.model, "The network")
+      ->check(CLI::IsMember(model_names()))
+      ->capture_default_str();
+  add_network(train_app, options.network);
+  train_app
+      ->add_option("--compute", compute,
+                   "How expansions are computed: contracted; layered, as frameworks do; nonlinear, "
+                   "with a ReLU between the layers")
+      ->check(CLI::IsMember({"contracted", "layered", "nonlinear"}))
+      ->capture_default_str();
+  train_app->add_option("--epochs", recipe.epochs, "Epochs; the rate falls after a third and two")
+      ->capture_default_str();
+  train_app->add_option("--batch", recipe.batch, "Images of a step")->capture_default_str();
+  train_app->add_option("--learning-rate", recipe.learning_rate, "At the start")
+      ->capture_default_str();
+  train_app->add_option("--momentum", recipe.momentum, "Of the gradient descent")
+      ->capture_default_str();
+  train_app->add_flag("--keep-momentum", recipe.keep_momentum,
+                      "Keep velocities from epoch to epoch; as published they start anew in each");
+  train_app->add_option("--weight-decay", recipe.weight_decay, "0.0005 in the paper's Table S5")
+      ->capture_default_str();
+  train_app->add_option("--seed", recipe.seed, "Of weights, order and augmentation")
+      ->capture_default_str();
+  train_app->add_option("--out", out, "Folder for log.csv, checkpoint and best network")
+      ->capture_default_str();
+  train_app->add_flag("--resume", options.resume,
+                      "Go on from the folder's checkpoint, if there is one");
+  train_app->add_flag("--double", options.in_double, "Compute in double");
+  add_threads(train_app, training.threads);
+
+  EvalCommand evaluation;
+  CLI::App* eval_app = app.add_subcommand("eval", "Test accuracy of a file that train wrote");
+  eval_app->add_option("FILE", evaluation.file, "The network")->required();
+  add_data(eval_app, evaluation.data);
+  add_threads(eval_app, evaluation.threads);
+  eval_app->add_flag("--json", evaluation.json, "Print JSON");
+
+  ContractCommand contraction;
+  CLI::App* contract_app = app.add_subcommand(
+      "contract", "Write the compact network, if its test accuracy is the expanded one's");
+  contract_app->add_option("FILE", contraction.in, "The network")->required();
+  contract_app->add_option("-o,--output", contraction.out, "The file to write")->required();
+  add_data(contract_app, contraction.data);
+  add_threads(contract_app, contraction.threads);
+
+  BenchCommand bench{.models = {"compact", "cl", "cl+fc", "ck", "ck+fc"}, .network = {}};
+  CLI::App* bench_app = app.add_subcommand(
+      "bench", "Images per second of a training step: compact, contracted, layered");
+  bench_app->add_option("--models", bench.models, "The networks")
+      ->delimiter(',')
+      ->check(CLI::IsMember(model_names()))
+      ->capture_default_str();
+  add_network(bench_app, bench.network);
+  bench_app->add_option("--batch", bench.batch, "Images of a step")->capture_default_str();
+  bench_app->add_option("--seconds", bench.seconds, "For each form")->capture_default_str();
+  add_threads(bench_app, bench.threads);
+  bench_app->add_flag("--json", bench.json, "Print JSON");
+
+  try {
+    app.parse(argc, argv);
+    if (train_app->parsed()) {
+      options.network.compute = compute_of(compute);
+      options.out = out;
+      for (int i = 0; i < argc; ++i)
+        options.command += (i ? " " : "") + std::string(i ? argv[i] : "cifar");
+      return run_train(training);
+    }
+    if (eval_app->parsed()) return run_eval(evaluation);
+    if (contract_app->parsed()) return run_contract(contraction);
+    return run_bench(bench);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    std::cerr << "cifar: error: " << tool::printable(error.what()) << "; see cifar --help\n";
+    return tool::usage;
+  } catch (...) {
+    return tool::report_error(nullptr, "cifar");
+  }
+}

@@ -1,0 +1,480 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "network.hpp"
+
+#include <concertina/blocks.hpp>
+#include <concertina/contract.hpp>
+#include <concertina/expand.hpp>
+#include <concertina/random.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <sstream>
+
+namespace cifar {
+namespace {
+
+using concertina::ConvShape, concertina::ConvView, concertina::Error, concertina::FormatError;
+using nlohmann::json;
+
+constexpr Index hidden = 64;  // numbers of fc1's output
+
+std::string listed(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+/// The layers that a convolution expands into; itself alone where the model leaves it.
+std::vector<ConvShape<2>> expanded(const NetworkOptions& options, const ConvShape<2>& shape) {
+  const bool cl = contains(options.model, "cl"), ck = contains(options.model, "ck");
+  if (!cl && !ck) return {shape};
+  concertina::ExpandOptions expand{.rate = options.rate};
+  const Index layers = cl ? 3 : (options.kernel - 1) / 2;
+  const bool first = shape.in == 3;
+  if (first && layers > 2) {
+    expand.widths.assign(static_cast<std::size_t>(layers - 1),
+                         static_cast<Index>(std::llround(options.rate * 8)));
+    expand.widths.front() = 3;
+  }
+  return cl ? expand_cl(shape, expand) : expand_ck(shape, expand);
+}
+
+json geometry_of(const ConvShape<2>& shape) {
+  const auto pair = [](const concertina::PerAxis<2>& values) {
+    return json::array({values[0], values[1]});
+  };
+  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  return {{"type", "conv"},
+          {"stride", pair(stride)},
+          {"padding", pair(padding.start)},
+          {"dilation", pair(dilation)},
+          {"groups", groups}};
+}
+json geometry_of(const ConvShape<0>&) { return {{"type", "linear"}}; }
+
+/// Layers one after another; with a ReLU between them where they are not linear.
+template <int Rank>
+json nodes_of(const std::string& name, const std::vector<ConvShape<Rank>>& chain, bool nonlinear) {
+  json layers = json::array();
+  for (std::size_t l = 0; l < chain.size(); ++l) {
+    if (nonlinear && l > 0) layers.push_back({{"type", "relu"}});
+    json layer = geometry_of(chain[l]);
+    layer["name"] = chain.size() == 1 ? name : name + "." + std::to_string(l);
+    layers.push_back(std::move(layer));
+  }
+  if (layers.size() == 1) return layers.front();
+  return {{"kind", "chain"}, {"layers", std::move(layers)}};
+}
+
+json norm_node(const std::string& name) {
+  return {{"type", "batch_norm"}, {"name", name}, {"eps", 1e-5}};
+}
+
+json json_of(const Normalization& normalization) {
+  return {{"mean", normalization.mean}, {"std", normalization.deviation}};
+}
+
+/// The whole network as the tool's graphs describe one.
+template <class Blocks, class Layers>
+json graph_of(const NetworkOptions& options, const std::optional<Normalization>& normalization,
+              const Blocks& blocks, const Layers& linear) {
+  const bool nonlinear = options.compute == Compute::nonlinear;
+  json layers = json::array();
+  if (normalization) {
+    json node = json_of(*normalization);
+    node["type"] = "normalize";
+    node["divide"] = 255;
+    layers.push_back(std::move(node));
+  }
+  for (std::size_t b = 0; b < blocks.size(); ++b) {
+    const std::string name = "conv" + std::to_string(b + 1);
+    for (const auto& conv : blocks[b].conv) {
+      layers.push_back(nodes_of(conv.name, conv.chain, nonlinear));
+    }
+    if (!blocks[b].norm.empty()) layers.push_back(norm_node(name + "_bn"));
+    json branches = json::array();
+    for (const auto& branch : blocks[b].branches) {
+      branches.push_back({{"kind", "chain"},
+                          {"layers",
+                           {nodes_of(branch.conv.name, branch.conv.chain, false),
+                            norm_node(branch.conv.name + "_bn")}}});
+    }
+    if (!branches.empty()) layers.push_back({{"kind", "sum"}, {"branches", branches}});
+    layers.push_back({{"type", "relu"}});
+    layers.push_back(
+        {{"type", "max_pool"}, {"kernel", {2, 2}}, {"stride", {2, 2}}, {"padding", {0, 0}}});
+  }
+  layers.push_back({{"type", "flatten"}});
+  layers.push_back(nodes_of(linear.front().name, linear.front().chain, nonlinear));
+  layers.push_back({{"type", "relu"}});
+  layers.push_back(nodes_of(linear.back().name, linear.back().chain, false));
+  return {{"kind", "chain"}, {"layers", std::move(layers)}};
+}
+
+json json_of(const NetworkOptions& options) {
+  return {{"model", options.model},     {"kernel", options.kernel},
+          {"rate", options.rate},       {"blocks", options.blocks},
+          {"classes", options.classes}, {"compute", name_of(options.compute)},
+          {"norms", options.norms}};
+}
+
+}  // namespace
+
+Compute compute_of(const std::string& name) {
+  for (const Compute compute : {Compute::contracted, Compute::layered, Compute::nonlinear}) {
+    if (name == name_of(compute)) return compute;
+  }
+  throw Error("there is no way '" + name +
+              "' of computing an expansion; there are contracted, layered, nonlinear");
+}
+
+std::string name_of(Compute compute) {
+  switch (compute) {
+    case Compute::contracted: return "contracted";
+    case Compute::layered: return "layered";
+    case Compute::nonlinear: return "nonlinear";
+  }
+  throw Error("Compute " + std::to_string(static_cast<int>(compute)) +
+              " is none of the enumerators");
+}
+
+void NetworkOptions::validate() const {
+  const auto require = [](bool holds, const char* option, const auto& value, const char* choices) {
+    if (holds) return;
+    std::ostringstream text;
+    text << option << ' ' << value << "; " << choices;
+    throw Error(text.str());
+  };
+  if (std::ranges::find(model_names(), model) == model_names().end()) {
+    throw Error("there is no model '" + model + "'; there are " + listed(model_names()));
+  }
+  require(blocks == 3 || blocks == 4, "blocks", blocks, "SmallNet has 3, the deeper network 4");
+  require(kernel >= 1 && kernel <= 31 && kernel % 2 == 1, "kernel", kernel,
+          "odd ones from 1 to 31 are possible");
+  require(!contains(model, "ck") || kernel > 3, "kernel", kernel,
+          "CK expands kernels from 5 on into 3x3 layers; CL expands any");
+  require(model != "acnet" || kernel > 1, "kernel", kernel, "ACNet needs one from 3 on");
+  require(classes >= 2 && classes <= 256, "classes", classes, "2 to 256 are possible");
+  require(rate >= 1 && rate <= 64, "rate", rate, "1 to 64 are possible");
+}
+
+const std::vector<std::string>& model_names() {
+  static const std::vector<std::string> names = {"compact", "fc",    "cl",   "cl+fc",
+                                                 "ck",      "ck+fc", "acnet"};
+  return names;
+}
+
+NetworkOptions options_of(const concertina::io::Safetensors& file) {
+  const auto found = file.metadata.find("network");
+  if (found == file.metadata.end()) {
+    throw FormatError(file.origin +
+                      ": no metadata 'network'; this program writes it into the "
+                      "files that it can read");
+  }
+  try {
+    const json network = json::parse(found->second);
+    NetworkOptions options{.model = network.at("model"),
+                           .kernel = network.at("kernel"),
+                           .rate = network.at("rate"),
+                           .blocks = network.at("blocks"),
+                           .classes = network.at("classes"),
+                           .compute = compute_of(network.at("compute")),
+                           .norms = network.at("norms")};
+    options.validate();
+    return options;
+  } catch (const json::exception& error) {
+    throw FormatError(file.origin + ": metadata 'network' describe none: " + error.what());
+  } catch (const Error& error) {
+    throw FormatError(file.origin + ": metadata 'network': " + error.what());
+  }
+}
+
+template <class Scalar>
+template <int Rank>
+auto Network<Scalar>::make_layer(const std::string& name, const ConvShape<Rank>& shape,
+                                 std::vector<ConvShape<Rank>> chain) -> Layer<Rank> {
+  Layer<Rank> layer{.name = name, .shape = shape, .chain = std::move(chain), .weights = {}};
+  for (std::size_t l = 0; l < layer.chain.size(); ++l) {
+    const ConvShape<Rank>& each = layer.chain[l];
+    const std::string prefix = layer.chain.size() == 1 ? name : name + "." + std::to_string(l);
+    std::vector<Index> extents = {each.out, each.in};
+    extents.insert(extents.end(), each.kernel.begin(), each.kernel.end());
+    Weights<Scalar> weights{&tape_.tensor(prefix + ".weight", extents),
+                            each.bias ? &tape_.tensor(prefix + ".bias", {each.out}) : nullptr};
+    const double bound = 1 / std::sqrt(static_cast<double>(each.in * volume(each.kernel)));
+    for (Tensor<Scalar>* tensor : {weights.weight, weights.bias}) {
+      if (!tensor) continue;
+      parameters_.push_back(tensor);
+      uniform_.emplace_back(tensor, bound);
+    }
+    layer.weights.push_back(weights);
+  }
+  if (layer.chain.size() > 1 && options_.compute == Compute::contracted) {
+    layer.contraction = contractions_.add(Chain<Scalar, Rank>{layer.chain, layer.weights});
+  }
+  return layer;
+}
+
+template <class Scalar>
+NormTensors<Scalar> Network<Scalar>::make_norm(const std::string& name, Index channels) {
+  const NormTensors<Scalar> norm{&tape_.tensor(name + ".weight", {channels}),
+                                 &tape_.tensor(name + ".bias", {channels}),
+                                 &tape_.tensor(name + ".running_mean", {channels}),
+                                 &tape_.tensor(name + ".running_var", {channels})};
+  for (Tensor<Scalar>* ones : {norm.weight, norm.running_var}) {
+    std::ranges::fill(ones->value, Scalar(1));
+  }
+  parameters_.insert(parameters_.end(), {norm.weight, norm.bias});
+  statistics_.insert(statistics_.end(), {norm.running_mean, norm.running_var});
+  return norm;
+}
+
+template <class Scalar>
+Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPool& pool)
+    : options_((options.validate(), options)), tape_(capacity, pool), contractions_(tape_) {
+  const Index kernel = options.kernel;
+  const Index padding = kernel == 3 && options.blocks == 3 ? 0 : (kernel - 1) / 2;
+  Index size = 32, channels = 3;
+  for (Index b = 0; b < options.blocks; ++b) {
+    const std::string name = "conv" + std::to_string(b + 1);
+    const Index out = Index{8} << b;
+    ConvShape<2> shape{.out = out,
+                       .in = channels,
+                       .kernel = kernel,
+                       .geometry = {.padding = padding},
+                       .bias = true};
+    Block& block = blocks_.emplace_back();
+    if (options.model == "acnet" && options.norms) {
+      // The column and the row read what the square's middle reads: less padding across.
+      shape.bias = false;
+      ConvShape<2> vertical = shape, horizontal = shape;
+      vertical.kernel = {kernel, 1};
+      horizontal.kernel = {1, kernel};
+      vertical.geometry.padding = {padding, padding - kernel / 2};
+      horizontal.geometry.padding = {padding - kernel / 2, padding};
+      for (const auto& [suffix, branch] :
+           {std::pair(".square", shape), std::pair(".vertical", vertical),
+            std::pair(".horizontal", horizontal)}) {
+        block.branches.push_back({make_layer<2>(name + suffix, branch, {branch}),
+                                  make_norm(name + suffix + "_bn", out)});
+      }
+    } else {
+      block.conv.push_back(make_layer(name, shape, expanded(options, shape)));
+      if (options.norms) block.norm.push_back(make_norm(name + "_bn", out));
+    }
+    size = (size + 2 * padding - kernel + 1) / 2;
+    channels = out;
+  }
+  const ConvShape<0> fc1{.out = hidden, .in = channels * size * size, .bias = true};
+  const ConvShape<0> fc2{.out = options.classes, .in = hidden, .bias = true};
+  linear_.push_back(make_layer<0>(
+      "fc1", fc1,
+      contains(options.model, "fc") ? expand_fc(fc1, {.rate = options.rate}) : std::vector{fc1}));
+  linear_.push_back(make_layer<0>("fc2", fc2, {fc2}));
+
+  Maps<Scalar>& images = tape_.maps(3, 32, 32, false);
+  tape_.record({.forward = {{.each =
+                                 [this, &images](Index chunk, Index) {
+                                   if (source_) source_(chunk, images.values(chunk));
+                                 },
+                             .then = {}}},
+                .backward = {},
+                .finish = {}});
+  contractions_.record();
+  Maps<Scalar>* x = &images;
+  for (const Block& block : blocks_) x = &apply(block, *x);
+  x = &apply(linear_[0], *x);
+  relu(tape_, *x);
+  logits_ = &apply(linear_[1], *x);
+  loss_ = std::make_unique<CrossEntropy<Scalar>>(tape_, *logits_);
+}
+
+template <class Scalar>
+template <int Rank>
+Maps<Scalar>& Network<Scalar>::apply(const Layer<Rank>& layer, Maps<Scalar>& x) {
+  const auto record = [&](Maps<Scalar>& from, const ConvShape<Rank>& shape,
+                          const Weights<Scalar>& weights) -> Maps<Scalar>& {
+    if constexpr (Rank == 2) return convolution(tape_, from, shape, weights);
+    if constexpr (Rank == 0) return linear(tape_, from, shape, weights);
+  };
+  if (layer.contraction.first.weight) {
+    return record(x, layer.contraction.second, layer.contraction.first);
+  }
+  Maps<Scalar>* y = &x;
+  for (std::size_t l = 0; l < layer.chain.size(); ++l) {
+    if (l > 0 && options_.compute == Compute::nonlinear) relu(tape_, *y);
+    y = &record(*y, layer.chain[l], layer.weights[l]);
+  }
+  return *y;
+}
+
+template <class Scalar>
+Maps<Scalar>& Network<Scalar>::apply(const Block& block, Maps<Scalar>& x) {
+  Maps<Scalar>* y = nullptr;
+  if (block.branches.empty()) {
+    y = &apply(block.conv.front(), x);
+    if (!block.norm.empty()) y = &batch_norm(tape_, *y, block.norm.front());
+  } else {
+    std::vector<Maps<Scalar>*> branches;
+    for (const Branch& branch : block.branches) {
+      branches.push_back(&batch_norm(tape_, apply(branch.conv, x), branch.norm));
+    }
+    y = &add(tape_, branches);
+  }
+  relu(tape_, *y);
+  return max_pool(tape_, *y);
+}
+
+template <class Scalar>
+void Network<Scalar>::initialize(std::uint64_t seed) {
+  std::mt19937_64 generator(seed);
+  for (const auto& [tensor, bound] : uniform_) {
+    for (Scalar& number : tensor->value) {
+      number = static_cast<Scalar>(concertina::random_uniform(generator, bound));
+    }
+  }
+  tape_.tensors_changed();
+}
+
+template <class Scalar>
+Index Network<Scalar>::parameter_count() const {
+  Index count = 0;
+  for (const Tensor<Scalar>* tensor : parameters_) count += std::ssize(tensor->value);
+  return count;
+}
+
+template <class Scalar>
+concertina::io::Safetensors Network<Scalar>::save() const {
+  concertina::io::Safetensors file;
+  for (const auto* tensors : {&parameters_, &statistics_}) {
+    for (const Tensor<Scalar>* tensor : *tensors) {
+      file.add(tensor->name, tensor->shape, tensor->value);
+    }
+  }
+  file.metadata["network"] = json_of(options_).dump();
+  file.metadata["chain"] = graph_of(options_, normalization_, blocks_, linear_).dump();
+  if (normalization_) file.metadata["normalization"] = json_of(*normalization_).dump();
+  return file;
+}
+
+template <class Scalar>
+void Network<Scalar>::load(const concertina::io::Safetensors& file) {
+  for (const auto* tensors : {&parameters_, &statistics_}) {
+    for (const Tensor<Scalar>* tensor : *tensors) {  // all are checked before one changes
+      const auto& given = file.tensor(tensor->name);
+      if (given.shape != tensor->shape) {
+        const auto shown = [](const std::vector<Index>& shape) {
+          std::string text;
+          for (const Index extent : shape)
+            text += (text.empty() ? "" : "x") + std::to_string(extent);
+          return text;
+        };
+        throw FormatError(file.origin + ": tensor '" + tensor->name + "' is of shape " +
+                          shown(given.shape) + ", the network's of " + shown(tensor->shape));
+      }
+      static_cast<void>(file.view<Scalar>(tensor->name));
+    }
+  }
+  std::optional<Normalization> normalization;
+  if (const auto found = file.metadata.find("normalization"); found != file.metadata.end()) {
+    try {
+      const json numbers = json::parse(found->second);
+      normalization = {.mean = numbers.at("mean"), .deviation = numbers.at("std")};
+    } catch (const json::exception& error) {
+      throw FormatError(file.origin +
+                        ": metadata 'normalization' has not a mean and a std for "
+                        "each colour: " +
+                        error.what());
+    }
+  }
+  normalization_ = normalization;
+  for (const auto* tensors : {&parameters_, &statistics_}) {
+    for (Tensor<Scalar>* tensor : *tensors) {
+      std::ranges::copy(file.view<Scalar>(tensor->name), tensor->value.begin());
+    }
+  }
+  tape_.tensors_changed();
+}
+
+template <class Scalar>
+template <int Rank>
+std::vector<ConvView<Scalar, Rank>> Network<Scalar>::views(const Layer<Rank>& layer) const {
+  std::vector<ConvView<Scalar, Rank>> views;
+  for (std::size_t l = 0; l < layer.chain.size(); ++l) {
+    const Weights<Scalar>& weights = layer.weights[l];
+    views.emplace_back(
+        layer.chain[l], weights.weight->value,
+        weights.bias ? std::span<const Scalar>(weights.bias->value) : std::span<const Scalar>());
+  }
+  return views;
+}
+
+template <class Scalar>
+concertina::io::Safetensors Network<Scalar>::contract() const {
+  using Wide = std::conditional_t<std::is_same_v<Scalar, float>, double, long double>;
+  if (options_.compute == Compute::nonlinear && options_.model != "compact" &&
+      options_.model != "acnet") {
+    throw Error("the nonlinear counterpart of " + options_.model +
+                " has ReLUs between its layers and contracts to nothing smaller");
+  }
+  NetworkOptions compact = options_;
+  compact.model = "compact";
+  compact.compute = Compute::contracted;
+  compact.norms = options_.norms && options_.model != "acnet";
+  ThreadPool alone(1);
+  Network<Scalar> result(compact, 1, alone);
+  result.normalization_ = normalization_;
+  const auto copy = [](auto&& from, Tensor<Scalar>* to) {
+    std::ranges::copy(from, to->value.begin());
+  };
+  const auto assign = [&](const auto& conv, const Weights<Scalar>& to) {
+    copy(conv.weight(), to.weight);
+    copy(conv.bias(), to.bias);
+  };
+  for (std::size_t b = 0; b < blocks_.size(); ++b) {
+    const Weights<Scalar>& to = result.blocks_[b].conv.front().weights.front();
+    if (!blocks_[b].branches.empty()) {
+      std::vector<concertina::Expr<Scalar, 2>> branches;
+      std::vector<ConvView<Scalar, 2>> convs;
+      for (const Branch& branch : blocks_[b].branches) {
+        convs.push_back(views(branch.conv).front());
+        const auto& [weight, bias, mean, variance] = branch.norm;
+        branches.push_back(concertina::batch_norm(concertina::BatchNormStatistics<Scalar>{
+                               .running_mean = mean->value,
+                               .running_var = variance->value,
+                               .weight = weight->value,
+                               .bias = bias->value}) *
+                           convs.back());
+      }
+      assign(concertina::contract<Wide>(concertina::sum(branches)), to);
+      continue;
+    }
+    assign(concertina::contract<Wide>(views(blocks_[b].conv.front())), to);
+    for (std::size_t n = 0; n < blocks_[b].norm.size(); ++n) {
+      const auto &from = blocks_[b].norm[n], &norm = result.blocks_[b].norm[n];
+      for (const auto tensor :
+           {&NormTensors<Scalar>::weight, &NormTensors<Scalar>::bias,
+            &NormTensors<Scalar>::running_mean, &NormTensors<Scalar>::running_var}) {
+        copy((from.*tensor)->value, norm.*tensor);
+      }
+    }
+  }
+  for (std::size_t l = 0; l < linear_.size(); ++l) {
+    assign(concertina::contract<Wide>(views(linear_[l])), result.linear_[l].weights.front());
+  }
+  return result.save();
+}
+
+template class Network<float>;
+template class Network<double>;
+
+}  // namespace cifar

@@ -1,0 +1,156 @@
+// The networks of the paper's CIFAR experiments: SmallNet and its deeper form, compact and
+// expanded.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "operations.hpp"
+
+#include <concertina/conv.hpp>
+#include <concertina/geometry.hpp>
+#include <concertina/io/safetensors.hpp>
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace cifar {
+
+/// How an expanded layer is computed.
+enum class Compute {
+  contracted,  ///< contracted to one layer before each batch, gradients pulled back after it
+  layered,     ///< layer by layer, as a framework would
+  nonlinear    ///< layer by layer with a ReLU between, whose weights initialise the linear form
+};
+
+/// Names as on the command line. Throw Error with the choices for another name.
+Compute compute_of(const std::string& name);
+std::string name_of(Compute compute);
+
+/// The models: compact, fc, cl, cl+fc, ck, ck+fc, acnet.
+const std::vector<std::string>& model_names();
+
+struct NetworkOptions {
+  std::string model = "compact";
+  Index kernel = 7;
+  double rate = 4;   ///< of the expansion
+  Index blocks = 3;  ///< convolutions: 3 is SmallNet, 4 the deeper network of Section A.4
+  Index classes = 10;
+  Compute compute = Compute::contracted;
+  bool norms = true;  ///< false where batch norms have been contracted into the convolutions
+
+  /// Throws Error naming the option and its choices where there is no such network.
+  void validate() const;
+
+  friend bool operator==(const NetworkOptions&, const NetworkOptions&) = default;
+};
+
+/// How pixels in 0 .. 1 become what the network reads, for each colour: (pixel - mean) / deviation.
+struct Normalization {
+  std::array<double, 3> mean{}, deviation{};
+
+  friend bool operator==(const Normalization&, const Normalization&) = default;
+};
+
+/// Convolutions of 8, 16, 32 (and 64) channels, each with a batch norm, a ReLU and a 2x2 max pool;
+/// then fully connected layers of 64 numbers and of the classes.
+///
+/// Kernel 3 has no padding in SmallNet; otherwise paddings keep the size. The first convolution's
+/// expansion keeps 3 channels in its first layer, 3->3->8r->8 as published, not 3->3r->8r->8. All
+/// padding stands on the first layer of an expansion, so its contraction is exact at the border.
+/// Tensors are named as in PyTorch: conv1.weight, or conv1.0.weight to conv1.2.weight; conv1_bn.*,
+/// fc1.*, fc2.*. ACNet's branches are conv1.square, .vertical and .horizontal, each with its norm.
+/// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, supplement A; ACNet, ICCV 2019
+template <class Scalar>
+class Network {
+ public:
+  /// For batches of up to `capacity` images.
+  /// Throws  as options.validate()
+  Network(const NetworkOptions& options, Index capacity, ThreadPool& pool);
+  Network(const Network&) = delete;
+  Network& operator=(const Network&) = delete;
+
+  /// PyTorch's default initialisation: uniform within 1 / sqrt(fan in), batch norms the identity.
+  void initialize(std::uint64_t seed);
+
+  /// All named tensors, and metadata that describe the network: "network" to this program, and
+  /// "chain" to the tools `concertina` and `classify`, which contract and run it.
+  concertina::io::Safetensors save() const;
+
+  /// The numbers of a file with the same tensors; others in it are left alone.
+  /// Throws  FormatError naming file and tensor where one is missing or of another shape or dtype
+  void load(const concertina::io::Safetensors& file);
+
+  /// The compact network that this one contracts to, as save() would give it. Accumulated in double
+  /// (long double for double) and rounded once.
+  concertina::io::Safetensors contract() const;
+
+  /// Fills a chunk of the batch's images, [3][32][32][lane], at the start of forward.
+  void set_source(std::function<void(Index chunk, Scalar* to)> source) {
+    source_ = std::move(source);
+  }
+
+  /// What the images were normalised by, for files to say; load() takes it from one that does.
+  void set_normalization(const Normalization& normalization) { normalization_ = normalization; }
+
+  const NetworkOptions& options() const { return options_; }
+  Tape<Scalar>& tape() { return tape_; }
+  CrossEntropy<Scalar>& loss() { return *loss_; }
+  Maps<Scalar>& logits() { return *logits_; }
+
+  /// What is trained.
+  const std::vector<Tensor<Scalar>*>& parameters() const { return parameters_; }
+  Index parameter_count() const;
+
+ private:
+  /// A layer by its name: the shapes it expands into (one for none), and ACNet's branches.
+  template <int Rank>
+  struct Layer {
+    std::string name;
+    concertina::ConvShape<Rank> shape;
+    std::vector<concertina::ConvShape<Rank>> chain;
+    std::vector<Weights<Scalar>> weights;
+    std::pair<Weights<Scalar>, concertina::ConvShape<Rank>> contraction = {};
+  };
+  struct Branch {
+    Layer<2> conv;
+    NormTensors<Scalar> norm;
+  };
+  struct Block {
+    std::vector<Layer<2>> conv;  // empty for ACNet, otherwise one
+    std::vector<NormTensors<Scalar>> norm;
+    std::vector<Branch> branches;
+  };
+
+  template <int Rank>
+  Layer<Rank> make_layer(const std::string& name, const concertina::ConvShape<Rank>& shape,
+                         std::vector<concertina::ConvShape<Rank>> chain);
+  NormTensors<Scalar> make_norm(const std::string& name, Index channels);
+  template <int Rank>
+  Maps<Scalar>& apply(const Layer<Rank>& layer, Maps<Scalar>& x);
+  Maps<Scalar>& apply(const Block& block, Maps<Scalar>& x);
+  template <int Rank>
+  std::vector<concertina::ConvView<Scalar, Rank>> views(const Layer<Rank>& layer) const;
+
+  NetworkOptions options_;
+  Tape<Scalar> tape_;
+  Contractions<Scalar> contractions_;
+  std::vector<Block> blocks_;
+  std::vector<Layer<0>> linear_;  // fc1, fc2
+  std::vector<Tensor<Scalar>*> parameters_, statistics_;
+  std::vector<std::pair<Tensor<Scalar>*, double>> uniform_;  // initialised within this bound
+  std::function<void(Index, Scalar*)> source_;
+  std::optional<Normalization> normalization_;
+  std::unique_ptr<CrossEntropy<Scalar>> loss_;
+  Maps<Scalar>* logits_ = nullptr;
+};
+
+/// What a file's metadata say of its network.
+/// Throws  FormatError naming the file where they do not describe one
+NetworkOptions options_of(const concertina::io::Safetensors& file);
+
+}  // namespace cifar

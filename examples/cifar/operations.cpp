@@ -1,0 +1,780 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operations.hpp"
+
+#include <concertina/contract.hpp>
+#include <concertina/pullback.hpp>
+#include <concertina/sum.hpp>
+
+#include <Eigen/Core>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace cifar {
+namespace {
+
+using concertina::ConvShape, concertina::ShapeError;
+
+template <class Scalar>
+using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class Scalar>
+using LaneMatrix = Eigen::Map<Eigen::Matrix<Scalar, Eigen::Dynamic, lanes, Eigen::RowMajor>>;
+
+std::size_t size(Index count) { return static_cast<std::size_t>(count); }
+
+/// Sums of chunks, a block of numbers at a time, in the order of the chunks.
+template <class Scalar>
+void sum_chunks(ThreadPool& pool, Index chunks, const std::vector<Scalar>& parts,
+                std::vector<Scalar>& sum) {
+  constexpr Index block = 4096;
+  const Index count = std::ssize(sum);
+  pool.run((count + block - 1) / block, [&](Index task, Index) {
+    const Index first = task * block, numbers = std::min(block, count - first);
+    Eigen::Map<Eigen::ArrayX<Scalar>> to(sum.data() + first, numbers);
+    to.setZero();
+    for (Index chunk = 0; chunk < chunks; ++chunk) {
+      to += Eigen::Map<const Eigen::ArrayX<Scalar>>(parts.data() + chunk * count + first, numbers);
+    }
+  });
+}
+
+/// Counts the one operation that reads a tensor, and so sets its gradient.
+template <class Scalar>
+void mark_read(Tensor<Scalar>& tensor) {
+  if (std::exchange(tensor.read, true)) {
+    throw concertina::Error((tensor.name.empty() ? "a computed tensor" : tensor.name) +
+                            " is read by two operations; only one sets its gradient");
+  }
+}
+
+template <class Scalar>
+void set_gradient(Tensor<Scalar>& tensor, const std::vector<Scalar>& gradient) {
+  mark_read(tensor);
+  tensor.gradient = gradient;
+}
+
+/// Throws where a layer's numbers are not as many as its shape says.
+template <class Scalar, int Rank>
+void check_weights(const std::string& operation, const ConvShape<Rank>& shape,
+                   const Weights<Scalar>& weights) {
+  const Index count = std::ssize(weights.weight->value);
+  const Index biases = weights.bias ? std::ssize(weights.bias->value) : 0;
+  if (count == weight_count(shape) && biases == (shape.bias ? shape.out : 0)) return;
+  throw ShapeError(operation + ": " + std::to_string(count) + " weights and " +
+                   std::to_string(biases) + " biases are not those of the shape (" +
+                   to_string(shape) + (shape.bias ? " with bias)" : " without bias)"));
+}
+
+template <class Scalar>
+Scalar* aligned_scratch(const Tape<Scalar>&, Scalar* scratch, Index numbers) {
+  return scratch + (numbers + lanes - 1) / lanes * lanes;
+}
+
+ConvSize conv_size(const ConvShape<2>& shape, Index channels, Index height, Index width) {
+  const auto refuse = [&](const std::string& why) {
+    throw ShapeError("convolution: " + why + " (" + to_string(shape) + ")");
+  };
+  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  if (shape.in != channels) refuse("the maps have " + std::to_string(channels) + " channels");
+  if (stride != 1 || dilation != 1 || groups != 1 || padding.start != padding.end) {
+    refuse("stride, dilation and groups are 1 here, and paddings alike on both sides");
+  }
+  static_cast<void>(output_size(shape, concertina::PerAxis<2>{height, width}));  // throws
+  return {.out = shape.out,
+          .in = shape.in,
+          .kernel_height = shape.kernel[0],
+          .kernel_width = shape.kernel[1],
+          .pad_height = padding.start[0],
+          .pad_width = padding.start[1],
+          .height = height,
+          .width = width};
+}
+
+}  // namespace
+
+template <class Scalar>
+Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2>& shape,
+                          Weights<Scalar> weights) {
+  const ConvSize conv = conv_size(shape, x.channels, x.height, x.width);
+  check_weights("convolution", shape, weights);
+  Maps<Scalar>& y = tape.maps(conv.out, conv.out_height(), conv.out_width());
+  const Index chunks = tape.chunk_capacity(), count = conv.weights();
+  const Index padded_count = (count + lanes - 1) / lanes * lanes;
+
+  struct State {
+    std::vector<Scalar> packed, packed_adjoint;
+    std::vector<Scalar> weight_parts, bias_parts;  // [chunk][number]
+    std::vector<Scalar> weight_gradient, bias_gradient;
+  };
+  const auto state = std::make_shared<State>();
+  state->packed.resize(size(count));
+  state->packed_adjoint.resize(x.differentiable ? size(count) : 0);
+  state->weight_parts.resize(size(chunks * count));
+  state->weight_gradient.resize(size(count));
+  set_gradient(*weights.weight, state->weight_gradient);
+  if (weights.bias) {
+    state->bias_parts.resize(size(chunks * conv.out));
+    state->bias_gradient.resize(size(conv.out));
+    set_gradient(*weights.bias, state->bias_gradient);
+  }
+  const Index map_scratch =
+      std::max(convolution_scratch(conv), convolution_scratch(conv.adjoint()));
+  const Index sums_scratch = padded_count * lanes;
+  tape.reserve_scratch(map_scratch + lanes + sums_scratch + padded_count);
+
+  Operation operation;
+  operation.forward.push_back(
+      {.each = {},
+       .then = [=] { pack_kernel(conv, weights.weight->value.data(), state->packed.data()); }});
+  operation.forward.push_back(
+      {.each =
+           [=, &tape, &x, &y](Index chunk, Index worker) {
+             Scalar* to = y.values(chunk);
+             const Index map = y.height * y.width * lanes;
+             for (Index o = 0; o < conv.out; ++o) {
+               std::fill_n(to + o * map, map,
+                           weights.bias ? weights.bias->value[size(o)] : Scalar(0));
+             }
+             convolve(conv, x.values(chunk), state->packed.data(), to, tape.scratch(worker));
+           },
+       .then = {}});
+
+  if (x.differentiable) {
+    operation.backward.push_back({.each = {}, .then = [=] {
+                                    pack_adjoint_kernel(conv, weights.weight->value.data(),
+                                                        state->packed_adjoint.data());
+                                  }});
+  }
+  const auto first_writer = tape.first_writer(x);
+  operation.backward.push_back(
+      {.each =
+           [=, &tape, &x, &y](Index chunk, Index worker) {
+             Scalar* scratch = tape.scratch(worker);
+             Scalar* sums = aligned_scratch(tape, scratch, map_scratch);
+             Scalar* packed = sums + sums_scratch;
+             std::fill_n(sums + count * lanes, (padded_count - count) * lanes, Scalar(0));
+             correlate(conv, x.values(chunk), y.gradients(chunk), sums, scratch);
+             sum_lanes(sums, padded_count / lanes, packed);
+             unpack_kernel(conv, packed, state->weight_parts.data() + chunk * count);
+             const Index positions = y.height * y.width;
+             for (Index o = 0; weights.bias && o < conv.out; ++o) {
+               Vector<Scalar> sum{};
+               const Scalar* from = y.gradients(chunk) + o * positions * lanes;
+               for (Index i = 0; i < positions; ++i) sum += vector_at(from + i * lanes);
+               state->bias_parts[size(chunk * conv.out + o)] =
+                   static_cast<Scalar>(sum_lanes<Scalar>(sum));
+             }
+             if (!x.differentiable) return;
+             if (first_writer()) std::fill_n(x.gradients(chunk), x.numbers() * lanes, Scalar(0));
+             convolve(conv.adjoint(), static_cast<const Scalar*>(y.gradients(chunk)),
+                      state->packed_adjoint.data(), x.gradients(chunk), scratch);
+           },
+       .then = {}});
+  operation.finish = [=, &tape] {
+    sum_chunks(tape.pool(), tape.chunks(), state->weight_parts, state->weight_gradient);
+    if (weights.bias) {
+      sum_chunks(tape.pool(), tape.chunks(), state->bias_parts, state->bias_gradient);
+    }
+  };
+  tape.record(std::move(operation));
+  return y;
+}
+
+template <class Scalar>
+Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<0>& shape,
+                     Weights<Scalar> weights) {
+  if (shape.in != x.numbers() || shape.geometry.groups != 1) {
+    throw ShapeError("linear: the maps have " + std::to_string(x.numbers()) + " numbers (" +
+                     to_string(shape) + ")");
+  }
+  check_weights("linear", shape, weights);
+  const Index out = shape.out, in = shape.in;
+  Maps<Scalar>& y = tape.maps(out, 1, 1);
+  struct State {
+    std::vector<Scalar> weight_gradient, bias_gradient;
+  };
+  const auto state = std::make_shared<State>();
+  state->weight_gradient.resize(size(out * in));
+  set_gradient(*weights.weight, state->weight_gradient);
+  if (weights.bias) {
+    state->bias_gradient.resize(size(out));
+    set_gradient(*weights.bias, state->bias_gradient);
+  }
+  const auto weight = [=] {
+    return Eigen::Map<const Matrix<Scalar>>(weights.weight->value.data(), out, in);
+  };
+
+  Operation operation;
+  operation.forward.push_back({.each =
+                                   [=, &x, &y](Index chunk, Index) {
+                                     LaneMatrix<Scalar> to(y.values(chunk), out, lanes);
+                                     to.noalias() =
+                                         weight() * LaneMatrix<Scalar>(x.values(chunk), in, lanes);
+                                     if (!weights.bias) return;
+                                     to.colwise() += Eigen::Map<const Eigen::VectorX<Scalar>>(
+                                         weights.bias->value.data(), out);
+                                   },
+                               .then = {}});
+  if (x.differentiable) {
+    const auto first_writer = tape.first_writer(x);
+    operation.backward.push_back({.each =
+                                      [=, &x, &y](Index chunk, Index) {
+                                        LaneMatrix<Scalar> to(x.gradients(chunk), in, lanes);
+                                        const LaneMatrix<Scalar> gradient(y.gradients(chunk), out,
+                                                                          lanes);
+                                        if (first_writer()) {
+                                          to.noalias() = weight().transpose() * gradient;
+                                        } else {
+                                          to.noalias() += weight().transpose() * gradient;
+                                        }
+                                      },
+                                  .then = {}});
+  }
+  // Not in parts by chunks: rows of the result, each over all chunks in order.
+  operation.finish = [=, &tape, &x, &y] {
+    constexpr Index panel = 16;
+    tape.pool().run((out + panel - 1) / panel, [&](Index task, Index) {
+      const Index first = task * panel, rows = std::min(panel, out - first);
+      Eigen::Map<Matrix<Scalar>> sum(state->weight_gradient.data() + first * in, rows, in);
+      sum.setZero();
+      if (weights.bias) std::fill_n(state->bias_gradient.data() + first, rows, Scalar(0));
+      for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
+        const LaneMatrix<Scalar> gradient(y.gradients(chunk) + first * lanes, rows, lanes);
+        sum.noalias() += gradient * LaneMatrix<Scalar>(x.values(chunk), in, lanes).transpose();
+        if (!weights.bias) continue;
+        Eigen::Map<Eigen::VectorX<Scalar>>(state->bias_gradient.data() + first, rows) +=
+            gradient.rowwise().sum();
+      }
+    });
+  };
+  tape.record(std::move(operation));
+  return y;
+}
+
+template <class Scalar>
+Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar> tensors) {
+  constexpr double eps = 1e-5, momentum = 0.1;
+  const Index channels = x.channels, positions = x.height * x.width;
+  const Index chunks = tape.chunk_capacity();
+  for (const Tensor<Scalar>* tensor :
+       {tensors.weight, tensors.bias, tensors.running_mean, tensors.running_var}) {
+    if (std::ssize(tensor->value) == channels) continue;
+    throw ShapeError("batch_norm: " + tensor->name + " has " +
+                     std::to_string(tensor->value.size()) + " numbers, the maps have " +
+                     std::to_string(channels) + " channels");
+  }
+  Maps<Scalar>& y = tape.maps(channels, x.height, x.width);
+  struct Moments {
+    double mean, squares;  // of deviations from the mean
+  };
+  struct Sums {
+    double gradient, product;  // of dL/dy, and of that with the normalised x
+  };
+  struct State {
+    std::vector<Moments> moments;  // [chunk][channel]
+    std::vector<Sums> sums;
+    std::vector<Scalar> mean, deviation_inverse, factor, offset;  // [channel]
+    std::vector<Scalar> mean_gradient, mean_product;              // over the batch
+    std::vector<Scalar> weight_gradient, bias_gradient;
+  };
+  const auto state = std::make_shared<State>();
+  state->moments.resize(size(chunks * channels));
+  state->sums.resize(size(chunks * channels));
+  for (auto* each : {&state->mean, &state->deviation_inverse, &state->factor, &state->offset,
+                     &state->mean_gradient, &state->mean_product, &state->weight_gradient,
+                     &state->bias_gradient}) {
+    each->resize(size(channels));
+  }
+  set_gradient(*tensors.weight, state->weight_gradient);
+  set_gradient(*tensors.bias, state->bias_gradient);
+  const auto images_of = [&tape](Index chunk) {
+    return static_cast<double>(std::min<Index>(lanes, tape.images() - chunk * lanes));
+  };
+
+  Operation operation;
+  operation.forward.push_back(
+      {.each =
+           [=, &tape, &x](Index chunk, Index) {
+             if (!tape.training()) return;
+             const Row<Scalar> mask_row = tape.mask(chunk);
+             const Vector<Scalar>& mask = vector_at(mask_row.image.data());
+             const double count = images_of(chunk) * static_cast<double>(positions);
+             const Scalar* from = x.values(chunk);
+             for (Index c = 0; c < channels; ++c, from += positions * lanes) {
+               Vector<Scalar> sum{}, squares{};
+               for (Index i = 0; i < positions; ++i) sum += mask * vector_at(from + i * lanes);
+               const double mean = sum_lanes<Scalar>(sum) / count;
+               const auto shift = static_cast<Scalar>(mean);
+               for (Index i = 0; i < positions; ++i) {
+                 const Vector<Scalar> deviation = mask * (vector_at(from + i * lanes) - shift);
+                 squares += deviation * deviation;
+               }
+               state->moments[size(chunk * channels + c)] = {mean, sum_lanes<Scalar>(squares)};
+             }
+           },
+       .then =
+           [=, &tape] {
+             const double all = static_cast<double>(tape.images() * positions);
+             for (Index c = 0; c < channels; ++c) {
+               const std::size_t at = size(c);
+               auto& running_mean = tensors.running_mean->value[at];
+               auto& running_var = tensors.running_var->value[at];
+               double mean = static_cast<double>(running_mean),
+                      variance = static_cast<double>(running_var);
+               if (tape.training()) {
+                 double count = 0, squares = 0;
+                 mean = 0;
+                 for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
+                   const Moments& more = state->moments[size(chunk * channels + c)];
+                   const double added = images_of(chunk) * static_cast<double>(positions);
+                   const double distance = more.mean - mean, sum = count + added;
+                   mean += distance * added / sum;
+                   squares += more.squares + distance * distance * count * added / sum;
+                   count = sum;
+                 }
+                 variance = squares / all;
+                 running_mean = static_cast<Scalar>(
+                     (1 - momentum) * static_cast<double>(running_mean) + momentum * mean);
+                 running_var =
+                     static_cast<Scalar>((1 - momentum) * static_cast<double>(running_var) +
+                                         momentum * squares / std::max(all - 1, 1.0));
+               }
+               const double inverse = 1 / std::sqrt(variance + eps);
+               const double factor = inverse * static_cast<double>(tensors.weight->value[at]);
+               state->mean[at] = static_cast<Scalar>(mean);
+               state->deviation_inverse[at] = static_cast<Scalar>(inverse);
+               state->factor[at] = static_cast<Scalar>(factor);
+               state->offset[at] = static_cast<Scalar>(
+                   static_cast<double>(tensors.bias->value[at]) - mean * factor);
+             }
+           }});
+  operation.forward.push_back({.each =
+                                   [=, &x, &y](Index chunk, Index) {
+                                     const Scalar* from = x.values(chunk);
+                                     Scalar* to = y.values(chunk);
+                                     for (Index c = 0; c < channels; ++c) {
+                                       const Scalar factor = state->factor[size(c)],
+                                                    offset = state->offset[size(c)];
+                                       for (Index i = 0; i < positions; ++i) {
+                                         vector_at(to) = factor * vector_at(from) + offset;
+                                         from += lanes, to += lanes;
+                                       }
+                                     }
+                                   },
+                               .then = {}});
+
+  operation.backward.push_back(
+      {.each =
+           [=, &x, &y](Index chunk, Index) {
+             const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
+             for (Index c = 0; c < channels; ++c) {
+               const Scalar mean = state->mean[size(c)];
+               Vector<Scalar> sum{}, product{};
+               for (Index i = 0; i < positions; ++i, from += lanes, gradient += lanes) {
+                 sum += vector_at(gradient);
+                 product += vector_at(gradient) * (vector_at(from) - mean);
+               }
+               state->sums[size(chunk * channels + c)] = {
+                   sum_lanes<Scalar>(sum),
+                   sum_lanes<Scalar>(product) *
+                       static_cast<double>(state->deviation_inverse[size(c)])};
+             }
+           },
+       .then =
+           [=, &tape] {
+             const double all = static_cast<double>(tape.images() * positions);
+             for (Index c = 0; c < channels; ++c) {
+               Sums sums{};
+               for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
+                 sums.gradient += state->sums[size(chunk * channels + c)].gradient;
+                 sums.product += state->sums[size(chunk * channels + c)].product;
+               }
+               state->bias_gradient[size(c)] = static_cast<Scalar>(sums.gradient);
+               state->weight_gradient[size(c)] = static_cast<Scalar>(sums.product);
+               state->mean_gradient[size(c)] = static_cast<Scalar>(sums.gradient / all);
+               state->mean_product[size(c)] = static_cast<Scalar>(sums.product / all);
+             }
+           }});
+  const auto first_writer = tape.first_writer(x);
+  operation.backward.push_back(
+      {.each =
+           [=, &tape, &x, &y](Index chunk, Index) {
+             if (!x.differentiable) return;
+             const Row<Scalar> mask_row = tape.mask(chunk);
+             const Vector<Scalar>& mask = vector_at(mask_row.image.data());
+             const bool first = first_writer();
+             const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
+             Scalar* to = x.gradients(chunk);
+             for (Index c = 0; c < channels; ++c) {
+               // factor * (dy - mean(dy) - xhat * mean(dy * xhat)), the constants taken together
+               const Scalar factor = state->factor[size(c)];
+               const Scalar slope =
+                   state->deviation_inverse[size(c)] * state->mean_product[size(c)];
+               const Scalar mean = state->mean[size(c)], level = state->mean_gradient[size(c)];
+               for (Index i = 0; i < positions; ++i) {
+                 const Vector<Scalar> own =
+                     factor * mask *
+                     (vector_at(gradient) - level - slope * (vector_at(from) - mean));
+                 vector_at(to) = first ? own : vector_at(to) + own;
+                 from += lanes, gradient += lanes, to += lanes;
+               }
+             }
+           },
+       .then = {}});
+  tape.record(std::move(operation));
+  return y;
+}
+
+template <class Scalar>
+void relu(Tape<Scalar>& tape, Maps<Scalar>& x) {
+  if (x.readers != 0) {
+    throw concertina::Error("relu: it would change maps that " + std::to_string(x.readers) +
+                            " other operations read");
+  }
+  const Index rows = x.numbers();
+  Operation operation;
+  operation.forward.push_back({.each =
+                                   [=, &x](Index chunk, Index) {
+                                     Scalar* to = x.values(chunk);
+                                     for (Index i = 0; i < rows; ++i, to += lanes) {
+                                       Vector<Scalar>& value = vector_at(to);
+                                       value = value > Scalar(0) ? value : Vector<Scalar>{};
+                                     }
+                                   },
+                               .then = {}});
+  operation.backward.push_back(
+      {.each =
+           [=, &x](Index chunk, Index) {
+             if (!x.differentiable) return;
+             const Scalar* value = x.values(chunk);
+             Scalar* to = x.gradients(chunk);
+             for (Index i = 0; i < rows; ++i, value += lanes, to += lanes) {
+               Vector<Scalar>& gradient = vector_at(to);
+               gradient = vector_at(value) > Scalar(0) ? gradient : Vector<Scalar>{};
+             }
+           },
+       .then = {}});
+  tape.record(std::move(operation));
+}
+
+template <class Scalar>
+Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
+  if (x.height < 2 || x.width < 2) {
+    throw ShapeError("max_pool: maps of " + std::to_string(x.height) + "x" +
+                     std::to_string(x.width) + " are smaller than the 2x2 window");
+  }
+  Maps<Scalar>& y = tape.maps(x.channels, x.height / 2, x.width / 2);
+  // Calls each(from, to): offsets in a chunk of a window's first row and of its result.
+  const auto for_each_window = [&x, &y](auto&& each) {
+    for (Index c = 0; c < x.channels; ++c) {
+      for (Index row = 0; row < y.height; ++row) {
+        Index from = (c * x.height + 2 * row) * x.width * lanes;
+        Index to = (c * y.height + row) * y.width * lanes;
+        for (Index i = 0; i < y.width; ++i, from += 2 * lanes, to += lanes) each(from, to);
+      }
+    }
+  };
+  const Index below = x.width * lanes;
+
+  Operation operation;
+  operation.forward.push_back(
+      {.each =
+           [=, &x, &y](Index chunk, Index) {
+             const Scalar* values = x.values(chunk);
+             Scalar* result = y.values(chunk);
+             for_each_window([&](Index at, Index to) {
+               const Scalar* from = values + at;
+               const Vector<Scalar>&a = vector_at(from), &b = vector_at(from + lanes),
+                     &c = vector_at(from + below), &d = vector_at(from + below + lanes);
+               const Vector<Scalar> top = a < b ? b : a, bottom = c < d ? d : c;
+               vector_at(result + to) = top < bottom ? bottom : top;
+             });
+           },
+       .then = {}});
+  const auto first_writer = tape.first_writer(x);
+  operation.backward.push_back(
+      {.each =
+           [=, &x, &y](Index chunk, Index) {
+             if (!x.differentiable) return;
+             const Scalar *values = x.values(chunk), *results = y.values(chunk),
+                          *gradients = y.gradients(chunk);
+             Scalar* to = x.gradients(chunk);
+             const bool first = first_writer();
+             const bool dropped = x.height % 2 != 0 || x.width % 2 != 0;
+             if (first && dropped) std::fill_n(to, x.numbers() * lanes, Scalar(0));
+             for_each_window([&](Index from, Index at) {
+               const Vector<Scalar>& largest = vector_at(results + at);
+               Vector<Scalar> rest = vector_at(gradients + at);  // zero once it is given
+               for (const Index offset : {from, from + lanes, from + below, from + below + lanes}) {
+                 const auto here = vector_at(values + offset) == largest;
+                 const Vector<Scalar> own = here ? rest : Vector<Scalar>{};
+                 rest = here ? Vector<Scalar>{} : rest;
+                 vector_at(to + offset) = first ? own : vector_at(to + offset) + own;
+               }
+             });
+           },
+       .then = {}});
+  tape.record(std::move(operation));
+  return y;
+}
+
+template <class Scalar>
+Maps<Scalar>& add(Tape<Scalar>& tape, std::vector<Maps<Scalar>*> branches) {
+  const Maps<Scalar>& front = *branches.at(0);
+  for (const Maps<Scalar>* branch : branches) {
+    if (branch->channels == front.channels && branch->height == front.height &&
+        branch->width == front.width) {
+      continue;
+    }
+    const auto shown = [](const Maps<Scalar>& maps) {
+      return std::to_string(maps.channels) + "x" + std::to_string(maps.height) + "x" +
+             std::to_string(maps.width);
+    };
+    throw ShapeError("add: maps of " + shown(front) + " and of " + shown(*branch));
+  }
+  Maps<Scalar>& y = tape.maps(front.channels, front.height, front.width);
+  const Index numbers = y.numbers() * lanes;
+  using Array = Eigen::Map<Eigen::ArrayX<Scalar>>;
+  Operation operation;
+  operation.forward.push_back({.each =
+                                   [=, &y](Index chunk, Index) {
+                                     Array sum(y.values(chunk), numbers);
+                                     sum.setZero();
+                                     for (Maps<Scalar>* branch : branches) {
+                                       sum += Array(branch->values(chunk), numbers);
+                                     }
+                                   },
+                               .then = {}});
+  std::vector<std::function<bool()>> first_writers;
+  for (Maps<Scalar>* branch : branches) first_writers.push_back(tape.first_writer(*branch));
+  operation.backward.push_back({.each =
+                                    [=, &y](Index chunk, Index) {
+                                      const Array gradient(y.gradients(chunk), numbers);
+                                      for (std::size_t b = branches.size(); b-- > 0;) {
+                                        if (!branches[b]->differentiable) continue;
+                                        Array to(branches[b]->gradients(chunk), numbers);
+                                        if (first_writers[b]()) {
+                                          to = gradient;
+                                        } else {
+                                          to += gradient;
+                                        }
+                                      }
+                                    },
+                                .then = {}});
+  tape.record(std::move(operation));
+  return y;
+}
+
+template <class Scalar>
+CrossEntropy<Scalar>::CrossEntropy(Tape<Scalar>& tape, Maps<Scalar>& logits)
+    : tape_(tape),
+      classes_(logits.numbers()),
+      targets_(size(tape.chunk_capacity() * classes_)),
+      losses_(size(tape.chunk_capacity())),
+      corrects_(size(tape.chunk_capacity())) {
+  using Lane = Eigen::Map<Eigen::Array<Scalar, lanes, 1>>;
+  static_cast<void>(tape.first_writer(logits));
+  Operation operation;
+  operation.forward.push_back(
+      {.each =
+           [this, &logits](Index chunk, Index) {
+             const Index images = std::min<Index>(lanes, tape_.images() - chunk * lanes);
+             Scalar *z = logits.values(chunk), *gradient = logits.gradients(chunk);
+             Scalar* target = targets_of(chunk);
+             Eigen::Array<Scalar, lanes, 1> largest = Lane(z), best = Lane(target);
+             Eigen::Array<Index, lanes, 1> found = Eigen::Array<Index, lanes, 1>::Zero(),
+                                           wanted = found;
+             for (Index k = 0; k < classes_; ++k) {
+               for (int lane = 0; lane < lanes; ++lane) {
+                 if (z[k * lanes + lane] > largest[lane])
+                   largest[lane] = z[k * lanes + lane], found[lane] = k;
+                 if (target[k * lanes + lane] > best[lane])
+                   best[lane] = target[k * lanes + lane], wanted[lane] = k;
+               }
+             }
+             Eigen::Array<Scalar, lanes, 1> sum = Eigen::Array<Scalar, lanes, 1>::Zero(),
+                                            whole = sum, product = sum;
+             for (Index k = 0; k < classes_; ++k) {
+               const Eigen::Array<Scalar, lanes, 1> shifted = Lane(z + k * lanes) - largest;
+               Lane(gradient + k * lanes) = shifted.exp();
+               sum += Lane(gradient + k * lanes);
+               whole += Lane(target + k * lanes);
+               product += Lane(target + k * lanes) * shifted;
+             }
+             const Eigen::Array<Scalar, lanes, 1> losses = whole * sum.log() - product;
+             double loss = 0;
+             Index correct = 0;
+             for (int lane = 0; lane < images; ++lane) {
+               loss += static_cast<double>(losses[lane]);
+               correct += found[lane] == wanted[lane];
+             }
+             losses_[size(chunk)] = loss;
+             corrects_[size(chunk)] = correct;
+             const auto share = 1 / static_cast<Scalar>(tape_.images());
+             const Row<Scalar> mask = tape_.mask(chunk);
+             const Eigen::Array<Scalar, lanes, 1> factor =
+                 Eigen::Map<const Eigen::Array<Scalar, lanes, 1>>(mask.image.data()) * share;
+             for (Index k = 0; k < classes_; ++k) {
+               Lane own(gradient + k * lanes);
+               own = (own / sum * whole - Lane(target + k * lanes)) * factor;
+             }
+           },
+       .then =
+           [this] {
+             loss_ = 0, correct_ = 0;
+             for (Index chunk = 0; chunk < tape_.chunks(); ++chunk) {
+               loss_ += losses_[size(chunk)];
+               correct_ += corrects_[size(chunk)];
+             }
+             loss_ /= static_cast<double>(tape_.images());
+           }});
+  tape.record(std::move(operation));
+}
+
+template <class Scalar>
+Scalar* CrossEntropy<Scalar>::targets_of(Index chunk) {
+  return targets_[size(chunk * classes_)].image.data();
+}
+
+template <class Scalar>
+void CrossEntropy<Scalar>::set_labels(std::span<const std::uint8_t> labels) {
+  if (std::ssize(labels) > tape_.capacity()) {
+    throw ShapeError(std::to_string(labels.size()) + " labels for a batch of at most " +
+                     std::to_string(tape_.capacity()));
+  }
+  std::fill(targets_.begin(), targets_.end(), Row<Scalar>{});
+  for (Index image = 0; image < std::ssize(labels); ++image) {
+    const Index label = labels[size(image)];
+    if (label >= classes_) {
+      throw ShapeError("label " + std::to_string(label) + " of image " + std::to_string(image) +
+                       ", but there are " + std::to_string(classes_) + " classes");
+    }
+    targets_of(image / lanes)[label * lanes + image % lanes] = Scalar(1);
+  }
+}
+
+template <class Scalar>
+void CrossEntropy<Scalar>::set_targets(std::span<const Scalar> targets) {
+  const Index images = std::ssize(targets) / classes_;
+  if (images > tape_.capacity() || images * classes_ != std::ssize(targets)) {
+    throw ShapeError(std::to_string(targets.size()) + " targets for a batch of at most " +
+                     std::to_string(tape_.capacity()) + " images and " + std::to_string(classes_) +
+                     " classes");
+  }
+  std::fill(targets_.begin(), targets_.end(), Row<Scalar>{});
+  for (Index image = 0; image < images; ++image) {
+    for (Index k = 0; k < classes_; ++k) {
+      targets_of(image / lanes)[k * lanes + image % lanes] = targets[size(image * classes_ + k)];
+    }
+  }
+}
+
+template <class Scalar>
+template <int Rank>
+std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
+    const Chain<Scalar, Rank>& chain) {
+  struct State {
+    concertina::Expr<Scalar, Rank> expression;
+    concertina::Contraction<Scalar, Rank> contraction;
+  };
+  std::vector<concertina::ConvView<Scalar, Rank>> views;
+  for (std::size_t l = 0; l < chain.shapes.size(); ++l) {
+    const Weights<Scalar>& layer = chain.layers[l];
+    mark_read(*layer.weight);
+    if (layer.bias) mark_read(*layer.bias);
+    views.emplace_back(
+        chain.shapes[l], layer.weight->value,
+        layer.bias ? std::span<const Scalar>(layer.bias->value) : std::span<const Scalar>());
+  }
+  const auto expression = concertina::chain(views);
+  const auto form = concertina::form(expression);
+  const auto state =
+      std::make_shared<State>(State{expression, concertina::Contraction<Scalar, Rank>(form)});
+  const ConvShape<Rank> shape = state->contraction.shape();
+  std::vector<Index> extents = {shape.out, shape.in};
+  extents.insert(extents.end(), shape.kernel.begin(), shape.kernel.end());
+  Weights<Scalar> whole{&tape_.tensor("", extents),
+                        shape.bias ? &tape_.tensor("", {shape.out}) : nullptr};
+
+  const auto with_run = [this](bool alone, auto&& use) {
+    if (alone) {
+      use([this](Index count, auto&& task) {
+        tape_.pool().run(count, [&](Index i, Index) { task(i); });
+      });
+    } else {
+      use([](Index count, auto&& task) {
+        for (Index i = 0; i < count; ++i) task(i);
+      });
+    }
+  };
+  jobs_.push_back({.forward =
+                       [=](bool alone) {
+                         with_run(alone, [&](auto&& run) {
+                           const auto& product = state->contraction.forward(state->expression, run);
+                           std::ranges::copy(product.weight(), whole.weight->value.begin());
+                           if (whole.bias)
+                             std::ranges::copy(product.bias(), whole.bias->value.begin());
+                         });
+                       },
+                   .pullback =
+                       [=, layers = chain.layers](bool alone) {
+                         with_run(alone, [&](auto&& run) {
+                           const concertina::ConvView<Scalar, Rank> gradient(
+                               shape, whole.weight->gradient,
+                               whole.bias ? whole.bias->gradient : std::span<const Scalar>());
+                           const auto gradients =
+                               state->contraction.pullback(state->expression, gradient, run);
+                           for (std::size_t l = 0; l < layers.size(); ++l) {
+                             layers[l].weight->gradient = gradients[l].weight();
+                             if (layers[l].bias) layers[l].bias->gradient = gradients[l].bias();
+                           }
+                         });
+                       },
+                   .work = concertina::multiply_adds(form)});
+  return {whole, shape};
+}
+
+template <class Scalar>
+void Contractions<Scalar>::record() {
+  if (jobs_.empty()) return;
+  constexpr Index large = 40'000'000;  // multiply-adds: about a millisecond
+  std::ranges::sort(jobs_, std::greater(), &Job::work);
+  std::vector<Job> together, apart;
+  for (Job& job : jobs_) (job.work >= large ? together : apart).push_back(std::move(job));
+  const auto all = [&pool = tape_.pool(), together, apart](auto member) {
+    for (const Job& job : together) (job.*member)(true);
+    pool.run(std::ssize(apart), [&](Index i, Index) { (apart[size(i)].*member)(false); });
+  };
+  Operation operation;
+  operation.forward.push_back({.each = {}, .then = [this, all, computed = Index{-1}]() mutable {
+                                 if (computed == tape_.version()) return;
+                                 all(&Job::forward);
+                                 computed = tape_.version();
+                               }});
+  operation.finish = [all] { all(&Job::pullback); };
+  tape_.record(std::move(operation));
+}
+
+#define CIFAR_INSTANTIATE(Scalar)                                                       \
+  template Maps<Scalar>& convolution(Tape<Scalar>&, Maps<Scalar>&, const ConvShape<2>&, \
+                                     Weights<Scalar>);                                  \
+  template Maps<Scalar>& linear(Tape<Scalar>&, Maps<Scalar>&, const ConvShape<0>&,      \
+                                Weights<Scalar>);                                       \
+  template Maps<Scalar>& batch_norm(Tape<Scalar>&, Maps<Scalar>&, NormTensors<Scalar>); \
+  template void relu(Tape<Scalar>&, Maps<Scalar>&);                                     \
+  template Maps<Scalar>& max_pool(Tape<Scalar>&, Maps<Scalar>&);                        \
+  template Maps<Scalar>& add(Tape<Scalar>&, std::vector<Maps<Scalar>*>);                \
+  template class CrossEntropy<Scalar>;                                                  \
+  template class Contractions<Scalar>;                                                  \
+  template std::pair<Weights<Scalar>, ConvShape<0>> Contractions<Scalar>::add(          \
+      const Chain<Scalar, 0>&);                                                         \
+  template std::pair<Weights<Scalar>, ConvShape<2>> Contractions<Scalar>::add(          \
+      const Chain<Scalar, 2>&);
+CIFAR_INSTANTIATE(float)
+CIFAR_INSTANTIATE(double)
+#undef CIFAR_INSTANTIATE
+
+}  // namespace cifar

@@ -1,0 +1,132 @@
+// The operations that the networks are made of, each with its gradient; recorded on a tape.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "convolution.hpp"
+#include "tape.hpp"
+
+#include <concertina/geometry.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace cifar {
+
+/// A layer's numbers: its own, or those that a contraction makes of other layers'.
+template <class Scalar>
+struct Weights {
+  Tensor<Scalar>* weight = nullptr;  ///< [out][in][kernel...]
+  Tensor<Scalar>* bias = nullptr;    ///< [out]; null for none
+};
+
+/// A convolution of stride 1, as torch.nn.Conv2d.
+/// Requires  dilation 1, one group, equal padding on both sides of an axis
+/// Throws    ShapeError where the maps have other channels, or are smaller than the kernel, or the
+///           weights are not those of the shape; as below, Error for a tensor that is already read
+template <class Scalar>
+Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x,
+                          const concertina::ConvShape<2>& shape, Weights<Scalar> weights);
+
+/// A fully connected layer on the flattened maps, as torch.nn.Linear.
+template <class Scalar>
+Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const concertina::ConvShape<0>& shape,
+                     Weights<Scalar> weights);
+
+/// The tensors of a batch norm, as torch.nn.BatchNorm2d names them.
+template <class Scalar>
+struct NormTensors {
+  Tensor<Scalar>*weight, *bias, *running_mean, *running_var;
+};
+
+/// A batch norm, as torch.nn.BatchNorm2d with eps 1e-5 and momentum 0.1: in training by the
+/// statistics of the batch, which move the running ones; in inference by the running ones.
+/// Statistics are of each chunk's mean and squared deviations from it, combined in double.
+/// Source  Ioffe, Szegedy, ICML 2015; Chan, Golub, LeVeque, The American Statistician 1983
+template <class Scalar>
+Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar> tensors);
+
+/// max(x, 0) in place: no operation here needs its own output for its gradient.
+/// Throws  Error where something else has read x
+template <class Scalar>
+void relu(Tape<Scalar>& tape, Maps<Scalar>& x);
+
+/// The largest of each 2x2 window; odd last rows and columns are dropped. The gradient goes to the
+/// first of equal ones.
+template <class Scalar>
+Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x);
+
+/// The sum of maps of one size: parallel branches.
+/// Throws  ShapeError where sizes differ
+template <class Scalar>
+Maps<Scalar>& add(Tape<Scalar>& tape, std::vector<Maps<Scalar>*> branches);
+
+/// The mean over the batch of the cross-entropy of softmax(logits) with targets, which are
+/// probabilities: of one class, or soft.
+template <class Scalar>
+class CrossEntropy {
+ public:
+  /// The last operation on the logits: its forward pass sets their gradient.
+  CrossEntropy(Tape<Scalar>& tape, Maps<Scalar>& logits);
+  CrossEntropy(const CrossEntropy&) = delete;  // the tape refers to it
+  CrossEntropy& operator=(const CrossEntropy&) = delete;
+
+  /// The classes of the batch's images. Throws ShapeError for one that there is not.
+  void set_labels(std::span<const std::uint8_t> labels);
+
+  /// Probabilities [image][class].
+  void set_targets(std::span<const Scalar> targets);
+
+  double loss() const { return loss_; }       ///< of the last batch, its mean
+  Index correct() const { return correct_; }  ///< images whose largest logit and target agree
+
+ private:
+  Scalar* targets_of(Index chunk);
+
+  Tape<Scalar>& tape_;
+  Index classes_;
+  std::vector<Row<Scalar>> targets_;  // [chunk][class][lane]
+  std::vector<double> losses_;        // of chunks
+  std::vector<Index> corrects_;
+  double loss_ = 0;
+  Index correct_ = 0;
+};
+
+/// Layers in a row, the first applied first, that are computed as the one they contract to.
+template <class Scalar, int Rank>
+struct Chain {
+  std::vector<concertina::ConvShape<Rank>> shapes;
+  std::vector<Weights<Scalar>> layers;
+};
+
+/// Contractions of chains: before each batch the chains' numbers become those of single layers, and
+/// after it gradients of those are pulled back to the chains. Chains are contracted side by side,
+/// but a large one by all threads together.
+template <class Scalar>
+class Contractions {
+ public:
+  explicit Contractions(Tape<Scalar>& tape) : tape_(tape) {}
+  Contractions(const Contractions&) = delete;  // the tape refers to it
+  Contractions& operator=(const Contractions&) = delete;
+
+  /// The single layer's numbers, for an operation to read, and its shape.
+  /// Throws  InexactError where no single layer equals the chain at the border
+  template <int Rank>
+  std::pair<Weights<Scalar>, concertina::ConvShape<Rank>> add(const Chain<Scalar, Rank>& chain);
+
+  /// After all are added, and before the operations that read them.
+  void record();
+
+ private:
+  struct Job {
+    std::function<void(bool alone)> forward, pullback;
+    Index work;  // multiply-adds
+  };
+  Tape<Scalar>& tape_;
+  std::vector<Job> jobs_;
+};
+
+}  // namespace cifar

@@ -1,0 +1,207 @@
+// The autograd: what a network computes, recorded once, replayed for every batch, and walked
+// backwards for its gradient.
+//
+// An operation is recorded as stages. A stage works on one chunk of sixteen images at a time, and
+// may have a second part that follows when all chunks are done, such as the sum of a batch norm
+// over the batch. Stages without one run one after another on the same chunk, so a chunk stays in
+// its core's cache from one such sum to the next.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "lanes.hpp"
+#include "thread_pool.hpp"
+
+#include <cstddef>
+#include <deque>
+#include <functional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace cifar {
+
+/// Numbers that belong to the network, not to an image: weights, biases, statistics.
+template <class Scalar>
+struct Tensor {
+  std::string name;  ///< as PyTorch's state_dict names it; empty for one that is computed
+  std::vector<Index> shape;
+  std::vector<Scalar> value;
+  std::span<const Scalar> gradient;  ///< set by the one operation that reads it; empty for none
+  bool read = false;                 ///< there is that operation
+};
+
+/// Feature maps of a batch, and the gradient of the loss with respect to them.
+///
+/// Lanes of the last chunk beyond the batch are computed like any other, on whatever is in them;
+/// their gradient is zero, so their numbers enter all sums as a multiple of zero. They change no
+/// result, not by a bit, as long as they are finite: NaN and infinity times zero are NaN. What a
+/// previous batch left there will do, and so do the zeros there at first.
+/// Layout  [chunk][channel][y][x][lane]
+template <class Scalar>
+class Maps {
+ public:
+  Maps(Index chunks, Index channels_, Index height_, Index width_, bool differentiable_)
+      : channels(channels_),
+        height(height_),
+        width(width_),
+        differentiable(differentiable_),
+        value_(static_cast<std::size_t>(chunks * numbers())),
+        gradient_(differentiable ? value_.size() : 0) {}
+
+  Index channels, height, width;
+  bool differentiable;  ///< false for the images themselves
+  Index readers = 0;    ///< operations that read them, but for a relu in place
+
+  /// Numbers of one image, rows of a chunk.
+  Index numbers() const { return channels * height * width; }
+
+  Scalar* values(Index chunk) { return at(value_, chunk); }
+  Scalar* gradients(Index chunk) { return at(gradient_, chunk); }
+
+ private:
+  Scalar* at(std::vector<Row<Scalar>>& rows, Index chunk) {
+    return rows[static_cast<std::size_t>(chunk * numbers())].image.data();
+  }
+
+  std::vector<Row<Scalar>> value_, gradient_;
+};
+
+/// A part of an operation. `each` may read what earlier stages wrote of the same chunk; `then`, and
+/// stages after it, may read all of it. Either may be empty.
+struct Stage {
+  std::function<void(Index chunk, Index worker)> each;
+  std::function<void()> then;
+};
+
+struct Operation {
+  std::vector<Stage> forward, backward;
+  std::function<void()> finish;  ///< after the whole pass back: sums over chunks of its parameters
+};
+
+template <class Scalar>
+class Tape {
+ public:
+  /// For batches of up to `capacity` images. The pool must outlive the tape.
+  Tape(Index capacity, ThreadPool& pool)
+      : pool_(pool), capacity_(capacity), chunks_((capacity + lanes - 1) / lanes) {}
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+
+  Maps<Scalar>& maps(Index channels, Index height, Index width, bool differentiable = true) {
+    return maps_.emplace_back(chunks_, channels, height, width, differentiable);
+  }
+  Tensor<Scalar>& tensor(std::string name, std::vector<Index> shape) {
+    Index count = 1;
+    for (const Index extent : shape) count *= extent;
+    return tensors_.emplace_back(
+        Tensor<Scalar>{std::move(name),
+                       std::move(shape),
+                       std::vector<Scalar>(static_cast<std::size_t>(count)),
+                       {}});
+  }
+  void record(Operation operation) { operations_.push_back(std::move(operation)); }
+
+  /// Counts a reader of `maps`, and says in passes back whether it is the first to write their
+  /// gradient, and so need not add: the last one that was recorded is.
+  std::function<bool()> first_writer(Maps<Scalar>& maps) {
+    const Index mine = ++maps.readers;
+    return [&maps, mine] { return maps.readers == mine; };
+  }
+
+  /// Runs the recorded operations on the first `images` of the input maps' lanes.
+  /// Requires  1 <= images <= capacity
+  void forward(Index images, bool training) {
+    images_ = images;
+    training_ = training;
+    stages_.clear();
+    for (Operation& operation : operations_) append(operation.forward);
+    run();
+  }
+
+  /// After forward in training. Every tensor's gradient is then that of the loss.
+  void backward() {
+    stages_.clear();
+    for (auto operation = operations_.rbegin(); operation != operations_.rend(); ++operation) {
+      append(operation->backward);
+    }
+    run();
+    for (auto operation = operations_.rbegin(); operation != operations_.rend(); ++operation) {
+      if (operation->finish) operation->finish();
+    }
+  }
+
+  ThreadPool& pool() { return pool_; }
+  Index images() const { return images_; }
+  Index capacity() const { return capacity_; }
+  Index chunk_capacity() const { return chunks_; }
+  Index chunks() const { return (images_ + lanes - 1) / lanes; }
+  bool training() const { return training_; }
+
+  /// Counts changes of the tensors' values from outside, such as a step of the optimizer, so that
+  /// what follows from them is computed only when it has to be.
+  Index version() const { return version_; }
+  void tensors_changed() { ++version_; }
+  std::deque<Tensor<Scalar>>& tensors() { return tensors_; }
+
+  /// 1 for lanes that hold an image, 0 for those of the last chunk that do not.
+  Row<Scalar> mask(Index chunk) const {
+    Row<Scalar> mask;
+    for (int lane = 0; lane < lanes; ++lane) {
+      mask.image[static_cast<std::size_t>(lane)] =
+          chunk * lanes + lane < images_ ? Scalar(1) : Scalar(0);
+    }
+    return mask;
+  }
+
+  /// Memory that a stage may use while it works on a chunk; reserve what it needs when recording.
+  void reserve_scratch(Index numbers) {
+    scratch_.resize(static_cast<std::size_t>(pool_.size()));
+    const auto rows = static_cast<std::size_t>((numbers + lanes - 1) / lanes);
+    for (auto& each : scratch_) {
+      if (each.size() < rows) each.resize(rows);
+    }
+  }
+  Scalar* scratch(Index worker) {
+    return scratch_[static_cast<std::size_t>(worker)].front().image.data();
+  }
+
+ private:
+  void append(std::vector<Stage>& stages) {
+    for (Stage& stage : stages) stages_.push_back(&stage);
+  }
+
+  void run() {
+    for (auto first = stages_.begin(); first != stages_.end();) {
+      auto last = first;
+      bool chunkwise = false;
+      for (; last != stages_.end(); ++last) {
+        chunkwise = chunkwise || (*last)->each;
+        if ((*last)->then) {
+          ++last;
+          break;
+        }
+      }
+      if (chunkwise) {
+        pool_.run(chunks(), [&](Index chunk, Index worker) {
+          for (auto stage = first; stage != last; ++stage) {
+            if ((*stage)->each) (*stage)->each(chunk, worker);
+          }
+        });
+      }
+      if ((*(last - 1))->then) (*(last - 1))->then();
+      first = last;
+    }
+  }
+
+  ThreadPool& pool_;
+  Index capacity_, chunks_, images_ = 0, version_ = 0;
+  bool training_ = false;
+  std::deque<Maps<Scalar>> maps_;
+  std::deque<Tensor<Scalar>> tensors_;
+  std::vector<Operation> operations_;
+  std::vector<Stage*> stages_;  // of the pass at hand
+  std::vector<std::vector<Row<Scalar>>> scratch_;
+};
+
+}  // namespace cifar

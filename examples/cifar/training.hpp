@@ -1,0 +1,121 @@
+// A training: epochs over a data set by the paper's recipe, with a log and checkpoints from which
+// it goes on to the bit.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "data.hpp"
+#include "network.hpp"
+#include "optimizer.hpp"
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+namespace cifar {
+
+/// The published recipe; see Recipe's members for what it is.
+struct Recipe {
+  Index epochs = 150;
+  Index batch = 128;
+  double learning_rate = 0.01;  ///< divided by 10 after a third of the epochs, and after two
+  double momentum = 0.9;
+  bool keep_momentum = false;  ///< the published optimizer is made anew each epoch
+  double weight_decay = 0;
+  std::uint64_t seed = 1;
+
+  /// Throws Error naming the option where one makes no sense.
+  void validate() const;
+
+  /// In an epoch counted from 1: the full rate until epoch 50 of 150, and so on in proportion.
+  double rate_in(Index epoch) const;
+};
+
+/// Mean loss and accuracy over a set.
+struct Score {
+  double loss = 0;
+  Index correct = 0, images = 0;
+  double accuracy() const {
+    return images == 0 ? 0 : static_cast<double>(correct) / static_cast<double>(images);
+  }
+};
+
+/// The network on all images of a set in inference.
+template <class Scalar>
+Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& images);
+
+/// A training in memory: what a step is, and where it stands.
+template <class Scalar>
+class Training {
+ public:
+  /// The network is initialised by the recipe's seed.
+  Training(const NetworkOptions& network, const Recipe& recipe, const Dataset& data,
+           ThreadPool& pool);
+
+  /// One epoch, the next; report(images so far, mean loss, accuracy) after each step.
+  template <class Report>
+  Score epoch(Report&& report) {
+    begin_epoch();
+    Score sum;
+    while (more_batches()) {
+      const Score batch = step();
+      sum.loss += batch.loss * static_cast<double>(batch.images);
+      sum.correct += batch.correct;
+      sum.images += batch.images;
+      report(sum.images, sum.loss / static_cast<double>(sum.images), sum.accuracy());
+    }
+    sum.loss /= static_cast<double>(sum.images);
+    return sum;
+  }
+
+  /// The parts of epoch(): forward, backward and update on the next batch.
+  void begin_epoch();
+  bool more_batches() const { return next_ < std::ssize(order_); }
+  Score step();
+
+  Index epochs_done() const { return epoch_; }
+  Network<Scalar>& network() { return network_; }
+
+  /// Everything that the next epoch depends on: the network, where it stands, the recipe, and the
+  /// velocities where they are kept.
+  concertina::io::Safetensors checkpoint() const;
+
+  /// Goes on from a checkpoint.
+  /// Throws  FormatError where it is of another network, recipe or data set, naming the difference
+  void restore(const concertina::io::Safetensors& file);
+
+ private:
+  std::string settings() const;
+
+  NetworkOptions network_options_;
+  Recipe recipe_;
+  const Dataset& data_;
+  Network<Scalar> network_;
+  Sgd<Scalar> optimizer_;
+  Index epoch_ = 0;  // epochs begun; between epochs, done
+  std::vector<std::uint32_t> order_;
+  Index next_ = 0;  // in order_
+};
+
+/// Trains and writes into a folder: log.csv, a row an epoch; checkpoint.safetensors after each
+/// epoch; best.safetensors, the network of the best test accuracy. Each file is replaced when its
+/// successor is complete, so a kill at any moment loses an unfinished epoch and nothing else.
+struct TrainOptions {
+  NetworkOptions network;
+  Recipe recipe;
+  std::filesystem::path out;
+  bool resume = false;
+  std::string command;  ///< for the log
+  bool in_double = false;
+};
+
+/// The best and the last test score.
+struct TrainResult {
+  double best_accuracy = 0, last_accuracy = 0;
+  Index best_epoch = 0, parameters = 0;
+};
+
+/// Throws  IoError, FormatError; Error where `out` holds a training already and resume is not asked
+///         for
+TrainResult train(const TrainOptions& options, const Dataset& data, ThreadPool& pool);
+
+}  // namespace cifar

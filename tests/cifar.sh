@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# What a user of the CIFAR program sees: a training that is killed at any moment and goes on to the bit, files that the
+# other tools read, exit codes and one-line errors.
+#
+#     tests/cifar.sh CIFAR CONCERTINA CLASSIFY
+set -uo pipefail
+
+if [ $# != 3 ]; then
+  echo "usage: cifar.sh CIFAR CONCERTINA CLASSIFY" >&2
+  exit 2
+fi
+cifar=$(realpath "$1") concertina=$(realpath "$2") classify=$(realpath "$3")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cd "$scratch" || exit 2
+failures=0 checks=0
+
+fail() {
+  failures=$((failures + 1))
+  echo "FAILED: $*"
+  sed 's/^/    /' out err 2>/dev/null | cut -c1-300
+}
+
+# expect CODE COMMAND...: its output is in the files out and err
+expect() {
+  local code=$1
+  shift
+  checks=$((checks + 1))
+  timeout 300 "$@" >out 2>err </dev/null
+  local got=$?
+  [ "$got" = "$code" ] || fail "exit code $got instead of $code: $*"
+  if [ "$code" -gt 1 ] && ! { [ "$(wc -l <err)" = 1 ] && grep -q '^cifar: error: ' err; }; then
+    fail "not a one-line error: $*"
+  fi
+}
+
+# says FILE TEXT: the text is in the file
+says() {
+  checks=$((checks + 1))
+  grep -qF -- "$2" "$1" || fail "\"$2\" is not in $1"
+}
+
+# ---- a small set in CIFAR-10's layout ------------------------------------------------------------
+
+python3 - <<'PYTHON'
+import os, random
+random.seed(1)
+os.makedirs("data/cifar-10-batches-bin")
+def batch(name, count):
+    with open("data/cifar-10-batches-bin/" + name, "wb") as file:
+        for i in range(count):
+            label = i % 10
+            pixels = [(random.randrange(64) + 19 * label + (40 * label if c == label % 3 else 0)) % 256 for c in range(3) for _ in range(1024)]
+            file.write(bytes([label] + pixels))
+for b in range(1, 6):
+    batch(f"data_batch_{b}.bin", 400)
+batch("test_batch.bin", 200)
+PYTHON
+
+# ---- kill -9 at any moment, resume: the weights of an uninterrupted training -----------------------
+
+train=(train --data data --model cl --kernel 3 --epochs 6 --batch 64 --seed 3 --threads 2)
+expect 0 "$cifar" "${train[@]}" --out whole
+says out "best test accuracy"
+cp whole/checkpoint.safetensors expected
+
+kills=0
+for attempt in $(seq 1 200); do
+  "$cifar" "${train[@]}" --out killed --resume >out 2>err </dev/null &
+  pid=$!
+  sleep "0.$((RANDOM % 60 + 10))"
+  kill -KILL $pid 2>/dev/null
+  wait $pid 2>/dev/null
+  code=$?
+  [ "$code" = 0 ] && break
+  [ "$code" = 137 ] || { fail "attempt $attempt ended with $code"; break; }
+  kills=$((kills + 1))
+  # Whatever the moment, what is there is whole.
+  [ -e killed/checkpoint.safetensors ] && expect 0 "$cifar" eval --data data killed/checkpoint.safetensors
+  [ -e killed/best.safetensors ] && expect 0 "$cifar" eval --data data killed/best.safetensors
+  # A machine so slow that no epoch ends in time is given all of it.
+  [ "$attempt" -gt 60 ] && "$cifar" "${train[@]}" --out killed --resume >out 2>err </dev/null && break
+done
+checks=$((checks + 3))
+[ "$kills" -gt 0 ] || fail "the training was never killed"
+cmp -s killed/checkpoint.safetensors expected || fail "after $kills kills the weights are not those of an uninterrupted training"
+cmp -s <(grep -v '^#' killed/log.csv | cut -d, -f1-7) <(grep -v '^#' whole/log.csv | cut -d, -f1-7) ||
+  fail "after $kills kills the log is not that of an uninterrupted training"
+cmp -s killed/best.safetensors whole/best.safetensors || fail "after $kills kills the best network is another one"
+echo "killed $kills times"
+
+# ---- the number of threads does not matter --------------------------------------------------------
+
+expect 0 "$cifar" train --data data --model cl --kernel 3 --epochs 6 --batch 64 --seed 3 --threads 1 --out alone
+cmp -s alone/checkpoint.safetensors expected || fail "one thread computes other weights than two"
+
+# ---- files for the other tools --------------------------------------------------------------------
+
+expect 0 "$cifar" contract --data data whole/checkpoint.safetensors -o compact.safetensors
+says out "Identical accuracy"
+expect 0 "$cifar" eval --data data compact.safetensors --json
+python3 -m json.tool out >/dev/null || fail "not JSON"
+right=$(python3 -c 'import json; print(json.load(open("out"))["correct"])')
+expect 0 "$concertina" contract whole/checkpoint.safetensors -o by_tool.safetensors
+expect 0 "$classify" whole/checkpoint.safetensors data/cifar-10-batches-bin/test_batch.bin
+says out " $right "
+says out "images on which the two forms differ: 0"
+
+for model in acnet ck+fc; do
+  expect 0 "$cifar" train --data data --model "$model" --kernel 5 --epochs 1 --batch 128 --out "$model"
+  expect 0 "$cifar" contract --data data "$model/checkpoint.safetensors" -o "$model.safetensors"
+  says out "Identical accuracy"
+done
+
+# ---- without data; double; bench --------------------------------------------------------------------
+
+expect 0 "$cifar" train --model compact --kernel 3 --epochs 1 --double --out generated
+says err "generated images"
+says generated/log.csv "data set generated"
+expect 0 "$cifar" eval generated/best.safetensors
+expect 0 "$cifar" bench --models compact,cl --kernel 3 --batch 16 --seconds 0.1 --json
+python3 -m json.tool out >/dev/null || fail "not JSON"
+
+# ---- mistakes -----------------------------------------------------------------------------------------
+
+expect 2 "$cifar"
+expect 2 "$cifar" train --model resnet
+expect 2 "$cifar" train --dataset mnist
+expect 3 "$cifar" "${train[@]}" --out whole
+says err "--resume"
+expect 3 "$cifar" "${train[@]/64/65}" --out whole --resume
+says err "another training"
+expect 3 "$cifar" train --model ck --kernel 3 --out none
+expect 3 "$cifar" train --kernel 4 --out none
+expect 3 "$cifar" train --rate 0 --out none
+expect 3 "$cifar" train --epochs 0 --out none
+expect 5 "$cifar" train --data nowhere --out none
+says err "nowhere"
+checks=$((checks + 1))
+[ ! -e none ] || fail "a refused training left a folder"
+head -c 1000 whole/checkpoint.safetensors >torn.safetensors
+expect 3 "$cifar" eval torn.safetensors
+expect 5 "$cifar" eval missing.safetensors
+head -c 5000 /dev/zero >data/cifar-10-batches-bin/data_batch_3.bin
+expect 3 "$cifar" train --data data --out none
+says err "data_batch_3.bin"
+
+echo "$checks checks, $failures failed"
+[ "$failures" = 0 ]

@@ -1,0 +1,539 @@
+// The training program's images: what is read, generated and refused, in which order and crop, and
+// where each pixel lands.
+// SPDX-License-Identifier: Apache-2.0
+#include "cifar/data.hpp"  // first: the header must stand alone
+
+#include "support.hpp"
+
+#include <concertina/error.hpp>
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <set>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+using namespace cifar;
+using Catch::Matchers::Contains, Catch::Matchers::Equals;
+using concertina::test::message_of;
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int lanes = 16;
+
+/// A folder that lives as long as the test.
+class Folder {
+ public:
+  Folder() : path_(fs::temp_directory_path() / ("cifar-data-" + std::to_string(::getpid()))) {
+    fs::remove_all(path_);
+    fs::create_directory(path_);
+  }
+  ~Folder() { fs::remove_all(path_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+/// The value of a pixel in the files that these tests write, different for neighbours, channels,
+/// records and files.
+std::uint8_t pixel_of(int file, int record, int pixel) {
+  return static_cast<std::uint8_t>(pixel * 7 + pixel / 32 * 3 + pixel / 1024 * 50 + record * 11 +
+                                   file * 17);
+}
+
+/// A record for each row of label bytes.
+void put_records(const fs::path& path, int file, const std::vector<std::vector<int>>& labels) {
+  std::ofstream out(path, std::ios::binary);
+  for (int record = 0; record < std::ssize(labels); ++record) {
+    for (const int label : labels[static_cast<std::size_t>(record)]) {
+      out.put(static_cast<char>(label));
+    }
+    for (int pixel = 0; pixel < 3072; ++pixel) {
+      out.put(static_cast<char>(pixel_of(file, record, pixel)));
+    }
+  }
+}
+
+std::string batch(int number) { return "data_batch_" + std::to_string(number) + ".bin"; }
+
+/// Files 1 to 5 with as many records as their number, and a test file of two.
+void put_cifar10(const fs::path& folder) {
+  fs::create_directories(folder);
+  for (int file = 1; file <= 5; ++file) {
+    std::vector<std::vector<int>> labels;
+    for (int record = 0; record < file; ++record) labels.push_back({(file + record) % 10});
+    put_records(folder / batch(file), file, labels);
+  }
+  put_records(folder / "test_batch.bin", 6, {{9}, {0}});
+}
+
+void put_cifar100(const fs::path& folder) {
+  fs::create_directories(folder);
+  put_records(folder / "train.bin", 1, {{19, 99}, {0, 0}, {3, 42}});
+  put_records(folder / "test.bin", 2, {{7, 13}});
+}
+
+/// Whether these are the pixels that a file was written with, from an image on.
+bool holds(const Images& images, Index first, int file, int records) {
+  for (int record = 0; record < records; ++record) {
+    for (int pixel = 0; pixel < 3072; ++pixel) {
+      const Index at = (first + record) * 3072 + pixel;
+      if (images.pixels[static_cast<std::size_t>(at)] != pixel_of(file, record, pixel)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+template <class Error = concertina::FormatError>
+std::string refusal(const fs::path& folder, const std::string& name = "cifar10") {
+  return message_of<Error>([&] { read_dataset(folder, name); });
+}
+
+Images random_images(int count) {
+  concertina::test::Rng rng(1);
+  Images images;
+  for (int n = 0; n < count; ++n) images.labels.push_back(static_cast<std::uint8_t>(n));
+  for (int n = 0; n < count * 3072; ++n) {
+    images.pixels.push_back(static_cast<std::uint8_t>(rng() >> 56));
+  }
+  return images;
+}
+
+Dataset normalisation() {
+  return {.name = "test",
+          .classes = 10,
+          .train = {},
+          .test = {},
+          .mean = {0.5, 0.25, 0.125},
+          .deviation = {0.25, 0.5, 2}};
+}
+
+/// One number of load_images, by building the framed image and looking a pixel up in it.
+template <class Scalar>
+Scalar expected_number(const Dataset& norm, const Images& images, std::uint32_t image,
+                       const Crop& crop, Index channel, Index y, Index x) {
+  std::vector<std::vector<int>> framed(40, std::vector<int>(40, 0));
+  for (std::size_t row = 0; row < 32; ++row) {
+    for (std::size_t column = 0; column < 32; ++column) {
+      framed[row + 4][column + 4] =
+          images.pixels[((image * 3 + static_cast<std::size_t>(channel)) * 32 + row) * 32 + column];
+    }
+  }
+  const Index column = crop.flip ? 31 - x : x;
+  const int value =
+      framed[static_cast<std::size_t>(y + crop.top)][static_cast<std::size_t>(column + crop.left)];
+  const auto c = static_cast<std::size_t>(channel);
+  return static_cast<Scalar>((value / 255.0 - norm.mean[c]) / norm.deviation[c]);
+}
+
+/// Fowler, Noll and Vo's hash.
+std::uint64_t checksum(const std::vector<std::uint8_t>& bytes) {
+  std::uint64_t hash = 0xcbf29ce484222325U;
+  for (const std::uint8_t byte : bytes) hash = (hash ^ byte) * 0x100000001b3U;
+  return hash;
+}
+
+}  // namespace
+
+TEST_CASE("CIFAR-10 is read from its folder and from its parent", "[cifar]") {
+  const Folder folder;
+  put_cifar10(folder.path() / "cifar-10-batches-bin");
+  const auto place = GENERATE(as<std::string>(), "", "cifar-10-batches-bin");
+  const Dataset data = read_dataset(folder.path() / place, "cifar10");
+  CHECK(data.name == "cifar10");
+  CHECK(data.classes == 10);
+  CHECK(data.train.labels ==
+        std::vector<std::uint8_t>{1, 2, 3, 3, 4, 5, 4, 5, 6, 7, 5, 6, 7, 8, 9});
+  CHECK(data.train.count() == 15);
+  CHECK(data.train.pixels.size() == 15 * 3072);
+  Index first = 0;
+  for (int file = 1; file <= 5; ++file) {
+    CHECK(holds(data.train, first, file, file));
+    first += file;
+  }
+  CHECK(data.test.labels == std::vector<std::uint8_t>{9, 0});
+  CHECK(data.test.pixels.size() == 2 * 3072);
+  CHECK(holds(data.test, 0, 6, 2));
+  CHECK(data.mean[0] == Approx(0.4914).margin(5e-5));
+  CHECK(data.mean[2] == Approx(0.4467).margin(5e-5));
+  CHECK(data.deviation[1] == Approx(0.2435).margin(5e-5));
+}
+
+TEST_CASE("CIFAR-100 is read with its fine labels", "[cifar]") {
+  const Folder folder;
+  put_cifar100(folder.path() / "cifar-100-binary");
+  const auto place = GENERATE(as<std::string>(), "", "cifar-100-binary");
+  const Dataset data = read_dataset(folder.path() / place, "cifar100");
+  CHECK(data.name == "cifar100");
+  CHECK(data.classes == 100);
+  CHECK(data.train.labels == std::vector<std::uint8_t>{99, 0, 42});
+  CHECK(data.test.labels == std::vector<std::uint8_t>{13});
+  CHECK(holds(data.train, 0, 1, 3));
+  CHECK(holds(data.test, 0, 2, 1));
+  CHECK(data.mean == std::array{0.5071, 0.4867, 0.4408});
+  CHECK(data.deviation == std::array{0.2675, 0.2565, 0.2761});
+}
+
+TEST_CASE("with files in the folder and in the one inside, those in the folder are meant",
+          "[cifar]") {
+  const Folder folder;
+  put_cifar100(folder.path());
+  put_cifar100(folder.path() / "cifar-100-binary");
+  put_records(folder.path() / "test.bin", 5, {{1, 2}});
+  CHECK(read_dataset(folder.path(), "cifar100").test.labels == std::vector<std::uint8_t>{2});
+}
+
+TEST_CASE("a folder without the files is refused with what it should hold", "[cifar]") {
+  using concertina::IoError;
+  const Folder folder;
+  const fs::path& path = folder.path();
+  const std::string needs =
+      "; cifar10 is read from data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
+      "data_batch_4.bin, data_batch_5.bin and test_batch.bin, in the folder itself or in its "
+      "folder cifar-10-batches-bin; they are in "
+      "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
+  SECTION("empty") {
+    CHECK(refusal<IoError>(path) == path.string() + ": the images are not there" + needs);
+  }
+  SECTION("of CIFAR-100") {
+    CHECK(refusal<IoError>(path, "cifar100") ==
+          path.string() +
+              ": the images are not there; cifar100 is read from train.bin and test.bin, in the "
+              "folder itself or in its folder cifar-100-binary; they are in "
+              "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz");
+  }
+  SECTION("not there") {
+    CHECK_THAT(refusal<IoError>(path / "none"), Contains((path / "none").string() + ": ") &&
+                                                    Contains("No such file") && Contains(needs));
+  }
+  SECTION("a file") {
+    std::ofstream(path / "file") << "text";
+    CHECK(refusal<IoError>(path / "file") ==
+          (path / "file").string() + ": this is no folder" + needs);
+  }
+  SECTION("Python's version") {
+    fs::create_directory(path / "cifar-10-batches-py");
+    CHECK_THAT(refusal<IoError>(path),
+               Contains("the Python version, and the binary version is needed"));
+    std::ofstream(path / "train") << "text";
+    CHECK_THAT(refusal<IoError>(path, "cifar100"),
+               Contains("the Python version, and the binary version is needed"));
+  }
+  SECTION("one missing") {
+    put_cifar10(path / "cifar-10-batches-bin");
+    fs::remove(path / "cifar-10-batches-bin" / batch(3));
+    const std::string found = (path / "cifar-10-batches-bin").string();
+    CHECK(refusal<IoError>(path) == found + ": data_batch_3.bin is missing" + needs);
+  }
+  SECTION("several missing") {
+    put_cifar10(path);
+    for (const std::string& file : {batch(2), batch(4), std::string("test_batch.bin")}) {
+      fs::remove(path / file);
+    }
+    CHECK_THAT(refusal<IoError>(path),
+               Contains("data_batch_2.bin, data_batch_4.bin and test_batch.bin are missing"));
+  }
+}
+
+TEST_CASE("a set that is not CIFAR is refused by name", "[cifar]") {
+  CHECK(refusal<concertina::Error>("/", "imagenet") ==
+        "there is no data set \"imagenet\" to read; those that are read are cifar10 and cifar100");
+}
+
+TEST_CASE("a damaged file is refused with the place", "[cifar]") {
+  const Folder folder;
+  put_cifar10(folder.path());
+  put_cifar100(folder.path());
+  const auto file = [&](const std::string& name) { return folder.path() / name; };
+  SECTION("empty") {
+    std::ofstream(file(batch(2))).close();
+    CHECK(refusal(folder.path()) ==
+          file(batch(2)).string() +
+              ": the file is empty, and the records of cifar10 have 3073 bytes; extract the file "
+              "from its archive again");
+  }
+  SECTION("cut short") {
+    fs::resize_file(file(batch(5)), 5 * 3073 - 1);
+    CHECK(refusal(folder.path()) ==
+          file(batch(5)).string() +
+              ": record 4, at byte 12292, has 3072 bytes up to the end of the file, but the "
+              "records of cifar10 have 3073 bytes; extract the file from its archive again");
+  }
+  SECTION("longer by a byte") {
+    fs::resize_file(file("test.bin"), 3075);
+    CHECK_THAT(refusal(folder.path(), "cifar100"), Contains("record 1, at byte 3074, has 1 bytes"));
+  }
+  SECTION("class") {
+    put_records(file(batch(4)), 4, {{9}, {10}});
+    CHECK(refusal(folder.path()) ==
+          file(batch(4)).string() +
+              ": record 1, at byte 3073: class 10, but they are 0 to 9; is this a file of "
+              "cifar10, binary version?");
+  }
+  SECTION("fine class") {
+    put_records(file("train.bin"), 4, {{1, 99}, {1, 1}, {19, 100}});
+    CHECK_THAT(refusal(folder.path(), "cifar100"),
+               Contains("record 2, at byte 6149: fine class 100, but they are 0 to 99"));
+  }
+  SECTION("coarse class") {
+    put_records(file("test.bin"), 4, {{20, 0}});
+    CHECK_THAT(refusal(folder.path(), "cifar100"),
+               Contains("record 0, at byte 0: coarse class 20, but they are 0 to 19"));
+  }
+}
+
+TEST_CASE("what is no file of images is refused before anything is allocated", "[cifar]") {
+  const Folder folder;
+  put_cifar10(folder.path());
+  const fs::path path = folder.path() / batch(1);
+  fs::remove(path);
+  SECTION("folder") {
+    fs::create_directory(path);
+    CHECK(refusal<concertina::IoError>(folder.path()) ==
+          "cannot read " + path.string() + ": it is a folder");
+  }
+  SECTION("pipe, whose opening would wait for a writer") {
+    REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+    CHECK(refusal<concertina::IoError>(folder.path()) ==
+          "cannot read " + path.string() + ": it is not a regular file");
+  }
+  SECTION("endless device") {
+    fs::create_symlink("/dev/zero", path);
+    CHECK_THAT(refusal<concertina::IoError>(folder.path()), Contains("it is not a regular file"));
+  }
+  SECTION("sparse file of a terabyte") {
+    std::ofstream(path).close();
+    fs::resize_file(path, std::uintmax_t{1} << 40);
+    CHECK(refusal<concertina::SizeError>(folder.path()) ==
+          path.string() +
+              ": 1099511627776 bytes, more than the 268435456 that a file of cifar10 may have");
+  }
+  SECTION("not readable") {
+    std::ofstream(path) << std::string(3073, '\0');
+    fs::permissions(path, fs::perms::none);
+    if (::geteuid() != 0) {
+      CHECK_THAT(refusal<concertina::IoError>(folder.path()), Contains("Permission denied"));
+    }
+  }
+}
+
+TEST_CASE("generated images are the same everywhere", "[cifar]") {
+  const Dataset data = generated_dataset(10, 200, 50, 1);
+  CHECK(data.name == "generated");
+  CHECK(data.classes == 10);
+  CHECK(checksum(data.train.pixels) == 0x2ef4cfdc9a0ab680);
+  CHECK(checksum(data.test.pixels) == 0x8b72ca118342d15e);
+  CHECK(checksum(generated_dataset(10, 200, 50, 2).train.pixels) != checksum(data.train.pixels));
+}
+
+TEST_CASE("generated images are balanced, different and within reach of the normalisation",
+          "[cifar]") {
+  const Dataset data = generated_dataset(7, 500, 100, 3);
+  for (const Images* images : {&data.train, &data.test}) {
+    std::vector<Index> counts(7);
+    for (const std::uint8_t label : images->labels) ++counts.at(label);
+    const auto [least, most] = std::ranges::minmax(counts);
+    CHECK(most - least <= 1);
+    CHECK(images->pixels.size() == images->labels.size() * 3072);
+  }
+  std::set<std::vector<std::uint8_t>> distinct;
+  for (const Images* images : {&data.train, &data.test}) {
+    for (Index n = 0; n < images->count(); ++n) {
+      const auto first = images->pixels.begin() + n * 3072;
+      distinct.emplace(first, first + 3072);
+    }
+  }
+  CHECK(distinct.size() == 600);
+  for (std::size_t channel = 0; channel < 3; ++channel) {
+    double sum = 0, squares = 0;
+    for (std::size_t n = 0; n < 500; ++n) {
+      for (std::size_t pixel = 0; pixel < 1024; ++pixel) {
+        const double value = data.train.pixels[(n * 3 + channel) * 1024 + pixel] / 255.0;
+        sum += value, squares += value * value;
+      }
+    }
+    const double mean = sum / (500 * 1024);
+    CHECK(mean == Approx(data.mean[channel]).margin(0.02));
+    CHECK(std::sqrt(squares / (500 * 1024) - mean * mean) ==
+          Approx(data.deviation[channel]).epsilon(0.15));
+  }
+}
+
+TEST_CASE("generated sets of absurd sizes are refused", "[cifar]") {
+  const auto refused = [](Index classes, Index train, Index test) {
+    return message_of<concertina::SizeError>([&] { generated_dataset(classes, train, test, 1); });
+  };
+  CHECK(refused(1, 10, 10) == "a generated data set with 1 classes; it has 2 to 256");
+  CHECK(refused(257, 10, 10) == "a generated data set with 257 classes; it has 2 to 256");
+  CHECK(refused(10, 0, 10) == "a generated data set with 0 training images; it has 1 to 100000");
+  CHECK(refused(10, 10, -1) == "a generated data set with -1 test images; it has 1 to 100000");
+  CHECK_THAT(refused(10, std::numeric_limits<Index>::max(), 1), Contains("training images"));
+  CHECK(generated_dataset(256, 1, 1, 1).train.count() == 1);
+}
+
+TEST_CASE("an epoch's order is a permutation of its own", "[cifar]") {
+  const Index count = GENERATE(0, 1, 2, 15, 16, 17, 1000);
+  std::vector<std::uint32_t> all(static_cast<std::size_t>(count));
+  std::iota(all.begin(), all.end(), 0U);
+  for (Index epoch = 0; epoch < 3; ++epoch) {
+    std::vector<std::uint32_t> order = epoch_order(count, 1, epoch);
+    CHECK(order == epoch_order(count, 1, epoch));
+    if (count > 10) {
+      CHECK(order != all);
+      CHECK(order != epoch_order(count, 1, epoch + 1));
+      CHECK(order != epoch_order(count, 2, epoch));
+    }
+    std::ranges::sort(order);
+    CHECK(order == all);
+  }
+}
+
+TEST_CASE("an epoch's order is the same everywhere", "[cifar]") {
+  CHECK(epoch_order(10, 1, 0) == std::vector<std::uint32_t>{7, 0, 8, 2, 3, 1, 9, 4, 6, 5});
+  CHECK(epoch_order(10, 1, 1) == std::vector<std::uint32_t>{2, 9, 5, 8, 7, 0, 4, 6, 1, 3});
+}
+
+TEST_CASE("every order is as probable", "[cifar]") {
+  std::map<std::vector<std::uint32_t>, int> counts;
+  for (Index epoch = 0; epoch < 24'000; ++epoch) ++counts[epoch_order(4, 9, epoch)];
+  CHECK(counts.size() == 24);
+  double chi_squared = 0;
+  for (const auto& [order, count] : counts) chi_squared += (count - 1000.0) * (count - 1000) / 1000;
+  CHECK(chi_squared < 49.7);  // 23 degrees of freedom: exceeded by chance once in a thousand
+}
+
+TEST_CASE("orders of more images than there are numbers are refused", "[cifar]") {
+  CHECK(message_of<concertina::SizeError>([] { epoch_order(-1, 1, 0); }) ==
+        "an order of -1 images; there can be 0 to 4294967295");
+  CHECK_THROWS_AS(epoch_order(Index{1} << 32, 1, 0), concertina::SizeError);
+}
+
+TEST_CASE("crops are every one as probable, and independent from image to image", "[cifar]") {
+  std::map<std::tuple<Index, Index, bool>, int> counts;
+  constexpr int images = 162'000;
+  const auto add = [&counts](const Crop& crop) { ++counts[{crop.top, crop.left, crop.flip}]; };
+  SECTION("of the images of an epoch") {
+    for (std::uint32_t image = 0; image < images; ++image)
+      add(crop_of({.seed = 1, .epoch = 3}, image));
+  }
+  SECTION("of an image in many epochs") {
+    for (Index epoch = 0; epoch < images; ++epoch) add(crop_of({.seed = 1, .epoch = epoch}, 17));
+  }
+  SECTION("of an image with many seeds") {
+    for (std::uint64_t seed = 0; seed < images; ++seed)
+      add(crop_of({.seed = seed, .epoch = 3}, 17));
+  }
+  CHECK(counts.size() == 162);
+  double chi_squared = 0;
+  int flips = 0;
+  for (const auto& [crop, count] : counts) {
+    const auto [top, left, flip] = crop;
+    CHECK((top >= 0 && top <= 8 && left >= 0 && left <= 8));
+    flips += flip ? count : 0;
+    chi_squared += (count - 1000.0) * (count - 1000) / 1000;
+  }
+  CHECK(chi_squared < 222);  // 161 degrees of freedom: exceeded by chance once in a thousand
+  CHECK(flips == Approx(images / 2).margin(4 * std::sqrt(images / 4.0)));
+}
+
+TEST_CASE("a crop is the same everywhere", "[cifar]") {
+  CHECK(crop_of({.seed = 1, .epoch = 2}, 3) == Crop{.top = 8, .left = 8, .flip = false});
+  CHECK(crop_of({.seed = 1, .epoch = 2}, 6) == Crop{.top = 3, .left = 7, .flip = true});
+}
+
+TEMPLATE_TEST_CASE("images land where their definition puts them", "[cifar]", float, double) {
+  const Images images = random_images(40);
+  const Dataset norm = normalisation();
+  const std::size_t count = GENERATE(as<std::size_t>(), 0, 1, 15, 16);
+  const bool augmented = GENERATE(false, true);
+  std::vector<std::uint32_t> which;
+  for (std::size_t n = 0; n < count; ++n) which.push_back(static_cast<std::uint32_t>(39 - n * 2));
+  if (count > 1) which[1] = which[0];  // an image may come twice
+  const Augmentation augmentation{.seed = 5, .epoch = 2};
+  std::vector<TestType> to(3 * 32 * 32 * lanes + 1, TestType(1234));
+  load_images<TestType, lanes>(norm, images, which, augmented ? &augmentation : nullptr, to.data());
+  CHECK(to.back() == 1234);
+  Index wrong = 0;
+  for (std::size_t lane = 0; lane < lanes; ++lane) {
+    const Crop crop = augmented && lane < count ? crop_of(augmentation, which[lane]) : Crop{};
+    for (Index channel = 0; channel < 3; ++channel) {
+      for (Index y = 0; y < 32; y += 1 + y % 3) {  // building the framed image is slow
+        for (Index x = 0; x < 32; x += 1 + x % 2) {
+          const TestType expected =
+              lane < count
+                  ? expected_number<TestType>(norm, images, which[lane], crop, channel, y, x)
+                  : TestType(0);
+          wrong += to[static_cast<std::size_t>(((channel * 32 + y) * 32 + x) * lanes) + lane] !=
+                   expected;
+        }
+      }
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("every crop and flip moves an image as it says, black outside", "[cifar]") {
+  const Images images = random_images(1);
+  const Dataset norm = normalisation();
+  std::set<std::tuple<Index, Index, bool>> seen;
+  std::vector<float> to(3 * 32 * 32 * lanes);
+  const std::vector<std::uint32_t> which{0};
+  Index wrong = 0;
+  for (Index epoch = 0; seen.size() < 162; ++epoch) {
+    const Augmentation augmentation{.seed = 1, .epoch = epoch};
+    const Crop crop = crop_of(augmentation, 0);
+    if (!seen.emplace(crop.top, crop.left, crop.flip).second) continue;
+    load_images<float, lanes>(norm, images, which, &augmentation, to.data());
+    for (std::size_t channel = 0; channel < 3; ++channel) {
+      for (Index y = 0; y < 32; ++y) {
+        for (Index x = 0; x < 32; ++x) {
+          const Index row = y + crop.top - 4;
+          const Index column = (crop.flip ? 31 - x : x) + crop.left - 4;
+          const bool inside = row >= 0 && row < 32 && column >= 0 && column < 32;
+          const auto at = static_cast<std::size_t>(row * 32 + column);
+          const int value = inside ? images.pixels[channel * 1024 + at] : 0;
+          const auto expected =
+              static_cast<float>((value / 255.0 - norm.mean[channel]) / norm.deviation[channel]);
+          const auto place = static_cast<std::size_t>((y * 32 + x) * lanes);
+          wrong += to[channel * 1024 * lanes + place] != expected;
+        }
+      }
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("images that are not there, and more than there are lanes, are refused", "[cifar]") {
+  const Dataset norm = normalisation();
+  Images images = random_images(3);
+  std::vector<float> to(3 * 32 * 32 * lanes);
+  const auto refused = [&](const std::vector<std::uint32_t>& which) {
+    return message_of<concertina::ShapeError>(
+        [&] { load_images<float, lanes>(norm, images, which, nullptr, to.data()); });
+  };
+  CHECK(refused(std::vector<std::uint32_t>(17)) == "17 images for 16 lanes");
+  CHECK(refused({0, 3}) == "image 3 of 3, counted from 0");
+  CHECK(refused({0xffffffffU}) == "image 4294967295 of 3, counted from 0");
+  images.pixels.pop_back();
+  CHECK(refused({2}) == "image 2 of 3, counted from 0, has no pixels");
+}

@@ -1,0 +1,272 @@
+// The CIFAR networks: their parameters, what is computed three ways, files, contraction.
+// SPDX-License-Identifier: Apache-2.0
+#include "cifar/network.hpp"
+
+#include "support.hpp"
+
+#include <catch2/catch.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace cifar {
+namespace {
+
+using Catch::Matchers::Contains;
+using concertina::test::message_of;
+
+/// Images and labels that depend on their number alone.
+template <class Scalar>
+void fill(Network<Scalar>& network, Index images) {
+  std::vector<std::uint8_t> labels;
+  for (Index image = 0; image < images; ++image) {
+    labels.push_back(static_cast<std::uint8_t>(image * 7 % network.options().classes));
+  }
+  network.loss().set_labels(labels);
+  network.set_source([images](Index chunk, Scalar* to) {
+    concertina::test::Rng rng(static_cast<std::uint64_t>(chunk));
+    for (Index i = 0; i < 3 * 32 * 32; ++i) {
+      for (int lane = 0; lane < lanes; ++lane) {
+        const double number = concertina::random_uniform(rng, 2.0);
+        *to++ = chunk * lanes + lane < images ? static_cast<Scalar>(number) : Scalar(0);
+      }
+    }
+  });
+}
+
+template <class Scalar>
+std::map<std::string, std::vector<double>> gradients(Network<Scalar>& network) {
+  std::map<std::string, std::vector<double>> result;
+  for (const Tensor<Scalar>* tensor : network.parameters()) {
+    result[tensor->name] = {tensor->gradient.begin(), tensor->gradient.end()};
+  }
+  return result;
+}
+
+template <class Scalar>
+std::map<std::string, std::vector<double>> gradients_of(NetworkOptions options, Compute compute,
+                                                        Index images) {
+  ThreadPool pool(2);
+  options.compute = compute;
+  Network<Scalar> network(options, images, pool);
+  network.initialize(3);
+  fill(network, images);
+  network.tape().forward(images, true);
+  network.tape().backward();
+  return gradients(network);
+}
+
+double largest(const std::vector<double>& numbers) {
+  double most = 0;
+  for (const double number : numbers) most = std::max(most, std::abs(number));
+  return most;
+}
+
+TEST_CASE("networks have the published numbers of parameters", "[cifar]") {
+  const auto count = [](const std::string& model, Index kernel, Index blocks = 3) {
+    ThreadPool pool(1);
+    const NetworkOptions options{.model = model, .kernel = kernel, .blocks = blocks};
+    return Network<float>(options, 1, pool).parameter_count();
+  };
+  CHECK(count("compact", 7) == 66'186);
+  CHECK(count("cl", 7) == 547'102);
+  CHECK(count("cl+fc", 7) == 2'105'886);
+  CHECK(count("ck", 7) == 186'982);
+  CHECK(count("ck+fc", 7) == 1'745'766);
+  CHECK(count("compact", 3) == 15'050);
+  // By hand: three branches without bias and their norms in the place of each convolution.
+  const Index norms = 2 * (8 + 16 + 32);
+  CHECK(count("acnet", 3) ==
+        15'050 - (216 + 8 + 1152 + 16 + 4608 + 32) + 15 * (24 + 128 + 512) + 2 * norms);
+  // The deeper one: 64 channels more, and 64 * 2 * 2 numbers after the last pool.
+  CHECK(count("compact", 5, 4) == (75 + 1) * 8 + (200 + 1) * 16 + (400 + 1) * 32 + (800 + 1) * 64 +
+                                      2 * (8 + 16 + 32 + 64) + (256 + 1) * 64 + (64 + 1) * 10);
+}
+
+TEST_CASE("every model computes at every kernel, in both depths", "[cifar]") {
+  ThreadPool pool(2);
+  for (const std::string& model : model_names()) {
+    for (const Index blocks : {3, 4}) {
+      for (const Index kernel : {3, 5, 7, 9}) {
+        if (model.starts_with("ck") && kernel == 3) continue;
+        INFO(model << ", kernel " << kernel << ", " << blocks << " blocks");
+        const NetworkOptions options{
+            .model = model, .kernel = kernel, .rate = 2, .blocks = blocks, .classes = 100};
+        Network<float> network(options, 2, pool);
+        network.initialize(1);
+        fill(network, 2);
+        network.tape().forward(2, true);
+        network.tape().backward();
+        CHECK(network.loss().loss() > 1);
+        CHECK(network.loss().loss() < 20);
+        CHECK(network.logits().numbers() == 100);
+        for (const Tensor<float>* tensor : network.parameters()) {
+          INFO(tensor->name);
+          CHECK(tensor->gradient.size() == tensor->value.size());
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("contracted and layered networks have the same gradients", "[cifar]") {
+  // In double the two differ by rounding only: 1e-9 is 2^22 ulps of the largest number, and the
+  // longest sums here have 2^18 terms. In float, 1e-4 of the largest is what is promised.
+  for (const std::string model : {"cl", "cl+fc", "ck", "ck+fc", "fc"}) {
+    const NetworkOptions options{.model = model, .kernel = 7, .rate = 2};
+    INFO(model);
+    const auto contracted = gradients_of<double>(options, Compute::contracted, 17);
+    const auto layered = gradients_of<double>(options, Compute::layered, 17);
+    const auto in_float = gradients_of<float>(options, Compute::contracted, 17);
+    const auto in_float_layered = gradients_of<float>(options, Compute::layered, 17);
+    REQUIRE(contracted.size() == layered.size());
+    double scale = 0;
+    for (const auto& [name, expected] : layered) scale = std::max(scale, largest(expected));
+    for (const auto& [name, expected] : layered) {
+      INFO(name);
+      const auto& given = contracted.at(name);
+      const auto &single = in_float.at(name), &single_layered = in_float_layered.at(name);
+      REQUIRE(given.size() == expected.size());
+      double difference = 0, difference_in_float = 0;
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        difference = std::max(difference, std::abs(given[i] - expected[i]));
+        difference_in_float =
+            std::max(difference_in_float, std::abs(single[i] - single_layered[i]));
+      }
+      // A bias before a batch norm has a gradient of zero, so only rounding is left of it.
+      const bool before_norm = name.starts_with("conv") && name.ends_with(".bias");
+      CHECK(difference <= 1e-9 * (before_norm ? scale : largest(expected)));
+      CHECK(difference_in_float <= 1e-4 * (before_norm ? scale : largest(expected)));
+    }
+  }
+}
+
+TEST_CASE("the nonlinear counterpart has ReLUs and the same tensors", "[cifar]") {
+  const NetworkOptions options{.model = "ck+fc", .kernel = 7, .rate = 2};
+  const auto linear = gradients_of<double>(options, Compute::layered, 3);
+  const auto nonlinear = gradients_of<double>(options, Compute::nonlinear, 3);
+  REQUIRE(linear.size() == nonlinear.size());
+  bool differ = false;
+  for (const auto& [name, gradient] : linear) {
+    REQUIRE(nonlinear.contains(name));
+    differ = differ || nonlinear.at(name) != gradient;
+  }
+  CHECK(differ);
+  ThreadPool pool(1);
+  NetworkOptions given = options;
+  given.compute = Compute::nonlinear;
+  const Network<float> network(given, 1, pool);
+  CHECK_THAT(message_of<concertina::Error>([&] { static_cast<void>(network.contract()); }),
+             Contains("contracts to nothing smaller"));
+}
+
+TEST_CASE("results do not depend on the number of threads, to the bit", "[cifar]") {
+  const auto outcome = [](Index threads) {
+    ThreadPool pool(threads);
+    Network<float> network({.model = "cl+fc", .kernel = 3}, 40, pool);
+    network.initialize(5);
+    fill(network, 40);
+    network.tape().forward(40, true);
+    network.tape().backward();
+    return std::pair(network.loss().loss(), gradients(network));
+  };
+  const auto alone = outcome(1);
+  for (const Index threads : {2, 3, 5}) CHECK(outcome(threads) == alone);
+}
+
+TEST_CASE("a contracted network is the compact one, also in inference", "[cifar]") {
+  ThreadPool pool(2);
+  constexpr Index images = 5;
+  for (const std::string model : {"cl", "cl+fc", "ck", "ck+fc", "fc", "acnet", "compact"}) {
+    for (const Index kernel : {3, 7}) {
+      if (model.starts_with("ck") && kernel == 3) continue;
+      INFO(model << ", kernel " << kernel);
+      Network<double> network({.model = model, .kernel = kernel, .rate = 2}, images, pool);
+      network.initialize(7);
+      fill(network, images);
+      network.tape().forward(images, true);  // moves the running statistics
+      network.tape().forward(images, false);
+      const auto file = network.contract();
+      CHECK(options_of(file).model == "compact");
+      Network<double> compact(options_of(file), images, pool);
+      compact.load(file);
+      fill(compact, images);
+      compact.tape().forward(images, false);
+      const double* expected = network.logits().values(0);
+      const double* given = compact.logits().values(0);
+      for (Index i = 0; i < 10 * lanes; ++i) {
+        if (i % lanes >= images) continue;
+        // Some thousand operations of rounding 2^-53 on logits of order one.
+        CHECK(std::abs(given[i] - expected[i]) < 1e-11);
+      }
+    }
+  }
+}
+
+TEST_CASE("a saved network is the same network", "[cifar]") {
+  ThreadPool pool(1);
+  const NetworkOptions options{.model = "cl+fc", .kernel = 3, .rate = 3, .classes = 100};
+  Network<float> network(options, 4, pool);
+  network.initialize(9);
+  const auto file = network.save();
+  CHECK(options_of(file) == options);
+  Network<float> other(options_of(file), 4, pool);
+  other.initialize(10);
+  CHECK(other.save() != file);
+  other.load(file);
+  CHECK(other.save() == file);
+}
+
+TEST_CASE("files that are not the network's are refused, and change nothing", "[cifar]") {
+  ThreadPool pool(1);
+  Network<float> network({.model = "compact", .kernel = 3}, 1, pool);
+  network.initialize(1);
+  const auto before = network.save();
+  auto file = before;
+  file.origin = "some.safetensors";
+  const auto refused = [&] {
+    return message_of<concertina::FormatError>([&] { network.load(file); });
+  };
+  file.tensors.erase("fc2.bias");
+  CHECK_THAT(refused(), Contains("some.safetensors") && Contains("fc2.bias"));
+  file = before;
+  file.tensors.erase("conv2.weight");
+  file.add("conv2.weight", {16, 8, 3, 1}, std::vector<float>(16 * 8 * 3));
+  CHECK_THAT(refused(), Contains("conv2.weight") && Contains("16x8x3x1") && Contains("16x8x3x3"));
+  file = before;
+  file.tensors.erase("fc1.bias");
+  file.add("fc1.bias", {64}, std::vector<double>(64));
+  CHECK_THAT(refused(), Contains("fc1.bias"));
+  CHECK(network.save() == before);
+
+  file = before;
+  file.metadata.erase("network");
+  CHECK_THAT(message_of<concertina::FormatError>([&] { options_of(file); }),
+             Contains("no metadata 'network'"));
+  for (const std::string text : {"", "[]", "{}", "{\"model\":3}", "null"}) {
+    file.metadata["network"] = text;
+    CHECK_THROWS_AS(options_of(file), concertina::FormatError);
+  }
+}
+
+TEST_CASE("impossible networks are refused with the choices", "[cifar]") {
+  const auto refused = [](NetworkOptions options) {
+    ThreadPool pool(1);
+    return message_of<concertina::Error>([&] { Network<float>(options, 1, pool); });
+  };
+  CHECK_THAT(refused({.model = "resnet"}), Contains("resnet") && Contains("cl+fc"));
+  CHECK_THAT(refused({.kernel = 4}), Contains("kernel 4"));
+  CHECK_THAT(refused({.rate = 0}), Contains("rate"));
+  CHECK_THAT(refused({.rate = std::numeric_limits<double>::quiet_NaN()}), Contains("rate"));
+  CHECK_THAT(refused({.blocks = 5}), Contains("blocks 5"));
+  CHECK_THAT(refused({.classes = 1}), Contains("classes 1"));
+  CHECK_THAT(refused({.model = "ck", .kernel = 3}), Contains("CL"));
+  CHECK_THAT(message_of<concertina::Error>([] { compute_of("fast"); }), Contains("layered"));
+}
+
+}  // namespace
+}  // namespace cifar

@@ -1,0 +1,1429 @@
+// The training program's operations: each result against loops written from its definition, each
+// gradient against the transposed map or central differences; empty lanes, threads, contractions.
+// SPDX-License-Identifier: Apache-2.0
+#include "cifar/operations.hpp"  // first: the header must stand alone
+
+#include "support.hpp"
+
+#include <concertina/contract.hpp>
+#include <concertina/error.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+using namespace cifar;
+using Catch::Matchers::Contains;
+using concertina::ConvShape, concertina::ShapeError, concertina::to_string;
+using concertina::test::message_of, concertina::test::random_index, concertina::test::Rng;
+
+namespace {
+
+/// Batches that fill no chunk, one, and a part of the next one.
+constexpr std::array<Index, 5> batches = {1, 15, 16, 17, 33};
+
+std::size_t at(Index index) { return static_cast<std::size_t>(index); }
+
+/// Maps of a batch [image][channel][y][x], in which everything is computed a second time. Small
+/// integers are exact in double as well, so one reference does for float and double.
+struct Batch {
+  Batch(Index images_, Index channels_, Index height_, Index width_)
+      : images(images_),
+        channels(channels_),
+        height(height_),
+        width(width_),
+        values(::at(images * channels * height * width)) {}
+
+  double& at(Index image, Index channel, Index y, Index x) {
+    return values[::at(((image * channels + channel) * height + y) * width + x)];
+  }
+  double at(Index image, Index channel, Index y, Index x) const {
+    return const_cast<Batch&>(*this).at(image, channel, y, x);
+  }
+  /// Zero beside the maps.
+  double padded(Index image, Index channel, Index y, Index x) const {
+    return 0 <= y && y < height && 0 <= x && x < width ? at(image, channel, y, x) : 0;
+  }
+  Index numbers() const { return channels * height * width; }
+
+  friend bool operator==(const Batch&, const Batch&) = default;
+
+  Index images, channels, height, width;
+  std::vector<double> values;
+};
+
+Batch small_integers(Index images, Index channels, Index height, Index width, Rng& rng) {
+  Batch batch(images, channels, height, width);
+  concertina::test::fill_small_integers(std::span(batch.values), rng);
+  return batch;
+}
+
+/// Uniform in -1 .. 1.
+double random_number(Rng& rng) { return static_cast<double>(rng() >> 11) * 0x1p-52 - 1; }
+
+Batch random_batch(Index images, Index channels, Index height, Index width, Rng& rng) {
+  Batch batch(images, channels, height, width);
+  for (double& value : batch.values) value = random_number(rng);
+  return batch;
+}
+
+/// Calls each(lane's number, batch's number), the latter null for lanes without an image.
+template <class Scalar, class AnyBatch, class Each>
+void for_each_lane(Maps<Scalar>& maps, AnyBatch& batch, bool gradients, Each&& each) {
+  for (Index chunk = 0; chunk * lanes < batch.images; ++chunk) {
+    Scalar* number = gradients ? maps.gradients(chunk) : maps.values(chunk);
+    for (Index i = 0; i < batch.numbers(); ++i) {
+      for (Index image = chunk * lanes; image < (chunk + 1) * lanes; ++image, ++number) {
+        each(*number,
+             image < batch.images ? &batch.values[at(image * batch.numbers() + i)] : nullptr);
+      }
+    }
+  }
+}
+
+/// Sets the maps' values, or their gradients, and lanes without an image to `rest`.
+template <class Scalar>
+void put(Maps<Scalar>& maps, const Batch& batch, Scalar rest = 0, bool gradients = false) {
+  for_each_lane(maps, batch, gradients, [&](Scalar& number, const double* value) {
+    number = value ? static_cast<Scalar>(*value) : rest;
+  });
+}
+
+template <class Scalar>
+Batch taken(Maps<Scalar>& maps, Index images, bool gradients) {
+  Batch batch(images, maps.channels, maps.height, maps.width);
+  for_each_lane(maps, batch, gradients, [](Scalar number, double* value) {
+    if (value) *value = static_cast<double>(number);
+  });
+  return batch;
+}
+template <class Scalar>
+Batch values_of(Maps<Scalar>& maps, Index images) {
+  return taken(maps, images, false);
+}
+template <class Scalar>
+Batch gradients_of(Maps<Scalar>& maps, Index images) {
+  return taken(maps, images, true);
+}
+
+template <class Numbers>
+std::vector<double> doubles(const Numbers& numbers) {
+  return {numbers.begin(), numbers.end()};
+}
+
+/// A tape with its pool.
+template <class Scalar>
+struct Rig {
+  explicit Rig(Index capacity, Index threads = 1) : pool(threads), tape(capacity, pool) {}
+
+  Maps<Scalar>& input(const Batch& x, bool differentiable = true) {
+    Maps<Scalar>& maps = tape.maps(x.channels, x.height, x.width, differentiable);
+    put(maps, x);
+    return maps;
+  }
+
+  Tensor<Scalar>& tensor(const std::string& name, const std::vector<Index>& shape,
+                         const std::function<double()>& draw) {
+    Tensor<Scalar>& tensor = tape.tensor(name, shape);
+    for (Scalar& value : tensor.value) value = static_cast<Scalar>(draw());
+    return tensor;
+  }
+
+  template <int Rank>
+  Weights<Scalar> weights(const ConvShape<Rank>& shape, const std::function<double()>& draw) {
+    std::vector<Index> extents = {shape.out, shape.in};
+    extents.insert(extents.end(), shape.kernel.begin(), shape.kernel.end());
+    return {.weight = &tensor("weight", extents, draw),
+            .bias = shape.bias ? &tensor("bias", {shape.out}, draw) : nullptr};
+  }
+
+  NormTensors<Scalar> norm(Index channels, const std::function<double()>& draw) {
+    NormTensors<Scalar> norm{};
+    norm.weight = &tensor("norm.weight", {channels}, draw);
+    norm.bias = &tensor("norm.bias", {channels}, draw);
+    norm.running_mean = &tensor("norm.running_mean", {channels}, draw);
+    norm.running_var = &tensor("norm.running_var", {channels}, [&] { return 1.5 + draw() / 8; });
+    return norm;
+  }
+
+  /// Ends the tape: the loss is the sum of products of y with `direction`, as seed() returns it.
+  std::function<double()> seed(Maps<Scalar>& y, const Batch& direction) {
+    static_cast<void>(tape.first_writer(y));
+    Operation operation;
+    operation.backward.push_back({.each =
+                                      [this, &y, direction](Index chunk, Index) {
+                                        if (chunk == 0) put(y, direction, Scalar(0), true);
+                                      },
+                                  .then = [] {}});
+    tape.record(std::move(operation));
+    return [&y, direction] {
+      const Batch values = values_of(y, direction.images);
+      return std::inner_product(values.values.begin(), values.values.end(),
+                                direction.values.begin(), 0.0);
+    };
+  }
+
+  ThreadPool pool;
+  Tape<Scalar> tape;
+};
+
+// ---- convolution
+// ---------------------------------------------------------------------------------
+
+/// What an operation computes, by its definition.
+struct Reference {
+  Batch y, x_gradient;
+  std::vector<double> weight_gradient, bias_gradient;
+};
+
+/// The positions of a kernel along an axis, by counting them.
+Index positions(Index size, Index kernel, Index padding) {
+  Index count = 0;
+  while (count + kernel <= size + 2 * padding) ++count;
+  return count;
+}
+
+Reference convolved(const ConvShape<2>& shape, const Batch& x, const std::vector<double>& weight,
+                    const std::vector<double>& bias, Rng& rng, Batch& direction) {
+  const Index kernel_height = shape.kernel[0], kernel_width = shape.kernel[1];
+  const Index pad_height = shape.geometry.padding.start[0];
+  const Index pad_width = shape.geometry.padding.start[1];
+  const Index height = positions(x.height, kernel_height, pad_height);
+  const Index width = positions(x.width, kernel_width, pad_width);
+  direction = small_integers(x.images, shape.out, height, width, rng);
+  Reference result{Batch(x.images, shape.out, height, width),
+                   Batch(x.images, x.channels, x.height, x.width),
+                   std::vector<double>(weight.size()), std::vector<double>(bias.size())};
+  for (Index n = 0; n < x.images; ++n) {
+    for (Index o = 0; o < shape.out; ++o) {
+      for (Index i = 0; i < height; ++i) {
+        for (Index j = 0; j < width; ++j) {
+          const double gradient = direction.at(n, o, i, j);
+          double sum = bias.empty() ? 0 : bias[at(o)];
+          if (!bias.empty()) result.bias_gradient[at(o)] += gradient;
+          std::size_t tap = at(o * x.channels * kernel_height * kernel_width);
+          for (Index c = 0; c < x.channels; ++c) {
+            for (Index y = i - pad_height; y < i - pad_height + kernel_height; ++y) {
+              for (Index z = j - pad_width; z < j - pad_width + kernel_width; ++z, ++tap) {
+                const double value = x.padded(n, c, y, z);
+                sum += weight[tap] * value;
+                result.weight_gradient[tap] += gradient * value;
+                if (0 <= y && y < x.height && 0 <= z && z < x.width) {
+                  result.x_gradient.at(n, c, y, z) += gradient * weight[tap];
+                }
+              }
+            }
+          }
+          result.y.at(n, o, i, j) = sum;
+        }
+      }
+    }
+  }
+  return result;
+}
+
+template <class Scalar>
+void check_convolution(const ConvShape<2>& shape, Index images, Index height, Index width,
+                       Rng& rng) {
+  INFO(to_string(shape) << (shape.bias ? " with bias on " : " on ") << images << " images of "
+                        << height << "x" << width);
+  const auto draw = [&] { return static_cast<double>(random_index(rng, -4, 4)); };
+  const Batch x = small_integers(images, shape.in, height, width, rng);
+  const bool differentiable = random_index(rng, 0, 3) != 0;
+
+  Rig<Scalar> rig(images);
+  Maps<Scalar>& input = rig.input(x, differentiable);
+  const Weights<Scalar> weights = rig.weights(shape, draw);
+  Maps<Scalar>& output = convolution(rig.tape, input, shape, weights);
+  Batch direction(0, 0, 0, 0);
+  const Reference expected = convolved(
+      shape, x, doubles(weights.weight->value),
+      weights.bias ? doubles(weights.bias->value) : std::vector<double>(), rng, direction);
+  rig.seed(output, direction);
+  // Twice: gradients are set, not added to those of the last batch.
+  for (const Scalar rest : {Scalar(0), Scalar(1000)}) {
+    put(input, x, rest);
+    rig.tape.forward(images, true);
+    CHECK(values_of(output, images) == expected.y);
+    rig.tape.backward();
+    CHECK(doubles(weights.weight->gradient) == expected.weight_gradient);
+    if (shape.bias) CHECK(doubles(weights.bias->gradient) == expected.bias_gradient);
+    if (differentiable) CHECK(gradients_of(input, images) == expected.x_gradient);
+  }
+}
+
+/// A size on which the kernel stands somewhere.
+Index random_size(Index kernel, Index padding, Rng& rng) {
+  return std::max<Index>(1, kernel - 2 * padding) + random_index(rng, 0, 4);
+}
+
+template <class Scalar>
+void check_convolutions() {
+  Rng rng(11);
+  const std::vector<concertina::PerAxis<2>> kernels = {1,      2,      3,      5,     7,
+                                                       {3, 1}, {1, 5}, {2, 3}, {7, 1}};
+  std::size_t batch = 0;
+  const auto check = [&](Index out, Index in, concertina::PerAxis<2> kernel,
+                         concertina::PerAxis<2> padding) {
+    const ConvShape<2> shape{.out = out,
+                             .in = in,
+                             .kernel = kernel,
+                             .geometry = {.padding = padding},
+                             .bias = random_index(rng, 0, 1) == 1};
+    check_convolution<Scalar>(shape, batches[batch++ % batches.size()],
+                              random_size(kernel[0], padding[0], rng),
+                              random_size(kernel[1], padding[1], rng), rng);
+  };
+  for (const auto& kernel : kernels) {
+    for (Index vertical = -2; vertical <= kernel[0]; ++vertical) {
+      check(random_index(rng, 1, 4), random_index(rng, 1, 4), kernel,
+            {vertical, random_index(rng, -2, kernel[1])});
+    }
+    for (Index horizontal = -2; horizontal <= kernel[1]; ++horizontal) {
+      check(random_index(rng, 1, 4), random_index(rng, 1, 4), kernel,
+            {random_index(rng, -2, kernel[0]), horizontal});
+    }
+  }
+  for (const Index out : {1, 2, 3, 7, 8, 9, 13, 16}) {
+    for (const Index in : {1, 2, 3, 7, 8, 9, 13, 16}) {
+      check(out, in, random_index(rng, 1, 3), random_index(rng, 0, 1));
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a convolution and its gradients are those of the definition", "[cifar][operations]") {
+  SECTION("float") { check_convolutions<float>(); }
+  SECTION("double") { check_convolutions<double>(); }
+}
+
+TEST_CASE("a convolution of maps wider than a band of the weight gradient", "[cifar][operations]") {
+  Rng rng(12);
+  check_convolution<float>({.out = 9, .in = 2, .kernel = 3, .geometry = {.padding = 1}}, 2, 3, 41,
+                           rng);
+  check_convolution<float>({.out = 2, .in = 3, .kernel = 3, .bias = true}, 17, 33, 9, rng);
+}
+
+// ---- linear
+// --------------------------------------------------------------------------------------
+
+namespace {
+
+template <class Scalar>
+void check_linear(const ConvShape<0>& shape, Index images, const Batch& x, bool differentiable,
+                  Rng& rng) {
+  INFO(to_string(shape) << (shape.bias ? " with bias on " : " on ") << images << " images");
+  const auto draw = [&] { return static_cast<double>(random_index(rng, -4, 4)); };
+  Rig<Scalar> rig(images);
+  Maps<Scalar>& input = rig.input(x, differentiable);
+  const Weights<Scalar> weights = rig.weights(shape, draw);
+  Maps<Scalar>& output = linear(rig.tape, input, shape, weights);
+  const Batch direction = small_integers(images, shape.out, 1, 1, rng);
+  rig.seed(output, direction);
+
+  Batch y(images, shape.out, 1, 1), x_gradient(images, x.channels, x.height, x.width);
+  std::vector<double> weight_gradient(weights.weight->value.size()), bias_gradient(at(shape.out));
+  for (Index n = 0; n < images; ++n) {
+    for (Index o = 0; o < shape.out; ++o) {
+      const double gradient = direction.at(n, o, 0, 0);
+      double sum = shape.bias ? static_cast<double>(weights.bias->value[at(o)]) : 0;
+      bias_gradient[at(o)] += gradient;
+      for (Index i = 0; i < shape.in; ++i) {
+        const std::size_t weight = at(o * shape.in + i), number = at(n * shape.in + i);
+        sum += static_cast<double>(weights.weight->value[weight]) * x.values[number];
+        weight_gradient[weight] += gradient * x.values[number];
+        x_gradient.values[number] += gradient * static_cast<double>(weights.weight->value[weight]);
+      }
+      y.at(n, o, 0, 0) = sum;
+    }
+  }
+  for (const Scalar rest : {Scalar(0), Scalar(1000)}) {
+    put(input, x, rest);
+    rig.tape.forward(images, true);
+    CHECK(values_of(output, images) == y);
+    rig.tape.backward();
+    CHECK(doubles(weights.weight->gradient) == weight_gradient);
+    if (shape.bias) CHECK(doubles(weights.bias->gradient) == bias_gradient);
+    if (differentiable) CHECK(gradients_of(input, images) == x_gradient);
+  }
+}
+
+template <class Scalar>
+void check_linears() {
+  Rng rng(13);
+  for (const Index images : batches) {
+    for (const Index out : {1, 2, 10, 15, 16, 17, 64}) {
+      const Batch x = small_integers(images, random_index(rng, 1, 9), random_index(rng, 1, 3),
+                                     random_index(rng, 1, 3), rng);
+      check_linear<Scalar>({.out = out, .in = x.numbers(), .bias = random_index(rng, 0, 1) == 1},
+                           images, x, random_index(rng, 0, 3) != 0, rng);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a linear layer and its gradients are those of the definition", "[cifar][operations]") {
+  SECTION("float") { check_linears<float>(); }
+  SECTION("double") { check_linears<double>(); }
+}
+
+// ---- max pool, add, relu
+// -------------------------------------------------------------------------
+
+namespace {
+
+template <class Scalar>
+void check_max_pool(Index images, Index channels, Index height, Index width, Rng& rng) {
+  INFO(images << " images of " << channels << "x" << height << "x" << width);
+  // Integers in -4 .. 4: most windows have equal ones.
+  const Batch x = small_integers(images, channels, height, width, rng);
+  Rig<Scalar> rig(images);
+  Maps<Scalar>& input = rig.input(x);
+  Maps<Scalar>& output = max_pool(rig.tape, input);
+  REQUIRE(output.height == height / 2);
+  REQUIRE(output.width == width / 2);
+  const Batch direction = small_integers(images, channels, height / 2, width / 2, rng);
+  rig.seed(output, direction);
+
+  Batch y(images, channels, height / 2, width / 2), x_gradient(images, channels, height, width);
+  for (Index n = 0; n < images; ++n) {
+    for (Index c = 0; c < channels; ++c) {
+      for (Index i = 0; i + 1 < height; i += 2) {
+        for (Index j = 0; j + 1 < width; j += 2) {
+          Index row = i, column = j;
+          for (Index k = 1; k < 4; ++k) {
+            if (x.at(n, c, i + k / 2, j + k % 2) <= x.at(n, c, row, column)) continue;
+            row = i + k / 2, column = j + k % 2;
+          }
+          y.at(n, c, i / 2, j / 2) = x.at(n, c, row, column);
+          x_gradient.at(n, c, row, column) = direction.at(n, c, i / 2, j / 2);
+        }
+      }
+    }
+  }
+  for (const Scalar rest : {Scalar(0), Scalar(1000)}) {
+    put(input, x, rest);
+    rig.tape.forward(images, true);
+    CHECK(values_of(output, images) == y);
+    rig.tape.backward();
+    CHECK(gradients_of(input, images) == x_gradient);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a max pool gives the largest, and its gradient to the first of equal ones",
+          "[cifar][operations]") {
+  Rng rng(14);
+  for (const Index images : batches) {
+    for (const Index height : {2, 3, 4, 7}) {
+      for (const Index width : {2, 3, 6, 5}) {
+        check_max_pool<float>(images, random_index(rng, 1, 5), height, width, rng);
+      }
+    }
+    check_max_pool<double>(images, 2, 5, 4, rng);
+  }
+}
+
+TEST_CASE("a relu works in place and has no gradient at zero", "[cifar][operations]") {
+  Rng rng(15);
+  for (const Index images : batches) {
+    const Batch x = small_integers(images, 3, 3, 2, rng);
+    const Batch direction = small_integers(images, 3, 3, 2, rng);
+    Batch y = x, x_gradient = direction;
+    for (std::size_t i = 0; i < x.values.size(); ++i) {
+      if (x.values[i] > 0) continue;
+      y.values[i] = 0, x_gradient.values[i] = 0;
+    }
+    Rig<float> rig(images);
+    Maps<float>& maps = rig.input(x);
+    relu(rig.tape, maps);
+    rig.seed(maps, direction);
+    rig.tape.forward(images, true);
+    CHECK(values_of(maps, images) == y);
+    rig.tape.backward();
+    CHECK(gradients_of(maps, images) == x_gradient);
+  }
+}
+
+TEST_CASE("branches add up, and each has the gradient of the sum", "[cifar][operations]") {
+  Rng rng(16);
+  for (const Index images : batches) {
+    const Batch a = small_integers(images, 2, 3, 5, rng), b = small_integers(images, 2, 3, 5, rng),
+                c = small_integers(images, 2, 3, 5, rng);
+    const Batch direction = small_integers(images, 2, 3, 5, rng);
+    Rig<float> rig(images);
+    Maps<float>&x = rig.input(a), &y = rig.input(b), &z = rig.input(c);
+    Maps<float>& sum = add(rig.tape, {&x, &y, &z, &y});  // one of them twice
+    rig.seed(sum, direction);
+    Batch expected = a, doubled = direction;
+    for (std::size_t i = 0; i < a.values.size(); ++i) {
+      expected.values[i] += 2 * b.values[i] + c.values[i];
+      doubled.values[i] *= 2;
+    }
+    for (int time = 0; time < 2; ++time) {
+      rig.tape.forward(images, true);
+      CHECK(values_of(sum, images) == expected);
+      rig.tape.backward();
+      CHECK(gradients_of(x, images) == direction);
+      CHECK(gradients_of(y, images) == doubled);
+      CHECK(gradients_of(z, images) == direction);
+    }
+  }
+}
+
+// ---- central differences
+// -------------------------------------------------------------------------
+
+namespace {
+
+/// dL/dnumber to the fourth order of the step.
+template <class Loss>
+double difference(double& number, double step, Loss&& loss) {
+  const double start = number;
+  const auto moved = [&](double by) {
+    number = start + by;
+    return loss();
+  };
+  const double near = moved(step) - moved(-step), far = moved(2 * step) - moved(-2 * step);
+  number = start;
+  return (8 * near - far) / (12 * step);
+}
+
+/// Numbers whose gradient is checked: of an input's batch or of a tensor.
+struct Variable {
+  std::string name;
+  std::span<double> numbers;
+  std::vector<double> gradient;
+};
+
+/// Compares at most `count` numbers of each variable, evenly spread.
+template <class Loss>
+void check_differences(std::vector<Variable> variables, double step, double tolerance, Loss&& loss,
+                       std::size_t count = 40) {
+  for (const Variable& variable : variables) {
+    REQUIRE(variable.gradient.size() == variable.numbers.size());
+    const std::size_t stride = std::max<std::size_t>(1, variable.numbers.size() / count);
+    for (std::size_t i = 0; i < variable.numbers.size(); i += stride) {
+      INFO(variable.name << ", number " << i);
+      CHECK(
+          variable.gradient[i] ==
+          Approx(difference(variable.numbers[i], step, loss)).epsilon(tolerance).margin(tolerance));
+    }
+  }
+}
+
+Variable variable_of(const std::string& name, Tensor<double>& tensor) {
+  return {name, tensor.value, doubles(tensor.gradient)};
+}
+
+}  // namespace
+
+TEST_CASE("a batch norm's gradients are those of the whole batch", "[cifar][operations]") {
+  Rng rng(17);
+  const auto draw = [&] { return 1 + random_number(rng) / 2; };
+  for (const Index images : batches) {
+    INFO(images << " images");
+    Batch x = random_batch(images, 3, 3, 2, rng);
+    for (double& value : x.values) value = 2 * value + 0.75;
+    const Batch direction = random_batch(images, 3, 3, 2, rng);
+    Rig<double> rig(images);
+    Maps<double>& input = rig.input(x);
+    const NormTensors<double> norm = rig.norm(3, draw);
+    const auto product = rig.seed(batch_norm(rig.tape, input, norm), direction);
+    const auto loss = [&] {
+      put(input, x, 1000.0);
+      rig.tape.forward(images, true);
+      return product();
+    };
+    loss();
+    rig.tape.backward();
+    check_differences({{"x", x.values, gradients_of(input, images).values},
+                       variable_of("weight", *norm.weight),
+                       variable_of("bias", *norm.bias)},
+                      1e-3, 1e-8, loss);
+  }
+}
+
+TEST_CASE("a cross-entropy's gradient, of labels and of soft targets", "[cifar][operations]") {
+  Rng rng(18);
+  for (const Index images : batches) {
+    for (const bool soft : {false, true}) {
+      INFO(images << " images" << (soft ? ", soft targets" : ""));
+      Batch z = random_batch(images, 7, 1, 1, rng);
+      for (double& value : z.values) value *= 4;
+      Rig<double> rig(images);
+      Maps<double>& logits = rig.input(z);
+      CrossEntropy<double> entropy(rig.tape, logits);
+      if (soft) {
+        std::vector<double> targets(at(images * 7));
+        for (double& target : targets) target = (1 + random_number(rng)) / 7;  // sum not quite 1
+        entropy.set_targets(targets);
+      } else {
+        std::vector<std::uint8_t> labels(at(images));
+        for (auto& label : labels) label = static_cast<std::uint8_t>(random_index(rng, 0, 6));
+        entropy.set_labels(labels);
+      }
+      const auto loss = [&] {
+        put(logits, z, 5.0);
+        rig.tape.forward(images, true);
+        return entropy.loss();
+      };
+      loss();
+      rig.tape.backward();
+      check_differences({{"logits", z.values, gradients_of(logits, images).values}}, 1e-3, 1e-8,
+                        loss, 200);
+    }
+  }
+}
+
+TEST_CASE("maps that many operations read, in any order, have the sum of their gradients",
+          "[cifar][operations]") {
+  constexpr Index images = 17;
+  constexpr std::size_t kinds = 5;
+  Rng rng(19);
+  const Batch x = small_integers(images, 2, 4, 5, rng);
+  // Reads the maps by one kind of operation; its numbers are the same each time.
+  const auto read = [](Rig<double>& rig, Maps<double>& maps, std::size_t kind) {
+    Rng own(kind);
+    const auto draw = [&] { return static_cast<double>(random_index(own, -4, 4)); };
+    const auto apply = [&]() -> Maps<double>& {
+      const ConvShape<2> conv{.out = 3, .in = 2, .kernel = 3, .geometry = {.padding = 1}};
+      const ConvShape<0> full{.out = 3, .in = 40, .bias = true};
+      switch (kind) {
+        case 0: return convolution(rig.tape, maps, conv, rig.weights(conv, draw));
+        case 1: return linear(rig.tape, maps, full, rig.weights(full, draw));
+        case 2: return max_pool(rig.tape, maps);
+        case 3: return add(rig.tape, {&maps, &maps});
+        default: return batch_norm(rig.tape, maps, rig.norm(2, draw));
+      }
+    };
+    Maps<double>& y = apply();
+    rig.seed(y, small_integers(images, y.channels, y.height, y.width, own));
+  };
+  const auto gradient = [&](const std::vector<std::size_t>& readers) {
+    Rig<double> rig(images);
+    Maps<double>& maps = rig.input(x);
+    for (const std::size_t kind : readers) read(rig, maps, kind);
+    for (int time = 0; time < 2; ++time) {  // the second is not added to the first
+      rig.tape.forward(images, true);
+      rig.tape.backward();
+    }
+    return gradients_of(maps, images).values;
+  };
+  std::vector<std::vector<double>> each;
+  for (std::size_t kind = 0; kind < kinds; ++kind) each.push_back(gradient({kind}));
+  std::vector<std::size_t> order(kinds);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  do {
+    const std::vector<double> sum = gradient(order);
+    double distance = 0;
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      double expected = 0;
+      for (const auto& one : each) expected += one[i];
+      distance = std::max(distance, std::abs(sum[i] - expected));
+    }
+    INFO("order " << order[0] << order[1] << order[2] << order[3] << order[4]);
+    CHECK(distance < 1e-13);  // rounding of the batch norm's part; the others are integers
+  } while (std::ranges::next_permutation(order).found);
+}
+
+// ---- batch norm
+// ----------------------------------------------------------------------------------
+
+namespace {
+
+/// Statistics of a channel, and what bounds the rounding of ours.
+struct Statistics {
+  long double mean = 0, variance = 0, unbiased = 0;
+  long double magnitude = 0;  ///< mean of |x|
+};
+
+Statistics statistics_of(const Batch& x, Index channel) {
+  Statistics all;
+  const auto for_each = [&](auto&& each) {
+    for (Index n = 0; n < x.images; ++n) {
+      for (Index y = 0; y < x.height; ++y) {
+        for (Index z = 0; z < x.width; ++z) each(static_cast<long double>(x.at(n, channel, y, z)));
+      }
+    }
+  };
+  const auto count = static_cast<long double>(x.images * x.height * x.width);
+  for_each([&](long double value) {
+    all.mean += value / count, all.magnitude += std::abs(value) / count;
+  });
+  for_each(
+      [&](long double value) { all.variance += (value - all.mean) * (value - all.mean) / count; });
+  all.unbiased = count > 1 ? all.variance * count / (count - 1) : 0;
+  return all;
+}
+
+/// The image's numbers and the statistics, within what rounding allows. With u the unit roundoff,
+/// P positions, A the mean of |x|, s the deviation, to first order:
+///   the mean errs by (P + 1) u A: P sums per lane in Scalar, the rest in double
+///   the variance by (P + 3) u times itself, and 2 s times the mean's error between chunks
+///   y = factor * x + offset by four roundings of its terms, and by the above through factor
+/// All doubled, for terms of second order and the reference's own rounding.
+template <class Scalar>
+void check_batch_norm(Index images, Index channels, Index height, Index width, double level,
+                      double spread, Rng& rng) {
+  INFO(images << " images of " << channels << "x" << height << "x" << width << " around " << level);
+  const long double u = std::numeric_limits<Scalar>::epsilon() / 2;
+  const auto count = static_cast<long double>(height * width);
+  Batch x = random_batch(images, channels, height, width, rng);
+  for (double& value : x.values) {
+    value = static_cast<double>(static_cast<Scalar>(level + spread * value));
+  }
+  Rig<Scalar> rig(images);
+  Maps<Scalar>& input = rig.input(x);
+  const NormTensors<Scalar> norm = rig.norm(channels, [&] { return random_number(rng); });
+  const std::vector<Scalar> old_mean = norm.running_mean->value, old_var = norm.running_var->value;
+  Maps<Scalar>& output = batch_norm(rig.tape, input, norm);
+  put(input, x, Scalar(1000));
+
+  // Inference first: running statistics are used and left alone.
+  rig.tape.forward(images, false);
+  CHECK(norm.running_mean->value == old_mean);
+  CHECK(norm.running_var->value == old_var);
+  const auto worst = [&](const Batch& y, auto&& factor_of, auto&& mean_of, auto&& bound_of) {
+    long double ratio = 0;
+    for (Index n = 0; n < images; ++n) {
+      for (Index c = 0; c < channels; ++c) {
+        const long double factor = factor_of(c), mean = mean_of(c);
+        const auto bias = static_cast<long double>(norm.bias->value[at(c)]);
+        for (Index i = 0; i < height; ++i) {
+          for (Index j = 0; j < width; ++j) {
+            const long double value = x.at(n, c, i, j);
+            const long double four =
+                4 * (std::abs(factor) * (std::abs(value) + std::abs(mean)) + std::abs(bias));
+            const long double error = std::abs(static_cast<long double>(y.at(n, c, i, j)) -
+                                               (factor * (value - mean) + bias));
+            ratio = std::max(ratio, error / (2 * u * (four + bound_of(c, factor, value))));
+          }
+        }
+      }
+    }
+    return static_cast<double>(ratio);
+  };
+  CHECK(worst(
+            values_of(output, images),
+            [&](Index c) {
+              return static_cast<long double>(norm.weight->value[at(c)]) /
+                     std::sqrt(static_cast<long double>(old_var[at(c)]) + 1e-5L);
+            },
+            [&](Index c) { return static_cast<long double>(old_mean[at(c)]); },
+            [](Index, long double, long double) { return 0.0L; }) < 1);
+
+  rig.tape.forward(images, true);
+  std::vector<Statistics> batch;
+  for (Index c = 0; c < channels; ++c) batch.push_back(statistics_of(x, c));
+  CHECK(worst(
+            values_of(output, images),
+            [&](Index c) {
+              return static_cast<long double>(norm.weight->value[at(c)]) /
+                     std::sqrt(batch[at(c)].variance + 1e-5L);
+            },
+            [&](Index c) { return batch[at(c)].mean; },
+            [&](Index c, long double factor, long double value) {
+              const Statistics& all = batch[at(c)];
+              const long double inverse = 1 / std::sqrt(all.variance + 1e-5L);
+              const long double normalised = std::abs(value - all.mean) * inverse;
+              return std::abs(factor) * (count + 1) * all.magnitude * (1 + normalised) +
+                     std::abs(factor) * std::abs(value - all.mean) * (count + 3) / 2;
+            }) < 1);
+  for (Index c = 0; c < channels; ++c) {
+    const Statistics& all = batch[at(c)];
+    const long double mean_error = (count + 1) * all.magnitude;
+    const long double mean = 0.9L * static_cast<long double>(old_mean[at(c)]) + 0.1L * all.mean;
+    const long double variance =
+        0.9L * static_cast<long double>(old_var[at(c)]) + 0.1L * all.unbiased;
+    CHECK(std::abs(static_cast<long double>(norm.running_mean->value[at(c)]) - mean) <=
+          2 * u * (2 * std::abs(mean) + std::abs(0.9L * old_mean[at(c)]) + 0.1L * mean_error));
+    CHECK(std::abs(static_cast<long double>(norm.running_var->value[at(c)]) - variance) <=
+          2 * u *
+              (2 * variance +
+               0.1L * ((count + 3) * all.unbiased + 4 * std::sqrt(all.unbiased) * mean_error)));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a batch norm is that of PyTorch, by batch and by running statistics",
+          "[cifar][operations]") {
+  Rng rng(20);
+  for (const Index images : batches) {
+    for (const double level : {0.0, -3.0, 40.0}) {
+      check_batch_norm<float>(images, random_index(rng, 1, 5), random_index(rng, 1, 5),
+                              random_index(rng, 2, 5), level, 1, rng);
+      check_batch_norm<double>(images, 2, 3, 2, level, 0.5, rng);
+    }
+  }
+  check_batch_norm<float>(1, 3, 1, 1, 0.5, 1, rng);  // one number: its variance is 0
+  check_batch_norm<float>(33, 2, 32, 31, 1, 2, rng);
+}
+
+TEST_CASE("running statistics move with every batch in training", "[cifar][operations]") {
+  // Two batches of 1, 3 and of 5, 9 in one channel: means 2 and 7, unbiased variances 2 and 8.
+  Rig<double> rig(2);
+  Maps<double>& input = rig.tape.maps(1, 1, 1);
+  const NormTensors<double> norm = rig.norm(1, [] { return 0.0; });
+  norm.running_var->value = {1};
+  batch_norm(rig.tape, input, norm);
+  Batch x(2, 1, 1, 1);
+  x.values = {1, 3};
+  put(input, x);
+  rig.tape.forward(2, true);
+  CHECK(norm.running_mean->value[0] == Approx(0.2).epsilon(1e-15));
+  CHECK(norm.running_var->value[0] == Approx(1.1).epsilon(1e-15));
+  x.values = {5, 9};
+  put(input, x);
+  rig.tape.forward(2, true);
+  CHECK(norm.running_mean->value[0] == Approx(0.88).epsilon(1e-15));
+  CHECK(norm.running_var->value[0] == Approx(1.79).epsilon(1e-15));
+}
+
+// ---- cross-entropy
+// -------------------------------------------------------------------------------
+
+namespace {
+
+/// Loss and gradient within what rounding allows. With u the unit roundoff, K classes and S the
+/// largest distance to the largest logit, to first order: an exponential errs by (S + 4) u times
+/// itself, from its argument's rounding and its own; their sum, and so its logarithm, by
+/// (S + K + 4) u. All doubled, as above.
+template <class Scalar>
+void check_cross_entropy(Index images, Index classes, double spread, bool soft, Rng& rng) {
+  INFO(images << " images, " << classes << " classes, logits within " << spread
+              << (soft ? ", soft" : ""));
+  const long double u = std::numeric_limits<Scalar>::epsilon() / 2;
+  Batch z = random_batch(images, classes, 1, 1, rng), targets(images, classes, 1, 1);
+  for (double& value : z.values) {
+    value = static_cast<double>(static_cast<Scalar>(spread * value));
+  }
+  Rig<Scalar> rig(images);
+  Maps<Scalar>& logits = rig.input(z);
+  CrossEntropy<Scalar> entropy(rig.tape, logits);
+  if (soft) {
+    std::vector<Scalar> given;
+    for (double& target : targets.values) {
+      given.push_back(static_cast<Scalar>((1 + random_number(rng)) / 2));
+      target = static_cast<double>(given.back());
+    }
+    entropy.set_targets(given);
+  } else {
+    std::vector<std::uint8_t> labels;
+    for (Index n = 0; n < images; ++n) {
+      labels.push_back(static_cast<std::uint8_t>(random_index(rng, 0, classes - 1)));
+      targets.at(n, labels.back(), 0, 0) = 1;
+    }
+    entropy.set_labels(labels);
+  }
+  put(logits, z, Scalar(3));
+  rig.tape.forward(images, false);
+
+  long double loss = 0, bound = 0;
+  Index correct = 0;
+  Batch gradient(images, classes, 1, 1), gradient_bound = gradient;
+  for (Index n = 0; n < images; ++n) {
+    Index found = 0, wanted = 0;
+    for (Index k = 0; k < classes; ++k) {
+      if (z.at(n, k, 0, 0) > z.at(n, found, 0, 0)) found = k;
+      if (targets.at(n, k, 0, 0) > targets.at(n, wanted, 0, 0)) wanted = k;
+    }
+    correct += found == wanted;
+    const long double largest = z.at(n, found, 0, 0);
+    long double sum = 0, whole = 0, furthest = 0, product = 0;
+    for (Index k = 0; k < classes; ++k) {
+      const long double shifted = z.at(n, k, 0, 0) - largest;
+      sum += std::exp(shifted);
+      whole += targets.at(n, k, 0, 0);
+      product += targets.at(n, k, 0, 0) * shifted;
+      furthest = std::max(furthest, -shifted);
+    }
+    const auto terms = static_cast<long double>(classes);
+    loss += whole * std::log(sum) - product;
+    bound += whole * (furthest + terms + 4 + (terms + 3) * std::log(sum)) - (terms + 2) * product;
+    for (Index k = 0; k < classes; ++k) {
+      const long double share = std::exp(z.at(n, k, 0, 0) - largest) / sum * whole;
+      const long double count = static_cast<long double>(images);
+      gradient.at(n, k, 0, 0) = static_cast<double>((share - targets.at(n, k, 0, 0)) / count);
+      gradient_bound.at(n, k, 0, 0) =
+          static_cast<double>(2 * u *
+                              (share * (2 * furthest + 2 * terms + 12) +
+                               4 * static_cast<long double>(targets.at(n, k, 0, 0))) /
+                              count);
+    }
+  }
+  CHECK(entropy.correct() == correct);
+  CHECK(std::abs(entropy.loss() - loss / static_cast<long double>(images)) <=
+        2 * u * bound / static_cast<long double>(images));
+  const Batch ours = gradients_of(logits, images);
+  double worst = 0;
+  for (std::size_t i = 0; i < ours.values.size(); ++i) {
+    worst =
+        std::max(worst, std::abs(ours.values[i] - gradient.values[i]) / gradient_bound.values[i]);
+  }
+  CHECK(worst <= 1);
+}
+
+}  // namespace
+
+TEST_CASE("a cross-entropy is that of the definition", "[cifar][operations]") {
+  Rng rng(21);
+  for (const Index images : batches) {
+    for (const double spread : {0.0, 1.0, 30.0}) {
+      for (const bool soft : {false, true}) {
+        check_cross_entropy<float>(images, 10, spread, soft, rng);
+        check_cross_entropy<double>(images, random_index(rng, 1, 12), spread, soft, rng);
+      }
+    }
+  }
+}
+
+TEST_CASE("a cross-entropy of logits that overflow exponentials", "[cifar][operations]") {
+  Rig<float> rig(1);
+  Batch z(1, 3, 1, 1);
+  z.values = {1000, 990, -1000};
+  Maps<float>& logits = rig.input(z);
+  CrossEntropy<float> entropy(rig.tape, logits);
+  entropy.set_labels(std::vector<std::uint8_t>{1});
+  rig.tape.forward(1, false);
+  CHECK(entropy.loss() == Approx(10 + std::log1p(std::exp(-10.0))).epsilon(1e-6));
+  CHECK(entropy.correct() == 0);
+}
+
+// ---- a network of everything
+// ---------------------------------------------------------------------
+
+namespace {
+
+/// Layers in a row: contracted to one, or one after another.
+template <class Scalar, int Rank>
+struct Layers {
+  std::vector<ConvShape<Rank>> shapes;
+  std::vector<Weights<Scalar>> weights;
+  std::optional<std::pair<Weights<Scalar>, ConvShape<Rank>>> contracted = {};
+
+  Maps<Scalar>& apply(Tape<Scalar>& tape, Maps<Scalar>& x) const {
+    const auto one = [&](Maps<Scalar>& maps, const ConvShape<Rank>& shape,
+                         const Weights<Scalar>& own) -> Maps<Scalar>& {
+      if constexpr (Rank == 2) return convolution(tape, maps, shape, own);
+      if constexpr (Rank == 0) return linear(tape, maps, shape, own);
+    };
+    if (contracted) return one(x, contracted->second, contracted->first);
+    Maps<Scalar>* y = &x;
+    for (std::size_t l = 0; l < shapes.size(); ++l) y = &one(*y, shapes[l], weights[l]);
+    return *y;
+  }
+};
+
+/// All operations: a chain of convolutions, a norm, a relu, a pool, parallel branches with norms, a
+/// chain of linear layers with a relu, a linear layer and the loss. Chains are contracted or not.
+template <class Scalar>
+struct Everything {
+  struct Options {
+    Index capacity = 33;
+    Index threads = 1;
+    bool contract = true;
+    bool norm = true;  ///< after the first convolutions, whose biases have no gradient then
+    std::vector<ConvShape<2>> convolutions = {
+        {.out = 5, .in = 3, .kernel = 1, .geometry = {.padding = 1}, .bias = true},
+        {.out = 6, .in = 5, .kernel = 3, .bias = true},
+        {.out = 9, .in = 6, .kernel = 1, .bias = true}};
+    std::vector<Index> linears = {20, 12};  ///< between the flattened maps and the last layer
+  };
+
+  explicit Everything(const Options& options)
+      : rig(options.capacity, options.threads), contractions(rig.tape) {
+    Rng rng(22);
+    // Scaled such that nothing grows through the layers.
+    const auto add_layer = [&]<int Rank>(const ConvShape<Rank>& shape) {
+      const double bound = std::sqrt(3.0 / static_cast<double>(shape.in * volume(shape.kernel)));
+      return rig.weights(shape, [&] { return bound * random_number(rng); });
+    };
+    const auto add_layers = [&]<int Rank>(std::vector<ConvShape<Rank>> shapes) {
+      Layers<Scalar, Rank> chain{std::move(shapes), {}};
+      for (const auto& shape : chain.shapes) chain.weights.push_back(add_layer(shape));
+      if (options.contract) {
+        chain.contracted = contractions.add(Chain<Scalar, Rank>{chain.shapes, chain.weights});
+      }
+      return chain;
+    };
+    const auto norm = [&](Index channels) {
+      return rig.norm(channels, [&] { return 1 + random_number(rng) / 2; });
+    };
+    const auto convolutions = add_layers(options.convolutions);
+    Index channels = options.convolutions.back().out;
+    std::vector<ConvShape<0>> linears;
+    Index in = 4 * 4 * 4;
+    for (const Index out : options.linears) {
+      linears.push_back({.out = out, .in = in, .bias = true});
+      in = out;
+    }
+    const auto fully_connected = add_layers(linears);
+    contractions.record();
+
+    Tape<Scalar>& tape = rig.tape;
+    images = &tape.maps(options.convolutions.front().in, 9, 8, false);
+    Maps<Scalar>* x = &convolutions.apply(tape, *images);
+    if (options.norm) x = &batch_norm(tape, *x, norm(channels));
+    relu(tape, *x);
+    x = &max_pool(tape, *x);
+    REQUIRE(x->height == 4);
+    REQUIRE(x->width == 4);
+    std::vector<Maps<Scalar>*> branches;
+    for (const ConvShape<2>& shape :
+         {ConvShape<2>{.out = 4, .in = channels, .kernel = 3, .geometry = {.padding = 1}},
+          ConvShape<2>{.out = 4, .in = channels, .kernel = {3, 1}, .geometry = {.padding = {1, 0}}},
+          ConvShape<2>{
+              .out = 4, .in = channels, .kernel = {1, 3}, .geometry = {.padding = {0, 1}}}}) {
+      branches.push_back(
+          &batch_norm(tape, convolution(tape, *x, shape, add_layer(shape)), norm(4)));
+    }
+    x = &add(tape, branches);
+    relu(tape, *x);
+    x = &fully_connected.apply(tape, *x);
+    relu(tape, *x);
+    const ConvShape<0> last{.out = 10, .in = in, .bias = true};
+    logits = &linear(tape, *x, last, add_layer(last));
+    entropy.emplace(tape, *logits);
+  }
+
+  /// One batch, forwards and backwards.
+  void run(const Batch& batch, std::span<const std::uint8_t> labels, Scalar rest = 0) {
+    put(*images, batch, rest);
+    entropy->set_labels(labels);
+    rig.tape.forward(batch.images, true);
+    rig.tape.backward();
+  }
+
+  /// The loss, the logits, all tensors' numbers and gradients.
+  std::vector<Scalar> results(Index count) {
+    std::vector<Scalar> all = {static_cast<Scalar>(entropy->loss())};
+    const Batch last = values_of(*logits, count);
+    for (const double logit : last.values) all.push_back(static_cast<Scalar>(logit));
+    for (Tensor<Scalar>& tensor : rig.tape.tensors()) {
+      all.insert(all.end(), tensor.value.begin(), tensor.value.end());
+      all.insert(all.end(), tensor.gradient.begin(), tensor.gradient.end());
+    }
+    return all;
+  }
+
+  Rig<Scalar> rig;
+  Contractions<Scalar> contractions;
+  Maps<Scalar>*images = nullptr, *logits = nullptr;
+  std::optional<CrossEntropy<Scalar>> entropy;
+};
+
+std::vector<std::uint8_t> random_labels(Index images, Rng& rng) {
+  std::vector<std::uint8_t> labels;
+  for (Index n = 0; n < images; ++n) {
+    labels.push_back(static_cast<std::uint8_t>(random_index(rng, 0, 9)));
+  }
+  return labels;
+}
+
+}  // namespace
+
+TEST_CASE("gradients of a network of all operations", "[cifar][operations]") {
+  for (const bool contract : {false, true}) {
+    for (const Index images : {15, 17}) {
+      INFO((contract ? "contracted, " : "layered, ") << images << " images");
+      Rng rng(23);
+      const Batch x = random_batch(images, 3, 9, 8, rng);
+      const std::vector<std::uint8_t> labels = random_labels(images, rng);
+      Everything<double> network({.capacity = images, .contract = contract});
+      network.run(x, labels);
+      std::vector<Variable> variables;
+      for (Tensor<double>& tensor : network.rig.tape.tensors()) {
+        if (tensor.name.empty() || tensor.name.find("running") != std::string::npos) continue;
+        variables.push_back(variable_of(tensor.name, tensor));
+      }
+      REQUIRE(variables.size() == 6 + 2 + 3 * 3 + 4 + 2);
+      // A step short enough that no relu and no maximum changes sides, but for a few at most.
+      check_differences(
+          variables, 1e-6, 1e-7,
+          [&] {
+            network.rig.tape.tensors_changed();
+            network.rig.tape.forward(images, true);
+            return network.entropy->loss();
+          },
+          10);
+    }
+  }
+}
+
+TEST_CASE("lanes without an image change nothing", "[cifar][operations]") {
+  Rng rng(24);
+  for (const Index images : {1, 15, 17}) {
+    INFO(images << " images");
+    const Batch x = random_batch(images, 3, 9, 8, rng), more = random_batch(33, 3, 9, 8, rng);
+    const auto labels = random_labels(images, rng), more_labels = random_labels(33, rng);
+    const auto results = [&](auto&& before, float rest) {
+      Everything<float> network({});
+      before(network);
+      for (Tensor<float>& tensor : network.rig.tape.tensors()) {
+        // The running statistics are those of the last batch alone.
+        if (tensor.name == "norm.running_mean") std::ranges::fill(tensor.value, 0.0f);
+        if (tensor.name == "norm.running_var") std::ranges::fill(tensor.value, 1.0f);
+      }
+      network.run(x, labels, rest);
+      return network.results(images);
+    };
+    const std::vector<float> expected = results([](auto&) {}, 0);
+    CHECK(results([](auto&) {}, 1e6f) == expected);
+    CHECK(results([](auto&) {}, -1e20f) == expected);
+    CHECK(results([&](Everything<float>& network) { network.run(more, more_labels); }, 7) ==
+          expected);
+  }
+}
+
+TEST_CASE("gradients of lanes without an image are zero", "[cifar][operations]") {
+  Rng rng(25);
+  Everything<float> network({});
+  network.run(random_batch(33, 3, 9, 8, rng), random_labels(33, rng));
+  const Batch x = random_batch(17, 3, 9, 8, rng);
+  network.run(x, random_labels(17, rng), 1000);
+  Index beyond = 0;
+  const Batch logits = values_of(*network.logits, 17);
+  for_each_lane(*network.logits, logits, true, [&](float gradient, const double* value) {
+    if (value) return;
+    CHECK(gradient == 0);
+    ++beyond;
+  });
+  CHECK(beyond == 15 * 10);
+}
+
+TEST_CASE("any number of threads gives the same result, bit for bit", "[cifar][operations]") {
+  Rng rng(26);
+  const Batch x = random_batch(83, 3, 9, 8, rng);
+  const auto labels = random_labels(83, rng);
+  std::vector<std::vector<float>> results;
+  for (const Index threads : {1, 2, 3, 5}) {
+    // The chain of linear layers is large enough for all threads to contract it together.
+    typename Everything<float>::Options options{.capacity = 83, .threads = threads};
+    options.linears = {700, 900};
+    REQUIRE(concertina::multiply_adds<0>(ConvShape<0>{.out = 900, .in = 700},
+                                         ConvShape<0>{.out = 700, .in = 64}) >= 40'000'000);
+    Everything<float> network(options);
+    for (int time = 0; time < 3; ++time) {
+      network.run(x, labels);
+      for (Tensor<float>& tensor : network.rig.tape.tensors()) {  // a step down the gradient
+        if (tensor.name.empty()) continue;
+        for (std::size_t i = 0; i < tensor.gradient.size(); ++i) {
+          tensor.value[i] -= 0.01f * tensor.gradient[i];
+        }
+      }
+      network.rig.tape.tensors_changed();
+    }
+    results.push_back(network.results(83));
+    CHECK(std::ranges::all_of(results.back(), [](float number) { return std::isfinite(number); }));
+    CHECK(results.back() == results.front());
+  }
+}
+
+// ---- contractions
+// --------------------------------------------------------------------------------
+
+namespace {
+
+/// The largest difference, as a part of the largest number.
+double distance(std::span<const double> a, std::span<const double> b) {
+  REQUIRE(a.size() == b.size());
+  double largest = 0, furthest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    largest = std::max(largest, std::abs(b[i]));
+    furthest = std::max(furthest, std::abs(a[i] - b[i]));
+  }
+  return largest > 0 ? furthest / largest : furthest;
+}
+
+}  // namespace
+
+TEST_CASE("contracted chains have the loss and the gradients of their layers",
+          "[cifar][operations]") {
+  using Shapes = std::vector<ConvShape<2>>;
+  constexpr bool bias = true;
+  const std::vector<std::pair<std::string, Shapes>> chains = {
+      {"1x1, 3x3, 1x1",
+       {{.out = 5, .in = 3, .kernel = 1, .geometry = {.padding = 1}, .bias = bias},
+        {.out = 6, .in = 5, .kernel = 3, .bias = bias},
+        {.out = 9, .in = 6, .kernel = 1, .bias = bias}}},
+      {"1x1, 7x7, 1x1 as published, biases on the last",
+       {{.out = 3, .in = 3, .kernel = 1, .geometry = {.padding = 3}},
+        {.out = 32, .in = 3, .kernel = 7},
+        {.out = 8, .in = 32, .kernel = 1, .bias = bias}}},
+      {"3x3, 3x3, 3x3",
+       {{.out = 12, .in = 3, .kernel = 3, .geometry = {.padding = 3}, .bias = bias},
+        {.out = 12, .in = 12, .kernel = 3, .bias = bias},
+        {.out = 8, .in = 12, .kernel = 3, .bias = bias}}},
+      {"3x1, 1x3, without biases",
+       {{.out = 5, .in = 2, .kernel = {3, 1}, .geometry = {.padding = 1}},
+        {.out = 3, .in = 5, .kernel = {1, 3}}}}};
+  for (const auto& [name, shapes] : chains) {
+    for (const Index images : {16, 17}) {
+      INFO(name << ", " << images << " images");
+      Rng rng(27);
+      const Batch x = random_batch(images, shapes.front().in, 9, 8, rng);
+      const auto labels = random_labels(images, rng);
+      const auto network = [&](bool contract) {
+        Everything<double>::Options options{
+            .capacity = images, .contract = contract, .norm = false};
+        options.convolutions = shapes;
+        options.linears = {48, 37, 12};
+        auto made = std::make_unique<Everything<double>>(options);
+        made->run(x, labels);
+        return made;
+      };
+      const auto contracted = network(true), layered = network(false);
+      CHECK(contracted->entropy->loss() == Approx(layered->entropy->loss()).epsilon(1e-12));
+      CHECK(contracted->entropy->correct() == layered->entropy->correct());
+      // The same tensors in the same order, but for those that hold the contractions.
+      std::deque<Tensor<double>>& tensors = contracted->rig.tape.tensors();
+      auto own = tensors.begin();
+      for (const Tensor<double>& tensor : layered->rig.tape.tensors()) {
+        while (own->name.empty()) ++own;
+        INFO(tensor.name << " of " << tensor.value.size());
+        REQUIRE(own->name == tensor.name);
+        REQUIRE(own->shape == tensor.shape);
+        // Running statistics are values; those of weights are equal anyhow.
+        CHECK(distance(own->value, tensor.value) < 1e-12);
+        if (tensor.name.find("running") == std::string::npos) {
+          REQUIRE_FALSE(tensor.gradient.empty());
+          CHECK(distance(own->gradient, tensor.gradient) < 1e-12);
+        }
+        ++own;
+      }
+    }
+  }
+}
+
+TEST_CASE("a contraction follows its layers only when told that they changed",
+          "[cifar][operations]") {
+  Rig<double> rig(1);
+  Contractions<double> contractions(rig.tape);
+  const std::vector<ConvShape<0>> shapes = {{.out = 1, .in = 1}, {.out = 1, .in = 1, .bias = true}};
+  double next = 1;
+  const auto draw = [&] { return ++next; };
+  Chain<double, 0> chain{shapes, {rig.weights(shapes[0], draw), rig.weights(shapes[1], draw)}};
+  const auto [weights, shape] = contractions.add(chain);
+  contractions.record();
+  REQUIRE(shape == ConvShape<0>{.out = 1, .in = 1, .bias = true});
+  Batch x(1, 1, 1, 1);
+  x.values = {5};
+  Maps<double>& y = linear(rig.tape, rig.input(x), shape, weights);
+  rig.tape.forward(1, false);
+  CHECK(values_of(y, 1).values[0] == 2 * 3 * 5 + 4);
+  chain.layers[0].weight->value[0] = 7;
+  rig.tape.tensors_changed();
+  rig.tape.forward(1, false);
+  CHECK(values_of(y, 1).values[0] == 7 * 3 * 5 + 4);
+}
+
+// ---- refusals
+// ------------------------------------------------------------------------------------
+
+TEST_CASE("operations refuse what they cannot compute, with numbers", "[cifar][operations]") {
+  Rig<float> rig(16);
+  const auto zero = [] { return 0.0; };
+  Maps<float>& x = rig.tape.maps(3, 5, 4);
+  const auto convolved_by = [&](const ConvShape<2>& shape) {
+    return message_of<ShapeError>(
+        [&] { convolution(rig.tape, x, shape, rig.weights(shape, zero)); });
+  };
+  CHECK_THAT(convolved_by({.out = 2, .in = 4, .kernel = 3}),
+             Contains("3 channels") && Contains("4->2"));
+  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel = 5}),
+             Contains("5x4") && Contains("smaller than the kernel"));
+  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel = 3, .geometry = {.stride = 2}}),
+             Contains("stride"));
+  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel = 2, .geometry = {.dilation = 2}}),
+             Contains("dilation"));
+  CHECK_THAT(convolved_by({.out = 3, .in = 3, .kernel = 3, .geometry = {.groups = 3}}),
+             Contains("groups"));
+  CHECK_THAT(convolved_by({.out = 2,
+                           .in = 3,
+                           .kernel = 3,
+                           .geometry = {.padding = concertina::Padding<2>::sides({1, 1}, {1, 0})}}),
+             Contains("both sides"));
+  const ConvShape<2> plain{.out = 2, .in = 3, .kernel = 3};
+  ConvShape<2> other = plain;
+  other.kernel = 2;
+  CHECK_THAT(
+      message_of<ShapeError>([&] { convolution(rig.tape, x, plain, rig.weights(other, zero)); }),
+      Contains("24 weights and 0 biases") && Contains("without bias"));
+  other = plain;
+  other.bias = true;
+  CHECK_THAT(
+      message_of<ShapeError>([&] { convolution(rig.tape, x, plain, rig.weights(other, zero)); }),
+      Contains("54 weights and 2 biases"));
+
+  const ConvShape<0> full{.out = 2, .in = 59};
+  CHECK_THAT(message_of<ShapeError>([&] { linear(rig.tape, x, full, rig.weights(full, zero)); }),
+             Contains("60 numbers") && Contains("59->2"));
+  CHECK_THAT(message_of<ShapeError>([&] {
+               const ConvShape<0> fits{.out = 2, .in = 60, .bias = true};
+               linear(rig.tape, x, fits, rig.weights(full, zero));
+             }),
+             Contains("118 weights and 0 biases") && Contains("with bias"));
+  CHECK_THAT(message_of<ShapeError>([&] { batch_norm(rig.tape, x, rig.norm(4, zero)); }),
+             Contains("norm.weight") && Contains("4 numbers") && Contains("3 channels"));
+  CHECK_THAT(message_of<ShapeError>([&] { max_pool(rig.tape, rig.tape.maps(3, 1, 4)); }),
+             Contains("1x4") && Contains("2x2"));
+  CHECK_THAT(message_of<ShapeError>([&] {
+               Maps<float>& y = rig.tape.maps(3, 4, 5);
+               add(rig.tape, {&x, &y});
+             }),
+             Contains("3x5x4") && Contains("3x4x5"));
+}
+
+TEST_CASE("a relu in place is refused where others have read the maps", "[cifar][operations]") {
+  Rig<float> rig(16);
+  Maps<float>& x = rig.tape.maps(3, 4, 4);
+  relu(rig.tape, x);
+  max_pool(rig.tape, x);
+  CHECK_THAT(message_of<concertina::Error>([&] { relu(rig.tape, x); }), Contains("relu"));
+}
+
+TEST_CASE("a tensor that two operations read is refused", "[cifar][operations]") {
+  Rig<float> rig(16);
+  const auto zero = [] { return 0.0; };
+  Maps<float>& x = rig.tape.maps(3, 5, 4);
+  const auto refused = [](auto&& call) { return message_of<concertina::Error>(call); };
+
+  const ConvShape<2> conv{.out = 3, .in = 3, .kernel = 3};
+  const Weights<float> kernel = rig.weights(conv, zero);
+  convolution(rig.tape, x, conv, kernel);
+  CHECK_THAT(refused([&] { convolution(rig.tape, x, conv, kernel); }),
+             Contains("weight is read by two operations"));
+
+  const ConvShape<0> full{.out = 2, .in = 60, .bias = true};
+  const Weights<float> weights = rig.weights(full, zero);
+  linear(rig.tape, x, full, weights);
+  const Weights<float> shared{rig.weights(full, zero).weight, weights.bias};
+  CHECK_THAT(refused([&] { linear(rig.tape, x, full, shared); }),
+             Contains("bias is read by two operations"));
+
+  const NormTensors<float> norm = rig.norm(3, zero);
+  batch_norm(rig.tape, x, norm);
+  CHECK_THAT(refused([&] { batch_norm(rig.tape, x, norm); }),
+             Contains("norm.weight is read by two operations"));
+
+  // A chain reads its layers, and one operation reads the contraction.
+  Contractions<float> contractions(rig.tape);
+  CHECK_THAT(refused([&] { contractions.add(Chain<float, 2>{{conv}, {kernel}}); }),
+             Contains("weight is read by two operations"));
+  const Weights<float> own = rig.weights(conv, zero), next = rig.weights(conv, zero);
+  const auto [whole, shape] = contractions.add(Chain<float, 2>{{conv, conv}, {own, next}});
+  CHECK_THAT(refused([&] { convolution(rig.tape, x, conv, own); }),
+             Contains("weight is read by two operations"));
+  Maps<float>& large = rig.tape.maps(3, 7, 7);
+  convolution(rig.tape, large, shape, whole);
+  CHECK_THAT(refused([&, &all = whole, &of = shape] { convolution(rig.tape, large, of, all); }),
+             Contains("a computed tensor is read by two operations"));
+}
+
+TEST_CASE("labels and targets that do not fit are refused", "[cifar][operations]") {
+  Rig<float> rig(16);
+  CrossEntropy<float> entropy(rig.tape, rig.tape.maps(10, 1, 1));
+  CHECK_THAT(
+      message_of<ShapeError>([&] { entropy.set_labels(std::vector<std::uint8_t>{1, 2, 10}); }),
+      Contains("label 10 of image 2") && Contains("10 classes"));
+  CHECK_THAT(message_of<ShapeError>([&] { entropy.set_labels(std::vector<std::uint8_t>(17)); }),
+             Contains("17 labels") && Contains("16"));
+  CHECK_THAT(message_of<ShapeError>([&] { entropy.set_targets(std::vector<float>(170)); }),
+             Contains("170 targets") && Contains("16 images"));
+  CHECK_THAT(message_of<ShapeError>([&] { entropy.set_targets(std::vector<float>(15)); }),
+             Contains("15 targets") && Contains("10 classes"));
+}
+
+// ---- lanes and packed kernels
+// --------------------------------------------------------------------
+
+namespace {
+
+template <class Scalar>
+void check_sum_lanes() {
+  Rng rng(28);
+  for (const Index blocks : {1, 2, 5}) {
+    std::vector<Row<Scalar>> rows(at(blocks * lanes)), sums(at(blocks));
+    for (Row<Scalar>& row : rows) {
+      concertina::test::fill_small_integers(std::span<Scalar>(row.image), rng);
+    }
+    sum_lanes(rows.front().image.data(), blocks, sums.front().image.data());
+    for (Index i = 0; i < blocks * lanes; ++i) {
+      const auto& row = rows[at(i)].image;
+      const Scalar expected = std::accumulate(row.begin(), row.end(), Scalar(0));
+      CHECK(sums[at(i / lanes)].image[at(i % lanes)] == expected);
+      CHECK(sum_lanes<Scalar>(vector_at(row.data())) == static_cast<double>(expected));
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("lanes of each row are summed", "[cifar][operations]") {
+  SECTION("float") { check_sum_lanes<float>(); }
+  SECTION("double") { check_sum_lanes<double>(); }
+}
+
+TEST_CASE("kernels are packed and unpacked", "[cifar][operations]") {
+  for (const Index out : {1, 2, 3, 7, 8, 9, 13, 16, 31}) {
+    for (const Index in : {1, 3, 8, 11}) {
+      for (const auto& [height, width] : {std::pair<Index, Index>(1, 1), {3, 2}, {1, 5}}) {
+        INFO(out << "x" << in << "x" << height << "x" << width);
+        const ConvSize size{.out = out,
+                            .in = in,
+                            .kernel_height = height,
+                            .kernel_width = width,
+                            .pad_height = 1,
+                            .pad_width = -1,
+                            .height = 9,
+                            .width = 8};
+        const Index taps = height * width;
+        std::vector<float> weight(at(out * in * taps)), packed(weight.size()), back(weight.size()),
+            adjoint(weight.size());
+        std::iota(weight.begin(), weight.end(), 1.0f);
+        pack_kernel(size, weight.data(), packed.data());
+        unpack_kernel(size, packed.data(), back.data());
+        CHECK(back == weight);
+
+        // The adjoint's kernel as [in][out][ky][kx]: channels exchanged, taps in reverse.
+        for (Index o = 0; o < out; ++o) {
+          for (Index c = 0; c < in; ++c) {
+            for (Index tap = 0; tap < taps; ++tap) {
+              adjoint[at((c * out + o) * taps + taps - 1 - tap)] =
+                  weight[at((o * in + c) * taps + tap)];
+            }
+          }
+        }
+        pack_adjoint_kernel(size, weight.data(), packed.data());
+        unpack_kernel(size.adjoint(), packed.data(), back.data());
+        CHECK(back == adjoint);
+        pack_kernel(size.adjoint(), adjoint.data(), back.data());
+        CHECK(back == packed);
+
+        const ConvSize twice = size.adjoint().adjoint();
+        CHECK(size.adjoint().out_height() == size.height);
+        CHECK(size.adjoint().out_width() == size.width);
+        CHECK(std::array{twice.out, twice.in, twice.pad_height, twice.pad_width, twice.height,
+                         twice.width} == std::array{size.out, size.in, size.pad_height,
+                                                    size.pad_width, size.height, size.width});
+      }
+    }
+  }
+}
