@@ -36,7 +36,7 @@ def read_training(folder):
     parameters = re.search(r"(\d+) parameters", "\n".join(comments))
     return {
         "dataset": options["--dataset"], "kernel": int(options["--kernel"]), "blocks": int(options["--blocks"]),
-        "model": options["--model"], "rate": options["--rate"], "parameters": parameters[1] if parameters else "",
+        "model": options["--model"], "norms": "uniform" if "--uniform-norms" in words else "ones", "rate": options["--rate"], "parameters": parameters[1] if parameters else "",
         "seed": int(options["--seed"]), "epochs": len(rows), "epochs_planned": int(options["--epochs"]),
         "best": 100 * float(best["test_accuracy"]), "best_epoch": int(best["epoch"]),
         "last": 100 * float(rows[-1]["test_accuracy"]), "last_train": 100 * float(rows[-1]["train_accuracy"]),
@@ -63,7 +63,7 @@ def main():
     with open(arguments.paper, newline="") as file:
         paper = list(csv.DictReader(file))
     trainings = sorted((read_training(folder) for folder in arguments.folders),
-                       key=lambda t: (t["dataset"], t["blocks"], t["kernel"], list(PAPER_NAMES).index(t["model"]), t["seed"]))
+                       key=lambda t: (t["dataset"], t["blocks"], t["kernel"], list(PAPER_NAMES).index(t["model"]), t["norms"], t["seed"]))
 
     with open(arguments.csv, "w", newline="") as file:
         writer = csv.DictWriter(file, trainings[0].keys(), lineterminator="\n")
@@ -71,11 +71,12 @@ def main():
         for training in trainings:
             writer.writerow({key: f"{value:.2f}" if isinstance(value, float) else value for key, value in training.items()})
 
-    print("| data | kernel | network | parameters | seed | epochs | best | in epoch | last | paper | difference | within 3 deviations |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| data | kernel | network | norms start at | parameters | seed | epochs | best | in epoch | last | paper | difference | within 3 deviations |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for training in trainings:
         row = paper_row(paper, training)
         cells = [PAPER_DATA[training["dataset"]], training["kernel"], PAPER_NAMES[training["model"]],
+                 {"ones": "1", "uniform": "0..1"}[training["norms"]],
                  f"{int(training['parameters']):,}" if training["parameters"] else "", training["seed"],
                  training["epochs"] if training["epochs"] == training["epochs_planned"]
                  else f"**{training['epochs']} of {training['epochs_planned']}**",

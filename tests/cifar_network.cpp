@@ -221,6 +221,26 @@ TEST_CASE("a saved network is the same network", "[cifar]") {
   CHECK(other.save() == file);
 }
 
+TEST_CASE("batch norms start as the identity, or with weights in 0 to 1", "[cifar]") {
+  ThreadPool pool(1);
+  Network<double> network({.model = "cl", .kernel = 3}, 1, pool);
+  network.initialize(1, true);
+  const auto uniform = network.save();
+  network.initialize(1);
+  const auto ones = network.save();
+  for (const auto& [name, tensor] : ones.tensors) {
+    INFO(name);
+    if (!name.ends_with("_bn.weight")) {
+      CHECK(uniform.tensors.at(name) == tensor);
+      continue;
+    }
+    for (const double number : ones.values<double>(name)) CHECK(number == 1);
+    for (const double number : uniform.values<double>(name)) CHECK((number >= 0 && number < 1));
+    const auto numbers = uniform.values<double>(name);
+    CHECK(*std::ranges::max_element(numbers) - *std::ranges::min_element(numbers) > 0.3);
+  }
+}
+
 TEST_CASE("files that are not the network's are refused, and change nothing", "[cifar]") {
   ThreadPool pool(1);
   Network<float> network({.model = "compact", .kernel = 3}, 1, pool);

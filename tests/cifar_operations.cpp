@@ -21,6 +21,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -163,7 +164,7 @@ struct Rig {
     static_cast<void>(tape.first_writer(y));
     Operation operation;
     operation.backward.push_back({.each =
-                                      [this, &y, direction](Index chunk, Index) {
+                                      [&y, direction](Index chunk, Index) {
                                         if (chunk == 0) put(y, direction, Scalar(0), true);
                                       },
                                   .then = [] {}});

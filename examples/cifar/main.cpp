@@ -70,6 +70,9 @@ int main(int argc, char** argv) {
                       "Keep velocities from epoch to epoch; as published they start anew in each");
   train_app->add_option("--weight-decay", recipe.weight_decay, "0.0005 in the paper's Table S5")
       ->capture_default_str();
+  train_app->add_flag("--uniform-norms", recipe.uniform_norms,
+                      "Start the weights of batch norms uniform in 0 to 1, as PyTorch 0.4 did, in "
+                      "which the paper's networks were trained; by default at 1");
   train_app->add_option("--seed", recipe.seed, "Of weights, order and augmentation")
       ->capture_default_str();
   train_app->add_option("--out", out, "Folder for log.csv, checkpoint and best network")

@@ -234,6 +234,7 @@ NormTensors<Scalar> Network<Scalar>::make_norm(const std::string& name, Index ch
     std::ranges::fill(ones->value, Scalar(1));
   }
   parameters_.insert(parameters_.end(), {norm.weight, norm.bias});
+  norm_weights_.push_back(norm.weight);
   statistics_.insert(statistics_.end(), {norm.running_mean, norm.running_var});
   return norm;
 }
@@ -335,11 +336,18 @@ Maps<Scalar>& Network<Scalar>::apply(const Block& block, Maps<Scalar>& x) {
 }
 
 template <class Scalar>
-void Network<Scalar>::initialize(std::uint64_t seed) {
+void Network<Scalar>::initialize(std::uint64_t seed, bool uniform_norms) {
   std::mt19937_64 generator(seed);
   for (const auto& [tensor, bound] : uniform_) {
     for (Scalar& number : tensor->value) {
       number = static_cast<Scalar>(concertina::random_uniform(generator, bound));
+    }
+  }
+  for (Tensor<Scalar>* tensor : norm_weights_) {
+    for (Scalar& number : tensor->value) {
+      number = uniform_norms
+                   ? static_cast<Scalar>((concertina::random_uniform(generator, 1) + 1) / 2)
+                   : Scalar(1);
     }
   }
   tape_.tensors_changed();

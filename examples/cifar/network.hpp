@@ -74,8 +74,9 @@ class Network {
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
-  /// PyTorch's default initialisation: uniform within 1 / sqrt(fan in), batch norms the identity.
-  void initialize(std::uint64_t seed);
+  /// PyTorch's default initialisation: uniform within 1 / sqrt(fan in), batch norms the identity;
+  /// or their weights uniform in 0 .. 1, as in PyTorch before 1.2.
+  void initialize(std::uint64_t seed, bool uniform_norms = false);
 
   /// All named tensors, and metadata that describe the network: "network" to this program, and
   /// "chain" to the tools `concertina` and `classify`, which contract and run it.
@@ -141,7 +142,7 @@ class Network {
   Contractions<Scalar> contractions_;
   std::vector<Block> blocks_;
   std::vector<Layer<0>> linear_;  // fc1, fc2
-  std::vector<Tensor<Scalar>*> parameters_, statistics_;
+  std::vector<Tensor<Scalar>*> parameters_, statistics_, norm_weights_;
   std::vector<std::pair<Tensor<Scalar>*, double>> uniform_;  // initialised within this bound
   std::function<void(Index, Scalar*)> source_;
   std::optional<Normalization> normalization_;

@@ -97,7 +97,7 @@ Training<Scalar>::Training(const NetworkOptions& network, const Recipe& recipe, 
     throw Error("the data set " + data.name + " has " + std::to_string(data.classes) +
                 " classes, the network " + std::to_string(network.classes));
   }
-  network_.initialize(recipe.seed);
+  network_.initialize(recipe.seed, recipe.uniform_norms);
   network_.set_normalization({data.mean, data.deviation});
 }
 
@@ -130,6 +130,7 @@ std::string Training<Scalar>::settings() const {
               {"momentum", recipe_.momentum},
               {"keep momentum", recipe_.keep_momentum},
               {"weight decay", recipe_.weight_decay},
+              {"uniform norms", recipe_.uniform_norms},
               {"seed", recipe_.seed},
               {"data set", data_.name},
               {"training images", data_.train.count()},

@@ -21,6 +21,7 @@ struct Recipe {
   double momentum = 0.9;
   bool keep_momentum = false;  ///< the published optimizer is made anew each epoch
   double weight_decay = 0;
+  bool uniform_norms = false;  ///< weights of batch norms start in 0 .. 1, as published, not at 1
   std::uint64_t seed = 1;
 
   /// Throws Error naming the option where one makes no sense.
