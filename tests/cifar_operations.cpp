@@ -180,8 +180,7 @@ struct Rig {
   Tape<Scalar> tape;
 };
 
-// ---- convolution
-// ---------------------------------------------------------------------------------
+// ---- convolution --------------------------------------------------------------------------------
 
 /// What an operation computes, by its definition.
 struct Reference {
@@ -318,8 +317,7 @@ TEST_CASE("a convolution of maps wider than a band of the weight gradient", "[ci
   check_convolution<float>({.out = 2, .in = 3, .kernel = 3, .bias = true}, 17, 33, 9, rng);
 }
 
-// ---- linear
-// --------------------------------------------------------------------------------------
+// ---- linear -------------------------------------------------------------------------------------
 
 namespace {
 
@@ -382,8 +380,7 @@ TEST_CASE("a linear layer and its gradients are those of the definition", "[cifa
   SECTION("double") { check_linears<double>(); }
 }
 
-// ---- max pool, add, relu
-// -------------------------------------------------------------------------
+// ---- max pool, add, relu ------------------------------------------------------------------------
 
 namespace {
 
@@ -487,8 +484,7 @@ TEST_CASE("branches add up, and each has the gradient of the sum", "[cifar][oper
   }
 }
 
-// ---- central differences
-// -------------------------------------------------------------------------
+// ---- central differences ------------------------------------------------------------------------
 
 namespace {
 
@@ -643,8 +639,7 @@ TEST_CASE("maps that many operations read, in any order, have the sum of their g
   } while (std::ranges::next_permutation(order).found);
 }
 
-// ---- batch norm
-// ----------------------------------------------------------------------------------
+// ---- batch norm ---------------------------------------------------------------------------------
 
 namespace {
 
@@ -797,8 +792,7 @@ TEST_CASE("running statistics move with every batch in training", "[cifar][opera
   CHECK(norm.running_var->value[0] == Approx(1.79).epsilon(1e-15));
 }
 
-// ---- cross-entropy
-// -------------------------------------------------------------------------------
+// ---- cross-entropy ------------------------------------------------------------------------------
 
 namespace {
 
@@ -907,8 +901,27 @@ TEST_CASE("a cross-entropy of logits that overflow exponentials", "[cifar][opera
   CHECK(entropy.correct() == 0);
 }
 
-// ---- a network of everything
-// ---------------------------------------------------------------------
+TEST_CASE("targets of images beyond the batch change nothing", "[cifar][operations]") {
+  Rng rng(29);
+  const Batch z = random_batch(17, 4, 1, 1, rng);
+  const auto results = [&](std::size_t targets) {
+    Rig<float> rig(33);
+    Maps<float>& logits = rig.tape.maps(4, 1, 1);
+    CrossEntropy<float> entropy(rig.tape, logits);
+    std::vector<float> first_class(targets * 4);
+    for (std::size_t i = 0; i < targets; ++i) first_class[i * 4] = 1;
+    entropy.set_targets(first_class);
+    put(logits, z, 2.0f);
+    rig.tape.forward(17, true);
+    for_each_lane(logits, z, true, [](float gradient, const double* value) {
+      if (!value && gradient != 0) FAIL("a lane without an image has gradient " << gradient);
+    });
+    return std::tuple(entropy.loss(), entropy.correct(), gradients_of(logits, 17));
+  };
+  CHECK(results(33) == results(17));
+}
+
+// ---- a network of everything --------------------------------------------------------------------
 
 namespace {
 
@@ -1137,8 +1150,7 @@ TEST_CASE("any number of threads gives the same result, bit for bit", "[cifar][o
   }
 }
 
-// ---- contractions
-// --------------------------------------------------------------------------------
+// ---- contractions -------------------------------------------------------------------------------
 
 namespace {
 
@@ -1235,8 +1247,7 @@ TEST_CASE("a contraction follows its layers only when told that they changed",
   CHECK(values_of(y, 1).values[0] == 7 * 3 * 5 + 4);
 }
 
-// ---- refusals
-// ------------------------------------------------------------------------------------
+// ---- refusals -----------------------------------------------------------------------------------
 
 TEST_CASE("operations refuse what they cannot compute, with numbers", "[cifar][operations]") {
   Rig<float> rig(16);
@@ -1352,8 +1363,7 @@ TEST_CASE("labels and targets that do not fit are refused", "[cifar][operations]
              Contains("15 targets") && Contains("10 classes"));
 }
 
-// ---- lanes and packed kernels
-// --------------------------------------------------------------------
+// ---- lanes and packed kernels -------------------------------------------------------------------
 
 namespace {
 
