@@ -199,14 +199,12 @@ void require_channels(Join join, const std::vector<Tree<Leaf>>& parts, Describe&
                shares_output = join == Join::sum || join == Join::concat_inputs;
     const bool reads_other = shares_input && before.in != here.in;
     if (!reads_other && !(shares_output && before.out != here.out)) continue;
-    throw ShapeError("branch " + std::to_string(p) + " (" + describe(parts[p - 1]) +
-                     ") and branch " + std::to_string(p + 1) + " (" + describe(parts[p]) +
-                     ") cannot be joined: they " +
-                     (reads_other ? "read " + std::to_string(before.in) + " and " +
-                                        std::to_string(here.in)
-                                  : "write " + std::to_string(before.out) + " and " +
-                                        std::to_string(here.out)) +
-                     " channels");
+    throw ShapeError(
+        "branch " + std::to_string(p) + " (" + describe(parts[p - 1]) + ") and branch " +
+        std::to_string(p + 1) + " (" + describe(parts[p]) + ") cannot be joined: they " +
+        (reads_other ? "read " + std::to_string(before.in) + " and " + std::to_string(here.in)
+                     : "write " + std::to_string(before.out) + " and " + std::to_string(here.out)) +
+        " channels");
   }
 }
 
