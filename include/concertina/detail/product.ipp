@@ -158,9 +158,9 @@ class Panels {
   // second: 512 x 2048 x 18432 in float took 41 G multiply-adds/s at once and 51 in panels of 1024
   // (Xeon, AVX-512).
   static constexpr Index widest = 1024;
-  // Eight threads have a panel each where that keeps enough work and is not so narrow that packing
-  // its operands costs more than threads gain.
-  static constexpr Index enough = 8, least_work = Index{1} << 21, least_side = 64;
+  // Eight threads have two panels each where a panel keeps enough work and is not so narrow that
+  // packing its operands costs more than threads gain.
+  static constexpr Index enough = 16, least_work = Index{1} << 21, least_side = 64;
 
   Index down() const { return (rows_ + height_ - 1) / height_; }
   Index across() const { return (columns_ + width_ - 1) / width_; }

@@ -156,11 +156,12 @@ template <class Scalar_, int Rank_>
 template <Expression E, class Run>
 auto Contraction<Scalar_, Rank_>::forward(const E& expression, Run&& run)
     -> const Conv<Scalar, Rank>& {
+  computed_ = false;  // also where `run` throws midway
   bind(expression, true);
-  computed_ = true;
   if (steps_.empty()) {
     std::ranges::copy(leaves_.front().weight(), copy_->weight().begin());
     std::ranges::copy(leaves_.front().bias(), copy_->bias().begin());
+    computed_ = true;
     return *copy_;
   }
   for (Step& step : steps_) {
@@ -175,6 +176,7 @@ auto Contraction<Scalar_, Rank_>::forward(const E& expression, Run&& run)
       detail::add_branch(places[b], value_of(branches[b]), step.value);
     }
   }
+  computed_ = true;
   return steps_.back().value;
 }
 
