@@ -19,6 +19,7 @@ import shlex
 PAPER_NAMES = {"compact": "SmallNet", "fc": "FC(Arora18)", "cl": "ExpandNet-CL", "cl+fc": "ExpandNet-CL+FC",
                "ck": "ExpandNet-CK", "ck+fc": "ExpandNet-CK+FC", "acnet": "ACNet"}
 PAPER_DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+OTHER_RECIPE = ("--compute", "--weight-decay", "--batch", "--learning-rate", "--momentum", "--keep-momentum", "--double", "--init")
 DEFAULTS = {"--model": "compact", "--kernel": "7", "--rate": "4", "--epochs": "150", "--seed": "1", "--dataset": "cifar10",
             "--blocks": "3"}
 
@@ -27,8 +28,13 @@ def read_training(folder):
     lines = (folder / "log.csv").read_text().splitlines()
     comments = [line[2:] for line in lines if line.startswith("#")]
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    words = shlex.split(comments[0])
+    if not rows:
+        raise SystemExit(f"{folder}: no epoch in log.csv")
+    words = [part for word in shlex.split(comments[0]) for part in (word.split("=", 1) if word.startswith("--") else [word])]
     options = dict(DEFAULTS)
+    data = re.search(r"data set (\w+)", "\n".join(comments))
+    if not data or data[1] not in PAPER_DATA:
+        raise SystemExit(f"{folder}: a training on {data[1] if data else 'no named data set'}, which the paper has no row for")
     options.update({name: value for name, value in zip(words, words[1:]) if name in DEFAULTS})
     hidden = {"--data": "DIR", "--out": "DIR"}  # paths of one machine say nothing elsewhere
     shown = [hidden.get(before, word) for before, word in zip([""] + words, words) if word not in ("--resume",)]
@@ -40,11 +46,13 @@ def read_training(folder):
         "seed": int(options["--seed"]), "epochs": len(rows), "epochs_planned": int(options["--epochs"]),
         "best": 100 * float(best["test_accuracy"]), "best_epoch": int(best["epoch"]),
         "last": 100 * float(rows[-1]["test_accuracy"]), "last_train": 100 * float(rows[-1]["train_accuracy"]),
-        "seconds": sum(float(row["seconds"]) for row in rows), "command": " ".join(shown),
+        "other_recipe": " ".join(word for word in words if word in OTHER_RECIPE), "seconds": sum(float(row["seconds"]) for row in rows), "command": " ".join(shown),
     }
 
 
 def paper_row(paper, training):
+    if training["other_recipe"]:
+        return None
     table = {3: "S3", 7: "S1"}.get(training["kernel"]) if training["blocks"] == 3 else "S5"
     for row in paper:
         if (row["table"], row["dataset"], row["kernel"], row["model"], row["setting"]) == (

@@ -62,7 +62,9 @@ PYTHON
 # ---- kill -9 at any moment, resume: the weights of an uninterrupted training -----------------------
 
 train=(train --data data --model cl --kernel 3 --epochs 6 --batch 64 --seed 3 --threads 2)
+start=$(date +%s%N)
 expect 0 "$cifar" "${train[@]}" --out whole
+whole_ms=$((($(date +%s%N) - start) / 1000000))
 says out "best test accuracy"
 cp whole/checkpoint.safetensors expected
 
@@ -70,7 +72,8 @@ kills=0
 for attempt in $(seq 1 200); do
   "$cifar" "${train[@]}" --out killed --resume >out 2>err </dev/null &
   pid=$!
-  sleep "0.$((RANDOM % 60 + 10))"
+  ms=$((whole_ms * (RANDOM % 60 + 10) / 100))  # some way into what a whole training takes
+  sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
   kill -KILL $pid 2>/dev/null
   wait $pid 2>/dev/null
   code=$?
@@ -120,6 +123,14 @@ expect 0 "$cifar" train --model compact --kernel 3 --epochs 1 --double --out gen
 says err "generated images"
 says generated/log.csv "data set generated"
 expect 0 "$cifar" eval generated/best.safetensors
+expect 0 "$cifar" train --data data --model ck --kernel 5 --compute nonlinear --epochs 1 --out nonlinear
+expect 0 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --init nonlinear/checkpoint.safetensors --out initialised
+expect 0 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --out random
+cmp -s initialised/checkpoint.safetensors random/checkpoint.safetensors && fail "--init changes nothing"
+expect 3 "$cifar" train --data data --model cl --kernel 5 --epochs 1 --init nonlinear/checkpoint.safetensors --out none
+expect 0 "$cifar" drift --model ck --kernel 5 --steps 3 --batch 16
+says out "double, contracted and layered"
+expect 0 "$cifar" bench --kernel 3 --batch 16 --seconds 0.1
 expect 0 "$cifar" bench --models compact,cl --kernel 3 --batch 16 --seconds 0.1 --json
 python3 -m json.tool out >/dev/null || fail "not JSON"
 
@@ -132,10 +143,17 @@ expect 3 "$cifar" "${train[@]}" --out whole
 says err "--resume"
 expect 3 "$cifar" "${train[@]/64/65}" --out whole --resume
 says err "another training"
-expect 3 "$cifar" train --model ck --kernel 3 --out none
-expect 3 "$cifar" train --kernel 4 --out none
-expect 3 "$cifar" train --rate 0 --out none
-expect 3 "$cifar" train --epochs 0 --out none
+expect 2 "$cifar" train --model ck --kernel 3 --out none
+expect 2 "$cifar" train --kernel 4 --out none
+expect 2 "$cifar" train --rate 0 --out none
+expect 2 "$cifar" train --epochs 0 --out none
+expect 2 "$cifar" eval compact.safetensors --threads 5000
+touch file
+expect 5 "$cifar" train --data data --kernel 3 --out file/folder
+says err "file/folder"
+checks=$((checks + 1))
+"$cifar" eval whole/checkpoint.safetensors 2>err && fail "a network is evaluated on images of another normalisation"
+says err "normalised otherwise"
 expect 5 "$cifar" train --data nowhere --out none
 says err "nowhere"
 checks=$((checks + 1))

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <thread>
 
@@ -45,8 +46,26 @@ auto with_network(const concertina::io::Safetensors& file, ThreadPool& pool, Use
   return is_double(file) ? run(double()) : run(float());
 }
 
-void require_classes(const concertina::io::Safetensors& file, const Dataset& data) {
+/// Errors of options are mistakes in the command line.
+template <class Check>
+void as_usage(Check&& check) {
+  try {
+    check();
+  } catch (const Error& error) {
+    throw tool::UsageError(error.what());
+  }
+}
+
+/// The data set that a file's network is for.
+void require_data(const concertina::io::Safetensors& file, const Dataset& data) {
   const Index classes = options_of(file).classes;
+  const auto normalization = normalization_of(file);
+  if (normalization && *normalization != Normalization{data.mean, data.deviation}) {
+    throw FormatError(file.origin +
+                      ": the network was trained on images normalised otherwise than "
+                      "those of the data set " +
+                      data.name + "; name its own with --data and --dataset");
+  }
   if (classes == data.classes) return;
   throw FormatError(file.origin + ": a network of " + std::to_string(classes) +
                     " classes; the data set " + data.name + " has " + std::to_string(data.classes));
@@ -56,7 +75,8 @@ void require_classes(const concertina::io::Safetensors& file, const Dataset& dat
 
 Index thread_count(Index asked) {
   if (asked < 0 || asked > 1024) {
-    throw Error(std::to_string(asked) + " threads; 1 to 1024 are possible, 0 for every core");
+    throw tool::UsageError(std::to_string(asked) +
+                           " threads; 1 to 1024 are possible, 0 for every core");
   }
   return asked > 0 ? asked : std::max<Index>(1, std::thread::hardware_concurrency());
 }
@@ -69,8 +89,10 @@ Dataset open_dataset(const DataOptions& options) {
 }
 
 int run_train(TrainCommand command) {
-  command.options.network.validate();
-  command.options.recipe.validate();
+  as_usage([&] {
+    command.options.network.validate();
+    command.options.recipe.validate();
+  });
   const Dataset data = open_dataset(command.data);
   ThreadPool pool(thread_count(command.threads));
   command.options.network.classes = data.classes;
@@ -85,7 +107,7 @@ int run_train(TrainCommand command) {
 int run_eval(const EvalCommand& command) {
   const auto file = concertina::io::read_safetensors(command.file);
   const Dataset data = open_dataset(command.data);
-  require_classes(file, data);
+  require_data(file, data);
   ThreadPool pool(thread_count(command.threads));
   const Score score =
       with_network(file, pool, [&](auto& network) { return evaluate(network, data, data.test); });
@@ -106,7 +128,7 @@ int run_eval(const EvalCommand& command) {
 int run_contract(const ContractCommand& command) {
   const auto file = concertina::io::read_safetensors(command.in);
   const Dataset data = open_dataset(command.data);
-  require_classes(file, data);
+  require_data(file, data);
   ThreadPool pool(thread_count(command.threads));
   concertina::io::Safetensors compact;
   Index expanded_count = 0;
@@ -138,6 +160,26 @@ int run_contract(const ContractCommand& command) {
   return tool::ok;
 }
 
+int run_drift(DriftCommand command) {
+  as_usage([&] {
+    command.network.validate();
+    command.recipe.validate();
+  });
+  const Dataset data = open_dataset(command.data);
+  ThreadPool pool(thread_count(command.threads));
+  command.network.classes = data.classes;
+  const Drift found = drift(command.network, command.recipe, data, command.steps, pool);
+  std::cout << "Largest relative difference of a loss, " << tool::counted(command.steps, "step")
+            << " of " << command.network.model << " with kernel " << command.network.kernel
+            << " on " << data.name << ":\n"
+            << tool::table(
+                   {{"trainings", "difference"},
+                    {"double, contracted and layered", tool::brief(found.contracted_in_double)},
+                    {"float, contracted and layered", tool::brief(found.contracted)},
+                    {"float, layered in two orders of summation", tool::brief(found.reversed)}});
+  return tool::ok;
+}
+
 int run_bench(const BenchCommand& command) {
   struct Row {
     std::string model;
@@ -147,18 +189,25 @@ int run_bench(const BenchCommand& command) {
     double median = 0;
   };
   if (!(command.seconds > 0 && command.seconds <= 3600)) {
-    throw Error("seconds " + fixed(command.seconds, 3) + "; up to an hour is possible");
+    throw tool::UsageError("seconds " + fixed(command.seconds, 3) + "; up to an hour is possible");
   }
   ThreadPool pool(thread_count(command.threads));
   const Dataset data = generated_dataset(10, 2048, 16, 1);
   const Recipe recipe{.epochs = 1'000'000, .batch = command.batch};
+  as_usage([&] { recipe.validate(); });
+  std::vector<std::string> models = command.models;
+  if (models.empty()) {
+    models = {"compact", "cl", "cl+fc"};
+    if (command.network.kernel > 3) models.insert(models.end(), {"ck", "ck+fc"});
+  }
   std::vector<Row> rows;
-  for (const std::string& model : command.models) {
+  for (const std::string& model : models) {
     for (const Compute compute : {Compute::contracted, Compute::layered}) {
       if ((model == "compact" || model == "acnet") && compute == Compute::layered) continue;
       NetworkOptions network = command.network;
       network.model = model;
       network.compute = compute;
+      as_usage([&] { network.validate(); });
       rows.push_back(
           {model, compute, std::make_unique<Training<float>>(network, recipe, data, pool)});
     }
@@ -185,32 +234,36 @@ int run_bench(const BenchCommand& command) {
                          {"rows", nlohmann::json::array()}};
   std::vector<std::vector<std::string>> table = {
       {"model", "computed", "parameters", "images/s", "of compact", "of layered"}};
-  const auto ratio_to = [&](const Row& row, auto&& matches) -> std::string {
+  const auto ratio_to = [&](const Row& row, auto&& matches) -> std::optional<double> {
     const auto base = std::ranges::find_if(rows, matches);
-    if (base == rows.end()) return "";
+    if (base == rows.end()) return std::nullopt;
     std::vector<double> ratios;
     for (std::size_t i = 0; i < row.rates.size(); ++i) {
       ratios.push_back(row.rates[i] / base->rates[i]);
     }
     std::ranges::nth_element(ratios, ratios.begin() + rounds / 2);
-    return fixed(ratios[rounds / 2], 2);
+    return ratios[rounds / 2];
   };
   for (Row& row : rows) {
     auto sorted = row.rates;
     std::ranges::nth_element(sorted, sorted.begin() + rounds / 2);
     row.median = sorted[rounds / 2];
-    const std::string of_compact =
+    const std::optional<double> of_compact =
         ratio_to(row, [](const Row& other) { return other.model == "compact"; });
-    const std::string of_layered = ratio_to(row, [&](const Row& other) {
+    const std::optional<double> of_layered = ratio_to(row, [&](const Row& other) {
       return other.model == row.model && other.compute == Compute::layered;
     });
     json["rows"].push_back({{"model", row.model},
                             {"mode", name_of(row.compute)},
                             {"parameters", row.training->network().parameter_count()},
-                            {"images_per_second", row.median}});
-    table.push_back({row.model, name_of(row.compute),
-                     tool::grouped(row.training->network().parameter_count()),
-                     tool::grouped(static_cast<Index>(row.median)), of_compact, of_layered});
+                            {"images_per_second", row.median},
+                            {"of_compact", of_compact ? nlohmann::json(*of_compact) : nullptr},
+                            {"of_layered", of_layered ? nlohmann::json(*of_layered) : nullptr},
+                            {"images_per_second_by_round", row.rates}});
+    table.push_back(
+        {row.model, name_of(row.compute), tool::grouped(row.training->network().parameter_count()),
+         tool::grouped(static_cast<Index>(row.median)), of_compact ? fixed(*of_compact, 2) : "",
+         of_layered ? fixed(*of_layered, 2) : ""});
   }
   if (command.json) {
     std::cout << json.dump(2) << '\n';

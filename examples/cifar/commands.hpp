@@ -46,6 +46,14 @@ struct BenchCommand {
 };
 int run_bench(const BenchCommand& command);
 
+struct DriftCommand {
+  DataOptions data;
+  NetworkOptions network;
+  Recipe recipe;
+  Index steps = 100, threads = 0;
+};
+int run_drift(DriftCommand command);
+
 /// The threads that are asked for; as many as there are cores for 0.
 Index thread_count(Index asked);
 

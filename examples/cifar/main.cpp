@@ -5,8 +5,32 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
+#include <cctype>
 #include <iostream>
 #include <string>
+#include <string_view>
+
+namespace {
+
+/// The command, quoted such that a shell reads the same words.
+std::string command_line(int argc, char** argv) {
+  std::string text = "cifar";
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const bool plain = !word.empty() && std::ranges::all_of(word, [](unsigned char c) {
+      return std::isalnum(c) ||
+             std::string_view("_-+=./,:").find(static_cast<char>(c)) != std::string_view::npos;
+    });
+    text += plain ? ' ' + word : " '";
+    if (plain) continue;
+    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    text += '\'';
+  }
+  return text;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace cifar;
@@ -48,7 +72,7 @@ int main(int argc, char** argv) {
   add_data(train_app, training.data);
   TrainOptions& options = training.options;
   Recipe& recipe = options.recipe;
-  std::string out = "cifar-out";
+  std::string out = "cifar-out", init;
   train_app->add_option("--model", options.network.model, "The network")
       ->check(CLI::IsMember(model_names()))
       ->capture_default_str();
@@ -77,6 +101,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   train_app->add_option("--out", out, "Folder for log.csv, checkpoint and best network")
       ->capture_default_str();
+  train_app->add_option("--init", init,
+                        "Start from this file's tensors, such as those of a nonlinear training");
   train_app->add_flag("--resume", options.resume,
                       "Go on from the folder's checkpoint, if there is one");
   train_app->add_flag("--double", options.in_double, "Compute in double");
@@ -97,30 +123,49 @@ int main(int argc, char** argv) {
   add_data(contract_app, contraction.data);
   add_threads(contract_app, contraction.threads);
 
-  BenchCommand bench{.models = {"compact", "cl", "cl+fc", "ck", "ck+fc"}, .network = {}};
+  BenchCommand bench;
   CLI::App* bench_app = app.add_subcommand(
       "bench", "Images per second of a training step: compact, contracted, layered");
-  bench_app->add_option("--models", bench.models, "The networks")
+  bench_app
+      ->add_option("--models", bench.models,
+                   "The networks; by default compact and all expansions but fc that the kernel has")
       ->delimiter(',')
-      ->check(CLI::IsMember(model_names()))
-      ->capture_default_str();
+      ->check(CLI::IsMember(model_names()));
   add_network(bench_app, bench.network);
   bench_app->add_option("--batch", bench.batch, "Images of a step")->capture_default_str();
   bench_app->add_option("--seconds", bench.seconds, "For each form")->capture_default_str();
   add_threads(bench_app, bench.threads);
   bench_app->add_flag("--json", bench.json, "Print JSON");
 
+  DriftCommand drifting;
+  CLI::App* drift_app = app.add_subcommand(
+      "drift", "How far contracted and layered trainings are apart, beside what rounding does");
+  drift_app->add_option("--model", drifting.network.model = "cl", "The network")
+      ->check(CLI::IsMember(model_names()))
+      ->capture_default_str();
+  add_network(drift_app, drifting.network);
+  add_data(drift_app, drifting.data);
+  drift_app->add_option("--steps", drifting.steps, "Steps of each training")
+      ->check(CLI::Range(1, 100'000))
+      ->capture_default_str();
+  drift_app->add_option("--batch", drifting.recipe.batch, "Images of a step")
+      ->capture_default_str();
+  drift_app->add_option("--seed", drifting.recipe.seed, "Of weights, order and augmentation")
+      ->capture_default_str();
+  add_threads(drift_app, drifting.threads);
+
   try {
     app.parse(argc, argv);
     if (train_app->parsed()) {
       options.network.compute = compute_of(compute);
       options.out = out;
-      for (int i = 0; i < argc; ++i)
-        options.command += (i ? " " : "") + std::string(i ? argv[i] : "cifar");
+      options.init = init;
+      options.command = command_line(argc, argv);
       return run_train(training);
     }
     if (eval_app->parsed()) return run_eval(evaluation);
     if (contract_app->parsed()) return run_contract(contraction);
+    if (drift_app->parsed()) return run_drift(drifting);
     return run_bench(bench);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help

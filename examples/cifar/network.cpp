@@ -198,6 +198,20 @@ NetworkOptions options_of(const concertina::io::Safetensors& file) {
   }
 }
 
+std::optional<Normalization> normalization_of(const concertina::io::Safetensors& file) {
+  const auto found = file.metadata.find("normalization");
+  if (found == file.metadata.end()) return std::nullopt;
+  try {
+    const json numbers = json::parse(found->second);
+    return Normalization{.mean = numbers.at("mean"), .deviation = numbers.at("std")};
+  } catch (const json::exception& error) {
+    throw FormatError(file.origin +
+                      ": metadata 'normalization' has not a mean and a std for each "
+                      "colour: " +
+                      error.what());
+  }
+}
+
 template <class Scalar>
 template <int Rank>
 auto Network<Scalar>::make_layer(const std::string& name, const ConvShape<Rank>& shape,
@@ -283,7 +297,8 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
   linear_.push_back(make_layer<0>("fc2", fc2, {fc2}));
 
   Maps<Scalar>& images = tape_.maps(3, 32, 32, false);
-  tape_.record({.forward = {{.each =
+  tape_.record({.prepare = {},
+                .forward = {{.each =
                                  [this, &images](Index chunk, Index) {
                                    if (source_) source_(chunk, images.values(chunk));
                                  },
@@ -392,19 +407,7 @@ void Network<Scalar>::load(const concertina::io::Safetensors& file) {
       static_cast<void>(file.view<Scalar>(tensor->name));
     }
   }
-  std::optional<Normalization> normalization;
-  if (const auto found = file.metadata.find("normalization"); found != file.metadata.end()) {
-    try {
-      const json numbers = json::parse(found->second);
-      normalization = {.mean = numbers.at("mean"), .deviation = numbers.at("std")};
-    } catch (const json::exception& error) {
-      throw FormatError(file.origin +
-                        ": metadata 'normalization' has not a mean and a std for "
-                        "each colour: " +
-                        error.what());
-    }
-  }
-  normalization_ = normalization;
+  normalization_ = normalization_of(file);
   for (const auto* tensors : {&parameters_, &statistics_}) {
     for (Tensor<Scalar>* tensor : *tensors) {
       std::ranges::copy(file.view<Scalar>(tensor->name), tensor->value.begin());

@@ -24,7 +24,7 @@ namespace cifar {
 enum class Compute {
   contracted,  ///< contracted to one layer before each batch, gradients pulled back after it
   layered,     ///< layer by layer, as a framework would
-  nonlinear    ///< layer by layer with a ReLU between, whose weights initialise the linear form
+  nonlinear    ///< layer by layer with a ReLU between; its weights may initialise the linear form
 };
 
 /// Names as on the command line. Throw Error with the choices for another name.
@@ -153,5 +153,6 @@ class Network {
 /// What a file's metadata say of its network.
 /// Throws  FormatError naming the file where they do not describe one
 NetworkOptions options_of(const concertina::io::Safetensors& file);
+std::optional<Normalization> normalization_of(const concertina::io::Safetensors& file);
 
 }  // namespace cifar

@@ -68,11 +68,6 @@ void check_weights(const std::string& operation, const ConvShape<Rank>& shape,
                    to_string(shape) + (shape.bias ? " with bias)" : " without bias)"));
 }
 
-template <class Scalar>
-Scalar* aligned_scratch(const Tape<Scalar>&, Scalar* scratch, Index numbers) {
-  return scratch + (numbers + lanes - 1) / lanes * lanes;
-}
-
 ConvSize conv_size(const ConvShape<2>& shape, Index channels, Index height, Index width) {
   const auto refuse = [&](const std::string& why) {
     throw ShapeError("convolution: " + why + " (" + to_string(shape) + ")");
@@ -126,9 +121,11 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
   tape.reserve_scratch(map_scratch + lanes + sums_scratch + padded_count);
 
   Operation operation;
-  operation.forward.push_back(
-      {.each = {},
-       .then = [=] { pack_kernel(conv, weights.weight->value.data(), state->packed.data()); }});
+  operation.prepare = [=, differentiable = x.differentiable] {
+    pack_kernel(conv, weights.weight->value.data(), state->packed.data());
+    if (!differentiable) return;
+    pack_adjoint_kernel(conv, weights.weight->value.data(), state->packed_adjoint.data());
+  };
   operation.forward.push_back(
       {.each =
            [=, &tape, &x, &y](Index chunk, Index worker) {
@@ -142,18 +139,12 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
            },
        .then = {}});
 
-  if (x.differentiable) {
-    operation.backward.push_back({.each = {}, .then = [=] {
-                                    pack_adjoint_kernel(conv, weights.weight->value.data(),
-                                                        state->packed_adjoint.data());
-                                  }});
-  }
   const auto first_writer = tape.first_writer(x);
   operation.backward.push_back(
       {.each =
            [=, &tape, &x, &y](Index chunk, Index worker) {
              Scalar* scratch = tape.scratch(worker);
-             Scalar* sums = aligned_scratch(tape, scratch, map_scratch);
+             Scalar* sums = scratch + map_scratch;  // whole rows, so aligned
              Scalar* packed = sums + sums_scratch;
              std::fill_n(sums + count * lanes, (padded_count - count) * lanes, Scalar(0));
              correlate(conv, x.values(chunk), y.gradients(chunk), sums, scratch);
@@ -441,7 +432,8 @@ void relu(Tape<Scalar>& tape, Maps<Scalar>& x) {
                                      Scalar* to = x.values(chunk);
                                      for (Index i = 0; i < rows; ++i, to += lanes) {
                                        Vector<Scalar>& value = vector_at(to);
-                                       value = value > Scalar(0) ? value : Vector<Scalar>{};
+                                       value = value < Scalar(0) ? Vector<Scalar>{}
+                                                                 : value;  // NaN stays
                                      }
                                    },
                                .then = {}});
@@ -489,8 +481,14 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
                const Scalar* from = values + at;
                const Vector<Scalar>&a = vector_at(from), &b = vector_at(from + lanes),
                      &c = vector_at(from + below), &d = vector_at(from + below + lanes);
-               const Vector<Scalar> top = a < b ? b : a, bottom = c < d ? d : c;
-               vector_at(result + to) = top < bottom ? bottom : top;
+               // Either number is kept where it is NaN, so that a diverged training is noticed.
+               const auto larger = [](const Vector<Scalar>& p, const Vector<Scalar>& q,
+                                      Vector<Scalar>& most) { most = (p > q) | (p != p) ? p : q; };
+               Vector<Scalar> top, bottom, most;
+               larger(a, b, top);
+               larger(c, d, bottom);
+               larger(top, bottom, most);
+               vector_at(result + to) = most;
              });
            },
        .then = {}});
@@ -578,6 +576,11 @@ CrossEntropy<Scalar>::CrossEntropy(Tape<Scalar>& tape, Maps<Scalar>& logits)
   using Lane = Eigen::Map<Eigen::Array<Scalar, lanes, 1>>;
   static_cast<void>(tape.first_writer(logits));
   Operation operation;
+  operation.prepare = [this] {
+    if (given_ >= tape_.images()) return;
+    throw ShapeError("targets of " + std::to_string(given_) + " images for a batch of " +
+                     std::to_string(tape_.images()));
+  };
   operation.forward.push_back(
       {.each =
            [this, &logits](Index chunk, Index) {
@@ -654,6 +657,7 @@ void CrossEntropy<Scalar>::set_labels(std::span<const std::uint8_t> labels) {
     }
     targets_of(image / lanes)[label * lanes + image % lanes] = Scalar(1);
   }
+  given_ = std::ssize(labels);
 }
 
 template <class Scalar>
@@ -670,6 +674,7 @@ void CrossEntropy<Scalar>::set_targets(std::span<const Scalar> targets) {
       targets_of(image / lanes)[k * lanes + image % lanes] = targets[size(image * classes_ + k)];
     }
   }
+  given_ = images;
 }
 
 template <class Scalar>
@@ -740,7 +745,7 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
 template <class Scalar>
 void Contractions<Scalar>::record() {
   if (jobs_.empty()) return;
-  constexpr Index large = 40'000'000;  // multiply-adds: about a millisecond
+  constexpr Index large = 8'000'000;  // multiply-adds: a sixth of a millisecond
   std::ranges::sort(jobs_, std::greater(), &Job::work);
   std::vector<Job> together, apart;
   for (Job& job : jobs_) (job.work >= large ? together : apart).push_back(std::move(job));
@@ -749,11 +754,11 @@ void Contractions<Scalar>::record() {
     pool.run(std::ssize(apart), [&](Index i, Index) { (apart[size(i)].*member)(false); });
   };
   Operation operation;
-  operation.forward.push_back({.each = {}, .then = [this, all, computed = Index{-1}]() mutable {
-                                 if (computed == tape_.version()) return;
-                                 all(&Job::forward);
-                                 computed = tape_.version();
-                               }});
+  operation.prepare = [this, all, computed = Index{-1}]() mutable {
+    if (computed == tape_.version()) return;
+    all(&Job::forward);
+    computed = tape_.version();
+  };
   operation.finish = [all] { all(&Job::pullback); };
   tape_.record(std::move(operation));
 }

@@ -49,7 +49,8 @@ struct NormTensors {
 template <class Scalar>
 Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar> tensors);
 
-/// max(x, 0) in place: no operation here needs its own output for its gradient.
+/// max(x, 0) in place; NaN stays. What wrote x does without its own output for its gradient: of max
+/// pools, which compare with theirs, because negative windows have no gradient to give.
 /// Throws  Error where something else has read x
 template <class Scalar>
 void relu(Tape<Scalar>& tape, Maps<Scalar>& x);
@@ -87,7 +88,7 @@ class CrossEntropy {
   Scalar* targets_of(Index chunk);
 
   Tape<Scalar>& tape_;
-  Index classes_;
+  Index classes_, given_ = 0;         // classes; images of which targets were set
   std::vector<Row<Scalar>> targets_;  // [chunk][class][lane]
   std::vector<double> losses_;        // of chunks
   std::vector<Index> corrects_;

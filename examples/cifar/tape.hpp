@@ -11,6 +11,8 @@
 #include "lanes.hpp"
 #include "thread_pool.hpp"
 
+#include <concertina/error.hpp>
+
 #include <cstddef>
 #include <deque>
 #include <functional>
@@ -75,6 +77,7 @@ struct Stage {
 };
 
 struct Operation {
+  std::function<void()> prepare;  ///< before the pass forward: what depends on tensors alone
   std::vector<Stage> forward, backward;
   std::function<void()> finish;  ///< after the whole pass back: sums over chunks of its parameters
 };
@@ -110,10 +113,17 @@ class Tape {
   }
 
   /// Runs the recorded operations on the first `images` of the input maps' lanes.
-  /// Requires  1 <= images <= capacity
+  /// Throws  ShapeError unless 1 <= images <= capacity
   void forward(Index images, bool training) {
+    if (images < 1 || images > capacity_) {
+      throw concertina::ShapeError("a batch of " + std::to_string(images) + " images; 1 to " +
+                                   std::to_string(capacity_) + " are possible");
+    }
     images_ = images;
     training_ = training;
+    for (Operation& operation : operations_) {
+      if (operation.prepare) operation.prepare();
+    }
     stages_.clear();
     for (Operation& operation : operations_) append(operation.forward);
     run();

@@ -4,6 +4,7 @@
 #include <concertina/error.hpp>
 
 #include <string>
+#include <system_error>
 
 namespace cifar {
 namespace {
@@ -27,12 +28,20 @@ ThreadPool::ThreadPool(Index threads) {
   if (threads < 1) {
     throw concertina::Error(std::to_string(threads) + " threads; at least one is needed");
   }
-  for (Index worker = 1; worker < threads; ++worker) {
-    workers_.emplace_back([this, worker] { work(worker); });
+  try {
+    for (Index worker = 1; worker < threads; ++worker) {
+      workers_.emplace_back([this, worker] { work(worker); });
+    }
+  } catch (const std::system_error& error) {
+    stop();
+    throw concertina::Error("only " + std::to_string(size()) + " of " + std::to_string(threads) +
+                            " threads could be started: " + error.what());
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_ = true;
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();

@@ -17,7 +17,7 @@ namespace cifar {
 
 class ThreadPool {
  public:
-  /// `threads` of them, the caller's own included.
+  /// `threads` of them, the caller's own included. Throws Error where they cannot be started.
   explicit ThreadPool(Index threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -40,6 +40,7 @@ class ThreadPool {
 
   void run(Index count, void* context, Call call);
   void work(Index worker);
+  void stop();
   void take_tasks(Index worker);
 
   std::vector<std::thread> workers_;

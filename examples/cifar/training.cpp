@@ -110,12 +110,19 @@ void Training<Scalar>::begin_epoch() {
 }
 
 template <class Scalar>
-Score Training<Scalar>::step() {
+Score Training<Scalar>::step(bool reversed) {
   const Index count = std::min(recipe_.batch, std::ssize(order_) - next_);
   const Augmentation augmentation{recipe_.seed, epoch_};
-  const auto which = std::span<const std::uint32_t>(order_).subspan(
-      static_cast<std::size_t>(next_), static_cast<std::size_t>(count));
+  const auto which =
+      std::span(order_).subspan(static_cast<std::size_t>(next_), static_cast<std::size_t>(count));
+  if (reversed) std::ranges::reverse(which);
   const Score score = run(network_, data_, data_.train, which, &augmentation, true);
+  if (!std::isfinite(score.loss)) {
+    throw concertina::NumericalError("epoch " + std::to_string(epoch_) + ", image " +
+                                     std::to_string(next_) +
+                                     ": the loss is not finite; try a "
+                                     "lower learning rate, in a new folder");
+  }
   network_.tape().backward();
   optimizer_.step(recipe_.rate_in(epoch_));
   next_ += count;
@@ -132,6 +139,7 @@ std::string Training<Scalar>::settings() const {
               {"weight decay", recipe_.weight_decay},
               {"uniform norms", recipe_.uniform_norms},
               {"seed", recipe_.seed},
+              {"double", sizeof(Scalar) == sizeof(double)},
               {"data set", data_.name},
               {"training images", data_.train.count()},
               {"test images", data_.test.count()}}
@@ -201,14 +209,35 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
                 " holds a training already: go on with --resume, or name another folder");
   }
   Training<Scalar> training(options.network, options.recipe, data, pool);
-  std::filesystem::create_directories(options.out);
-  if (exists) training.restore(concertina::io::read_safetensors(checkpoint_path));
+  TrainResult result{.parameters = training.network().parameter_count()};
+  if (exists) {
+    const auto checkpoint = concertina::io::read_safetensors(checkpoint_path);
+    training.restore(checkpoint);
+    const auto found = checkpoint.metadata.find("best");
+    try {
+      const json best = json::parse(found == checkpoint.metadata.end() ? "" : found->second);
+      result.best_accuracy = best.at("test accuracy");
+      result.best_epoch = best.at("epoch");
+      result.last_accuracy = best.at("last");
+    } catch (const json::exception&) {
+      throw FormatError(checkpoint_path.string() + ": metadata 'best' has no epoch and accuracy");
+    }
+  } else if (!options.init.empty()) {
+    training.network().load(concertina::io::read_safetensors(options.init));
+  }
+  std::error_code failure;
+  std::filesystem::create_directories(options.out, failure);
+  if (failure) {
+    throw concertina::IoError(options.out.string() + ": cannot be made a folder, " +
+                              failure.message());
+  }
   const Index done = training.epochs_done(), epochs = options.recipe.epochs;
   const std::vector<std::string> comments = {
       options.command, "model " + options.network.model + ", " +
                            std::to_string(training.network().parameter_count()) +
                            " parameters, data set " + data.name};
-  CsvLog log = CsvLog::resume(options.out / "log.csv", comments, done);
+  const auto log_path = options.out / "log.csv";
+  CsvLog log = exists ? CsvLog::resume(log_path, comments, done) : CsvLog(log_path, comments);
 
   ProgressBar progress(epochs, data.train.count(), done);
   while (training.epochs_done() < epochs) {
@@ -218,11 +247,12 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
       progress.update(images, loss, accuracy);
     });
     const double seconds = seconds_since(start);
-    if (!std::isfinite(trained.loss)) {
-      throw concertina::NumericalError("epoch " + std::to_string(training.epochs_done()) +
-                                       ": the loss is not finite; try a lower learning rate");
-    }
     const Score tested = evaluate(training.network(), data, data.test);
+    if (!std::isfinite(tested.loss)) {
+      throw concertina::NumericalError("epoch " + std::to_string(training.epochs_done()) +
+                                       ": the test loss is not finite; try a lower learning rate, "
+                                       "in a new folder");
+    }
     const EpochRecord record{.epoch = training.epochs_done(),
                              .learning_rate = options.recipe.rate_in(training.epochs_done()),
                              .train_loss = trained.loss,
@@ -231,23 +261,41 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
                              .test_accuracy = tested.accuracy(),
                              .images_per_second = static_cast<double>(trained.images) / seconds,
                              .seconds = seconds_since(start)};
-    const concertina::io::Safetensors checkpoint = training.checkpoint();
-    if (record.epoch == 1 || tested.accuracy() > log.best_test_accuracy()) {
-      concertina::io::write_safetensors(options.out / "best.safetensors", checkpoint);
-    }
+    const bool best = record.epoch == 1 || tested.accuracy() > result.best_accuracy;
+    if (best) result.best_accuracy = tested.accuracy(), result.best_epoch = record.epoch;
+    result.last_accuracy = tested.accuracy();
+    concertina::io::Safetensors checkpoint = training.checkpoint();
+    checkpoint.metadata["best"] = json{
+        {"epoch", result.best_epoch},
+        {"test accuracy", result.best_accuracy},
+        {"last",
+         result.last_accuracy}}.dump();
+    if (best) concertina::io::write_safetensors(options.out / "best.safetensors", checkpoint);
     log.add(record);
     concertina::io::write_safetensors(checkpoint_path, checkpoint);
     progress.end_epoch(record);
   }
 
-  TrainResult result{.parameters = training.network().parameter_count()};
-  for (const EpochRecord& record : CsvLog::read(options.out / "log.csv")) {
-    result.last_accuracy = record.test_accuracy;
-    if (record.test_accuracy <= result.best_accuracy) continue;
-    result.best_accuracy = record.test_accuracy;
-    result.best_epoch = record.epoch;
+  return result;
+}
+
+/// The losses of the first steps.
+template <class Scalar>
+std::vector<double> losses(const NetworkOptions& network, const Recipe& recipe, const Dataset& data,
+                           Index steps, bool reversed, ThreadPool& pool) {
+  Training<Scalar> training(network, recipe, data, pool);
+  std::vector<double> result;
+  while (std::ssize(result) < steps) {
+    if (!training.more_batches()) training.begin_epoch();
+    result.push_back(training.step(reversed).loss);
   }
   return result;
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  double most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) most = std::max(most, std::abs(a[i] - b[i]) / b[i]);
+  return most;
 }
 
 }  // namespace
@@ -255,6 +303,19 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
 TrainResult train(const TrainOptions& options, const Dataset& data, ThreadPool& pool) {
   return options.in_double ? train_in<double>(options, data, pool)
                            : train_in<float>(options, data, pool);
+}
+
+Drift drift(NetworkOptions network, const Recipe& recipe, const Dataset& data, Index steps,
+            ThreadPool& pool) {
+  const auto run = [&]<class Scalar>(Scalar, Compute compute, bool reversed) {
+    network.compute = compute;
+    return losses<Scalar>(network, recipe, data, steps, reversed, pool);
+  };
+  const auto layered = run(float(), Compute::layered, false);
+  return {.contracted_in_double = largest_difference(run(double(), Compute::contracted, false),
+                                                     run(double(), Compute::layered, false)),
+          .contracted = largest_difference(run(float(), Compute::contracted, false), layered),
+          .reversed = largest_difference(run(float(), Compute::layered, true), layered)};
 }
 
 template class Training<float>;

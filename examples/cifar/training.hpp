@@ -68,10 +68,12 @@ class Training {
     return sum;
   }
 
-  /// The parts of epoch(): forward, backward and update on the next batch.
+  /// The parts of epoch(): forward, backward and update on the next batch; `reversed` turns the
+  /// order of its images around, which changes nothing but the order of summation.
+  /// Throws  NumericalError where the loss is not finite
   void begin_epoch();
   bool more_batches() const { return next_ < std::ssize(order_); }
-  Score step();
+  Score step(bool reversed = false);
 
   Index epochs_done() const { return epoch_; }
   Network<Scalar>& network() { return network_; }
@@ -104,6 +106,8 @@ struct TrainOptions {
   NetworkOptions network;
   Recipe recipe;
   std::filesystem::path out;
+  std::filesystem::path init =
+      {};  ///< a file whose tensors a new training starts from; empty for none
   bool resume = false;
   std::string command;  ///< for the log
   bool in_double = false;
@@ -115,8 +119,19 @@ struct TrainResult {
   Index best_epoch = 0, parameters = 0;
 };
 
-/// Throws  IoError, FormatError; Error where `out` holds a training already and resume is not asked
-///         for
+/// How far apart ways of computing the same training are: the largest relative difference of the
+/// losses of the first steps, all from one seed.
+struct Drift {
+  double contracted_in_double = 0;  ///< contracted and layered, in double
+  double contracted = 0;            ///< contracted and layered, in float
+  double reversed = 0;              ///< layered and layered with each batch's images in reverse
+};
+Drift drift(NetworkOptions network, const Recipe& recipe, const Dataset& data, Index steps,
+            ThreadPool& pool);
+
+/// Throws  IoError, FormatError; NumericalError where the loss is not finite, and then nothing of
+///         that epoch is written; Error where `out` holds a training already and resume is not
+///         asked for
 TrainResult train(const TrainOptions& options, const Dataset& data, ThreadPool& pool);
 
 }  // namespace cifar
