@@ -42,7 +42,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 all is well; 1 a check failed; 2 the command line is wrong; 3 a file is "
-      "not what it should be; 5 reading, writing or memory failed.");
+      "not what it should be, or a training diverged; 5 reading, writing or memory failed.");
   const auto add_data = [](CLI::App* command, DataOptions& data) {
     command->add_option("--data", data.folder,
                         "Folder of the data set's binary version; without it, generated images");
