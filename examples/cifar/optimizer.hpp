@@ -38,7 +38,6 @@ class Sgd {
       Scalar* const velocity = velocities_[p].data() + first;
       const Scalar* const gradient = parameters_[p]->gradient.data() + first;
       // One loop over what does not fit a cache; Eigen would make two.
-#pragma GCC ivdep
       for (Index i = 0; i < count; ++i) {
         const Scalar v = momentum_ * velocity[i] + gradient[i] + weight_decay_ * weight[i];
         velocity[i] = v;
