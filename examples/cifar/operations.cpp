@@ -483,7 +483,9 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
                      &c = vector_at(from + below), &d = vector_at(from + below + lanes);
                // Either number is kept where it is NaN, so that a diverged training is noticed.
                const auto larger = [](const Vector<Scalar>& p, const Vector<Scalar>& q,
-                                      Vector<Scalar>& most) { most = (p > q) | (p != p) ? p : q; };
+                                      Vector<Scalar>& most) {
+                 most = ((p > q) | (p != p)) ? p : q;
+               };
                Vector<Scalar> top, bottom, most;
                larger(a, b, top);
                larger(c, d, bottom);
