@@ -6,9 +6,9 @@
 //
 // The images are those of https://www.cs.toronto.edu/~kriz/cifar.html, "CIFAR-10 binary version":
 // records of one byte for the class and 3072 for the pixels, red, green, blue, each row-major.
-#include "tool/graph.hpp"
-#include "tool/inference.hpp"
-#include "tool/text.hpp"
+#include "networks/graph.hpp"
+#include "networks/inference.hpp"
+#include "text.hpp"
 
 #include <concertina/io/safetensors.hpp>
 

@@ -8,8 +8,8 @@
 // between (ExpandNets, NeurIPS 2020): they train better, and contract back into the one that ships.
 // Here the expansion starts from the trained layer itself, so it is the same map from its first
 // step on.
-#include "tool/read_layer.hpp"
-#include "tool/text.hpp"
+#include "networks/read_layer.hpp"
+#include "text.hpp"
 
 #include <concertina/expand.hpp>
 #include <concertina/verify.hpp>

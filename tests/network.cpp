@@ -1,9 +1,9 @@
 // Whole networks: how their description is read and refused, each layer against its definition, and
 // the reference networks against the numbers that other people's code computed.
 // SPDX-License-Identifier: Apache-2.0
+#include "networks/graph.hpp"
+#include "networks/inference.hpp"
 #include "support.hpp"
-#include "tool/graph.hpp"
-#include "tool/inference.hpp"
 
 #include <concertina/io/safetensors.hpp>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
 
-#include "tool/text.hpp"
+#include "text.hpp"
 
 #include <concertina/io/safetensors.hpp>
 

@@ -1,7 +1,7 @@
 // The command line of the CIFAR experiments.
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
-#include "tool/text.hpp"
+#include "text.hpp"
 
 #include <CLI/CLI.hpp>
 

@@ -2,7 +2,7 @@
 // product reaches.
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
-#include "contraction.hpp"
+#include "networks/contraction.hpp"
 
 #include <concertina/contract.hpp>
 

@@ -1,9 +1,9 @@
 // concertina contract: one layer from a file's layers, or the compact network from a network's.
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
-#include "compact_network.hpp"
-#include "contraction.hpp"
-#include "read_layer.hpp"
+#include "networks/compact_network.hpp"
+#include "networks/contraction.hpp"
+#include "networks/read_layer.hpp"
 
 #include <concertina/contract.hpp>
 

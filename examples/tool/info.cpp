@@ -1,8 +1,8 @@
 // concertina info: what the layers cost, and what their contraction would.
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
-#include "contraction.hpp"
-#include "read_layer.hpp"
+#include "networks/contraction.hpp"
+#include "networks/read_layer.hpp"
 
 #include <concertina/contract.hpp>
 

@@ -1,7 +1,7 @@
 // The command line: subcommands, their options, exit codes.
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
-#include "layer_description.hpp"
+#include "networks/layer_description.hpp"
 
 #include <CLI/CLI.hpp>
 

@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "proofs.hpp"
 
-#include "compact_network.hpp"
-#include "contraction.hpp"
-#include "inference.hpp"
-#include "read_layer.hpp"
+#include "networks/compact_network.hpp"
+#include "networks/contraction.hpp"
+#include "networks/inference.hpp"
+#include "networks/read_layer.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "linear_map.hpp"
+#include "networks/linear_map.hpp"
 #include "text.hpp"
 
 #include <concertina/verify.hpp>
