@@ -101,7 +101,7 @@ class Compactor {
   /// Whether a node becomes one layer.
   bool is_expanded(const Node& node) const {
     if (node.kind == Node::Kind::layer || !is_linear(node) || !has_weights(node)) return false;
-    if (node.expected) return true;
+    if (node.expected || !node.layer.name.empty()) return true;
     try {
       return adds_no_parameters(node);
     } catch (const concertina::FormatError&) {
@@ -122,8 +122,9 @@ class Compactor {
 
   /// The layer that a node and the batch norms after it are.
   nlohmann::json contract(const Node& node, std::span<const Node> after) {
-    const std::string name =
-        node.expected ? node.expected->layer.name : first_layer(node).layer.name;
+    const std::string name = node.expected             ? node.expected->layer.name
+                             : node.layer.name.empty() ? first_layer(node).layer.name
+                                                       : node.layer.name;
     Node whole;
     whole.where = node.where;
     whole.parts.push_back(node);

@@ -30,9 +30,9 @@ struct CompactNetwork {
 };
 
 /// The network in which every expanded layer is one layer, and every batch norm or scale right
-/// after a layer is part of it. Expanded is what has an expected layer, and a linear node of
-/// several layers that contracts to no more parameters than it has. Layers have the names of those
-/// expected, otherwise their own.
+/// after a layer is part of it. Expanded is what has an expected layer or a name, and a
+/// linear node of several layers that contracts to no more parameters than it has. Layers have the
+/// names of those expected, or of their nodes, otherwise their own.
 /// Ensures  the same map as the file's, before rounding; tensors of other layers are copied
 /// Throws   InexactError naming the node where no single layer equals it; what reading throws
 CompactNetwork compact_network(const concertina::io::Safetensors& file, const Node& graph,

@@ -21,10 +21,10 @@ constexpr int deepest = 32;                  // nodes within nodes
 constexpr Index longest_window = 1 << 12;    // of a pool, along an axis; a file costs it nothing
 constexpr std::size_t most_nodes = 1 << 16;  // each takes some hundred bytes, in the file ten
 
-constexpr std::array<std::string_view, 13> type_names = {
-    "conv",          "linear",          "batch_norm", "scale", "avg_pool",
-    "max_pool",      "global_avg_pool", "relu",       "relu6", "flatten",
-    "channel_slice", "channel_shuffle", "normalize"};
+constexpr std::array<std::string_view, 15> type_names = {
+    "conv",           "linear",          "batch_norm",    "scale",           "avg_pool",
+    "max_pool",       "global_avg_pool", "relu",          "relu6",           "leaky_relu",
+    "conv_transpose", "flatten",         "channel_slice", "channel_shuffle", "normalize"};
 static_assert(type_names[static_cast<std::size_t>(LayerType::normalize)] == "normalize");
 
 std::string listed(std::span<const std::string_view> names) {
@@ -40,6 +40,8 @@ std::vector<std::string_view> fields_of(LayerType type) {
   switch (type) {
     case LayerType::batch_norm: return {"name", "eps"};
     case LayerType::scale: return {"name"};
+    case LayerType::leaky_relu: return {"negative_slope"};
+    case LayerType::conv_transpose: return {"name", "stride"};
     case LayerType::avg_pool:
       return {"kernel", "stride", "padding", "ceil_mode", "count_include_pad"};
     case LayerType::max_pool: return {"kernel", "stride", "padding"};
@@ -103,6 +105,8 @@ class GraphParser {
                  "found " + in_quotes(claim) + R"(, expected "interior" or "everywhere")");
         }
         node.exact = claim == "everywhere";
+      } else if (key == "name" && node.kind == Node::Kind::chain) {
+        node.layer.name = string(value, where + ".name");
       } else if (key != "kind" && key != list && key != "expected" && key != "expected_geometry") {
         refuse(where, "field " + in_quotes(key) + " of a " + kind +
                           " is unknown; supported are kind, " + list +
@@ -210,6 +214,8 @@ class GraphParser {
       node.end = integer(value, place);
     } else if (key == "eps") {
       node.eps = fields::number(value, place);
+    } else if (key == "negative_slope") {
+      node.negative_slope = fields::number(value, place);
     } else if (key == "divide") {
       node.divide = fields::number(value, place);
     } else if (key == "mean") {
@@ -284,6 +290,52 @@ Node parse_graph(const concertina::io::Safetensors& file) {
   refuse(file.origin,
          "there is no metadata \"chain\" or \"conv\", which would describe a network; name layers "
          "with --chain 'conv1,conv2:s2p1', see --help of the subcommand for its grammar");
+}
+
+nlohmann::json to_json(const Node& node) {
+  using Kind = Node::Kind;
+  if (node.kind != Kind::layer) {
+    const char* kind = node.kind == Kind::chain ? "chain"
+                       : node.kind == Kind::sum ? "sum"
+                                                : "concat";
+    nlohmann::json parts = nlohmann::json::array();
+    for (const Node& part : node.parts) parts.push_back(to_json(part));
+    nlohmann::json json{{"kind", kind}};
+    if (!node.layer.name.empty()) json["name"] = node.layer.name;
+    json[node.kind == Kind::chain ? "layers" : "branches"] = std::move(parts);
+    return json;
+  }
+  nlohmann::json json{{"type", name_of(node.type)}};
+  const LayerDescription& layer = node.layer;
+  const auto add = [&json](const char* key, const std::vector<Index>& values) {
+    if (!values.empty()) json[key] = values;
+  };
+  if (!layer.name.empty()) json["name"] = layer.name;
+  add("stride", layer.stride);
+  add("padding", layer.padding);
+  switch (node.type) {
+    case LayerType::conv:
+      add("padding_end", layer.padding_end);
+      add("dilation", layer.dilation);
+      json["groups"] = layer.groups;
+      break;
+    case LayerType::avg_pool:
+    case LayerType::max_pool: add("kernel", node.kernel); break;
+    case LayerType::channel_shuffle: json["groups"] = layer.groups; break;
+    case LayerType::batch_norm: json["eps"] = node.eps; break;
+    case LayerType::leaky_relu: json["negative_slope"] = node.negative_slope; break;
+    case LayerType::channel_slice:
+      json["begin"] = node.begin;
+      json["end"] = node.end;
+      break;
+    case LayerType::normalize:
+      json["divide"] = node.divide;
+      json["mean"] = node.mean;
+      json["std"] = node.std;
+      break;
+    default: break;
+  }
+  return json;
 }
 
 bool is_linear(const Node& node) {

@@ -7,6 +7,8 @@
 
 #include <concertina/io/safetensors.hpp>
 
+#include <nlohmann/json.hpp>
+
 #include <optional>
 #include <string>
 #include <string_view>
@@ -24,6 +26,8 @@ enum class LayerType {
   global_avg_pool,
   relu,
   relu6,
+  leaky_relu,
+  conv_transpose,
   flatten,
   channel_slice,
   channel_shuffle,
@@ -44,15 +48,22 @@ struct Node {
   std::vector<Node> parts;  // of a chain, first-applied first (none: the identity); branches, at
                             // least one; none of a layer
 
-  // Of a layer only. What its type does not have keeps its default.
+  // Of a layer, but for the name. What its type does not have keeps its default.
   LayerType type = LayerType::conv;
-  LayerDescription layer;     // the name of its tensors; the geometry of a conv, stride and
-                              // padding of a pool, groups of a channel_shuffle
+  LayerDescription layer;     // the name of its tensors, of a chain that of the layer it contracts
+                              // to; the geometry of a conv, stride and padding of a pool, groups
+                              // of a channel_shuffle
   std::vector<Index> kernel;  // avg_pool, max_pool: one number per spatial axis, or one for all
   double eps = 0;             // batch_norm
+  double negative_slope = 0;  // leaky_relu
   Index begin = 0, end = 0;   // channel_slice: begin <= channel < end
   double divide = 1;          // normalize: (x / divide - mean[channel]) / std[channel]
   std::vector<double> mean, std;
+
+  // What the tensors of a conv, conv_transpose, linear or batch_norm (out) say, kernel included;
+  // known of networks that a program describes (architecture.hpp), not of those that a file does.
+  Index out = 0, in = 0;
+  bool bias = false;
 
   std::optional<Expectation> expected;
   std::optional<bool> exact;  // what the root's field "exact" claims: everywhere, or in the
@@ -70,6 +81,9 @@ Node parse_graph(const concertina::io::Safetensors& file);
 /// Whether a node is a linear map, biases aside: conv, linear, batch_norm, scale, avg_pool,
 /// channel_slice, channel_shuffle, and what is made of only such.
 bool is_linear(const Node& node);
+
+/// As the format writes it: the inverse of parse_graph, but for tensors and expected layers.
+nlohmann::json to_json(const Node& node);
 
 /// As the format writes it.
 std::string_view name_of(LayerType type);

@@ -52,6 +52,31 @@ Map<Scalar> linear(Conv<Scalar, 0> layer, const std::string& where) {
   };
 }
 
+/// A conv_transpose without padding: what each input position adds to its window of the output.
+template <class Scalar>
+Map<Scalar> conv_transpose(const Safetensors& file, const Node& node) {
+  const std::string name = node.layer.tensor("weight"), bias_name = node.layer.tensor("bias");
+  const std::vector<Index> shape = file.tensor(name).shape;
+  if (shape.size() != 4 || node.layer.stride.size() > 2) {
+    refuse_shape(node.where, "a conv_transpose of weight " + to_text(shape) +
+                                 "; expected [in, out, height, width] and as many strides");
+  }
+  ConvShape<2> adjoint{.out = shape[0],
+                       .in = shape[1],
+                       .kernel = {shape[2], shape[3]},
+                       .geometry = geometry_of<2>(node.layer, node.where)};
+  const auto weight = finite_values<Scalar>(file, name, node.where);
+  std::vector<Scalar> bias(static_cast<std::size_t>(shape[1]), Scalar(0));
+  if (file.contains(bias_name)) bias = finite_values<Scalar>(file, bias_name, node.where);
+  if (std::ssize(bias) != shape[1]) {
+    refuse_shape(node.where, "a bias of " + std::to_string(bias.size()) + " numbers for " +
+                                 std::to_string(shape[1]) + " channels");
+  }
+  return [=, where = node.where](const Tensor<Scalar>& x) {
+    return convolve_transposed<Scalar>(adjoint, weight, bias, x, where);
+  };
+}
+
 /// A conv or linear layer of the file.
 template <class Scalar>
 Map<Scalar> weighted(const Safetensors& file, const LayerDescription& layer,
@@ -210,6 +235,7 @@ Map<Scalar> layer(const Safetensors& file, const Node& node) {
   switch (node.type) {
     case LayerType::conv:
     case LayerType::linear: return weighted<Scalar>(file, node.layer, node.where);
+    case LayerType::conv_transpose: return conv_transpose<Scalar>(file, node);
     case LayerType::batch_norm: return batch_norm<Scalar>(file, node);
     case LayerType::scale: return scale<Scalar>(file, node);
     case LayerType::normalize: return normalize<Scalar>(node);
@@ -235,6 +261,11 @@ Map<Scalar> layer(const Safetensors& file, const Node& node) {
     case LayerType::relu6:
       return [](Tensor<Scalar> x) {
         for (Scalar& value : x.values) value = value < 0 ? 0 : value > 6 ? 6 : value;
+        return x;
+      };
+    case LayerType::leaky_relu:
+      return [slope = static_cast<Scalar>(node.negative_slope)](Tensor<Scalar> x) {
+        for (Scalar& value : x.values) value = value < 0 ? slope * value : value;
         return x;
       };
   }

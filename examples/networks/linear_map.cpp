@@ -24,7 +24,8 @@ std::vector<std::string> tensors_of(const Safetensors& file, const Node& node) {
   std::vector<std::string> names;
   if (node.kind != Node::Kind::layer) return names;
   const bool named = node.type == LayerType::conv || node.type == LayerType::linear ||
-                     node.type == LayerType::batch_norm || node.type == LayerType::scale;
+                     node.type == LayerType::conv_transpose || node.type == LayerType::batch_norm ||
+                     node.type == LayerType::scale;
   for (const char* suffix : suffixes) {
     const std::string name = node.layer.tensor(suffix);
     if (named && file.contains(name)) names.push_back(name);

@@ -193,6 +193,46 @@ Tensor<Scalar> convolve(const Conv<Scalar, 2>& layer, const Tensor<Scalar>& x,
   return y;
 }
 
+/// The adjoint of an unpadded convolution of this shape, weight [in][out][kernel] of the map x ->
+/// y: input position j adds its numbers times the kernel at j * stride. One product an image; each
+/// of its rows is then added where its channel and tap say.
+template <class Scalar>
+Tensor<Scalar> convolve_transposed(const ConvShape<2>& adjoint, const std::vector<Scalar>& weight,
+                                   const std::vector<Scalar>& bias, const Tensor<Scalar>& x,
+                                   const std::string& where) {
+  require_axes(x, 4, where);
+  require_channels(x, adjoint.out, where);
+  const auto& stride = adjoint.geometry.stride;
+  const PerAxis<2> in = {x.shape[2], x.shape[3]};
+  if (in[0] < 1 || in[1] < 1) refuse_shape(where, "a map without positions, " + to_text(x.shape));
+  PerAxis<2> out;
+  for (int axis = 0; axis < 2; ++axis) {
+    out[axis] = concertina::detail::checked_add(
+        concertina::detail::checked_multiply(in[axis] - 1, stride[axis], "conv_transpose"),
+        adjoint.kernel[axis], "conv_transpose");
+  }
+  Tensor<Scalar> y = zeros<Scalar>({x.shape[0], adjoint.in, out[0], out[1]}, where);
+  const Index taps = volume(adjoint.kernel), rows = adjoint.in * taps, positions = volume(in);
+  const Eigen::Map<const Matrix<Scalar>> factors(weight.data(), adjoint.out, rows);
+  for_each_channel(y, [&](Index c, Row<Scalar> row) { row = bias[static_cast<std::size_t>(c)]; });
+  Matrix<Scalar> added;  // of one row of the map at a time, so that it stays small
+  for (Index n = 0; n < x.shape[0]; ++n) {
+    const Scalar* image = x.values.data() + n * adjoint.out * positions;
+    for (Index j = 0; j < in[0]; ++j) {
+      const Eigen::Map<const Matrix<Scalar>, Eigen::Unaligned, Eigen::OuterStride<>> line(
+          image + j * in[1], adjoint.out, in[1], Eigen::OuterStride<>(positions));
+      added.noalias() = factors.transpose() * line;
+      for (Index r = 0; r < rows; ++r) {
+        const Index c = r / taps, ky = r % taps / adjoint.kernel[1], kx = r % adjoint.kernel[1];
+        Scalar* to =
+            y.values.data() + ((n * adjoint.in + c) * out[0] + j * stride[0] + ky) * out[1] + kx;
+        for (Index i = 0; i < in[1]; ++i) to[i * stride[1]] += added(r, i);
+      }
+    }
+  }
+  return y;
+}
+
 // ---- pools
 
 enum class Pooling { max, average };

@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,23 @@ ExitCode bench(const FilesOptions& options);
 
 /// Shows each file's layers before and after.
 ExitCode info(const FilesOptions& options);
+
+struct NetworkOptions {
+  std::string network, expand, stride = "kernel", out;
+  std::vector<std::string> layers;
+  double rate = 4;
+  std::uint64_t seed = 1;
+  bool json = false;
+};
+
+/// Lists the paper's networks.
+ExitCode networks(const NetworkOptions& options);
+
+/// Shows a network's layers and their cost, expanded where asked for.
+ExitCode network_info(const NetworkOptions& options);
+
+/// Writes a network, expanded where asked for, with random numbers.
+ExitCode write_network(const NetworkOptions& options);
 
 /// Calls each(path), which returns an exit code or throws; errors are reported, added to `results`
 /// as {"file", "error"}, and the next file follows. Returns `failed` if any has, otherwise the

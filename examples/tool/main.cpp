@@ -42,10 +42,11 @@ int main(int argc, char** argv) {
   contracting->add_flag("--json", contract_options.json, "Print JSON");
 
   FilesOptions options;
+  CLI::Option* paths_option = nullptr;
   const auto add_files = [&](const char* name, const char* help, const char* paths,
                              const char* json) {
     CLI::App* command = app.add_subcommand(name, help);
-    command->add_option(paths, options.paths, "What to read")->required();
+    paths_option = command->add_option(paths, options.paths, "What to read")->required();
     command->add_option("--chain", options.chain, chain_help);
     command->add_flag("--json", options.json, json);
     return command;
@@ -61,15 +62,65 @@ int main(int argc, char** argv) {
       "bench", "Time the contraction of files' layers beside the peak of a matrix product", "FILE",
       "Print JSON: one object a file");
   CLI::App* showing =
-      add_files("info", "Show layers, parameters and multiply-adds before and after contraction",
-                "FILE", "Print JSON: one object a file");
+      add_files("info",
+                "Show layers, parameters and multiply-adds: of files before and after contraction, "
+                "or of a network of the paper as the paper counts",
+                "FILE", "Print JSON: one object a file, or one of the network");
   showing->add_option("--input-size", options.input_size,
                       "Count multiply-adds at this spatial size; by default that of the file's "
                       "tensor input, or else "
                       "for one position of the output");
 
+  NetworkOptions network;
+  const auto add_expansion = [&](CLI::App* command) {
+    CLI::Option* name =
+        command->add_option("--network", network.network,
+                            "One of the paper's networks, as concertina networks lists them");
+    CLI::Option* expand =
+        command->add_option("--expand", network.expand, "cl, ck, fc, cl+fc or ck+fc")->needs(name);
+    command->add_option("--rate", network.rate, "Expansion rate r")
+        ->needs(expand)
+        ->capture_default_str();
+    command
+        ->add_option(
+            "--stride", network.stride,
+            "Where the stride of a CL expansion stands: kernel, the kxk layer; or last, the "
+            "last 1x1, where the paper counts it, the same map at a higher cost")
+        ->needs(expand)
+        ->check(CLI::IsMember({"kernel", "last"}))
+        ->capture_default_str();
+    command
+        ->add_option(
+            "--layers", network.layers,
+            "Expand these only, such as conv1,conv2; by default those of the paper, or all "
+            "that the expansion applies to")
+        ->needs(expand)
+        ->delimiter(',');
+    return name;
+  };
+  paths_option->required(false)->excludes(add_expansion(showing));
+  CLI::App* listing = app.add_subcommand("networks", "List the paper's networks and their cost");
+  listing->add_flag("--json", network.json, "Print JSON: one object a network");
+  CLI::App* writing = app.add_subcommand(
+      "expand", "Write one of the paper's networks, expanded, with random numbers and an input");
+  add_expansion(writing)->required();
+  writing->add_option("--seed", network.seed, "Of the random numbers")->capture_default_str();
+  writing->add_option("-o,--output", network.out, "The file to write")->required();
+
   try {
     app.parse(argc, argv);
+    if (listing->parsed()) return networks(network);
+    if (writing->parsed()) return write_network(network);
+    if (showing->parsed() && !network.network.empty()) {
+      network.json = options.json;
+      if (!options.chain.empty() || !options.input_size.empty()) {
+        throw UsageError("--chain and --input-size are for files, not for --network");
+      }
+      return network_info(network);
+    }
+    if (showing->parsed() && options.paths.empty()) {
+      throw UsageError("info: name a file, or a network with --network");
+    }
     if (contracting->parsed()) return contract(contract_options);
     if (verifying->parsed()) return verify(options);
     if (timing->parsed()) return bench(options);

@@ -1,0 +1,124 @@
+// The architecture of a network, without its numbers: layers, shapes and connections, from which
+// cost and expansion follow.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "graph.hpp"
+
+#include <concertina/geometry.hpp>
+#include <concertina/io/safetensors.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace tool {
+
+/// One image's map; after a flatten only channels.
+struct Extent {
+  Index channels = 0, height = 1, width = 1;
+
+  friend bool operator==(const Extent&, const Extent&) = default;
+};
+
+std::string to_text(const Extent& extent);
+
+/// Numbers in a map. Throws SizeError where they overflow.
+Index count(const Extent& extent);
+
+/// How the paper expands some layers of a network by one strategy; what it leaves to the default
+/// is as ExpandOptions has it.
+struct Recipe {
+  std::string strategy;             // cl, ck or fc
+  std::vector<std::string> layers;  // their names
+  bool narrow_first = false;        // the first map between keeps the image's three channels
+  bool depthwise_middle = false;    // cl: the middle layer mixes no channels
+  bool inner_bias = false;          // biases on all layers but the last, of layers without one
+};
+
+struct Architecture {
+  std::string name, title;
+  Extent input;
+  Node graph;
+  bool functional = false;  // activations and pools are function calls, which the paper's count
+                            // does not see
+  std::vector<Recipe> recipes = {};
+};
+
+/// The shape of a described conv. The same layer of a linear has rank 0.
+concertina::ConvShape<2> conv_shape(const Node& node);
+concertina::ConvShape<0> linear_shape(const Node& node);
+
+/// Described layers of these shapes.
+Node conv_node(const std::string& name, const concertina::ConvShape<2>& shape);
+Node linear_node(const std::string& name, const concertina::ConvShape<0>& shape);
+
+/// What a described node writes for one image. Throws ShapeError naming the layer that it does not
+/// fit.
+Extent output_of(const Node& node, const Extent& input);
+
+/// Describes a chain of layers, each reading what the one before writes.
+class Builder {
+ public:
+  explicit Builder(const Extent& input) : extent_(input) {}
+
+  /// A branch that reads what the next layer here would.
+  Builder branch() const { return Builder(extent_); }
+  const Extent& extent() const { return extent_; }
+  Node graph() const { return chain_; }
+
+  /// `shape.in` is filled in.
+  Builder& conv(const std::string& name, concertina::ConvShape<2> shape);
+  /// Windows of `kernel` side by side, without bias.
+  Builder& conv_transpose(const std::string& name, Index out, Index kernel);
+  Builder& linear(const std::string& name, Index out);
+  Builder& batch_norm(const std::string& name);
+  /// relu, relu6, flatten, global_avg_pool.
+  Builder& plain(LayerType type);
+  Builder& leaky_relu(double negative_slope);
+  Builder& max_pool(Index kernel, Index stride, Index padding = 0);
+  Builder& avg_pool(Index kernel, Index stride);
+  Builder& channel_slice(Index begin, Index end);
+  Builder& channel_shuffle(Index groups);
+  Builder& sum(const std::vector<Builder>& branches);
+  Builder& concat(const std::vector<Builder>& branches);
+
+ private:
+  Builder& add(Node node);
+  Builder& pool(LayerType type, Index kernel, Index stride, Index padding);
+  Builder& join(Node::Kind kind, const std::vector<Builder>& branches);
+
+  Node chain_;
+  Extent extent_;
+};
+
+/// Trainable numbers and multiply-adds, counted as the paper's Table S10 counts them.
+///
+/// Multiply-adds of one image: a convolution's taps for each number it writes, and one more if it
+/// has a bias; a transposed convolution's for each position it reads; a linear layer's weights; 2
+/// for each number that a batch norm writes; 1 for each that an activation writes or a pool reads,
+/// unless the network calls these as functions. Means over the whole map count nothing.
+struct Cost {
+  Index parameters = 0, multiply_adds = 0;
+
+  friend bool operator==(const Cost&, const Cost&) = default;
+};
+
+struct LayerCost {
+  std::string name, layer;  // its shape, or its type
+  Extent output;
+  Cost cost;
+};
+
+/// The layers' costs in the order in which they run. Throws ShapeError for layers that do not fit,
+/// SizeError where a count overflows.
+std::vector<LayerCost> layer_costs(const Architecture& network);
+Cost total(const std::vector<LayerCost>& layers);
+
+/// The file of a network with random numbers: layers initialised as PyTorch does, batch norms with
+/// factors and statistics that keep activations at their scale, and an `input` of one image,
+/// uniform in -1 to 1. Reproducible from the seed.
+/// Throws  SizeError where a tensor overflows
+concertina::io::Safetensors initialized(const Architecture& network, std::uint64_t seed);
+
+}  // namespace tool

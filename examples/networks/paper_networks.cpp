@@ -1,0 +1,280 @@
+// Seven networks, layer by layer.
+// SPDX-License-Identifier: Apache-2.0
+#include "paper_networks.hpp"
+
+#include "text.hpp"
+
+#include <utility>
+
+namespace tool {
+namespace {
+
+using concertina::ConvShape, concertina::Geometry;
+
+ConvShape<2> square(Index out, Index kernel, Index stride = 1, Index groups = 1) {
+  return {.out = out,
+          .kernel = kernel,
+          .geometry = {.stride = stride, .padding = kernel / 2, .groups = groups}};
+}
+
+ConvShape<2> with_bias(ConvShape<2> shape) {
+  shape.bias = true;
+  return shape;
+}
+
+/// Names NAME.0, NAME.1, ... as those of the parts of a torch.nn.Sequential, which counts
+/// activations too.
+class Sequential {
+ public:
+  Sequential(Builder& net, std::string name) : net_(net), name_(std::move(name) + ".") {}
+
+  std::string next() { return name_ + std::to_string(count_++); }
+  Sequential& conv(const ConvShape<2>& shape, LayerType activation) {
+    conv(shape);
+    net_.plain(activation);
+    ++count_;
+    return *this;
+  }
+  /// Without an activation.
+  Sequential& conv(const ConvShape<2>& shape) {
+    net_.conv(next(), shape);
+    net_.batch_norm(next());
+    return *this;
+  }
+
+ private:
+  Builder& net_;
+  std::string name_;
+  int count_ = 0;
+};
+
+Architecture smallnet(Index kernel) {
+  const Extent input{3, 32, 32};
+  Builder net(input);
+  for (int block = 1; block <= 3; ++block) {
+    const std::string name = "conv" + std::to_string(block);
+    ConvShape<2> shape = with_bias(square(Index{4} << block, kernel));
+    if (kernel == 3) shape.geometry.padding = 0;
+    net.conv(name, shape).batch_norm(name + "_bn").plain(LayerType::relu).max_pool(2, 2);
+  }
+  net.plain(LayerType::flatten).linear("fc1", 64).plain(LayerType::relu).linear("fc2", 10);
+  const std::vector<std::string> convs = {"conv1", "conv2", "conv3"};
+  Architecture network{
+      .name = "smallnet" + std::to_string(kernel),
+      .title = "SmallNet (" + std::to_string(kernel) + "x" + std::to_string(kernel) + ")",
+      .input = input,
+      .graph = net.graph(),
+      .functional = true,
+      .recipes = {{.strategy = "cl", .layers = convs, .narrow_first = true},
+                  {.strategy = "fc", .layers = {"fc1"}}}};
+  if (kernel > 3) {
+    network.recipes.push_back({.strategy = "ck", .layers = convs, .narrow_first = true});
+  }
+  return network;
+}
+
+Architecture mobilenet() {
+  const Extent input{3, 224, 224};
+  Builder net(input);
+  std::vector<std::string> expanded{"model.0.0"};
+  Sequential(net, "model.0").conv(square(32, 3, 2), LayerType::relu);
+  struct Block {
+    Index out, stride;
+  };
+  constexpr Block blocks[] = {{64, 1},  {128, 2}, {128, 1}, {256, 2}, {256, 1},  {512, 2}, {512, 1},
+                              {512, 1}, {512, 1}, {512, 1}, {512, 1}, {1024, 2}, {1024, 1}};
+  for (const Block& block : blocks) {
+    const std::string name = "model." + std::to_string(expanded.size());
+    const Index in = net.extent().channels;
+    Sequential(net, name)
+        .conv(square(in, 3, block.stride, in), LayerType::relu)
+        .conv(square(block.out, 1), LayerType::relu);
+    expanded.push_back(name + ".0");
+  }
+  // A module, which the paper's count sees; the means of the other networks are not.
+  net.avg_pool(7, 7).plain(LayerType::flatten).linear("fc", 1000);
+  return {.name = "mobilenet",
+          .title = "MobileNet",
+          .input = input,
+          .graph = net.graph(),
+          .recipes = {{.strategy = "cl", .layers = expanded}}};
+}
+
+Architecture mobilenet_v2() {
+  const Extent input{3, 224, 224};
+  Builder net(input);
+  std::vector<std::string> expanded{"features.0.0"};
+  Sequential(net, "features.0").conv(square(32, 3, 2), LayerType::relu6);
+  struct Stage {
+    Index factor, out, repeats, stride;
+  };
+  constexpr Stage stages[] = {{1, 16, 1, 1}, {6, 24, 2, 2},  {6, 32, 3, 2}, {6, 64, 4, 2},
+                              {6, 96, 3, 1}, {6, 160, 3, 2}, {6, 320, 1, 1}};
+  int block = 1;
+  for (const Stage& stage : stages) {
+    for (Index repeat = 0; repeat < stage.repeats; ++repeat, ++block) {
+      const Index in = net.extent().channels, hidden = in * stage.factor;
+      const Index stride = repeat == 0 ? stage.stride : 1;
+      const std::string name = "features." + std::to_string(block) + ".conv";
+      Builder inner = net.branch();
+      Sequential layers(inner, name);
+      if (stage.factor > 1) layers.conv(square(hidden, 1), LayerType::relu6);
+      layers.conv(square(hidden, 3, stride, hidden), LayerType::relu6).conv(square(stage.out, 1));
+      if (stride == 2) expanded.push_back(name + ".3");
+      // A sum of one branch is that branch.
+      if (stride == 1 && in == stage.out) {
+        net.sum({net.branch(), inner});
+      } else {
+        net.sum({inner});
+      }
+    }
+  }
+  Sequential(net, "features." + std::to_string(block)).conv(square(1280, 1), LayerType::relu6);
+  net.plain(LayerType::global_avg_pool).linear("classifier.1", 1000);
+  return {.name = "mobilenetv2",
+          .title = "MobileNetV2",
+          .input = input,
+          .graph = net.graph(),
+          .recipes = {{.strategy = "cl", .layers = expanded}}};
+}
+
+Architecture shufflenet_v2() {
+  const Extent input{3, 224, 224};
+  Builder net(input);
+  std::vector<std::string> expanded{"conv1.0"};
+  Sequential(net, "conv1").conv(square(24, 3, 2), LayerType::relu);
+  net.max_pool(3, 2, 1);
+  struct Stage {
+    int name;
+    Index out;
+    int units;
+  };
+  for (const Stage& stage : {Stage{2, 48, 4}, Stage{3, 96, 8}, Stage{4, 192, 4}}) {
+    for (int unit = 0; unit < stage.units; ++unit) {
+      const std::string name =
+          "stage" + std::to_string(stage.name) + "." + std::to_string(unit) + ".branch";
+      const Index half = stage.out / 2, stride = unit == 0 ? 2 : 1;
+      Builder left = net.branch(), right = net.branch();
+      if (unit == 0) {
+        const Index in = net.extent().channels;
+        Sequential(left, name + "1")
+            .conv(square(in, 3, 2, in))
+            .conv(square(half, 1), LayerType::relu);
+        expanded.push_back(name + "1.0");
+      } else {
+        left.channel_slice(0, half);
+        right.channel_slice(half, stage.out);
+      }
+      Sequential(right, name + "2")
+          .conv(square(half, 1), LayerType::relu)
+          .conv(square(half, 3, stride, half))
+          .conv(square(half, 1), LayerType::relu);
+      expanded.push_back(name + "2.3");
+      net.concat({left, right}).channel_shuffle(2);
+    }
+  }
+  Sequential(net, "conv5").conv(square(1024, 1), LayerType::relu);
+  net.plain(LayerType::global_avg_pool).linear("fc", 1000);
+  return {.name = "shufflenetv2",
+          .title = "ShuffleNetV2 0.5x",
+          .input = input,
+          .graph = net.graph(),
+          .recipes = {{.strategy = "cl", .layers = expanded, .depthwise_middle = true}}};
+}
+
+Architecture yolo_lite() {
+  const Extent input{3, 608, 608};
+  Builder net(input);
+  std::vector<std::string> expanded;
+  for (const Index out : {16, 32, 64, 128, 128, 256}) {
+    const std::string name = "conv" + std::to_string(expanded.size() + 1);
+    net.conv(name, square(out, 3)).batch_norm(name + "_bn").leaky_relu(0.1);
+    if (out != 256) net.max_pool(2, 2);
+    expanded.push_back(name);
+  }
+  expanded.pop_back();
+  net.conv("conv7", with_bias(square(125, 1)));
+  return {.name = "yololite",
+          .title = "YOLO-LITE",
+          .input = input,
+          .graph = net.graph(),
+          .recipes = {{.strategy = "cl", .layers = expanded}}};
+}
+
+/// Two convolutions down, what lies below, and two up again; adds the names of those that expand.
+void unet_level(Builder& net, Index width, int level, std::vector<std::string>& expanded) {
+  const auto two = [&](const std::string& name) {
+    for (const char* which : {".conv1", ".conv2"}) {
+      net.conv(name + which, square(width, 3)).batch_norm(name + which + "_bn");
+      net.plain(LayerType::relu);
+    }
+  };
+  const std::string number = std::to_string(level), down = "down" + number;
+  two(down);
+  expanded.insert(expanded.end(), {down + ".conv1", down + ".conv2"});
+  if (level == 5) return;
+  Builder below = net.branch();
+  below.max_pool(2, 2);
+  unet_level(below, 2 * width, level + 1, expanded);
+  below.conv_transpose("up" + number + ".upsample", width, 2);
+  net.concat({below, net.branch()});
+  two("up" + number);
+}
+
+Architecture unet() {
+  const Extent input{3, 1024, 2048};
+  Builder net(input);
+  std::vector<std::string> expanded;
+  unet_level(net, 32, 1, expanded);
+  net.conv("classifier", with_bias(square(20, 1)));
+  return {.name = "unet",
+          .title = "U-Net",
+          .input = input,
+          .graph = net.graph(),
+          .recipes = {{.strategy = "cl", .layers = expanded, .inner_bias = true}}};
+}
+
+Architecture alexnet(Index last) {
+  const Extent input{3, 224, 224};
+  Builder net(input);
+  ConvShape<2> first = with_bias(square(64, 11, 4));
+  first.geometry.padding = 2;
+  net.conv("conv1", first).plain(LayerType::relu).max_pool(3, 2);
+  net.conv("conv2", with_bias(square(192, 5))).plain(LayerType::relu).max_pool(3, 2);
+  net.conv("conv3", with_bias(square(384, 3))).plain(LayerType::relu);
+  net.conv("conv4", with_bias(square(256, 3))).plain(LayerType::relu);
+  net.conv("conv5", with_bias(square(last, 3))).plain(LayerType::relu);
+  net.plain(LayerType::global_avg_pool).linear("fc", 1000);
+  return {.name = "alexnet" + std::to_string(last),
+          .title = "AlexNet " + std::to_string(last),
+          .input = input,
+          .graph = net.graph(),
+          .recipes = {{.strategy = "ck", .layers = {"conv1", "conv2"}}}};
+}
+
+}  // namespace
+
+const std::vector<std::string>& paper_network_names() {
+  static const std::vector<std::string> names = {
+      "smallnet7", "smallnet3", "mobilenet",  "mobilenetv2", "shufflenetv2",
+      "yololite",  "unet",      "alexnet128", "alexnet256",  "alexnet512"};
+  return names;
+}
+
+Architecture paper_network(const std::string& name) {
+  if (name == "smallnet3") return smallnet(3);
+  if (name == "smallnet7") return smallnet(7);
+  if (name == "mobilenet") return mobilenet();
+  if (name == "mobilenetv2") return mobilenet_v2();
+  if (name == "shufflenetv2") return shufflenet_v2();
+  if (name == "yololite") return yolo_lite();
+  if (name == "unet") return unet();
+  for (const Index last : {128, 256, 512}) {
+    if (name == "alexnet" + std::to_string(last)) return alexnet(last);
+  }
+  std::string names;
+  for (const std::string& each : paper_network_names()) names += (names.empty() ? "" : ", ") + each;
+  throw UsageError("there is no network " + in_quotes(name) + "; there are " + names);
+}
+
+}  // namespace tool
