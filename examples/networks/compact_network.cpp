@@ -78,13 +78,13 @@ class Compactor {
 
  private:
   nlohmann::json node(const Node& node, const nlohmann::json& json) {
-    if (is_expanded(node) || is_layer(node)) return contract(node, {});
+    if (becomes_one(node) || is_layer(node)) return contract(node, {});
     if (node.kind == Node::Kind::layer) return copied(node, json);
     nlohmann::json parts = nlohmann::json::array();
     const char* list = node.kind == Node::Kind::chain ? "layers" : "branches";
     for (std::size_t p = 0; p < node.parts.size(); ++p) {
       const Node& part = node.parts[p];
-      if (node.kind == Node::Kind::chain && (is_expanded(part) || is_layer(part))) {
+      if (node.kind == Node::Kind::chain && (becomes_one(part) || is_layer(part))) {
         std::span<const Node> after(node.parts.data() + p + 1, 0);
         while (p + 1 < node.parts.size() && follows_a_layer(node.parts[p + 1])) {
           after = {after.data(), after.size() + 1};
@@ -99,9 +99,9 @@ class Compactor {
   }
 
   /// Whether a node becomes one layer.
-  bool is_expanded(const Node& node) const {
+  bool becomes_one(const Node& node) const {
     if (node.kind == Node::Kind::layer || !is_linear(node) || !has_weights(node)) return false;
-    if (node.expected || !node.layer.name.empty()) return true;
+    if (is_expanded(node)) return true;
     try {
       return adds_no_parameters(node);
     } catch (const concertina::FormatError&) {
@@ -122,9 +122,7 @@ class Compactor {
 
   /// The layer that a node and the batch norms after it are.
   nlohmann::json contract(const Node& node, std::span<const Node> after) {
-    const std::string name = node.expected             ? node.expected->layer.name
-                             : node.layer.name.empty() ? first_layer(node).layer.name
-                                                       : node.layer.name;
+    const std::string name = is_expanded(node) ? compact_name(node) : first_layer(node).layer.name;
     Node whole;
     whole.where = node.where;
     whole.parts.push_back(node);

@@ -352,6 +352,14 @@ bool is_linear(const Node& node) {
   }
 }
 
+bool is_expanded(const Node& node) {
+  return node.expected || (node.kind == Node::Kind::chain && !node.layer.name.empty());
+}
+
+const std::string& compact_name(const Node& node) {
+  return node.expected ? node.expected->layer.name : node.layer.name;
+}
+
 std::string_view name_of(LayerType type) { return type_names[static_cast<std::size_t>(type)]; }
 
 }  // namespace tool

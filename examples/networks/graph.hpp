@@ -82,6 +82,13 @@ Node parse_graph(const concertina::io::Safetensors& file);
 /// channel_slice, channel_shuffle, and what is made of only such.
 bool is_linear(const Node& node);
 
+/// Whether a node says that it stands for one layer: with an expected one, or as a chain with a
+/// name.
+bool is_expanded(const Node& node);
+
+/// The layer's name in the compact network. Requires is_expanded.
+const std::string& compact_name(const Node& node);
+
 /// As the format writes it: the inverse of parse_graph, but for tensors and expected layers.
 nlohmann::json to_json(const Node& node);
 

@@ -323,7 +323,7 @@ using Observer = typename Network<Scalar>::Observer;
 template <class Scalar>
 Map<Scalar> map_of(const Safetensors& file, const Node& node, Form form,
                    const Observer<Scalar>& observe) {
-  if (observe && node.expected) {
+  if (observe && is_expanded(node)) {
     return [&node, observe, map = map_of<Scalar>(file, node, form, {})](Tensor<Scalar> x) {
       observe(node, x);
       return map(std::move(x));

@@ -21,7 +21,7 @@ enum class Form {
 template <class Scalar>
 class Network {
  public:
-  /// Told of each expanded node that has an expected layer, and of the batch that it is given.
+  /// Told of each node that is_expanded, and of the batch that it is given.
   using Observer = std::function<void(const Node&, const Tensor<Scalar>&)>;
 
   /// Takes the weights from the file, widened; F64 only fits double. Neither file nor graph is

@@ -258,6 +258,16 @@ std::vector<const Node*> expected_nodes(const Node& graph) {
   return nodes;
 }
 
+std::vector<const Node*> expanded_nodes(const Node& graph) {
+  if (is_expanded(graph)) return {&graph};
+  std::vector<const Node*> nodes;
+  for (const Node& part : graph.parts) {
+    const auto more = expanded_nodes(part);
+    nodes.insert(nodes.end(), more.begin(), more.end());
+  }
+  return nodes;
+}
+
 Index layer_count(const Node& node) {
   Index count = 0;
   for_each_layer(node, [&](const Node&) { ++count; });

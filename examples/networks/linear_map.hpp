@@ -55,6 +55,9 @@ AnyExpression read_file_map(const concertina::io::Safetensors& file, const Node&
 /// The outermost nodes that carry an expected layer, in order.
 std::vector<const Node*> expected_nodes(const Node& graph);
 
+/// The outermost nodes that stand for one layer, in order: those that is_expanded finds.
+std::vector<const Node*> expanded_nodes(const Node& graph);
+
 Index layer_count(const Node& node);
 
 /// Numbers that a node's layers hold.

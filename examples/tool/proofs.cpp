@@ -588,7 +588,7 @@ void compare_networks(const concertina::io::Safetensors& file, const Node& graph
 
 FileProof prove_network(const concertina::io::Safetensors& file, const Node& graph,
                         Progress& progress) {
-  const std::vector<const Node*> nodes = expected_nodes(graph);
+  const std::vector<const Node*> nodes = expanded_nodes(graph);
   const Tensor<double> batch = network_input(file);
   std::map<const Node*, Tensor<double>> inputs;  // each layer's own, of one image
   if (!batch.values.empty()) {
@@ -609,7 +609,7 @@ FileProof prove_network(const concertina::io::Safetensors& file, const Node& gra
   proof.border = "exact";
   for (const Node* node : nodes) {
     const auto input = inputs.find(node);
-    const std::string& name = node->expected->layer.name;
+    const std::string& name = compact_name(*node);
     const FileProof one =
         prove_linear_map(file, *node, progress, input == inputs.end() ? nullptr : &input->second);
     for (const Finding& finding : one.findings) {
@@ -629,7 +629,8 @@ FileProof prove_network(const concertina::io::Safetensors& file, const Node& gra
     }
   }
   if (nodes.empty()) {
-    proof.findings.push_back({Report{.proof = "rounding"}, "no node has an expected layer"});
+    proof.findings.push_back(
+        {Report{.proof = "rounding"}, "no node has a name or an expected layer"});
   }
   progress.show(file.origin + ": running the contracted network");
   if (!batch.values.empty()) compare_networks(file, graph, batch, proof);

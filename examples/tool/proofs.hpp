@@ -41,7 +41,7 @@ struct FileProof {
 ///   output                         the contraction on `input`, off the border, against the file's
 ///   output.contracted              the same against the output of the single layer, everywhere
 ///   exact                          what the metadata claims about the border
-/// Of a network (a graph that is not linear) each node with an expected layer, also on its own
+/// Of a network (a graph that is not linear) each node that is_expanded, also on its own
 /// input (the first image's), and the whole on the file's `images` or `input`:
 ///   logits                         the contracted network's float error no more than twice the
 ///                                  expanded one's, both against a double run

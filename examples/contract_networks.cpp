@@ -1,0 +1,333 @@
+// Contracts the paper's networks end to end, and checks what comes out.
+// SPDX-License-Identifier: Apache-2.0
+//
+//     contract_networks [NAME...]
+//
+// Each network is expanded with random numbers, and once more from the numbers of a compact network
+// such that it computes the same. Every expanded layer is then contracted, in float, from where its
+// layers lie; the time and the memory that this takes are those of that step alone. Three checks:
+// each contraction within its rounding bound on a window of its own input; the contracted network's
+// error, against the expanded one in double, no more than twice that of the expanded network in
+// float; the parameters those of the compact network.
+#include "networks/expansion.hpp"
+#include "networks/inference.hpp"
+#include "networks/linear_map.hpp"
+#include "networks/paper_networks.hpp"
+#include "networks/windows.hpp"
+#include "text.hpp"
+
+#include <concertina/contract.hpp>
+#include <concertina/detail/rounding.hpp>
+#include <concertina/expand.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <malloc.h>
+
+#include <chrono>
+#include <cmath>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace tool;
+using concertina::ConvView;
+using concertina::io::Safetensors;
+
+/// A fully connected layer is a 1x1 convolution of a map of one position.
+ConvShape<2> shape_of(const Node& node) {
+  if (node.type == LayerType::conv) return conv_shape(node);
+  return {.out = node.out, .in = node.in, .kernel = 1, .bias = node.bias};
+}
+
+/// A layer where the file has it.
+ConvView<float, 2> view_of(const Safetensors& file, const Node& node) {
+  const auto bias =
+      node.bias ? file.view<float>(node.layer.tensor("bias")) : std::span<const float>();
+  return {shape_of(node), file.view<float>(node.layer.tensor("weight")), bias};
+}
+
+std::vector<ConvView<float, 2>> views_of(const Safetensors& file, const Node& chain) {
+  std::vector<ConvView<float, 2>> layers;
+  for (const Node& part : chain.parts) layers.push_back(view_of(file, part));
+  return layers;
+}
+
+/// The expanded layers, by name.
+void list_chains(const Node& node, std::map<std::string, const Node*>& chains) {
+  if (node.kind == Node::Kind::chain && !node.layer.name.empty()) {
+    chains[node.layer.name] = &node;
+    return;
+  }
+  for (const Node& part : node.parts) list_chains(part, chains);
+}
+
+template <class Layer>
+void replace(Safetensors& file, const Node& node, const Layer& layer) {
+  const auto put = [&](const char* suffix, auto numbers) {
+    const std::string name = node.layer.tensor(suffix);
+    const std::vector<Index> shape = file.contains(name)
+                                         ? file.tensor(name).shape
+                                         : std::vector<Index>{static_cast<Index>(numbers.size())};
+    file.tensors.erase(name);
+    file.add(name, shape, numbers);
+  };
+  put("weight", layer.weight());
+  if (!layer.bias().empty()) put("bias", layer.bias());
+}
+
+/// Gives the chains' layers numbers that contract to those of `compact`. Returns the layers that
+/// their widths cannot represent; they stay random.
+std::string preserve(Safetensors& file, const Safetensors& compact, const Architecture& from,
+                     const std::map<std::string, const Node*>& chains) {
+  std::mt19937_64 generator(1);
+  std::string refused;
+  const auto visit = [&](const auto& self, const Node& node) -> void {
+    for (const Node& part : node.parts) self(self, part);
+    const auto chain = chains.find(node.layer.name);
+    if (node.kind != Node::Kind::layer || chain == chains.end()) return;
+    std::vector<ConvShape<2>> shapes;
+    for (const Node& part : chain->second->parts) shapes.push_back(shape_of(part));
+    // Where the recipe has biases that the layer has not, they start at zero.
+    for (ConvShape<2>& shape : shapes) shape.bias = shape.bias && node.bias;
+    try {
+      const auto layers = concertina::expand_preserving(view_of(compact, node), shapes, generator);
+      for (std::size_t l = 0; l < layers.size(); ++l) {
+        const Node& part = chain->second->parts[l];
+        replace(file, part, layers[l]);
+        if (part.bias && !shapes[l].bias) {
+          const std::string name = part.layer.tensor("bias");
+          file.tensors.erase(name);
+          file.add(name, {part.out}, std::vector<float>(static_cast<std::size_t>(part.out)));
+        }
+      }
+    } catch (const concertina::ExpansionError&) {
+      refused += (refused.empty() ? "" : ", ") + node.layer.name;
+    }
+  };
+  visit(visit, from.graph);
+  return refused;
+}
+
+// ---- memory
+
+/// A line of /proc/self/status, in bytes.
+Index status(const std::string& field) {
+  std::ifstream in("/proc/self/status");
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with(field + ":")) return std::stol(line.substr(field.size() + 1)) * 1024;
+  }
+  throw concertina::IoError("/proc/self/status: no " + field);
+}
+
+/// Memory beyond that in use at the start, at its most.
+class PeakMemory {
+ public:
+  PeakMemory() {
+    malloc_trim(0);  // so that memory freed earlier is counted when it is used again
+    std::ofstream("/proc/self/clear_refs") << "5";
+    start_ = status("VmRSS");
+  }
+  Index bytes() const { return std::max<Index>(status("VmHWM") - start_, 0); }
+
+ private:
+  Index start_;
+};
+
+// ---- checks
+
+template <class Scalar>
+Conv<double, 2> magnitude(const Conv<Scalar, 2>& layer) {
+  auto wide = layer.template cast<double>();
+  for (double& number : wide.weight()) number = std::abs(number);
+  for (double& number : wide.bias()) number = std::abs(number);
+  return wide;
+}
+
+/// The part of a map that the first outputs, of at most 64x64, read.
+Tensor<double> window(const Tensor<double>& x, const ConvShape<2>& shape) {
+  if (x.shape.size() == 2) return {{x.shape[0], x.shape[1], 1, 1}, x.values};
+  Tensor<double> part{x.shape, {}};
+  for (int axis = 0; axis < 2; ++axis) {
+    auto& extent = part.shape[static_cast<std::size_t>(axis) + 2];
+    extent = std::min(extent, 64 * shape.geometry.stride[axis] + shape.kernel[axis]);
+  }
+  const Index rows = part.shape[2], columns = part.shape[3];
+  for (Index c = 0; c < x.shape[1]; ++c) {
+    for (Index r = 0; r < rows; ++r) {
+      const auto from = x.values.begin() + (c * x.shape[2] + r) * x.shape[3];
+      part.values.insert(part.values.end(), from, from + columns);
+    }
+  }
+  return part;
+}
+
+/// The largest error of a contraction on this input, as a fraction of its bound. Both sides are
+/// computed in double: the layers in turn are off by gamma_n(u_double) of the magnitude, n the
+/// terms of all their sums; the contraction by gamma_terms(u_float), for its own sums, and in its
+/// application by gamma of its terms.
+double fraction_of_bound(const std::vector<ConvView<float, 2>>& layers, const Conv<float, 2>& layer,
+                         const Tensor<double>& input) {
+  using concertina::detail::gamma, concertina::detail::unit_roundoff;
+  const Tensor<double> x = window(input, layer.shape());
+  Tensor<double> y = x, absolute = x;
+  for (double& number : absolute.values) number = std::abs(number);
+  std::vector<Conv<double, 2>> sizes;
+  Index steps = 0;
+  const auto terms_of = [](const ConvShape<2>& shape) {
+    return shape.in / shape.geometry.groups * volume(shape.kernel) + 1;
+  };
+  for (const ConvView<float, 2>& each : layers) {
+    y = convolve(each.cast<double>(), y, "expanded");
+    sizes.push_back(magnitude(Conv<float, 2>(each)));
+    steps += terms_of(each.shape());
+  }
+  const Tensor<double> found = convolve(layer.cast<double>(), x, "contracted");
+  const Tensor<double> most = convolve(concertina::contract(sizes), absolute, "magnitude");
+  const Index terms = concertina::detail::terms<2>(concertina::form(layers)).bias;
+  const Index apply = terms_of(layer.shape());
+  const long double u = unit_roundoff<double>();
+  const long double relative =
+      ((1 + gamma(terms, unit_roundoff<float>())) * (1 + gamma(apply, u)) - 1 + gamma(steps, u)) /
+      (1 - gamma(terms + apply, u));
+  double worst = 0;
+  for (std::size_t i = 0; i < y.values.size(); ++i) {
+    const double error = std::abs(found.values[i] - y.values[i]);
+    if (error == 0) continue;
+    const double fraction = error / (static_cast<double>(relative) * most.values[i]);
+    if (!(fraction <= worst)) worst = fraction;  // NaN stays
+  }
+  return worst;
+}
+
+template <class Scalar>
+Tensor<double> run(const Network<Scalar>& network, const Tensor<float>& x) {
+  const Tensor<Scalar> y = network({x.shape, {x.values.begin(), x.values.end()}});
+  return {y.shape, {y.values.begin(), y.values.end()}};
+}
+
+double largest_difference(const Tensor<double>& a, const Tensor<double>& b) {
+  double largest = a.shape == b.shape ? 0 : std::numeric_limits<double>::infinity();
+  for (std::size_t i = 0; i < a.values.size() && a.shape == b.shape; ++i) {
+    const double difference = std::abs(a.values[i] - b.values[i]);
+    if (!(difference <= largest)) largest = difference;
+  }
+  return largest;
+}
+
+std::string mebibytes(Index bytes) { return brief(static_cast<long double>(bytes) / (1 << 20)); }
+
+/// Prints a row of the table. Returns whether all checks hold.
+bool contract_network(const Architecture& compact, const std::string& strategy, bool preserving,
+                      Progress& progress) {
+  const Architecture wide = expanded(compact, {.strategy = strategy});
+  std::map<std::string, const Node*> chains;
+  list_chains(wide.graph, chains);
+  progress.show(wide.title + ": numbers");
+  Safetensors file = initialized(wide, 1);
+  std::string refused;
+  if (preserving) refused = preserve(file, initialized(compact, 2), compact, chains);
+
+  progress.show(wide.title + ": contracting");
+  std::map<std::string, Conv<float, 2>> contracted;
+  const PeakMemory memory;
+  const auto begin = std::chrono::steady_clock::now();
+  for (const auto& [name, chain] : chains) {
+    contracted.emplace(name, concertina::contract(views_of(file, *chain)));
+  }
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+  const Index peak = memory.bytes();
+
+  // The compact network's file: what was not expanded stays.
+  Safetensors small{.origin = compact.name,
+                    .metadata = {{"chain", to_json(compact.graph).dump()}},
+                    .tensors = {}};
+  Index largest = 0;
+  for (const auto& [name, tensor] : file.tensors) {
+    if (name.ends_with("weight")) largest = std::max(largest, std::ssize(tensor.bytes));
+  }
+  for (const auto& [name, tensor] : initialized(compact, 1).tensors) {
+    small.tensors.insert({name, file.contains(name) ? file.tensor(name) : tensor});
+  }
+  const auto put = [&](const auto& self, const Node& node) -> void {
+    for (const Node& part : node.parts) self(self, part);
+    const auto layer = contracted.find(node.layer.name);
+    if (node.kind == Node::Kind::layer && layer != contracted.end()) {
+      replace(small, node, layer->second);
+    }
+  };
+  put(put, compact.graph);
+
+  const Tensor<float> input = read_tensor<float>(file, "input");
+  const Node wide_graph = parse_graph(file), small_graph = parse_graph(small);
+  double worst = 0;
+  progress.show(wide.title + ": in double");
+  const Tensor<double> right =
+      run(Network<double>(file, wide_graph, Form::expanded,
+                          [&](const Node& node, const Tensor<double>& x) {
+                            const std::string& name = node.layer.name;
+                            const double fraction = fraction_of_bound(
+                                views_of(file, *chains.at(name)), contracted.at(name), x);
+                            if (!(fraction <= worst)) worst = fraction;
+                          }),
+          input);
+  progress.show(wide.title + ": in float");
+  const double error_wide = largest_difference(run(Network<float>(file, wide_graph), input), right);
+  progress.show(wide.title + ": contracted");
+  const double error = largest_difference(run(Network<float>(small, small_graph), input), right);
+  progress.clear();
+
+  const bool good = worst <= 1 && error <= 2 * error_wide;
+  const auto cost = [](const Architecture& network) {
+    return grouped(total(layer_costs(network)).parameters);
+  };
+  std::cout << "| " << compact.title << " | " << strategy << " | "
+            << (preserving ? refused.empty() ? "preserving" : "preserving, but for " + refused
+                           : "random")
+            << " | " << chains.size() << " | " << cost(wide) << " -> " << cost(compact) << " | "
+            << brief(1e3L * taken.count()) << " | " << mebibytes(peak) << " | "
+            << brief(static_cast<long double>(peak) / static_cast<long double>(largest)) << " | "
+            << brief(worst) << " | " << brief(error / (2 * error_wide))
+            << (good ? "" : " **fails**") << " |" << std::endl;
+  return good;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Contracts the paper's networks end to end and checks the results; prints Markdown.",
+               "contract_networks");
+  std::vector<std::string> names = paper_network_names();
+  app.add_option("NAME", names,
+                 "The networks, as concertina networks lists them; by default all. "
+                 "U-Net takes minutes and some 10 GiB");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    bool good = true;
+    Progress progress;
+    std::cout
+        << "| network | expanded by | start | layers | parameters | time, ms | memory, MiB | of "
+           "the largest layer | layer: error / bound | network: error / bound |\n"
+           "|---|---|---|---|---|---|---|---|---|---|\n";
+    for (const std::string& name : names) {
+      const Architecture network = paper_network(name);
+      for (const Recipe& recipe : network.recipes) {
+        if (recipe.strategy == "fc") continue;
+        const bool fc =
+            std::ranges::find(network.recipes, "fc", &Recipe::strategy) != network.recipes.end();
+        const std::string strategy = recipe.strategy + (fc ? "+fc" : "");
+        for (const bool preserving : {false, true}) {
+          good = contract_network(network, strategy, preserving, progress) && good;
+        }
+      }
+    }
+    return good ? ok : failed;
+  } catch (...) {
+    return report_error(nullptr, "contract_networks");
+  }
+}
