@@ -314,6 +314,7 @@ class Initializer {
   explicit Initializer(std::uint64_t seed) : generator_(seed) {}
 
   concertina::io::Safetensors run(const Architecture& network) {
+    modest_count<float>({total(layer_costs(network)).parameters}, network.title + ": parameters");
     file_.origin = network.name;
     file_.metadata = {{"chain", to_json(network.graph).dump()}, {"title", network.title}};
     fill(network.graph);
@@ -335,10 +336,10 @@ class Initializer {
 
   template <int Rank>
   void add_layer(const Node& node, const ConvShape<Rank>& shape) {
-    concertina::Conv<float, Rank> layer(shape);
-    concertina::initialize_uniform(layer, generator_);
     std::vector<Index> extents{shape.out, shape.in / shape.geometry.groups};
     for (int axis = 0; axis < Rank; ++axis) extents.push_back(shape.kernel[axis]);
+    concertina::Conv<float, Rank> layer(shape);
+    concertina::initialize_uniform(layer, generator_);
     file_.add(node.layer.tensor("weight"), extents, layer.weight());
     if (shape.bias) file_.add(node.layer.tensor("bias"), {shape.out}, layer.bias());
   }

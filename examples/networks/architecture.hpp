@@ -118,7 +118,7 @@ Cost total(const std::vector<LayerCost>& layers);
 /// The file of a network with random numbers: layers initialised as PyTorch does, batch norms with
 /// factors and statistics that keep activations at their scale, and an `input` of one image,
 /// uniform in -1 to 1. Reproducible from the seed.
-/// Throws  SizeError where a tensor overflows
+/// Throws  SizeError for more than 4 GiB of numbers, before any is made
 concertina::io::Safetensors initialized(const Architecture& network, std::uint64_t seed);
 
 }  // namespace tool
