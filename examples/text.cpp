@@ -21,7 +21,7 @@ ExitCode report_error(std::string* message, const char* program) {
     throw;
   } catch (const UsageError& error) {
     code = usage;
-    what = error.what() + std::string("; see concertina --help");
+    what = error.what() + std::string("; see ") + program + " --help";
   } catch (const concertina::InexactError& error) {
     code = not_exact;
     what = error.what();

@@ -54,18 +54,18 @@ class Plan {
       throw UsageError("there is no expansion " + in_quotes(all) + "; there are " +
                        listed(strategies));
     }
+    if (expansion.stride_last && !all.starts_with("cl")) {
+      throw UsageError("a stride on the last layer is a choice of CL; " + all +
+                       " leaves none, the last is where it stands");
+    }
     const std::size_t plus = all.find('+');
     add(all.substr(0, plus));
     if (plus != std::string::npos) add(all.substr(plus + 1));
     for (const std::string& name : expansion.layers) {
-      if (recipes_.contains(name)) continue;
-      std::vector<std::string> choices;
-      for_each_layer(network.graph, [&](const Node& node) {
-        if (applies(all.substr(0, plus), node)) choices.push_back(node.layer.name);
-      });
-      throw UsageError("layer " + in_quotes(name) + " of " + network.title +
-                       " is not there or not expanded by " + all + "; it expands " +
-                       (choices.empty() ? "none" : listed(choices)));
+      if (!recipes_.contains(name)) {
+        throw UsageError("layer " + in_quotes(name) + " of " + network.title +
+                         " is not there or not expanded by " + all);
+      }
     }
   }
 
@@ -76,10 +76,9 @@ class Plan {
     if (from.kind != Node::Kind::layer || recipe == recipes_.end()) return to;
     try {
       return recipe->second.strategy == "fc" ? fc(from) : conv(from, recipe->second);
-    } catch (const concertina::ShapeError& error) {
-      throw concertina::ShapeError(network_.title + ": " + from.layer.name + ": " + error.what());
-    } catch (const concertina::SizeError& error) {
-      throw concertina::SizeError(network_.title + ": " + from.layer.name + ": " + error.what());
+    } catch (const concertina::Error& error) {
+      throw UsageError(network_.title + ": " + from.layer.name + " at rate " +
+                       brief(expansion_.rate) + ": " + error.what());
     }
   }
 
@@ -99,17 +98,26 @@ class Plan {
         recipes_.emplace(name, recipe);
       }
     });
-    if (recipes_.size() == before && wanted.empty()) {
-      std::vector<std::string> choices;
-      for (const std::string_view other : {"cl", "ck", "fc"}) {
-        bool any = false;
-        for_each_layer(network_.graph,
-                       [&](const Node& node) { any = any || applies(std::string(other), node); });
-        if (any) choices.emplace_back(other);
-      }
-      throw UsageError(reason(strategy) + ", of which " + network_.title + " has none; it has " +
-                       "layers for " + listed(choices));
+    if (recipes_.size() > before) return;
+    const auto names_for = [&](const std::string& which) {
+      std::vector<std::string> names;
+      for_each_layer(network_.graph, [&](const Node& node) {
+        if (applies(which, node)) names.push_back(node.layer.name);
+      });
+      return names;
+    };
+    const std::vector<std::string> possible = names_for(strategy);
+    if (!possible.empty()) {
+      throw UsageError("none of the layers " + listed(wanted) + " of " + network_.title +
+                       " is there and expanded by " + strategy + "; it expands " +
+                       listed(possible));
     }
+    std::vector<std::string> choices;
+    for (const char* other : {"cl", "ck", "fc"}) {
+      if (!names_for(other).empty()) choices.emplace_back(other);
+    }
+    throw UsageError(reason(strategy) + ", of which " + network_.title + " has none; it has " +
+                     "layers for " + listed(choices));
   }
 
   template <int Rank, class MakeNode>
@@ -158,7 +166,7 @@ class Plan {
 Architecture expanded(const Architecture& network, const Expansion& expansion) {
   if (!(expansion.rate > 0 && expansion.rate < 1e6)) {
     throw UsageError("an expansion rate of " + brief(expansion.rate) +
-                     "; rates lie between 0 and a million");
+                     "; rates are larger than 0 and smaller than a million");
   }
   Architecture result = network;
   result.name += "-" + expansion.strategy;

@@ -20,8 +20,8 @@ struct Expansion {
 
 /// The network with layers NAME replaced by chains NAME.0, NAME.1, ... named NAME.
 /// Ensures  each chain contracts to the layer's shape (with a bias where the recipe has inner ones)
-/// Throws   UsageError, naming the choices, for an unknown strategy or layer, and for one that
-///          does not apply; ShapeError or SizeError naming the layer for an impossible rate
+/// Throws   UsageError, naming the choices, for an unknown strategy or layer, for one that does not
+///          apply, and for a rate that gives no layers or too large ones
 Architecture expanded(const Architecture& network, const Expansion& expansion);
 
 }  // namespace tool

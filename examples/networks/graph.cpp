@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <initializer_list>
 #include <span>
@@ -107,9 +108,17 @@ class GraphParser {
         node.exact = claim == "everywhere";
       } else if (key == "name" && node.kind == Node::Kind::chain) {
         node.layer.name = string(value, where + ".name");
+        if (node.layer.name.empty() || json.contains("expected")) {
+          refuse(where + ".name",
+                 "a chain is named for the layer that it contracts to, unless "
+                 "that is expected; found " +
+                     in_quotes(node.layer.name) +
+                     (json.contains("expected") ? " and an expected layer" : ""));
+        }
       } else if (key != "kind" && key != list && key != "expected" && key != "expected_geometry") {
         refuse(where, "field " + in_quotes(key) + " of a " + kind +
                           " is unknown; supported are kind, " + list +
+                          (node.kind == Node::Kind::chain ? ", name" : "") +
                           ", expected and expected_geometry, and exact at the root");
       }
     }
@@ -216,6 +225,9 @@ class GraphParser {
       node.eps = fields::number(value, place);
     } else if (key == "negative_slope") {
       node.negative_slope = fields::number(value, place);
+      if (std::abs(node.negative_slope) > 1e6) {
+        refuse(place, "found " + shown(value) + ", expected a slope of at most a million");
+      }
     } else if (key == "divide") {
       node.divide = fields::number(value, place);
     } else if (key == "mean") {

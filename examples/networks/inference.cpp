@@ -57,9 +57,9 @@ template <class Scalar>
 Map<Scalar> conv_transpose(const Safetensors& file, const Node& node) {
   const std::string name = node.layer.tensor("weight"), bias_name = node.layer.tensor("bias");
   const std::vector<Index> shape = file.tensor(name).shape;
-  if (shape.size() != 4 || node.layer.stride.size() > 2) {
+  if (shape.size() != 4 || std::ranges::min(shape) < 1) {
     refuse_shape(node.where, "a conv_transpose of weight " + to_text(shape) +
-                                 "; expected [in, out, height, width] and as many strides");
+                                 "; expected [in, out, height, width], none of them 0");
   }
   ConvShape<2> adjoint{.out = shape[0],
                        .in = shape[1],
@@ -67,10 +67,12 @@ Map<Scalar> conv_transpose(const Safetensors& file, const Node& node) {
                        .geometry = geometry_of<2>(node.layer, node.where)};
   const auto weight = finite_values<Scalar>(file, name, node.where);
   std::vector<Scalar> bias(static_cast<std::size_t>(shape[1]), Scalar(0));
-  if (file.contains(bias_name)) bias = finite_values<Scalar>(file, bias_name, node.where);
-  if (std::ssize(bias) != shape[1]) {
-    refuse_shape(node.where, "a bias of " + std::to_string(bias.size()) + " numbers for " +
-                                 std::to_string(shape[1]) + " channels");
+  if (file.contains(bias_name)) {
+    if (file.tensor(bias_name).shape != std::vector<Index>{shape[1]}) {
+      refuse_shape(node.where, "a bias of " + to_text(file.tensor(bias_name).shape) + " for " +
+                                   std::to_string(shape[1]) + " channels");
+    }
+    bias = finite_values<Scalar>(file, bias_name, node.where);
   }
   return [=, where = node.where](const Tensor<Scalar>& x) {
     return convolve_transposed<Scalar>(adjoint, weight, bias, x, where);

@@ -130,6 +130,12 @@ ExitCode info(const FilesOptions& options) {
   const ExitCode code = for_each_file(options.paths, results, [&](const std::string& path) {
     const auto file = concertina::io::read_safetensors(path);
     const Node graph = graph_of(file, options.chain);
+    if (!is_linear(graph)) {
+      throw concertina::FormatError(
+          path +
+          ": a whole network, of which info shows nothing; contract and verify take it, and "
+          "info --network shows those of the paper");
+    }
     results.push_back(std::visit(
         [&](const auto& expression) { return describe(path, file, graph, expression, options); },
         read_file_map(file, graph)));

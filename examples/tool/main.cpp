@@ -3,6 +3,8 @@
 #include "commands.hpp"
 #include "networks/layer_description.hpp"
 
+#include <concertina/error.hpp>
+
 #include <CLI/CLI.hpp>
 
 #include <iostream>
@@ -101,14 +103,15 @@ int main(int argc, char** argv) {
   paths_option->required(false)->excludes(add_expansion(showing));
   CLI::App* listing = app.add_subcommand("networks", "List the paper's networks and their cost");
   listing->add_flag("--json", network.json, "Print JSON: one object a network");
-  CLI::App* writing = app.add_subcommand(
-      "expand", "Write one of the paper's networks, expanded, with random numbers and an input");
+  CLI::App* writing = app.add_subcommand("expand",
+                                         "Write one of the paper's networks, expanded if --expand "
+                                         "says how, with random numbers and an "
+                                         "input");
   add_expansion(writing)->required();
   writing->add_option("--seed", network.seed, "Of the random numbers")->capture_default_str();
   writing->add_option("-o,--output", network.out, "The file to write")->required();
 
-  try {
-    app.parse(argc, argv);
+  const auto run = [&] {
     if (listing->parsed()) return networks(network);
     if (writing->parsed()) return write_network(network);
     if (showing->parsed() && !network.network.empty()) {
@@ -126,6 +129,15 @@ int main(int argc, char** argv) {
     if (timing->parsed()) return bench(options);
     if (showing->parsed()) return info(options);
     return usage;
+  };
+
+  try {
+    app.parse(argc, argv);
+    const ExitCode code = run();
+    if (!std::cout.flush()) {
+      throw concertina::IoError("standard output: not all of it could be written");
+    }
+    return code;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help
     std::cerr << "concertina: error: " << printable(error.what()) << "; see concertina --help\n";
