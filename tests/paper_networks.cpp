@@ -18,6 +18,7 @@
 #include <vector>
 
 using namespace tool;
+using concertina::PerAxis;
 using concertina::io::Safetensors;
 
 namespace {
@@ -25,7 +26,8 @@ namespace {
 Cost cost(const std::string& name, const std::string& strategy = "", bool stride_last = true) {
   const Architecture network = paper_network(name);
   if (strategy.empty()) return total(layer_costs(network));
-  return total(layer_costs(expanded(network, {.strategy = strategy, .stride_last = stride_last})));
+  return total(layer_costs(expanded(
+      network, {.strategy = strategy, .stride_last = stride_last && strategy.starts_with("cl")})));
 }
 
 std::map<std::string, std::vector<Index>> shapes(const Safetensors& file) {
@@ -180,24 +182,56 @@ TEST_CASE("expanded networks contract to the compact ones", "[paper_networks]") 
                                                         {"smallnet7", "ck+fc"},
                                                         {"smallnet3", "cl"},
                                                         {"shufflenetv2", "cl"}}) {
-    for (const bool stride_last : {false, true}) {
-      INFO(name << " " << strategy << " " << stride_last);
-      const Architecture compact = paper_network(name);
-      const Safetensors wide =
-          initialized(expanded(compact, {.strategy = strategy, .stride_last = stride_last}), 3);
-      CompactNetwork contracted =
-          compact_network(wide, parse_graph(wide), concertina::io::Dtype::F64);
-      for (const auto& [tensor, shape] : shapes(initialized(compact, 1))) {
-        if (tensor.ends_with(".weight") && shape.size() > 1) {
-          CHECK(contracted.file.tensor(tensor).shape == shape);
-        }
+    INFO(name << " " << strategy);
+    const Architecture compact = paper_network(name);
+    const Safetensors wide = initialized(expanded(compact, {.strategy = strategy}), 3);
+    CompactNetwork contracted =
+        compact_network(wide, parse_graph(wide), concertina::io::Dtype::F64);
+    for (const auto& [tensor, shape] : shapes(initialized(compact, 1))) {
+      if (tensor.ends_with(".weight") && shape.size() > 1) {
+        CHECK(contracted.file.tensor(tensor).shape == shape);
       }
-      contracted.file.tensors.insert({"input", wide.tensor("input")});
-      const Tensor<double> right = run(wide);
-      // Two runs in double of some hundred layers, whose sums have at most some thousand terms.
-      CHECK(largest_difference(run(contracted.file), right) <= 1e-10 * largest(right));
     }
+    if (strategy == "cl") {  // where the stride stands changes nothing
+      const Safetensors paper =
+          initialized(expanded(compact, {.strategy = "cl", .stride_last = true}), 3);
+      CHECK(paper.tensors == wide.tensors);
+      CHECK((paper.metadata == wide.metadata) == (name == "smallnet3"));
+      CHECK(compact_network(paper, parse_graph(paper), concertina::io::Dtype::F64).file ==
+            contracted.file);
+    }
+    contracted.file.tensors.insert({"input", wide.tensor("input")});
+    const Tensor<double> right = run(wide);
+    // Two runs in double of some hundred layers, whose sums have at most some thousand terms.
+    CHECK(largest_difference(run(contracted.file), right) <= 1e-10 * largest(right));
   }
+}
+
+TEST_CASE("recipes say which layers an expansion has", "[paper_networks]") {
+  std::map<std::string, concertina::ConvShape<2>> layers;
+  const auto visit = [&](const auto& self, const Node& node) -> void {
+    for (const Node& part : node.parts) self(self, part);
+    if (node.kind == Node::Kind::layer && node.type == LayerType::conv) {
+      layers[node.layer.name] = conv_shape(node);
+    }
+  };
+  visit(visit, expanded(paper_network("alexnet128"), {.strategy = "ck"}).graph);
+  REQUIRE(layers.contains("conv1.4"));
+  CHECK_FALSE(layers.contains("conv1.5"));
+  CHECK(layers.at("conv1.4").geometry.stride == concertina::PerAxis<2>(4));
+  CHECK(layers.contains("conv2.1"));
+  CHECK_FALSE(layers.contains("conv2.2"));
+  CHECK(layers.contains("conv3"));
+
+  Architecture biased = small_network();
+  biased.recipes = {{.strategy = "cl", .layers = {"depthwise"}, .inner_bias = true}};
+  const Architecture wide = expanded(biased, {.strategy = "cl"});
+  visit(visit, wide.graph);
+  CHECK(layers.at("depthwise.0").bias);
+  CHECK(layers.at("depthwise.1").bias);
+  CHECK_FALSE(layers.at("depthwise.2").bias);
+  const Safetensors file = initialized(wide, 1);
+  CHECK(compact_network(file, parse_graph(file)).file.contains("depthwise.bias"));
 }
 
 TEST_CASE("a network of its own expands where a strategy applies", "[paper_networks]") {
@@ -224,7 +258,15 @@ TEST_CASE("what cannot be expanded is refused with the choices", "[paper_network
   CHECK_THROWS_WITH(expanded(net, {.strategy = "cl", .rate = 1e6}), Contains("million"));
   CHECK_THROWS_WITH(expanded(net, {.strategy = "cl", .layers = {"model.0.9"}}),
                     Contains("model.0.9") && Contains("model.0.0, model.1.0"));
-  for (const double rate : {60.0, 1000.0, 999'999.0}) {
+  CHECK_THROWS_WITH(expanded(net, {.strategy = "cl", .layers = {"model.0.0", "fc"}}),
+                    Contains("\"fc\""));
+  CHECK_THROWS_WITH(expanded(net, {.strategy = "cl+fc", .layers = {"model.0.0"}}),
+                    Contains("expanded by fc; it expands fc"));
+  CHECK_THROWS_WITH(expanded(net, {.strategy = "fc", .stride_last = true}), Contains("CL"));
+  CHECK_THROWS_WITH(expanded(net, {.strategy = "cl", .rate = std::nan("")}), Contains("rate"));
+  CHECK_THROWS_WITH(expanded(paper_network("unet"), {.strategy = "cl", .rate = 999'999}),
+                    Contains("U-Net: down") && Contains("at rate"));
+  for (const double rate : {60.0, 1000.0}) {
     CHECK_THROWS_AS(
         initialized(expanded(paper_network("unet"), {.strategy = "cl", .rate = rate}), 1),
         concertina::SizeError);
@@ -234,8 +276,8 @@ TEST_CASE("what cannot be expanded is refused with the choices", "[paper_network
 TEMPLATE_TEST_CASE("a transposed convolution follows its definition", "[paper_networks]", float,
                    double) {
   std::mt19937_64 generator(5);
-  for (const Index stride : {1, 2, 3}) {
-    for (const Index kernel : {1, 2, 3}) {
+  for (const PerAxis<2>& stride : {PerAxis<2>{1, 1}, {2, 2}, {1, 3}, {3, 2}}) {
+    for (const PerAxis<2>& kernel : {PerAxis<2>{1, 1}, {2, 2}, {2, 3}, {3, 1}}) {
       const Index in = 3, out = 2, height = 3, width = 4, batch = 2;
       const auto integers = [&](Index count) {
         std::vector<TestType> values(static_cast<std::size_t>(count));
@@ -243,14 +285,15 @@ TEMPLATE_TEST_CASE("a transposed convolution follows its definition", "[paper_ne
         return values;
       };
       Safetensors file;
-      const auto weight = integers(in * out * kernel * kernel), bias = integers(out);
-      file.add("up.weight", {in, out, kernel, kernel}, weight);
+      const auto weight = integers(in * out * volume(kernel)), bias = integers(out);
+      file.add("up.weight", {in, out, kernel[0], kernel[1]}, weight);
       file.add("up.bias", {out}, bias);
-      file.metadata["chain"] =
-          R"({"type":"conv_transpose","name":"up","stride":)" + std::to_string(stride) + "}";
+      file.metadata["chain"] = R"({"type":"conv_transpose","name":"up","stride":[)" +
+                               std::to_string(stride[0]) + "," + std::to_string(stride[1]) + "]}";
       const Tensor<TestType> x{{batch, in, height, width}, integers(batch * in * height * width)};
       const Tensor<TestType> y = Network<TestType>(file, parse_graph(file))(x);
-      const Index rows = (height - 1) * stride + kernel, columns = (width - 1) * stride + kernel;
+      const Index rows = (height - 1) * stride[0] + kernel[0];
+      const Index columns = (width - 1) * stride[1] + kernel[1];
       REQUIRE(y.shape == std::vector<Index>{batch, out, rows, columns});
       std::vector<TestType> expected;
       for (Index n = 0; n < batch; ++n) {
@@ -261,11 +304,11 @@ TEMPLATE_TEST_CASE("a transposed convolution follows its definition", "[paper_ne
               for (Index i = 0; i < in; ++i) {
                 for (Index h = 0; h < height; ++h) {
                   for (Index w = 0; w < width; ++w) {
-                    const Index ky = r - h * stride, kx = c - w * stride;
-                    if (ky < 0 || ky >= kernel || kx < 0 || kx >= kernel) continue;
+                    const Index ky = r - h * stride[0], kx = c - w * stride[1];
+                    if (ky < 0 || ky >= kernel[0] || kx < 0 || kx >= kernel[1]) continue;
                     sum +=
-                        weight[static_cast<std::size_t>(((i * out + o) * kernel + ky) * kernel +
-                                                        kx)] *
+                        weight[static_cast<std::size_t>(
+                            ((i * out + o) * kernel[0] + ky) * kernel[1] + kx)] *
                         x.values[static_cast<std::size_t>(((n * in + i) * height + h) * width + w)];
                   }
                 }
@@ -278,4 +321,48 @@ TEMPLATE_TEST_CASE("a transposed convolution follows its definition", "[paper_ne
       CHECK(y.values == expected);
     }
   }
+}
+
+TEST_CASE("a leaky ReLU scales what is negative", "[paper_networks]") {
+  Safetensors file;
+  file.metadata["chain"] = R"({"type":"leaky_relu","negative_slope":0.25})";
+  const Tensor<double> x{{1, 4}, {-2, 0, 3, -0.5}};
+  CHECK(Network<double>(file, parse_graph(file))(x).values ==
+        std::vector<double>{-0.5, 0, 3, -0.125});
+}
+
+TEST_CASE("malformed layers and names are refused by their place", "[paper_networks]") {
+  using Catch::Contains;
+  const auto refused = [](const std::string& chain, const std::vector<Index>& weight,
+                          const std::vector<Index>& bias) {
+    Safetensors file;
+    const auto add = [&](const std::string& name, const std::vector<Index>& shape) {
+      Index count = 1;
+      for (const Index extent : shape) count *= extent;
+      file.add(name, shape, std::vector<float>(static_cast<std::size_t>(count)));
+    };
+    add("up.weight", weight);
+    add("up.bias", bias);
+    file.metadata["chain"] = chain;
+    try {
+      static_cast<void>(Network<float>(file, parse_graph(file)));
+    } catch (const concertina::Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  const std::string up = R"({"type":"conv_transpose","name":"up","stride":2})";
+  CHECK(refused(up, {3, 2, 2, 2}, {2}) == "accepted");
+  CHECK_THAT(refused(up, {3, 0, 2, 2}, {0}), Contains("[3, 0, 2, 2]"));
+  CHECK_THAT(refused(up, {3, 2, 2}, {2}), Contains("[3, 2, 2]"));
+  CHECK_THAT(refused(up, {3, 2, 2, 2}, {1, 2}), Contains("bias of [1, 2]"));
+  CHECK_THAT(refused(R"({"type":"conv_transpose","name":"up","padding":1})", {3, 2, 2, 2}, {2}),
+             Contains("padding"));
+  CHECK_THAT(refused(R"({"type":"leaky_relu"})", {1}, {1}), Contains("negative_slope"));
+  CHECK_THAT(refused(R"({"type":"leaky_relu","negative_slope":1e300})", {1}, {1}),
+             Contains("negative_slope"));
+  CHECK_THAT(refused(R"({"kind":"chain","name":"","layers":[]})", {1}, {1}), Contains(".name"));
+  CHECK_THAT(refused(R"({"kind":"chain","name":"a","expected":"b","layers":[]})", {1}, {1}),
+             Contains(".name"));
+  CHECK_THAT(refused(R"({"kind":"sum","name":"a","branches":[]})", {1}, {1}), Contains("name"));
 }

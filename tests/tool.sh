@@ -389,5 +389,37 @@ says out 'GEMM peak'
 expect 0 bench --json "$data/chains/depthwise-cl.safetensors" "$data/chains/linear.safetensors"
 is_json
 
+# ---- the paper's networks
+expect 0 networks
+says out 'ShuffleNetV2 0.5x'
+expect 0 networks --json
+is_json
+expect 0 info --network mobilenet --expand cl --rate 4 --stride last
+says out '1,764,775,568'
+expect 0 info --network mobilenet --expand cl --json
+is_json
+expect 0 info --network smallnet7 --expand ck --layers conv2,conv3
+says out 'conv3.2'
+expect 2 info --network vgg
+says err 'smallnet7, smallnet3, mobilenet'
+expect 2 info --network mobilenet --expand ck
+says err 'it has layers for cl, fc'
+expect 2 info --network smallnet7 --expand ck --stride last
+for rate in 0 -1 nan 1e300; do
+  expect 2 info --network unet --expand cl --rate "$rate"
+  says err 'rate'
+done
+expect 2 info --network mobilenet --rate 3
+expect 2 info
+expect 0 expand --network smallnet7 --expand cl+fc --seed 2 -o wide.safetensors
+expect 0 verify wide.safetensors
+says out '4 contracted layers'
+expect 0 contract wide.safetensors -o compact.safetensors
+says out '66,074 parameters'
+expect 0 verify compact.safetensors
+expect 3 info wide.safetensors
+says err 'a whole network'
+expect 5 expand --network smallnet7 -o no/such/folder/wide.safetensors
+
 echo "$checks checks, $failures failed"
 [ "$failures" = 0 ]

@@ -145,10 +145,9 @@ class Plan {
     const Index largest = std::ranges::max(from.kernel);
     const Index layers = cl ? 3 : largest / 2;
     if (recipe.narrow_first && shape.in == network_.input.channels && layers > 2) {
-      // Rates are judged where they are used; here they only must not overflow.
-      const double width = std::clamp(expansion_.rate, 0.0, 1e6) * static_cast<double>(shape.out);
+      const double width = expansion_.rate * static_cast<double>(shape.out);
       options.widths.assign(static_cast<std::size_t>(layers - 1),
-                            static_cast<Index>(std::llround(width)));
+                            std::max<Index>(std::llround(width), 1));
       options.widths.front() = shape.in;
     }
     std::vector<ConvShape<2>> shapes = cl ? expand_cl(shape, options) : expand_ck(shape, options);
