@@ -3,6 +3,7 @@
 #include "text.hpp"
 
 #include <concertina/error.hpp>
+#include <concertina/io/safetensors.hpp>
 
 #include <unistd.h>
 
@@ -42,17 +43,7 @@ ExitCode report_error(std::string* message, const char* program) {
 }
 
 std::string printable(std::string_view text, std::size_t limit) {
-  constexpr std::string_view digits = "0123456789abcdef";
-  std::string result;
-  for (const char c : text.substr(0, limit)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte < 0x7f) {
-      result += c;
-    } else {
-      result += {'\\', 'x', digits[byte / 16], digits[byte % 16]};
-    }
-  }
-  return text.size() > limit ? result + "..." : result;
+  return concertina::io::detail::shown(text, limit);
 }
 
 std::string in_quotes(std::string_view text) { return '"' + printable(text, 60) + '"'; }

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <ranges>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -28,6 +29,14 @@ std::string printable(std::string_view text, std::size_t limit = 1000);
 
 /// The same in quotes, shortened.
 std::string in_quotes(std::string_view text);
+
+/// "cl, ck, fc": the choices of a message.
+template <std::ranges::range Names>
+std::string listed(const Names& names) {
+  std::string text;
+  for (const std::string_view name : names) text.append(text.empty() ? "" : ", ").append(name);
+  return text;
+}
 
 /// A JSON value in a message: what it is if it is not short.
 std::string shown(const nlohmann::json& value);

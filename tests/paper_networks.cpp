@@ -38,7 +38,7 @@ std::map<std::string, std::vector<Index>> shapes(const Safetensors& file) {
 
 /// Every kind of layer and connection, on a map of odd extents.
 Architecture small_network() {
-  const Extent input{2, 9, 11};
+  const MapShape<2> input{.channels = 2, .size = {9, 11}};
   Builder net(input);
   net.conv("conv1", {.out = 4, .kernel = 5, .geometry = {.stride = 2, .padding = 2}, .bias = true})
       .batch_norm("norm")
@@ -57,19 +57,8 @@ Architecture small_network() {
   return {.name = "small", .title = "Small", .input = input, .graph = net.graph()};
 }
 
-Tensor<double> run(const Safetensors& file) {
-  const Tensor<float> input = read_tensor<float>(file, "input");
-  return Network<double>(
-      file, parse_graph(file))({input.shape, {input.values.begin(), input.values.end()}});
-}
-
-double largest_difference(const Tensor<double>& a, const Tensor<double>& b) {
-  REQUIRE(a.shape == b.shape);
-  double largest = 0;
-  for (std::size_t i = 0; i < a.values.size(); ++i) {
-    largest = std::max(largest, std::abs(a.values[i] - b.values[i]));
-  }
-  return largest;
+Tensor<double> output(const Safetensors& file) {
+  return run(Network<double>(file, parse_graph(file)), read_tensor<double>(file, "input"));
 }
 
 double largest(const Tensor<double>& x) {
@@ -135,7 +124,7 @@ TEST_CASE("a stride on the kxk layer costs less and keeps the shapes", "[paper_n
 TEST_CASE("a described network is what its file says", "[paper_networks]") {
   const Safetensors file = initialized(small_network(), 7);
   CHECK(to_json(parse_graph(file)) == to_json(small_network().graph));
-  CHECK(run(file).shape == std::vector<Index>{1, 3});
+  CHECK(output(file).shape == std::vector<Index>{1, 3});
   CHECK(initialized(small_network(), 7) == file);
   CHECK_FALSE(initialized(small_network(), 8) == file);
   for (const char* name : {"smallnet3", "mobilenetv2", "shufflenetv2"}) {
@@ -201,21 +190,18 @@ TEST_CASE("expanded networks contract to the compact ones", "[paper_networks]") 
             contracted.file);
     }
     contracted.file.tensors.insert({"input", wide.tensor("input")});
-    const Tensor<double> right = run(wide);
+    const Tensor<double> right = output(wide);
     // Two runs in double of some hundred layers, whose sums have at most some thousand terms.
-    CHECK(largest_difference(run(contracted.file), right) <= 1e-10 * largest(right));
+    CHECK(largest_difference(output(contracted.file), right) <= 1e-10 * largest(right));
   }
 }
 
 TEST_CASE("recipes say which layers an expansion has", "[paper_networks]") {
   std::map<std::string, concertina::ConvShape<2>> layers;
-  const auto visit = [&](const auto& self, const Node& node) -> void {
-    for (const Node& part : node.parts) self(self, part);
-    if (node.kind == Node::Kind::layer && node.type == LayerType::conv) {
-      layers[node.layer.name] = conv_shape(node);
-    }
+  const auto list = [&](const Node& node) {
+    if (node.type == LayerType::conv) layers[node.layer.name] = conv_shape(node);
   };
-  visit(visit, expanded(paper_network("alexnet128"), {.strategy = "ck"}).graph);
+  for_each_layer(expanded(paper_network("alexnet128"), {.strategy = "ck"}).graph, list);
   REQUIRE(layers.contains("conv1.4"));
   CHECK_FALSE(layers.contains("conv1.5"));
   CHECK(layers.at("conv1.4").geometry.stride == concertina::PerAxis<2>(4));
@@ -226,7 +212,7 @@ TEST_CASE("recipes say which layers an expansion has", "[paper_networks]") {
   Architecture biased = small_network();
   biased.recipes = {{.strategy = "cl", .layers = {"depthwise"}, .inner_bias = true}};
   const Architecture wide = expanded(biased, {.strategy = "cl"});
-  visit(visit, wide.graph);
+  for_each_layer(wide.graph, list);
   CHECK(layers.at("depthwise.0").bias);
   CHECK(layers.at("depthwise.1").bias);
   CHECK_FALSE(layers.at("depthwise.2").bias);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "network.hpp"
 
+#include "text.hpp"
+
 #include <concertina/blocks.hpp>
 #include <concertina/contract.hpp>
 #include <concertina/expand.hpp>
@@ -22,12 +24,6 @@ using concertina::ConvShape, concertina::ConvView, concertina::Error, concertina
 using nlohmann::json;
 
 constexpr Index hidden = 64;  // numbers of fc1's output
-
-std::string listed(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -155,7 +151,7 @@ void NetworkOptions::validate() const {
     throw Error(text.str());
   };
   if (std::ranges::find(model_names(), model) == model_names().end()) {
-    throw Error("there is no model '" + model + "'; there are " + listed(model_names()));
+    throw Error("there is no model '" + model + "'; there are " + tool::listed(model_names()));
   }
   require(blocks == 3 || blocks == 4, "blocks", blocks, "SmallNet has 3, the deeper network 4");
   require(kernel >= 1 && kernel <= 31 && kernel % 2 == 1, "kernel", kernel,

@@ -16,25 +16,20 @@ namespace tool {
 using concertina::ConvShape, concertina::PerAxis;
 using concertina::detail::checked_add, concertina::detail::checked_multiply;
 
-std::string to_text(const Extent& extent) {
-  std::string text = std::to_string(extent.channels);
-  if (extent.height == 1 && extent.width == 1) return text;
-  return text + "x" + std::to_string(extent.height) + "x" + std::to_string(extent.width);
-}
-
-Index count(const Extent& extent) {
-  return checked_multiply(checked_multiply(extent.channels, extent.height, "map"), extent.width,
-                          "map");
+std::string to_text(const MapShape<2>& map) {
+  const std::string channels = std::to_string(map.channels);
+  return volume(map.size) == 1 ? channels : channels + "x" + to_string(map.size);
 }
 
 // ---- described layers
 
 ConvShape<2> conv_shape(const Node& node) {
-  return {.out = node.out,
-          .in = node.in,
-          .kernel = {node.kernel.front(), node.kernel.back()},
-          .geometry = geometry_of<2>(node.layer, node.where),
-          .bias = node.bias};
+  ConvShape<2> shape{.out = node.out,
+                     .in = node.in,
+                     .geometry = geometry_of<2>(node.layer, node.where),
+                     .bias = node.bias};
+  if (!node.kernel.empty()) shape.kernel = {node.kernel.front(), node.kernel.back()};
+  return shape;
 }
 
 ConvShape<0> linear_shape(const Node& node) {
@@ -43,7 +38,8 @@ ConvShape<0> linear_shape(const Node& node) {
 
 namespace {
 
-Node layer_node(LayerType type, const std::string& name = "") {
+/// A layer of this type, its fields to be filled in.
+Node node_of(LayerType type, const std::string& name = "") {
   Node node;
   node.kind = Node::Kind::layer;
   node.type = type;
@@ -54,55 +50,28 @@ Node layer_node(LayerType type, const std::string& name = "") {
 
 }  // namespace
 
-Node conv_node(const std::string& name, const ConvShape<2>& shape) {
-  Node node = layer_node(LayerType::conv, name);
-  const auto list = [](const PerAxis<2>& values) { return std::vector{values[0], values[1]}; };
-  node.kernel = list(shape.kernel);
-  node.layer.stride = list(shape.geometry.stride);
-  node.layer.padding = list(shape.geometry.padding.start);
-  if (shape.geometry.padding.end != shape.geometry.padding.start) {
-    node.layer.padding_end = list(shape.geometry.padding.end);
-  }
-  node.layer.dilation = list(shape.geometry.dilation);
-  node.layer.groups = shape.geometry.groups;
-  node.out = shape.out;
-  node.in = shape.in;
-  node.bias = shape.bias;
-  return node;
-}
-
-Node linear_node(const std::string& name, const ConvShape<0>& shape) {
-  Node node = layer_node(LayerType::linear, name);
-  node.layer.linear = true;
-  node.out = shape.out;
-  node.in = shape.in;
-  node.bias = shape.bias;
-  return node;
-}
-
-Extent output_of(const Node& node, const Extent& x) {
+MapShape<2> output_of(const Node& node, const MapShape<2>& x) {
   const auto require = [&](bool holds, const std::string& what) {
     if (!holds) refuse_shape(node.where, what + ", but is given " + to_text(x));
   };
-  const auto windows = [&](ConvShape<2> shape) -> Extent {
+  const auto windows = [&](const ConvShape<2>& shape) -> MapShape<2> {
     try {
-      const PerAxis<2> size = output_size(shape, PerAxis<2>{x.height, x.width});
-      return {shape.out, size[0], size[1]};
+      return {.channels = shape.out, .size = output_size(shape, x.size)};
     } catch (const concertina::ShapeError& error) {
       refuse_shape(node.where, error.what());
     }
   };
   switch (node.kind) {
     case Node::Kind::chain: {
-      Extent extent = x;
-      for (const Node& part : node.parts) extent = output_of(part, extent);
-      return extent;
+      MapShape<2> map = x;
+      for (const Node& part : node.parts) map = output_of(part, map);
+      return map;
     }
     case Node::Kind::sum:
     case Node::Kind::concat: {
-      Extent joined = output_of(node.parts.front(), x);
+      MapShape<2> joined = output_of(node.parts.front(), x);
       for (std::size_t b = 1; b < node.parts.size(); ++b) {
-        Extent branch = output_of(node.parts[b], x);
+        MapShape<2> branch = output_of(node.parts[b], x);
         const Index channels = branch.channels;
         if (node.kind == Node::Kind::concat) branch.channels = joined.channels;
         require(branch == joined, "branches write " + to_text(joined) + " and " + to_text(branch));
@@ -119,11 +88,13 @@ Extent output_of(const Node& node, const Extent& x) {
     case LayerType::conv_transpose: {
       require(x.channels == node.in, "it reads " + std::to_string(node.in) + " channels");
       const Index stride = node.layer.stride.front(), kernel = node.kernel.front();
-      return {node.out, (x.height - 1) * stride + kernel, (x.width - 1) * stride + kernel};
+      return {.channels = node.out,
+              .size = {(x.size[0] - 1) * stride + kernel, (x.size[1] - 1) * stride + kernel}};
     }
     case LayerType::linear:
-      require(x == Extent{node.in}, "it reads " + std::to_string(node.in) + " numbers");
-      return {node.out};
+      require(x == MapShape<2>{.channels = node.in},
+              "it reads " + std::to_string(node.in) + " numbers");
+      return {.channels = node.out};
     case LayerType::batch_norm:
       require(x.channels == node.out, "it reads " + std::to_string(node.out) + " channels");
       return x;
@@ -133,11 +104,11 @@ Extent output_of(const Node& node, const Extent& x) {
                       .in = x.channels,
                       .kernel = {node.kernel.front(), node.kernel.back()},
                       .geometry = geometry_of<2>(node.layer, node.where)});
-    case LayerType::global_avg_pool: return {x.channels};
-    case LayerType::flatten: return {count(x)};
+    case LayerType::global_avg_pool: return {.channels = x.channels};
+    case LayerType::flatten: return {.channels = element_count(x)};
     case LayerType::channel_slice:
       require(node.end <= x.channels, "it takes channels up to " + std::to_string(node.end));
-      return {node.end - node.begin, x.height, x.width};
+      return {.channels = node.end - node.begin, .size = x.size};
     default: return x;
   }
 }
@@ -145,46 +116,46 @@ Extent output_of(const Node& node, const Extent& x) {
 // ---- builder
 
 Builder& Builder::add(Node node) {
-  extent_ = output_of(node, extent_);
+  map_ = output_of(node, map_);
   chain_.parts.push_back(std::move(node));
   return *this;
 }
 
 Builder& Builder::conv(const std::string& name, ConvShape<2> shape) {
-  shape.in = extent_.channels;
+  shape.in = map_.channels;
   validate(shape);
-  return add(conv_node(name, shape));
+  return add(layer_node(name, shape));
 }
 
 Builder& Builder::conv_transpose(const std::string& name, Index out, Index kernel) {
-  Node node = layer_node(LayerType::conv_transpose, name);
+  Node node = node_of(LayerType::conv_transpose, name);
   node.kernel = node.layer.stride = {kernel, kernel};
   node.out = out;
-  node.in = extent_.channels;
+  node.in = map_.channels;
   return add(std::move(node));
 }
 
 Builder& Builder::linear(const std::string& name, Index out) {
-  return add(linear_node(name, {.out = out, .in = extent_.channels, .bias = true}));
+  return add(layer_node<0>(name, {.out = out, .in = map_.channels, .bias = true}));
 }
 
 Builder& Builder::batch_norm(const std::string& name) {
-  Node node = layer_node(LayerType::batch_norm, name);
+  Node node = node_of(LayerType::batch_norm, name);
   node.eps = 1e-5;
-  node.out = extent_.channels;
+  node.out = map_.channels;
   return add(std::move(node));
 }
 
-Builder& Builder::plain(LayerType type) { return add(layer_node(type)); }
+Builder& Builder::plain(LayerType type) { return add(node_of(type)); }
 
 Builder& Builder::leaky_relu(double negative_slope) {
-  Node node = layer_node(LayerType::leaky_relu);
+  Node node = node_of(LayerType::leaky_relu);
   node.negative_slope = negative_slope;
   return add(std::move(node));
 }
 
 Builder& Builder::pool(LayerType type, Index kernel, Index stride, Index padding) {
-  Node node = layer_node(type);
+  Node node = node_of(type);
   node.kernel = {kernel, kernel};
   node.layer.stride = {stride, stride};
   node.layer.padding = {padding, padding};
@@ -200,14 +171,14 @@ Builder& Builder::avg_pool(Index kernel, Index stride) {
 }
 
 Builder& Builder::channel_slice(Index begin, Index end) {
-  Node node = layer_node(LayerType::channel_slice);
+  Node node = node_of(LayerType::channel_slice);
   node.begin = begin;
   node.end = end;
   return add(std::move(node));
 }
 
 Builder& Builder::channel_shuffle(Index groups) {
-  Node node = layer_node(LayerType::channel_shuffle);
+  Node node = node_of(LayerType::channel_shuffle);
   node.layer.groups = groups;
   return add(std::move(node));
 }
@@ -240,21 +211,20 @@ Index weights(const Node& node) {
   return times(times(node.out, node.in / node.layer.groups), taps);
 }
 
-Cost cost_of(const Node& node, const Extent& x, const Extent& y, bool functional) {
+Cost cost_of(const Node& node, const MapShape<2>& x, const MapShape<2>& y, bool functional) {
   const Index bias = node.bias ? node.out : 0;
   switch (node.type) {
     case LayerType::conv:
       return {checked_add(weights(node), bias, "cost"),
-              times(checked_add(weights(node), bias, "cost"), times(y.height, y.width))};
-    case LayerType::conv_transpose:
-      return {weights(node), times(weights(node), times(x.height, x.width))};
+              times(checked_add(weights(node), bias, "cost"), volume(y.size))};
+    case LayerType::conv_transpose: return {weights(node), times(weights(node), volume(x.size))};
     case LayerType::linear: return {checked_add(weights(node), bias, "cost"), weights(node)};
-    case LayerType::batch_norm: return {2 * node.out, times(2, count(y))};
+    case LayerType::batch_norm: return {2 * node.out, times(2, element_count(y))};
     case LayerType::relu:
     case LayerType::relu6:
-    case LayerType::leaky_relu: return {0, functional ? 0 : count(y)};
+    case LayerType::leaky_relu: return {0, functional ? 0 : element_count(y)};
     case LayerType::avg_pool:
-    case LayerType::max_pool: return {0, functional ? 0 : count(x)};
+    case LayerType::max_pool: return {0, functional ? 0 : element_count(x)};
     default: return {};
   }
 }
@@ -272,17 +242,17 @@ std::string described(const Node& node) {
   }
 }
 
-Extent add_costs(const Node& node, const Extent& x, bool functional,
-                 std::vector<LayerCost>& layers) {
+MapShape<2> add_costs(const Node& node, const MapShape<2>& x, bool functional,
+                      std::vector<LayerCost>& layers) {
   if (node.kind == Node::Kind::layer) {
-    const Extent y = output_of(node, x);
+    const MapShape<2> y = output_of(node, x);
     layers.push_back({node.layer.name, described(node), y, cost_of(node, x, y, functional)});
     return y;
   }
   if (node.kind == Node::Kind::chain) {
-    Extent extent = x;
-    for (const Node& part : node.parts) extent = add_costs(part, extent, functional, layers);
-    return extent;
+    MapShape<2> map = x;
+    for (const Node& part : node.parts) map = add_costs(part, map, functional, layers);
+    return map;
   }
   for (const Node& part : node.parts) add_costs(part, x, functional, layers);
   return output_of(node, x);
@@ -317,9 +287,9 @@ class Initializer {
     modest_count<float>({total(layer_costs(network)).parameters}, network.title + ": parameters");
     file_.origin = network.name;
     file_.metadata = {{"chain", to_json(network.graph).dump()}, {"title", network.title}};
-    fill(network.graph);
-    const Extent& x = network.input;
-    add("input", {1, x.channels, x.height, x.width}, -1, 1);
+    for_each_layer(network.graph, [this](const Node& node) { fill(node); });
+    const auto& [batch, channels, size] = network.input;
+    add("input", {batch, channels, size[0], size[1]}, -1, 1);
     return std::move(file_);
   }
 
@@ -345,8 +315,6 @@ class Initializer {
   }
 
   void fill(const Node& node) {
-    for (const Node& part : node.parts) fill(part);
-    if (node.kind != Node::Kind::layer) return;
     if (node.type == LayerType::conv) {
       add_layer(node, conv_shape(node));
     } else if (node.type == LayerType::linear) {

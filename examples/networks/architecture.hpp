@@ -5,6 +5,7 @@
 
 #include "graph.hpp"
 
+#include <concertina/feature_map.hpp>
 #include <concertina/geometry.hpp>
 #include <concertina/io/safetensors.hpp>
 
@@ -14,57 +15,45 @@
 
 namespace tool {
 
-/// One image's map; after a flatten only channels.
-struct Extent {
-  Index channels = 0, height = 1, width = 1;
-
-  friend bool operator==(const Extent&, const Extent&) = default;
-};
-
-std::string to_text(const Extent& extent);
-
-/// Numbers in a map. Throws SizeError where they overflow.
-Index count(const Extent& extent);
+/// One image's map, after a flatten only channels: "3x32x32", "512".
+using concertina::MapShape;
+std::string to_text(const MapShape<2>& map);
 
 /// How the paper expands some layers of a network by one strategy; what it leaves to the default
 /// is as ExpandOptions has it.
 struct Recipe {
   std::string strategy;             // cl, ck or fc
   std::vector<std::string> layers;  // their names
-  bool narrow_first = false;        // the first map between keeps the image's three channels
+  bool narrow_first = false;        // the first map between keeps the image's channels
   bool depthwise_middle = false;    // cl: the middle layer mixes no channels
   bool inner_bias = false;          // biases on all layers but the last, of layers without one
 };
 
 struct Architecture {
-  std::string name, title;
-  Extent input;
+  std::string name = {}, title;
+  MapShape<2> input;  // of one image
   Node graph;
   bool functional = false;  // activations and pools are function calls, which the paper's count
                             // does not see
   std::vector<Recipe> recipes = {};
 };
 
-/// The shape of a described conv. The same layer of a linear has rank 0.
+/// The shape of a described layer; a linear one as a convolution is a 1x1 on a map of one position.
 concertina::ConvShape<2> conv_shape(const Node& node);
 concertina::ConvShape<0> linear_shape(const Node& node);
 
-/// Described layers of these shapes.
-Node conv_node(const std::string& name, const concertina::ConvShape<2>& shape);
-Node linear_node(const std::string& name, const concertina::ConvShape<0>& shape);
-
 /// What a described node writes for one image. Throws ShapeError naming the layer that it does not
 /// fit.
-Extent output_of(const Node& node, const Extent& input);
+MapShape<2> output_of(const Node& node, const MapShape<2>& input);
 
 /// Describes a chain of layers, each reading what the one before writes.
 class Builder {
  public:
-  explicit Builder(const Extent& input) : extent_(input) {}
+  explicit Builder(const MapShape<2>& input) : map_(input) {}
 
   /// A branch that reads what the next layer here would.
-  Builder branch() const { return Builder(extent_); }
-  const Extent& extent() const { return extent_; }
+  Builder branch() const { return Builder(map_); }
+  Index channels() const { return map_.channels; }
   Node graph() const { return chain_; }
 
   /// `shape.in` is filled in.
@@ -89,7 +78,7 @@ class Builder {
   Builder& join(Node::Kind kind, const std::vector<Builder>& branches);
 
   Node chain_;
-  Extent extent_;
+  MapShape<2> map_;
 };
 
 /// Trainable numbers and multiply-adds, counted as the paper's Table S10 counts them.
@@ -106,7 +95,7 @@ struct Cost {
 
 struct LayerCost {
   std::string name, layer;  // its shape, or its type
-  Extent output;
+  MapShape<2> output;
   Cost cost;
 };
 
@@ -116,8 +105,8 @@ std::vector<LayerCost> layer_costs(const Architecture& network);
 Cost total(const std::vector<LayerCost>& layers);
 
 /// The file of a network with random numbers: layers initialised as PyTorch does, batch norms with
-/// factors and statistics that keep activations at their scale, and an `input` of one image,
-/// uniform in -1 to 1. Reproducible from the seed.
+/// random factors and statistics, and an `input` of one image, uniform in -1 to 1. Reproducible
+/// from the seed.
 /// Throws  SizeError for more than 4 GiB of numbers, before any is made
 concertina::io::Safetensors initialized(const Architecture& network, std::uint64_t seed);
 

@@ -1,10 +1,8 @@
-// Walks a network's graph and its JSON side by side: the numbers come from one, what is written
-// from the other.
+// Walks a network's graph and makes the compact one's, with its tensors.
 // SPDX-License-Identifier: Apache-2.0
 #include "compact_network.hpp"
 
 #include "contraction.hpp"
-#include "json_fields.hpp"
 #include "read_layer.hpp"
 #include "text.hpp"
 
@@ -69,33 +67,37 @@ class Compactor {
     for (const char* key : {"chain", "conv"}) result_.file.metadata.erase(key);
   }
 
-  CompactNetwork run(const Node& graph, const nlohmann::json& json) && {
-    nlohmann::json root = node(graph, json);
-    if (!root.contains("kind")) root = {{"kind", "chain"}, {"layers", {root}}};
-    result_.file.metadata["chain"] = root.dump();
+  CompactNetwork run(const Node& graph) && {
+    Node root = node(graph);
+    if (root.kind == Node::Kind::layer) {
+      Node chain;
+      chain.parts.push_back(std::move(root));
+      root = std::move(chain);
+    }
+    result_.file.metadata["chain"] = to_json(root).dump();
     return std::move(result_);
   }
 
  private:
-  nlohmann::json node(const Node& node, const nlohmann::json& json) {
-    if (becomes_one(node) || is_layer(node)) return contract(node, {});
-    if (node.kind == Node::Kind::layer) return copied(node, json);
-    nlohmann::json parts = nlohmann::json::array();
-    const char* list = node.kind == Node::Kind::chain ? "layers" : "branches";
-    for (std::size_t p = 0; p < node.parts.size(); ++p) {
-      const Node& part = node.parts[p];
-      if (node.kind == Node::Kind::chain && (becomes_one(part) || is_layer(part))) {
-        std::span<const Node> after(node.parts.data() + p + 1, 0);
-        while (p + 1 < node.parts.size() && follows_a_layer(node.parts[p + 1])) {
+  Node node(const Node& from) {
+    if (becomes_one(from) || is_layer(from)) return contract(from, {});
+    if (from.kind == Node::Kind::layer) return copied(from);
+    Node to;
+    to.kind = from.kind;
+    for (std::size_t p = 0; p < from.parts.size(); ++p) {
+      const Node& part = from.parts[p];
+      if (from.kind == Node::Kind::chain && (becomes_one(part) || is_layer(part))) {
+        std::span<const Node> after(from.parts.data() + p + 1, 0);
+        while (p + 1 < from.parts.size() && follows_a_layer(from.parts[p + 1])) {
           after = {after.data(), after.size() + 1};
           ++p;
         }
-        parts.push_back(contract(part, after));
+        to.parts.push_back(contract(part, after));
       } else {
-        parts.push_back(this->node(part, json[list][p]));
+        to.parts.push_back(node(part));
       }
     }
-    return {{"kind", json["kind"]}, {list, std::move(parts)}};
+    return to;
   }
 
   /// Whether a node becomes one layer.
@@ -121,7 +123,7 @@ class Compactor {
   }
 
   /// The layer that a node and the batch norms after it are.
-  nlohmann::json contract(const Node& node, std::span<const Node> after) {
+  Node contract(const Node& node, std::span<const Node> after) {
     const std::string name = is_expanded(node) ? compact_name(node) : first_layer(node).layer.name;
     Node whole;
     whole.where = node.where;
@@ -141,28 +143,21 @@ class Compactor {
           }
           const auto layer = contracted(expression);
           add_layer(result_.file, name, layer, dtype_.value_or(compact_dtype(layers)));
-          return layer_json(name, layer.shape());
+          return layer_node(name, layer.shape());
         },
         read_linear_map(file_, whole, wide));
   }
 
-  template <int Rank>
-  static nlohmann::json layer_json(const std::string& name,
-                                   const concertina::ConvShape<Rank>& shape) {
-    nlohmann::json json{{"name", name}, {"type", Rank == 0 ? "linear" : "conv"}};
-    if (Rank > 0) json.update(geometry_json(shape.geometry));
-    return json;
-  }
-
   /// A layer that stays, with its tensors.
-  nlohmann::json copied(const Node& node, const nlohmann::json& json) {
+  Node copied(Node node) {
     for (const char* suffix : {"weight", "bias", "running_mean", "running_var"}) {
       const std::string name = node.layer.tensor(suffix);
       if (!node.layer.name.empty() && file_.contains(name)) {
         result_.file.tensors.insert_or_assign(name, file_.tensor(name));
       }
     }
-    return json;
+    node.expected.reset();  // its layer is not written
+    return node;
   }
 
   const Safetensors& file_;
@@ -196,8 +191,7 @@ void add_layer(Safetensors& file, const std::string& name, const Conv<Scalar, Ra
 
 CompactNetwork compact_network(const Safetensors& file, const Node& graph,
                                std::optional<Dtype> dtype) {
-  const std::string where = file.origin + R"(: metadata "chain")";
-  return Compactor(file, dtype).run(graph, fields::parse(file.metadata.at("chain"), where));
+  return Compactor(file, dtype).run(graph);
 }
 
 // clang-format off

@@ -19,23 +19,10 @@ using concertina::ConvShape;
 
 constexpr std::array<std::string_view, 5> strategies = {"cl", "ck", "fc", "cl+fc", "ck+fc"};
 
-template <class Names>
-std::string listed(const Names& names) {
-  std::string text;
-  for (const auto& name : names) text += (text.empty() ? "" : ", ") + std::string(name);
-  return text;
-}
-
 bool applies(const std::string& strategy, const Node& node) {
   if (strategy == "fc") return node.type == LayerType::linear;
   if (node.type != LayerType::conv) return false;
   return std::ranges::max(node.kernel) > (strategy == "ck" ? 3 : 1);
-}
-
-template <class Visit>
-void for_each_layer(const Node& node, const Visit& visit) {
-  if (node.kind == Node::Kind::layer) visit(node);
-  for (const Node& part : node.parts) for_each_layer(part, visit);
 }
 
 std::string reason(const std::string& strategy) {
@@ -120,20 +107,18 @@ class Plan {
                      "layers for " + listed(choices));
   }
 
-  template <int Rank, class MakeNode>
-  static Node chain(const std::string& name, const std::vector<ConvShape<Rank>>& shapes,
-                    const MakeNode& make) {
+  template <int Rank>
+  static Node chain(const std::string& name, const std::vector<ConvShape<Rank>>& shapes) {
     Node node;
     node.layer.name = node.where = name;
     for (std::size_t l = 0; l < shapes.size(); ++l) {
-      node.parts.push_back(make(name + "." + std::to_string(l), shapes[l]));
+      node.parts.push_back(layer_node(name + "." + std::to_string(l), shapes[l]));
     }
     return node;
   }
 
   Node fc(const Node& from) const {
-    return chain(from.layer.name,
-                 concertina::expand_fc(linear_shape(from), {.rate = expansion_.rate}), linear_node);
+    return chain(from.layer.name, expand_fc(linear_shape(from), {.rate = expansion_.rate}));
   }
 
   Node conv(const Node& from, const Recipe& recipe) const {
@@ -152,7 +137,7 @@ class Plan {
     }
     std::vector<ConvShape<2>> shapes = cl ? expand_cl(shape, options) : expand_ck(shape, options);
     for (std::size_t l = 0; recipe.inner_bias && l + 1 < shapes.size(); ++l) shapes[l].bias = true;
-    return chain(from.layer.name, shapes, conv_node);
+    return chain(from.layer.name, shapes);
   }
 
   const Architecture& network_;

@@ -28,14 +28,6 @@ constexpr std::array<std::string_view, 15> type_names = {
     "conv_transpose", "flatten",         "channel_slice", "channel_shuffle", "normalize"};
 static_assert(type_names[static_cast<std::size_t>(LayerType::normalize)] == "normalize");
 
-std::string listed(std::span<const std::string_view> names) {
-  std::string result;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    result += (i == 0 ? "" : i + 1 == names.size() ? " and " : ", ") + std::string(names[i]);
-  }
-  return result;
-}
-
 /// The fields of a layer that parse_layer does not read.
 std::vector<std::string_view> fields_of(LayerType type) {
   switch (type) {

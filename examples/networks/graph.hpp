@@ -78,6 +78,39 @@ struct Node {
 /// Throws   FormatError naming the place, for what is unknown also with what is supported
 Node parse_graph(const concertina::io::Safetensors& file);
 
+/// Calls visit(layer) for every layer, in the order in which they are written down.
+template <class Visit>
+void for_each_layer(const Node& node, const Visit& visit) {
+  if (node.kind == Node::Kind::layer) visit(node);
+  for (const Node& part : node.parts) for_each_layer(part, visit);
+}
+
+/// A layer of this shape; linear for rank 0.
+template <int Rank>
+Node layer_node(const std::string& name, const concertina::ConvShape<Rank>& shape) {
+  const auto list = [](const concertina::PerAxis<Rank>& values) {
+    return std::vector<Index>(values.begin(), values.end());
+  };
+  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  Node node;
+  node.kind = Node::Kind::layer;
+  node.type = Rank == 0 ? LayerType::linear : LayerType::conv;
+  node.kernel = list(shape.kernel);
+  node.layer = {.name = name,
+                .linear = Rank == 0,
+                .stride = list(stride),
+                .padding = list(padding.start),
+                .padding_end = {},
+                .dilation = list(dilation),
+                .groups = groups};
+  if (padding.end != padding.start) node.layer.padding_end = list(padding.end);
+  node.out = shape.out;
+  node.in = shape.in;
+  node.bias = shape.bias;
+  node.where = name;
+  return node;
+}
+
 /// Whether a node is a linear map, biases aside: conv, linear, batch_norm, scale, avg_pool,
 /// channel_slice, channel_shuffle, and what is made of only such.
 bool is_linear(const Node& node);
@@ -89,7 +122,8 @@ bool is_expanded(const Node& node);
 /// The layer's name in the compact network. Requires is_expanded.
 const std::string& compact_name(const Node& node);
 
-/// As the format writes it: the inverse of parse_graph, but for tensors and expected layers.
+/// As the format writes it; parse_graph reads it back, but for expected layers and the root's claim
+/// "exact", which are not written.
 nlohmann::json to_json(const Node& node);
 
 /// As the format writes it.

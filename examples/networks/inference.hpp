@@ -40,4 +40,11 @@ class Network {
   std::function<Tensor<Scalar>(Tensor<Scalar>)> map_;
 };
 
+/// The same of a batch in double, rounded to Scalar, and its result widened.
+template <class Scalar>
+Tensor<double> run(const Network<Scalar>& network, const Tensor<double>& batch) {
+  const Tensor<Scalar> y = network({batch.shape, {batch.values.begin(), batch.values.end()}});
+  return {y.shape, {y.values.begin(), y.values.end()}};
+}
+
 }  // namespace tool

@@ -33,10 +33,16 @@ std::vector<std::string> tensors_of(const Safetensors& file, const Node& node) {
   return names;
 }
 
-template <class Visit>
-void for_each_layer(const Node& node, Visit&& visit) {
-  if (node.kind == Node::Kind::layer) visit(node);
-  for (const Node& part : node.parts) for_each_layer(part, visit);
+/// The nodes that `is` holds for and that are in no other such, in order.
+template <class Is>
+std::vector<const Node*> outermost(const Node& graph, const Is& is) {
+  if (is(graph)) return {&graph};
+  std::vector<const Node*> nodes;
+  for (const Node& part : graph.parts) {
+    const auto more = outermost(part, is);
+    nodes.insert(nodes.end(), more.begin(), more.end());
+  }
+  return nodes;
 }
 
 /// One number per channel.
@@ -249,24 +255,10 @@ AnyExpression read_file_map(const Safetensors& file, const Node& graph) {
 }
 
 std::vector<const Node*> expected_nodes(const Node& graph) {
-  if (graph.expected) return {&graph};
-  std::vector<const Node*> nodes;
-  for (const Node& part : graph.parts) {
-    const auto more = expected_nodes(part);
-    nodes.insert(nodes.end(), more.begin(), more.end());
-  }
-  return nodes;
+  return outermost(graph, [](const Node& node) { return node.expected.has_value(); });
 }
 
-std::vector<const Node*> expanded_nodes(const Node& graph) {
-  if (is_expanded(graph)) return {&graph};
-  std::vector<const Node*> nodes;
-  for (const Node& part : graph.parts) {
-    const auto more = expanded_nodes(part);
-    nodes.insert(nodes.end(), more.begin(), more.end());
-  }
-  return nodes;
-}
+std::vector<const Node*> expanded_nodes(const Node& graph) { return outermost(graph, is_expanded); }
 
 Index layer_count(const Node& node) {
   Index count = 0;

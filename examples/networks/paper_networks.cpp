@@ -4,6 +4,7 @@
 
 #include "text.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace tool {
@@ -49,7 +50,7 @@ class Sequential {
 };
 
 Architecture smallnet(Index kernel) {
-  const Extent input{3, 32, 32};
+  const MapShape<2> input{.channels = 3, .size = 32};
   Builder net(input);
   for (int block = 1; block <= 3; ++block) {
     const std::string name = "conv" + std::to_string(block);
@@ -60,7 +61,6 @@ Architecture smallnet(Index kernel) {
   net.plain(LayerType::flatten).linear("fc1", 64).plain(LayerType::relu).linear("fc2", 10);
   const std::vector<std::string> convs = {"conv1", "conv2", "conv3"};
   Architecture network{
-      .name = "smallnet" + std::to_string(kernel),
       .title = "SmallNet (" + std::to_string(kernel) + "x" + std::to_string(kernel) + ")",
       .input = input,
       .graph = net.graph(),
@@ -74,7 +74,7 @@ Architecture smallnet(Index kernel) {
 }
 
 Architecture mobilenet() {
-  const Extent input{3, 224, 224};
+  const MapShape<2> input{.channels = 3, .size = 224};
   Builder net(input);
   std::vector<std::string> expanded{"model.0.0"};
   Sequential(net, "model.0").conv(square(32, 3, 2), LayerType::relu);
@@ -85,7 +85,7 @@ Architecture mobilenet() {
                               {512, 1}, {512, 1}, {512, 1}, {512, 1}, {1024, 2}, {1024, 1}};
   for (const Block& block : blocks) {
     const std::string name = "model." + std::to_string(expanded.size());
-    const Index in = net.extent().channels;
+    const Index in = net.channels();
     Sequential(net, name)
         .conv(square(in, 3, block.stride, in), LayerType::relu)
         .conv(square(block.out, 1), LayerType::relu);
@@ -93,15 +93,14 @@ Architecture mobilenet() {
   }
   // A module, which the paper's count sees; the means of the other networks are not.
   net.avg_pool(7, 7).plain(LayerType::flatten).linear("fc", 1000);
-  return {.name = "mobilenet",
-          .title = "MobileNet",
+  return {.title = "MobileNet",
           .input = input,
           .graph = net.graph(),
           .recipes = {{.strategy = "cl", .layers = expanded}}};
 }
 
 Architecture mobilenet_v2() {
-  const Extent input{3, 224, 224};
+  const MapShape<2> input{.channels = 3, .size = 224};
   Builder net(input);
   std::vector<std::string> expanded{"features.0.0"};
   Sequential(net, "features.0").conv(square(32, 3, 2), LayerType::relu6);
@@ -113,7 +112,7 @@ Architecture mobilenet_v2() {
   int block = 1;
   for (const Stage& stage : stages) {
     for (Index repeat = 0; repeat < stage.repeats; ++repeat, ++block) {
-      const Index in = net.extent().channels, hidden = in * stage.factor;
+      const Index in = net.channels(), hidden = in * stage.factor;
       const Index stride = repeat == 0 ? stage.stride : 1;
       const std::string name = "features." + std::to_string(block) + ".conv";
       Builder inner = net.branch();
@@ -131,15 +130,14 @@ Architecture mobilenet_v2() {
   }
   Sequential(net, "features." + std::to_string(block)).conv(square(1280, 1), LayerType::relu6);
   net.plain(LayerType::global_avg_pool).linear("classifier.1", 1000);
-  return {.name = "mobilenetv2",
-          .title = "MobileNetV2",
+  return {.title = "MobileNetV2",
           .input = input,
           .graph = net.graph(),
           .recipes = {{.strategy = "cl", .layers = expanded}}};
 }
 
 Architecture shufflenet_v2() {
-  const Extent input{3, 224, 224};
+  const MapShape<2> input{.channels = 3, .size = 224};
   Builder net(input);
   std::vector<std::string> expanded{"conv1.0"};
   Sequential(net, "conv1").conv(square(24, 3, 2), LayerType::relu);
@@ -156,7 +154,7 @@ Architecture shufflenet_v2() {
       const Index half = stage.out / 2, stride = unit == 0 ? 2 : 1;
       Builder left = net.branch(), right = net.branch();
       if (unit == 0) {
-        const Index in = net.extent().channels;
+        const Index in = net.channels();
         Sequential(left, name + "1")
             .conv(square(in, 3, 2, in))
             .conv(square(half, 1), LayerType::relu);
@@ -175,15 +173,14 @@ Architecture shufflenet_v2() {
   }
   Sequential(net, "conv5").conv(square(1024, 1), LayerType::relu);
   net.plain(LayerType::global_avg_pool).linear("fc", 1000);
-  return {.name = "shufflenetv2",
-          .title = "ShuffleNetV2 0.5x",
+  return {.title = "ShuffleNetV2 0.5x",
           .input = input,
           .graph = net.graph(),
           .recipes = {{.strategy = "cl", .layers = expanded, .depthwise_middle = true}}};
 }
 
 Architecture yolo_lite() {
-  const Extent input{3, 608, 608};
+  const MapShape<2> input{.channels = 3, .size = 608};
   Builder net(input);
   std::vector<std::string> expanded;
   for (const Index out : {16, 32, 64, 128, 128, 256}) {
@@ -194,8 +191,7 @@ Architecture yolo_lite() {
   }
   expanded.pop_back();
   net.conv("conv7", with_bias(square(125, 1)));
-  return {.name = "yololite",
-          .title = "YOLO-LITE",
+  return {.title = "YOLO-LITE",
           .input = input,
           .graph = net.graph(),
           .recipes = {{.strategy = "cl", .layers = expanded}}};
@@ -222,20 +218,19 @@ void unet_level(Builder& net, Index width, int level, std::vector<std::string>& 
 }
 
 Architecture unet() {
-  const Extent input{3, 1024, 2048};
+  const MapShape<2> input{.channels = 3, .size = {1024, 2048}};
   Builder net(input);
   std::vector<std::string> expanded;
   unet_level(net, 32, 1, expanded);
   net.conv("classifier", with_bias(square(20, 1)));
-  return {.name = "unet",
-          .title = "U-Net",
+  return {.title = "U-Net",
           .input = input,
           .graph = net.graph(),
           .recipes = {{.strategy = "cl", .layers = expanded, .inner_bias = true}}};
 }
 
 Architecture alexnet(Index last) {
-  const Extent input{3, 224, 224};
+  const MapShape<2> input{.channels = 3, .size = 224};
   Builder net(input);
   ConvShape<2> first = with_bias(square(64, 11, 4));
   first.geometry.padding = 2;
@@ -245,36 +240,48 @@ Architecture alexnet(Index last) {
   net.conv("conv4", with_bias(square(256, 3))).plain(LayerType::relu);
   net.conv("conv5", with_bias(square(last, 3))).plain(LayerType::relu);
   net.plain(LayerType::global_avg_pool).linear("fc", 1000);
-  return {.name = "alexnet" + std::to_string(last),
-          .title = "AlexNet " + std::to_string(last),
+  return {.title = "AlexNet " + std::to_string(last),
           .input = input,
           .graph = net.graph(),
           .recipes = {{.strategy = "ck", .layers = {"conv1", "conv2"}}}};
 }
 
+struct Entry {
+  std::string name;
+  Architecture (*make)();
+};
+
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> all = {{"smallnet7", [] { return smallnet(7); }},
+                                         {"smallnet3", [] { return smallnet(3); }},
+                                         {"mobilenet", mobilenet},
+                                         {"mobilenetv2", mobilenet_v2},
+                                         {"shufflenetv2", shufflenet_v2},
+                                         {"yololite", yolo_lite},
+                                         {"unet", unet},
+                                         {"alexnet128", [] { return alexnet(128); }},
+                                         {"alexnet256", [] { return alexnet(256); }},
+                                         {"alexnet512", [] { return alexnet(512); }}};
+  return all;
+}
+
 }  // namespace
 
-const std::vector<std::string>& paper_network_names() {
-  static const std::vector<std::string> names = {
-      "smallnet7", "smallnet3", "mobilenet",  "mobilenetv2", "shufflenetv2",
-      "yololite",  "unet",      "alexnet128", "alexnet256",  "alexnet512"};
+std::vector<std::string> paper_network_names() {
+  std::vector<std::string> names;
+  for (const Entry& entry : entries()) names.push_back(entry.name);
   return names;
 }
 
 Architecture paper_network(const std::string& name) {
-  if (name == "smallnet3") return smallnet(3);
-  if (name == "smallnet7") return smallnet(7);
-  if (name == "mobilenet") return mobilenet();
-  if (name == "mobilenetv2") return mobilenet_v2();
-  if (name == "shufflenetv2") return shufflenet_v2();
-  if (name == "yololite") return yolo_lite();
-  if (name == "unet") return unet();
-  for (const Index last : {128, 256, 512}) {
-    if (name == "alexnet" + std::to_string(last)) return alexnet(last);
+  const auto found = std::ranges::find(entries(), name, &Entry::name);
+  if (found == entries().end()) {
+    throw UsageError("there is no network " + in_quotes(name) + "; there are " +
+                     listed(paper_network_names()));
   }
-  std::string names;
-  for (const std::string& each : paper_network_names()) names += (names.empty() ? "" : ", ") + each;
-  throw UsageError("there is no network " + in_quotes(name) + "; there are " + names);
+  Architecture network = found->make();
+  network.name = name;
+  return network;
 }
 
 }  // namespace tool

@@ -10,7 +10,7 @@
 namespace tool {
 
 /// Names for the command line, in the order of the paper's Table S10, AlexNets last.
-const std::vector<std::string>& paper_network_names();
+std::vector<std::string> paper_network_names();
 
 /// A compact network with its recipes. Throws UsageError with the names for an unknown one.
 /// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, Sections 4 and A; sizes and widths of

@@ -7,6 +7,7 @@
 
 #include <Eigen/Core>
 
+#include <cmath>
 #include <cstddef>
 #include <functional>
 #include <numeric>
@@ -85,6 +86,20 @@ void require_axes(const Tensor<Scalar>& x, std::size_t axes, const std::string& 
     refuse_shape(where,
                  "it reads " + std::to_string(axes) + " axes, but is given " + to_text(x.shape));
   }
+}
+
+/// The largest |a - b|; NaN where there is one. Throws ShapeError where shapes differ.
+template <class Scalar>
+Scalar largest_difference(const Tensor<Scalar>& a, const Tensor<Scalar>& b) {
+  if (a.shape != b.shape) {
+    refuse_shape("difference", "of " + to_text(a.shape) + " and " + to_text(b.shape));
+  }
+  Scalar largest = 0;
+  for (std::size_t i = 0; i < a.values.size(); ++i) {
+    const Scalar difference = std::abs(a.values[i] - b.values[i]);
+    if (!(difference <= largest)) largest = difference;  // NaN stays
+  }
+  return largest;
 }
 
 /// One channel's numbers.

@@ -44,11 +44,10 @@ int main(int argc, char** argv) {
   contracting->add_flag("--json", contract_options.json, "Print JSON");
 
   FilesOptions options;
-  CLI::Option* paths_option = nullptr;
   const auto add_files = [&](const char* name, const char* help, const char* paths,
                              const char* json) {
     CLI::App* command = app.add_subcommand(name, help);
-    paths_option = command->add_option(paths, options.paths, "What to read")->required();
+    command->add_option(paths, options.paths, "What to read")->required();
     command->add_option("--chain", options.chain, chain_help);
     command->add_flag("--json", options.json, json);
     return command;
@@ -100,7 +99,7 @@ int main(int argc, char** argv) {
         ->delimiter(',');
     return name;
   };
-  paths_option->required(false)->excludes(add_expansion(showing));
+  showing->get_option("FILE")->required(false)->excludes(add_expansion(showing));
   CLI::App* listing = app.add_subcommand("networks", "List the paper's networks and their cost");
   listing->add_flag("--json", network.json, "Print JSON: one object a network");
   CLI::App* writing = app.add_subcommand("expand",

@@ -4,6 +4,7 @@
 #include "networks/expansion.hpp"
 #include "networks/paper_networks.hpp"
 
+#include <algorithm>
 #include <iostream>
 
 namespace tool {
@@ -18,23 +19,20 @@ Architecture described(const NetworkOptions& options) {
                             .layers = options.layers});
 }
 
-/// How the paper expands a network: "cl, ck, cl+fc, ck+fc" and the like.
+/// How the paper expands a network: cl, cl+fc, ...
 std::vector<std::string> published(const Architecture& network) {
-  std::vector<std::string> strategies, combined;
-  bool fc = false;
+  const bool fc =
+      std::ranges::find(network.recipes, "fc", &Recipe::strategy) != network.recipes.end();
+  std::vector<std::string> strategies;
   for (const Recipe& recipe : network.recipes) {
-    if (recipe.strategy == "fc") {
-      fc = true;
-    } else {
-      strategies.push_back(recipe.strategy);
-    }
+    if (recipe.strategy == "fc") continue;
+    strategies.push_back(recipe.strategy);
+    if (fc) strategies.push_back(recipe.strategy + "+fc");
   }
-  for (const std::string& strategy : strategies) {
-    combined.push_back(strategy);
-    if (fc) combined.push_back(strategy + "+fc");
-  }
-  return combined;
+  return strategies;
 }
+
+nlohmann::json json_of(const MapShape<2>& map) { return {map.channels, map.size[0], map.size[1]}; }
 
 }  // namespace
 
@@ -46,13 +44,11 @@ ExitCode networks(const NetworkOptions& options) {
     const Architecture network = paper_network(name);
     const Cost cost = total(layer_costs(network));
     const std::vector<std::string> strategies = published(network);
-    std::string joined;
-    for (const std::string& each : strategies) joined += (joined.empty() ? "" : ", ") + each;
     cells.push_back({name, network.title, to_text(network.input), grouped(cost.parameters),
-                     grouped(cost.multiply_adds), joined});
+                     grouped(cost.multiply_adds), listed(strategies)});
     list.push_back({{"name", name},
                     {"title", network.title},
-                    {"input", {network.input.channels, network.input.height, network.input.width}},
+                    {"input", json_of(network.input)},
                     {"parameters", cost.parameters},
                     {"multiply_adds", cost.multiply_adds},
                     {"expanded_by", strategies}});
@@ -69,24 +65,22 @@ ExitCode network_info(const NetworkOptions& options) {
   const Architecture network = described(options);
   const std::vector<LayerCost> layers = layer_costs(network);
   const Cost sum = total(layers);
-  nlohmann::json json{
-      {"network", network.name},
-      {"title", network.title},
-      {"input", {network.input.channels, network.input.height, network.input.width}},
-      {"parameters", sum.parameters},
-      {"multiply_adds", sum.multiply_adds},
-      {"layers", nlohmann::json::array()}};
+  nlohmann::json json{{"network", network.name},
+                      {"title", network.title},
+                      {"input", json_of(network.input)},
+                      {"parameters", sum.parameters},
+                      {"multiply_adds", sum.multiply_adds},
+                      {"layers", nlohmann::json::array()}};
   std::vector<std::vector<std::string>> cells{
       {"layer", "shape", "output", "parameters", "multiply-adds"}};
   for (const LayerCost& layer : layers) {
     cells.push_back({layer.name, layer.layer, to_text(layer.output), grouped(layer.cost.parameters),
                      grouped(layer.cost.multiply_adds)});
-    json["layers"].push_back(
-        {{"name", layer.name},
-         {"layer", layer.layer},
-         {"output", {layer.output.channels, layer.output.height, layer.output.width}},
-         {"parameters", layer.cost.parameters},
-         {"multiply_adds", layer.cost.multiply_adds}});
+    json["layers"].push_back({{"name", layer.name},
+                              {"layer", layer.layer},
+                              {"output", json_of(layer.output)},
+                              {"parameters", layer.cost.parameters},
+                              {"multiply_adds", layer.cost.multiply_adds}});
   }
   cells.push_back({"total", "", "", grouped(sum.parameters), grouped(sum.multiply_adds)});
   if (options.json) {

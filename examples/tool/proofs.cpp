@@ -522,21 +522,6 @@ Tensor<double> network_input(const concertina::io::Safetensors& file) {
   return {};
 }
 
-template <class Scalar>
-Tensor<double> run(const Network<Scalar>& network, const Tensor<double>& batch) {
-  const Tensor<Scalar> y = network({batch.shape, {batch.values.begin(), batch.values.end()}});
-  return {y.shape, {y.values.begin(), y.values.end()}};
-}
-
-double largest_difference(const Tensor<double>& a, const Tensor<double>& b) {
-  double largest = 0;
-  for (std::size_t i = 0; i < a.values.size(); ++i) {
-    const double difference = std::abs(a.values[i] - b.values[i]);
-    if (!(difference <= largest)) largest = difference;  // NaN stays
-  }
-  return largest;
-}
-
 /// The class with the largest logit, for each row.
 std::vector<Index> classes(const Tensor<double>& logits) {
   std::vector<Index> result;
