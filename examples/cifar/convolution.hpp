@@ -16,19 +16,24 @@
 
 namespace cifar {
 
-/// Where a kernel of stride 1 stands on maps of one size; padding may be negative.
+/// Where a kernel stands on maps of one size; padding may be negative.
 struct ConvSize {
   Index out = 0, in = 0;
   Index kernel_height = 1, kernel_width = 1;
   Index pad_height = 0, pad_width = 0;  ///< on both sides
   Index height = 0, width = 0;          ///< of the input
+  Index stride = 1;                     ///< 1 or 2, of both axes
 
-  Index out_height() const { return height + 2 * pad_height - kernel_height + 1; }
-  Index out_width() const { return width + 2 * pad_width - kernel_width + 1; }
+  Index out_height() const { return (dense_height() - 1) / stride + 1; }
+  Index out_width() const { return (dense_width() - 1) / stride + 1; }
+  /// Of the output without stride.
+  Index dense_height() const { return height + 2 * pad_height - kernel_height + 1; }
+  Index dense_width() const { return width + 2 * pad_width - kernel_width + 1; }
   Index taps() const { return kernel_height * kernel_width; }
   Index weights() const { return out * in * taps(); }
 
-  /// The convolution that takes the gradient of the output to that of the input.
+  /// The convolution that takes the gradient of the output to that of the input. Of a stride it
+  /// reads the gradient spread(), on the map of the output without stride.
   ConvSize adjoint() const {
     return {.out = in,
             .in = out,
@@ -36,8 +41,8 @@ struct ConvSize {
             .kernel_width = kernel_width,
             .pad_height = kernel_height - 1 - pad_height,
             .pad_width = kernel_width - 1 - pad_width,
-            .height = out_height(),
-            .width = out_width()};
+            .height = dense_height(),
+            .width = dense_width()};
   }
 };
 
@@ -67,8 +72,8 @@ struct TapRows {
   Index first, last;
 };
 inline TapRows tap_rows(const ConvSize& size, Index row) {
-  return {std::max<Index>(0, size.pad_height - row),
-          std::min(size.kernel_height, size.height + size.pad_height - row)};
+  const Index top = row * size.stride - size.pad_height;
+  return {std::max<Index>(0, -top), std::min(size.kernel_height, size.height - top)};
 }
 
 /// Maps whose rows are padded on both sides, so that no tap falls beside them; rows above and below
@@ -96,8 +101,8 @@ PaddedRows<Scalar> padded_rows(const ConvSize& size, const Scalar* x, Scalar* sc
 }
 
 /// y[o][i] (+)= the sum over input channels, rows of taps and taps, for O channels and X positions
-/// of one row. `weight` is packed [in][tap][O].
-template <int O, int X, class Scalar>
+/// of one row, every `Stride`-th of the input's. `weight` is packed [in][tap][O].
+template <int O, int X, int Stride, class Scalar>
 void convolve_block(const ConvSize& size, const PaddedRows<Scalar>& x, const Scalar* first,
                     TapRows rows, const Scalar* weight, Scalar* y, Index y_channel_step) {
   Vector<Scalar> sum[O][X];
@@ -113,7 +118,7 @@ void convolve_block(const ConvSize& size, const PaddedRows<Scalar>& x, const Sca
       for (Index kx = 0; kx < size.kernel_width; ++kx, from += lanes, w += O) {
         Vector<Scalar> in[X];
 #pragma GCC unroll 8
-        for (int i = 0; i < X; ++i) in[i] = vector_at(from + i * lanes);
+        for (int i = 0; i < X; ++i) in[i] = vector_at(from + i * Stride * lanes);
 #pragma GCC unroll 8
         for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 8
@@ -130,17 +135,17 @@ void convolve_block(const ConvSize& size, const PaddedRows<Scalar>& x, const Sca
 }
 
 /// sums[k][o] += the sum over `count` positions of a row of dy[o] times x shifted by k, for O
-/// channels and K taps.
+/// channels and K taps; x goes on by `stride` positions for each of dy's.
 template <int O, int K, class Scalar>
-void correlate_block(const Scalar* dy, Index dy_channel_step, const Scalar* x, Index count,
-                     Scalar* sums) {
+void correlate_block(const Scalar* dy, Index dy_channel_step, const Scalar* x, Index stride,
+                     Index count, Scalar* sums) {
   Vector<Scalar> sum[K][O];
 #pragma GCC unroll 8
   for (int k = 0; k < K; ++k) {
 #pragma GCC unroll 8
     for (int o = 0; o < O; ++o) sum[k][o] = vector_at(sums + (k * O + o) * lanes);
   }
-  for (Index i = 0; i < count; ++i, dy += lanes, x += lanes) {
+  for (Index i = 0; i < count; ++i, dy += lanes, x += stride * lanes) {
     Vector<Scalar> in[K];
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) in[k] = vector_at(x + k * lanes);
@@ -184,8 +189,8 @@ void pack_adjoint_kernel(const ConvSize& size, const Scalar* weight, Scalar* pac
   });
 }
 
-/// Numbers of scratch that the functions below need.
-inline Index convolution_scratch(const ConvSize& size) {
+/// Numbers of scratch that convolve needs.
+inline Index convolve_scratch(const ConvSize& size) {
   return size.pad_width == 0 ? 0
                              : size.in * size.height * (size.width + 2 * size.pad_width) * lanes;
 }
@@ -198,69 +203,96 @@ void convolve(const ConvSize& size, const Scalar* x, const Scalar* packed, Scala
               Scalar* scratch) {
   const detail::PaddedRows<Scalar> rows = detail::padded_rows(size, x, scratch);
   const Index width = size.out_width(), map = size.out_height() * width * lanes;
-  for (Index row = 0; row < size.out_height(); ++row) {
-    const Scalar* first = rows.maps + (row - size.pad_height) * rows.row_step;
-    const detail::TapRows taps = detail::tap_rows(size, row);
-    const Scalar* weight = packed;
-    detail::for_each_block(size.out, [&](Index o, auto block) {
-      constexpr int O = decltype(block)::value;
-      Scalar* to = y + o * map + row * width * lanes;
-      detail::for_each_span(width, [&](Index i, auto count) {
-        detail::convolve_block<O, decltype(count)::value>(size, rows, first + i * lanes, taps,
-                                                          weight, to + i * lanes, map);
+  const auto with_stride = [&](auto stride) {
+    constexpr int Stride = decltype(stride)::value;
+    for (Index row = 0; row < size.out_height(); ++row) {
+      const Scalar* first = rows.maps + (row * Stride - size.pad_height) * rows.row_step;
+      const detail::TapRows taps = detail::tap_rows(size, row);
+      const Scalar* weight = packed;
+      detail::for_each_block(size.out, [&](Index o, auto block) {
+        constexpr int O = decltype(block)::value;
+        Scalar* to = y + o * map + row * width * lanes;
+        detail::for_each_span(width, [&](Index i, auto count) {
+          detail::convolve_block<O, decltype(count)::value, Stride>(
+              size, rows, first + i * Stride * lanes, taps, weight, to + i * lanes, map);
+        });
+        weight += size.in * size.taps() * O;
       });
-      weight += size.in * size.taps() * O;
-    });
+    }
+  };
+  if (size.stride == 1) {
+    with_stride(std::integral_constant<int, 1>());
+  } else {
+    with_stride(std::integral_constant<int, 2>());
   }
 }
 
-/// Sums per lane of the gradient of a kernel, in the packed layout:
-/// [block][in][tap][channel][lane]. They are cleared first.
-/// Shapes  x[in][height][width][lane], dy[out][out height][out width][lane]
+/// The gradient of the output on the map of the output without stride: zeros between.
+/// Shapes  dy[out][out height][out width][lane], dense[out][dense height][dense width][lane]
+template <class Scalar>
+void spread(const ConvSize& size, const Scalar* dy, Scalar* dense) {
+  const Index height = size.dense_height(), width = size.dense_width();
+  std::fill_n(dense, size.out * height * width * lanes, Scalar(0));
+  for (Index o = 0; o < size.out; ++o) {
+    for (Index y = 0; y < height; y += size.stride) {
+      for (Index x = 0; x < width; x += size.stride, dy += lanes) {
+        std::copy_n(dy, lanes, dense + ((o * height + y) * width + x) * lanes);
+      }
+    }
+  }
+}
+
+/// Numbers of scratch that correlate needs.
+inline Index correlate_scratch(const ConvSize& size) {
+  constexpr Index widest = 8;  // channels of a block
+  const Index rows = (size.in * size.taps() * widest + lanes - 1) / lanes * lanes;
+  return convolve_scratch(size) + rows * lanes + rows;
+}
+
+/// The gradient of a kernel, summed over the lanes.
+/// Shapes  x[in][height][width][lane], dy[out][out height][out width][lane], weight[out][in][ky][kx]
 /// Cost    as convolve; some rows of dy stay in the first-level cache while all taps pass over them
 template <class Scalar>
-void correlate(const ConvSize& size, const Scalar* x, const Scalar* dy, Scalar* sums,
+void correlate(const ConvSize& size, const Scalar* x, const Scalar* dy, Scalar* weight,
                Scalar* scratch) {
   const detail::PaddedRows<Scalar> rows = detail::padded_rows(size, x, scratch);
   const Index height = size.out_height(), width = size.out_width();
   const Index kernel_height = size.kernel_height, kernel_width = size.kernel_width;
+  const Index row_weights = size.in * size.taps(), stride = size.stride;
   constexpr Index positions = 32;  // of eight channels: 16 KiB in float
   const Index band = std::max<Index>(1, positions / width);
-  std::fill_n(sums, size.weights() * lanes, Scalar(0));
+  Scalar* const sums = scratch + convolve_scratch(size);  // [in][tap][channel][lane]
   detail::for_each_block(size.out, [&](Index o, auto block) {
     constexpr int O = decltype(block)::value;
+    const Index sum_blocks = (row_weights * O + lanes - 1) / lanes;
+    std::fill_n(sums, sum_blocks * lanes * lanes, Scalar(0));
     const Scalar* gradients = dy + o * height * width * lanes;
     for (Index top = 0; top < height; top += band) {
       const Index bottom = std::min(top + band, height);
       Scalar* to = sums;
       for (Index c = 0; c < size.in; ++c) {
         for (Index ky = 0; ky < kernel_height; ++ky) {
-          const Index begin = std::max(top, size.pad_height - ky);
-          const Index end = std::min(bottom, size.height + size.pad_height - ky);
+          const Index above = size.pad_height - ky;  // rows of the input above row 0 of dy
+          const Index begin = std::max(top, (std::max<Index>(above, 0) + stride - 1) / stride);
+          const Index below = size.height + above;
+          const Index end = below <= 0 ? 0 : std::min(bottom, (below - 1) / stride + 1);
           detail::for_each_span(kernel_width, [&](Index kx, auto count) {
             for (Index row = begin; row < end; ++row) {
               detail::correlate_block<O, decltype(count)::value>(
                   gradients + row * width * lanes, height * width * lanes,
-                  rows.maps + c * rows.channel_step + (row + ky - size.pad_height) * rows.row_step +
+                  rows.maps + c * rows.channel_step + (row * stride - above) * rows.row_step +
                       kx * lanes,
-                  width, to + kx * O * lanes);
+                  stride, width, to + kx * O * lanes);
             }
           });
           to += kernel_width * O * lanes;
         }
       }
     }
-    sums += size.in * size.taps() * O * lanes;
-  });
-}
-
-/// A gradient in the packed layout as a kernel [out][in][ky][kx].
-template <class Scalar>
-void unpack_kernel(const ConvSize& size, const Scalar* packed, Scalar* weight) {
-  const Index row = size.in * size.taps();
-  detail::for_each_block(size.out, [&](Index first, auto block) {
-    for (Index i = 0; i < row; ++i) {
-      for (int o = 0; o < block; ++o) weight[(first + o) * row + i] = *packed++;
+    Scalar* const reduced = sums + sum_blocks * lanes * lanes;  // whole rows, so aligned
+    sum_lanes(sums, sum_blocks, reduced);
+    for (Index i = 0; i < row_weights; ++i) {
+      for (int c = 0; c < O; ++c) weight[(o + c) * row_weights + i] = reduced[i * O + c];
     }
   });
 }

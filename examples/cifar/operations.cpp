@@ -74,8 +74,9 @@ ConvSize conv_size(const ConvShape<2>& shape, Index channels, Index height, Inde
   };
   const auto& [stride, padding, dilation, groups] = shape.geometry;
   if (shape.in != channels) refuse("the maps have " + std::to_string(channels) + " channels");
-  if (stride != 1 || dilation != 1 || groups != 1 || padding.start != padding.end) {
-    refuse("stride, dilation and groups are 1 here, and paddings alike on both sides");
+  if (stride[0] != stride[1] || stride[0] > 2 || dilation != 1 || groups != 1 ||
+      padding.start != padding.end) {
+    refuse("here strides are 1 or 2, dilation and groups 1, paddings alike on both sides");
   }
   static_cast<void>(output_size(shape, concertina::PerAxis<2>{height, width}));  // throws
   return {.out = shape.out,
@@ -85,7 +86,8 @@ ConvSize conv_size(const ConvShape<2>& shape, Index channels, Index height, Inde
           .pad_height = padding.start[0],
           .pad_width = padding.start[1],
           .height = height,
-          .width = width};
+          .width = width,
+          .stride = stride[0]};
 }
 
 }  // namespace
@@ -97,7 +99,6 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
   check_weights("convolution", shape, weights);
   Maps<Scalar>& y = tape.maps(conv.out, conv.out_height(), conv.out_width());
   const Index chunks = tape.chunk_capacity(), count = conv.weights();
-  const Index padded_count = (count + lanes - 1) / lanes * lanes;
 
   struct State {
     std::vector<Scalar> packed, packed_adjoint;
@@ -115,10 +116,10 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
     state->bias_gradient.resize(size(conv.out));
     set_gradient(*weights.bias, state->bias_gradient);
   }
-  const Index map_scratch =
-      std::max(convolution_scratch(conv), convolution_scratch(conv.adjoint()));
-  const Index sums_scratch = padded_count * lanes;
-  tape.reserve_scratch(map_scratch + lanes + sums_scratch + padded_count);
+  const Index spread_scratch =
+      conv.stride == 1 ? 0 : conv.out * conv.dense_height() * conv.dense_width() * lanes;
+  tape.reserve_scratch(lanes + std::max({convolve_scratch(conv), correlate_scratch(conv),
+                                         spread_scratch + convolve_scratch(conv.adjoint())}));
 
   Operation operation;
   operation.prepare = [=, differentiable = x.differentiable] {
@@ -144,12 +145,8 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
       {.each =
            [=, &tape, &x, &y](Index chunk, Index worker) {
              Scalar* scratch = tape.scratch(worker);
-             Scalar* sums = scratch + map_scratch;  // whole rows, so aligned
-             Scalar* packed = sums + sums_scratch;
-             std::fill_n(sums + count * lanes, (padded_count - count) * lanes, Scalar(0));
-             correlate(conv, x.values(chunk), y.gradients(chunk), sums, scratch);
-             sum_lanes(sums, padded_count / lanes, packed);
-             unpack_kernel(conv, packed, state->weight_parts.data() + chunk * count);
+             correlate(conv, x.values(chunk), y.gradients(chunk),
+                       state->weight_parts.data() + chunk * count, scratch);
              const Index positions = y.height * y.width;
              for (Index o = 0; weights.bias && o < conv.out; ++o) {
                Vector<Scalar> sum{};
@@ -160,8 +157,13 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
              }
              if (!x.differentiable) return;
              if (first_writer()) std::fill_n(x.gradients(chunk), x.numbers() * lanes, Scalar(0));
-             convolve(conv.adjoint(), static_cast<const Scalar*>(y.gradients(chunk)),
-                      state->packed_adjoint.data(), x.gradients(chunk), scratch);
+             const Scalar* gradient = y.gradients(chunk);
+             if (conv.stride > 1) {
+               spread(conv, gradient, scratch);
+               gradient = std::exchange(scratch, scratch + spread_scratch);
+             }
+             convolve(conv.adjoint(), gradient, state->packed_adjoint.data(), x.gradients(chunk),
+                      scratch);
            },
        .then = {}});
   operation.finish = [=, &tape] {
@@ -522,6 +524,59 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
 }
 
 template <class Scalar>
+Maps<Scalar>& mean_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
+  Maps<Scalar>& y = tape.maps(x.channels, 1, 1);
+  const Index positions = x.height * x.width;
+  const Scalar share = 1 / static_cast<Scalar>(positions);
+  Operation operation;
+  operation.forward.push_back({.each =
+                                   [=, &x, &y](Index chunk, Index) {
+                                     const Scalar* from = x.values(chunk);
+                                     Scalar* to = y.values(chunk);
+                                     for (Index c = 0; c < x.channels; ++c, to += lanes) {
+                                       Vector<Scalar> sum{};
+                                       for (Index i = 0; i < positions; ++i, from += lanes) {
+                                         sum += vector_at(from);
+                                       }
+                                       vector_at(to) = share * sum;
+                                     }
+                                   },
+                               .then = {}});
+  const auto first_writer = tape.first_writer(x);
+  operation.backward.push_back({.each =
+                                    [=, &x, &y](Index chunk, Index) {
+                                      if (!x.differentiable) return;
+                                      const Scalar* gradient = y.gradients(chunk);
+                                      Scalar* to = x.gradients(chunk);
+                                      const bool first = first_writer();
+                                      for (Index c = 0; c < x.channels; ++c, gradient += lanes) {
+                                        const Vector<Scalar> own = share * vector_at(gradient);
+                                        for (Index i = 0; i < positions; ++i, to += lanes) {
+                                          vector_at(to) = first ? own : vector_at(to) + own;
+                                        }
+                                      }
+                                    },
+                                .then = {}});
+  tape.record(std::move(operation));
+  return y;
+}
+
+template <class Scalar>
+Maps<Scalar>& detached(Tape<Scalar>& tape, Maps<Scalar>& x) {
+  Maps<Scalar>& y = tape.maps(x.channels, x.height, x.width, false);
+  tape.record({.prepare = {},
+               .forward = {{.each =
+                                [&x, &y](Index chunk, Index) {
+                                  std::copy_n(x.values(chunk), x.numbers() * lanes,
+                                              y.values(chunk));
+                                },
+                            .then = {}}},
+               .backward = {},
+               .finish = {}});
+  return y;
+}
+
+template <class Scalar>
 Maps<Scalar>& add(Tape<Scalar>& tape, std::vector<Maps<Scalar>*> branches) {
   const Maps<Scalar>& front = *branches.at(0);
   for (const Maps<Scalar>* branch : branches) {
@@ -618,7 +673,7 @@ CrossEntropy<Scalar>::CrossEntropy(Tape<Scalar>& tape, Maps<Scalar>& logits)
              }
              losses_[size(chunk)] = loss;
              corrects_[size(chunk)] = correct;
-             const auto share = 1 / static_cast<Scalar>(tape_.images());
+             const auto share = weight_ / static_cast<Scalar>(tape_.images());
              const Row<Scalar> mask = tape_.mask(chunk);
              const Eigen::Array<Scalar, lanes, 1> factor =
                  Eigen::Map<const Eigen::Array<Scalar, lanes, 1>>(mask.image.data()) * share;
@@ -686,6 +741,7 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
   struct State {
     concertina::Expr<Scalar, Rank> expression;
     concertina::Contraction<Scalar, Rank> contraction;
+    std::vector<Scalar> weight_gradient = {}, bias_gradient = {};  // with the decay
   };
   std::vector<concertina::ConvView<Scalar, Rank>> views;
   for (std::size_t l = 0; l < chain.shapes.size(); ++l) {
@@ -727,11 +783,12 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
                          });
                        },
                    .pullback =
-                       [=, layers = chain.layers](bool alone) {
+                       [=, this, layers = chain.layers](bool alone) {
                          with_run(alone, [&](auto&& run) {
                            const concertina::ConvView<Scalar, Rank> gradient(
-                               shape, whole.weight->gradient,
-                               whole.bias ? whole.bias->gradient : std::span<const Scalar>());
+                               shape, decayed(*whole.weight, state->weight_gradient),
+                               whole.bias ? decayed(*whole.bias, state->bias_gradient)
+                                          : std::span<const Scalar>());
                            const auto gradients =
                                state->contraction.pullback(state->expression, gradient, run);
                            for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -742,6 +799,17 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
                        },
                    .work = concertina::multiply_adds(form)});
   return {whole, shape};
+}
+
+template <class Scalar>
+std::span<const Scalar> Contractions<Scalar>::decayed(const Tensor<Scalar>& tensor,
+                                                      std::vector<Scalar>& sum) const {
+  if (decay_ == Scalar(0)) return tensor.gradient;
+  sum.resize(tensor.value.size());
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    sum[i] = tensor.gradient[i] + decay_ * tensor.value[i];
+  }
+  return sum;
 }
 
 template <class Scalar>
@@ -773,6 +841,8 @@ void Contractions<Scalar>::record() {
   template Maps<Scalar>& batch_norm(Tape<Scalar>&, Maps<Scalar>&, NormTensors<Scalar>); \
   template void relu(Tape<Scalar>&, Maps<Scalar>&);                                     \
   template Maps<Scalar>& max_pool(Tape<Scalar>&, Maps<Scalar>&);                        \
+  template Maps<Scalar>& mean_pool(Tape<Scalar>&, Maps<Scalar>&);                       \
+  template Maps<Scalar>& detached(Tape<Scalar>&, Maps<Scalar>&);                        \
   template Maps<Scalar>& add(Tape<Scalar>&, std::vector<Maps<Scalar>*>);                \
   template class CrossEntropy<Scalar>;                                                  \
   template class Contractions<Scalar>;                                                  \

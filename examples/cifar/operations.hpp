@@ -23,8 +23,9 @@ struct Weights {
   Tensor<Scalar>* bias = nullptr;    ///< [out]; null for none
 };
 
-/// A convolution of stride 1, as torch.nn.Conv2d.
-/// Requires  dilation 1, one group, equal padding on both sides of an axis
+/// A convolution, as torch.nn.Conv2d.
+/// Requires  stride 1 or 2, dilation 1, one group, equal padding on both sides of an axis
+/// Cost      the input's gradient at stride 2 is computed as at stride 1
 /// Throws    ShapeError where the maps have other channels, or are smaller than the kernel, or the
 ///           weights are not those of the shape; as below, Error for a tensor that is already read
 template <class Scalar>
@@ -60,6 +61,14 @@ void relu(Tape<Scalar>& tape, Maps<Scalar>& x);
 template <class Scalar>
 Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x);
 
+/// The mean of each channel, as torch.nn.AdaptiveAvgPool2d(1).
+template <class Scalar>
+Maps<Scalar>& mean_pool(Tape<Scalar>& tape, Maps<Scalar>& x);
+
+/// A copy through which no gradient flows back.
+template <class Scalar>
+Maps<Scalar>& detached(Tape<Scalar>& tape, Maps<Scalar>& x);
+
 /// The sum of maps of one size: parallel branches.
 /// Throws  ShapeError where sizes differ
 template <class Scalar>
@@ -81,6 +90,9 @@ class CrossEntropy {
   /// Probabilities [image][class].
   void set_targets(std::span<const Scalar> targets);
 
+  /// A factor of the gradient; loss() is without it.
+  void set_weight(double weight) { weight_ = static_cast<Scalar>(weight); }
+
   double loss() const { return loss_; }       ///< of the last batch, its mean
   Index correct() const { return correct_; }  ///< images whose largest logit and target agree
 
@@ -92,6 +104,7 @@ class CrossEntropy {
   std::vector<Row<Scalar>> targets_;  // [chunk][class][lane]
   std::vector<double> losses_;        // of chunks
   std::vector<Index> corrects_;
+  Scalar weight_ = 1;
   double loss_ = 0;
   Index correct_ = 0;
 };
@@ -121,12 +134,20 @@ class Contractions {
   /// After all are added, and before the operations that read them.
   void record();
 
+  /// Adds decay / 2 times the squared norm of each contraction, its bias included, to the loss:
+  /// what weight decay does to a compact layer, pulled back to the layers of the expansion.
+  void set_decay(double decay) { decay_ = static_cast<Scalar>(decay); }
+
  private:
+  /// The gradient of a contraction with that of the decay.
+  std::span<const Scalar> decayed(const Tensor<Scalar>& tensor, std::vector<Scalar>& sum) const;
+
   struct Job {
     std::function<void(bool alone)> forward, pullback;
     Index work;  // multiply-adds
   };
   Tape<Scalar>& tape_;
+  Scalar decay_ = 0;
   std::vector<Job> jobs_;
 };
 
