@@ -428,6 +428,32 @@ TEST_CASE("orders of more images than there are numbers are refused", "[cifar]")
   CHECK_THROWS_AS(epoch_order(Index{1} << 32, 1, 0), concertina::SizeError);
 }
 
+TEST_CASE("corrupted labels are drawn anew, as many as asked for", "[cifar]") {
+  std::vector<std::uint8_t> labels(50'000);
+  for (std::size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<std::uint8_t>(i % 10);
+  CHECK(corrupted_labels(labels, 10, 0, 1) == labels);
+  const auto half = corrupted_labels(labels, 10, 0.5, 1);
+  CHECK(half == corrupted_labels(labels, 10, 0.5, 1));
+  CHECK(half != corrupted_labels(labels, 10, 0.5, 2));
+  // A tenth of what is drawn is the true label: 22,500 differ, give or take five deviations of 47.
+  std::vector<Index> drawn(10);
+  Index changed = 0;
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    if (half[i] == labels[i]) continue;
+    ++changed, ++drawn[half[i]];
+  }
+  CHECK(std::abs(changed - 22'500) < 5 * 47);
+  for (const Index count : drawn) CHECK(std::abs(count - 2'250) < 5 * 47);
+  // Not more than asked for: none of two images is the third.
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    const std::vector<std::uint8_t> three = {200, 200, 200};
+    const auto two = corrupted_labels(three, 10, 2.0 / 3, seed);
+    CHECK(std::ranges::count(two, 200) == 1);
+  }
+  CHECK_THAT(message_of<concertina::Error>([&] { corrupted_labels(labels, 10, 1.5, 1); }),
+             Contains("0 to 1"));
+}
+
 TEST_CASE("crops are every one as probable, and independent from image to image", "[cifar]") {
   std::map<std::tuple<Index, Index, bool>, int> counts;
   constexpr int images = 162'000;

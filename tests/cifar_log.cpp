@@ -35,15 +35,15 @@ namespace {
 
 const std::string header =
     "epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,"
-    "images_per_second,seconds\n";
-const std::string row_1 = "1,0.1,1.5,0.45,1.25,0.55,0.55,2000,25\n";
-const std::string row_2 = "2,0.05,1.25,0.55,1.5,0.5,0.55,2000.5,24.75\n";
-const std::string row_3 = "3,0.01,1,0.65,1,0.6,0.6,1e+100,1e-07\n";
+    "images_per_second,seconds,min_gradient_similarity\n";
+const std::string row_1 = "1,0.1,1.5,0.45,1.25,0.55,0.55,2000,25,\n";
+const std::string row_2 = "2,0.05,1.25,0.55,1.5,0.5,0.55,2000.5,24.75,-0.5\n";
+const std::string row_3 = "3,0.01,1,0.65,1,0.6,0.6,1e+100,1e-07,1\n";
 
 std::vector<EpochRecord> records() {
   return {{1, 0.1, 1.5, 0.45, 1.25, 0.55, 2000, 25},
-          {2, 0.05, 1.25, 0.55, 1.5, 0.5, 2000.5, 24.75},
-          {3, 0.01, 1, 0.65, 1, 0.6, 1e100, 1e-7}};
+          {2, 0.05, 1.25, 0.55, 1.5, 0.5, 2000.5, 24.75, -0.5},
+          {3, 0.01, 1, 0.65, 1, 0.6, 1e100, 1e-7, 1.0}};
 }
 
 /// A folder that lives as long as the test.
@@ -226,24 +226,24 @@ TEST_CASE("a file that is no log is refused with the line", "[cifar]") {
         "line 1: the line does not end; resume the training, or remove the line");
   CHECK(refusal(header + row_1 + "2,0.05,1.2") ==
         "line 3: the line does not end; resume the training, or remove the line");
-  CHECK(refusal(header + "\n") == "line 2: 1 fields, expected 9");
-  CHECK(refusal(header + "1,2,3\n") == "line 2: 3 fields, expected 9");
-  CHECK(refusal(header + "1,2,3,4,5,6,7,8,9,10\n") == "line 2: 10 fields, expected 9");
-  CHECK(refusal(header + row_1 + "# comment\n") == "line 3: 1 fields, expected 9");
+  CHECK(refusal(header + "\n") == "line 2: 1 fields, expected 10");
+  CHECK(refusal(header + "1,2,3\n") == "line 2: 3 fields, expected 10");
+  CHECK(refusal(header + "1,2,3,4,5,6,7,8,9,10,11\n") == "line 2: 11 fields, expected 10");
+  CHECK(refusal(header + row_1 + "# comment\n") == "line 3: 1 fields, expected 10");
   CHECK(refusal(header + row_2 + row_1) ==
         "line 3: the epoch is \"1\", expected a number from 3 on");
-  CHECK(refusal(header + "0,2,3,4,5,6,7,8,9\n") ==
+  CHECK(refusal(header + "0,2,3,4,5,6,7,8,9,\n") ==
         "line 2: the epoch is \"0\", expected a number from 1 on");
-  CHECK(refusal(header + "1.5,2,3,4,5,6,7,8,9\n") ==
+  CHECK(refusal(header + "1.5,2,3,4,5,6,7,8,9,\n") ==
         "line 2: the epoch is \"1.5\", expected a number from 1 on");
-  CHECK(refusal(header + "99999999999999999999,2,3,4,5,6,7,8,9\n") ==
+  CHECK(refusal(header + "99999999999999999999,2,3,4,5,6,7,8,9,\n") ==
         "line 2: the epoch is \"99999999999999999999\", expected a number from 1 on");
-  CHECK(refusal("#\n" + header + "1,2,three,4,5,6,7,8,9\n") ==
+  CHECK(refusal("#\n" + header + "1,2,three,4,5,6,7,8,9,\n") ==
         "line 3: train_loss is \"three\", expected a number");
-  CHECK(refusal(header + "1,2,3,4,5,6,,8,9\n") ==
+  CHECK(refusal(header + "1,2,3,4,5,6,,8,9,\n") ==
         "line 2: best_test_accuracy is \"\", expected a number");
-  CHECK(refusal(header + "1,2,3,4,5,6,7,8,9\r\n") ==
-        "line 2: seconds is \"9\r\", expected a number");
+  CHECK(refusal(header + "1,2,3,4,5,6,7,8,9,0\r\n") ==
+        "line 2: min_gradient_similarity is \"0\r\", expected a number");
 }
 
 TEST_CASE("what is no file of a log is refused", "[cifar]") {

@@ -87,6 +87,55 @@ TEST_CASE("networks have the published numbers of parameters", "[cifar]") {
                                       2 * (8 + 16 + 32 + 64) + (256 + 1) * 64 + (64 + 1) * 10);
 }
 
+TEST_CASE("ResNet-18 has the layers and the names of torchvision's, for CIFAR", "[cifar]") {
+  ThreadPool pool(1);
+  Network<float> network({.model = "resnet18"}, 1, pool);
+  CHECK(network.parameter_count() == 11'173'962);  // as everybody's with a 3x3 stem and 10 classes
+  CHECK(network.features().numbers() == 512);
+  auto file = network.save();
+  CHECK(file.tensor("layer3.0.downsample.0.weight").shape == std::vector<Index>{256, 128, 1, 1});
+  CHECK(file.tensor("layer4.1.bn2.running_var").shape == std::vector<Index>{512});
+  CHECK(file.tensor("fc.weight").shape == std::vector<Index>{10, 512});
+  CHECK(file.tensors.size() == 20 * 5 + 20 + 2 - 20);  // convolutions, norms of four; fc
+  // A file of torchvision has no metadata, and a tensor more for each norm.
+  file.metadata.clear();
+  file.add("bn1.num_batches_tracked", {}, std::vector<std::int64_t>{3});
+  CHECK(options_of(file) == network.options());
+  network.load(file);
+  file.tensors.erase("fc.weight");
+  CHECK_THROWS_AS(options_of(file), concertina::FormatError);
+  CHECK_THAT(message_of<concertina::Error>([&] { network.contract(); }), Contains("resnet18"));
+}
+
+TEST_CASE("ResNet-18's gradients are those of its loss", "[cifar]") {
+  ThreadPool pool(2);
+  constexpr Index images = 3;
+  Network<double> network({.model = "resnet18", .width = 2}, images, pool);
+  network.initialize(3, true);
+  fill(network, images);
+  const auto loss = [&] {
+    network.tape().tensors_changed();
+    network.tape().forward(images, true);
+    return network.loss().loss();
+  };
+  loss();
+  network.tape().backward();
+  const auto found = gradients(network);
+  for (Tensor<double>* tensor : network.parameters()) {
+    INFO(tensor->name);
+    const auto& gradient = found.at(tensor->name);
+    const std::size_t i = gradient.size() / 2;
+    const double start = tensor->value[i], step = 1e-6;
+    tensor->value[i] = start + step;
+    const double above = loss();
+    tensor->value[i] = start - step;
+    const double below = loss();
+    tensor->value[i] = start;
+    // A ReLU that changes sides within the step costs some of it; few do.
+    CHECK(gradient[i] == Approx((above - below) / (2 * step)).epsilon(1e-3).margin(1e-6));
+  }
+}
+
 TEST_CASE("every model computes at every kernel, in both depths", "[cifar]") {
   ThreadPool pool(2);
   for (const std::string& model : model_names()) {
@@ -94,8 +143,12 @@ TEST_CASE("every model computes at every kernel, in both depths", "[cifar]") {
       for (const Index kernel : {3, 5, 7, 9}) {
         if (model.starts_with("ck") && kernel == 3) continue;
         INFO(model << ", kernel " << kernel << ", " << blocks << " blocks");
-        const NetworkOptions options{
-            .model = model, .kernel = kernel, .rate = 2, .blocks = blocks, .classes = 100};
+        const NetworkOptions options{.model = model,
+                                     .kernel = kernel,
+                                     .rate = 2,
+                                     .blocks = blocks,
+                                     .width = 3,
+                                     .classes = 100};
         Network<float> network(options, 2, pool);
         network.initialize(1);
         fill(network, 2);
@@ -283,6 +336,7 @@ TEST_CASE("impossible networks are refused with the choices", "[cifar]") {
   CHECK_THAT(refused({.rate = 0}), Contains("rate"));
   CHECK_THAT(refused({.rate = std::numeric_limits<double>::quiet_NaN()}), Contains("rate"));
   CHECK_THAT(refused({.blocks = 5}), Contains("blocks 5"));
+  CHECK_THAT(refused({.model = "resnet18", .width = 0}), Contains("width 0"));
   CHECK_THAT(refused({.classes = 1}), Contains("classes 1"));
   CHECK_THAT(refused({.model = "ck", .kernel = 3}), Contains("CL"));
   CHECK_THAT(message_of<concertina::Error>([] { compute_of("fast"); }), Contains("layered"));

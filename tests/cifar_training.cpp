@@ -3,6 +3,7 @@
 #include "cifar/training.hpp"
 
 #include "cifar/log.hpp"
+#include "cifar/similarity.hpp"
 #include "support.hpp"
 
 #include <concertina/io/safetensors.hpp>
@@ -105,7 +106,7 @@ TEST_CASE("a step is that of torch.optim.SGD", "[cifar]") {
     gradient[i] = concertina::random_uniform(rng, 1.0);
   }
   tensor.gradient = gradient;
-  Sgd<double> optimizer(tape, {&tensor}, 0.5, 0.25);
+  Sgd<double> optimizer(tape, {{&tensor, 0.25}}, 0.5);
   for (const double rate : {0.5, 0.25}) {
     optimizer.step(rate);
     for (std::size_t i = 0; i < count; ++i) {
@@ -120,24 +121,89 @@ TEST_CASE("a step is that of torch.optim.SGD", "[cifar]") {
   CHECK(difference < 1e-15);
 }
 
+TEST_CASE("a step is that of torch.optim.Adam", "[cifar]") {
+  ThreadPool pool(2);
+  Tape<double> tape(1, pool);
+  Tensor<double>&first = tape.tensor("a", {50'000}), &second = tape.tensor("b", {3});
+  std::vector<std::vector<double>> gradients, weights, means, squares;
+  concertina::test::Rng rng(2);
+  for (Tensor<double>* tensor : {&first, &second}) {
+    for (double& number : tensor->value) number = concertina::random_uniform(rng, 1.0);
+    weights.push_back(tensor->value);
+    auto& gradient = gradients.emplace_back(tensor->value.size());
+    for (double& number : gradient) number = concertina::random_uniform(rng, 1.0);
+    tensor->gradient = gradient;
+    means.emplace_back(gradient.size()), squares.emplace_back(gradient.size());
+  }
+  Adam<double> optimizer(tape, {{&first, 0.25}, {&second, 0}});
+  double difference = 0;
+  for (int step = 1; step <= 3; ++step) {
+    optimizer.step(0.125);
+    for (std::size_t p = 0; p < 2; ++p) {
+      const auto& now = p == 0 ? first.value : second.value;
+      for (std::size_t i = 0; i < now.size(); ++i) {
+        // As torch writes it: bias-corrected moments, eps outside the root.
+        const double gradient = gradients[p][i] + (p == 0 ? 0.25 : 0) * weights[p][i];
+        means[p][i] = 0.9 * means[p][i] + 0.1 * gradient;
+        squares[p][i] = 0.999 * squares[p][i] + 0.001 * gradient * gradient;
+        const double mean = means[p][i] / (1 - std::pow(0.9, step));
+        const double square = squares[p][i] / (1 - std::pow(0.999, step));
+        weights[p][i] -= 0.125 * mean / (std::sqrt(square) + 1e-8);
+        difference = std::max(difference, std::abs(now[i] - weights[p][i]));
+      }
+    }
+  }
+  CHECK(difference < 1e-14);
+  CHECK(optimizer.steps() == 3);
+  optimizer.reset();
+  CHECK(optimizer.steps() == 0);
+  for (const auto& state : optimizer.states()) {
+    for (const double number : state.numbers[0]) REQUIRE(number == 0);
+  }
+}
+
 TEST_CASE("a training that was interrupted goes on to the bit", "[cifar]") {
   const Folder folder;
   const Dataset data = generated_dataset(10, 150, 20, 3);
-  for (const bool keep_momentum : {false, true}) {
+  struct Kind {
+    bool keep_momentum, adam;
+    Transfer transfer;
+  };
+  for (const auto& [keep_momentum, adam, transfer] :
+       {Kind{false, false, Transfer::none}, Kind{true, false, Transfer::kd},
+        Kind{false, true, Transfer::hint}, Kind{false, true, Transfer::pkt}}) {
     for (const bool in_double : {false, true}) {
       std::filesystem::remove_all(folder.path);
       ThreadPool pool(2), alone(1);
-      TrainOptions options{
-          .network = {.model = "cl", .kernel = 3, .rate = 2},
-          .recipe = {.epochs = 4, .batch = 64, .keep_momentum = keep_momentum, .seed = 8},
-          .out = folder.path / "whole",
-          .command = "test",
-          .in_double = in_double};
+      TrainOptions options{.network = {.model = "cl", .kernel = 3, .rate = 2},
+                           .recipe = {.epochs = 4,
+                                      .batch = 64,
+                                      .adam = adam,
+                                      .keep_momentum = keep_momentum,
+                                      .corrupted = 0.25,
+                                      .transfer = {.method = transfer, .learned_projection = true},
+                                      .seed = 8},
+                           .out = folder.path / "whole",
+                           .command = "test",
+                           .in_double = in_double};
+      concertina::io::Safetensors teacher;
+      if (transfer != Transfer::none) {
+        const auto make = [&]<class Scalar>(Scalar) {
+          Network<Scalar> network({.model = "resnet18", .width = 2}, 1, alone);
+          network.initialize(5);
+          return network.save();
+        };
+        teacher = in_double ? make(double()) : make(float());
+        options.teacher = folder.path / "teacher.safetensors";
+        std::filesystem::create_directories(folder.path);
+        concertina::io::write_safetensors(options.teacher, teacher);
+      }
       const TrainResult whole = train(options, data, pool);
 
       // The same recipe by hand, stopped after two epochs, then taken up by train().
       const auto stop = [&]<class Scalar>(Scalar) {
-        Training<Scalar> first(options.network, options.recipe, data, alone);
+        Training<Scalar> first(options.network, options.recipe, data, alone,
+                               transfer == Transfer::none ? nullptr : &teacher);
         for (int epoch = 0; epoch < 2; ++epoch) first.epoch([](Index, double, double) {});
         std::filesystem::create_directories(folder.path / "parts");
         auto checkpoint = first.checkpoint();
@@ -200,9 +266,128 @@ TEST_CASE("recipes that make no sense are refused", "[cifar]") {
   CHECK_THAT(refused({.learning_rate = -1}), Contains("learning rate"));
   CHECK_THAT(refused({.momentum = 1}), Contains("momentum"));
   CHECK_THAT(refused({.weight_decay = -1}), Contains("weight decay"));
+  CHECK_THAT(refused({.corrupted = 1.5}), Contains("corrupted 1.5"));
+  CHECK_THAT(refused({.transfer = {.temperature = 0}}), Contains("temperature"));
+  CHECK_THAT(refused({.transfer = {.weight = 2}}), Contains("transfer weight"));
+  CHECK_THAT(refused({.transfer = {.method = Transfer::kd}}), Contains("needs a teacher"));
+  CHECK_THAT(message_of<concertina::Error>([] { transfer_of("osmosis"); }), Contains("pkt"));
+  CHECK_THAT(message_of<concertina::Error>([&] {
+               Training<float>({.model = "fc", .kernel = 3, .compute = Compute::layered},
+                               {.decay_products = true}, data, pool);
+             }),
+             Contains("contracted"));
   CHECK_THAT(message_of<concertina::Error>(
                  [&] { Training<float>({.kernel = 3, .classes = 100}, {}, data, pool); }),
              Contains("10 classes"));
+}
+
+TEST_CASE("teachers that do not fit are refused", "[cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 32, 16, 3);
+  const auto teacher = [&](Index classes, Normalization normalization) {
+    Network<float> network({.model = "resnet18", .width = 1, .classes = classes}, 1, pool);
+    network.set_normalization(normalization);
+    auto file = network.save();
+    file.origin = "teacher.safetensors";
+    return file;
+  };
+  const auto refused = [&](const concertina::io::Safetensors& file, Transfer method) {
+    return message_of<concertina::Error>([&] {
+      Training<float>({.model = "compact", .kernel = 3}, {.transfer = {.method = method}}, data,
+                      pool, &file);
+    });
+  };
+  CHECK_THAT(refused(teacher(100, {data.mean, data.deviation}), Transfer::kd),
+             Contains("teacher.safetensors") && Contains("100 classes"));
+  CHECK_THAT(refused(teacher(10, {data.mean, {1, 1, 1}}), Transfer::hint), Contains("normalised"));
+  CHECK_THAT(refused(teacher(10, {data.mean, data.deviation}), Transfer::none),
+             Contains("without a transfer"));
+}
+
+TEST_CASE("a teacher teaches", "[cifar]") {
+  // Labels that say nothing, and a teacher that knows: what the student gets right is transferred.
+  ThreadPool pool(2);
+  const Dataset data = generated_dataset(3, 600, 150, 11);
+  const NetworkOptions network{.model = "compact", .kernel = 3, .classes = 3};
+  Training<float> knowing(network, {.epochs = 6, .batch = 32, .learning_rate = 0.05}, data, pool);
+  for (int epoch = 0; epoch < 6; ++epoch) knowing.epoch([](Index, double, double) {});
+  const double known = evaluate(knowing.network(), data, data.test).accuracy();
+  REQUIRE(known > 0.8);
+  const auto teacher = knowing.network().save();
+  const auto learned = [&](const Recipe& recipe) {
+    Training<float> student(network, recipe, data, pool, &teacher);
+    for (int epoch = 0; epoch < 6; ++epoch) student.epoch([](Index, double, double) {});
+    return evaluate(student.network(), data, data.test).accuracy();
+  };
+  CHECK(learned({.epochs = 6,
+                 .batch = 32,
+                 .learning_rate = 0.05,
+                 .corrupted = 1,
+                 .transfer = {.method = Transfer::kd, .weight = 1},
+                 .seed = 2}) > 0.6);
+  // Features learn from the teacher alone, the classifier from the labels.
+  for (const Transfer method : {Transfer::hint, Transfer::pkt}) {
+    INFO(name_of(method));
+    CHECK(learned({.epochs = 6,
+                   .batch = 32,
+                   .adam = true,
+                   .learning_rate = 0.003,
+                   .transfer = {.method = method},
+                   .seed = 2}) > 0.6);
+  }
+}
+
+TEST_CASE("gradients of batches are those of the compact network or of the trained one",
+          "[cifar]") {
+  ThreadPool pool(2);
+  const Dataset data = generated_dataset(10, 80, 16, 3);
+  const Recipe recipe{.epochs = 4, .batch = 16, .seed = 5};
+  Training<double> expanded({.model = "cl", .kernel = 3, .rate = 2}, recipe, data, pool);
+  expanded.epoch([](Index, double, double) {});
+  const auto before = expanded.checkpoint();
+  const auto computed = expanded.gradients(4);
+  CHECK(computed.size() == 4);
+  CHECK(expanded.checkpoint() == before);
+  CHECK(expanded.gradients(100).size() == 5);  // as many as there are
+  CHECK(static_cast<Index>(expanded.gradients(1, true).front().size()) ==
+        expanded.network().parameter_count());
+
+  // The compact network with the same numbers, on the same batches.
+  Training<double> compact({.model = "compact", .kernel = 3}, recipe, data, pool);
+  compact.epoch([](Index, double, double) {});  // to the same epoch
+  compact.network().load(expanded.network().contract());
+  const auto own = compact.gradients(4);
+  for (std::size_t b = 0; b < own.size(); ++b) {
+    REQUIRE(own[b].size() == computed[b].size());
+    // The same parameters in another order: those of a contraction follow its layers.
+    auto a = own[b], c = computed[b];
+    std::ranges::sort(a), std::ranges::sort(c);
+    double furthest = 0, largest = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      furthest = std::max(furthest, std::abs(a[i] - c[i]));
+      largest = std::max(largest, std::abs(a[i]));
+    }
+    CHECK(furthest <= 1e-9 * largest);
+  }
+}
+
+TEST_CASE("similarities are logged, and kept at the end", "[cifar]") {
+  const Folder folder;
+  ThreadPool pool(2);
+  const Dataset data = generated_dataset(10, 96, 16, 3);
+  TrainOptions options{.network = {.model = "cl", .kernel = 3, .rate = 2},
+                       .recipe = {.epochs = 2, .batch = 16},
+                       .out = folder.path,
+                       .similarities = 4,
+                       .command = "test"};
+  std::vector<EpochRecord> reported;
+  options.report = [&](const EpochRecord& epoch) { reported.push_back(epoch); };
+  train(options, data, pool);
+  CHECK(CsvLog::read(folder.path / "log.csv") == reported);
+  const auto similarities = read_similarities(folder.path / "similarities.csv");
+  CHECK(similarities.size() == 6);
+  REQUIRE(reported.size() == 2);
+  CHECK(reported.back().min_similarity == *std::ranges::min_element(similarities));
 }
 
 TEST_CASE("a set is evaluated whole, whatever the batch", "[cifar]") {

@@ -2,15 +2,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data.hpp"
 
+#include "text_file.hpp"
+
 #include <concertina/error.hpp>
 #include <concertina/random.hpp>
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstddef>
 #include <cstdio>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <system_error>
 #include <utility>
@@ -131,8 +135,6 @@ struct Close {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
-std::string system_message() { return std::generic_category().message(errno); }
-
 /// Appends the images of a file.
 void read_file(const fs::path& path, const Layout& layout, Images& images) {
   const auto fail = [&path](const std::string& why) {
@@ -206,7 +208,7 @@ constexpr std::uint64_t mixed(std::uint64_t bits) {
 }
 
 /// Purposes draw from different streams: an order must say nothing about the crops.
-enum class Stream : std::uint64_t { order = 1, crop = 2 };
+enum class Stream : std::uint64_t { order = 1, crop = 2, corrupted_order = 3, label = 4 };
 
 constexpr std::uint64_t key(Stream stream, std::uint64_t seed, Index epoch) {
   return mixed(mixed(mixed(static_cast<std::uint64_t>(stream)) ^ seed) ^
@@ -236,6 +238,13 @@ std::uint32_t random_below(Generator& generator, std::uint32_t bound) {
     product = (concertina::random_bits(generator) >> 32) * bound;
   } while (static_cast<std::uint32_t>(product) < rejected);
   return static_cast<std::uint32_t>(product >> 32);
+}
+
+/// Source  the Fisher-Yates shuffle as Durstenfeld wrote it, Communications of the ACM 1964
+void shuffle(std::vector<std::uint32_t>& order, SplitMix generator) {
+  for (std::size_t n = order.size(); n > 1; --n) {
+    std::swap(order[n - 1], order[random_below(generator, static_cast<std::uint32_t>(n))]);
+  }
 }
 
 // ---- generated images ---------------------------------------------------------------------------
@@ -354,6 +363,10 @@ Dataset read_dataset(const fs::path& folder, const std::string& name) {
   return dataset;
 }
 
+void require_files(const fs::path& folder, const std::string& name) {
+  static_cast<void>(find_files(folder, layout_of(name)));
+}
+
 Dataset generated_dataset(Index classes, Index train, Index test, std::uint64_t seed) {
   check_range("classes", classes, 2, 256);
   check_range("training images", train, 1, 100'000);
@@ -383,11 +396,27 @@ std::vector<std::uint32_t> epoch_order(Index count, std::uint64_t seed, Index ep
   }
   std::vector<std::uint32_t> order(static_cast<std::size_t>(count));
   for (std::size_t n = 0; n < order.size(); ++n) order[n] = static_cast<std::uint32_t>(n);
-  SplitMix generator(key(Stream::order, seed, epoch));
-  for (std::size_t n = order.size(); n > 1; --n) {
-    std::swap(order[n - 1], order[random_below(generator, static_cast<std::uint32_t>(n))]);
-  }
+  shuffle(order, SplitMix(key(Stream::order, seed, epoch)));
   return order;
+}
+
+std::vector<std::uint8_t> corrupted_labels(std::span<const std::uint8_t> labels, Index classes,
+                                           double share, std::uint64_t seed) {
+  if (!(share >= 0 && share <= 1)) {
+    throw concertina::Error("a share of " + std::to_string(share) +
+                            " of the labels to corrupt; 0 to 1 are possible");
+  }
+  std::vector<std::uint32_t> order(labels.size());
+  std::iota(order.begin(), order.end(), 0U);
+  shuffle(order, SplitMix(key(Stream::corrupted_order, seed, 0)));
+  order.resize(static_cast<std::size_t>(std::llround(share * static_cast<double>(labels.size()))));
+  std::vector<std::uint8_t> result(labels.begin(), labels.end());
+  SplitMix generator(key(Stream::label, seed, 0));
+  for (const std::uint32_t image : order) {
+    result[image] =
+        static_cast<std::uint8_t>(random_below(generator, static_cast<std::uint32_t>(classes)));
+  }
+  return result;
 }
 
 Crop crop_of(const Augmentation& augmentation, std::uint32_t index) {

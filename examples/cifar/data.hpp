@@ -45,6 +45,9 @@ struct Dataset {
 /// Source    https://www.cs.toronto.edu/~kriz/cifar.html
 Dataset read_dataset(const std::filesystem::path& folder, const std::string& name);
 
+/// Throws what read_dataset throws where files are missing, and reads none.
+void require_files(const std::filesystem::path& folder, const std::string& name);
+
 /// A set that needs no download. The images of a class share two coloured gratings, and differ in
 /// where these lie, in contrast, in brightness, in a third grating that says nothing, and in noise.
 /// Image i is of class i % classes. Integer arithmetic only: equal arguments give equal pixels on
@@ -56,6 +59,14 @@ Dataset generated_dataset(Index classes, Index train, Index test, std::uint64_t 
 /// probable, determined by seed and epoch alone, the same on every platform.
 /// Requires  count from 0 to 2^32 - 1, otherwise throws SizeError
 std::vector<std::uint32_t> epoch_order(Index count, std::uint64_t seed, Index epoch);
+
+/// Labels of which a share are drawn anew, every class as probable, the true one too.
+/// Cost      the images whose labels are drawn are the first of a permutation; determined by the
+///           seed alone, the same on every platform
+/// Requires  a share of 0 .. 1, otherwise throws Error
+/// Source    Zhang et al., "Understanding deep learning requires rethinking generalization", 2017
+std::vector<std::uint8_t> corrupted_labels(std::span<const std::uint8_t> labels, Index classes,
+                                           double share, std::uint64_t seed);
 
 /// What determines, with an image's index, its crop and flip. An interrupted training goes on as if
 /// it had not been, with no generator to save.

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "log.hpp"
 
+#include "text_file.hpp"
+
 #include <concertina/error.hpp>
 
 #include <sys/ioctl.h>
@@ -32,8 +34,8 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view header =
     "epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,"
-    "images_per_second,seconds";
-constexpr std::size_t columns = 9;
+    "images_per_second,seconds,min_gradient_similarity";
+constexpr std::size_t columns = 10;
 
 struct Row {
   EpochRecord record;
@@ -45,18 +47,6 @@ struct Contents {
   std::vector<Row> rows;
 };
 
-std::string system_message() { return std::generic_category().message(errno); }
-
-[[noreturn]] void cannot_write(const std::string& path, const std::string& why) {
-  throw concertina::IoError("cannot write " + path + ": " + why);
-}
-
-template <class Number>
-std::string shortest(Number number) {
-  std::array<char, 32> text;
-  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), number).ptr};
-}
-
 std::string line_of(const Row& row) {
   const EpochRecord& record = row.record;
   std::string line = shortest(record.epoch);
@@ -65,25 +55,7 @@ std::string line_of(const Row& row) {
         record.test_accuracy, row.best, record.images_per_second, record.seconds}) {
     line += ',' + shortest(number);
   }
-  return line + '\n';
-}
-
-template <class Number>
-std::optional<Number> number_in(std::string_view text) {
-  Number number{};
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, number);
-  if (stop != end || error != std::errc{}) return std::nullopt;
-  return number;
-}
-
-std::vector<std::string_view> split(std::string_view text, char separator) {
-  std::vector<std::string_view> parts;
-  for (std::size_t at; (at = text.find(separator)) != text.npos; text.remove_prefix(at + 1)) {
-    parts.push_back(text.substr(0, at));
-  }
-  parts.push_back(text);
-  return parts;
+  return line + ',' + (record.min_similarity ? shortest(*record.min_similarity) : "") + '\n';
 }
 
 /// A comment on one line: an argument of a command line may have line breaks.
@@ -94,38 +66,10 @@ std::string one_line(std::string text) {
   return text;
 }
 
-/// A whole file; `what` says what is wrong if it is none.
-std::string read_text(const fs::path& path) {
-  const auto fail = [&path](const std::string& why) {
-    throw concertina::IoError("cannot read " + path.string() + ": " + why);
-  };
-  constexpr std::uintmax_t limit = 64 << 20;  // half a million epochs
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (!fs::exists(status)) fail(error ? error.message() : "there is no such file");
-  if (fs::is_directory(status)) fail("it is a folder; name a file in it");
-  if (!fs::is_regular_file(status)) fail("it is not a regular file");
-  const std::uintmax_t size = fs::file_size(path, error);
-  if (error) fail(error.message());
-  if (size > limit) {
-    throw concertina::SizeError(path.string() + ": " + std::to_string(size) +
-                                " bytes, more than the " + std::to_string(limit) +
-                                " that the log of a training may have");
-  }
-  std::FILE* const file = std::fopen(path.string().c_str(), "rb");
-  if (!file) fail(system_message());
-  std::string text(static_cast<std::size_t>(size), '\0');
-  text.resize(std::fread(text.data(), 1, text.size(), file));
-  const bool failed = std::ferror(file) != 0;
-  const std::string message = system_message();
-  std::fclose(file);
-  if (failed) fail(message);
-  return text;
-}
-
 /// `cut_short` says whether a last line without an end is left out, or refused.
 Contents parse(const fs::path& path, bool cut_short) {
-  const std::string text = read_text(path);
+  constexpr std::uintmax_t limit = 64 << 20;  // half a million epochs
+  const std::string text = read_text(path, limit, "the log of a training");
   std::vector<std::string_view> lines = split(text, '\n');
   Contents contents;
   bool headed = false;
@@ -162,7 +106,8 @@ Contents parse(const fs::path& path, bool cut_short) {
     }
     std::array<double, columns> numbers{};
     const std::vector<std::string_view> names = split(header, ',');
-    for (std::size_t k = 1; k < columns; ++k) {
+    const bool measured = !fields[columns - 1].empty();
+    for (std::size_t k = 1; k < (measured ? columns : columns - 1); ++k) {
       const auto number = number_in<double>(fields[k]);
       if (!number) {
         refuse(std::string(names[k]) + " is \"" + std::string(fields[k].substr(0, 40)) +
@@ -170,55 +115,28 @@ Contents parse(const fs::path& path, bool cut_short) {
       }
       numbers[k] = *number;
     }
-    contents.rows.push_back({{.epoch = *epoch,
-                              .learning_rate = numbers[1],
-                              .train_loss = numbers[2],
-                              .train_accuracy = numbers[3],
-                              .test_loss = numbers[4],
-                              .test_accuracy = numbers[5],
-                              .images_per_second = numbers[7],
-                              .seconds = numbers[8]},
-                             numbers[6]});
+    contents.rows.push_back(
+        {{.epoch = *epoch,
+          .learning_rate = numbers[1],
+          .train_loss = numbers[2],
+          .train_accuracy = numbers[3],
+          .test_loss = numbers[4],
+          .test_accuracy = numbers[5],
+          .images_per_second = numbers[7],
+          .seconds = numbers[8],
+          .min_similarity = measured ? std::optional(numbers[9]) : std::nullopt},
+         numbers[6]});
   }
   return contents;
 }
 
-/// Replaces the file when all is written; a link is followed.
+/// Replaces the file when all is written.
 void write(const fs::path& path, const Contents& contents) {
   std::string text;
   for (const std::string& comment : contents.comments) text += "# " + one_line(comment) + '\n';
   text += std::string(header) + '\n';
   for (const Row& row : contents.rows) text += line_of(row);
-
-  std::error_code error;
-  fs::path target = path;
-  const fs::file_status status = fs::status(path, error);
-  if (fs::exists(status)) {
-    if (!fs::is_regular_file(status)) {
-      cannot_write(path.string(), "there is something that is not a regular file");
-    }
-    target = fs::canonical(path, error);
-    if (error) cannot_write(path.string(), error.message());
-  }
-  fs::path temporary = target;
-  temporary += ".tmp";
-  std::FILE* const file = std::fopen(temporary.string().c_str(), "wb");
-  if (!file) {
-    cannot_write(path.string(), "cannot create " + temporary.string() + ", " + system_message());
-  }
-  bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  std::string message = system_message();
-  if (std::fclose(file) != 0 && written) {
-    written = false;
-    message = system_message();
-  }
-  if (written) {
-    fs::rename(temporary, target, error);
-    if (!error) return;
-    message = error.message();
-  }
-  fs::remove(temporary, error);
-  cannot_write(path.string(), message);
+  write_text(path, text);
 }
 
 }  // namespace

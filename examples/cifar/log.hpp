@@ -9,6 +9,7 @@
 #include <functional>
 #include <iosfwd>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct EpochRecord {
   Index epoch = 0;  ///< counted from 1
   double learning_rate = 0, train_loss = 0, train_accuracy = 0, test_loss = 0, test_accuracy = 0;
   double images_per_second = 0, seconds = 0;
+  std::optional<double> min_similarity = {};  ///< of gradients, if it was measured
 
   friend bool operator==(const EpochRecord&, const EpochRecord&) = default;
 };
@@ -28,10 +30,11 @@ struct EpochRecord {
 /// A CSV file with a row for every epoch, after comments and a line with the columns' names:
 ///
 ///     # cifar --seed 1
-///     epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,images_per_second,seconds
-///     1,0.1,1.5,0.45,1.25,0.55,0.55,2000,25
+///     epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,images_per_second,seconds,min_gradient_similarity
+///     1,0.1,1.5,0.45,1.25,0.55,0.55,2000,25,-0.5
 ///
-/// Numbers have the fewest digits that read back as the same numbers.
+/// Numbers have the fewest digits that read back as the same numbers; what was not measured is
+/// empty.
 class CsvLog {
  public:
   /// Starts a file, in the place of one that may be there: each comment a line after "# ".

@@ -117,10 +117,10 @@ json graph_of(const NetworkOptions& options, const std::optional<Normalization>&
 }
 
 json json_of(const NetworkOptions& options) {
-  return {{"model", options.model},     {"kernel", options.kernel},
-          {"rate", options.rate},       {"blocks", options.blocks},
-          {"classes", options.classes}, {"compute", name_of(options.compute)},
-          {"norms", options.norms}};
+  return {{"model", options.model}, {"kernel", options.kernel},
+          {"rate", options.rate},   {"blocks", options.blocks},
+          {"width", options.width}, {"classes", options.classes},
+          {"norms", options.norms}, {"compute", name_of(options.compute)}};
 }
 
 }  // namespace
@@ -161,16 +161,31 @@ void NetworkOptions::validate() const {
   require(model != "acnet" || kernel > 1, "kernel", kernel, "ACNet needs one from 3 on");
   require(classes >= 2 && classes <= 256, "classes", classes, "2 to 256 are possible");
   require(rate >= 1 && rate <= 64, "rate", rate, "1 to 64 are possible");
+  require(width >= 1 && width <= 256, "width", width, "1 to 256 are possible, ResNet-18 has 64");
 }
 
 const std::vector<std::string>& model_names() {
-  static const std::vector<std::string> names = {"compact", "fc",    "cl",   "cl+fc",
-                                                 "ck",      "ck+fc", "acnet"};
+  static const std::vector<std::string> names = {"compact", "fc",    "cl",    "cl+fc",
+                                                 "ck",      "ck+fc", "acnet", "resnet18"};
   return names;
 }
 
 NetworkOptions options_of(const concertina::io::Safetensors& file) {
   const auto found = file.metadata.find("network");
+  if (found == file.metadata.end() && file.contains("layer4.1.conv2.weight")) {
+    const auto extent = [&](const char* name) {
+      const auto& shape = file.tensor(name).shape;
+      return shape.empty() ? 0 : shape.front();
+    };
+    NetworkOptions options{
+        .model = "resnet18", .width = extent("conv1.weight"), .classes = extent("fc.weight")};
+    try {
+      options.validate();
+    } catch (const Error& error) {
+      throw FormatError(file.origin + ": " + error.what());
+    }
+    return options;
+  }
   if (found == file.metadata.end()) {
     throw FormatError(file.origin +
                       ": no metadata 'network'; this program writes it into the "
@@ -182,6 +197,7 @@ NetworkOptions options_of(const concertina::io::Safetensors& file) {
                            .kernel = network.at("kernel"),
                            .rate = network.at("rate"),
                            .blocks = network.at("blocks"),
+                           .width = network.value("width", Index{64}),
                            .classes = network.at("classes"),
                            .compute = compute_of(network.at("compute")),
                            .norms = network.at("norms")};
@@ -213,6 +229,7 @@ template <int Rank>
 auto Network<Scalar>::make_layer(const std::string& name, const ConvShape<Rank>& shape,
                                  std::vector<ConvShape<Rank>> chain) -> Layer<Rank> {
   Layer<Rank> layer{.name = name, .shape = shape, .chain = std::move(chain), .weights = {}};
+  const bool contracts = layer.chain.size() > 1 && options_.compute == Compute::contracted;
   for (std::size_t l = 0; l < layer.chain.size(); ++l) {
     const ConvShape<Rank>& each = layer.chain[l];
     const std::string prefix = layer.chain.size() == 1 ? name : name + "." + std::to_string(l);
@@ -225,11 +242,19 @@ auto Network<Scalar>::make_layer(const std::string& name, const ConvShape<Rank>&
       if (!tensor) continue;
       parameters_.push_back(tensor);
       uniform_.emplace_back(tensor, bound);
+      if (contracts) {
+        contracted_.push_back(tensor);
+      } else {
+        computed_.push_back(tensor);
+      }
     }
     layer.weights.push_back(weights);
   }
-  if (layer.chain.size() > 1 && options_.compute == Compute::contracted) {
+  if (contracts) {
     layer.contraction = contractions_.add(Chain<Scalar, Rank>{layer.chain, layer.weights});
+    const auto& [weight, bias] = layer.contraction.first;
+    computed_.push_back(weight);
+    if (bias) computed_.push_back(bias);
   }
   return layer;
 }
@@ -243,19 +268,39 @@ NormTensors<Scalar> Network<Scalar>::make_norm(const std::string& name, Index ch
   for (Tensor<Scalar>* ones : {norm.weight, norm.running_var}) {
     std::ranges::fill(ones->value, Scalar(1));
   }
-  parameters_.insert(parameters_.end(), {norm.weight, norm.bias});
+  for (auto* list : {&parameters_, &computed_}) {
+    list->insert(list->end(), {norm.weight, norm.bias});
+  }
   norm_weights_.push_back(norm.weight);
   statistics_.insert(statistics_.end(), {norm.running_mean, norm.running_var});
   return norm;
 }
 
 template <class Scalar>
-Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPool& pool)
+Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPool& pool,
+                         bool detached_classifier)
     : options_((options.validate(), options)), tape_(capacity, pool), contractions_(tape_) {
-  const Index kernel = options.kernel;
-  const Index padding = kernel == 3 && options.blocks == 3 ? 0 : (kernel - 1) / 2;
+  Maps<Scalar>& images = tape_.maps(3, 32, 32, false);
+  tape_.record({.prepare = {},
+                .forward = {{.each =
+                                 [this, &images](Index chunk, Index) {
+                                   if (source_) source_(chunk, images.values(chunk));
+                                 },
+                             .then = {}}},
+                .backward = {},
+                .finish = {}});
+  features_ = &(options_.is_resnet() ? make_resnet(images) : make_smallnet(images));
+  Maps<Scalar>& read = detached_classifier ? detached(tape_, *features_) : *features_;
+  logits_ = &apply(linear_.back(), read);
+  loss_ = std::make_unique<CrossEntropy<Scalar>>(tape_, *logits_);
+}
+
+template <class Scalar>
+Maps<Scalar>& Network<Scalar>::make_smallnet(Maps<Scalar>& images) {
+  const Index kernel = options_.kernel;
+  const Index padding = kernel == 3 && options_.blocks == 3 ? 0 : (kernel - 1) / 2;
   Index size = 32, channels = 3;
-  for (Index b = 0; b < options.blocks; ++b) {
+  for (Index b = 0; b < options_.blocks; ++b) {
     const std::string name = "conv" + std::to_string(b + 1);
     const Index out = Index{8} << b;
     ConvShape<2> shape{.out = out,
@@ -264,7 +309,7 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
                        .geometry = {.padding = padding},
                        .bias = true};
     Block& block = blocks_.emplace_back();
-    if (options.model == "acnet" && options.norms) {
+    if (options_.model == "acnet" && options_.norms) {
       // The column and the row read what the square's middle reads: less padding across.
       shape.bias = false;
       ConvShape<2> vertical = shape, horizontal = shape;
@@ -279,35 +324,70 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
                                   make_norm(name + suffix + "_bn", out)});
       }
     } else {
-      block.conv.push_back(make_layer(name, shape, expanded(options, shape)));
-      if (options.norms) block.norm.push_back(make_norm(name + "_bn", out));
+      block.conv.push_back(make_layer(name, shape, expanded(options_, shape)));
+      if (options_.norms) block.norm.push_back(make_norm(name + "_bn", out));
     }
     size = (size + 2 * padding - kernel + 1) / 2;
     channels = out;
   }
   const ConvShape<0> fc1{.out = hidden, .in = channels * size * size, .bias = true};
-  const ConvShape<0> fc2{.out = options.classes, .in = hidden, .bias = true};
+  const ConvShape<0> fc2{.out = options_.classes, .in = hidden, .bias = true};
   linear_.push_back(make_layer<0>(
       "fc1", fc1,
-      contains(options.model, "fc") ? expand_fc(fc1, {.rate = options.rate}) : std::vector{fc1}));
+      contains(options_.model, "fc") ? expand_fc(fc1, {.rate = options_.rate}) : std::vector{fc1}));
   linear_.push_back(make_layer<0>("fc2", fc2, {fc2}));
 
-  Maps<Scalar>& images = tape_.maps(3, 32, 32, false);
-  tape_.record({.prepare = {},
-                .forward = {{.each =
-                                 [this, &images](Index chunk, Index) {
-                                   if (source_) source_(chunk, images.values(chunk));
-                                 },
-                             .then = {}}},
-                .backward = {},
-                .finish = {}});
   contractions_.record();
   Maps<Scalar>* x = &images;
   for (const Block& block : blocks_) x = &apply(block, *x);
   x = &apply(linear_[0], *x);
   relu(tape_, *x);
-  logits_ = &apply(linear_[1], *x);
-  loss_ = std::make_unique<CrossEntropy<Scalar>>(tape_, *logits_);
+  return *x;
+}
+
+template <class Scalar>
+Maps<Scalar>& Network<Scalar>::make_resnet(Maps<Scalar>& images) {
+  const auto conv = [&](const std::string& name, Maps<Scalar>& x, Index out, Index kernel,
+                        Index stride) -> Maps<Scalar>& {
+    const ConvShape<2> shape{.out = out,
+                             .in = x.channels,
+                             .kernel = kernel,
+                             .geometry = {.stride = stride, .padding = kernel / 2}};
+    return apply(make_layer<2>(name, shape, {shape}), x);
+  };
+  const auto norm = [&](const std::string& name, Maps<Scalar>& x) -> Maps<Scalar>& {
+    return batch_norm(tape_, x, make_norm(name, x.channels));
+  };
+  Maps<Scalar>* x = &norm("bn1", conv("conv1", images, options_.width, 3, 1));
+  relu(tape_, *x);
+  for (Index stage = 0; stage < 4; ++stage) {
+    for (Index block = 0; block < 2; ++block) {
+      const std::string name =
+          "layer" + std::to_string(stage + 1) + "." + std::to_string(block) + ".";
+      const Index out = options_.width << stage, stride = stage > 0 && block == 0 ? 2 : 1;
+      Maps<Scalar>& inner = norm(name + "bn1", conv(name + "conv1", *x, out, 3, stride));
+      relu(tape_, inner);
+      Maps<Scalar>& residual = norm(name + "bn2", conv(name + "conv2", inner, out, 3, 1));
+      Maps<Scalar>& shortcut = stride == 1 ? *x
+                                           : norm(name + "downsample.1",
+                                                  conv(name + "downsample.0", *x, out, 1, stride));
+      x = &add(tape_, {&residual, &shortcut});
+      relu(tape_, *x);
+    }
+  }
+  const ConvShape<0> fc{.out = options_.classes, .in = x->channels, .bias = true};
+  linear_.push_back(make_layer<0>("fc", fc, {fc}));
+  return mean_pool(tape_, *x);
+}
+
+template <class Scalar>
+std::vector<const Tensor<Scalar>*> Network<Scalar>::decay_contractions(double decay) {
+  if (options_.compute != Compute::contracted) {
+    throw Error("the decay of products needs contracted expansions; these are " +
+                name_of(options_.compute));
+  }
+  contractions_.set_decay(decay);
+  return contracted_;
 }
 
 template <class Scalar>
@@ -380,7 +460,9 @@ concertina::io::Safetensors Network<Scalar>::save() const {
     }
   }
   file.metadata["network"] = json_of(options_).dump();
-  file.metadata["chain"] = graph_of(options_, normalization_, blocks_, linear_).dump();
+  if (!options_.is_resnet()) {
+    file.metadata["chain"] = graph_of(options_, normalization_, blocks_, linear_).dump();
+  }
   if (normalization_) file.metadata["normalization"] = json_of(*normalization_).dump();
   return file;
 }
@@ -428,6 +510,7 @@ std::vector<ConvView<Scalar, Rank>> Network<Scalar>::views(const Layer<Rank>& la
 template <class Scalar>
 concertina::io::Safetensors Network<Scalar>::contract() const {
   using Wide = std::conditional_t<std::is_same_v<Scalar, float>, double, long double>;
+  if (options_.is_resnet()) throw Error("resnet18 has no expanded layers to contract");
   if (options_.compute == Compute::nonlinear && options_.model != "compact" &&
       options_.model != "acnet") {
     throw Error("the nonlinear counterpart of " + options_.model +

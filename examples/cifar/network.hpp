@@ -1,5 +1,5 @@
 // The networks of the paper's CIFAR experiments: SmallNet and its deeper form, compact and
-// expanded.
+// expanded, and ResNet-18, their teacher.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -31,7 +31,7 @@ enum class Compute {
 Compute compute_of(const std::string& name);
 std::string name_of(Compute compute);
 
-/// The models: compact, fc, cl, cl+fc, ck, ck+fc, acnet.
+/// The models: compact, fc, cl, cl+fc, ck, ck+fc, acnet, resnet18.
 const std::vector<std::string>& model_names();
 
 struct NetworkOptions {
@@ -39,12 +39,15 @@ struct NetworkOptions {
   Index kernel = 7;
   double rate = 4;   ///< of the expansion
   Index blocks = 3;  ///< convolutions: 3 is SmallNet, 4 the deeper network of Section A.4
+  Index width = 64;  ///< channels of resnet18's first stage; of the others nothing
   Index classes = 10;
   Compute compute = Compute::contracted;
   bool norms = true;  ///< false where batch norms have been contracted into the convolutions
 
   /// Throws Error naming the option and its choices where there is no such network.
   void validate() const;
+
+  bool is_resnet() const { return model == "resnet18"; }
 
   friend bool operator==(const NetworkOptions&, const NetworkOptions&) = default;
 };
@@ -64,13 +67,19 @@ struct Normalization {
 /// padding stands on the first layer of an expansion, so its contraction is exact at the border.
 /// Tensors are named as in PyTorch: conv1.weight, or conv1.0.weight to conv1.2.weight; conv1_bn.*,
 /// fc1.*, fc2.*. ACNet's branches are conv1.square, .vertical and .horizontal, each with its norm.
-/// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, supplement A; ACNet, ICCV 2019
+///
+/// Or ResNet-18 as it is usual on CIFAR: a first convolution of kernel 3, and no pool after it.
+/// Tensors are named as in torchvision, layer1.0.conv1.weight and so on.
+/// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, supplement A; ACNet, ICCV 2019;
+///         He et al., "Deep residual learning for image recognition", CVPR 2016
 template <class Scalar>
 class Network {
  public:
-  /// For batches of up to `capacity` images.
+  /// For batches of up to `capacity` images. With a detached classifier, the last layer learns from
+  /// the features and they do not from it.
   /// Throws  as options.validate()
-  Network(const NetworkOptions& options, Index capacity, ThreadPool& pool);
+  Network(const NetworkOptions& options, Index capacity, ThreadPool& pool,
+          bool detached_classifier = false);
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
@@ -88,6 +97,7 @@ class Network {
 
   /// The compact network that this one contracts to, as save() would give it. Accumulated in double
   /// (long double for double) and rounded once.
+  /// Throws  Error where there is none: nonlinear counterparts, resnet18
   concertina::io::Safetensors contract() const;
 
   /// Fills a chunk of the batch's images, [3][32][32][lane], at the start of forward.
@@ -101,11 +111,24 @@ class Network {
   const NetworkOptions& options() const { return options_; }
   Tape<Scalar>& tape() { return tape_; }
   CrossEntropy<Scalar>& loss() { return *loss_; }
+  Maps<Scalar>& features() { return *features_; }  ///< what the last layer reads
   Maps<Scalar>& logits() { return *logits_; }
 
   /// What is trained.
   const std::vector<Tensor<Scalar>*>& parameters() const { return parameters_; }
   Index parameter_count() const;
+
+  /// The parameters of the network that is computed: a contraction in the place of its layers.
+  /// After a pass back, their gradients are those of a compact network with these numbers.
+  const std::vector<Tensor<Scalar>*>& computed_parameters() const { return computed_; }
+
+  /// What batch norms learn of the images: running means and variances.
+  const std::vector<Tensor<Scalar>*>& statistics() const { return statistics_; }
+
+  /// Decays the contractions of expanded layers (see Contractions), and says which parameters are
+  /// in them.
+  /// Throws  Error unless expansions are contracted
+  std::vector<const Tensor<Scalar>*> decay_contractions(double decay);
 
  private:
   /// A layer by its name: the shapes it expands into (one for none), and ACNet's branches.
@@ -131,6 +154,8 @@ class Network {
   Layer<Rank> make_layer(const std::string& name, const concertina::ConvShape<Rank>& shape,
                          std::vector<concertina::ConvShape<Rank>> chain);
   NormTensors<Scalar> make_norm(const std::string& name, Index channels);
+  Maps<Scalar>& make_smallnet(Maps<Scalar>& images);
+  Maps<Scalar>& make_resnet(Maps<Scalar>& images);
   template <int Rank>
   Maps<Scalar>& apply(const Layer<Rank>& layer, Maps<Scalar>& x);
   Maps<Scalar>& apply(const Block& block, Maps<Scalar>& x);
@@ -141,16 +166,18 @@ class Network {
   Tape<Scalar> tape_;
   Contractions<Scalar> contractions_;
   std::vector<Block> blocks_;
-  std::vector<Layer<0>> linear_;  // fc1, fc2
-  std::vector<Tensor<Scalar>*> parameters_, statistics_, norm_weights_;
+  std::vector<Layer<0>> linear_;  // fc1, fc2; of resnet18 fc
+  std::vector<Tensor<Scalar>*> parameters_, computed_, statistics_, norm_weights_;
+  std::vector<const Tensor<Scalar>*> contracted_;            // those of parameters_ in expansions
   std::vector<std::pair<Tensor<Scalar>*, double>> uniform_;  // initialised within this bound
   std::function<void(Index, Scalar*)> source_;
   std::optional<Normalization> normalization_;
   std::unique_ptr<CrossEntropy<Scalar>> loss_;
-  Maps<Scalar>* logits_ = nullptr;
+  Maps<Scalar>*features_ = nullptr, *logits_ = nullptr;
 };
 
-/// What a file's metadata say of its network.
+/// What a file's metadata say of its network; of a file without any that holds torchvision's
+/// tensors of a ResNet-18, what their shapes say.
 /// Throws  FormatError naming the file where they do not describe one
 NetworkOptions options_of(const concertina::io::Safetensors& file);
 std::optional<Normalization> normalization_of(const concertina::io::Safetensors& file);

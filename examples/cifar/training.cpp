@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training.hpp"
 
-#include "log.hpp"
+#include "similarity.hpp"
 
 #include <concertina/io/safetensors.hpp>
+#include <concertina/random.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -11,7 +12,9 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <numeric>
+#include <random>
 #include <span>
 #include <sstream>
 #include <string>
@@ -30,10 +33,11 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 /// Runs the network forward on these images of a set.
 template <class Scalar>
 Score run(Network<Scalar>& network, const Dataset& data, const Images& images,
-          std::span<const std::uint32_t> which, const Augmentation* augmentation, bool training) {
-  std::array<std::uint8_t, 4096> labels;
-  for (std::size_t i = 0; i < which.size(); ++i) labels[i] = images.labels[which[i]];
-  network.loss().set_labels({labels.data(), which.size()});
+          std::span<const std::uint8_t> labels, std::span<const std::uint32_t> which,
+          const Augmentation* augmentation, bool training) {
+  std::array<std::uint8_t, 4096> batch_labels;
+  for (std::size_t i = 0; i < which.size(); ++i) batch_labels[i] = labels[which[i]];
+  network.loss().set_labels({batch_labels.data(), which.size()});
   network.set_source([&](Index chunk, Scalar* to) {
     const auto first = static_cast<std::size_t>(chunk * lanes);
     const auto count = std::min<std::size_t>(lanes, which.size() - first);
@@ -44,7 +48,39 @@ Score run(Network<Scalar>& network, const Dataset& data, const Images& images,
   return {network.loss().loss(), network.loss().correct(), std::ssize(which)};
 }
 
+/// A number that says whether two files hold the same tensors.
+/// Source  the Fowler-Noll-Vo hash, 1a
+std::uint64_t fingerprint(const concertina::io::Safetensors& file) {
+  std::uint64_t hash = 0xcbf29ce484222325U;
+  const auto add = [&](auto byte) {
+    hash = (hash ^ static_cast<std::uint8_t>(byte)) * 0x100000001b3U;
+  };
+  for (const auto& [name, tensor] : file.tensors) {
+    std::ranges::for_each(name, add);
+    std::ranges::for_each(tensor.bytes, add);
+  }
+  return hash;
+}
+
 }  // namespace
+
+Transfer transfer_of(const std::string& name) {
+  for (const Transfer transfer : {Transfer::none, Transfer::kd, Transfer::hint, Transfer::pkt}) {
+    if (name == name_of(transfer)) return transfer;
+  }
+  throw Error("there is no transfer '" + name + "'; there are none, kd, hint, pkt");
+}
+
+std::string name_of(Transfer transfer) {
+  switch (transfer) {
+    case Transfer::none: return "none";
+    case Transfer::kd: return "kd";
+    case Transfer::hint: return "hint";
+    case Transfer::pkt: return "pkt";
+  }
+  throw Error("Transfer " + std::to_string(static_cast<int>(transfer)) +
+              " is none of the enumerators");
+}
 
 void Recipe::validate() const {
   const auto require = [](bool holds, const char* option, const auto& value, const char* choices) {
@@ -60,9 +96,15 @@ void Recipe::validate() const {
   require(momentum >= 0 && momentum < 1, "momentum", momentum, "0 to less than 1 are possible");
   require(weight_decay >= 0 && std::isfinite(weight_decay), "weight decay", weight_decay,
           "it is not negative");
+  require(corrupted >= 0 && corrupted <= 1, "corrupted", corrupted, "0 to 1 are possible");
+  require(transfer.temperature > 0 && std::isfinite(transfer.temperature), "temperature",
+          transfer.temperature, "it is positive");
+  require(transfer.weight >= 0 && transfer.weight <= 1, "transfer weight", transfer.weight,
+          "0 to 1 are possible");
 }
 
 double Recipe::rate_in(Index epoch) const {
+  if (adam) return learning_rate;
   const Index third = std::max<Index>(1, (epochs + 2) / 3);
   return learning_rate *
          std::pow(10.0, -static_cast<double>(std::min<Index>((epoch - 1) / third, 2)));
@@ -76,7 +118,7 @@ Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& imag
   const auto batch = static_cast<std::size_t>(std::min<Index>(network.tape().capacity(), 4096));
   for (std::size_t first = 0; first < all.size(); first += batch) {
     const auto which = std::span(all).subspan(first, std::min(batch, all.size() - first));
-    const Score score = run(network, data, images, which, nullptr, false);
+    const Score score = run(network, data, images, images.labels, which, nullptr, false);
     sum.loss += score.loss * static_cast<double>(score.images);
     sum.correct += score.correct;
     sum.images += score.images;
@@ -87,18 +129,81 @@ Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& imag
 
 template <class Scalar>
 Training<Scalar>::Training(const NetworkOptions& network, const Recipe& recipe, const Dataset& data,
-                           ThreadPool& pool)
+                           ThreadPool& pool, const concertina::io::Safetensors* teacher)
     : network_options_(network),
       recipe_((recipe.validate(), recipe)),
       data_(data),
-      network_(network, recipe.batch, pool),
-      optimizer_(network_.tape(), network_.parameters(), recipe.momentum, recipe.weight_decay) {
+      labels_(corrupted_labels(data.train.labels, data.classes, recipe.corrupted, recipe.seed)),
+      network_(
+          network, recipe.batch, pool,
+          recipe.transfer.method == Transfer::hint || recipe.transfer.method == Transfer::pkt) {
   if (data.classes != network.classes) {
     throw Error("the data set " + data.name + " has " + std::to_string(data.classes) +
                 " classes, the network " + std::to_string(network.classes));
   }
+  if ((teacher != nullptr) != (recipe.transfer.method != Transfer::none)) {
+    throw Error(teacher ? "a teacher without a transfer; there are kd, hint, pkt"
+                        : "the transfer " + name_of(recipe.transfer.method) + " needs a teacher");
+  }
   network_.initialize(recipe.seed, recipe.uniform_norms);
   network_.set_normalization({data.mean, data.deviation});
+  if (teacher) learn_from(*teacher, pool);
+  optimizer_ = make_optimizer();
+}
+
+template <class Scalar>
+void Training<Scalar>::learn_from(const concertina::io::Safetensors& file, ThreadPool& pool) {
+  const NetworkOptions options = options_of(file);
+  if (options.classes != data_.classes) {
+    throw FormatError(file.origin + ": a teacher of " + std::to_string(options.classes) +
+                      " classes; the data set " + data_.name + " has " +
+                      std::to_string(data_.classes));
+  }
+  const auto normalization = normalization_of(file);
+  if (normalization && *normalization != Normalization{data_.mean, data_.deviation}) {
+    throw FormatError(file.origin +
+                      ": the teacher reads images normalised otherwise than those of " +
+                      data_.name);
+  }
+  teacher_ = std::make_unique<Network<Scalar>>(options, recipe_.batch, pool);
+  teacher_->load(file);
+  teacher_name_ = options.model + ", " + std::to_string(fingerprint(file));
+  Tape<Scalar>& tape = network_.tape();
+  const TransferOptions& transfer = recipe_.transfer;
+  if (transfer.method == Transfer::kd) {
+    network_.loss().set_weight(1 - transfer.weight);
+    distillation(tape, network_.logits(), teacher_->logits(), transfer.temperature,
+                 transfer.weight);
+  } else if (transfer.method == Transfer::pkt) {
+    similarity_transfer_.emplace(tape, network_.features(), teacher_->features());
+  } else {
+    Maps<Scalar>& given = detached(tape, teacher_->features());
+    const concertina::ConvShape<0> shape{.out = network_.features().numbers(),
+                                         .in = given.numbers()};
+    projection_ = &tape.tensor("hint.weight", {shape.out, shape.in});
+    std::mt19937_64 generator(recipe_.seed);
+    for (Scalar& number : projection_->value) {
+      number = static_cast<Scalar>(
+          concertina::random_uniform(generator, 1 / std::sqrt(static_cast<double>(shape.in))));
+    }
+    hint_loss(tape, network_.features(), linear(tape, given, shape, {projection_, nullptr}));
+  }
+}
+
+template <class Scalar>
+std::unique_ptr<Optimizer<Scalar>> Training<Scalar>::make_optimizer() {
+  std::vector<const Tensor<Scalar>*> without;  // parameters whose product is decayed
+  if (recipe_.decay_products) without = network_.decay_contractions(recipe_.weight_decay);
+  std::vector<Trained<Scalar>> parameters;
+  for (Tensor<Scalar>* tensor : network_.parameters()) {
+    const bool own = std::ranges::find(without, tensor) == without.end();
+    parameters.push_back({tensor, own ? recipe_.weight_decay : 0});
+  }
+  if (recipe_.transfer.learned_projection && projection_) parameters.push_back({projection_});
+  if (recipe_.adam) {
+    return std::make_unique<Adam<Scalar>>(network_.tape(), std::move(parameters));
+  }
+  return std::make_unique<Sgd<Scalar>>(network_.tape(), std::move(parameters), recipe_.momentum);
 }
 
 template <class Scalar>
@@ -106,17 +211,45 @@ void Training<Scalar>::begin_epoch() {
   ++epoch_;
   order_ = epoch_order(data_.train.count(), recipe_.seed, epoch_);
   next_ = 0;
-  if (!recipe_.keep_momentum) optimizer_.reset();
+  if (!recipe_.keep_momentum && !recipe_.adam) optimizer_->reset();
+}
+
+template <class Scalar>
+Score Training<Scalar>::forward(std::span<const std::uint32_t> which) {
+  const Augmentation augmentation{recipe_.seed, epoch_};
+  if (teacher_) run(*teacher_, data_, data_.train, labels_, which, &augmentation, false);
+  return run(network_, data_, data_.train, labels_, which, &augmentation, true);
+}
+
+template <class Scalar>
+std::vector<std::vector<Scalar>> Training<Scalar>::gradients(Index batches, bool trained) {
+  std::vector<std::vector<Scalar>> statistics, result;
+  for (const Tensor<Scalar>* tensor : network_.statistics()) statistics.push_back(tensor->value);
+  const std::span<const std::uint32_t> order = order_;
+  const auto count = static_cast<std::size_t>(recipe_.batch);
+  for (std::size_t first = 0; std::ssize(result) < batches && first < order.size();
+       first += count) {
+    forward(order.subspan(first, std::min(count, order.size() - first)));
+    network_.tape().backward();
+    auto& gradient = result.emplace_back();
+    for (const Tensor<Scalar>* tensor :
+         trained ? network_.parameters() : network_.computed_parameters()) {
+      gradient.insert(gradient.end(), tensor->gradient.begin(), tensor->gradient.end());
+    }
+  }
+  for (std::size_t t = 0; t < statistics.size(); ++t) {
+    network_.statistics()[t]->value = std::move(statistics[t]);
+  }
+  return result;
 }
 
 template <class Scalar>
 Score Training<Scalar>::step(bool reversed) {
   const Index count = std::min(recipe_.batch, std::ssize(order_) - next_);
-  const Augmentation augmentation{recipe_.seed, epoch_};
   const auto which =
       std::span(order_).subspan(static_cast<std::size_t>(next_), static_cast<std::size_t>(count));
   if (reversed) std::ranges::reverse(which);
-  const Score score = run(network_, data_, data_.train, which, &augmentation, true);
+  const Score score = forward(which);
   if (!std::isfinite(score.loss)) {
     throw concertina::NumericalError("epoch " + std::to_string(epoch_) + ", image " +
                                      std::to_string(next_) +
@@ -124,26 +257,39 @@ Score Training<Scalar>::step(bool reversed) {
                                      "lower learning rate, in a new folder");
   }
   network_.tape().backward();
-  optimizer_.step(recipe_.rate_in(epoch_));
+  optimizer_->step(recipe_.rate_in(epoch_));
   next_ += count;
   return score;
 }
 
 template <class Scalar>
 std::string Training<Scalar>::settings() const {
-  return json{{"epochs", recipe_.epochs},
-              {"batch", recipe_.batch},
-              {"learning rate", recipe_.learning_rate},
-              {"momentum", recipe_.momentum},
-              {"keep momentum", recipe_.keep_momentum},
-              {"weight decay", recipe_.weight_decay},
-              {"uniform norms", recipe_.uniform_norms},
-              {"seed", recipe_.seed},
-              {"double", sizeof(Scalar) == sizeof(double)},
-              {"data set", data_.name},
-              {"training images", data_.train.count()},
-              {"test images", data_.test.count()}}
-      .dump();
+  const TransferOptions& transfer = recipe_.transfer;
+  json settings{{"epochs", recipe_.epochs},
+                {"batch", recipe_.batch},
+                {"learning rate", recipe_.learning_rate},
+                {"momentum", recipe_.momentum},
+                {"keep momentum", recipe_.keep_momentum},
+                {"weight decay", recipe_.weight_decay},
+                {"decay of products", recipe_.decay_products},
+                {"corrupted", recipe_.corrupted},
+                {"transfer", name_of(transfer.method)},
+                {"adam", recipe_.adam},
+                {"uniform norms", recipe_.uniform_norms},
+                {"seed", recipe_.seed},
+                {"double", sizeof(Scalar) == sizeof(double)},
+                {"data set", data_.name},
+                {"training images", data_.train.count()},
+                {"test images", data_.test.count()}};
+  if (transfer.method != Transfer::none) settings["teacher"] = teacher_name_;
+  if (transfer.method == Transfer::kd) {
+    settings["temperature"] = transfer.temperature;
+    settings["transfer weight"] = transfer.weight;
+  }
+  if (transfer.method == Transfer::hint) {
+    settings["learned projection"] = transfer.learned_projection;
+  }
+  return settings.dump();
 }
 
 template <class Scalar>
@@ -151,13 +297,16 @@ concertina::io::Safetensors Training<Scalar>::checkpoint() const {
   concertina::io::Safetensors file = network_.save();
   file.metadata["training"] = settings();
   file.metadata["epochs done"] = std::to_string(epoch_);
-  if (recipe_.keep_momentum) {
-    const auto& velocities = const_cast<Training*>(this)->optimizer_.velocities();
-    for (std::size_t p = 0; p < velocities.size(); ++p) {
-      const Tensor<Scalar>& parameter = *network_.parameters()[p];
-      file.add("velocity." + parameter.name, parameter.shape, velocities[p]);
+  if (recipe_.keep_momentum || recipe_.adam) {
+    file.metadata["optimizer steps"] = std::to_string(optimizer_->steps());
+    for (const auto& [name, numbers] : optimizer_->states()) {
+      for (std::size_t p = 0; p < numbers.size(); ++p) {
+        const Tensor<Scalar>& parameter = *optimizer_->parameters()[p].tensor;
+        file.add(name + "." + parameter.name, parameter.shape, numbers[p]);
+      }
     }
   }
+  if (projection_) file.add(projection_->name, projection_->shape, projection_->value);
   return file;
 }
 
@@ -175,24 +324,32 @@ void Training<Scalar>::restore(const concertina::io::Safetensors& file) {
     throw FormatError(file.origin + ": a checkpoint of another training, " + metadata("training") +
                       ", while this one is " + settings());
   }
-  Index done = 0;
-  try {
-    done = std::stol(metadata("epochs done"));
-  } catch (const std::logic_error&) {
-    done = -1;
-  }
-  if (done < 0 || done > recipe_.epochs) {
-    throw FormatError(file.origin + ": metadata 'epochs done' is no number of epochs");
-  }
+  const auto count = [&](const std::string& key, Index most) {
+    Index number = -1;
+    try {
+      number = std::stol(metadata(key));
+    } catch (const std::logic_error&) {
+    }
+    if (number >= 0 && number <= most) return number;
+    throw FormatError(file.origin + ": metadata '" + key + "' is no number up to " +
+                      std::to_string(most));
+  };
+  const Index done = count("epochs done", recipe_.epochs);
   network_.load(file);
-  if (recipe_.keep_momentum) {
-    for (std::size_t p = 0; p < optimizer_.velocities().size(); ++p) {
-      const auto velocity = file.view<Scalar>("velocity." + network_.parameters()[p]->name);
-      auto& to = optimizer_.velocities()[p];
-      if (velocity.size() != to.size()) {
-        throw FormatError(file.origin + ": a velocity of another length than its parameter");
+  const auto load = [&](const std::string& name, std::vector<Scalar>& to) {
+    const auto numbers = file.view<Scalar>(name);
+    if (numbers.size() != to.size()) {
+      throw FormatError(file.origin + ": '" + name + "' is of another length than its parameter");
+    }
+    std::ranges::copy(numbers, to.begin());
+  };
+  if (projection_) load(projection_->name, projection_->value);
+  if (recipe_.keep_momentum || recipe_.adam) {
+    optimizer_->set_steps(count("optimizer steps", std::numeric_limits<Index>::max()));
+    for (auto& [name, numbers] : optimizer_->states()) {
+      for (std::size_t p = 0; p < numbers.size(); ++p) {
+        load(name + "." + optimizer_->parameters()[p].tensor->name, numbers[p]);
       }
-      std::ranges::copy(velocity, to.begin());
     }
   }
   epoch_ = done;
@@ -208,7 +365,10 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
     throw Error(options.out.string() +
                 " holds a training already: go on with --resume, or name another folder");
   }
-  Training<Scalar> training(options.network, options.recipe, data, pool);
+  std::optional<concertina::io::Safetensors> teacher;
+  if (!options.teacher.empty()) teacher = concertina::io::read_safetensors(options.teacher);
+  Training<Scalar> training(options.network, options.recipe, data, pool,
+                            teacher ? &*teacher : nullptr);
   TrainResult result{.parameters = training.network().parameter_count()};
   if (exists) {
     const auto checkpoint = concertina::io::read_safetensors(checkpoint_path);
@@ -239,12 +399,14 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   const auto log_path = options.out / "log.csv";
   CsvLog log = exists ? CsvLog::resume(log_path, comments, done) : CsvLog(log_path, comments);
 
-  ProgressBar progress(epochs, data.train.count(), done);
+  std::optional<ProgressBar> progress;
+  if (!options.report) progress.emplace(epochs, data.train.count(), done);
+  std::vector<double> similarities;
   while (training.epochs_done() < epochs) {
     const auto start = std::chrono::steady_clock::now();
-    progress.begin_epoch(training.epochs_done() + 1);
+    if (progress) progress->begin_epoch(training.epochs_done() + 1);
     const Score trained = training.epoch([&](Index images, double loss, double accuracy) {
-      progress.update(images, loss, accuracy);
+      if (progress) progress->update(images, loss, accuracy);
     });
     const double seconds = seconds_since(start);
     const Score tested = evaluate(training.network(), data, data.test);
@@ -253,6 +415,12 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
                                        ": the test loss is not finite; try a lower learning rate, "
                                        "in a new folder");
     }
+    std::optional<double> min_similarity;
+    if (options.similarities > 0) {
+      similarities =
+          cosine_similarities(training.gradients(options.similarities, options.trained_gradients));
+      min_similarity = *std::ranges::min_element(similarities);
+    }
     const EpochRecord record{.epoch = training.epochs_done(),
                              .learning_rate = options.recipe.rate_in(training.epochs_done()),
                              .train_loss = trained.loss,
@@ -260,7 +428,8 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
                              .test_loss = tested.loss,
                              .test_accuracy = tested.accuracy(),
                              .images_per_second = static_cast<double>(trained.images) / seconds,
-                             .seconds = seconds_since(start)};
+                             .seconds = seconds_since(start),
+                             .min_similarity = min_similarity};
     const bool best = record.epoch == 1 || tested.accuracy() > result.best_accuracy;
     if (best) result.best_accuracy = tested.accuracy(), result.best_epoch = record.epoch;
     result.last_accuracy = tested.accuracy();
@@ -271,9 +440,13 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
         {"last",
          result.last_accuracy}}.dump();
     if (best) concertina::io::write_safetensors(options.out / "best.safetensors", checkpoint);
+    if (min_similarity && record.epoch == epochs) {
+      write_similarities(options.out / "similarities.csv", similarities);
+    }
     log.add(record);
     concertina::io::write_safetensors(checkpoint_path, checkpoint);
-    progress.end_epoch(record);
+    if (progress) progress->end_epoch(record);
+    if (options.report) options.report(record);
   }
 
   return result;

@@ -4,30 +4,61 @@
 #pragma once
 
 #include "data.hpp"
+#include "log.hpp"
 #include "network.hpp"
 #include "optimizer.hpp"
+#include "transfer.hpp"
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 namespace cifar {
+
+/// What a network learns from a teacher, besides or instead of the labels.
+enum class Transfer {
+  none,
+  kd,    ///< the labels and the teacher's softened classes, weighed against each other
+  hint,  ///< features like a projection of the teacher's; the last layer learns the labels on them
+  pkt    ///< features with similarities like the teacher's; the last layer as with hint
+};
+
+/// Names as on the command line. Throw Error with the choices for another name.
+Transfer transfer_of(const std::string& name);
+std::string name_of(Transfer transfer);
+
+struct TransferOptions {
+  Transfer method = Transfer::none;
+  double temperature = 4;           ///< of kd
+  double weight = 0.9;              ///< of the teacher in kd; the labels have the rest
+  bool learned_projection = false;  ///< of hint; otherwise it stays as it was drawn
+};
 
 /// The published recipe; see Recipe's members for what it is.
 struct Recipe {
   Index epochs = 150;
   Index batch = 128;
+  bool adam = false;            ///< instead of stochastic gradient descent with momentum
   double learning_rate = 0.01;  ///< divided by 10 after a third of the epochs, and after two
   double momentum = 0.9;
   bool keep_momentum = false;  ///< the published optimizer is made anew each epoch
   double weight_decay = 0;
+  bool decay_products = false;  ///< decay an expanded layer's contraction, not its layers
+  double corrupted = 0;         ///< share of the training labels that are drawn at random
+  TransferOptions transfer = {};
   bool uniform_norms = false;  ///< weights of batch norms start in 0 .. 1, as published, not at 1
   std::uint64_t seed = 1;
 
   /// Throws Error naming the option where one makes no sense.
   void validate() const;
 
-  /// In an epoch counted from 1: the full rate until epoch 50 of 150, and so on in proportion.
+  /// In an epoch counted from 1: the full rate until epoch 50 of 150, and so on in proportion. Of
+  /// Adam, which scales its steps itself, the full rate.
   double rate_in(Index epoch) const;
 };
 
@@ -48,9 +79,12 @@ Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& imag
 template <class Scalar>
 class Training {
  public:
-  /// The network is initialised by the recipe's seed.
+  /// The network is initialised by the recipe's seed. A transfer takes its teacher from a file, a
+  /// network that cifar trained or a ResNet-18 of torchvision.
+  /// Throws  FormatError where the teacher is for other classes or images normalised otherwise;
+  ///         Error where there is a teacher and no transfer, or the other way round
   Training(const NetworkOptions& network, const Recipe& recipe, const Dataset& data,
-           ThreadPool& pool);
+           ThreadPool& pool, const concertina::io::Safetensors* teacher = nullptr);
 
   /// One epoch, the next; report(images so far, mean loss, accuracy) after each step.
   template <class Report>
@@ -75,6 +109,12 @@ class Training {
   bool more_batches() const { return next_ < std::ssize(order_); }
   Score step(bool reversed = false);
 
+  /// Gradients of the loss on the first `batches` batches of the last epoch, augmented as in it, by
+  /// the parameters as they are: those of the network that is computed (a contraction's in the
+  /// place of its layers'), or those that are trained. Changes nothing.
+  /// Returns  [batch][all parameters]
+  std::vector<std::vector<Scalar>> gradients(Index batches, bool trained = false);
+
   Index epochs_done() const { return epoch_; }
   Network<Scalar>& network() { return network_; }
 
@@ -88,12 +128,21 @@ class Training {
 
  private:
   std::string settings() const;
+  void learn_from(const concertina::io::Safetensors& teacher, ThreadPool& pool);
+  std::unique_ptr<Optimizer<Scalar>> make_optimizer();
+  /// Forward on a batch of the training set, the teacher first.
+  Score forward(std::span<const std::uint32_t> which);
 
   NetworkOptions network_options_;
   Recipe recipe_;
   const Dataset& data_;
+  std::vector<std::uint8_t> labels_;  // of the training set, perhaps corrupted
   Network<Scalar> network_;
-  Sgd<Scalar> optimizer_;
+  std::unique_ptr<Network<Scalar>> teacher_;
+  std::string teacher_name_;
+  std::optional<SimilarityTransfer<Scalar>> similarity_transfer_;
+  Tensor<Scalar>* projection_ = nullptr;
+  std::unique_ptr<Optimizer<Scalar>> optimizer_;
   Index epoch_ = 0;  // epochs begun; between epochs, done
   std::vector<std::uint32_t> order_;
   Index next_ = 0;  // in order_
@@ -101,16 +150,21 @@ class Training {
 
 /// Trains and writes into a folder: log.csv, a row an epoch; checkpoint.safetensors after each
 /// epoch; best.safetensors, the network of the best test accuracy. Each file is replaced when its
-/// successor is complete, so a kill at any moment loses an unfinished epoch and nothing else.
+/// successor is complete, so a kill at any moment loses an unfinished epoch and nothing else. With
+/// similarities, similarities.csv has a row for each pair of the last epoch's gradients.
 struct TrainOptions {
   NetworkOptions network;
   Recipe recipe;
   std::filesystem::path out;
   std::filesystem::path init =
       {};  ///< a file whose tensors a new training starts from; empty for none
+  std::filesystem::path teacher = {};  ///< a file; empty for none
+  Index similarities = 0;              ///< batches whose gradients are compared after each epoch
+  bool trained_gradients = false;  ///< those by the trained parameters, not by the computed ones
   bool resume = false;
   std::string command;  ///< for the log
   bool in_double = false;
+  std::function<void(const EpochRecord&)> report = {};  ///< of each epoch, instead of a bar
 };
 
 /// The best and the last test score.
