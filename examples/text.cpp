@@ -61,6 +61,13 @@ std::string brief(long double number) {
   return text.str();
 }
 
+std::string fixed(double number, int digits) {
+  std::ostringstream text;
+  text.precision(digits);
+  text << std::fixed << number;
+  return text.str();
+}
+
 std::string counted(std::ptrdiff_t count, const std::string& noun) {
   return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
 }

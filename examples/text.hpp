@@ -44,6 +44,9 @@ std::string shown(const nlohmann::json& value);
 /// Three significant digits: "0.0213", "4.7e-07".
 std::string brief(long double number);
 
+/// So many digits after the point.
+std::string fixed(double number, int digits);
+
 /// "1 layer", "3 layers".
 std::string counted(std::ptrdiff_t count, const std::string& noun);
 

@@ -2,10 +2,14 @@
 #include "commands.hpp"
 
 #include "text.hpp"
+#include "text_file.hpp"
+#include "trained_network.hpp"
 
 #include <concertina/io/safetensors.hpp>
 
 #include <nlohmann/json.hpp>
+
+#include <fnmatch.h>
 
 #include <algorithm>
 #include <chrono>
@@ -20,31 +24,7 @@ namespace {
 
 using concertina::Error, concertina::FormatError;
 
-std::string fixed(double number, int digits) {
-  std::ostringstream text;
-  text.precision(digits);
-  text << std::fixed << number;
-  return text.str();
-}
-
-std::string percentage(double share) { return fixed(100 * share, 2) + '%'; }
-
-bool is_double(const concertina::io::Safetensors& file) {
-  return file.tensor("fc2.weight").dtype == concertina::io::Dtype::F64;
-}
-
-/// Calls use(network) with the network of a file, in its scalar.
-template <class Use>
-auto with_network(const concertina::io::Safetensors& file, ThreadPool& pool, Use&& use) {
-  constexpr Index batch = 128;
-  const NetworkOptions options = options_of(file);
-  const auto run = [&]<class Scalar>(Scalar) {
-    Network<Scalar> network(options, batch, pool);
-    network.load(file);
-    return use(network);
-  };
-  return is_double(file) ? run(double()) : run(float());
-}
+std::string percentage(double share) { return tool::fixed(100 * share, 2) + '%'; }
 
 /// Errors of options are mistakes in the command line.
 template <class Check>
@@ -54,21 +34,6 @@ void as_usage(Check&& check) {
   } catch (const Error& error) {
     throw tool::UsageError(error.what());
   }
-}
-
-/// The data set that a file's network is for.
-void require_data(const concertina::io::Safetensors& file, const Dataset& data) {
-  const Index classes = options_of(file).classes;
-  const auto normalization = normalization_of(file);
-  if (normalization && *normalization != Normalization{data.mean, data.deviation}) {
-    throw FormatError(file.origin +
-                      ": the network was trained on images normalised otherwise than "
-                      "those of the data set " +
-                      data.name + "; name its own with --data and --dataset");
-  }
-  if (classes == data.classes) return;
-  throw FormatError(file.origin + ": a network of " + std::to_string(classes) +
-                    " classes; the data set " + data.name + " has " + std::to_string(data.classes));
 }
 
 }  // namespace
@@ -120,7 +85,7 @@ int run_eval(const EvalCommand& command) {
   } else {
     std::cout << tool::grouped(score.correct) << " of " << tool::grouped(score.images)
               << " test images of " << data.name << " right, " << percentage(score.accuracy())
-              << "; loss " << fixed(score.loss, 4) << '\n';
+              << "; loss " << tool::fixed(score.loss, 4) << '\n';
   }
   return tool::ok;
 }
@@ -128,33 +93,20 @@ int run_eval(const EvalCommand& command) {
 int run_contract(const ContractCommand& command) {
   const auto file = concertina::io::read_safetensors(command.in);
   const Dataset data = open_dataset(command.data);
-  require_data(file, data);
   ThreadPool pool(thread_count(command.threads));
-  concertina::io::Safetensors compact;
-  Index expanded_count = 0;
-  const Score expanded = with_network(file, pool, [&](auto& network) {
-    compact = network.contract();
-    expanded_count = network.parameter_count();
-    return evaluate(network, data, data.test);
-  });
-  compact.origin = command.out;
-  Index compact_count = 0;
-  const Score contracted = with_network(compact, pool, [&](auto& network) {
-    compact_count = network.parameter_count();
-    return evaluate(network, data, data.test);
-  });
+  const ContractionCheck check = check_contraction(file, data, pool);
   const auto row = [](const char* form, Index parameters, const Score& score) {
     return std::vector<std::string>{form, tool::grouped(parameters), tool::grouped(score.correct),
                                     tool::grouped(score.images), percentage(score.accuracy())};
   };
   std::cout << tool::table({{"form", "parameters", "right", "of", "accuracy"},
-                            row("expanded", expanded_count, expanded),
-                            row("compact", compact_count, contracted)});
-  if (expanded.correct != contracted.correct) {
+                            row("expanded", check.expanded_parameters, check.expanded),
+                            row("compact", check.compact_parameters, check.compact)});
+  if (!check.identical()) {
     std::cout << "DIFFERENT: the compact network was not written.\n";
     return tool::failed;
   }
-  concertina::io::write_safetensors(command.out, compact);
+  concertina::io::write_safetensors(command.out, check.network);
   std::cout << "Identical accuracy; the compact network is in " << tool::printable(command.out)
             << ".\n";
   return tool::ok;
@@ -180,6 +132,117 @@ int run_drift(DriftCommand command) {
   return tool::ok;
 }
 
+int run_landscape(const LandscapeCommand& command) {
+  as_usage([&] { command.options.validate(); });
+  auto file = concertina::io::read_safetensors(command.file);
+  const Dataset data = open_dataset(command.data);
+  require_data(file, data);
+  ThreadPool pool(thread_count(command.threads));
+  if (!command.trained) {
+    file = with_network(file, pool, [](auto& network) { return network.contract(); });
+    file.origin = command.file + ", contracted";
+  }
+  const Landscape found = with_network(
+      file, pool, [&](auto& network) { return landscape(network, data, command.options); });
+  write_landscape(command.out, found);
+  const auto [least, most] = std::ranges::minmax(found.losses);
+  std::cout << "Loss " << tool::brief(found.losses[found.losses.size() / 2]) << " at the network, "
+            << tool::brief(least) << " to " << tool::brief(most) << " around it; "
+            << tool::counted(std::ssize(found.losses), "point") << " in "
+            << tool::printable(command.out) << ".\n";
+  return tool::ok;
+}
+
+namespace {
+
+/// The rows of a table that the patterns name, all for no pattern.
+std::vector<Experiment> chosen_rows(const ReproduceCommand& command) {
+  std::vector<Experiment> rows = read_experiments(command.paper);
+  std::erase_if(rows, [&](const Experiment& row) { return row.table != command.table; });
+  if (rows.empty()) throw tool::UsageError("the paper's figures have no table " + command.table);
+  std::vector<std::string> names;
+  for (const Experiment& row : rows) names.push_back(row.name());
+  const auto matches = [](const std::string& pattern, const std::string& name) {
+    return fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
+  };
+  for (const std::string& pattern : command.rows) {
+    if (std::ranges::none_of(names, [&](const auto& name) { return matches(pattern, name); })) {
+      throw tool::UsageError("no row of table " + command.table + " is named '" + pattern +
+                             "'; there are " + tool::listed(names));
+    }
+  }
+  std::erase_if(rows, [&](const Experiment& row) {
+    return !command.rows.empty() &&
+           std::ranges::none_of(command.rows, [name = row.name(), &matches](const auto& pattern) {
+             return matches(pattern, name);
+           });
+  });
+  return rows;
+}
+
+}  // namespace
+
+int run_reproduce(const ReproduceCommand& command) {
+  if (command.table.empty() == command.figure.empty()) {
+    throw tool::UsageError("name what to reproduce, by --table or by --figure");
+  }
+  const auto require = [](bool holds, const char* what, Index number) {
+    if (!holds) throw tool::UsageError(std::string(what) + ' ' + std::to_string(number));
+  };
+  require(command.seeds >= 1 && command.seeds <= 1000, "seeds from 1 to 1000 are possible, not",
+          command.seeds);
+  require(command.options.jobs >= 0 && command.options.jobs <= 256,
+          "jobs from 1 to 256 are possible, 0 for every core, not", command.options.jobs);
+  std::vector<std::string> failures;
+  if (!command.figure.empty()) {
+    as_usage([&] {
+      const std::string dataset = command.dataset.empty()
+                                      ? (command.figure == "S3" ? "cifar100" : "cifar10")
+                                      : command.dataset;
+      for (const Curve& curve :
+           curves_of(command.figure, dataset, command.kernel, 1, command.budget.epochs)) {
+        curve.run.network.validate();
+        curve.run.recipe.validate();
+      }
+    });
+    const std::string dataset = command.dataset.empty()
+                                    ? (command.figure == "S3" ? "cifar100" : "cifar10")
+                                    : command.dataset;
+    failures = reproduce_figure(command.figure, dataset, command.kernel, 1, command.budget.epochs,
+                                command.options);
+  } else {
+    const std::vector<Experiment> rows = chosen_rows(command);
+    as_usage([&] {
+      for (const Experiment& row : rows) {
+        for (const Run& run : runs_of(row, 1, command.budget)) {
+          run.network.validate();
+          run.recipe.validate();
+        }
+      }
+    });
+    if (command.list) {
+      std::vector<std::vector<std::string>> cells = {{"row", "paper", ""}};
+      for (const Experiment& row : rows) {
+        for (const Published& published : row.published) {
+          cells.push_back(
+              {row.name(),
+               tool::fixed(published.mean, 2) + " +- " + tool::fixed(published.deviation, 2),
+               published.metric});
+        }
+      }
+      std::cout << tool::table(cells);
+      return tool::ok;
+    }
+    failures = reproduce_table(rows, command.seeds, command.budget, command.options);
+    std::cout << read_text(command.options.out / ("table-" + command.table + ".md"), 1 << 24,
+                           "a table");
+  }
+  for (const std::string& failure : failures) {
+    std::cerr << "cifar: " << tool::printable(failure) << '\n';
+  }
+  return failures.empty() ? tool::ok : tool::failed;
+}
+
 int run_bench(const BenchCommand& command) {
   struct Row {
     std::string model;
@@ -189,7 +252,8 @@ int run_bench(const BenchCommand& command) {
     double median = 0;
   };
   if (!(command.seconds > 0 && command.seconds <= 3600)) {
-    throw tool::UsageError("seconds " + fixed(command.seconds, 3) + "; up to an hour is possible");
+    throw tool::UsageError("seconds " + tool::fixed(command.seconds, 3) +
+                           "; up to an hour is possible");
   }
   ThreadPool pool(thread_count(command.threads));
   const Dataset data = generated_dataset(10, 2048, 16, 1);
@@ -203,7 +267,10 @@ int run_bench(const BenchCommand& command) {
   std::vector<Row> rows;
   for (const std::string& model : models) {
     for (const Compute compute : {Compute::contracted, Compute::layered}) {
-      if ((model == "compact" || model == "acnet") && compute == Compute::layered) continue;
+      if ((model == "compact" || model == "acnet" || model == "resnet18") &&
+          compute == Compute::layered) {
+        continue;
+      }
       NetworkOptions network = command.network;
       network.model = model;
       network.compute = compute;
@@ -260,10 +327,11 @@ int run_bench(const BenchCommand& command) {
                             {"of_compact", of_compact ? nlohmann::json(*of_compact) : nullptr},
                             {"of_layered", of_layered ? nlohmann::json(*of_layered) : nullptr},
                             {"images_per_second_by_round", row.rates}});
-    table.push_back(
-        {row.model, name_of(row.compute), tool::grouped(row.training->network().parameter_count()),
-         tool::grouped(static_cast<Index>(row.median)), of_compact ? fixed(*of_compact, 2) : "",
-         of_layered ? fixed(*of_layered, 2) : ""});
+    table.push_back({row.model, name_of(row.compute),
+                     tool::grouped(row.training->network().parameter_count()),
+                     tool::grouped(static_cast<Index>(row.median)),
+                     of_compact ? tool::fixed(*of_compact, 2) : "",
+                     of_layered ? tool::fixed(*of_layered, 2) : ""});
   }
   if (command.json) {
     std::cout << json.dump(2) << '\n';

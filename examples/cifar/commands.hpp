@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "landscape.hpp"
+#include "reproduce.hpp"
 #include "training.hpp"
 
 #include <string>
@@ -53,6 +55,27 @@ struct DriftCommand {
   Index steps = 100, threads = 0;
 };
 int run_drift(DriftCommand command);
+
+struct LandscapeCommand {
+  DataOptions data;
+  std::string file, out;
+  LandscapeOptions options;
+  bool trained = false;  // the parameters of the expanded network, not of the compact one
+  Index threads = 0;
+};
+int run_landscape(const LandscapeCommand& command);
+
+struct ReproduceCommand {
+  std::string table, figure;  // one of them
+  std::string paper;
+  std::vector<std::string> rows;  // patterns of their names
+  Index kernel = 3, seeds = 5;
+  std::string dataset;
+  Budget budget;
+  ReproduceOptions options;
+  bool list = false;
+};
+int run_reproduce(const ReproduceCommand& command);
 
 /// The threads that are asked for; as many as there are cores for 0.
 Index thread_count(Index asked);

@@ -64,6 +64,8 @@ int main(int argc, char** argv) {
                      "3: SmallNet, 4: the deeper network of "
                      "Section A.4")
         ->capture_default_str();
+    command->add_option("--width", network.width, "Channels of resnet18's first stage")
+        ->capture_default_str();
   };
 
   TrainCommand training;
@@ -86,14 +88,61 @@ int main(int argc, char** argv) {
   train_app->add_option("--epochs", recipe.epochs, "Epochs; the rate falls after a third and two")
       ->capture_default_str();
   train_app->add_option("--batch", recipe.batch, "Images of a step")->capture_default_str();
-  train_app->add_option("--learning-rate", recipe.learning_rate, "At the start")
+  std::string optimizer = "sgd", decay = "layers", transfer = "none", projection = "fixed";
+  train_app
+      ->add_option("--optimizer", optimizer,
+                   "sgd, whose rate falls and which starts anew each epoch, as published; adam at "
+                   "a constant rate")
+      ->check(CLI::IsMember({"sgd", "adam"}))
       ->capture_default_str();
+  CLI::Option* const rate_option =
+      train_app
+          ->add_option("--learning-rate", recipe.learning_rate,
+                       "At the start; 0.01 by default, 0.0001 for adam")
+          ->default_str("");
   train_app->add_option("--momentum", recipe.momentum, "Of the gradient descent")
       ->capture_default_str();
   train_app->add_flag("--keep-momentum", recipe.keep_momentum,
                       "Keep velocities from epoch to epoch; as published they start anew in each");
   train_app->add_option("--weight-decay", recipe.weight_decay, "0.0005 in the paper's Table S5")
       ->capture_default_str();
+  train_app
+      ->add_option("--decay-of", decay,
+                   "What an expanded layer's decay is of: its layers; or their product, as that of "
+                   "a compact layer")
+      ->check(CLI::IsMember({"layers", "product"}))
+      ->capture_default_str();
+  train_app
+      ->add_option("--corrupt", recipe.corrupted, "Share of the training labels drawn at random")
+      ->capture_default_str();
+  train_app
+      ->add_option("--transfer", transfer,
+                   "What to learn from the teacher: none; kd, its softened classes; hint, its "
+                   "projected features; pkt, the similarities of its features")
+      ->check(CLI::IsMember({"none", "kd", "hint", "pkt"}))
+      ->capture_default_str();
+  std::string teacher;
+  train_app->add_option("--teacher", teacher,
+                        "The teacher: a file that train wrote, or a ResNet-18 with torchvision's "
+                        "names");
+  train_app->add_option("--temperature", recipe.transfer.temperature, "Of kd")
+      ->capture_default_str();
+  train_app
+      ->add_option("--transfer-weight", recipe.transfer.weight,
+                   "Of the teacher in kd; the labels have the rest")
+      ->capture_default_str();
+  train_app
+      ->add_option("--projection", projection,
+                   "Of the teacher's features to the student's in hint: fixed as drawn, or learned")
+      ->check(CLI::IsMember({"fixed", "learned"}))
+      ->capture_default_str();
+  train_app
+      ->add_option("--similarities", options.similarities,
+                   "After each epoch, log the least cosine between the gradients of so many "
+                   "batches, those of the compact parameters; at the end, all of them")
+      ->check(CLI::Range(2, 10'000));
+  train_app->add_flag("--trained-gradients", options.trained_gradients,
+                      "Compare the gradients of the expanded parameters instead");
   train_app->add_flag("--uniform-norms", recipe.uniform_norms,
                       "Start the weights of batch norms uniform in 0 to 1, as PyTorch 0.4 did, in "
                       "which the paper's networks were trained; by default at 1");
@@ -122,6 +171,70 @@ int main(int argc, char** argv) {
   contract_app->add_option("-o,--output", contraction.out, "The file to write")->required();
   add_data(contract_app, contraction.data);
   add_threads(contract_app, contraction.threads);
+
+  LandscapeCommand seeing;
+  CLI::App* landscape_app = app.add_subcommand(
+      "landscape", "The loss around a trained network, along two filter-normalised directions");
+  landscape_app->add_option("FILE", seeing.file, "The network")->required();
+  landscape_app->add_option("-o,--output", seeing.out, "The CSV file to write")->required();
+  add_data(landscape_app, seeing.data);
+  landscape_app->add_option("--points", seeing.options.points, "Along each direction; odd")
+      ->capture_default_str();
+  landscape_app->add_option("--range", seeing.options.range, "Of the coordinates, to either side")
+      ->capture_default_str();
+  landscape_app->add_option("--images", seeing.options.images, "Of the training set")
+      ->capture_default_str();
+  landscape_app->add_option("--seed", seeing.options.seed, "Of the directions")
+      ->capture_default_str();
+  landscape_app->add_flag("--expanded", seeing.trained,
+                          "Among the expanded network's parameters; by default among those of the "
+                          "compact one, so that networks compare");
+  add_threads(landscape_app, seeing.threads);
+
+  ReproduceCommand reproducing;
+  reproducing.paper = "examples/data/accuracy.csv";
+  std::string reproduce_data, reproduce_out = "cifar-reproduced";
+  CLI::App* reproduce_app = app.add_subcommand(
+      "reproduce",
+      "A table or a figure of the paper: runs what is missing of its trainings, resumes what was "
+      "interrupted, and sets ours beside theirs");
+  reproduce_app->add_option("--table", reproducing.table, "S1, S3, S4, S5, S7, S8 or S9")
+      ->check(CLI::IsMember({"S1", "S3", "S4", "S5", "S7", "S8", "S9"}));
+  reproduce_app
+      ->add_option("--figure", reproducing.figure,
+                   "S1, landscapes; S2 and S3, curves and similarities of gradients on CIFAR-10 "
+                   "and CIFAR-100; S4, weight decay of products")
+      ->check(CLI::IsMember({"S1", "S2", "S3", "S4"}));
+  reproduce_app->add_option("--data", reproduce_data, "Folder of the data sets' binary versions")
+      ->required();
+  reproduce_app->add_option("--out", reproduce_out, "Folder of trainings, tables and figures")
+      ->capture_default_str();
+  reproduce_app
+      ->add_option("--rows", reproducing.rows,
+                   "Rows of the table, by their names; * stands for anything")
+      ->delimiter(',');
+  reproduce_app->add_flag("--list", reproducing.list, "Print the rows' names and run nothing");
+  reproduce_app->add_option("--seeds", reproducing.seeds, "Trainings of each row; of figures one")
+      ->capture_default_str();
+  reproduce_app->add_option("--epochs", reproducing.budget.epochs, "Of every training")
+      ->capture_default_str();
+  reproduce_app
+      ->add_option("--teacher-width", reproducing.budget.teacher_width,
+                   "Channels of the ResNet-18's first stage; 64 is the usual one")
+      ->capture_default_str();
+  reproduce_app
+      ->add_option("--teacher-epochs", reproducing.budget.teacher_epochs, "Of its training")
+      ->capture_default_str();
+  reproduce_app->add_option("--kernel", reproducing.kernel, "Of a figure's networks")
+      ->capture_default_str();
+  reproduce_app
+      ->add_option("--dataset", reproducing.dataset,
+                   "Of a figure; cifar100 for S3, otherwise cifar10")
+      ->check(CLI::IsMember({"cifar10", "cifar100"}));
+  reproduce_app->add_option("--jobs", reproducing.options.jobs,
+                            "Trainings side by side; by default one for each core");
+  reproduce_app->add_option("--paper", reproducing.paper, "The published accuracies")
+      ->capture_default_str();
 
   BenchCommand bench;
   CLI::App* bench_app = app.add_subcommand(
@@ -158,6 +271,12 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
     if (train_app->parsed()) {
       options.network.compute = compute_of(compute);
+      options.teacher = teacher;
+      recipe.adam = optimizer == "adam";
+      if (recipe.adam && rate_option->count() == 0) recipe.learning_rate = 1e-4;
+      recipe.decay_products = decay == "product";
+      recipe.transfer.method = transfer_of(transfer);
+      recipe.transfer.learned_projection = projection == "learned";
       options.out = out;
       options.init = init;
       options.command = command_line(argc, argv);
@@ -166,6 +285,13 @@ int main(int argc, char** argv) {
     if (eval_app->parsed()) return run_eval(evaluation);
     if (contract_app->parsed()) return run_contract(contraction);
     if (drift_app->parsed()) return run_drift(drifting);
+    if (landscape_app->parsed()) return run_landscape(seeing);
+    if (reproduce_app->parsed()) {
+      reproducing.options.data = reproduce_data;
+      reproducing.options.out = reproduce_out;
+      reproducing.options.command = command_line(argc, argv);
+      return run_reproduce(reproducing);
+    }
     return run_bench(bench);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help
