@@ -7,6 +7,7 @@
 #     tests/cifar.sh CIFAR CONCERTINA CLASSIFY
 set -uo pipefail
 
+source=$(cd "$(dirname "$0")/.." && pwd)
 if [ $# != 3 ]; then
   echo "usage: cifar.sh CIFAR CONCERTINA CLASSIFY" >&2
   exit 2
@@ -130,15 +131,89 @@ cmp -s initialised/checkpoint.safetensors random/checkpoint.safetensors && fail 
 expect 3 "$cifar" train --data data --model cl --kernel 5 --epochs 1 --init nonlinear/checkpoint.safetensors --out none
 expect 0 "$cifar" drift --model ck --kernel 5 --steps 3 --batch 16
 says out "double, contracted and layered"
+expect 0 "$cifar" train --data data --model resnet18 --width 2 --epochs 1 --keep-momentum --out teacher
+expect 0 "$cifar" eval --data data teacher/best.safetensors
+expect 0 "$cifar" bench --models resnet18 --width 2 --batch 16 --seconds 0.1
+plain=(train --data data --model cl --kernel 3 --epochs 1)
+expect 0 "$cifar" "${plain[@]}" --out plain
+for other in "--corrupt 0.5" "--weight-decay 0.1" "--weight-decay 0.1 --decay-of product" "--optimizer adam" "--batch 64" \
+  "--transfer kd --teacher teacher/best.safetensors" "--transfer kd --teacher teacher/best.safetensors --temperature 1" \
+  "--transfer kd --teacher teacher/best.safetensors --transfer-weight 0.5" \
+  "--transfer hint --teacher teacher/best.safetensors" \
+  "--transfer hint --teacher teacher/best.safetensors --projection learned" \
+  "--transfer pkt --teacher teacher/best.safetensors"; do
+  # Every option changes what is trained.
+  rm -rf other
+  expect 0 "$cifar" "${plain[@]}" $other --out other
+  sum=$("$concertina" contract other/best.safetensors -o other.safetensors >/dev/null && sha256sum <other.safetensors)
+  echo "$sum" >>sums
+done
+checks=$((checks + 1))
+[ "$(sort -u sums | wc -l)" = 11 ] || fail "two of the options train the same network"
+expect 0 "$cifar" "${plain[@]}" --similarities 3 --out compared
+expect 0 "$cifar" "${plain[@]}" --similarities 3 --trained-gradients --out compared_expanded
+checks=$((checks + 2))
+[ "$(wc -l <compared/similarities.csv)" = 4 ] || fail "three gradients have three similarities"
+cmp -s compared/similarities.csv compared_expanded/similarities.csv && fail "--trained-gradients changes nothing"
+cmp -s compared/checkpoint.safetensors plain/checkpoint.safetensors || fail "comparing gradients changes the training"
+expect 0 "$cifar" landscape plain/best.safetensors --data data --points 3 --images 100 -o landscape.csv
+says out "9 points"
+expect 0 "$cifar" landscape plain/best.safetensors --data data --points 3 --images 100 --expanded -o expanded.csv
+checks=$((checks + 1))
+cmp -s landscape.csv expanded.csv && fail "--expanded changes nothing"
 expect 0 "$cifar" bench --kernel 3 --batch 16 --seconds 0.1
 expect 0 "$cifar" bench --models compact,cl --kernel 3 --batch 16 --seconds 0.1 --json
 python3 -m json.tool out >/dev/null || fail "not JSON"
+
+# ---- tables and figures ---------------------------------------------------------------------------
+
+paper=$source/examples/data/accuracy.csv
+reproduce=(reproduce --data data --out reproduced --paper "$paper" --epochs 1 --teacher-width 2 --teacher-epochs 1)
+expect 0 "$cifar" "${reproduce[@]}" --table S4 --list
+says out "cifar10-k3-cl+fc-r4-init-hint"
+expect 0 "$cifar" "${reproduce[@]}" --table S4 --seeds 2
+says out "| CIFAR-10 | 3 | ExpandNet-CL+FC+Init, r = 4 | PKT | best test accuracy | 2 | 1 (teacher of width 2: 1) |"
+checks=$((checks + 3))
+[ "$(wc -l <reproduced/table-S4.csv)" = 11 ] || fail "table S4 has ten rows"
+[ "$(grep -c identical reproduced/table-S4.csv)" = 10 ] || fail "not every network was contracted"
+cp reproduced/table-S4.csv first.csv
+# Again: nothing runs. With a training interrupted, that one is gone on with, and the table is the same.
+expect 0 "$cifar" "${reproduce[@]}" --table S4 --seeds 2
+grep -q "epoch" err && fail "a finished table trains again"
+rm reproduced/runs/cifar10-k3-compact-e1-s2/best.safetensors
+sed -i '$d' reproduced/runs/cifar10-k3-compact-e1-s2/log.csv
+rm reproduced/runs/cifar10-k3-compact-e1-s2/checkpoint.safetensors
+expect 0 "$cifar" "${reproduce[@]}" --table S4 --seeds 2
+[ "$(grep -c "epoch 1/1" err)" = 1 ] || fail "one training was missing, others ran"
+cmp -s reproduced/table-S4.csv first.csv || fail "the resumed table is another one"
+expect 0 "$cifar" "${reproduce[@]}" --table S7 --rows 'cifar10-k7-compact-*,cifar10-k3-cl-r4-corrupted20' --seeds 1
+says out "| CIFAR-10 | 7 | SmallNet | corrupted-80% | train error | 1 | 1 |"
+expect 0 "$cifar" "${reproduce[@]}" --table S1 --rows 'cifar*-k7-compact' --seeds 1
+says err "Without CIFAR-100, whose rows stay empty"
+says out "| CIFAR-100 | 7 | SmallNet | none | best test accuracy | 0 |"
+expect 5 "$cifar" "${reproduce[@]}" --table S8
+for figure in S1 S2 S4; do
+  expect 0 "$cifar" "${reproduce[@]}" --figure $figure --kernel 3
+  checks=$((checks + 1))
+  [ -s reproduced/figure-$figure-cifar10-k3.svg ] && [ -s reproduced/figure-$figure-cifar10-k3.png ] ||
+    fail "figure $figure was not drawn"
+done
+expect 2 "$cifar" "${reproduce[@]}"
+expect 2 "$cifar" "${reproduce[@]}" --table S1 --figure S1
+expect 2 "$cifar" "${reproduce[@]}" --table S2
+expect 2 "$cifar" "${reproduce[@]}" --table S1 --rows 'cifar10-k9*'
+says err "cifar10-k7-compact"
+expect 2 "$cifar" "${reproduce[@]}" --table S1 --seeds 0
+expect 2 "$cifar" "${reproduce[@]}" --figure S2 --kernel 4
+expect 2 "$cifar" "${reproduce[@]/1/0}" --table S1
+expect 5 "$cifar" "${reproduce[@]/#data/nowhere}" --table S4
+expect 5 "$cifar" reproduce --data data --out reproduced --paper nowhere.csv --table S1
 
 # ---- mistakes -----------------------------------------------------------------------------------------
 
 expect 2 "$cifar"
 expect 2 "$cifar" train --model resnet
-expect 2 "$cifar" train --dataset mnist
+expect 2 "$cifar" train --dataset svhn
 expect 3 "$cifar" "${train[@]}" --out whole
 says err "--resume"
 expect 3 "$cifar" "${train[@]/64/65}" --out whole --resume
@@ -147,6 +222,11 @@ expect 2 "$cifar" train --model ck --kernel 3 --out none
 expect 2 "$cifar" train --kernel 4 --out none
 expect 2 "$cifar" train --rate 0 --out none
 expect 2 "$cifar" train --epochs 0 --out none
+expect 2 "$cifar" train --corrupt 2 --out none
+expect 2 "$cifar" train --transfer osmosis --out none
+expect 2 "$cifar" train --kernel 3 --transfer kd --out none
+says err "needs a teacher"
+expect 2 "$cifar" landscape plain/best.safetensors --data data --points 4 -o none.csv
 expect 2 "$cifar" eval --data data compact.safetensors --threads 5000
 touch file
 expect 5 "$cifar" train --data data --kernel 3 --out file/folder

@@ -257,7 +257,8 @@ TEST_CASE("a folder without the files is refused with what it should hold", "[ci
 
 TEST_CASE("a set that is not CIFAR is refused by name", "[cifar]") {
   CHECK(refusal<concertina::Error>("/", "imagenet") ==
-        "there is no data set \"imagenet\" to read; those that are read are cifar10 and cifar100");
+        "there is no data set \"imagenet\" to read; those that are read are cifar10, cifar100 and "
+        "mnist");
 }
 
 TEST_CASE("a damaged file is refused with the place", "[cifar]") {
@@ -562,4 +563,111 @@ TEST_CASE("images that are not there, and more than there are lanes, are refused
   CHECK(refused({0xffffffffU}) == "image 4294967295 of 3, counted from 0");
   images.pixels.pop_back();
   CHECK(refused({2}) == "image 2 of 3, counted from 0, has no pixels");
+}
+
+// ---- MNIST --------------------------------------------------------------------------------------
+
+namespace {
+
+/// A file of idx: magic number, count, extents, bytes.
+void put_idx(const fs::path& path, const std::vector<std::uint32_t>& header,
+             const std::vector<std::uint8_t>& bytes) {
+  fs::create_directories(path.parent_path());
+  std::ofstream file(path, std::ios::binary);
+  for (const std::uint32_t word : header) {
+    for (const int shift : {24, 16, 8, 0}) file.put(static_cast<char>(word >> shift));
+  }
+  for (const std::uint8_t byte : bytes) file.put(static_cast<char>(byte));
+}
+
+/// Byte i of a set of digits is i * 7 + first.
+std::vector<std::uint8_t> digits(int count, int first) {
+  std::vector<std::uint8_t> bytes;
+  for (int i = 0; i < count * 28 * 28; ++i) {
+    bytes.push_back(static_cast<std::uint8_t>(i * 7 + first));
+  }
+  return bytes;
+}
+
+void put_mnist(const fs::path& folder) {
+  put_idx(folder / "train-images-idx3-ubyte", {0x803, 3, 28, 28}, digits(3, 1));
+  put_idx(folder / "train-labels-idx1-ubyte", {0x801, 3}, {4, 0, 9});
+  put_idx(folder / "t10k-images-idx3-ubyte", {0x803, 1, 28, 28}, digits(1, 2));
+  put_idx(folder / "t10k-labels-idx1-ubyte", {0x801, 1}, {7});
+}
+
+}  // namespace
+
+TEST_CASE("digits of MNIST stand in the middle of all three colours", "[cifar]") {
+  const Folder folder;
+  const auto place = GENERATE(as<std::string>(), "", "MNIST/raw");
+  put_mnist(folder.path() / place);
+  const Dataset data = read_dataset(folder.path(), "mnist");
+  CHECK(data.classes == 10);
+  CHECK_FALSE(data.augmented);
+  CHECK(data.train.labels == std::vector<std::uint8_t>{4, 0, 9});
+  CHECK(data.test.labels == std::vector<std::uint8_t>{7});
+  CHECK(data.deviation == std::array{0.3081, 0.3081, 0.3081});
+  std::size_t wrong = 0;
+  for (int image = 0; image < 3; ++image) {
+    for (int colour = 0; colour < 3; ++colour) {
+      for (int y = 0; y < 32; ++y) {
+        for (int x = 0; x < 32; ++x) {
+          const int row = y - 2, column = x - 2;
+          const bool inside = row >= 0 && row < 28 && column >= 0 && column < 28;
+          const auto expected =
+              static_cast<std::uint8_t>(inside ? ((image * 28 + row) * 28 + column) * 7 + 1 : 0);
+          wrong +=
+              data.train
+                  .pixels[static_cast<std::size_t>(((image * 3 + colour) * 32 + y) * 32 + x)] !=
+              expected;
+        }
+      }
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("damaged files of MNIST are refused with the place", "[cifar]") {
+  using concertina::FormatError;
+  const Folder folder;
+  const fs::path& path = folder.path();
+  put_mnist(path);
+  const auto refused = [&] { return refusal<FormatError>(path, "mnist"); };
+  const fs::path images = path / "train-images-idx3-ubyte",
+                 labels = path / "train-labels-idx1-ubyte";
+  SECTION("other numbers") {
+    put_idx(images, {0x801, 3, 28, 28}, digits(3, 1));
+    CHECK_THAT(refused(), Contains(images.string()) && Contains("byte 0") && Contains("2051"));
+  }
+  SECTION("other sizes") {
+    put_idx(images, {0x803, 3, 28, 27}, digits(3, 1));
+    CHECK_THAT(refused(), Contains("byte 12") && Contains("27") && Contains("28"));
+  }
+  SECTION("fewer bytes than it says") {
+    put_idx(images, {0x803, 0xffffffff, 28, 28}, digits(3, 1));
+    CHECK_THAT(refused(), Contains("4294967295 of 784 bytes"));
+  }
+  SECTION("no header") {
+    put_idx(images, {0x803}, {});
+    CHECK_THAT(refused(), Contains("4 bytes") && Contains("16"));
+  }
+  SECTION("no images") {
+    put_idx(images, {0x803, 0, 28, 28}, {});
+    CHECK_THAT(refused(), Contains("0 of 784"));
+  }
+  SECTION("fewer labels than images") {
+    put_idx(labels, {0x801, 2}, {1, 2});
+    CHECK_THAT(refused(), Contains("2 labels") && Contains("3 images"));
+  }
+  SECTION("a label that there is not") {
+    put_idx(labels, {0x801, 3}, {1, 2, 10});
+    CHECK_THAT(refused(), Contains(labels.string()) && Contains("byte 10") && Contains("0 to 9"));
+  }
+  SECTION("packed") {
+    for (const auto& entry : fs::directory_iterator(path)) {
+      fs::rename(entry.path(), entry.path().string() + ".gz");
+    }
+    CHECK_THAT(refusal<concertina::IoError>(path, "mnist"), Contains("gunzip"));
+  }
 }

@@ -138,7 +138,7 @@ TEST_CASE("rows that say nothing are refused with their line", "[cifar]") {
              Contains("corrupted-%"));
   CHECK(dataset_name("CIFAR-100") == "cifar100");
   CHECK(published_dataset("cifar10") == "CIFAR-10");
-  CHECK_THAT(message_of<concertina::Error>([] { dataset_name("MNIST"); }), Contains("CIFAR-10"));
+  CHECK_THAT(message_of<concertina::Error>([] { dataset_name("SVHN"); }), Contains("CIFAR-10"));
 }
 
 }  // namespace

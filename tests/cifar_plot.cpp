@@ -67,7 +67,7 @@ TEST_CASE("a training is drawn from its numbers", "[cifar]") {
         "2,50,62.5,56.25,68.75,0,-0.125\n"
         "3,25,37.5,31.25,43.75,0.25,0.125\n");
   CHECK_THAT(contents(folder.path / "figure-density.csv"),
-             Contains("cosine,SmallNet,ExpandNet-CL\n-0.5,"));
+             Contains("cosine,SmallNet,ExpandNet-CL\n-0.6,"));
   check_drawn(folder.path, "figure");
   CHECK_THAT(contents(folder.path / "figure.svg"), Contains("ExpandNet-CL"));
 
@@ -89,7 +89,8 @@ TEST_CASE("landscapes are drawn side by side", "[cifar]") {
   CHECK(contents(folder.path / "a.csv")
             .starts_with("first,second,loss\n-1,-1,3\n0,-1,2\n1,-1,3\n\n"));
   write_landscape(folder.path / "b.csv", hill);
-  plot_landscapes(folder.path, "figure", "CIFAR-10", {{"SmallNet", "a.csv"}, {"CL", "b.csv"}});
+  plot_landscapes(folder.path, "figure", "CIFAR-10",
+                  {{"SmallNet", "a.csv", 1, 3}, {"CL", "b.csv", 1, 3}});
   check_drawn(folder.path, "figure");
 }
 

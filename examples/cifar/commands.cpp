@@ -57,6 +57,7 @@ int run_train(TrainCommand command) {
   as_usage([&] {
     command.options.network.validate();
     command.options.recipe.validate();
+    require_teacher(command.options.recipe.transfer.method, !command.options.teacher.empty());
   });
   const Dataset data = open_dataset(command.data);
   ThreadPool pool(thread_count(command.threads));

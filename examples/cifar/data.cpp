@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -28,7 +29,8 @@ namespace fs = std::filesystem;
 constexpr Index plane_size = side * side;
 constexpr Index border = 4;
 
-// ---- CIFAR's files ------------------------------------------------------------------------------
+// ---- files
+// ---------------------------------------------------------------------------------------
 
 struct Label {
   std::string name;
@@ -37,12 +39,12 @@ struct Label {
 
 /// What a set's files are called and hold.
 struct Layout {
-  std::string name, folder;
-  std::vector<std::string> train;
-  std::string test;
-  std::vector<Label> labels;  // one byte each before the pixels; the last is the class
+  std::string name, folder, archive;
+  std::vector<std::string> train, test;  // of MNIST the images, then the labels
+  std::vector<Label> labels;             // one byte each before the pixels; the last is the class
   std::array<double, 3> mean, deviation;
 
+  bool is_mnist() const { return name == "mnist"; }
   Index record() const { return std::ssize(labels) + image_size; }
 };
 
@@ -52,9 +54,10 @@ Layout layout_of(const std::string& name) {
   if (name == "cifar10") {
     return {.name = name,
             .folder = "cifar-10-batches-bin",
+            .archive = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
             .train = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
                       "data_batch_4.bin", "data_batch_5.bin"},
-            .test = "test_batch.bin",
+            .test = {"test_batch.bin"},
             .labels = {{"class", 10}},
             .mean = {125.3 / 255, 123.0 / 255, 113.9 / 255},
             .deviation = {63.0 / 255, 62.1 / 255, 66.7 / 255}};
@@ -62,19 +65,30 @@ Layout layout_of(const std::string& name) {
   if (name == "cifar100") {
     return {.name = name,
             .folder = "cifar-100-binary",
+            .archive = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
             .train = {"train.bin"},
-            .test = "test.bin",
+            .test = {"test.bin"},
             .labels = {{"coarse class", 20}, {"fine class", 100}},
             .mean = {0.5071, 0.4867, 0.4408},
             .deviation = {0.2675, 0.2565, 0.2761}};
   }
+  if (name == "mnist") {
+    return {.name = name,
+            .folder = "MNIST/raw",
+            .archive = "https://ossci-datasets.s3.amazonaws.com/mnist, to be unpacked",
+            .train = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"},
+            .test = {"t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"},
+            .labels = {{"class", 10}},
+            .mean = {0.1307, 0.1307, 0.1307},
+            .deviation = {0.3081, 0.3081, 0.3081}};
+  }
   throw concertina::Error("there is no data set \"" + name +
-                          "\" to read; those that are read are cifar10 and cifar100");
+                          "\" to read; those that are read are cifar10, cifar100 and mnist");
 }
 
 std::vector<std::string> files_of(const Layout& layout) {
   std::vector<std::string> files = layout.train;
-  files.push_back(layout.test);
+  files.insert(files.end(), layout.test.begin(), layout.test.end());
   return files;
 }
 
@@ -89,10 +103,9 @@ std::string joined(const std::vector<std::string>& names) {
 
 /// What to do about a folder that is not the one.
 std::string remedy(const Layout& layout) {
-  const std::string archive = layout.name == "cifar10" ? "cifar-10" : "cifar-100";
   return layout.name + " is read from " + joined(files_of(layout)) +
-         ", in the folder itself or in its folder " + layout.folder +
-         "; they are in https://www.cs.toronto.edu/~kriz/" + archive + "-binary.tar.gz";
+         ", in the folder itself or in its folder " + layout.folder + "; they are in " +
+         layout.archive;
 }
 
 fs::path find_files(const fs::path& folder, const Layout& layout) {
@@ -113,13 +126,17 @@ fs::path find_files(const fs::path& folder, const Layout& layout) {
   const bool outer = std::ranges::any_of(files, holds(folder));
   const fs::path found = outer ? folder : folder / layout.folder;
   if (std::ranges::none_of(files, holds(found))) {
+    const auto holds_one = [&](std::initializer_list<const char*> names) {
+      return std::ranges::any_of(
+          names, [&](const char* name) { return fs::exists(folder / name, error); });
+    };
     const bool python =
-        layout.name == "cifar10"
-            ? fs::exists(folder / "cifar-10-batches-py", error) ||
-                  fs::exists(folder / "data_batch_1", error)
-            : fs::exists(folder / "cifar-100-python", error) || fs::exists(folder / "train", error);
-    fail(folder, python ? "this holds the Python version, and the binary version is needed"
-                        : "the images are not there");
+        (layout.name == "cifar10" && holds_one({"cifar-10-batches-py", "data_batch_1"})) ||
+        (layout.name == "cifar100" && holds_one({"cifar-100-python", "train"}));
+    const bool packed = layout.is_mnist() && holds_one({"train-images-idx3-ubyte.gz"});
+    fail(folder, python   ? "this holds the Python version, and the binary version is needed"
+                 : packed ? "the files are packed; unpack them with gunzip"
+                          : "the images are not there");
   }
   std::vector<std::string> missing;
   for (const std::string& file : files) {
@@ -135,52 +152,68 @@ struct Close {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
-/// Appends the images of a file.
-void read_file(const fs::path& path, const Layout& layout, Images& images) {
-  const auto fail = [&path](const std::string& why) {
+/// A file of images and its size.
+struct OpenFile {
+  fs::path path;
+  std::unique_ptr<std::FILE, Close> file;
+  Index bytes = 0;
+
+  [[noreturn]] void fail(const std::string& why) const {
     throw concertina::IoError("cannot read " + path.string() + ": " + why);
-  };
+  }
+  void read(std::uint8_t* to, std::size_t count) const {
+    if (std::fread(to, 1, count, file.get()) == count) return;
+    fail(std::ferror(file.get()) ? system_message() : "it became shorter while it was read");
+  }
+};
+
+OpenFile open_file(const fs::path& path, const Layout& layout) {
+  OpenFile result{.path = path, .file = {}};
   // The largest official file has 153.7 MB; a sparse one can claim to be of any size.
   constexpr std::uintmax_t limit = 256 << 20;
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
-  if (!fs::exists(status)) fail(error ? error.message() : "there is no such file");
+  if (!fs::exists(status)) result.fail(error ? error.message() : "there is no such file");
   if (!fs::is_regular_file(status)) {
-    fail(fs::is_directory(status) ? "it is a folder" : "it is not a regular file");
+    result.fail(fs::is_directory(status) ? "it is a folder" : "it is not a regular file");
   }
   const std::uintmax_t size = fs::file_size(path, error);
-  if (error) fail(error.message());
+  if (error) result.fail(error.message());
   if (size > limit) {
     throw concertina::SizeError(path.string() + ": " + std::to_string(size) +
                                 " bytes, more than the " + std::to_string(limit) +
                                 " that a file of " + layout.name + " may have");
   }
+  result.bytes = static_cast<Index>(size);
+  result.file.reset(std::fopen(path.string().c_str(), "rb"));
+  if (!result.file) result.fail(system_message());
+  return result;
+}
+
+const std::string again = "; extract the file from its archive again";
+
+/// Appends the images of a file of CIFAR.
+void read_records(const fs::path& path, const Layout& layout, Images& images) {
+  const OpenFile file = open_file(path, layout);
   const Index record = layout.record();
   const std::string records =
       "the records of " + layout.name + " have " + std::to_string(record) + " bytes";
-  const std::string again = "; extract the file from its archive again";
-  if (size == 0) {
+  if (file.bytes == 0) {
     throw concertina::FormatError(path.string() + ": the file is empty, and " + records + again);
   }
-  const auto bytes = static_cast<Index>(size);
-  const Index count = bytes / record;
-  if (bytes % record != 0) {
+  const Index count = file.bytes / record;
+  if (file.bytes % record != 0) {
     throw concertina::FormatError(path.string() + ": record " + std::to_string(count) +
                                   ", at byte " + std::to_string(count * record) + ", has " +
-                                  std::to_string(bytes % record) +
+                                  std::to_string(file.bytes % record) +
                                   " bytes up to the end of the file, but " + records + again);
   }
-  const std::unique_ptr<std::FILE, Close> file(std::fopen(path.string().c_str(), "rb"));
-  if (!file) fail(system_message());
   const auto before = static_cast<std::size_t>(images.count());
   images.labels.resize(before + static_cast<std::size_t>(count));
   images.pixels.resize(images.labels.size() * image_size);
   std::vector<std::uint8_t> bytes_of_record(static_cast<std::size_t>(record));
   for (Index n = 0; n < count; ++n) {
-    if (std::fread(bytes_of_record.data(), 1, bytes_of_record.size(), file.get()) !=
-        bytes_of_record.size()) {
-      fail(std::ferror(file.get()) ? system_message() : "it became shorter while it was read");
-    }
+    file.read(bytes_of_record.data(), bytes_of_record.size());
     for (std::size_t k = 0; k < layout.labels.size(); ++k) {
       const auto& [label, classes] = layout.labels[k];
       if (bytes_of_record[k] < classes) continue;
@@ -195,6 +228,82 @@ void read_file(const fs::path& path, const Layout& layout, Images& images) {
     std::copy(bytes_of_record.end() - image_size, bytes_of_record.end(),
               images.pixels.begin() + static_cast<Index>(to) * image_size);
   }
+}
+
+/// The bytes of a file of MNIST, whose header must say as many of these extents.
+/// Source  http://yann.lecun.com/exdb/mnist, "the IDX file format"
+std::vector<std::uint8_t> read_idx(const fs::path& path, const Layout& layout,
+                                   std::span<const Index> extents) {
+  const OpenFile file = open_file(path, layout);
+  const std::size_t words = 2 + extents.size();  // a magic number, how many, the extents of each
+  std::vector<std::uint8_t> header(4 * words);
+  const auto refuse = [&](const std::string& why) {
+    throw concertina::FormatError(path.string() + ": " + why + again);
+  };
+  if (file.bytes < std::ssize(header)) {
+    refuse("the file has " + std::to_string(file.bytes) + " bytes, its header alone " +
+           std::to_string(header.size()));
+  }
+  file.read(header.data(), header.size());
+  const auto word = [&](std::size_t n) {
+    Index value = 0;
+    for (std::size_t byte = 4 * n; byte < 4 * n + 4; ++byte) value = value << 8 | header[byte];
+    return value;
+  };
+  const Index magic = 0x801 + std::ssize(extents);  // unsigned bytes, and how many dimensions
+  if (word(0) != magic) {
+    refuse("the magic number at byte 0 is " + std::to_string(word(0)) + ", expected " +
+           std::to_string(magic));
+  }
+  Index size = 1;
+  for (std::size_t e = 0; e < extents.size(); ++e) {
+    size *= extents[e];
+    if (word(2 + e) == extents[e]) continue;
+    refuse("the extent at byte " + std::to_string(8 + 4 * e) + " is " +
+           std::to_string(word(2 + e)) + ", expected " + std::to_string(extents[e]));
+  }
+  const Index count = word(1);
+  if (count == 0 || std::ssize(header) + count * size != file.bytes) {
+    refuse(std::to_string(count) + " of " + std::to_string(size) + " bytes each do not make the " +
+           std::to_string(file.bytes) + " bytes that there are");
+  }
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(count * size));
+  file.read(bytes.data(), bytes.size());
+  return bytes;
+}
+
+/// The images of MNIST, each in the middle of 32 by 32 pixels and in all three colours.
+Images read_mnist(const fs::path& folder, const std::vector<std::string>& files,
+                  const Layout& layout) {
+  constexpr std::array<Index, 2> extents = {28, 28};
+  constexpr Index margin = (side - extents[0]) / 2;
+  const auto digits = read_idx(folder / files[0], layout, extents);
+  Images images{.pixels = {}, .labels = read_idx(folder / files[1], layout, {})};
+  const Index count = images.count();
+  if (std::ssize(digits) != count * extents[0] * extents[1]) {
+    throw concertina::FormatError((folder / files[1]).string() + ": " + std::to_string(count) +
+                                  " labels, but " + files[0] + " has " +
+                                  std::to_string(std::ssize(digits) / (extents[0] * extents[1])) +
+                                  " images" + again);
+  }
+  for (Index n = 0; n < count; ++n) {
+    const auto label = images.labels[static_cast<std::size_t>(n)];
+    if (label < 10) continue;
+    throw concertina::FormatError((folder / files[1]).string() + ": the label at byte " +
+                                  std::to_string(8 + n) + " is " + std::to_string(label) +
+                                  ", but they are 0 to 9" + again);
+  }
+  images.pixels.resize(static_cast<std::size_t>(count * image_size));
+  for (Index n = 0; n < count; ++n) {
+    for (Index colour = 0; colour < colours; ++colour) {
+      for (Index y = 0; y < extents[0]; ++y) {
+        std::copy_n(digits.begin() + (n * extents[0] + y) * extents[1], extents[1],
+                    images.pixels.begin() + n * image_size + colour * plane_size +
+                        (y + margin) * side + margin);
+      }
+    }
+  }
+  return images;
 }
 
 // ---- random numbers -----------------------------------------------------------------------------
@@ -357,9 +466,15 @@ Dataset read_dataset(const fs::path& folder, const std::string& name) {
                   .train = {},
                   .test = {},
                   .mean = layout.mean,
-                  .deviation = layout.deviation};
-  for (const std::string& file : layout.train) read_file(found / file, layout, dataset.train);
-  read_file(found / layout.test, layout, dataset.test);
+                  .deviation = layout.deviation,
+                  .augmented = !layout.is_mnist()};
+  if (layout.is_mnist()) {
+    dataset.train = read_mnist(found, layout.train, layout);
+    dataset.test = read_mnist(found, layout.test, layout);
+    return dataset;
+  }
+  for (const std::string& file : layout.train) read_records(found / file, layout, dataset.train);
+  for (const std::string& file : layout.test) read_records(found / file, layout, dataset.test);
   return dataset;
 }
 

@@ -1,5 +1,5 @@
-// Images of 32 by 32 pixels in 3 colours: read from CIFAR's files or generated, drawn in a random
-// order, augmented, and laid side by side as the network reads them.
+// Images of 32 by 32 pixels in 3 colours: read from CIFAR's files or MNIST's, or generated, drawn
+// in a random order, augmented, and laid side by side as the network reads them.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -29,20 +29,23 @@ struct Images {
 };
 
 struct Dataset {
-  std::string name;  ///< cifar10, cifar100 or generated
+  std::string name;  ///< cifar10, cifar100, mnist or generated
   Index classes = 0;
   Images train, test;
   std::array<double, 3> mean{}, deviation{};  ///< of the pixels in 0 .. 1, for each channel
+  bool augmented = true;  ///< crops and mirrors of an image are of its class; not of digits
 };
 
 /// Reads cifar10 or cifar100 from the files of the "binary version": data_batch_1.bin to
-/// data_batch_5.bin and test_batch.bin, or train.bin and test.bin with their fine labels. `folder`
-/// is the one that holds them, or its parent. Files may have fewer records than the official ones.
+/// data_batch_5.bin and test_batch.bin, or train.bin and test.bin with their fine labels; or mnist
+/// from train-images-idx3-ubyte and its like, each digit in the middle of a larger image, in all
+/// three colours. `folder` is the one that holds them, or the one in which the archive or
+/// torchvision puts that. Files may have fewer records than the official ones.
 /// Throws    IoError naming the path: a folder or a file is missing, is no regular file or cannot
 ///           be read; FormatError naming file, record and offset: no records, a part of one, a
 ///           class that there is not; SizeError for a file beyond 256 MiB;
 ///           concertina::Error for another name
-/// Source    https://www.cs.toronto.edu/~kriz/cifar.html
+/// Source    https://www.cs.toronto.edu/~kriz/cifar.html, http://yann.lecun.com/exdb/mnist
 Dataset read_dataset(const std::filesystem::path& folder, const std::string& name);
 
 /// Throws what read_dataset throws where files are missing, and reads none.

@@ -22,7 +22,8 @@ constexpr std::array models = {Name{"compact", "SmallNet"},      Name{"fc", "FC(
                                Name{"acnet", "ACNet"},           Name{"cl", "ExpandNet-CL"},
                                Name{"cl+fc", "ExpandNet-CL+FC"}, Name{"ck", "ExpandNet-CK"},
                                Name{"ck+fc", "ExpandNet-CK+FC"}};
-constexpr std::array datasets = {Name{"cifar10", "CIFAR-10"}, Name{"cifar100", "CIFAR-100"}};
+constexpr std::array datasets = {Name{"cifar10", "CIFAR-10"}, Name{"cifar100", "CIFAR-100"},
+                                 Name{"mnist", "MNIST"}};
 constexpr std::array transfers = {Name{"kd", "KD"}, Name{"hint", "Hint"}, Name{"pkt", "PKT"}};
 constexpr std::string_view init_suffix = "+Init";
 constexpr std::string_view corrupted_prefix = "corrupted-";
@@ -96,13 +97,13 @@ Run teacher_of(const std::string& dataset, const Budget& budget) {
 std::string published_dataset(const std::string& name) {
   const auto found = std::ranges::find(datasets, name, &Name::ours);
   if (found != datasets.end()) return std::string(found->published);
-  throw Error("there is no data set '" + name + "'; there are cifar10, cifar100");
+  throw Error("there is no data set '" + name + "'; there are cifar10, cifar100, mnist");
 }
 
 std::string dataset_name(const std::string& published) {
   const std::string name = ours(datasets, published);
   if (!name.empty()) return name;
-  throw Error("there is no data set '" + published + "'; there are CIFAR-10, CIFAR-100");
+  throw Error("there is no data set '" + published + "'; there are CIFAR-10, CIFAR-100, MNIST");
 }
 
 std::string Experiment::name() const {

@@ -43,7 +43,7 @@ struct Budget {
 /// A training, by the folder that it is kept in.
 struct Run {
   std::string name = {};  ///< says all that tells it from others
-  std::string dataset;    ///< cifar10 or cifar100
+  std::string dataset;    ///< cifar10, cifar100 or mnist
   NetworkOptions network = {};
   Recipe recipe = {};
   std::string init = {}, teacher = {};  ///< the runs that it starts and learns from; empty for none

@@ -11,9 +11,9 @@
 namespace cifar {
 
 struct LandscapeOptions {
-  Index points = 41;    ///< along each direction; odd, so that the network itself is one
+  Index points = 31;    ///< along each direction; odd, so that the network itself is one
   double range = 1;     ///< coordinates go from -range to range
-  Index images = 2000;  ///< of the training set, the first ones, without augmentation
+  Index images = 1000;  ///< of the training set, the first ones, without augmentation
   std::uint64_t seed = 1;
 
   /// Throws Error naming the option where one makes no sense.

@@ -46,8 +46,8 @@ int main(int argc, char** argv) {
   const auto add_data = [](CLI::App* command, DataOptions& data) {
     command->add_option("--data", data.folder,
                         "Folder of the data set's binary version; without it, generated images");
-    command->add_option("--dataset", data.name, "cifar10 or cifar100")
-        ->check(CLI::IsMember({"cifar10", "cifar100"}))
+    command->add_option("--dataset", data.name, "cifar10, cifar100 or mnist")
+        ->check(CLI::IsMember({"cifar10", "cifar100", "mnist"}))
         ->capture_default_str();
   };
   const auto add_threads = [](CLI::App* command, Index& threads) {
@@ -229,8 +229,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   reproduce_app
       ->add_option("--dataset", reproducing.dataset,
-                   "Of a figure; cifar100 for S3, otherwise cifar10")
-      ->check(CLI::IsMember({"cifar10", "cifar100"}));
+                   "Of a figure; cifar100 for S3, otherwise cifar10; mnist is possible too")
+      ->check(CLI::IsMember({"cifar10", "cifar100", "mnist"}));
   reproduce_app->add_option("--jobs", reproducing.options.jobs,
                             "Trainings side by side; by default one for each core");
   reproduce_app->add_option("--paper", reproducing.paper, "The published accuracies")

@@ -37,13 +37,12 @@ std::string quoted(const std::string& text) {
   return result + "'";
 }
 
-/// A graph of one column for each line.
+/// A graph of one column for each line, labelled on the right at these heights or near them.
 struct Chart {
   std::string title, x_label, csv;
   std::size_t first_column;  // of the CSV file, counted from 1; one column a line
-  std::vector<double> label_x, label_y;
-  double low, high;    // of y
-  bool labels_beside;  // to the right of the graph, or at their points
+  std::vector<double> labels;
+  double low, high;  // of y
 };
 
 std::string script_of(const Chart& chart, const std::vector<Line>& lines) {
@@ -51,12 +50,10 @@ std::string script_of(const Chart& chart, const std::vector<Line>& lines) {
   std::string text = "  unset label\n  set title " + quoted(chart.title) + "\n  set xlabel " +
                      quoted(chart.x_label) + "\n  set yrange [" + shortest(chart.low - margin) +
                      ':' + shortest(chart.high + margin) + "]\n";
-  const auto heights = spread_labels(chart.label_y, 0.055 * (chart.high - chart.low));
+  const auto heights = spread_labels(chart.labels, 0.055 * (chart.high - chart.low));
   for (std::size_t l = 0; l < lines.size(); ++l) {
-    text += "  set label " + quoted(lines[l].title) + " at " +
-            (chart.labels_beside ? "graph 1.02" : "first " + shortest(chart.label_x[l])) +
-            ", first " + shortest(heights[l]) + " textcolor rgb '" + colour(l) + "'" +
-            (chart.labels_beside ? "" : " offset 1,0") + " noenhanced\n";
+    text += "  set label " + quoted(lines[l].title) + " at graph 1.02, first " +
+            shortest(heights[l]) + " textcolor rgb '" + colour(l) + "' noenhanced\n";
   }
   text += "  plot ";
   for (std::size_t l = 0; l < lines.size(); ++l) {
@@ -197,12 +194,10 @@ void plot_training(const fs::path& folder, const std::string& name, const std::s
                 .x_label = "epoch",
                 .csv = curves,
                 .first_column = 2 + m * lines.size(),
-                .label_x = {},
-                .label_y = {},
+                .labels = {},
                 .low = low,
-                .high = high,
-                .labels_beside = true};
-    for (const Line& line : lines) chart.label_y.push_back(measures[m].of(line.epochs.back()));
+                .high = high};
+    for (const Line& line : lines) chart.labels.push_back(measures[m].of(line.epochs.back()));
     charts.push_back(std::move(chart));
   }
   if (similarities) {
@@ -211,25 +206,23 @@ void plot_training(const fs::path& folder, const std::string& name, const std::s
       const auto [low, high] = std::ranges::minmax(line.similarities);
       least = std::min(least, low), most = std::max(most, high);
     }
+    const double beyond = 0.1 * (most - least);  // for the tails
+    least = std::max(-1.0, least - beyond), most = std::min(1.0, most + beyond);
     std::vector<double> points;
     for (int i = 0; i <= 400; ++i) points.push_back(least + (most - least) * i / 400);
-    Chart chart{.title = "Density of these cosines at the end",
+    Chart chart{.title = "Density of these cosines at the end, labelled at its peak",
                 .x_label = "cosine",
                 .csv = densities,
                 .first_column = 2,
-                .label_x = {},
-                .label_y = {},
+                .labels = {},
                 .low = 0,
-                .high = 0,
-                .labels_beside = false};
+                .high = 0};
     std::vector<std::vector<double>> columns;
     std::string text = "cosine";
     for (const Line& line : lines) {
       const auto& column = columns.emplace_back(density(line.similarities, points));
-      const auto peak = std::ranges::max_element(column);
-      chart.label_x.push_back(points[static_cast<std::size_t>(peak - column.begin())]);
-      chart.label_y.push_back(*peak);
-      chart.high = std::max(chart.high, *peak);
+      chart.labels.push_back(std::ranges::max(column));
+      chart.high = std::max(chart.high, chart.labels.back());
       text += ',' + line.title;
     }
     text += '\n';
@@ -253,24 +246,33 @@ void plot_training(const fs::path& folder, const std::string& name, const std::s
 
 void plot_landscapes(const fs::path& folder, const std::string& name, const std::string& title,
                      const std::vector<Panel>& panels) {
-  const auto columns = static_cast<int>(std::min<std::size_t>(panels.size(), 3));
+  const auto columns = panels.size() > 4 ? 3 : std::min(static_cast<int>(panels.size()), 2);
   const auto rows = (static_cast<int>(panels.size()) + columns - 1) / columns;
-  std::string body = "  set multiplot layout " + std::to_string(rows) + "," +
-                     std::to_string(columns) + " title " + quoted(title) +
-                     "\n  set size ratio 1\n  set logscale cb\n  set cbrange [0.3:30]\n"
-                     "  set palette cubehelix start 0.5 cycles -1.5 saturation 1\n"
-                     "  set tics out nomirror\n";
-  int number = 0;
+  double least = std::numeric_limits<double>::infinity(), most = 0;
   for (const Panel& panel : panels) {
-    const std::string lines = "$lines" + std::to_string(++number);
-    body +=
-        "  set contour base\n  unset surface\n  set cntrparam levels discrete "
-        "0.5,0.75,1,1.5,2,3,5,10,20\n  set table " +
-        lines + "\n  splot " + quoted(panel.csv) +
-        " skip 1 using 1:2:3\n  unset table\n  unset contour\n  set surface\n  set title " +
-        quoted(panel.title) + " noenhanced\n  plot " + quoted(panel.csv) +
-        " skip 1 using 1:2:3 with image, " + lines +
-        " using 1:2 with lines linewidth 0.7 linecolor rgb 'white'\n";
+    least = std::min(least, panel.least), most = std::max(most, panel.most);
+  }
+  most = std::max(std::min(most, 20 * least), 1.01 * least);  // what is beyond is white-hot anyway
+  std::string body =
+      "  set multiplot layout " + std::to_string(rows) + "," + std::to_string(columns) + " title " +
+      quoted(title + "; loss, with lines at 0.7, 1, 1.4, 2, 2.8, 4, 5.6 and 8") +
+      "\n  set size ratio 1\n  set logscale cb\n  set cbrange [" + shortest(least) + ":" +
+      shortest(most) +
+      "]\n  set palette defined (0 '#440154', 1 '#3b528b', 2 '#21908d', 3 '#5dc963', 4 '#fde725')\n"
+      "  set cbtics (0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6, 8, 11, 16)\n  set autoscale xfix\n  set "
+      "autoscale yfix\n  set tics out nomirror\n";
+  for (const Panel& panel : panels) {
+    // Contours are tables without commas, so the image beside them becomes one as well.
+    body += "  set datafile separator comma\n  set table $image\n  plot " + quoted(panel.csv) +
+            " skip 1 using 1:2:3 with table\n  set contour base\n  unset surface\n"
+            "  set cntrparam levels discrete 0.7,1,1.4,2,2.8,4,5.6,8\n  set table $lines\n"
+            "  splot " +
+            quoted(panel.csv) +
+            " skip 1 using 1:2:3\n  unset table\n  unset contour\n  set surface\n"
+            "  set datafile separator whitespace\n  set title " +
+            quoted(panel.title) +
+            " noenhanced\n  plot $image using 1:2:3 with image, $lines using 1:2 with lines "
+            "linewidth 0.7 linecolor rgb 'white'\n";
   }
   write_text(folder / (name + ".gp"), script_of(name, 420 * columns, 60 + 380 * rows, body));
   run_gnuplot(folder, name + ".gp");

@@ -17,9 +17,10 @@ struct Line {
   std::vector<double> similarities = {};  ///< of gradients at the end; empty for none
 };
 
-/// A landscape, by its CSV file in the figure's folder.
+/// A landscape, by its CSV file in the figure's folder, and the range of its losses.
 struct Panel {
   std::string title, csv;
+  double least = 0, most = 0;
 };
 
 /// Writes NAME-curves.csv (epoch, and for each line training and test error in percent and, if they
@@ -32,7 +33,8 @@ struct Panel {
 void plot_training(const std::filesystem::path& folder, const std::string& name,
                    const std::string& title, const std::vector<Line>& lines);
 
-/// Landscapes side by side in one scale, from files of write_landscape; otherwise as above.
+/// Landscapes side by side in one logarithmic scale, to 20 times the least loss, from files of
+/// write_landscape; otherwise as above.
 void plot_landscapes(const std::filesystem::path& folder, const std::string& name,
                      const std::string& title, const std::vector<Panel>& panels);
 

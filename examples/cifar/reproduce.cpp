@@ -313,8 +313,8 @@ std::vector<std::string> run_trainings(const std::vector<Run>& runs,
 
 std::vector<std::string> reproduce_table(const std::vector<Experiment>& rows, Index seeds,
                                          const Budget& budget, const ReproduceOptions& options) {
-  std::set<std::string> missing;
   std::vector<Experiment> possible;
+  std::vector<std::string> notes;
   std::string why;
   for (const char* name : {"cifar10", "cifar100"}) {
     const std::string published = published_dataset(name);
@@ -324,15 +324,14 @@ std::vector<std::string> reproduce_table(const std::vector<Experiment>& rows, In
     if (own.empty()) continue;
     try {
       require_files(options.data, name);
+      possible.insert(possible.end(), own.begin(), own.end());
     } catch (const concertina::IoError& error) {
       why = error.what();
-      std::cerr << "Without " << published << ", whose rows stay empty: " << tool::printable(why)
-                << '\n';
-      continue;
+      notes.push_back("Without " + published + ", whose rows stay empty: " + why);
     }
-    possible.insert(possible.end(), own.begin(), own.end());
   }
   if (possible.empty()) throw concertina::IoError(why);
+  for (const std::string& note : notes) std::cerr << tool::printable(note) << '\n';
   const auto failures = run_trainings(all_runs(possible, seeds, budget), options);
   write_table(rows, seeds, budget, options);
   return failures;
@@ -355,12 +354,14 @@ std::vector<std::string> reproduce_figure(const std::string& figure, const std::
     ThreadPool pool(thread_count(0));
     for (const Curve& curve : curves) {
       const fs::path csv = options.out / (name + "-" + curve.run.network.model + ".csv");
-      panels.push_back({curve.title, csv.filename().string()});
       const auto compact =
           read_safetensors(folder_of(curve.run, options.out) / "compact.safetensors");
-      write_landscape(csv, with_network(compact, pool, [&](auto& network) {
-                        return landscape(network, data, LandscapeOptions());
-                      }));
+      const Landscape found = with_network(compact, pool, [&](auto& network) {
+        return landscape(network, data, LandscapeOptions());
+      });
+      write_landscape(csv, found);
+      const auto [least, most] = std::ranges::minmax(found.losses);
+      panels.push_back({curve.title, csv.filename().string(), least, most});
     }
     plot_landscapes(options.out, name, title, panels);
     return failures;

@@ -82,6 +82,12 @@ std::string name_of(Transfer transfer) {
               " is none of the enumerators");
 }
 
+void require_teacher(Transfer transfer, bool teacher) {
+  if (teacher == (transfer != Transfer::none)) return;
+  throw Error(teacher ? "a teacher without a transfer; there are kd, hint, pkt"
+                      : "the transfer " + name_of(transfer) + " needs a teacher");
+}
+
 void Recipe::validate() const {
   const auto require = [](bool holds, const char* option, const auto& value, const char* choices) {
     if (holds) return;
@@ -141,10 +147,7 @@ Training<Scalar>::Training(const NetworkOptions& network, const Recipe& recipe, 
     throw Error("the data set " + data.name + " has " + std::to_string(data.classes) +
                 " classes, the network " + std::to_string(network.classes));
   }
-  if ((teacher != nullptr) != (recipe.transfer.method != Transfer::none)) {
-    throw Error(teacher ? "a teacher without a transfer; there are kd, hint, pkt"
-                        : "the transfer " + name_of(recipe.transfer.method) + " needs a teacher");
-  }
+  require_teacher(recipe.transfer.method, teacher != nullptr);
   network_.initialize(recipe.seed, recipe.uniform_norms);
   network_.set_normalization({data.mean, data.deviation});
   if (teacher) learn_from(*teacher, pool);
@@ -216,9 +219,10 @@ void Training<Scalar>::begin_epoch() {
 
 template <class Scalar>
 Score Training<Scalar>::forward(std::span<const std::uint32_t> which) {
-  const Augmentation augmentation{recipe_.seed, epoch_};
-  if (teacher_) run(*teacher_, data_, data_.train, labels_, which, &augmentation, false);
-  return run(network_, data_, data_.train, labels_, which, &augmentation, true);
+  const Augmentation drawn{recipe_.seed, epoch_};
+  const Augmentation* const augmentation = data_.augmented ? &drawn : nullptr;
+  if (teacher_) run(*teacher_, data_, data_.train, labels_, which, augmentation, false);
+  return run(network_, data_, data_.train, labels_, which, augmentation, true);
 }
 
 template <class Scalar>

@@ -32,6 +32,9 @@ enum class Transfer {
 Transfer transfer_of(const std::string& name);
 std::string name_of(Transfer transfer);
 
+/// Throws Error where there is a teacher and no transfer, or the other way round.
+void require_teacher(Transfer transfer, bool teacher);
+
 struct TransferOptions {
   Transfer method = Transfer::none;
   double temperature = 4;           ///< of kd
