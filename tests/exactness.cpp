@@ -1,9 +1,7 @@
-// Where contractions are exact: the known cases, policies, messages. Random chains are in
+// Where contractions are exact: the known cases. Random chains are in
 // property.cpp.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/exactness.hpp>
-
-#include <concertina/contract.hpp>
 
 #include "support.hpp"
 
@@ -89,29 +87,6 @@ TEST_CASE("a padding that no output reads does not matter", "[exactness]") {
   ConvShape<1> reads = skips;
   reads.geometry.dilation = 1;
   CHECK_FALSE(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, reads})));
-}
-
-TEST_CASE("contracting inexactly is refused unless the caller opts in by name", "[exactness]") {
-  Rng rng(1);
-  const auto f1 = small_integers<float>(conv(3, 1, false), rng);
-  const auto f2 = small_integers<float>(conv(3, 1, true, 2), rng);
-  const std::string message = message_of<InexactError>([&] { const Conv2d<float> f = f2 * f1; });
-  CHECK_THAT(message, Catch::Contains("border of 1x1 outputs at the start and 1x1 at the end") &&
-                          Catch::Contains("layer 2") && Catch::Contains("interior_only"));
-  CHECK(contract(f2 * f1, interior_only).shape().kernel == PerAxis<2>(5));
-  CHECK_THROWS_AS(contract(f2 * f1, exact_at(8, 8)), InexactError);
-
-  const auto one_sided = small_integers<float>(
-      ConvShape<2>{.out = 2,
-                   .in = 2,
-                   .kernel = 3,
-                   .geometry = {.stride = 2, .padding = Padding<2>::sides(0, 1)}},
-      rng);
-  CHECK_THROWS_AS(contract(one_sided * f1), InexactError);
-  const Conv2d<float> even = contract(one_sided * f1, exact_at(9, 9));
-  const auto x = small_integers<float>(MapShape<2>{.channels = 2, .size = 9}, rng);
-  CHECK(even(x) == one_sided(f1(x)));
-  CHECK_THROWS_AS(contract(one_sided * f1, exact_at(8, 8)), InexactError);
 }
 
 TEST_CASE("exactness needs a chain that fits, and an input that fits it", "[exactness]") {

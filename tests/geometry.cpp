@@ -6,7 +6,6 @@
 
 #include <array>
 #include <limits>
-#include <type_traits>
 
 namespace concertina::test {
 namespace {
@@ -265,25 +264,6 @@ TEST_CASE("a shape whose numbers cannot be counted is refused", "[geometry]") {
     shape.kernel = 1;
     CHECK_NOTHROW(validate(shape));
   }
-}
-
-TEST_CASE("errors are one family", "[geometry]") {
-  static_assert(std::is_base_of_v<std::runtime_error, Error>);
-  const auto is_one = []<class E>(const E& error) {
-    try {
-      throw error;
-    } catch (const Error& caught) {
-      return std::string(caught.what()) == "text";
-    }
-  };
-  CHECK(is_one(ShapeError("text")));
-  CHECK(is_one(SizeError("text")));
-  CHECK(is_one(InexactError("text")));
-  CHECK(is_one(NotToeplitzError("text")));
-  CHECK(is_one(ExpansionError("text")));
-  CHECK(is_one(VerificationError("text")));
-  CHECK(is_one(FormatError("text")));
-  CHECK(is_one(IoError("text")));
 }
 
 }  // namespace

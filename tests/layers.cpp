@@ -15,7 +15,6 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
-#include <type_traits>
 #include <vector>
 
 namespace concertina::test {
@@ -138,29 +137,6 @@ TEST_CASE("what a batch norm multiplies is rounded once, not its factors too", "
     CHECK(verify<double>(batch_norm(norm) * conv, folded));
   }
   CHECK(tight == 50 * 108);
-}
-
-TEST_CASE("what has no rank takes its neighbour's", "[layers]") {
-  Rng rng(3);
-  const auto norm = random_batch_norm<double>(3, rng);
-  const auto check = [&]<int Rank>(std::integral_constant<int, Rank>) {
-    const auto layer = small_integers<double, Rank>(ConvShape<Rank>{.out = 3, .in = 3}, rng);
-    const auto x = small_integers<double, Rank>(MapShape<Rank>{.channels = 3, .size = 4}, rng);
-    static_assert(std::is_same_v<decltype(batch_norm(norm) * layer), Expr<double, Rank>>);
-    static_assert(std::is_same_v<decltype(layer + batch_norm(norm)), Expr<double, Rank>>);
-    // Among themselves they have none, in whatever order they are written.
-    static_assert(
-        std::is_same_v<decltype(batch_norm(norm) * identity<double>(3)), Expr<double, any_rank>>);
-    const auto after = 2.0 * (batch_norm(norm) * channel_scale<double>({2, 4, 8})) * layer;
-    const auto beside = identity<double>(3) + identity<double>(3) + layer;
-    CHECK(after(x) == (2.0 * batch_norm(norm) * (channel_scale<double>({2, 4, 8}) * layer))(x));
-    CHECK(beside == layer + 2.0 * identity<double>(3));
-    CHECK(layer - layer + identity<double>(3) == Expr<double, Rank>(identity<double>(3)));
-  };
-  check(std::integral_constant<int, 0>());
-  check(std::integral_constant<int, 1>());
-  check(std::integral_constant<int, 2>());
-  check(std::integral_constant<int, 3>());
 }
 
 TEST_CASE("identity, scales and selections of channels", "[layers]") {

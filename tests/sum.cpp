@@ -74,32 +74,6 @@ TEST_CASE("kernels of different extents are aligned by their paddings and united
   CHECK((square + pointwise + row)(x) == united(x));
 }
 
-TEST_CASE("the sum's dilation divides every difference of tap offsets, the alignment included",
-          "[sum]") {
-  const auto dilated = [](Index kernel, Index dilation, Index padding) {
-    return ConvShape<1>{.out = 1,
-                        .in = 1,
-                        .kernel = kernel,
-                        .geometry = {.padding = padding, .dilation = dilation}};
-  };
-  const auto of = [](const ConvShape<1>& f, const ConvShape<1>& g) {
-    return sum_shape<1>(std::vector{f, g});
-  };
-  CHECK(of(dilated(3, 2, 2), dilated(5, 2, 4)) == dilated(5, 2, 4));
-  CHECK(of(dilated(3, 2, 2), dilated(3, 4, 4)) == dilated(5, 2, 4));
-  CHECK(of(dilated(3, 4, 4), dilated(1, 7, 0)) == dilated(3, 4, 4));  // one tap has no dilation
-  CHECK(of(dilated(3, 6, 6), dilated(3, 4, 4)) == dilated(7, 2, 6));
-  CHECK(of(dilated(1, 5, 0), dilated(1, 9, 0)) == dilated(1, 1, 0));  // the gcd of nothing
-  // Equal kernels, one shifted by one: the alignment alone makes the dilation 1.
-  ConvShape<1> shifted = dilated(3, 2, 0);
-  shifted.geometry.padding = Padding<1>::sides(1, 3);
-  CHECK(of(dilated(3, 2, 2), shifted) ==
-        ConvShape<1>{.out = 1,
-                     .in = 1,
-                     .kernel = 6,
-                     .geometry = {.padding = Padding<1>::sides(2, 3), .dilation = 1}});
-}
-
 TEST_CASE("groups become their greatest common divisor", "[sum]") {
   const Layer2 four =
       layer({.out = 12, .in = 24, .kernel = 3, .geometry = {.padding = 1, .groups = 4}}, 4);

@@ -1,0 +1,123 @@
+// Contractions: orders, accumulators, scalars that store, and the refusal of inexact ones.
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/contract.hpp>
+
+#include "support.hpp"
+
+#include <catch2/catch.hpp>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace concertina::test {
+namespace {
+
+ConvShape<2> conv(Index kernel, Index padding, bool bias, Index stride = 1) {
+  return {.out = 2,
+          .in = 2,
+          .kernel = kernel,
+          .geometry = {.stride = stride, .padding = padding},
+          .bias = bias};
+}
+
+}  // namespace
+
+TEST_CASE("every order of a chain gives the same layer, whatever the parentheses", "[contract]") {
+  Rng rng(3);
+  const auto a = small_integers<std::int64_t>(
+      ConvShape<2>{.out = 12, .in = 3, .kernel = 3, .bias = true}, rng);
+  const auto b = small_integers<std::int64_t>(
+      ConvShape<2>{.out = 8, .in = 12, .kernel = 3, .bias = true}, rng);
+  const auto c =
+      small_integers<std::int64_t>(ConvShape<2>{.out = 5, .in = 8, .kernel = 2, .bias = true}, rng);
+  const auto d =
+      small_integers<std::int64_t>(ConvShape<2>{.out = 7, .in = 5, .kernel = 1, .bias = true}, rng);
+  const Conv2d<std::int64_t> whole = d * c * b * a;
+  CHECK(whole == contract(d * (c * (b * a))));
+  CHECK(whole == contract((d * c) * (b * a)));
+  CHECK(whole == contract(contract(d * c) * contract(b * a)));
+  CHECK(whole == contract(contract(contract(d * c) * b) * a));
+  CHECK(whole == contract(std::vector{a, b, c, d}));
+  CHECK(whole == contract(std::vector<ConvView<std::int64_t, 2>>{a, b, c, d}));
+  CHECK(contract(std::vector{a}) == a);
+}
+
+TEST_CASE("the cheapest order is taken", "[contract]") {
+  // Fully connected 1000 -> 10 -> 1000 -> 1: from the left 10,000 + 10,000, from the right 20
+  // million.
+  const std::vector<ConvShape<0>> shapes{
+      {.out = 10, .in = 1000}, {.out = 1000, .in = 10}, {.out = 1, .in = 1000}};
+  const detail::ChainOrder<0> order{std::span<const ConvShape<0>>(shapes)};
+  CHECK(order.split(0, 2) == 1);
+  const std::vector<ConvShape<0>> mirrored{
+      {.out = 1000, .in = 1}, {.out = 10, .in = 1000}, {.out = 1000, .in = 10}};
+  const detail::ChainOrder<0> other{std::span<const ConvShape<0>>(mirrored)};
+  CHECK(other.split(0, 2) == 2);
+}
+
+TEST_CASE("multiply-adds are counted as they are computed", "[contract]") {
+  const ConvShape<2> squeeze{.out = 64, .in = 256, .kernel = 1};
+  const ConvShape<2> spatial{.out = 256, .in = 32, .kernel = 3};
+  CHECK(multiply_adds(squeeze, spatial) == 64 * 256 * 32 * 9);
+  const ConvShape<2> depthwise{.out = 256, .in = 256, .kernel = 3, .geometry = {.groups = 256}};
+  CHECK(multiply_adds(depthwise, depthwise) == 256 * 81);
+}
+
+TEST_CASE("contract<double> rounds float layers once", "[contract]") {
+  // 2^24 + 1 - 2^24 is 1 only where the sum is kept in double.
+  const Linear<float> ones({.out = 1, .in = 3}, {1, 1, 1});
+  const Linear<float> numbers({.out = 3, .in = 1}, {0x1p24F, 1, -0x1p24F});
+  CHECK(contract<double>(ones * numbers).weight()[0] == 1);
+  CHECK(contract<float>(ones * numbers).weight()[0] != 1);
+}
+
+TEST_CASE("a sum in double becomes a half or a bfloat16 by one rounding", "[contract]") {
+  // Just above the middle of 1 and the next half (or bfloat16); as a float it is the middle.
+  const auto tap = [](double middle) {
+    const Linear<double> layer({.out = 1, .in = 1}, {1 + middle + 0x1p-40});
+    return layer;
+  };
+  CHECK(static_cast<float>(tap(0x1p-11).cast<Eigen::half>().weight()[0]) == 1 + 0x1p-10F);
+  CHECK(static_cast<float>(tap(0x1p-8).cast<Eigen::bfloat16>().weight()[0]) == 1 + 0x1p-7F);
+  CHECK(static_cast<float>((-tap(0x1p-11)).cast<Eigen::half>().weight()[0]) == -1 - 0x1p-10F);
+}
+
+TEST_CASE("half and bfloat16 store, float computes", "[contract]") {
+  // 256 + 1 is no bfloat16; accumulated in float, 256 + 1 + 1 + ... reaches 264.
+  std::vector<float> column(9, 1.0F);
+  column[0] = 256;
+  const Linear<float> ones({.out = 1, .in = 9}, std::vector<float>(9, 1.0F));
+  const Linear<float> sum({.out = 9, .in = 1}, column);
+  CHECK(static_cast<float>(
+            contract(ones.cast<Eigen::bfloat16>() * sum.cast<Eigen::bfloat16>()).weight()[0]) ==
+        264);
+  CHECK(static_cast<float>(
+            contract(ones.cast<Eigen::half>() * sum.cast<Eigen::half>()).weight()[0]) == 264);
+}
+
+TEST_CASE("contracting inexactly is refused unless the caller opts in by name", "[contract]") {
+  Rng rng(1);
+  const auto f1 = small_integers<float>(conv(3, 1, false), rng);
+  const auto f2 = small_integers<float>(conv(3, 1, true, 2), rng);
+  const std::string message = message_of<InexactError>([&] { const Conv2d<float> f = f2 * f1; });
+  CHECK_THAT(message, Catch::Contains("border of 1x1 outputs at the start and 1x1 at the end") &&
+                          Catch::Contains("layer 2") && Catch::Contains("interior_only"));
+  CHECK(contract(f2 * f1, interior_only).shape().kernel == PerAxis<2>(5));
+  CHECK_THROWS_AS(contract(f2 * f1, exact_at(8, 8)), InexactError);
+
+  const auto one_sided = small_integers<float>(
+      ConvShape<2>{.out = 2,
+                   .in = 2,
+                   .kernel = 3,
+                   .geometry = {.stride = 2, .padding = Padding<2>::sides(0, 1)}},
+      rng);
+  CHECK_THROWS_AS(contract(one_sided * f1), InexactError);
+  const Conv2d<float> even = contract(one_sided * f1, exact_at(9, 9));
+  const auto x = small_integers<float>(MapShape<2>{.channels = 2, .size = 9}, rng);
+  CHECK(even(x) == one_sided(f1(x)));
+  CHECK_THROWS_AS(contract(one_sided * f1, exact_at(8, 8)), InexactError);
+}
+
+}  // namespace concertina::test
