@@ -174,26 +174,51 @@ says out "cifar10-k3-cl+fc-r4-init-hint"
 expect 0 "$cifar" "${reproduce[@]}" --table S4 --seeds 2
 says out "| CIFAR-10 | 3 | ExpandNet-CL+FC+Init, r = 4 | PKT | best test accuracy | 2 | 1 (teacher of width 2: 1) |"
 checks=$((checks + 3))
-[ "$(wc -l <reproduced/table-S4.csv)" = 11 ] || fail "table S4 has ten rows"
-[ "$(grep -c identical reproduced/table-S4.csv)" = 10 ] || fail "not every network was contracted"
-cp reproduced/table-S4.csv first.csv
-# Again: nothing runs. With a training interrupted, that one is gone on with, and the table is the same.
+[ "$(wc -l <reproduced/table-S4-e1-w2-e1.csv)" = 11 ] || fail "table S4 has ten rows"
+[ "$(grep -c ",yes$" reproduced/table-S4-e1-w2-e1.csv)" = 10 ] || fail "not every network was contracted"
+cp reproduced/table-S4-e1-w2-e1.csv first.csv
 expect 0 "$cifar" "${reproduce[@]}" --table S4 --seeds 2
 grep -q "epoch" err && fail "a finished table trains again"
-rm reproduced/runs/cifar10-k3-compact-e1-s2/best.safetensors
-sed -i '$d' reproduced/runs/cifar10-k3-compact-e1-s2/log.csv
-rm reproduced/runs/cifar10-k3-compact-e1-s2/checkpoint.safetensors
+# A training that is missing runs, and no other.
+rm -r reproduced/runs/cifar10-k3-compact-e1-s2
 expect 0 "$cifar" "${reproduce[@]}" --table S4 --seeds 2
 [ "$(grep -c "epoch 1/1" err)" = 1 ] || fail "one training was missing, others ran"
-cmp -s reproduced/table-S4.csv first.csv || fail "the resumed table is another one"
+cmp -s reproduced/table-S4-e1-w2-e1.csv first.csv || fail "the completed table is another one"
+# Killed at any moment, a table goes on to what it would have been.
+rows=(reproduce --data data --paper "$paper" --table S3 --rows 'cifar10-k3-compact,cifar10-k3-cl-r4' --seeds 1 --epochs 8)
+expect 0 "$cifar" "${rows[@]}" --out uncut
+kills=0
+for attempt in $(seq 1 100); do
+  "$cifar" "${rows[@]}" --out cut >out 2>err </dev/null &
+  pid=$!
+  sleep "0.$((RANDOM % 5 + 2))"
+  kill -KILL $pid 2>/dev/null
+  wait $pid 2>/dev/null
+  code=$?
+  [ "$code" = 0 ] && break
+  [ "$code" = 137 ] || { fail "attempt $attempt ended with $code"; break; }
+  kills=$((kills + 1))
+  [ "$attempt" -gt 30 ] && "$cifar" "${rows[@]}" --out cut >out 2>err </dev/null && break
+done
+checks=$((checks + 2))
+[ "$kills" -gt 0 ] || fail "the table was never killed"
+cmp -s cut/table-S3-e8.csv uncut/table-S3-e8.csv || fail "after $kills kills the table is another one"
+# One program at a time in a folder.
+"$cifar" "${rows[@]}" --out busy >/dev/null 2>&1 </dev/null &
+pid=$!
+for wait in $(seq 1 100); do [ -e busy/runs/.lock ] && break; sleep 0.05; done
+flock -n busy/runs/.lock true || { expect 3 "$cifar" "${rows[@]}" --out busy; says err "another cifar reproduce"; }
+kill -KILL $pid 2>/dev/null
+wait $pid 2>/dev/null
 expect 0 "$cifar" "${reproduce[@]}" --table S7 --rows 'cifar10-k7-compact-*,cifar10-k3-cl-r4-corrupted20' --seeds 1
 says out "| CIFAR-10 | 7 | SmallNet | corrupted-80% | train error | 1 | 1 |"
 expect 0 "$cifar" "${reproduce[@]}" --table S1 --rows 'cifar*-k7-compact' --seeds 1
 says err "Without CIFAR-100, whose rows stay empty"
-says out "| CIFAR-100 | 7 | SmallNet | none | best test accuracy | 0 |"
+says out "1 row of the table without a training"
 expect 5 "$cifar" "${reproduce[@]}" --table S8
+figures=(reproduce --data data --out reproduced --epochs 1)
 for figure in S1 S2 S4; do
-  expect 0 "$cifar" "${reproduce[@]}" --figure $figure --kernel 3
+  expect 0 "$cifar" "${figures[@]}" --figure $figure --kernel 3
   checks=$((checks + 1))
   [ -s reproduced/figure-$figure-cifar10-k3.svg ] && [ -s reproduced/figure-$figure-cifar10-k3.png ] ||
     fail "figure $figure was not drawn"
@@ -204,7 +229,11 @@ expect 2 "$cifar" "${reproduce[@]}" --table S2
 expect 2 "$cifar" "${reproduce[@]}" --table S1 --rows 'cifar10-k9*'
 says err "cifar10-k7-compact"
 expect 2 "$cifar" "${reproduce[@]}" --table S1 --seeds 0
-expect 2 "$cifar" "${reproduce[@]}" --figure S2 --kernel 4
+expect 2 "$cifar" "${figures[@]}" --figure S2 --kernel 4
+expect 2 "$cifar" "${figures[@]}" --figure S2 --seeds 2
+expect 2 "$cifar" "${reproduce[@]}" --table S1 --kernel 3
+expect 2 "$cifar" reproduce --table S1
+says err "--data"
 expect 2 "$cifar" "${reproduce[@]/1/0}" --table S1
 expect 5 "$cifar" "${reproduce[@]/#data/nowhere}" --table S4
 expect 5 "$cifar" reproduce --data data --out reproduced --paper nowhere.csv --table S1
@@ -227,6 +256,13 @@ expect 2 "$cifar" train --transfer osmosis --out none
 expect 2 "$cifar" train --kernel 3 --transfer kd --out none
 says err "needs a teacher"
 expect 2 "$cifar" landscape plain/best.safetensors --data data --points 4 -o none.csv
+expect 3 "$cifar" landscape teacher/best.safetensors --data data -o none.csv
+says err "--expanded"
+for unused in "--width 8" "--model resnet18 --kernel 3" "--model compact --rate 2" "--model acnet --compute layered" \
+  "--model cl --decay-of product" "--optimizer adam --keep-momentum" "--temperature 2" "--projection learned" \
+  "--trained-gradients" "--dataset mnist"; do
+  expect 2 "$cifar" train $unused --out none
+done
 expect 2 "$cifar" eval --data data compact.safetensors --threads 5000
 touch file
 expect 5 "$cifar" train --data data --kernel 3 --out file/folder

@@ -59,7 +59,7 @@ TEST_CASE("a row says what is trained", "[cifar]") {
   CHECK(plain[0].dataset == "cifar10");
   CHECK(plain[0].network == NetworkOptions{.model = "ck+fc"});
   CHECK(plain[0].recipe.weight_decay == 0);
-  CHECK(plain[0].contracts());
+  CHECK(contracts(plain[0].network));
 
   const auto deeper = runs_of(row_of("S5,CIFAR-100,9,ExpandNet-CL,8,none,top1,48.85,0.42"), 1, {});
   REQUIRE(deeper.size() == 1);
@@ -71,7 +71,7 @@ TEST_CASE("a row says what is trained", "[cifar]") {
       runs_of(row_of("S4,CIFAR-10,3,ExpandNet-CL+FC+Init,4,Hint,top1,58.27,3.83"), 1, budget);
   REQUIRE(transfer.size() == 3);
   CHECK(transfer[0].network.compute == Compute::nonlinear);
-  CHECK_FALSE(transfer[0].contracts());
+  CHECK_FALSE(contracts(transfer[0].network));
   CHECK(transfer[0].recipe.transfer.method == Transfer::none);
   CHECK(transfer[1].network.width == 8);
   CHECK(transfer[1].recipe.epochs == 12);
@@ -85,6 +85,13 @@ TEST_CASE("a row says what is trained", "[cifar]") {
   const auto kd = runs_of(row_of("S1,CIFAR-10,7,SmallNet,,KD,top1,78.97,0.37"), 1, budget);
   REQUIRE(kd.size() == 2);
   CHECK_FALSE(kd[1].recipe.adam);
+
+  CHECK(Budget().marks().empty());
+  CHECK(budget.marks() == "-e10-w8-e12");
+  const auto uniform = runs_of(row_of("S1,CIFAR-10,7,ExpandNet-CL,4,none,top1,78.47,0.2"), 1,
+                               {.uniform_norms = true});
+  CHECK(uniform[0].name == "cifar10-k7-cl-r4-uniform-e150-s1");
+  CHECK(uniform[0].recipe.uniform_norms);
 
   const auto rows =
       read_experiments(File(header + "S7,CIFAR-10,7,SmallNet,,corrupted-20%,best_test_error,1,2\n"
@@ -134,6 +141,8 @@ TEST_CASE("rows that say nothing are refused with their line", "[cifar]") {
              Contains("line 2") && Contains("CIFAR-9"));
   CHECK_THAT(refusal(header + "S1,CIFAR-10,7,BigNet,,none,top1,1,1\n"), Contains("BigNet"));
   CHECK_THAT(refusal(header + "S1,CIFAR-10,7,SmallNet,,osmosis,top1,1,1\n"), Contains("osmosis"));
+  CHECK_THAT(refusal(header + "S1,CIFAR-10,7,SmallNet,,none,top5,1,1\n"),
+             Contains("line 2") && Contains("top5") && Contains("train_error"));
   CHECK_THAT(refusal(header + "S1,CIFAR-10,7,SmallNet,,corrupted-%,top1,1,1\n"),
              Contains("corrupted-%"));
   CHECK(dataset_name("CIFAR-100") == "cifar100");

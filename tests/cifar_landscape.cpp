@@ -8,7 +8,9 @@
 
 #include <cmath>
 #include <limits>
+#include <random>
 #include <string>
+#include <vector>
 
 namespace cifar {
 namespace {
@@ -39,17 +41,27 @@ TEST_CASE("a landscape is the loss around a network, which stays", "[cifar]") {
 }
 
 TEST_CASE("directions have the norm of each filter, and leave biases and norms", "[cifar]") {
-  // In a network that is zero but for its last bias nothing moves, whatever the directions.
-  ThreadPool pool(1);
-  const Dataset data = generated_dataset(10, 20, 16, 3);
-  Network<double> network({.model = "compact", .kernel = 3}, 16, pool);
-  for (Tensor<double>* tensor : network.parameters()) {
-    for (double& number : tensor->value) number = 0;
+  std::mt19937_64 generator(1);
+  Tensor<double> weight{"w", {3, 2, 2}, {1, 2, 3, 4, 0, 0, 0, 0, -5, 6, -7, 8}, {}};
+  const auto direction = filter_direction(weight, generator);
+  REQUIRE(direction.size() == 12);
+  for (std::size_t filter = 0; filter < 3; ++filter) {
+    double own = 0, drawn = 0, product = 0;
+    for (std::size_t i = 4 * filter; i < 4 * filter + 4; ++i) {
+      own += weight.value[i] * weight.value[i], drawn += direction[i] * direction[i];
+      product += weight.value[i] * direction[i];
+    }
+    CHECK(drawn == Approx(own).epsilon(1e-12));
+    CHECK((own == 0 || std::abs(product) < 0.999 * own));  // random, not its own
   }
-  network.tape().tensors_changed();
-  for (const double loss : landscape(network, data, {.points = 3, .range = 9}).losses) {
-    CHECK(loss == Approx(std::log(10)).epsilon(1e-12));
-  }
+  CHECK(filter_direction(weight, generator) != direction);
+  const Tensor<double> bias{"b", {3}, {1, 2, 3}, {}};
+  CHECK(filter_direction(bias, generator) == std::vector<double>{0, 0, 0});
+  // Gaussian: of many numbers in one filter, the share within one deviation is 0.6827.
+  const Tensor<double> many{"m", {1, 100'000}, std::vector<double>(100'000, 1.0), {}};
+  double within = 0;
+  for (const double number : filter_direction(many, generator)) within += std::abs(number) < 1;
+  CHECK(within / 100'000 == Approx(0.6827).margin(5 * 0.00147));  // five deviations
 }
 
 TEST_CASE("impossible landscapes are refused", "[cifar]") {

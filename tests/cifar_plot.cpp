@@ -97,11 +97,13 @@ TEST_CASE("landscapes are drawn side by side", "[cifar]") {
 TEST_CASE("without gnuplot the numbers are there, and a word of advice", "[cifar]") {
   const Folder folder;
   const std::string path = std::getenv("PATH");
-  setenv("PATH", "/nowhere", 1);
+  fs::create_symlink("/bin/sh", folder.path / "sh");  // a shell, and nothing else
+  setenv("PATH", folder.path.c_str(), 1);
   const std::string message = message_of<concertina::Error>(
       [&] { plot_training(folder.path, "figure", "CIFAR-10", lines()); });
   setenv("PATH", path.c_str(), 1);
-  CHECK_THAT(message, Contains("gnuplot") && Contains("figure.gp"));
+  CHECK_THAT(message, Contains("gnuplot is missing") && Contains("apt install gnuplot-nox") &&
+                          Contains("figure.gp"));
   CHECK(fs::exists(folder.path / "figure-curves.csv"));
   CHECK(fs::exists(folder.path / "figure.gp"));
 }

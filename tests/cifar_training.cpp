@@ -314,8 +314,8 @@ TEST_CASE("a teacher teaches", "[cifar]") {
   const double known = evaluate(knowing.network(), data, data.test).accuracy();
   REQUIRE(known > 0.8);
   const auto teacher = knowing.network().save();
-  const auto learned = [&](const Recipe& recipe) {
-    Training<float> student(network, recipe, data, pool, &teacher);
+  const auto learned = [&](const Recipe& recipe, const concertina::io::Safetensors& from) {
+    Training<float> student(network, recipe, data, pool, &from);
     for (int epoch = 0; epoch < 6; ++epoch) student.epoch([](Index, double, double) {});
     return evaluate(student.network(), data, data.test).accuracy();
   };
@@ -324,16 +324,24 @@ TEST_CASE("a teacher teaches", "[cifar]") {
                  .learning_rate = 0.05,
                  .corrupted = 1,
                  .transfer = {.method = Transfer::kd, .weight = 1},
-                 .seed = 2}) > 0.6);
-  // Features learn from the teacher alone, the classifier from the labels.
+                 .seed = 2},
+                teacher) > 0.6);
+  // Features learn from the teacher alone, the classifier from the labels on them: from a teacher
+  // whose features are all alike there is less to learn.
+  auto silent = teacher;
+  for (auto& [name, tensor] : silent.tensors) {
+    if (name == "fc1.weight") std::ranges::fill(tensor.bytes, std::byte{0});
+  }
   for (const Transfer method : {Transfer::hint, Transfer::pkt}) {
     INFO(name_of(method));
-    CHECK(learned({.epochs = 6,
-                   .batch = 32,
-                   .adam = true,
-                   .learning_rate = 0.003,
-                   .transfer = {.method = method},
-                   .seed = 2}) > 0.6);
+    const Recipe recipe{.epochs = 6,
+                        .batch = 32,
+                        .adam = true,
+                        .learning_rate = 0.003,
+                        .transfer = {.method = method},
+                        .seed = 2};
+    CHECK(learned(recipe, teacher) > 0.7);
+    CHECK(learned(recipe, silent) < learned(recipe, teacher) - 0.1);
   }
 }
 
@@ -345,8 +353,20 @@ TEST_CASE("gradients of batches are those of the compact network or of the train
   Training<double> expanded({.model = "cl", .kernel = 3, .rate = 2}, recipe, data, pool);
   expanded.epoch([](Index, double, double) {});
   const auto before = expanded.checkpoint();
+  Training<double> restored({.model = "cl", .kernel = 3, .rate = 2}, recipe, data, pool);
+  CHECK_THAT(message_of<concertina::Error>([&] { restored.gradients(2); }),
+             Contains("first epoch"));
+  restored.restore(before);
   const auto computed = expanded.gradients(4);
   CHECK(computed.size() == 4);
+  CHECK(restored.gradients(4) == computed);
+  Training<double> decayed({.model = "cl", .kernel = 3, .rate = 2},
+                           {.epochs = 4, .batch = 16, .weight_decay = 1, .decay_products = true},
+                           data, pool);
+  decayed.epoch([](Index, double, double) {});
+  const auto other = decayed.gradients(2, true);
+  decayed.network().decay_contractions(0);
+  CHECK(decayed.gradients(2, true) == other);  // of the loss alone
   CHECK(expanded.checkpoint() == before);
   CHECK(expanded.gradients(100).size() == 5);  // as many as there are
   CHECK(static_cast<Index>(expanded.gradients(1, true).front().size()) ==
@@ -371,6 +391,47 @@ TEST_CASE("gradients of batches are those of the compact network or of the train
   }
 }
 
+TEST_CASE("a start from other parameters keeps the images' normalisation, and is remembered",
+          "[cifar]") {
+  ThreadPool pool(1);
+  Dataset data = generated_dataset(10, 32, 16, 3);
+  const NetworkOptions network{.model = "cl", .kernel = 3, .rate = 2};
+  const Recipe recipe{.epochs = 3, .batch = 16};
+  Network<float> other(network, 1, pool);
+  other.initialize(77);
+  other.set_normalization({{1, 2, 3}, {4, 5, 6}});
+  const auto start = other.save();
+  Training<float> training(network, recipe, data, pool);
+  training.start_from(start);
+  const auto checkpoint = training.checkpoint();
+  CHECK(checkpoint.tensors.at("conv1.0.weight") == start.tensors.at("conv1.0.weight"));
+  CHECK(normalization_of(checkpoint) == Normalization{data.mean, data.deviation});
+  Training<float> without(network, recipe, data, pool);
+  CHECK_THAT(message_of<concertina::FormatError>([&] { without.restore(checkpoint); }),
+             Contains("another training"));
+}
+
+TEST_CASE("options of a training that make no sense together are refused", "[cifar]") {
+  const auto refused = [](const TrainOptions& options) {
+    return message_of<concertina::Error>([&] { options.validate(); });
+  };
+  const auto options = [](const std::string& model, Compute compute) {
+    return TrainOptions{.network = {.model = model, .compute = compute},
+                        .recipe = {},
+                        .out = {},
+                        .similarities = 2,
+                        .command = {}};
+  };
+  CHECK_NOTHROW(options("cl", Compute::contracted).validate());
+  CHECK_THAT(refused(options("cl", Compute::layered)), Contains("--trained-gradients"));
+  CHECK_THAT(refused(options("acnet", Compute::contracted)), Contains("acnet"));
+  auto own = options("cl", Compute::layered);
+  own.trained_gradients = true;
+  CHECK_NOTHROW(own.validate());
+  own.recipe.decay_products = true;
+  CHECK_THAT(refused(own), Contains("contracted"));
+}
+
 TEST_CASE("similarities are logged, and kept at the end", "[cifar]") {
   const Folder folder;
   ThreadPool pool(2);
@@ -388,6 +449,10 @@ TEST_CASE("similarities are logged, and kept at the end", "[cifar]") {
   CHECK(similarities.size() == 6);
   REQUIRE(reported.size() == 2);
   CHECK(reported.back().min_similarity == *std::ranges::min_element(similarities));
+  options.out = folder.path / "more";
+  options.similarities = 7;
+  CHECK_THAT(message_of<concertina::Error>([&] { train(options, data, pool); }),
+             Contains("similarities of 7 batches; an epoch has 6"));
 }
 
 TEST_CASE("a set is evaluated whole, whatever the batch", "[cifar]") {

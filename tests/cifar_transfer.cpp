@@ -157,7 +157,7 @@ TEST_CASE("similarity transfer is the divergence of the teacher's from the stude
     Tape<double> tape(images, pool);
     Maps<double>&features = tape.maps(4, 1, 1), &teacher = tape.maps(6, 1, 1, false);
     put(features, f), put(teacher, t);
-    const SimilarityTransfer<double> transfer(tape, features, teacher);
+    similarity_transfer(tape, features, teacher);
     const auto probabilities = [](const Rows& rows) {
       Rows p(rows.size());
       for (std::size_t a = 0; a < rows.size(); ++a) {
@@ -186,7 +186,6 @@ TEST_CASE("similarity transfer is the divergence of the teacher's from the stude
       return sum / static_cast<double>(images);
     };
     tape.forward(images, true);
-    CHECK(transfer.loss() == Approx(loss()).epsilon(1e-12).margin(1e-15));
     tape.backward();
     check_gradient(features, f, loss);
   }
@@ -198,10 +197,9 @@ TEST_CASE("features that are all zero get no gradient of their similarities", "[
   Maps<double>&features = tape.maps(2, 1, 1), &teacher = tape.maps(2, 1, 1, false);
   put(features, {{0, 0}, {1, 2}});
   put(teacher, {{1, 0}, {0, 1}});
-  const SimilarityTransfer<double> transfer(tape, features, teacher);
+  similarity_transfer(tape, features, teacher);
   tape.forward(2, true);
   tape.backward();
-  CHECK(std::isfinite(transfer.loss()));
   for (std::size_t image = 0; image < 2; ++image) {
     for (std::size_t i = 0; i < 2; ++i) CHECK(std::isfinite(gradient_of(features, image, i)));
   }

@@ -54,11 +54,7 @@ Dataset open_dataset(const DataOptions& options) {
 }
 
 int run_train(TrainCommand command) {
-  as_usage([&] {
-    command.options.network.validate();
-    command.options.recipe.validate();
-    require_teacher(command.options.recipe.transfer.method, !command.options.teacher.empty());
-  });
+  as_usage([&] { command.options.validate(); });
   const Dataset data = open_dataset(command.data);
   ThreadPool pool(thread_count(command.threads));
   command.options.network.classes = data.classes;
@@ -140,6 +136,11 @@ int run_landscape(const LandscapeCommand& command) {
   require_data(file, data);
   ThreadPool pool(thread_count(command.threads));
   if (!command.trained) {
+    if (!contracts(options_of(file))) {
+      throw FormatError(command.file +
+                        ": a network that contracts to no compact one; name its own "
+                        "parameters with --expanded");
+    }
     file = with_network(file, pool, [](auto& network) { return network.contract(); });
     file.origin = command.file + ", contracted";
   }
@@ -194,21 +195,20 @@ int run_reproduce(const ReproduceCommand& command) {
           command.seeds);
   require(command.options.jobs >= 0 && command.options.jobs <= 256,
           "jobs from 1 to 256 are possible, 0 for every core, not", command.options.jobs);
+  if (command.options.data.empty() && !command.list) {
+    throw tool::UsageError("reproduce needs the data sets' folder, --data");
+  }
   std::vector<std::string> failures;
   if (!command.figure.empty()) {
+    const std::string usual = command.figure == "S3" ? "cifar100" : "cifar10";
+    const std::string dataset = command.dataset.empty() ? usual : command.dataset;
     as_usage([&] {
-      const std::string dataset = command.dataset.empty()
-                                      ? (command.figure == "S3" ? "cifar100" : "cifar10")
-                                      : command.dataset;
       for (const Curve& curve :
            curves_of(command.figure, dataset, command.kernel, 1, command.budget.epochs)) {
         curve.run.network.validate();
         curve.run.recipe.validate();
       }
     });
-    const std::string dataset = command.dataset.empty()
-                                    ? (command.figure == "S3" ? "cifar100" : "cifar10")
-                                    : command.dataset;
     failures = reproduce_figure(command.figure, dataset, command.kernel, 1, command.budget.epochs,
                                 command.options);
   } else {
@@ -235,8 +235,8 @@ int run_reproduce(const ReproduceCommand& command) {
       return tool::ok;
     }
     failures = reproduce_table(rows, command.seeds, command.budget, command.options);
-    std::cout << read_text(command.options.out / ("table-" + command.table + ".md"), 1 << 24,
-                           "a table");
+    std::cout << read_text(table_path(command.table, command.budget, command.options.out, ".md"),
+                           1 << 24, "a table");
   }
   for (const std::string& failure : failures) {
     std::cerr << "cifar: " << tool::printable(failure) << '\n';

@@ -63,9 +63,8 @@ Dataset generated_dataset(Index classes, Index train, Index test, std::uint64_t 
 /// Requires  count from 0 to 2^32 - 1, otherwise throws SizeError
 std::vector<std::uint32_t> epoch_order(Index count, std::uint64_t seed, Index epoch);
 
-/// Labels of which a share are drawn anew, every class as probable, the true one too.
-/// Cost      the images whose labels are drawn are the first of a permutation; determined by the
-///           seed alone, the same on every platform
+/// Labels of which a share are drawn anew, every class as probable, the true one too: those of the
+/// first images of a permutation. Determined by the seed alone, the same on every platform.
 /// Requires  a share of 0 .. 1, otherwise throws Error
 /// Source    Zhang et al., "Understanding deep learning requires rethinking generalization", 2017
 std::vector<std::uint8_t> corrupted_labels(std::span<const std::uint8_t> labels, Index classes,

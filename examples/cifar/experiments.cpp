@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "experiments.hpp"
 
+#include "text.hpp"
 #include "text_file.hpp"
 
 #include <concertina/error.hpp>
@@ -106,6 +107,27 @@ std::string dataset_name(const std::string& published) {
   throw Error("there is no data set '" + published + "'; there are CIFAR-10, CIFAR-100, MNIST");
 }
 
+bool has_teacher(const Experiment& experiment) {
+  return meaning_of(experiment).transfer != Transfer::none;
+}
+
+const std::vector<std::string>& metric_names() {
+  static const std::vector<std::string> names = {"top1", "best_test_error", "last_test_error",
+                                                 "train_error"};
+  return names;
+}
+
+std::string Budget::marks() const {
+  const Budget usual;
+  std::string text;
+  if (epochs != usual.epochs) text += "-e" + std::to_string(epochs);
+  if (teacher_width != usual.teacher_width || teacher_epochs != usual.teacher_epochs) {
+    text += "-w" + std::to_string(teacher_width) + "-e" + std::to_string(teacher_epochs);
+  }
+  if (uniform_norms) text += "-uniform";
+  return text;
+}
+
 std::string Experiment::name() const {
   const Meaning meaning = meaning_of(*this);
   std::string text = meaning.dataset + "-" + network_name(meaning.model, kernel, rate);
@@ -139,6 +161,10 @@ std::vector<Experiment> read_experiments(const std::filesystem::path& path) {
     if (!kernel || (!rate && !fields[4].empty()) || !mean || !deviation) {
       refuse("kernel, rate, mean and std are numbers");
     }
+    if (std::ranges::find(metric_names(), fields[6]) == metric_names().end()) {
+      refuse("there is no measure '" + std::string(fields[6]) + "'; there are " +
+             tool::listed(metric_names()));
+    }
     Experiment row{.table = std::string(fields[0]),
                    .dataset = std::string(fields[1]),
                    .model = std::string(fields[3]),
@@ -168,10 +194,14 @@ std::vector<Run> runs_of(const Experiment& experiment, std::uint64_t seed, const
       .name = {},
       .dataset = meaning.dataset,
       .network = {.model = meaning.model, .kernel = experiment.kernel, .blocks = deeper ? 4 : 3},
-      .recipe = {.epochs = budget.epochs, .weight_decay = deeper ? 5e-4 : 0, .seed = seed}};
+      .recipe = {.epochs = budget.epochs,
+                 .weight_decay = deeper ? 5e-4 : 0,
+                 .uniform_norms = budget.uniform_norms,
+                 .seed = seed}};
   if (experiment.rate) run.network.rate = *experiment.rate;
   const std::string prefix = meaning.dataset + (deeper ? "-deeper" : "") + "-" +
-                             network_name(meaning.model, experiment.kernel, experiment.rate);
+                             network_name(meaning.model, experiment.kernel, experiment.rate) +
+                             (budget.uniform_norms ? "-uniform" : "");
   std::vector<Run> runs;
   std::string marks;
   if (meaning.init) {

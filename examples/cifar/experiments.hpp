@@ -13,7 +13,7 @@ namespace cifar {
 
 /// What the paper prints of a row, in percent: of its five trainings.
 struct Published {
-  std::string metric;  ///< top1, best_test_error, last_test_error, train_error
+  std::string metric;  ///< one of metric_names()
   double mean = 0, deviation = 0;
 };
 
@@ -33,11 +33,15 @@ struct Experiment {
 /// Throws  IoError; FormatError naming the line
 std::vector<Experiment> read_experiments(const std::filesystem::path& path);
 
-/// How far trainings go and where the teacher comes from; the defaults are the paper's, but for the
-/// teacher, of which it says little.
+/// How far trainings go and how. The paper's are 150 epochs and batch norms that start as they did
+/// in its PyTorch; of the teacher it says little.
 struct Budget {
   Index epochs = 150;
   Index teacher_width = 64, teacher_epochs = 200;
+  bool uniform_norms = false;  ///< as in the PyTorch of the paper; see Recipe
+
+  /// What tells it from the default in a file's name, such as -e10-w8-e12.
+  std::string marks() const;
 };
 
 /// A training, by the folder that it is kept in.
@@ -48,9 +52,6 @@ struct Run {
   Recipe recipe = {};
   std::string init = {}, teacher = {};  ///< the runs that it starts and learns from; empty for none
   Index similarities = 0;               ///< batches whose gradients are compared after each epoch
-
-  /// Whether its network contracts: nonlinear counterparts and teachers do not.
-  bool contracts() const { return network.compute != Compute::nonlinear && !network.is_resnet(); }
 };
 
 /// The trainings of an experiment with a seed: what it needs first, and itself last.
@@ -64,15 +65,24 @@ struct Run {
 /// Throws  FormatError where the row's words mean no training
 std::vector<Run> runs_of(const Experiment& experiment, std::uint64_t seed, const Budget& budget);
 
-/// The trainings of a figure on a data set, one for each curve, with the paper's name of each.
-/// "S1", "S2" and "S3": SmallNet and all its expansions with this kernel, gradients compared; "S4":
-/// SmallNet, FC and CL with weight decay, and these with that of their products.
+/// A training with the name of its curve.
 struct Curve {
   std::string title;
   Run run = {};
 };
+
+/// The trainings of a figure on a data set. S1, S2 and S3: SmallNet and all its expansions with
+/// this kernel, gradients compared; S4: SmallNet, FC and CL with weight decay, and these with that
+/// of their products.
+/// Throws  Error for another figure
 std::vector<Curve> curves_of(const std::string& figure, const std::string& dataset, Index kernel,
                              std::uint64_t seed, Index epochs);
+
+/// Whether a row is trained with a teacher.
+bool has_teacher(const Experiment& experiment);
+
+/// The measures of the tables.
+const std::vector<std::string>& metric_names();
 
 /// "CIFAR-10" of "cifar10", and the other way round.
 /// Throws  Error for another name

@@ -23,25 +23,6 @@ double gaussian(Generator& generator) {
   return radius * std::cos(2 * std::numbers::pi * uniform());
 }
 
-/// Adds nothing to biases and norms.
-template <class Scalar, class Generator>
-std::vector<double> direction(const Tensor<Scalar>& tensor, Generator& generator) {
-  std::vector<double> result(tensor.value.size());
-  if (tensor.shape.size() < 2) return result;
-  const std::size_t filter = result.size() / static_cast<std::size_t>(tensor.shape.front());
-  for (std::size_t first = 0; first < result.size(); first += filter) {
-    double own = 0, drawn = 0;
-    for (std::size_t i = first; i < first + filter; ++i) {
-      const auto value = static_cast<double>(tensor.value[i]);
-      result[i] = gaussian(generator);
-      own += value * value;
-      drawn += result[i] * result[i];
-    }
-    for (std::size_t i = first; i < first + filter; ++i) result[i] *= std::sqrt(own / drawn);
-  }
-  return result;
-}
-
 }  // namespace
 
 void LandscapeOptions::validate() const {
@@ -58,6 +39,24 @@ void LandscapeOptions::validate() const {
 }
 
 template <class Scalar>
+std::vector<double> filter_direction(const Tensor<Scalar>& tensor, std::mt19937_64& generator) {
+  std::vector<double> result(tensor.value.size());
+  if (tensor.shape.size() < 2) return result;
+  const std::size_t filter = result.size() / static_cast<std::size_t>(tensor.shape.front());
+  for (std::size_t first = 0; first < result.size(); first += filter) {
+    double own = 0, drawn = 0;
+    for (std::size_t i = first; i < first + filter; ++i) {
+      const auto value = static_cast<double>(tensor.value[i]);
+      result[i] = gaussian(generator);
+      own += value * value;
+      drawn += result[i] * result[i];
+    }
+    for (std::size_t i = first; i < first + filter; ++i) result[i] *= std::sqrt(own / drawn);
+  }
+  return result;
+}
+
+template <class Scalar>
 Landscape landscape(Network<Scalar>& network, const Dataset& data,
                     const LandscapeOptions& options) {
   options.validate();
@@ -67,8 +66,8 @@ Landscape landscape(Network<Scalar>& network, const Dataset& data,
   std::mt19937_64 generator(options.seed);
   for (const Tensor<Scalar>* tensor : parameters) {
     origin.push_back(tensor->value);
-    first.push_back(direction(*tensor, generator));
-    second.push_back(direction(*tensor, generator));
+    first.push_back(filter_direction(*tensor, generator));
+    second.push_back(filter_direction(*tensor, generator));
   }
   Images images;
   const Index count = std::min(options.images, data.train.count());
@@ -108,6 +107,8 @@ void write_landscape(const std::filesystem::path& path, const Landscape& landsca
   write_text(path, text);
 }
 
+template std::vector<double> filter_direction(const Tensor<float>&, std::mt19937_64&);
+template std::vector<double> filter_direction(const Tensor<double>&, std::mt19937_64&);
 template Landscape landscape(Network<float>&, const Dataset&, const LandscapeOptions&);
 template Landscape landscape(Network<double>&, const Dataset&, const LandscapeOptions&);
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <random>
 #include <vector>
 
 namespace cifar {
@@ -32,6 +33,11 @@ struct Landscape {
 /// Source  Li et al., "Visualizing the loss landscape of neural nets", NeurIPS 2018
 template <class Scalar>
 Landscape landscape(Network<Scalar>& network, const Dataset& data, const LandscapeOptions& options);
+
+/// A random direction in which to move a parameter, as landscape draws them. Of biases and batch
+/// norms, which have one dimension, it is zero.
+template <class Scalar>
+std::vector<double> filter_direction(const Tensor<Scalar>& tensor, std::mt19937_64& generator);
 
 /// A row for each point: first,second,loss. Rows of one second coordinate are followed by an empty
 /// line, as gnuplot reads grids.

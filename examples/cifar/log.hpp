@@ -17,7 +17,8 @@ namespace cifar {
 
 using concertina::Index;
 
-/// What is known of an epoch when it is over. Accuracies are in 0 .. 1.
+/// What is known of an epoch when it is over. Accuracies are in 0 .. 1. Losses are cross-entropies
+/// with the labels, whatever else is learned from.
 struct EpochRecord {
   Index epoch = 0;  ///< counted from 1
   double learning_rate = 0, train_loss = 0, train_accuracy = 0, test_loss = 0, test_accuracy = 0;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <initializer_list>
 #include <iostream>
 #include <string>
 #include <string_view>
@@ -28,6 +29,36 @@ std::string command_line(int argc, char** argv) {
     text += '\'';
   }
   return text;
+}
+
+/// Throws where an option was given that only means something with another: "--rate needs ...".
+void require_use(const CLI::App& command, bool used, std::initializer_list<const char*> options,
+                 const std::string& with) {
+  for (const char* option : options) {
+    if (!used && command.count(option) > 0) {
+      throw tool::UsageError(std::string(option) + " says nothing here: it is for " + with);
+    }
+  }
+}
+
+/// Refuses options of a training that would change nothing.
+void require_use(const CLI::App& command, const cifar::TrainCommand& training) {
+  const cifar::NetworkOptions& network = training.options.network;
+  const cifar::Recipe& recipe = training.options.recipe;
+  const bool expanded =
+      network.model != "compact" && network.model != "acnet" && !network.is_resnet();
+  const cifar::Transfer transfer = recipe.transfer.method;
+  require_use(command, network.is_resnet(), {"--width"}, "resnet18");
+  require_use(command, !network.is_resnet(), {"--kernel", "--blocks"}, "SmallNet and its forms");
+  require_use(command, expanded, {"--rate", "--compute"}, "expanded networks");
+  require_use(command, expanded && recipe.weight_decay > 0, {"--decay-of"},
+              "expanded networks with --weight-decay");
+  require_use(command, !recipe.adam, {"--momentum", "--keep-momentum"}, "--optimizer sgd");
+  require_use(command, transfer == cifar::Transfer::kd, {"--temperature", "--transfer-weight"},
+              "--transfer kd");
+  require_use(command, transfer == cifar::Transfer::hint, {"--projection"}, "--transfer hint");
+  require_use(command, !training.data.folder.empty() || training.data.name != "mnist",
+              {"--dataset"}, "mnist with --data");
 }
 
 }  // namespace
@@ -141,12 +172,14 @@ int main(int argc, char** argv) {
                    "After each epoch, log the least cosine between the gradients of so many "
                    "batches, those of the compact parameters; at the end, all of them")
       ->check(CLI::Range(2, 10'000));
-  train_app->add_flag("--trained-gradients", options.trained_gradients,
-                      "Compare the gradients of the expanded parameters instead");
+  train_app
+      ->add_flag("--trained-gradients", options.trained_gradients,
+                 "Compare the gradients of the expanded parameters instead")
+      ->needs("--similarities");
   train_app->add_flag("--uniform-norms", recipe.uniform_norms,
                       "Start the weights of batch norms uniform in 0 to 1, as PyTorch 0.4 did, in "
                       "which the paper's networks were trained; by default at 1");
-  train_app->add_option("--seed", recipe.seed, "Of weights, order and augmentation")
+  train_app->add_option("--seed", recipe.seed, "Of everything that is drawn")
       ->capture_default_str();
   train_app->add_option("--out", out, "Folder for log.csv, checkpoint and best network")
       ->capture_default_str();
@@ -192,49 +225,64 @@ int main(int argc, char** argv) {
   add_threads(landscape_app, seeing.threads);
 
   ReproduceCommand reproducing;
-  reproducing.paper = "examples/data/accuracy.csv";
+  reproducing.paper = CONCERTINA_EXAMPLES_DATA "/accuracy.csv";
   std::string reproduce_data, reproduce_out = "cifar-reproduced";
   CLI::App* reproduce_app = app.add_subcommand(
       "reproduce",
       "A table or a figure of the paper: runs what is missing of its trainings, resumes what was "
       "interrupted, and sets ours beside theirs");
-  reproduce_app->add_option("--table", reproducing.table, "S1, S3, S4, S5, S7, S8 or S9")
-      ->check(CLI::IsMember({"S1", "S3", "S4", "S5", "S7", "S8", "S9"}));
-  reproduce_app
-      ->add_option("--figure", reproducing.figure,
-                   "S1, landscapes; S2 and S3, curves and similarities of gradients on CIFAR-10 "
-                   "and CIFAR-100; S4, weight decay of products")
-      ->check(CLI::IsMember({"S1", "S2", "S3", "S4"}));
-  reproduce_app->add_option("--data", reproduce_data, "Folder of the data sets' binary versions")
-      ->required();
+  CLI::Option* const table =
+      reproduce_app->add_option("--table", reproducing.table, "S1, S3, S4, S5, S7, S8 or S9")
+          ->check(CLI::IsMember({"S1", "S3", "S4", "S5", "S7", "S8", "S9"}));
+  CLI::Option* const figure =
+      reproduce_app
+          ->add_option("--figure", reproducing.figure,
+                       "S1, landscapes; S2 and S3, curves and similarities of gradients on "
+                       "CIFAR-10 and CIFAR-100; S4, weight decay of products")
+          ->check(CLI::IsMember({"S1", "S2", "S3", "S4"}))
+          ->excludes(table);
+  reproduce_app->add_option("--data", reproduce_data, "Folder of the data sets' binary versions");
   reproduce_app->add_option("--out", reproduce_out, "Folder of trainings, tables and figures")
       ->capture_default_str();
   reproduce_app
+      ->add_option("--epochs", reproducing.budget.epochs, "Of every training but the teacher's")
+      ->capture_default_str();
+  reproduce_app->add_option("--jobs", reproducing.options.jobs,
+                            "Trainings side by side; by default one for each core");
+  reproduce_app
       ->add_option("--rows", reproducing.rows,
                    "Rows of the table, by their names; * stands for anything")
-      ->delimiter(',');
-  reproduce_app->add_flag("--list", reproducing.list, "Print the rows' names and run nothing");
-  reproduce_app->add_option("--seeds", reproducing.seeds, "Trainings of each row; of figures one")
-      ->capture_default_str();
-  reproduce_app->add_option("--epochs", reproducing.budget.epochs, "Of every training")
-      ->capture_default_str();
+      ->delimiter(',')
+      ->needs(table);
+  reproduce_app->add_flag("--list", reproducing.list, "Print the rows' names and run nothing")
+      ->needs(table);
+  reproduce_app->add_option("--seeds", reproducing.seeds, "Trainings of each row")
+      ->capture_default_str()
+      ->needs(table);
+  reproduce_app
+      ->add_flag("--uniform-norms", reproducing.budget.uniform_norms,
+                 "Start the weights of batch norms uniform in 0 to 1, as the paper's did")
+      ->needs(table);
   reproduce_app
       ->add_option("--teacher-width", reproducing.budget.teacher_width,
                    "Channels of the ResNet-18's first stage; 64 is the usual one")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->needs(table);
   reproduce_app
       ->add_option("--teacher-epochs", reproducing.budget.teacher_epochs, "Of its training")
-      ->capture_default_str();
-  reproduce_app->add_option("--kernel", reproducing.kernel, "Of a figure's networks")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->needs(table);
+  reproduce_app->add_option("--paper", reproducing.paper, "The published accuracies")
+      ->capture_default_str()
+      ->needs(table);
+  reproduce_app->add_option("--kernel", reproducing.kernel, "Of the figure's networks")
+      ->capture_default_str()
+      ->needs(figure);
   reproduce_app
       ->add_option("--dataset", reproducing.dataset,
-                   "Of a figure; cifar100 for S3, otherwise cifar10; mnist is possible too")
-      ->check(CLI::IsMember({"cifar10", "cifar100", "mnist"}));
-  reproduce_app->add_option("--jobs", reproducing.options.jobs,
-                            "Trainings side by side; by default one for each core");
-  reproduce_app->add_option("--paper", reproducing.paper, "The published accuracies")
-      ->capture_default_str();
+                   "Of the figure; cifar100 for S3, otherwise cifar10; mnist is possible too")
+      ->check(CLI::IsMember({"cifar10", "cifar100", "mnist"}))
+      ->needs(figure);
 
   BenchCommand bench;
   CLI::App* bench_app = app.add_subcommand(
@@ -280,6 +328,7 @@ int main(int argc, char** argv) {
       options.out = out;
       options.init = init;
       options.command = command_line(argc, argv);
+      require_use(*train_app, training);
       return run_train(training);
     }
     if (eval_app->parsed()) return run_eval(evaluation);

@@ -170,6 +170,11 @@ const std::vector<std::string>& model_names() {
   return names;
 }
 
+bool contracts(const NetworkOptions& options) {
+  const bool expanded = options.model != "compact" && options.model != "acnet";
+  return !options.is_resnet() && (options.compute != Compute::nonlinear || !expanded);
+}
+
 NetworkOptions options_of(const concertina::io::Safetensors& file) {
   const auto found = file.metadata.find("network");
   if (found == file.metadata.end() && file.contains("layer4.1.conv2.weight")) {
@@ -510,11 +515,11 @@ std::vector<ConvView<Scalar, Rank>> Network<Scalar>::views(const Layer<Rank>& la
 template <class Scalar>
 concertina::io::Safetensors Network<Scalar>::contract() const {
   using Wide = std::conditional_t<std::is_same_v<Scalar, float>, double, long double>;
-  if (options_.is_resnet()) throw Error("resnet18 has no expanded layers to contract");
-  if (options_.compute == Compute::nonlinear && options_.model != "compact" &&
-      options_.model != "acnet") {
-    throw Error("the nonlinear counterpart of " + options_.model +
-                " has ReLUs between its layers and contracts to nothing smaller");
+  if (!contracts(options_)) {
+    throw Error(options_.is_resnet()
+                    ? "resnet18 has no expanded layers to contract"
+                    : "the nonlinear counterpart of " + options_.model +
+                          " has ReLUs between its layers and contracts to nothing smaller");
   }
   NetworkOptions compact = options_;
   compact.model = "compact";

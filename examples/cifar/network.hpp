@@ -52,6 +52,9 @@ struct NetworkOptions {
   friend bool operator==(const NetworkOptions&, const NetworkOptions&) = default;
 };
 
+/// Whether such a network contracts to a compact one: not nonlinear counterparts, nor resnet18.
+bool contracts(const NetworkOptions& options);
+
 /// How pixels in 0 .. 1 become what the network reads, for each colour: (pixel - mean) / deviation.
 struct Normalization {
   std::array<double, 3> mean{}, deviation{};

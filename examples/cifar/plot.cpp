@@ -76,8 +76,8 @@ std::string script_of(const std::string& name, int width, int height, const std:
 }
 
 void run_gnuplot(const fs::path& folder, const std::string& script) {
-  const std::string gnuplot = "gnuplot", change = "cd \"$1\" && exec gnuplot \"$2\"", shell = "sh",
-                    flag = "-c";
+  const std::string gnuplot = "gnuplot", change = "CDPATH= cd -- \"$1\" && exec gnuplot \"$2\"",
+                    shell = "sh", flag = "-c";
   std::string directory = folder.string(), file = script;
   std::array<char*, 7> arguments{};
   std::vector<std::string> words = {shell, flag, change, gnuplot, directory, file};

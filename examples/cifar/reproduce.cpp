@@ -4,18 +4,25 @@
 #include "commands.hpp"
 #include "log.hpp"
 #include "plot.hpp"
+#include "results_table.hpp"
 #include "similarity.hpp"
 #include "text.hpp"
 #include "text_file.hpp"
 #include "trained_network.hpp"
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <cmath>
 #include <condition_variable>
+#include <deque>
+#include <functional>
 #include <iostream>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <ranges>
 #include <set>
 #include <thread>
 #include <utility>
@@ -27,34 +34,6 @@ namespace fs = std::filesystem;
 using concertina::io::read_safetensors;
 
 fs::path folder_of(const Run& run, const fs::path& out) { return out / "runs" / run.name; }
-
-/// What a finished training came to; nothing for one that is not finished. Accuracies in 0 .. 1.
-struct Outcome {
-  double best_test = 0, last_test = 0, last_train = 0;
-  bool contracted = false;  ///< to a network with the same test accuracy
-  std::vector<EpochRecord> epochs;
-};
-
-std::optional<Outcome> outcome_of(const Run& run, const fs::path& out) {
-  const fs::path folder = folder_of(run, out), log = folder / "log.csv";
-  if (!fs::exists(log) || !fs::exists(folder / "best.safetensors")) return std::nullopt;
-  Outcome outcome;
-  try {
-    outcome.epochs = CsvLog::read(log);
-  } catch (const concertina::FormatError&) {  // interrupted while it was written
-    return std::nullopt;
-  }
-  if (outcome.epochs.empty() || outcome.epochs.back().epoch < run.recipe.epochs) {
-    return std::nullopt;
-  }
-  for (const EpochRecord& epoch : outcome.epochs) {
-    outcome.best_test = std::max(outcome.best_test, epoch.test_accuracy);
-  }
-  outcome.last_test = outcome.epochs.back().test_accuracy;
-  outcome.last_train = outcome.epochs.back().train_accuracy;
-  outcome.contracted = fs::exists(folder / "compact.safetensors");
-  return outcome;
-}
 
 /// The sets of a folder, each read once.
 class Datasets {
@@ -98,6 +77,13 @@ class Queue {
     }
   }
 
+  /// No run is taken any more.
+  void stop() {
+    const std::lock_guard lock(mutex_);
+    waiting_.clear();
+    changed_.notify_all();
+  }
+
   void finish(const Run& run, bool succeeded) {
     const std::lock_guard lock(mutex_);
     --running_;
@@ -120,23 +106,30 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
               ThreadPool& pool, const std::function<void(const EpochRecord&)>& report) {
   const fs::path folder = folder_of(run, options.out);
   const fs::path best = folder / "best.safetensors", compact = folder / "compact.safetensors";
-  if (!outcome_of(run, options.out)) {
-    TrainOptions training{.network = run.network,
-                          .recipe = run.recipe,
-                          .out = folder,
-                          .similarities = run.similarities,
-                          .resume = true,
-                          .command = options.command,
-                          .report = report};
-    training.network.classes = data.classes;
-    const auto file_of = [&](const std::string& name) {
-      return name.empty() ? fs::path() : options.out / "runs" / name / "best.safetensors";
-    };
-    training.init = file_of(run.init);
-    training.teacher = file_of(run.teacher);
-    static_cast<void>(train(training, data, pool));
+  const auto file_of = [&](const std::string& name) {
+    return name.empty() ? fs::path() : options.out / "runs" / name / "best.safetensors";
+  };
+  TrainOptions training{
+      .network = run.network,
+      .recipe = run.recipe,
+      .out = folder,
+      .init = file_of(run.init),
+      .teacher = file_of(run.teacher),
+      .similarities = std::min(run.similarities, run.recipe.batches(data.train.count())),
+      .resume = true,
+      .command = options.command,
+      .report = [&](const EpochRecord& epoch) {
+        fs::remove(compact);  // of an earlier network
+        report(epoch);
+      }};
+  training.network.classes = data.classes;
+  static_cast<void>(train(training, data, pool));  // at its end already, checks that it is the same
+  if (!outcome_of(folder, run.recipe.epochs) || !fs::exists(best) ||
+      (run.similarities > 0 && !fs::exists(folder / "similarities.csv"))) {
+    throw concertina::Error(
+        folder.string() + ": files of the training are missing; remove the folder to train again");
   }
-  if (!run.contracts() || fs::exists(compact)) return;
+  if (!contracts(run.network) || fs::exists(compact)) return;
   const ContractionCheck check = check_contraction(read_safetensors(best), data, pool);
   if (!check.identical()) {
     throw concertina::Error("contracted, " + std::to_string(check.compact.correct) +
@@ -144,41 +137,6 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
                             std::to_string(check.expanded.correct));
   }
   concertina::io::write_safetensors(compact, check.network);
-}
-
-struct Measured {
-  Index seeds = 0;
-  double mean = 0;
-  std::optional<double> deviation = {};  // of the sample; nothing for one seed
-};
-
-Measured measured(const std::vector<Outcome>& outcomes, const std::string& metric) {
-  std::vector<double> values;
-  for (const Outcome& outcome : outcomes) {
-    if (metric == "top1") values.push_back(100 * outcome.best_test);
-    if (metric == "best_test_error") values.push_back(100 * (1 - outcome.best_test));
-    if (metric == "last_test_error") values.push_back(100 * (1 - outcome.last_test));
-    if (metric == "train_error") values.push_back(100 * (1 - outcome.last_train));
-  }
-  Measured result{.seeds = std::ssize(values)};
-  const auto count = static_cast<double>(values.size());
-  for (const double value : values) result.mean += value / count;
-  if (values.size() < 2) return result;
-  double squares = 0;
-  for (const double value : values) squares += (value - result.mean) * (value - result.mean);
-  result.deviation = std::sqrt(squares / (count - 1));
-  return result;
-}
-
-std::string signed_number(double number) {
-  return (number < 0 ? "" : "+") + tool::fixed(number, 2);
-}
-
-std::string words_of(const std::string& metric) {
-  if (metric == "top1") return "best test accuracy";
-  std::string words = metric;
-  std::ranges::replace(words, '_', ' ');
-  return words;
 }
 
 /// The runs of some rows, none twice.
@@ -204,74 +162,63 @@ void make_folder(const fs::path& path) {
 
 void write_table(const std::vector<Experiment>& rows, Index seeds, const Budget& budget,
                  const ReproduceOptions& options) {
-  const std::string& table = rows.front().table;
-  const Budget published;
-  std::string csv =
-      "table,dataset,kernel,model,rate,setting,metric,seeds,epochs,teacher_width,teacher_epochs,"
-      "mean,std,paper_mean,paper_std,difference,deviations,contracted\n";
-  std::string text =
-      "# Table " + table + ", reproduced\n\n`" + options.command +
-      "`\n\nIn percent; seeds from 1 on. The paper's are means and standard "
-      "deviations of five trainings of 150 epochs.\n\n"
-      "| data | kernel | network | setting | measure | seeds | epochs | ours | paper "
-      "| difference | within 3 deviations | contracted |\n"
-      "|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+  std::vector<TableRow> filled;
   for (const Experiment& row : rows) {
-    std::vector<Outcome> outcomes;
-    bool teacher = false;
+    TableRow& each = filled.emplace_back(TableRow{row, {}});
     for (Index seed = 1; seed <= seeds; ++seed) {
       const Run run = runs_of(row, static_cast<std::uint64_t>(seed), budget).back();
-      teacher = !run.teacher.empty();
-      auto outcome = outcome_of(run, options.out);
-      if (outcome) outcomes.push_back(std::move(*outcome));
-    }
-    const bool shortened = budget.epochs != published.epochs ||
-                           (teacher && (budget.teacher_width != published.teacher_width ||
-                                        budget.teacher_epochs != published.teacher_epochs));
-    const std::string teacher_width = teacher ? std::to_string(budget.teacher_width) : "",
-                      teacher_epochs = teacher ? std::to_string(budget.teacher_epochs) : "";
-    const bool contracted = std::ranges::all_of(outcomes, &Outcome::contracted);
-    const std::string rate = row.rate ? shortest(*row.rate) : "";
-    for (const auto& [metric, paper_mean, paper_deviation] : row.published) {
-      const Measured ours = measured(outcomes, metric);
-      const bool any = ours.seeds > 0;
-      const double difference = ours.mean - paper_mean, deviations = difference / paper_deviation;
-      const std::string deviation = ours.deviation ? tool::fixed(*ours.deviation, 2) : "";
-      const std::string contraction = !any ? "" : contracted ? "identical" : "different";
-      csv += table + ',' + row.dataset + ',' + std::to_string(row.kernel) + ',' + row.model + ',' +
-             rate + ',' + row.setting + ',' + metric + ',' + std::to_string(ours.seeds) + ',' +
-             std::to_string(budget.epochs) + ',' + teacher_width + ',' + teacher_epochs + ',' +
-             (any ? tool::fixed(ours.mean, 2) : "") + ',' + deviation + ',' +
-             tool::fixed(paper_mean, 2) + ',' + tool::fixed(paper_deviation, 2) + ',' +
-             (any ? signed_number(difference) : "") + ',' +
-             (any ? tool::fixed(deviations, 1) : "") + ',' + contraction + '\n';
-      std::string within;
-      if (any && shortened) within = "shortened";
-      if (any && !shortened) {
-        within = std::abs(deviations) <= 3 ? "yes" : "**no**, " + signed_number(deviations);
-      }
-      const std::string model = row.model + (rate.empty() ? "" : ", r = " + rate);
-      const std::string epochs =
-          std::to_string(budget.epochs) +
-          (teacher ? " (teacher of width " + teacher_width + ": " + teacher_epochs + ')' : "");
-      const std::string mean =
-          any ? tool::fixed(ours.mean, 2) + (ours.deviation ? " ± " + deviation : "") : "";
-      text += "| " + row.dataset + " | " + std::to_string(row.kernel) + " | " + model + " | " +
-              row.setting + " | " + words_of(metric) + " | " + std::to_string(ours.seeds) + " | " +
-              (any ? epochs : "") + " | " + mean + " | " + tool::fixed(paper_mean, 2) + " ± " +
-              tool::fixed(paper_deviation, 2) + " | " + (any ? signed_number(difference) : "") +
-              " | " + within + " | " + contraction + " |\n";
+      auto outcome = outcome_of(folder_of(run, options.out), run.recipe.epochs);
+      if (outcome) each.outcomes.push_back(std::move(*outcome));
     }
   }
-  write_text(options.out / ("table-" + table + ".csv"), csv);
-  write_text(options.out / ("table-" + table + ".md"), text);
+  const Table table = results_table(filled, budget, options.command);
+  write_text(table_path(rows.front().table, budget, options.out, ".csv"), table.csv);
+  write_text(table_path(rows.front().table, budget, options.out, ".md"), table.markdown);
+}
+
+/// Held while trainings run, so that two programs do not write into one folder.
+class FolderLock {
+ public:
+  explicit FolderLock(const fs::path& folder)
+      : file_(open((folder / ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666)) {
+    if (file_ < 0) cannot_write((folder / ".lock").string(), system_message());
+    if (flock(file_, LOCK_EX | LOCK_NB) == 0) return;
+    close(file_);
+    throw concertina::Error(folder.string() +
+                            ": another cifar reproduce is at work there; wait for it, or name "
+                            "another folder");
+  }
+  ~FolderLock() { close(file_); }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int file_;
+};
+
+/// What others need first, teachers before all: they take longest.
+std::vector<Run> in_order(std::vector<Run> runs) {
+  const auto needed = [all = runs](const Run& run) {
+    return std::ranges::any_of(
+        all, [&](const Run& other) { return other.init == run.name || other.teacher == run.name; });
+  };
+  std::ranges::stable_partition(runs, needed);
+  std::ranges::stable_partition(runs, [](const Run& run) { return run.network.is_resnet(); });
+  return runs;
 }
 
 }  // namespace
 
-std::vector<std::string> run_trainings(const std::vector<Run>& runs,
+fs::path table_path(const std::string& table, const Budget& budget, const fs::path& out,
+                    const char* extension) {
+  return out / ("table-" + table + budget.marks() + extension);
+}
+
+std::vector<std::string> run_trainings(const std::vector<Run>& unordered,
                                        const ReproduceOptions& options) {
+  const std::vector<Run> runs = in_order(unordered);
   make_folder(options.out / "runs");
+  const FolderLock lock_of_folder(options.out / "runs");
   Datasets datasets(options.data);
   for (const Run& run : runs) static_cast<void>(datasets[run.dataset]);
   const Index cores = thread_count(0);
@@ -280,8 +227,9 @@ std::vector<std::string> run_trainings(const std::vector<Run>& runs,
   Queue queue(runs);
   std::mutex mutex;  // of what follows, and of standard error
   std::vector<std::string> failures;
-  const auto work = [&] {
-    ThreadPool pool(std::max<Index>(1, cores / jobs));
+  std::deque<ThreadPool> pools;
+  for (Index job = 0; job < jobs; ++job) pools.emplace_back(std::max<Index>(1, cores / jobs));
+  const auto work = [&](ThreadPool& pool) {
     while (const Run* run = queue.take()) {
       const auto report = [&](const EpochRecord& epoch) {
         const std::lock_guard lock(mutex);
@@ -301,10 +249,18 @@ std::vector<std::string> run_trainings(const std::vector<Run>& runs,
       queue.finish(*run, succeeded);
     }
   };
-  std::vector<std::jthread> threads;
-  for (Index job = 1; job < jobs; ++job) threads.emplace_back(work);
-  work();
-  threads.clear();  // joins
+  {
+    std::vector<std::jthread> threads;
+    try {
+      for (ThreadPool& pool : pools | std::views::drop(1)) {
+        threads.emplace_back(work, std::ref(pool));
+      }
+    } catch (...) {
+      queue.stop();
+      throw;
+    }
+    work(pools.front());
+  }
   for (const Run* run : queue.left()) {
     failures.push_back(run->name + ": not run, for it needs one that failed");
   }
@@ -316,14 +272,14 @@ std::vector<std::string> reproduce_table(const std::vector<Experiment>& rows, In
   std::vector<Experiment> possible;
   std::vector<std::string> notes;
   std::string why;
-  for (const char* name : {"cifar10", "cifar100"}) {
-    const std::string published = published_dataset(name);
+  std::set<std::string> published_names;
+  for (const Experiment& row : rows) published_names.insert(row.dataset);
+  for (const std::string& published : published_names) {
     std::vector<Experiment> own;
     std::ranges::copy_if(rows, std::back_inserter(own),
                          [&](const Experiment& row) { return row.dataset == published; });
-    if (own.empty()) continue;
     try {
-      require_files(options.data, name);
+      require_files(options.data, dataset_name(published));
       possible.insert(possible.end(), own.begin(), own.end());
     } catch (const concertina::IoError& error) {
       why = error.what();
@@ -368,7 +324,8 @@ std::vector<std::string> reproduce_figure(const std::string& figure, const std::
   }
   std::vector<Line> lines;
   for (const Curve& curve : curves) {
-    const Outcome outcome = outcome_of(curve.run, options.out).value();
+    const Outcome outcome =
+        outcome_of(folder_of(curve.run, options.out), curve.run.recipe.epochs).value();
     Line& line = lines.emplace_back(Line{.title = curve.title, .epochs = outcome.epochs});
     if (curve.run.similarities > 0) {
       line.similarities = read_similarities(folder_of(curve.run, options.out) / "similarities.csv");

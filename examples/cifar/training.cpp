@@ -2,6 +2,7 @@
 #include "training.hpp"
 
 #include "similarity.hpp"
+#include "text.hpp"
 
 #include <concertina/io/safetensors.hpp>
 #include <concertina/random.hpp>
@@ -178,19 +179,26 @@ void Training<Scalar>::learn_from(const concertina::io::Safetensors& file, Threa
     distillation(tape, network_.logits(), teacher_->logits(), transfer.temperature,
                  transfer.weight);
   } else if (transfer.method == Transfer::pkt) {
-    similarity_transfer_.emplace(tape, network_.features(), teacher_->features());
+    similarity_transfer(tape, network_.features(), teacher_->features());
   } else {
     Maps<Scalar>& given = detached(tape, teacher_->features());
     const concertina::ConvShape<0> shape{.out = network_.features().numbers(),
                                          .in = given.numbers()};
     projection_ = &tape.tensor("hint.weight", {shape.out, shape.in});
-    std::mt19937_64 generator(recipe_.seed);
+    std::mt19937_64 generator(~recipe_.seed);  // not the weights' own numbers
     for (Scalar& number : projection_->value) {
       number = static_cast<Scalar>(
           concertina::random_uniform(generator, 1 / std::sqrt(static_cast<double>(shape.in))));
     }
     hint_loss(tape, network_.features(), linear(tape, given, shape, {projection_, nullptr}));
   }
+}
+
+template <class Scalar>
+void Training<Scalar>::start_from(const concertina::io::Safetensors& file) {
+  network_.load(file);
+  network_.set_normalization({data_.mean, data_.deviation});  // the file's was of its own images
+  init_name_ = std::to_string(fingerprint(file));
 }
 
 template <class Scalar>
@@ -227,6 +235,8 @@ Score Training<Scalar>::forward(std::span<const std::uint32_t> which) {
 
 template <class Scalar>
 std::vector<std::vector<Scalar>> Training<Scalar>::gradients(Index batches, bool trained) {
+  if (order_.empty()) throw Error("there are no gradients before the first epoch");
+  if (recipe_.decay_products) network_.decay_contractions(0);
   std::vector<std::vector<Scalar>> statistics, result;
   for (const Tensor<Scalar>* tensor : network_.statistics()) statistics.push_back(tensor->value);
   const std::span<const std::uint32_t> order = order_;
@@ -244,6 +254,7 @@ std::vector<std::vector<Scalar>> Training<Scalar>::gradients(Index batches, bool
   for (std::size_t t = 0; t < statistics.size(); ++t) {
     network_.statistics()[t]->value = std::move(statistics[t]);
   }
+  if (recipe_.decay_products) network_.decay_contractions(recipe_.weight_decay);
   return result;
 }
 
@@ -285,6 +296,7 @@ std::string Training<Scalar>::settings() const {
                 {"data set", data_.name},
                 {"training images", data_.train.count()},
                 {"test images", data_.test.count()}};
+  if (!init_name_.empty()) settings["init"] = init_name_;
   if (transfer.method != Transfer::none) settings["teacher"] = teacher_name_;
   if (transfer.method == Transfer::kd) {
     settings["temperature"] = transfer.temperature;
@@ -357,6 +369,8 @@ void Training<Scalar>::restore(const concertina::io::Safetensors& file) {
     }
   }
   epoch_ = done;
+  if (done > 0) order_ = epoch_order(data_.train.count(), recipe_.seed, done);
+  next_ = std::ssize(order_);
 }
 
 namespace {
@@ -373,6 +387,12 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   if (!options.teacher.empty()) teacher = concertina::io::read_safetensors(options.teacher);
   Training<Scalar> training(options.network, options.recipe, data, pool,
                             teacher ? &*teacher : nullptr);
+  if (!options.init.empty()) training.start_from(concertina::io::read_safetensors(options.init));
+  const Index batches = options.recipe.batches(data.train.count());
+  if (options.similarities > batches) {
+    throw Error("similarities of " + std::to_string(options.similarities) +
+                " batches; an epoch has " + std::to_string(batches));
+  }
   TrainResult result{.parameters = training.network().parameter_count()};
   if (exists) {
     const auto checkpoint = concertina::io::read_safetensors(checkpoint_path);
@@ -386,16 +406,15 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
     } catch (const json::exception&) {
       throw FormatError(checkpoint_path.string() + ": metadata 'best' has no epoch and accuracy");
     }
-  } else if (!options.init.empty()) {
-    training.network().load(concertina::io::read_safetensors(options.init));
   }
+  const Index done = training.epochs_done(), epochs = options.recipe.epochs;
+  if (exists && done == epochs) return result;
   std::error_code failure;
   std::filesystem::create_directories(options.out, failure);
   if (failure) {
     throw concertina::IoError(options.out.string() + ": cannot be made a folder, " +
                               failure.message());
   }
-  const Index done = training.epochs_done(), epochs = options.recipe.epochs;
   const std::vector<std::string> comments = {
       options.command, "model " + options.network.model + ", " +
                            std::to_string(training.network().parameter_count()) +
@@ -421,9 +440,13 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
     }
     std::optional<double> min_similarity;
     if (options.similarities > 0) {
-      similarities =
-          cosine_similarities(training.gradients(options.similarities, options.trained_gradients));
-      min_similarity = *std::ranges::min_element(similarities);
+      try {
+        similarities = cosine_similarities(
+            training.gradients(options.similarities, options.trained_gradients));
+        min_similarity = std::ranges::min(similarities);
+      } catch (const concertina::NumericalError&) {
+        similarities.clear();  // a gradient that is zero has no direction: not measured
+      }
     }
     const EpochRecord record{.epoch = training.epochs_done(),
                              .learning_rate = options.recipe.rate_in(training.epochs_done()),
@@ -477,7 +500,24 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 
 }  // namespace
 
+void TrainOptions::validate() const {
+  network.validate();
+  recipe.validate();
+  require_teacher(recipe.transfer.method, !teacher.empty());
+  const bool contracted = network.compute == Compute::contracted && network.model != "acnet";
+  if (similarities > 0 && !trained_gradients && !contracted && network.model != "compact") {
+    throw Error("similarities of a compact network's gradients, of " + network.model +
+                " computed " + name_of(network.compute) +
+                ": it has no compact network in training; compare --trained-gradients");
+  }
+  if (recipe.decay_products && network.compute != Compute::contracted) {
+    throw Error("the decay of products needs contracted expansions; these are " +
+                name_of(network.compute));
+  }
+}
+
 TrainResult train(const TrainOptions& options, const Dataset& data, ThreadPool& pool) {
+  options.validate();
   return options.in_double ? train_in<double>(options, data, pool)
                            : train_in<float>(options, data, pool);
 }

@@ -13,7 +13,6 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -59,6 +58,9 @@ struct Recipe {
 
   /// Throws Error naming the option where one makes no sense.
   void validate() const;
+
+  /// Batches of an epoch of so many images.
+  Index batches(Index images) const { return (images + batch - 1) / batch; }
 
   /// In an epoch counted from 1: the full rate until epoch 50 of 150, and so on in proportion. Of
   /// Adam, which scales its steps itself, the full rate.
@@ -112,14 +114,19 @@ class Training {
   bool more_batches() const { return next_ < std::ssize(order_); }
   Score step(bool reversed = false);
 
-  /// Gradients of the loss on the first `batches` batches of the last epoch, augmented as in it, by
-  /// the parameters as they are: those of the network that is computed (a contraction's in the
-  /// place of its layers'), or those that are trained. Changes nothing.
+  /// Gradients of the loss, without decay, on the first `batches` batches of the last epoch,
+  /// augmented as in it, by the parameters as they are: those of the network that is computed (a
+  /// contraction's in the place of its layers'), or those that are trained. Changes nothing.
   /// Returns  [batch][all parameters]
+  /// Throws   Error before the first epoch
   std::vector<std::vector<Scalar>> gradients(Index batches, bool trained = false);
 
   Index epochs_done() const { return epoch_; }
   Network<Scalar>& network() { return network_; }
+
+  /// Takes the parameters and statistics of a file, such as those of a nonlinear counterpart.
+  /// Throws  as Network::load
+  void start_from(const concertina::io::Safetensors& file);
 
   /// Everything that the next epoch depends on: the network, where it stands, the recipe, and the
   /// velocities where they are kept.
@@ -142,8 +149,7 @@ class Training {
   std::vector<std::uint8_t> labels_;  // of the training set, perhaps corrupted
   Network<Scalar> network_;
   std::unique_ptr<Network<Scalar>> teacher_;
-  std::string teacher_name_;
-  std::optional<SimilarityTransfer<Scalar>> similarity_transfer_;
+  std::string teacher_name_, init_name_;
   Tensor<Scalar>* projection_ = nullptr;
   std::unique_ptr<Optimizer<Scalar>> optimizer_;
   Index epoch_ = 0;  // epochs begun; between epochs, done
@@ -168,6 +174,9 @@ struct TrainOptions {
   std::string command;  ///< for the log
   bool in_double = false;
   std::function<void(const EpochRecord&)> report = {};  ///< of each epoch, instead of a bar
+
+  /// Throws Error naming what makes no sense, alone or together.
+  void validate() const;
 };
 
 /// The best and the last test score.

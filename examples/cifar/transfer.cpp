@@ -124,33 +124,33 @@ void hint_loss(Tape<Scalar>& tape, Maps<Scalar>& features, Maps<Scalar>& hint) {
 }
 
 template <class Scalar>
-SimilarityTransfer<Scalar>::SimilarityTransfer(Tape<Scalar>& tape, Maps<Scalar>& features,
-                                               Maps<Scalar>& teacher) {
+void similarity_transfer(Tape<Scalar>& tape, Maps<Scalar>& features, Maps<Scalar>& teacher) {
   const auto gradient = std::make_shared<Eigen::MatrixXd>();  // [image][feature]
   Operation operation;
-  operation.forward.push_back(
-      {.each = {}, .then = [this, gradient, &tape, &features, &teacher] {
-         if (!tape.training()) return;
-         const Directions student = directions(tape, features);
-         const Eigen::MatrixXd own = similarities(student);
-         Eigen::MatrixXd wanted = similarities(directions(tape, teacher));
-         wanted.array().colwise() /= wanted.rowwise().sum().eval().array();
-         const Eigen::VectorXd sums = own.rowwise().sum();
-         const auto images = static_cast<double>(tape.images());
-         const Eigen::MatrixXd shares = sums.cwiseInverse().asDiagonal() * own;
-         loss_ = (wanted.array() * (wanted.array() / shares.array()).log()).sum() / images;
-         // The row's sum of wanted is 1: d loss / d own(i, j), and half of it for the cosine.
-         Eigen::MatrixXd slope = -(wanted.array() / own.array()).matrix();
-         slope.colwise() += sums.cwiseInverse();
-         slope /= 2 * images;
-         const Eigen::MatrixXd along = (slope + slope.transpose()) * student.rows;
-         const Eigen::VectorXd radial = along.cwiseProduct(student.rows).rowwise().sum();
-         *gradient = student.norms.cwiseInverse().asDiagonal() *
-                     (along - radial.asDiagonal() * student.rows);
-         for (Index image = 0; image < tape.images(); ++image) {
-           if (student.norms[image] <= 1e-30) gradient->row(image).setZero();
-         }
-       }});
+  operation.forward.push_back({.each = {}, .then = [gradient, &tape, &features, &teacher] {
+                                 if (!tape.training()) return;
+                                 const Directions student = directions(tape, features);
+                                 const Eigen::MatrixXd own = similarities(student);
+                                 Eigen::MatrixXd wanted = similarities(directions(tape, teacher));
+                                 wanted.array().colwise() /= wanted.rowwise().sum().eval().array();
+                                 const Eigen::VectorXd sums = own.rowwise().sum();
+                                 const auto images = static_cast<double>(tape.images());
+                                 // The row's sum of wanted is 1: d loss / d own(i, j), and half of
+                                 // it for the cosine.
+                                 Eigen::MatrixXd slope = -(wanted.array() / own.array()).matrix();
+                                 slope.colwise() += sums.cwiseInverse();
+                                 slope /= 2 * images;
+                                 const Eigen::MatrixXd along =
+                                     (slope + slope.transpose()) * student.rows;
+                                 const Eigen::VectorXd radial =
+                                     along.cwiseProduct(student.rows).rowwise().sum();
+                                 *gradient = student.norms.cwiseInverse().asDiagonal() *
+                                             (along - radial.asDiagonal() * student.rows);
+                                 for (Index image = 0; image < tape.images(); ++image) {
+                                   if (student.norms[image] <= 1e-30)
+                                     gradient->row(image).setZero();
+                                 }
+                               }});
   const auto first_writer = tape.first_writer(features);
   operation.backward.push_back(
       {.each =
@@ -172,7 +172,7 @@ SimilarityTransfer<Scalar>::SimilarityTransfer(Tape<Scalar>& tape, Maps<Scalar>&
 #define CIFAR_INSTANTIATE(Scalar)                                                          \
   template void distillation(Tape<Scalar>&, Maps<Scalar>&, Maps<Scalar>&, double, double); \
   template void hint_loss(Tape<Scalar>&, Maps<Scalar>&, Maps<Scalar>&);                    \
-  template class SimilarityTransfer<Scalar>;
+  template void similarity_transfer(Tape<Scalar>&, Maps<Scalar>&, Maps<Scalar>&);
 CIFAR_INSTANTIATE(float)
 CIFAR_INSTANTIATE(double)
 #undef CIFAR_INSTANTIATE

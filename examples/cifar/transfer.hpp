@@ -31,16 +31,6 @@ void hint_loss(Tape<Scalar>& tape, Maps<Scalar>& features, Maps<Scalar>& hint);
 /// Source    Passalis, Tefas, "Learning deep representations with probabilistic knowledge
 ///           transfer", ECCV 2018
 template <class Scalar>
-class SimilarityTransfer {
- public:
-  SimilarityTransfer(Tape<Scalar>& tape, Maps<Scalar>& features, Maps<Scalar>& teacher);
-  SimilarityTransfer(const SimilarityTransfer&) = delete;  // the tape refers to it
-  SimilarityTransfer& operator=(const SimilarityTransfer&) = delete;
-
-  double loss() const { return loss_; }  ///< of the last batch
-
- private:
-  double loss_ = 0;
-};
+void similarity_transfer(Tape<Scalar>& tape, Maps<Scalar>& features, Maps<Scalar>& teacher);
 
 }  // namespace cifar

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "results_table.hpp"
+
+#include "text.hpp"
+#include "text_file.hpp"
+
+#include <concertina/error.hpp>
+
+#include <algorithm>
+#include <cmath>
+
+namespace cifar {
+namespace {
+
+std::string with_sign(double number, int digits) {
+  return (number < 0 ? "" : "+") + tool::fixed(number, digits);
+}
+
+std::string words_of(const std::string& metric) {
+  if (metric == "top1") return "best test accuracy";
+  std::string words = metric;
+  std::ranges::replace(words, '_', ' ');
+  return words;
+}
+
+/// Cells as a line of either format; the first is empty in neither.
+std::string markdown_line(const std::vector<std::string>& cells) {
+  std::string line = "|";
+  for (const std::string& cell : cells) line += ' ' + cell + " |";
+  return line + '\n';
+}
+std::string csv_line(const std::vector<std::string>& cells) {
+  std::string line;
+  for (const std::string& cell : cells) line += (line.empty() ? "" : ",") + cell;
+  return line + '\n';
+}
+
+}  // namespace
+
+std::optional<Outcome> outcome_of(const std::filesystem::path& folder, Index epochs) {
+  const auto log = folder / "log.csv";
+  if (!std::filesystem::exists(log)) return std::nullopt;
+  Outcome outcome{.epochs = CsvLog::read(log)};
+  if (outcome.epochs.empty() || outcome.epochs.back().epoch < epochs) return std::nullopt;
+  for (const EpochRecord& epoch : outcome.epochs) {
+    outcome.best_test = std::max(outcome.best_test, epoch.test_accuracy);
+  }
+  outcome.last_test = outcome.epochs.back().test_accuracy;
+  outcome.last_train = outcome.epochs.back().train_accuracy;
+  outcome.contracted = std::filesystem::exists(folder / "compact.safetensors");
+  return outcome;
+}
+
+Measured measured(const std::vector<Outcome>& outcomes, const std::string& metric) {
+  const auto value_of = [&](const Outcome& outcome) {
+    if (metric == "top1") return 100 * outcome.best_test;
+    if (metric == "best_test_error") return 100 * (1 - outcome.best_test);
+    if (metric == "last_test_error") return 100 * (1 - outcome.last_test);
+    if (metric == "train_error") return 100 * (1 - outcome.last_train);
+    throw concertina::Error("there is no measure '" + metric + "'; there are " +
+                            tool::listed(metric_names()));
+  };
+  Measured result{.seeds = std::ssize(outcomes)};
+  const auto count = static_cast<double>(outcomes.size());
+  for (const Outcome& outcome : outcomes) result.mean += value_of(outcome) / count;
+  if (outcomes.size() < 2) return result;
+  double squares = 0;
+  for (const Outcome& outcome : outcomes) squares += std::pow(value_of(outcome) - result.mean, 2);
+  result.deviation = std::sqrt(squares / (count - 1));
+  return result;
+}
+
+Table results_table(const std::vector<TableRow>& rows, const Budget& budget,
+                    const std::string& command) {
+  const std::string& name = rows.front().experiment.table;
+  Table table;
+  table.csv =
+      "table,dataset,kernel,model,rate,setting,metric,seeds,epochs,teacher_width,teacher_epochs,"
+      "mean,std,paper_mean,paper_std,difference,deviations,within,contracted\n";
+  table.markdown =
+      "# Table " + name + ", reproduced\n\n`" + command + "`\n\nIn percent; seeds from 1 on" +
+      (budget.uniform_norms ? ", batch norms starting uniform in 0 to 1" : "") +
+      ". The paper's are means and standard deviations of five trainings of 150 epochs. "
+      "\"Contracted\" says that each compact network recognises as many test images as the "
+      "expanded one it came from.\n\n" +
+      markdown_line({"data", "kernel", "network", "setting", "measure", "seeds", "epochs", "ours",
+                     "paper", "difference", "within 3 deviations", "contracted"}) +
+      "|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+  Index empty = 0;
+  for (const auto& [row, outcomes] : rows) {
+    if (outcomes.empty()) {
+      ++empty;
+      continue;
+    }
+    const bool teacher = has_teacher(row);
+    const bool published = budget.epochs == Budget().epochs &&
+                           (!teacher || (budget.teacher_width == Budget().teacher_width &&
+                                         budget.teacher_epochs == Budget().teacher_epochs));
+    const std::string kernel = std::to_string(row.kernel),
+                      rate = row.rate ? shortest(*row.rate) : "",
+                      epochs = std::to_string(budget.epochs),
+                      width = teacher ? std::to_string(budget.teacher_width) : "",
+                      teacher_epochs = teacher ? std::to_string(budget.teacher_epochs) : "",
+                      contracted =
+                          std::ranges::all_of(outcomes, &Outcome::contracted) ? "yes" : "no";
+    for (const auto& [metric, paper_mean, paper_deviation] : row.published) {
+      const Measured ours = measured(outcomes, metric);
+      const double difference = ours.mean - paper_mean, deviations = difference / paper_deviation;
+      const bool within = std::abs(difference) <= 3 * paper_deviation;
+      const std::string seeds = std::to_string(ours.seeds), mean = tool::fixed(ours.mean, 2),
+                        deviation = ours.deviation ? tool::fixed(*ours.deviation, 2) : "",
+                        paper = tool::fixed(paper_mean, 2),
+                        paper_std = tool::fixed(paper_deviation, 2);
+      table.csv += csv_line({name, row.dataset, kernel, row.model, rate, row.setting, metric, seeds,
+                             epochs, width, teacher_epochs, mean, deviation, paper, paper_std,
+                             with_sign(difference, 2), with_sign(deviations, 2),
+                             published ? (within ? "yes" : "no") : "other budget", contracted});
+      table.markdown += markdown_line(
+          {row.dataset, kernel, row.model + (rate.empty() ? "" : ", r = " + rate), row.setting,
+           words_of(metric), seeds,
+           epochs + (teacher ? " (teacher of width " + width + ": " + teacher_epochs + ')' : ""),
+           mean + (deviation.empty() ? "" : " ± " + deviation), paper + " ± " + paper_std,
+           with_sign(difference, 2),
+           !published ? "other budget"
+           : within   ? "yes"
+                      : "**no**, " + with_sign(deviations, 1),
+           contracted});
+    }
+  }
+  if (empty > 0) {
+    table.markdown += '\n' + tool::counted(empty, "row") + " of the table without a training.\n";
+  }
+  return table;
+}
+
+}  // namespace cifar

@@ -1,0 +1,51 @@
+// A table of the paper, ours beside theirs: from what trainings came to, to Markdown and CSV.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "experiments.hpp"
+#include "log.hpp"
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace cifar {
+
+/// What a finished training came to. Accuracies in 0 .. 1.
+struct Outcome {
+  double best_test = 0, last_test = 0, last_train = 0;
+  bool contracted = false;  ///< to a network that recognises as many test images
+  std::vector<EpochRecord> epochs = {};
+};
+
+/// What a training's folder holds; nothing where the training has not ended.
+/// Throws  IoError; FormatError where its log is damaged
+std::optional<Outcome> outcome_of(const std::filesystem::path& folder, Index epochs);
+
+/// Several trainings by one of the paper's measures, in percent.
+struct Measured {
+  Index seeds = 0;
+  double mean = 0;
+  std::optional<double> deviation = {};  ///< of the sample; nothing for one seed
+};
+
+/// Throws  Error for a measure that there is not
+Measured measured(const std::vector<Outcome>& outcomes, const std::string& metric);
+
+/// The trainings of a row that there are.
+struct TableRow {
+  Experiment experiment;
+  std::vector<Outcome> outcomes;
+};
+
+/// A line for each row and measure. A difference of more than three of the paper's deviations is
+/// marked, but for another budget than the paper's, which is named instead. Rows without a training
+/// are only counted, below the Markdown.
+struct Table {
+  std::string markdown, csv;
+};
+Table results_table(const std::vector<TableRow>& rows, const Budget& budget,
+                    const std::string& command);
+
+}  // namespace cifar

@@ -1,0 +1,109 @@
+// Tables beside the paper's.
+// SPDX-License-Identifier: Apache-2.0
+#include "cifar/results_table.hpp"  // first: the header must stand alone
+
+#include "support.hpp"
+
+#include <catch2/catch.hpp>
+
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+namespace cifar {
+namespace {
+
+using Catch::Matchers::Contains;
+using concertina::test::message_of;
+namespace fs = std::filesystem;
+
+Experiment row(const std::string& setting = "none") {
+  return {.table = "S1",
+          .dataset = "CIFAR-10",
+          .model = "SmallNet",
+          .setting = setting,
+          .kernel = 7,
+          .rate = {},
+          .published = {{"top1", 78.0, 0.5}}};
+}
+
+Outcome outcome(double best, bool contracted = true) {
+  return {
+      .best_test = best, .last_test = best - 0.25, .last_train = 0.75, .contracted = contracted};
+}
+
+std::string line_of(const std::vector<Outcome>& outcomes, const Budget& budget = {}) {
+  const std::string text = results_table({{row(), outcomes}}, budget, "cifar").markdown;
+  const auto from = text.find("| CIFAR-10");
+  return text.substr(from, text.find('\n', from) - from);
+}
+
+TEST_CASE("means, deviations and measures are those of the definition", "[cifar]") {
+  const std::vector<Outcome> three = {outcome(0.75), outcome(0.8125), outcome(0.875)};
+  CHECK(measured(three, "top1").mean == Approx(81.25));
+  CHECK(measured(three, "top1").deviation.value() == Approx(6.25));  // n - 1
+  CHECK(measured(three, "best_test_error").mean == Approx(18.75));
+  CHECK(measured(three, "last_test_error").mean == Approx(43.75));
+  CHECK(measured(three, "train_error").mean == Approx(25));
+  CHECK_FALSE(measured({outcome(0.5)}, "top1").deviation);
+  CHECK(measured({}, "top1").seeds == 0);
+  CHECK_THAT(message_of<concertina::Error>([&] { measured(three, "top5"); }), Contains("top1"));
+}
+
+TEST_CASE("differences beyond three deviations are marked", "[cifar]") {
+  CHECK(line_of({outcome(0.7675), outcome(0.7725)}) ==
+        "| CIFAR-10 | 7 | SmallNet | none | best test accuracy | 2 | 150 | 77.00 ± 0.35 | "
+        "78.00 ± 0.50 | -1.00 | yes | yes |");
+  CHECK_THAT(line_of({outcome(0.795)}),
+             Contains("| 1 | 150 | 79.50 | 78.00 ± 0.50 | +1.50 | yes |"));
+  CHECK_THAT(line_of({outcome(0.7951)}), Contains("+1.51 | **no**, +3.0 |"));
+  CHECK_THAT(line_of({outcome(0.76)}), Contains("-2.00 | **no**, -4.0 |"));
+  CHECK_THAT(line_of({outcome(0.76)}, {.epochs = 10}),
+             Contains("| 10 | 76.00") && Contains("| other budget |"));
+  CHECK_THAT(line_of({outcome(0.78), outcome(0.78, false)}), Contains("| yes | no |"));
+}
+
+TEST_CASE("a row with a teacher says which, and rows without trainings are counted", "[cifar]") {
+  const Budget budget{.teacher_width = 8, .teacher_epochs = 12};
+  const Table table =
+      results_table({{row("KD"), {outcome(0.78)}}, {row(), {}}, {row(), {outcome(0.78)}}}, budget,
+                    "cifar --table S1");
+  CHECK_THAT(table.markdown,
+             Contains("| KD | best test accuracy | 1 | 150 (teacher of width 8: 12) "
+                      "| 78.00 | 78.00 ± 0.50 | +0.00 | other budget |") &&
+                 Contains("| none | best test accuracy | 1 | 150 | 78.00 |") &&
+                 Contains("1 row of the table without a training") &&
+                 Contains("`cifar --table S1`"));
+  CHECK_THAT(table.csv, Contains("\nS1,CIFAR-10,7,SmallNet,,KD,top1,1,150,8,12,78.00,,78.00,0.50,"
+                                 "+0.00,+0.00,other budget,yes\n") &&
+                            Contains("none,top1,1,150,,,78.00,,78.00,0.50,+0.00,+0.00,yes,yes\n"));
+}
+
+TEST_CASE("a training's outcome is in its folder, once it has ended", "[cifar]") {
+  const fs::path folder =
+      fs::temp_directory_path() / ("cifar_results_table_" + std::to_string(getpid()));
+  fs::create_directories(folder);
+  CHECK_FALSE(outcome_of(folder, 2));
+  {
+    CsvLog log(folder / "log.csv", {});
+    log.add({.epoch = 1, .train_accuracy = 0.25, .test_accuracy = 0.75});
+    CHECK_FALSE(outcome_of(folder, 2));
+    log.add({.epoch = 2, .train_accuracy = 0.5, .test_accuracy = 0.625});
+  }
+  const auto found = outcome_of(folder, 2);
+  REQUIRE(found);
+  CHECK(found->best_test == 0.75);
+  CHECK(found->last_test == 0.625);
+  CHECK(found->last_train == 0.5);
+  CHECK_FALSE(found->contracted);
+  CHECK(found->epochs.size() == 2);
+  std::ofstream(folder / "compact.safetensors") << "";
+  CHECK(outcome_of(folder, 2)->contracted);
+  fs::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace cifar
