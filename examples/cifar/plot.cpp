@@ -16,6 +16,7 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 extern char** environ;
 
@@ -126,7 +127,7 @@ void check(const std::vector<Line>& lines) {
 std::vector<double> spread_labels(const std::vector<double>& heights, double gap) {
   std::vector<std::size_t> order(heights.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order, {}, [&](std::size_t i) { return heights[i]; });
+  std::ranges::sort(order, {}, [&](std::size_t i) { return std::pair(heights[i], i); });
   // Clusters of labels that touch, each around the mean of what its labels want.
   struct Cluster {
     double wanted;  // of its lowest label, the mean over its labels

@@ -197,14 +197,18 @@ class FolderLock {
 };
 
 /// What others need first, teachers before all: they take longest.
-std::vector<Run> in_order(std::vector<Run> runs) {
-  const auto needed = [all = runs](const Run& run) {
-    return std::ranges::any_of(
-        all, [&](const Run& other) { return other.init == run.name || other.teacher == run.name; });
+std::vector<Run> in_order(const std::vector<Run>& runs) {
+  const auto rank = [&](const Run& run) {
+    if (run.network.is_resnet()) return 0;
+    return std::ranges::any_of(runs, [&](const Run& other) { return other.init == run.name; }) ? 1
+                                                                                               : 2;
   };
-  std::ranges::stable_partition(runs, needed);
-  std::ranges::stable_partition(runs, [](const Run& run) { return run.network.is_resnet(); });
-  return runs;
+  std::vector<Run> ordered;
+  for (const int wanted : {0, 1, 2}) {
+    std::ranges::copy_if(runs, std::back_inserter(ordered),
+                         [&](const Run& run) { return rank(run) == wanted; });
+  }
+  return ordered;
 }
 
 }  // namespace
