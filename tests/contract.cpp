@@ -12,17 +12,6 @@
 #include <vector>
 
 namespace concertina::test {
-namespace {
-
-ConvShape<2> conv(Index kernel, Index padding, bool bias, Index stride = 1) {
-  return {.out = 2,
-          .in = 2,
-          .kernel = kernel,
-          .geometry = {.stride = stride, .padding = padding},
-          .bias = bias};
-}
-
-}  // namespace
 
 TEST_CASE("every order of a chain gives the same layer, whatever the parentheses", "[contract]") {
   Rng rng(3);
@@ -99,8 +88,12 @@ TEST_CASE("half and bfloat16 store, float computes", "[contract]") {
 
 TEST_CASE("contracting inexactly is refused unless the caller opts in by name", "[contract]") {
   Rng rng(1);
-  const auto f1 = small_integers<float>(conv(3, 1, false), rng);
-  const auto f2 = small_integers<float>(conv(3, 1, true, 2), rng);
+  const ConvShape<2> padded{.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}};
+  ConvShape<2> strided = padded;
+  strided.geometry.stride = 2;
+  strided.bias = true;
+  const auto f1 = small_integers<float>(padded, rng);
+  const auto f2 = small_integers<float>(strided, rng);
   const std::string message = message_of<InexactError>([&] { const Conv2d<float> f = f2 * f1; });
   CHECK_THAT(message, Catch::Contains("border of 1x1 outputs at the start and 1x1 at the end") &&
                           Catch::Contains("layer 2") && Catch::Contains("interior_only"));

@@ -268,12 +268,9 @@ int run_bench(const BenchCommand& command) {
   std::vector<Row> rows;
   for (const std::string& model : models) {
     for (const Compute compute : {Compute::contracted, Compute::layered}) {
-      if ((model == "compact" || model == "acnet" || model == "resnet18") &&
-          compute == Compute::layered) {
-        continue;
-      }
       NetworkOptions network = command.network;
       network.model = model;
+      if (!network.is_expanded() && compute == Compute::layered) continue;
       network.compute = compute;
       as_usage([&] { network.validate(); });
       rows.push_back(

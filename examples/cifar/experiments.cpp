@@ -72,7 +72,7 @@ std::string seed_and_epochs(const Recipe& recipe) {
   return "-e" + std::to_string(recipe.epochs) + "-s" + std::to_string(recipe.seed);
 }
 
-bool is_expanded(const std::string& model) { return model != "compact" && model != "acnet"; }
+bool is_expanded(const std::string& model) { return NetworkOptions{.model = model}.is_expanded(); }
 
 /// What tells a network from another in a name: k7-cl+fc-r4.
 std::string network_name(const std::string& model, Index kernel, std::optional<double> rate) {

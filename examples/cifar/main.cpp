@@ -31,7 +31,7 @@ std::string command_line(int argc, char** argv) {
   return text;
 }
 
-/// Throws where an option was given that only means something with another: "--rate needs ...".
+/// Throws where an option was given that only means something with another.
 void require_use(const CLI::App& command, bool used, std::initializer_list<const char*> options,
                  const std::string& with) {
   for (const char* option : options) {
@@ -45,13 +45,11 @@ void require_use(const CLI::App& command, bool used, std::initializer_list<const
 void require_use(const CLI::App& command, const cifar::TrainCommand& training) {
   const cifar::NetworkOptions& network = training.options.network;
   const cifar::Recipe& recipe = training.options.recipe;
-  const bool expanded =
-      network.model != "compact" && network.model != "acnet" && !network.is_resnet();
   const cifar::Transfer transfer = recipe.transfer.method;
   require_use(command, network.is_resnet(), {"--width"}, "resnet18");
   require_use(command, !network.is_resnet(), {"--kernel", "--blocks"}, "SmallNet and its forms");
-  require_use(command, expanded, {"--rate", "--compute"}, "expanded networks");
-  require_use(command, expanded && recipe.weight_decay > 0, {"--decay-of"},
+  require_use(command, network.is_expanded(), {"--rate", "--compute"}, "expanded networks");
+  require_use(command, network.is_expanded() && recipe.weight_decay > 0, {"--decay-of"},
               "expanded networks with --weight-decay");
   require_use(command, !recipe.adam, {"--momentum", "--keep-momentum"}, "--optimizer sgd");
   require_use(command, transfer == cifar::Transfer::kd, {"--temperature", "--transfer-weight"},

@@ -171,8 +171,8 @@ const std::vector<std::string>& model_names() {
 }
 
 bool contracts(const NetworkOptions& options) {
-  const bool expanded = options.model != "compact" && options.model != "acnet";
-  return !options.is_resnet() && (options.compute != Compute::nonlinear || !expanded);
+  const bool nonlinear = options.is_expanded() && options.compute == Compute::nonlinear;
+  return !options.is_resnet() && !nonlinear;
 }
 
 NetworkOptions options_of(const concertina::io::Safetensors& file) {

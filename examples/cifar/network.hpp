@@ -48,6 +48,7 @@ struct NetworkOptions {
   void validate() const;
 
   bool is_resnet() const { return model == "resnet18"; }
+  bool is_expanded() const { return model != "compact" && model != "acnet" && !is_resnet(); }
 
   friend bool operator==(const NetworkOptions&, const NetworkOptions&) = default;
 };
