@@ -9,10 +9,7 @@
 
 #include <Eigen/Core>
 
-#include <concepts>
-#include <optional>
 #include <type_traits>
-#include <variant>
 
 namespace concertina {
 
@@ -29,44 +26,6 @@ struct DefaultAccumulator<Eigen::half> {
 template <>
 struct DefaultAccumulator<Eigen::bfloat16> {
   using type = float;
-};
-
-/// Contract although the result differs from the chain at the border that `exactness` states.
-struct InteriorOnly {};
-inline constexpr InteriorOnly interior_only{};
-
-/// Contract if the result equals the chain at this input size, even if it does not at all sizes.
-template <int Rank>
-struct ExactAt {
-  PerAxis<Rank> input_size;
-};
-
-/// exact_at(224, 224): one extent per spatial axis.
-template <std::integral... Extents>
-ExactAt<static_cast<int>(sizeof...(Extents))> exact_at(Extents... extents) {
-  return {{static_cast<Index>(extents)...}};
-}
-
-/// What a caller accepts at the border; by default equality at every input size.
-template <int Rank>
-class BorderPolicy {
- public:
-  BorderPolicy() = default;
-  BorderPolicy(InteriorOnly policy) : policy_(policy) {}
-  BorderPolicy(const ExactAt<Rank>& policy) : policy_(policy) {}
-
-  /// The input size that is named, if one is.
-  std::optional<PerAxis<Rank>> input_size() const {
-    const auto* at = std::get_if<ExactAt<Rank>>(&policy_);
-    return at ? std::optional(at->input_size) : std::nullopt;
-  }
-
-  /// Throws InexactError, with the border's widths and what to do, unless the expression satisfies
-  /// the policy.
-  void require(const Form<Rank>& form) const;
-
- private:
-  std::variant<std::monostate, InteriorOnly, ExactAt<Rank>> policy_;
 };
 
 /// Multiply-adds of a contraction, in the order that it takes; additions of branches not counted.

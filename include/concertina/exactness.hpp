@@ -5,10 +5,13 @@
 #include <concertina/form.hpp>
 
 #include <algorithm>
+#include <concepts>
 #include <limits>
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <variant>
 #include <vector>
 
 namespace concertina {
@@ -385,6 +388,58 @@ Exactness<Rank> exactness(std::span<const ConvShape<Rank>> layers,
                           std::type_identity_t<PerAxis<Rank>> input_size) {
   detail::require_chain(layers, "exactness");
   return detail::exactness<Rank>(chain_form(layers), input_size);
+}
+
+/// Contract although the result differs from the chain at the border that `exactness` states.
+struct InteriorOnly {};
+inline constexpr InteriorOnly interior_only{};
+
+/// Contract if the result equals the chain at this input size, even if it does not at all sizes.
+template <int Rank>
+struct ExactAt {
+  PerAxis<Rank> input_size;
+};
+
+/// exact_at(224, 224): one extent per spatial axis.
+template <std::integral... Extents>
+ExactAt<static_cast<int>(sizeof...(Extents))> exact_at(Extents... extents) {
+  return {{static_cast<Index>(extents)...}};
+}
+
+/// What a caller accepts at the border; by default equality at every input size.
+template <int Rank>
+class BorderPolicy {
+ public:
+  BorderPolicy() = default;
+  BorderPolicy(InteriorOnly policy) : policy_(policy) {}
+  BorderPolicy(const ExactAt<Rank>& policy) : policy_(policy) {}
+
+  /// The input size that is named, if one is.
+  std::optional<PerAxis<Rank>> input_size() const {
+    const auto* at = std::get_if<ExactAt<Rank>>(&policy_);
+    return at ? std::optional(at->input_size) : std::nullopt;
+  }
+
+  /// Throws InexactError, with the border's widths and what to do, unless the expression satisfies
+  /// the policy.
+  void require(const Form<Rank>& form) const;
+
+ private:
+  std::variant<std::monostate, InteriorOnly, ExactAt<Rank>> policy_;
+};
+
+template <int Rank>
+void BorderPolicy<Rank>::require(const Form<Rank>& form) const {
+  if (std::holds_alternative<InteriorOnly>(policy_)) return;
+  const std::optional<PerAxis<Rank>> at = input_size();
+  const Exactness<Rank> found = at ? exactness(form, *at) : exactness(form);
+  if (found) return;
+  throw InexactError("no single layer equals this chain" +
+                     (at ? " at input size " + to_string(*at) : std::string()) + ": " +
+                     found.reason + "; a border of " + to_string(found.start) +
+                     " outputs at the start and " + to_string(found.end) +
+                     " at the end differs. Pad the first layer instead, or contract with " +
+                     (at ? "interior_only" : "interior_only or exact_at(size)"));
 }
 
 }  // namespace concertina

@@ -10,20 +10,6 @@
 
 namespace concertina {
 
-template <int Rank>
-void BorderPolicy<Rank>::require(const Form<Rank>& form) const {
-  if (std::holds_alternative<InteriorOnly>(policy_)) return;
-  const std::optional<PerAxis<Rank>> at = input_size();
-  const Exactness<Rank> found = at ? exactness(form, *at) : exactness(form);
-  if (found) return;
-  throw InexactError("no single layer equals this chain" +
-                     (at ? " at input size " + to_string(*at) : std::string()) + ": " +
-                     found.reason + "; a border of " + to_string(found.start) +
-                     " outputs at the start and " + to_string(found.end) +
-                     " at the end differs. Pad the first layer instead, or contract with " +
-                     (at ? "interior_only" : "interior_only or exact_at(size)"));
-}
-
 namespace detail {
 
 /// A node as one layer, computed in A. Requires what contracted_shape checks.
