@@ -1,0 +1,60 @@
+// What device code is written against: a block of threads that work in phases with barriers
+// between. On the device it is one of CUDA's blocks; tests run the same programs on the host.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/geometry.hpp>
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define CONCERTINA_DEVICE __device__
+#define CONCERTINA_HOST_DEVICE __host__ __device__
+#define CONCERTINA_UNROLL _Pragma("unroll")
+#else
+#define CONCERTINA_DEVICE
+#define CONCERTINA_HOST_DEVICE
+#define CONCERTINA_UNROLL
+#endif
+
+namespace concertina::cuda {
+
+/// A block of threads.
+///
+///     block.each_thread([&](int thread) { ... });  every thread, then a barrier
+///     block.template shared<T>(count)              memory of the block, uninitialised: get(i),
+///     set(i, value) typename B::template PerThread<T>            a T for each thread, x[thread],
+///     kept across barriers block.read(address), block.write(address, value)   memory of the device
+///
+/// Between two barriers no thread may touch what another one writes, and between two launches, or
+/// two barriers of the grid, no block may touch what another block writes.
+template <class B>
+concept Block = requires(B& block, const float* from, float* to, float number) {
+  { B::threads } -> std::convertible_to<int>;
+  { block.read(from) } -> std::same_as<float>;
+  block.write(to, number);
+  block.template shared<float>(1).get(0);
+  block.template shared<float>(1).set(0, number);
+  typename B::template PerThread<float>;
+};
+
+/// A program that each block of a launch runs, a value that is copied to the device: blocks(), the
+/// number of blocks; shared_bytes(), what it asks of shared() at most; and the call operator, with
+/// the block and its number.
+template <class P>
+concept BlockProgram = std::copyable<P> && requires(const P& program) {
+  { P::threads } -> std::convertible_to<int>;
+  { program.blocks() } -> std::convertible_to<Index>;
+  { program.shared_bytes() } -> std::convertible_to<std::size_t>;
+};
+
+/// Bytes that shared<T>(count) takes: allocations start at multiples of 16.
+template <class T>
+CONCERTINA_HOST_DEVICE constexpr std::size_t shared_size(std::size_t count) {
+  constexpr std::size_t alignment = 16;
+  return (count * sizeof(T) + alignment - 1) / alignment * alignment;
+}
+
+}  // namespace concertina::cuda

@@ -1,0 +1,111 @@
+// Block programs on the device: CUDA's block of threads, and launches.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/cuda/block.hpp>
+#include <concertina/cuda/error.cuh>
+
+#include <cuda_runtime.h>
+
+#include <limits>
+#include <string>
+
+namespace concertina::cuda {
+
+/// A block of CUDA's, one-dimensional.
+template <int Threads>
+class DeviceBlock {
+ public:
+  static constexpr int threads = Threads;
+
+  /// With the launch's dynamic shared memory.
+  __device__ explicit DeviceBlock(unsigned char* memory) : memory_(memory) {}
+
+  template <class T>
+  class PerThread {
+   public:
+    __device__ explicit PerThread(const DeviceBlock&) {}
+    __device__ T& operator[](int) { return value_; }
+
+   private:
+    T value_;
+  };
+
+  template <class T>
+  class Shared {
+   public:
+    __device__ explicit Shared(T* numbers) : numbers_(numbers) {}
+    __device__ T get(int i) const { return numbers_[i]; }
+    __device__ void set(int i, T value) const { numbers_[i] = value; }
+
+   private:
+    T* numbers_;
+  };
+
+  template <class F>
+  __device__ void each_thread(F&& f) {
+    f(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+
+  template <class T>
+  __device__ Shared<T> shared(int count) {
+    T* const numbers = reinterpret_cast<T*>(memory_ + used_);
+    used_ += shared_size<T>(static_cast<std::size_t>(count));
+    return Shared<T>(numbers);
+  }
+
+  template <class T>
+  __device__ T read(const T* address) const {
+    return *address;
+  }
+  template <class T>
+  __device__ void write(T* address, T value) const {
+    *address = value;
+  }
+
+ private:
+  unsigned char* memory_;
+  std::size_t used_ = 0;
+};
+
+namespace detail {
+
+template <BlockProgram Program>
+__global__ void __launch_bounds__(Program::threads)
+    run_program(const __grid_constant__ Program program) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  DeviceBlock<Program::threads> block(memory);
+  program(block, static_cast<Index>(blockIdx.x));
+}
+
+/// A block gets more than 48 KiB of shared memory only where its kernel asks for it.
+template <class Kernel>
+void allow_shared_bytes(Kernel* kernel, std::size_t bytes, const std::string& purpose) {
+  constexpr std::size_t granted = 48 * 1024;
+  if (bytes <= granted) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "cudaFuncSetAttribute", purpose);
+}
+
+}  // namespace detail
+
+/// Launches a program; returns before the device has run it. Nothing where it has no blocks.
+/// Throws  DeviceError naming `purpose` where the launch is refused; SizeError for more blocks than
+///         a grid has
+template <BlockProgram Program>
+void launch(const Program& program, cudaStream_t stream, const std::string& purpose) {
+  const Index blocks = program.blocks();
+  if (blocks == 0) return;
+  if (blocks > std::numeric_limits<int>::max()) {
+    throw SizeError(purpose + ": " + std::to_string(blocks) + " blocks are more than a grid has");
+  }
+  const std::size_t bytes = program.shared_bytes();
+  detail::allow_shared_bytes(&detail::run_program<Program>, bytes, purpose);
+  detail::run_program<Program>
+      <<<static_cast<unsigned>(blocks), Program::threads, bytes, stream>>>(program);
+  check(cudaGetLastError(), "cudaLaunchKernel", purpose);
+}
+
+}  // namespace concertina::cuda

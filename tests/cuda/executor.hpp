@@ -1,0 +1,278 @@
+// Block programs on the host: threads in a shuffled order between barriers, blocks in a shuffled
+// order between launches. Every access is checked: that it is inside what a test has lent, that
+// what is read has been written, and that no barrier is missing between two threads or blocks.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/cuda/block.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace concertina::test {
+
+/// A program that did what it must not.
+struct ProgramError : std::logic_error {
+  using std::logic_error::logic_error;
+};
+
+/// Who touched a number last, and when.
+struct Trace {
+  struct Access {
+    std::int64_t epoch = -1;  // launches, or barriers of the grid
+    std::int64_t block = -1, phase = -1, thread = -1;
+    bool other_threads = false, other_blocks = false;  // since the last barrier, too
+  };
+  Access written, read;
+  bool initialised = false;
+
+  /// Whether a barrier of the block or the end of a launch is between the two.
+  static bool ordered(const Access& before, const Access& now) {
+    if (before.epoch != now.epoch) return true;
+    if (before.other_blocks || before.block != now.block) return false;
+    return before.phase != now.phase || (!before.other_threads && before.thread == now.thread);
+  }
+
+  static Access later(const Access& before, Access now) {
+    if (before.epoch != now.epoch) return now;
+    now.other_blocks = before.other_blocks || before.block != now.block;
+    now.other_threads =
+        before.phase == now.phase && (before.other_threads || before.thread != now.thread);
+    return now;
+  }
+
+  /// describe() names the number in messages.
+  template <class Describe>
+  void on_read(const Access& now, Describe&& describe) {
+    if (!initialised) throw ProgramError("read before it was written: " + describe());
+    if (!ordered(written, now)) throw ProgramError("no barrier after the write: " + describe());
+    read = later(read, now);
+  }
+  template <class Describe>
+  void on_write(const Access& now, Describe&& describe) {
+    if (!ordered(written, now)) throw ProgramError("no barrier between writes: " + describe());
+    if (!ordered(read, now)) throw ProgramError("no barrier after the read: " + describe());
+    written = now;
+    initialised = true;
+  }
+};
+
+/// The device's memory: buffers of the test's, with a trace for each number.
+class Memory {
+ public:
+  explicit Memory(std::uint64_t seed = 1) : random_(seed) {}
+
+  /// Lends numbers that a program may read and write.
+  template <class T>
+  void lend(std::vector<T>& numbers) {
+    add(numbers.data(), numbers.size(), sizeof(T), true, true);
+  }
+  template <class T>
+  void lend(const std::vector<T>& numbers) {
+    add(numbers.data(), numbers.size(), sizeof(T), true, false);
+  }
+
+  /// Lends numbers that have no value until they are written; they are poisoned.
+  template <class T>
+    requires std::is_trivially_copyable_v<T>
+  void lend_unwritten(std::vector<T>& numbers) {
+    std::memset(static_cast<void*>(numbers.data()), 0xff, numbers.size() * sizeof(T));
+    add(numbers.data(), numbers.size(), sizeof(T), false, true);
+  }
+
+  /// Throws ProgramError unless every number has been written.
+  template <class T>
+  void require_written(const std::vector<T>& numbers) {
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      if (!find(&numbers[i], sizeof(T), "require_written").trace->initialised) {
+        throw ProgramError("number " + std::to_string(i) + " of " + std::to_string(numbers.size()) +
+                           " was never written");
+      }
+    }
+  }
+
+  template <class T>
+  T read(const T* address, const Trace::Access& now) {
+    const Found found = find(address, sizeof(T), "read");
+    found.trace->on_read(now, [&] { return found.name(); });
+    return *address;
+  }
+  template <class T>
+  void write(T* address, const T& value, const Trace::Access& now) {
+    const Found found = find(address, sizeof(T), "write");
+    if (!found.buffer->writable) throw ProgramError("write to what is only read: " + found.name());
+    found.trace->on_write(now, [&] { return found.name(); });
+    *address = value;
+  }
+
+  std::int64_t epoch = 0;
+  std::mt19937_64& random() { return random_; }
+
+ private:
+  struct Buffer {
+    std::size_t count, size;  // numbers, bytes of one
+    bool writable;
+    std::vector<Trace> traces;
+  };
+  struct Found {
+    Buffer* buffer;
+    std::size_t number;
+    Trace* trace;
+
+    std::string name() const {
+      return "number " + std::to_string(number) + " of a buffer of " +
+             std::to_string(buffer->count);
+    }
+  };
+
+  void add(const void* first, std::size_t count, std::size_t size, bool initialised,
+           bool writable) {
+    if (count == 0) return;
+    Buffer buffer{count, size, writable, std::vector<Trace>(count)};
+    for (Trace& trace : buffer.traces) trace.initialised = initialised;
+    buffers_[reinterpret_cast<std::uintptr_t>(first)] = std::move(buffer);
+  }
+
+  Found find(const void* address, std::size_t size, const char* what) {
+    const auto at = reinterpret_cast<std::uintptr_t>(address);
+    auto after = buffers_.upper_bound(at);
+    if (after == buffers_.begin()) throw ProgramError(std::string(what) + " outside all buffers");
+    Buffer& buffer = std::prev(after)->second;
+    const std::size_t offset = at - std::prev(after)->first, number = offset / buffer.size;
+    if (number >= buffer.count || offset % buffer.size != 0 || size != buffer.size) {
+      throw ProgramError(std::string(what) + " outside all buffers: " + std::to_string(offset) +
+                         " bytes from the start of " + std::to_string(buffer.count) + " numbers");
+    }
+    return {&buffer, number, &buffer.traces[number]};
+  }
+
+  std::map<std::uintptr_t, Buffer> buffers_;
+  std::mt19937_64 random_;
+};
+
+/// A block of threads on the host.
+template <int Threads>
+class HostBlock {
+ public:
+  static constexpr int threads = Threads;
+
+  HostBlock(Memory& memory, std::int64_t number, std::size_t shared_bytes)
+      : memory_(memory), number_(number), shared_bytes_(shared_bytes) {
+    std::iota(order_.begin(), order_.end(), 0);
+  }
+
+  template <class T>
+  class PerThread {
+   public:
+    explicit PerThread(const HostBlock&) : values_(Threads) {}
+    T& operator[](int thread) { return values_.at(static_cast<std::size_t>(thread)); }
+
+   private:
+    std::vector<T> values_;
+  };
+
+  template <class T>
+  class Shared {
+   public:
+    Shared(HostBlock& block, std::size_t count)
+        : block_(block), numbers_(std::make_shared<Numbers>(count)) {}
+
+    T get(int i) const {
+      const std::size_t at = index(i);
+      numbers_->traces[at].on_read(block_.now(), [&] { return name(i); });
+      return numbers_->values[at];
+    }
+    void set(int i, const T& value) const {
+      const std::size_t at = index(i);
+      numbers_->traces[at].on_write(block_.now(), [&] { return name(i); });
+      numbers_->values[at] = value;
+    }
+
+   private:
+    struct Numbers {
+      explicit Numbers(std::size_t count) : values(count), traces(count) {}
+      std::vector<T> values;
+      std::vector<Trace> traces;
+    };
+    std::string name(int i) const {
+      return "shared number " + std::to_string(i) + " of " +
+             std::to_string(numbers_->values.size());
+    }
+    std::size_t index(int i) const {
+      if (i < 0 || static_cast<std::size_t>(i) >= numbers_->values.size()) {
+        throw ProgramError(name(i));
+      }
+      return static_cast<std::size_t>(i);
+    }
+    HostBlock& block_;
+    std::shared_ptr<Numbers> numbers_;
+  };
+
+  template <class F>
+  void each_thread(F&& f) {
+    std::shuffle(order_.begin(), order_.end(), memory_.random());
+    for (const int thread : order_) {
+      thread_ = thread;
+      f(thread);
+    }
+    thread_ = -1;
+    ++phase_;
+  }
+
+  template <class T>
+  Shared<T> shared(int count) {
+    used_ += cuda::shared_size<T>(static_cast<std::size_t>(count));
+    if (used_ > shared_bytes_) {
+      throw ProgramError("asks for " + std::to_string(used_) + " bytes of shared memory and said " +
+                         std::to_string(shared_bytes_));
+    }
+    return Shared<T>(*this, static_cast<std::size_t>(count));
+  }
+
+  template <class T>
+  T read(const T* address) {
+    return memory_.read(address, now());
+  }
+  template <class T>
+  void write(T* address, const std::type_identity_t<T>& value) {
+    memory_.write(address, value, now());
+  }
+
+ private:
+  Trace::Access now() const {
+    if (thread_ < 0) throw ProgramError("memory touched outside each_thread");
+    return {memory_.epoch, number_, phase_, thread_};
+  }
+
+  Memory& memory_;
+  std::int64_t number_, phase_ = 0, thread_ = -1;
+  std::size_t shared_bytes_, used_ = 0;
+  std::vector<int> order_ = std::vector<int>(static_cast<std::size_t>(Threads));
+};
+
+static_assert(cuda::Block<HostBlock<32>>);
+
+/// What a launch does: every block once, in a shuffled order.
+template <cuda::BlockProgram Program>
+void execute(const Program& program, Memory& memory) {
+  std::vector<std::int64_t> blocks(static_cast<std::size_t>(program.blocks()));
+  std::iota(blocks.begin(), blocks.end(), std::int64_t{0});
+  std::shuffle(blocks.begin(), blocks.end(), memory.random());
+  for (const std::int64_t number : blocks) {
+    HostBlock<Program::threads> block(memory, number, program.shared_bytes());
+    program(block, static_cast<Index>(number));
+  }
+  ++memory.epoch;
+}
+
+}  // namespace concertina::test
