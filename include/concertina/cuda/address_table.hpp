@@ -1,0 +1,78 @@
+// Where a plan's tensors lie in the device's memory, checked before anything is launched.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/cuda/contraction_plan.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace concertina::cuda {
+
+/// A layer's numbers in the device's memory: weight [out][in / groups][kernel...], and bias [out]
+/// or nothing. Of const numbers where they are only read.
+template <class T>
+struct DeviceLayer {
+  std::span<T> weight;
+  std::span<T> bias = {};
+};
+
+/// The addresses that one pass needs, by their number in the plan; others are null.
+class AddressTable {
+ public:
+  explicit AddressTable(const ContractionPlan& plan) : plan_(plan) {}
+  explicit AddressTable(const ContractionPlan&&) = delete;
+
+  /// Tensors of one role: layers chain after chain, the first applied first; or one result for each
+  /// chain.
+  /// Throws  ShapeError naming the tensor and its shape, where there are more or fewer than the
+  ///         plan's, or an address is missing or misaligned, or a length is another one
+  template <class T>
+  void add(TensorUse::Role role, std::span<const DeviceLayer<T>> layers) {
+    const auto uses = plan_.tensors(role);
+    if (2 * layers.size() != uses.size()) {
+      throw ShapeError(std::to_string(layers.size()) + " layers, where the plan has " +
+                       std::to_string(uses.size() / 2) +
+                       (uses.empty() ? std::string() : ", from " + uses.front().name()));
+    }
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      set(uses[2 * l], layers[l].weight);
+      set(uses[2 * l + 1], layers[l].bias);
+    }
+  }
+
+  void* operator[](int operand) const { return addresses_[static_cast<std::size_t>(operand)]; }
+
+  /// As a kernel's parameter. Requires no more tensors than it has room for.
+  template <int Capacity>
+  Addresses<Capacity> addresses() const {
+    Addresses<Capacity> some;
+    std::copy_n(addresses_.begin(), Capacity, some.at);
+    return some;
+  }
+
+ private:
+  template <class T>
+  void set(const TensorUse& use, std::span<T> numbers) {
+    const auto refuse = [&](const std::string& why) { throw ShapeError(use.name() + ": " + why); };
+    if (std::ssize(numbers) != use.numbers) {
+      refuse(std::to_string(numbers.size()) + " numbers, where the plan has " +
+             std::to_string(use.numbers));
+    }
+    if (use.numbers > 0 && !numbers.data()) refuse("a null address");
+    if (reinterpret_cast<std::uintptr_t>(numbers.data()) % alignof(T) != 0) {
+      refuse("an address that is not a multiple of " + std::to_string(alignof(T)));
+    }
+    addresses_[static_cast<std::size_t>(&use - plan_.tensors().data())] =
+        const_cast<void*>(static_cast<const void*>(numbers.data()));
+  }
+
+  const ContractionPlan& plan_;
+  std::array<void*, ContractionPlan::most_tensors> addresses_{};
+};
+
+}  // namespace concertina::cuda

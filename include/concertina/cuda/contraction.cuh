@@ -1,0 +1,251 @@
+// A network's contraction on the device, again and again, with its gradient: for training loops
+// that contract in every step, and for tools that fold networks.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/cuda/address_table.hpp>
+#include <concertina/cuda/buffer.cuh>
+#include <concertina/cuda/contraction_plan.hpp>
+#include <concertina/cuda/launch.cuh>
+
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <memory>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+namespace concertina::cuda {
+
+/// How cuBLAS multiplies floats: in full, or with factors rounded to ten bits on tensor cores.
+enum class Math { strict, tf32 };
+
+namespace detail {
+
+/// Phases with barriers of the grid between them.
+template <class Program>
+__global__ void __launch_bounds__(Program::threads)
+    run_phases(const __grid_constant__ Program program, const int last_phase) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  for (int phase = program.phase; phase < last_phase; ++phase) {
+    const int tiles = program.tables.phases[phase].tiles;
+    for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+         tile += static_cast<int>(gridDim.x)) {
+      DeviceBlock<Program::threads> block(memory);
+      program.run(block, phase, tile);
+    }
+    if (phase + 1 < last_phase) cooperative_groups::this_grid().sync();
+  }
+}
+
+struct BlasDeleter {
+  void operator()(cublasContext* handle) const { static_cast<void>(cublasDestroy(handle)); }
+};
+
+}  // namespace detail
+
+/// A plan with its tables and workspace in the memory of the current device. Both passes return
+/// before the device has run them; they allocate nothing and wait for nothing, so they can be
+/// captured in a CUDA graph. One at a time: an object's passes belong on one stream, or must be
+/// ordered otherwise.
+///
+/// Stored is float, double, __half or __nv_bfloat16; the last two are added up in float.
+/// Requires  PlanOptions::mixed for __half and __nv_bfloat16, and only for them
+/// Ensures   results within the bound of verify(); equal to contract()'s where all sums are exact
+/// Throws    DeviceError naming the call, its reason and its purpose
+template <class Stored>
+class Contraction {
+ public:
+  using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+  static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
+
+  /// Cost    allocates the workspace and the tables, and waits for them; with matrix products on
+  ///         cuBLAS also its workspace of 32 MiB
+  explicit Contraction(ContractionPlan plan, Math math = Math::strict)
+      : plan_(std::move(plan)),
+        math_(math),
+        forward_(plan_.forward(), "the tables of a contraction"),
+        pullback_(plan_.pullback(), "the tables of a contraction's gradient"),
+        workspace_(plan_.workspace(), "the workspace of a contraction") {
+    if (plan_.options().mixed != is_mixed) {
+      throw ShapeError(is_mixed ? "a contraction in half precision needs a plan with mixed = true"
+                                : "a plan with mixed = true is for half precision");
+    }
+    int device = 0, cooperates = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice", "a contraction");
+    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
+          "cudaDeviceGetAttribute", "a contraction");
+    check(cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device),
+          "cudaDeviceGetAttribute", "a contraction");
+    if (cooperates)
+      resident_ = with_program([&]<class Program>(const Program*) {
+        int blocks = 0;
+        detail::allow_shared_bytes(&detail::run_phases<Program>, shared_bytes, "a contraction");
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, detail::run_phases<Program>,
+                                                            Program::threads, shared_bytes),
+              "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "a contraction");
+        return blocks * multiprocessors_;
+      });
+    if (plan_.forward().gemms.empty() && plan_.pullback().gemms.empty()) return;
+    cublasHandle_t handle = nullptr;
+    check(cublasCreate(&handle), "cublasCreate", "a contraction");
+    blas_.reset(handle);
+    constexpr Index recommended = Index{32} << 20;  // on Hopper, by cuBLAS's documentation
+    blas_workspace_ = Buffer<unsigned char>(recommended, "the workspace of cuBLAS");
+  }
+
+  const ContractionPlan& plan() const { return plan_; }
+
+  /// One layer for each chain: results from layers, which are listed chain after chain, the first
+  /// applied first.
+  /// Throws    ShapeError naming the chain, the layer and its shape where an address is missing or
+  ///           misplaced or a length is another than the plan's, before anything is launched
+  /// Gradient  pullback()
+  void forward(std::span<const DeviceLayer<const Stored>> layers,
+               std::span<const DeviceLayer<Stored>> results, cudaStream_t stream) {
+    AddressTable table(plan_);
+    table.add(TensorUse::Role::layer, layers);
+    table.add(TensorUse::Role::result, results);
+    run(plan_.forward(), forward_, table, stream);
+    has_run_ = true;
+  }
+
+  /// From the derivatives of a loss with respect to the results to those with respect to all
+  /// layers, which are overwritten.
+  /// Requires  the layers to be as forward() last saw them, on a stream after it
+  /// Throws    as forward(); Error where that has not been called
+  void pullback(std::span<const DeviceLayer<const Stored>> layers,
+                std::span<const DeviceLayer<const Stored>> result_gradients,
+                std::span<const DeviceLayer<Stored>> layer_gradients, cudaStream_t stream) {
+    if (!has_run_) throw Error("pullback: forward has not been called");
+    AddressTable table(plan_);
+    table.add(TensorUse::Role::layer, layers);
+    table.add(TensorUse::Role::result_gradient, result_gradients);
+    table.add(TensorUse::Role::layer_gradient, layer_gradients);
+    run(plan_.pullback(), pullback_, table, stream);
+  }
+
+ private:
+  static constexpr std::size_t shared_bytes = detail::contraction_shared_bytes<Sum>();
+  static constexpr int few_tensors = 256;  // whose addresses fit the 4 KiB that cost no extra
+
+  /// A sequence's tables in the device's memory.
+  struct DeviceTables {
+    DeviceTables(const Sequence& sequence, const std::string& purpose)
+        : jobs(sequence.jobs, purpose),
+          taps(sequence.taps, purpose),
+          pairs(sequence.pairs, purpose),
+          phases(sequence.phases, purpose) {}
+    Buffer<Job> jobs;
+    Buffer<Tap> taps;
+    Buffer<TapPair> pairs;
+    Buffer<Phase> phases;
+  };
+
+  template <class Use>
+  auto with_program(Use&& use) const {
+    if (std::ssize(plan_.tensors()) <= few_tensors) {
+      return use(static_cast<const PhaseProgram<Stored, Sum, few_tensors>*>(nullptr));
+    }
+    return use(
+        static_cast<const PhaseProgram<Stored, Sum, ContractionPlan::most_tensors>*>(nullptr));
+  }
+
+  void run(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
+           cudaStream_t stream) {
+    if (!sequence.gemms.empty()) {  // in this order: a new stream resets the workspace
+      check(cublasSetStream(blas_.get(), stream), "cublasSetStream", "a contraction");
+      check(cublasSetWorkspace(blas_.get(), blas_workspace_.data(),
+                               static_cast<std::size_t>(blas_workspace_.size())),
+            "cublasSetWorkspace", "a contraction");
+    }
+    for (const Stage& stage : sequence.stages) {
+      if (stage.is_gemm) {
+        multiply(sequence.gemms[static_cast<std::size_t>(stage.first)], table);
+      } else {
+        launch_phases(sequence, tables, table, stage.first, stage.last, stream);
+      }
+    }
+  }
+
+  void launch_phases(const Sequence& sequence, const DeviceTables& tables,
+                     const AddressTable& table, int first, int last, cudaStream_t stream) {
+    with_program([&]<class Program>(const Program*) {
+      Program program{
+          {tables.jobs.data(), tables.taps.data(), tables.pairs.data(), tables.phases.data()},
+          workspace_.data(),
+          first,
+          0,
+          table.template addresses<Program::capacity>()};
+      using Call = cudaError_t(const void*, dim3, dim3, void**, std::size_t, cudaStream_t);
+      const auto start = [&](int end, int most_blocks, Call* call, const char* name_of_call) {
+        int tiles = 0;
+        for (int phase = program.phase; phase < end; ++phase) {
+          tiles = std::max(tiles, sequence.phases[static_cast<std::size_t>(phase)].tiles);
+        }
+        void* arguments[] = {&program, &end};
+        check(call(reinterpret_cast<const void*>(&detail::run_phases<Program>),
+                   dim3(static_cast<unsigned>(std::min(tiles, most_blocks))),
+                   dim3(static_cast<unsigned>(Program::threads)), arguments, shared_bytes, stream),
+              name_of_call, name(sequence, program.phase));
+      };
+      if (last - first > 1 && resident_ > 0) {
+        return start(last, resident_, &cudaLaunchCooperativeKernel, "cudaLaunchCooperativeKernel");
+      }
+      for (program.phase = first; program.phase < last; ++program.phase) {
+        start(program.phase + 1, std::numeric_limits<int>::max(), &cudaLaunchKernel,
+              "cudaLaunchKernel");
+      }
+    });
+  }
+
+  /// For messages.
+  std::string name(const Sequence& sequence, int phase) const {
+    return std::string(&sequence == &plan_.forward() ? "the contraction" : "the gradient") +
+           " of " + (plan_.tensors().empty() ? "nothing" : plan_.tensors().front().name()) +
+           " and so on, phase " + std::to_string(phase + 1);
+  }
+
+  /// cuBLAS's matrices are column-major: it computes the transposed product.
+  void multiply(const Gemm& gemm, const AddressTable& table) {
+    const auto at = [&](const Place& place) {
+      Sum* const first = place.operand == Place::workspace
+                             ? workspace_.data()
+                             : static_cast<Sum*>(table[place.operand]);
+      return first + place.offset;
+    };
+    constexpr bool is_double = std::is_same_v<Sum, double>;
+    constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;
+    const cublasComputeType_t compute = is_double             ? CUBLAS_COMPUTE_64F
+                                        : math_ == Math::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                              : CUBLAS_COMPUTE_32F;
+    const Sum one(1), zero(0);
+    const auto operation = [](bool transposed) { return transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+    check(cublasGemmEx(blas_.get(), operation(gemm.right_transposed),
+                       operation(gemm.left_transposed), gemm.columns, gemm.rows, gemm.inner, &one,
+                       at(gemm.right), type, static_cast<int>(gemm.right_step), at(gemm.left), type,
+                       static_cast<int>(gemm.left_step), &zero, at(gemm.result), type,
+                       static_cast<int>(gemm.result_step), compute, CUBLAS_GEMM_DEFAULT),
+          "cublasGemmEx",
+          "a product of " + std::to_string(gemm.rows) + "x" + std::to_string(gemm.inner) + " and " +
+              std::to_string(gemm.inner) + "x" + std::to_string(gemm.columns));
+  }
+
+  ContractionPlan plan_;
+  Math math_;
+  DeviceTables forward_, pullback_;
+  Buffer<Sum> workspace_;
+  Buffer<unsigned char> blas_workspace_;
+  std::unique_ptr<cublasContext, detail::BlasDeleter> blas_;
+  int multiprocessors_ = 0;
+  int resident_ = 0;  // blocks at a time; 0 where launches cannot cooperate
+  bool has_run_ = false;
+};
+
+}  // namespace concertina::cuda

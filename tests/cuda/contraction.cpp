@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/cuda/contraction_plan.hpp>
+
+#ifdef CONCERTINA_ON_DEVICE
+#include "on_device.hpp"
+#else
+#include "on_host.hpp"
+#endif
+#include "support.hpp"
+
+#include <concertina/contract.hpp>
+#include <concertina/expand.hpp>
+#include <concertina/pullback.hpp>
+#include <concertina/random.hpp>
+#include <concertina/verify.hpp>
+
+#include <Eigen/Core>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+namespace concertina::test {
+namespace {
+
+using cuda::Chain, cuda::ContractionPlan, cuda::PlanOptions, cuda::TensorUse;
+
+/// A network's tensors in the order of a plan, and what they must become.
+template <class Stored>
+class Network {
+ public:
+  using Sum = typename DefaultAccumulator<Stored>::type;
+
+  explicit Network(Rng& rng) : rng_(rng) {}
+
+  template <int Rank>
+  void add(const std::vector<ConvShape<Rank>>& shapes) {
+    chains_.emplace_back(shapes, interior_only);
+    std::vector<Conv<Sum, Rank>> layers;
+    for (const auto& shape : shapes) layers.push_back(small_integers<Sum>(shape, rng_));
+    Contraction<Sum, Rank> contraction(chain_form<Rank>(shapes), interior_only);
+    const Conv<Sum, Rank> result = contraction.forward(layers);
+    const auto gradient = small_integers<Sum>(result.shape(), rng_);
+    for (const auto& layer : layers) keep(layers_, layer);
+    keep(results_, result);
+    keep(result_gradients_, gradient);
+    for (const auto& each : contraction.pullback(layers, gradient)) keep(layer_gradients_, each);
+  }
+
+  const std::vector<Chain>& chains() const { return chains_; }
+
+  /// Runs both passes of the plan and compares every number.
+  void check(const ContractionPlan& plan) {
+    if (!can_run()) return;
+    Passes<Stored> passes{layers_, blank(results_), result_gradients_, blank(layer_gradients_)};
+    run(plan, passes, rng_());
+    REQUIRE(passes.results == results_);
+    REQUIRE(passes.layer_gradients == layer_gradients_);
+  }
+
+ private:
+  using Tensors = typename Passes<Stored>::Tensors;
+
+  template <int Rank>
+  static void keep(Tensors& to, const Conv<Sum, Rank>& layer) {
+    for (const std::span<const Sum> numbers : {layer.weight(), layer.bias()}) {
+      auto& tensor = to.emplace_back();
+      for (const Sum number : numbers) {
+        tensor.push_back(static_cast<Stored>(number));
+        REQUIRE(static_cast<Sum>(tensor.back()) == number);  // or == would not be the assertion
+      }
+    }
+  }
+  static Tensors blank(const Tensors& like) {
+    Tensors tensors;
+    for (const auto& tensor : like) tensors.emplace_back(tensor.size());
+    return tensors;
+  }
+  Rng& rng_;
+  std::vector<Chain> chains_;
+  Tensors layers_, results_, result_gradients_, layer_gradients_;
+};
+
+/// Ways to plan: as a device would have it; everything split; everything on cuBLAS.
+std::vector<PlanOptions> every_plan(bool mixed = false) {
+  return {{.mixed = mixed},
+          {.mixed = mixed, .wanted_tiles = 1'000'000, .least_split = 2},
+          {.mixed = mixed, .least_gemm = 1}};
+}
+
+template <int Rank>
+std::vector<ConvShape<Rank>> random_chain(Rng& rng, const Largest& largest, Index length) {
+  std::vector<ConvShape<Rank>> shapes{random_shape<Rank>(rng, largest)};
+  while (std::ssize(shapes) < length) {
+    shapes.push_back(random_shape_after(shapes.back(), rng, largest));
+  }
+  return shapes;
+}
+
+TEMPLATE_TEST_CASE_SIG("pairs of every geometry are contracted and differentiated on blocks",
+                       "[cuda]", ((int Rank), Rank), 0, 1, 2, 3) {
+  Rng rng(1);
+  for (const PlanOptions& options : every_plan()) {
+    for (const ConvShape<Rank>& inner : edge_shapes<Rank>()) {
+      Network<double> network(rng);
+      network.add<Rank>({inner, random_shape_after(inner, rng)});
+      network.add<Rank>({inner, {.out = 3, .in = inner.out, .bias = true}});
+      network.add<Rank>({{.out = inner.in, .in = 2, .bias = true}, inner});
+      network.add<Rank>({inner});
+      network.check(ContractionPlan(network.chains(), options));
+    }
+  }
+}
+
+TEST_CASE("networks of random chains are contracted and differentiated on blocks", "[cuda]") {
+  Rng rng(2);
+  for (const PlanOptions& options : every_plan()) {
+    for (int n = 0; n < 10; ++n) {
+      Network<double> network(rng);
+      const Largest few{.kernel = 2};
+      network.add(random_chain<0>(rng, {}, random_index(rng, 1, 4)));
+      network.add(random_chain<1>(rng, {}, random_index(rng, 1, 4)));
+      network.add(random_chain<2>(rng, few, random_index(rng, 1, 4)));
+      network.add(random_chain<3>(rng, few, random_index(rng, 1, 3)));
+      network.check(ContractionPlan(network.chains(), options));
+    }
+  }
+}
+
+TEST_CASE("tiles, splits and lanes of every size are contracted on blocks", "[cuda]") {
+  Rng rng(3);
+  const Index channels = GENERATE(1, 7, 8, 9, 31, 32, 33, 64, 65);
+  for (const PlanOptions& options : every_plan()) {
+    Network<float> network(rng);
+    network.add<0>(
+        {{.out = channels, .in = 33, .bias = true}, {.out = 12, .in = channels, .bias = true}});
+    network.add<2>({{.out = channels, .in = 9, .kernel = 2},
+                    {.out = 10, .in = channels, .kernel = 2, .bias = true}});
+    network.add<1>(
+        {{.out = channels, .in = channels, .geometry = {.groups = channels}},
+         {.out = channels, .in = channels, .kernel = 3, .geometry = {.groups = channels}}});
+    network.check(ContractionPlan(network.chains(), options));
+  }
+}
+
+TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[cuda]", float,
+                   double, Eigen::half, Eigen::bfloat16) {
+  Rng rng(4);
+  constexpr bool mixed = !std::is_same_v<TestType, typename DefaultAccumulator<TestType>::type>;
+  // One term for each number, so that 8 bits hold every result.
+  const std::vector<ConvShape<2>> thin{{.out = 2, .in = 1, .kernel = 2},
+                                       {.out = 2, .in = 2, .geometry = {.groups = 2}},
+                                       {.out = 2, .in = 2, .kernel = 1, .geometry = {.groups = 2}}};
+  for (const PlanOptions& options : every_plan(mixed)) {
+    Network<TestType> network(rng);
+    network.add(thin);
+    network.add(std::vector<ConvShape<0>>{{.out = 1, .in = 1}, {.out = 1, .in = 1}});
+    network.check(ContractionPlan(network.chains(), options));
+  }
+}
+
+TEST_CASE("the paper's expansions are contracted and differentiated on blocks", "[cuda]") {
+  Rng rng(5);
+  const ConvShape<2> compact{
+      .out = 8, .in = 4, .kernel = 5, .geometry = {.padding = 2}, .bias = true};
+  ConvShape<2> depthwise{
+      .out = 8, .in = 8, .kernel = 3, .geometry = {.padding = 1, .groups = 8}, .bias = true};
+  const ConvShape<0> linear{.out = 10, .in = 24, .bias = true};
+  for (const PlanOptions& options : every_plan()) {
+    Network<double> network(rng);
+    network.add(expand_cl(compact, {.rate = 2}));
+    network.add(expand_ck(compact, {.rate = 2}));
+    network.add(expand_cl(depthwise, {.rate = 2}));
+    network.add(expand_fc(linear, {.rate = 2}));
+    const ContractionPlan plan(network.chains(), options);
+    network.check(plan);
+    // Without cuBLAS everything is one launch, whatever the number of chains.
+    if (plan.forward().gemms.empty()) {
+      CHECK(plan.forward().launches() == 1);
+      CHECK(plan.pullback().launches() == 1);
+    } else {
+      CHECK(plan.pullback().gemms.size() >= 2);
+    }
+    CHECK(plan.pullback().multiply_adds == 2 * plan.forward().multiply_adds);
+  }
+}
+
+/// The most additions and products that a number of a pass's results has gone through.
+Index longest_sum(const cuda::Sequence& sequence) {
+  Index sum = 0;
+  for (const cuda::Phase& phase : sequence.phases) {
+    Index longest = 0;
+    for (int number = phase.first_job; number < phase.last_job; ++number) {
+      const cuda::Job& job = sequence.jobs[static_cast<std::size_t>(number)];
+      Index terms = job.splits + 2;  // and what the epilogue adds
+      for (int t = job.first_tap; t < job.first_tap + job.taps; ++t) {
+        const cuda::Tap& tap = sequence.taps[static_cast<std::size_t>(t)];
+        terms = std::max<Index>(terms, Index{job.inner} * (tap.last_pair - tap.first_pair) + 2);
+      }
+      longest = std::max(longest, terms);
+    }
+    sum += longest;
+  }
+  for (const cuda::Gemm& gemm : sequence.gemms) sum += gemm.inner;
+  return sum;
+}
+
+TEST_CASE("floats on blocks are within the certified bound, gradients within theirs", "[cuda]") {
+  if (!can_run()) return;
+  Rng rng(6);
+  const ConvShape<2> compact{
+      .out = 8, .in = 4, .kernel = 5, .geometry = {.padding = 2}, .bias = true};
+  for (const auto& shapes : {expand_cl(compact, {.rate = 2}), expand_ck(compact, {.rate = 2})}) {
+    const auto layers = initialize<float>(shapes, rng);
+    Contraction<double, 2> exact(chain_form<2>(shapes)), sizes(chain_form<2>(shapes));
+    std::vector<Conv<double, 2>> wide, absolute;
+    const auto absolute_of = [](Conv<double, 2> layer) {
+      for (double& number : layer.weight()) number = std::abs(number);
+      for (double& number : layer.bias()) number = std::abs(number);
+      return layer;
+    };
+    for (const auto& layer : layers) {
+      wide.push_back(layer.cast<double>());
+      absolute.push_back(absolute_of(wide.back()));
+    }
+    exact.forward(wide);
+    sizes.forward(absolute);
+    Conv<float, 2> gradient(exact.shape());
+    for (float& number : gradient.weight()) number = static_cast<float>(random_uniform(rng, 1));
+    for (float& number : gradient.bias()) number = static_cast<float>(random_uniform(rng, 1));
+    const Conv<double, 2> wide_gradient = gradient.cast<double>(),
+                          absolute_gradient = absolute_of(wide_gradient);
+    const auto gradients = exact.pullback(wide, wide_gradient);
+    const auto bounds = sizes.pullback(absolute, absolute_gradient);
+
+    for (const PlanOptions& options : every_plan()) {
+      const std::vector<Chain> chains{Chain(shapes)};
+      const ContractionPlan plan(chains, options);
+      Passes<float> passes;
+      const auto keep = [](auto& to, const Conv<float, 2>& layer) {
+        to.emplace_back(layer.weight().begin(), layer.weight().end());
+        to.emplace_back(layer.bias().begin(), layer.bias().end());
+      };
+      for (const auto& layer : layers) {
+        keep(passes.layers, layer);
+        keep(passes.layer_gradients, layer);
+      }
+      keep(passes.results, gradient);
+      keep(passes.result_gradients, gradient);
+      run(plan, passes, rng());
+
+      const Report report = prove_rounding(
+          layers, Conv<float, 2>(exact.shape(), passes.results[0], passes.results[1]));
+      INFO(report);
+      CHECK(report);
+      // Gradients read what forward computed, so both passes' roundings add up.
+      const auto n =
+          static_cast<double>(longest_sum(plan.forward()) + longest_sum(plan.pullback()));
+      const double u = std::numeric_limits<float>::epsilon() / 2, gamma = n * u / (1 - n * u);
+      for (std::size_t l = 0; l < layers.size(); ++l) {
+        const auto within = [&](const std::vector<float>& found, std::span<const double> right,
+                                std::span<const double> size) {
+          for (std::size_t i = 0; i < found.size(); ++i) {
+            REQUIRE(std::abs(static_cast<double>(found[i]) - right[i]) <= gamma * size[i]);
+          }
+        };
+        within(passes.layer_gradients[2 * l], gradients[l].weight(), bounds[l].weight());
+        within(passes.layer_gradients[2 * l + 1], gradients[l].bias(), bounds[l].bias());
+      }
+    }
+  }
+}
+
+TEST_CASE("a plan's multiply-adds are those of its chains", "[cuda]") {
+  const std::vector<ConvShape<2>> cl{
+      {.out = 8, .in = 4}, {.out = 16, .in = 8, .kernel = 3}, {.out = 5, .in = 16}};
+  const std::vector<Chain> chains{
+      Chain(cl), Chain(std::vector<ConvShape<0>>{{.out = 7, .in = 3}, {.out = 2, .in = 7}})};
+  CHECK(ContractionPlan(chains).forward().multiply_adds ==
+        5 * 16 * 8 * 9 + 5 * 8 * 4 * 9 + 2 * 7 * 3);
+}
+
+TEST_CASE("what cannot be planned is refused", "[cuda]") {
+  const auto plan = [](Chain chain) {
+    const std::vector<Chain> chains{std::move(chain)};
+    return ContractionPlan(chains);
+  };
+  using Shapes = std::vector<ConvShape<2>>;
+  CHECK_THROWS_AS(plan(Shapes{}), ShapeError);
+  CHECK_THROWS_AS(plan(Shapes{{.out = 3, .in = 2}, {.out = 3, .in = 2}}), ShapeError);
+  const Shapes padded{{.out = 2, .in = 2, .bias = true},
+                      {.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}}};
+  CHECK_THROWS_AS(plan(padded), InexactError);
+  CHECK_NOTHROW(plan(Chain(padded, interior_only)));
+  CHECK_THROWS_AS(plan(Shapes{{.out = 1 << 16, .in = 1 << 16}}), SizeError);
+  const std::vector<Chain> many(257, Chain(Shapes{{.out = 1, .in = 1}, {.out = 1, .in = 1}}));
+  CHECK(message_of<SizeError>([&] { ContractionPlan{many}; }).find("2048") != std::string::npos);
+  CHECK(ContractionPlan(std::span<const Chain>()).forward().stages.empty());
+}
+
+TEST_CASE("a plan names its tensors", "[cuda]") {
+  const std::vector<Chain> chains{
+      Chain(std::vector<ConvShape<1>>{{.out = 2, .in = 1, .kernel = 3, .bias = true},
+                                      {.out = 4, .in = 2}}),
+      Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
+  const ContractionPlan plan(chains);
+  REQUIRE(plan.tensors().size() == 20);
+  CHECK(plan.tensors()[0].name() == "chain 1, layer 1, weight (conv1d 1->2 @3 +bias)");
+  CHECK(plan.tensors()[1].numbers == 2);
+  CHECK(plan.tensors()[3].numbers == 0);
+  CHECK(plan.tensors(TensorUse::Role::result).size() == 4);
+  CHECK(plan.tensors(TensorUse::Role::result)[1].name() ==
+        "chain 1, result, bias (conv1d 1->4 @3 +bias)");
+  CHECK(plan.tensors(TensorUse::Role::layer_gradient).back().name() ==
+        "chain 2, gradient of layer 1, bias (linear 3->2)");
+}
+
+TEST_CASE("addresses that do not fit a plan are refused", "[cuda]") {
+  const std::vector<Chain> chains{Chain(std::vector<ConvShape<1>>{
+      {.out = 2, .in = 1, .kernel = 3, .bias = true}, {.out = 4, .in = 2}})};
+  const ContractionPlan plan(chains);
+  std::vector<float> numbers(64);
+  using Layer = cuda::DeviceLayer<const float>;
+  const auto of = [&](std::size_t count) { return std::span<const float>(numbers).first(count); };
+  const auto refusal = [&](const std::vector<Layer>& layers) {
+    cuda::AddressTable table(plan);
+    return message_of<ShapeError>([&] { table.add<const float>(TensorUse::Role::layer, layers); });
+  };
+  const Layer first{of(6), of(2)}, second{of(8)};
+  cuda::AddressTable table(plan);
+  const std::vector<Layer> right{first, second};
+  CHECK_NOTHROW(table.add<const float>(TensorUse::Role::layer, right));
+  CHECK(table[0] == numbers.data());
+  CHECK(table[3] == nullptr);
+  CHECK(refusal({first}).find("1 layers, where the plan has 2") != std::string::npos);
+  CHECK(refusal({first, {of(7)}}) ==
+        "chain 1, layer 2, weight (conv1d 2->4 @1): 7 numbers, where the plan has 8");
+  CHECK(refusal({{of(6)}, second}).find("layer 1, bias") != std::string::npos);
+  CHECK(refusal({first, {of(8), of(4)}}).find("layer 2, bias") != std::string::npos);
+  const auto at = [&](std::uintptr_t address) {
+    return std::span(reinterpret_cast<const float*>(address), 8);
+  };
+  CHECK(refusal({first, {at(0)}}).find("null") != std::string::npos);
+  const auto odd = reinterpret_cast<std::uintptr_t>(numbers.data()) + 1;
+  CHECK(refusal({first, {at(odd)}}).find("multiple of 4") != std::string::npos);
+}
+
+}  // namespace
+}  // namespace concertina::test

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "passes.hpp"
+
+#include <concertina/cuda/contraction.cuh>
+
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+namespace concertina::test {
+
+bool can_run() {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0) return true;
+  std::puts("skipped: no CUDA device");
+  return false;
+}
+
+namespace {
+
+using cuda::Buffer, cuda::check;
+
+/// Tensors in the device's memory. They are poisoned where they are only written.
+template <class T>
+class DeviceTensors {
+ public:
+  template <class Bits>
+  explicit DeviceTensors(const std::vector<std::vector<Bits>>& tensors, bool written) {
+    static_assert(sizeof(Bits) == sizeof(T));
+    for (const auto& tensor : tensors) {
+      Buffer<T>& buffer = buffers_.emplace_back(std::ssize(tensor), "a test's tensor");
+      const std::size_t bytes = tensor.size() * sizeof(T);
+      if (bytes == 0) continue;
+      if (written) {
+        check(cudaMemcpy(buffer.data(), tensor.data(), bytes, cudaMemcpyDefault), "cudaMemcpy",
+              "a test");
+      } else {
+        check(cudaMemset(buffer.data(), 0xff, bytes), "cudaMemset", "a test");
+      }
+    }
+  }
+
+  template <class Const>
+  std::vector<cuda::DeviceLayer<Const>> layers() const {
+    std::vector<cuda::DeviceLayer<Const>> layers;
+    for (std::size_t t = 0; t < buffers_.size(); t += 2) {
+      layers.push_back({buffers_[t].span(), buffers_[t + 1].span()});
+    }
+    return layers;
+  }
+
+  template <class Bits>
+  void copy_to(std::vector<std::vector<Bits>>& tensors) const {
+    for (std::size_t t = 0; t < tensors.size(); ++t) {
+      check(cudaMemcpy(tensors[t].data(), buffers_[t].data(), tensors[t].size() * sizeof(T),
+                       cudaMemcpyDefault),
+            "cudaMemcpy", "a test");
+    }
+  }
+
+ private:
+  std::vector<Buffer<T>> buffers_;
+};
+
+/// Captured in a graph, which is then launched twice: the second pass must not read what the first
+/// left.
+template <class T, class Bits>
+void run_as(const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
+  cuda::Contraction<T> contraction(plan);
+  DeviceTensors<T> layers(passes.layers, true), results(passes.results, false),
+      result_gradients(passes.result_gradients, true),
+      layer_gradients(passes.layer_gradients, false);
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreate(&stream), "cudaStreamCreate", "a test");
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture",
+        "a test");
+  const auto reads = layers.template layers<const T>();
+  const auto gradients = result_gradients.template layers<const T>();
+  const auto writes = results.template layers<T>(), gives = layer_gradients.template layers<T>();
+  contraction.forward(reads, writes, stream);
+  contraction.pullback(reads, gradients, gives, stream);
+  check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture", "a test");
+  check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate", "a test");
+  for (int launch = 0; launch < 2; ++launch) {
+    check(cudaGraphLaunch(executable, stream), "cudaGraphLaunch", "a test");
+  }
+  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize", "a test");
+  results.copy_to(passes.results);
+  layer_gradients.copy_to(passes.layer_gradients);
+  check(cudaGraphExecDestroy(executable), "cudaGraphExecDestroy", "a test");
+  check(cudaGraphDestroy(graph), "cudaGraphDestroy", "a test");
+  check(cudaStreamDestroy(stream), "cudaStreamDestroy", "a test");
+}
+
+}  // namespace
+
+template <class Bits>
+void run_on_device(Storage storage, const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
+  if constexpr (sizeof(Bits) == 8) return run_as<double>(plan, passes);
+  if constexpr (sizeof(Bits) == 4) return run_as<float>(plan, passes);
+  if constexpr (sizeof(Bits) == 2) {
+    if (storage == Storage::float16) return run_as<__half>(plan, passes);
+    return run_as<__nv_bfloat16>(plan, passes);
+  }
+}
+
+template void run_on_device(Storage, const cuda::ContractionPlan&, Passes<std::uint16_t>&);
+template void run_on_device(Storage, const cuda::ContractionPlan&, Passes<std::uint32_t>&);
+template void run_on_device(Storage, const cuda::ContractionPlan&, Passes<std::uint64_t>&);
+
+}  // namespace concertina::test

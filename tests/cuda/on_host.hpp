@@ -1,0 +1,102 @@
+// A plan run on the host: phases through the executor, cuBLAS's part by plain loops.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "executor.hpp"
+#include "passes.hpp"
+
+#include <concertina/cuda/contraction_plan.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace concertina::test {
+
+inline bool can_run() { return true; }
+
+/// A matrix product by its definition.
+template <class Stored, class Sum>
+void execute(const cuda::Gemm& gemm, const cuda::ContractionMemory<Stored, Sum>& at,
+             Memory& memory) {
+  HostBlock<1> block(memory, 0, 0);
+  block.each_thread([&](int) {
+    for (int row = 0; row < gemm.rows; ++row) {
+      for (int column = 0; column < gemm.columns; ++column) {
+        Sum sum(0);
+        for (int inner = 0; inner < gemm.inner; ++inner) {
+          const auto offset = [](bool transposed, cuda::Offset step, int i, int j) {
+            return transposed ? j * step + i : i * step + j;
+          };
+          sum +=
+              at.read(block, gemm.left,
+                      gemm.left.offset + offset(gemm.left_transposed, gemm.left_step, row, inner)) *
+              at.read(block, gemm.right,
+                      gemm.right.offset +
+                          offset(gemm.right_transposed, gemm.right_step, inner, column));
+        }
+        at.write(block, gemm.result, gemm.result.offset + row * gemm.result_step + column, sum);
+      }
+    }
+  });
+  ++memory.epoch;
+}
+
+/// What one pass issues, in its order.
+template <class Stored, class Sum, int Capacity>
+void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& addresses,
+             Sum* workspace, Memory& memory) {
+  const cuda::ContractionTables tables{sequence.jobs.data(), sequence.taps.data(),
+                                       sequence.pairs.data(), sequence.phases.data()};
+  for (const cuda::Stage& stage : sequence.stages) {
+    for (int number = stage.first; number < stage.last; ++number) {
+      if (stage.is_gemm) {
+        execute(sequence.gemms[static_cast<std::size_t>(number)],
+                cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace}, memory);
+      } else {
+        execute(
+            cuda::PhaseProgram<Stored, Sum, Capacity>{
+                tables, workspace, number, sequence.phases[static_cast<std::size_t>(number)].tiles,
+                addresses},
+            memory);
+      }
+    }
+  }
+}
+
+/// Runs both passes: every number that they must write is checked to be written, and every other
+/// rule of the executor's.
+template <class Stored>
+void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_t seed) {
+  using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+  using Role = cuda::TensorUse::Role;
+  std::vector<Sum> workspace(static_cast<std::size_t>(plan.workspace()));
+  Memory memory(seed);
+  memory.lend_unwritten(workspace);
+  for (auto* tensors : {&passes.layers, &passes.result_gradients}) {
+    for (auto& tensor : *tensors) memory.lend(std::as_const(tensor));
+  }
+  for (auto* tensors : {&passes.results, &passes.layer_gradients}) {
+    for (auto& tensor : *tensors) memory.lend_unwritten(tensor);
+  }
+  const auto layers = layers_of<const Stored>(std::as_const(passes.layers));
+  const auto given = layers_of<const Stored>(std::as_const(passes.result_gradients));
+  const auto run_pass = [&](const cuda::Sequence& sequence, cuda::AddressTable& table,
+                            typename Passes<Stored>::Tensors& written, Role role) {
+    const auto outputs = layers_of<Stored>(written);
+    table.add<const Stored>(Role::layer, layers);
+    table.add<Stored>(role, outputs);
+    execute<Stored, Sum>(sequence, table.addresses<cuda::ContractionPlan::most_tensors>(),
+                         workspace.data(), memory);
+    for (const auto& tensor : written) memory.require_written(tensor);
+  };
+  cuda::AddressTable forward(plan), pullback(plan);
+  run_pass(plan.forward(), forward, passes.results, Role::result);
+  pullback.add<const Stored>(Role::result_gradient, given);
+  run_pass(plan.pullback(), pullback, passes.layer_gradients, Role::layer_gradient);
+}
+
+}  // namespace concertina::test

@@ -1,0 +1,35 @@
+// Both passes of a plan, to be run on the host or on a device.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/cuda/address_table.hpp>
+#include <concertina/cuda/contraction_plan.hpp>
+
+#include <cstddef>
+#include <vector>
+
+namespace concertina::test {
+
+/// What a tensor's numbers are.
+enum class Storage { float32, float64, float16, bfloat16 };
+
+/// The tensors of a network's chains, each weight followed by its bias: what passes read, and what
+/// they write.
+template <class Stored>
+struct Passes {
+  using Tensors = std::vector<std::vector<Stored>>;
+  Tensors layers, results, result_gradients, layer_gradients;
+};
+
+/// Pairs of tensors as layers.
+template <class T, class Tensors>
+std::vector<cuda::DeviceLayer<T>> layers_of(Tensors& tensors) {
+  std::vector<cuda::DeviceLayer<T>> layers;
+  for (std::size_t t = 0; t < tensors.size(); t += 2) {
+    layers.push_back(
+        {{tensors[t].data(), tensors[t].size()}, {tensors[t + 1].data(), tensors[t + 1].size()}});
+  }
+  return layers;
+}
+
+}  // namespace concertina::test
