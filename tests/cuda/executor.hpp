@@ -192,6 +192,11 @@ class HostBlock {
       numbers_->traces[at].on_read(block_.now(), [&] { return name(i); });
       return numbers_->values[at];
     }
+    template <int N>
+    void get(int i, T (&to)[N]) const {
+      if (i % N != 0) throw ProgramError(name(i) + " is no multiple of " + std::to_string(N));
+      for (int n = 0; n < N; ++n) to[n] = get(i + n);
+    }
     void set(int i, const T& value) const {
       const std::size_t at = index(i);
       numbers_->traces[at].on_write(block_.now(), [&] { return name(i); });

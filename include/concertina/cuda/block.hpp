@@ -21,24 +21,26 @@
 
 namespace concertina::cuda {
 
-/// A block of threads.
-///
-///     block.each_thread([&](int thread) { ... });  every thread, then a barrier
-///     block.template shared<T>(count)              memory of the block, uninitialised: get(i),
-///     set(i, value) typename B::template PerThread<T>            a T for each thread, x[thread],
-///     kept across barriers block.read(address), block.write(address, value)   memory of the device
+/// A block of threads, and what a program asks of it:
+/// - each_thread(f) calls f(thread) for every thread, and is a barrier;
+/// - shared<T>(count) is memory of the block without values: get(i), set(i, value), and get(i, to)
+///   for as many neighbours as `to` has, a power of two of them from a multiple of it on;
+/// - PerThread<T> is a T for each thread, x[thread], kept across barriers;
+/// - read(address) and write(address, value) touch the device's memory.
 ///
 /// Between two barriers no thread may touch what another one writes, and between two launches, or
 /// two barriers of the grid, no block may touch what another block writes.
 template <class B>
-concept Block = requires(B& block, const float* from, float* to, float number) {
-  { B::threads } -> std::convertible_to<int>;
-  { block.read(from) } -> std::same_as<float>;
-  block.write(to, number);
-  block.template shared<float>(1).get(0);
-  block.template shared<float>(1).set(0, number);
-  typename B::template PerThread<float>;
-};
+concept Block =
+    requires(B& block, const float* from, float* to, float number, float (&neighbours)[4]) {
+      { B::threads } -> std::convertible_to<int>;
+      { block.read(from) } -> std::same_as<float>;
+      block.write(to, number);
+      block.template shared<float>(1).get(0);
+      block.template shared<float>(1).get(0, neighbours);
+      block.template shared<float>(1).set(0, number);
+      typename B::template PerThread<float>;
+    };
 
 /// A program that each block of a launch runs, a value that is copied to the device: blocks(), the
 /// number of blocks; shared_bytes(), what it asks of shared() at most; and the call operator, with

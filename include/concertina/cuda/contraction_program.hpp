@@ -179,9 +179,10 @@ class ContractionTile {
   }
 
  private:
-  /// Each thread keeps side / 16 x side / 16 sums in registers, the numbers of column and row c +
-  /// 16 i, so that threads of a warp read neighbours. The next tiles of the factors are on their
-  /// way from memory while this one's are multiplied.
+  /// Each thread keeps side / 16 x side / 16 neighbouring sums in registers: for a multiply-add of
+  /// a warp, shared memory is asked twice for two numbers each or, in the large tile, once for two
+  /// times four. The next tiles of the factors are on their way from memory while this one's are
+  /// multiplied.
   template <detail::TileShape shape>
   CONCERTINA_DEVICE void multiply(int tile) {
     constexpr int across = 16, each = shape.side / across,
@@ -272,11 +273,8 @@ class ContractionTile {
         CONCERTINA_UNROLL
         for (int depth = 0; depth < shape.depth; ++depth) {
           Sum rows[each], columns[each];
-          CONCERTINA_UNROLL
-          for (int i = 0; i < each; ++i) {
-            rows[i] = left_tile.get(depth * step + thread / across + i * across);
-            columns[i] = right_tile.get(depth * step + thread % across + i * across);
-          }
+          left_tile.get(depth * step + thread / across * each, rows);
+          right_tile.get(depth * step + thread % across * each, columns);
           CONCERTINA_UNROLL
           for (int i = 0; i < each; ++i) {
             CONCERTINA_UNROLL
@@ -291,8 +289,8 @@ class ContractionTile {
       for (int i = 0; i < each; ++i) {
         CONCERTINA_UNROLL
         for (int j = 0; j < each; ++j) {
-          const int row = first_row + thread / across + i * across,
-                    column = first_column + thread % across + j * across;
+          const int row = first_row + thread / across * each + i,
+                    column = first_column + thread % across * each + j;
           if (row >= job.rows || column >= job.columns) continue;
           if (job.splits > 1) {
             const Offset matrix =

@@ -36,6 +36,20 @@ class DeviceBlock {
    public:
     __device__ explicit Shared(T* numbers) : numbers_(numbers) {}
     __device__ T get(int i) const { return numbers_[i]; }
+    /// In one access of up to 16 bytes.
+    template <int N>
+    __device__ void get(int i, T (&to)[N]) const {
+      constexpr int at_once = N * sizeof(T) <= 16 ? N : static_cast<int>(16 / sizeof(T));
+      struct alignas(at_once * sizeof(T)) Neighbours {
+        T numbers[at_once];
+      };
+      CONCERTINA_UNROLL
+      for (int n = 0; n < N; n += at_once) {
+        const auto some = *reinterpret_cast<const Neighbours*>(numbers_ + i + n);
+        CONCERTINA_UNROLL
+        for (int k = 0; k < at_once; ++k) to[n + k] = some.numbers[k];
+      }
+    }
     __device__ void set(int i, T value) const { numbers_[i] = value; }
 
    private:

@@ -70,7 +70,8 @@ class Schedule {
     if (tiles(Job::Kind::multiply) < options_.wanted_tiles) job.kind = Job::Kind::multiply_small;
     const int enough = options_.wanted_tiles / std::max(tiles_of(job), 1),
               splits = std::min(enough, job.inner / options_.least_split);
-    if (splits < 2) {
+    constexpr int worthwhile = 4;  // a split adds a barrier of the grid, some 2 us, and its sum
+    if (splits < worthwhile) {
       add(level, job);
       return level + 1;
     }
