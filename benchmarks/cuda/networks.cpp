@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "networks.hpp"
+
+#include <concertina/expand.hpp>
+
+#include <array>
+#include <cstddef>
+#include <utility>
+
+namespace concertina::benchmarks {
+namespace {
+
+/// The first layer's expansion keeps the images' channels in its own first layer, as published.
+ExpandOptions first_layer(Index wide, std::size_t layers) {
+  std::vector<Index> widths(layers - 1, wide);
+  widths.front() = 3;
+  return {.rate = 4, .widths = std::move(widths)};
+}
+
+std::vector<cuda::Chain> smallnet(bool ck) {
+  const auto conv = [](Index out, Index in) {
+    return ConvShape<2>{
+        .out = out, .in = in, .kernel = 7, .geometry = {.padding = 3}, .bias = true};
+  };
+  const auto expand = ck ? &expand_ck<2> : &expand_cl<2>;
+  const auto first = expand(conv(8, 3), first_layer(32, 3)), second = expand(conv(16, 8), {}),
+             third = expand(conv(32, 16), {});
+  return {cuda::Chain(first), cuda::Chain(second), cuda::Chain(third)};
+}
+std::vector<cuda::Chain> with_linear(std::vector<cuda::Chain> chains) {
+  chains.emplace_back(expand_fc({.out = 64, .in = 512, .bias = true}));
+  return chains;
+}
+
+std::vector<cuda::Chain> mobilenet() {
+  std::vector<cuda::Chain> chains;
+  chains.emplace_back(
+      expand_cl<2>({.out = 32, .in = 3, .kernel = 3, .geometry = {.stride = 2, .padding = 1}}));
+  constexpr std::array<Index, 14> widths{32,  64,  128, 128, 256, 256,  512,
+                                         512, 512, 512, 512, 512, 1024, 1024};
+  for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
+    const Index in = widths[l], stride = widths[l + 1] > in && in > 32 ? 2 : 1;
+    chains.emplace_back(expand_cl<2>({.out = in,
+                                      .in = in,
+                                      .kernel = 3,
+                                      .geometry = {.stride = stride, .padding = 1, .groups = in}}));
+  }
+  return chains;
+}
+
+std::vector<cuda::Chain> alexnet() {
+  ExpandOptions widths{.rate = 4, .widths = std::vector<Index>{12, 256, 256, 256}};
+  return {
+      cuda::Chain(expand_ck<2>(
+          {.out = 64, .in = 3, .kernel = 11, .geometry = {.stride = 4, .padding = 2}, .bias = true},
+          widths)),
+      cuda::Chain(expand_ck<2>(
+          {.out = 192, .in = 64, .kernel = 5, .geometry = {.padding = 2}, .bias = true}))};
+}
+
+std::vector<cuda::Chain> unet() {
+  return {cuda::Chain(expand_cl<2>({.out = 512, .in = 512, .kernel = 3, .bias = true}))};
+}
+
+}  // namespace
+
+std::vector<NamedChains> networks() {
+  return {{"SmallNet_CL", smallnet(false)},
+          {"SmallNet_CK", smallnet(true)},
+          {"SmallNet_CL_FC", with_linear(smallnet(false))},
+          {"SmallNet_CK_FC", with_linear(smallnet(true))},
+          {"MobileNet_CL", mobilenet()},
+          {"AlexNet_CK_11_5", alexnet()},
+          {"UNet_CL_512", unet()}};
+}
+
+}  // namespace concertina::benchmarks
