@@ -284,6 +284,50 @@ TEST_CASE("a plan's multiply-adds are those of its chains", "[cuda]") {
         5 * 16 * 8 * 9 + 5 * 8 * 4 * 9 + 2 * 7 * 3);
 }
 
+TEST_CASE("a network's expanded layers are contracted in one launch", "[cuda]") {
+  const auto smallnet = [](auto&& expand) {
+    std::vector<Chain> chains;
+    for (const Index in : {4, 8, 16}) {
+      chains.emplace_back(
+          expand({.out = 2 * in, .in = in, .kernel = 7, .geometry = {.padding = 3}, .bias = true}));
+    }
+    chains.emplace_back(expand_fc({.out = 64, .in = 512, .bias = true}));
+    return chains;
+  };
+  std::vector<Chain> mobilenet;
+  for (const Index channels : {32, 64, 128, 256, 512, 512, 512, 512, 512, 1024}) {
+    mobilenet.emplace_back(expand_cl<2>({.out = channels,
+                                         .in = channels,
+                                         .kernel = 3,
+                                         .geometry = {.padding = 1, .groups = channels}}));
+  }
+  for (const auto& chains :
+       {smallnet([](const ConvShape<2>& shape) { return expand_cl(shape); }),
+        smallnet([](const ConvShape<2>& shape) { return expand_ck(shape); }), mobilenet}) {
+    const ContractionPlan plan(chains);
+    CHECK(plan.forward().launches() == 1);
+    CHECK(plan.pullback().launches() == 1);
+    CHECK(plan.forward().gemms.empty());
+    CHECK(plan.forward().phases.size() <= 3);  // two products, and the sum of split ones
+    CHECK(plan.pullback().phases.size() <= 4);
+  }
+}
+
+TEST_CASE("products large enough are cuBLAS's", "[cuda]") {
+  const std::vector<Chain> chains{
+      Chain(expand_cl<2>({.out = 512, .in = 512, .kernel = 3, .bias = true}))};
+  const ContractionPlan plan(chains);
+  CHECK(plan.forward().gemms.size() == 2);
+  CHECK(plan.pullback().gemms.size() == 4);
+  for (const auto* sequence : {&plan.forward(), &plan.pullback()}) {
+    Index multiply_adds = 0;
+    for (const cuda::Gemm& gemm : sequence->gemms) {
+      multiply_adds += Index{gemm.rows} * gemm.columns * gemm.inner;
+    }
+    CHECK(multiply_adds == sequence->multiply_adds);
+  }
+}
+
 TEST_CASE("what cannot be planned is refused", "[cuda]") {
   const auto plan = [](Chain chain) {
     const std::vector<Chain> chains{std::move(chain)};
