@@ -25,9 +25,10 @@ namespace cifar {
 namespace {
 
 namespace fs = std::filesystem;
+using detail::key, detail::mixed, detail::Stream;
 
 constexpr Index plane_size = side * side;
-constexpr Index border = 4;
+constexpr Index border = crop_border;
 
 // ---- files
 // ---------------------------------------------------------------------------------------
@@ -308,22 +309,6 @@ Images read_mnist(const fs::path& folder, const std::vector<std::string>& files,
 
 // ---- random numbers -----------------------------------------------------------------------------
 
-/// A bijection whose output looks random: the step of SplitMix64.
-constexpr std::uint64_t mixed(std::uint64_t bits) {
-  bits += 0x9e3779b97f4a7c15U;
-  bits = (bits ^ bits >> 30) * 0xbf58476d1ce4e5b9U;
-  bits = (bits ^ bits >> 27) * 0x94d049bb133111ebU;
-  return bits ^ bits >> 31;
-}
-
-/// Purposes draw from different streams: an order must say nothing about the crops.
-enum class Stream : std::uint64_t { order = 1, crop = 2, corrupted_order = 3, label = 4 };
-
-constexpr std::uint64_t key(Stream stream, std::uint64_t seed, Index epoch) {
-  return mixed(mixed(mixed(static_cast<std::uint64_t>(stream)) ^ seed) ^
-               static_cast<std::uint64_t>(epoch));
-}
-
 /// SplitMix64, a generator whose every state is as good as any other to start from.
 class SplitMix {
  public:
@@ -532,17 +517,6 @@ std::vector<std::uint8_t> corrupted_labels(std::span<const std::uint8_t> labels,
         static_cast<std::uint8_t>(random_below(generator, static_cast<std::uint32_t>(classes)));
   }
   return result;
-}
-
-Crop crop_of(const Augmentation& augmentation, std::uint32_t index) {
-  const std::uint64_t bits =
-      mixed(key(Stream::crop, augmentation.seed, augmentation.epoch) ^ index);
-  constexpr std::uint64_t positions = 2 * border + 1;
-  // 2^32 is no multiple of 162: some crops are more probable than others, by 4e-8 of themselves.
-  const std::uint64_t draw = ((bits >> 32) * (2 * positions * positions)) >> 32;
-  return {.top = static_cast<Index>(draw / 2 / positions),
-          .left = static_cast<Index>(draw / 2 % positions),
-          .flip = draw % 2 == 1};
 }
 
 template <class Scalar, int Lanes>

@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "crop.hpp"
+
 #include <concertina/geometry.hpp>  // Index
 
 #include <array>
@@ -13,12 +15,6 @@
 #include <vector>
 
 namespace cifar {
-
-using concertina::Index;
-
-inline constexpr Index colours = 3;
-inline constexpr Index side = 32;  // rows, and pixels of a row
-inline constexpr Index image_size = colours * side * side;
 
 /// Images as their files hold them.
 struct Images {
@@ -69,25 +65,6 @@ std::vector<std::uint32_t> epoch_order(Index count, std::uint64_t seed, Index ep
 /// Source    Zhang et al., "Understanding deep learning requires rethinking generalization", 2017
 std::vector<std::uint8_t> corrupted_labels(std::span<const std::uint8_t> labels, Index classes,
                                            double share, std::uint64_t seed);
-
-/// What determines, with an image's index, its crop and flip. An interrupted training goes on as if
-/// it had not been, with no generator to save.
-struct Augmentation {
-  std::uint64_t seed = 0;
-  Index epoch = 0;
-};
-
-/// 32 by 32 pixels of an image framed by 4 black ones, then perhaps mirrored.
-struct Crop {
-  Index top = 4, left = 4;  ///< 0 .. 8; at 4, 4 the image itself
-  bool flip = false;        ///< left and right change places
-
-  friend bool operator==(const Crop&, const Crop&) = default;
-};
-
-/// The crop of image `index` of the training set, all 162 as probable.
-/// Source    SplitMix64 as a counter-based hash: Steele, Lea, Flood, OOPSLA 2014
-Crop crop_of(const Augmentation& augmentation, std::uint32_t index);
 
 /// Images side by side and normalised, (value / 255 - mean) / deviation of the channel, rounded
 /// once.

@@ -55,6 +55,8 @@ void require_use(const CLI::App& command, const cifar::TrainCommand& training) {
   require_use(command, transfer == cifar::Transfer::kd, {"--temperature", "--transfer-weight"},
               "--transfer kd");
   require_use(command, transfer == cifar::Transfer::hint, {"--projection"}, "--transfer hint");
+  require_use(command, training.options.device == cifar::Device::cpu, {"--threads"},
+              "--device cpu");
   require_use(command, !training.data.folder.empty() || training.data.name != "mnist",
               {"--dataset"}, "mnist with --data");
 }
@@ -186,6 +188,13 @@ int main(int argc, char** argv) {
   train_app->add_flag("--resume", options.resume,
                       "Go on from the folder's checkpoint, if there is one");
   train_app->add_flag("--double", options.in_double, "Compute in double");
+  std::string device = "cpu";
+  train_app
+      ->add_option("--device", device,
+                   "cpu; or cuda, SmallNet and its contracted expansions on a GPU. A training can "
+                   "go on on either")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
   add_threads(train_app, training.threads);
 
   EvalCommand evaluation;
@@ -317,6 +326,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
     if (train_app->parsed()) {
       options.network.compute = compute_of(compute);
+      options.device = device_of(device);
       options.teacher = teacher;
       recipe.adam = optimizer == "adam";
       if (recipe.adam && rate_option->count() == 0) recipe.learning_rate = 1e-4;

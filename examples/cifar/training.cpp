@@ -49,6 +49,18 @@ Score run(Network<Scalar>& network, const Dataset& data, const Images& images,
   return {network.loss().loss(), network.loss().correct(), std::ssize(which)};
 }
 
+Score score_of(const cuda::Steps& steps, Index batch, Index images) {
+  Score sum;
+  for (std::size_t step = 0; step < steps.losses.size(); ++step) {
+    const Index count = std::min(batch, images - sum.images);
+    sum.loss += steps.losses[step] * static_cast<double>(count);
+    sum.correct += steps.corrects[step];
+    sum.images += count;
+  }
+  sum.loss /= static_cast<double>(sum.images);
+  return sum;
+}
+
 /// A number that says whether two files hold the same tensors.
 /// Source  the Fowler-Noll-Vo hash, 1a
 std::uint64_t fingerprint(const concertina::io::Safetensors& file) {
@@ -83,6 +95,21 @@ std::string name_of(Transfer transfer) {
               " is none of the enumerators");
 }
 
+Device device_of(const std::string& name) {
+  for (const Device device : {Device::cpu, Device::cuda}) {
+    if (name == name_of(device)) return device;
+  }
+  throw Error("there is no device '" + name + "'; there are cpu, cuda");
+}
+
+std::string name_of(Device device) {
+  switch (device) {
+    case Device::cpu: return "cpu";
+    case Device::cuda: return "cuda";
+  }
+  throw Error("Device " + std::to_string(static_cast<int>(device)) + " is none of the enumerators");
+}
+
 void require_teacher(Transfer transfer, bool teacher) {
   if (teacher == (transfer != Transfer::none)) return;
   throw Error(teacher ? "a teacher without a transfer; there are kd, hint, pkt"
@@ -108,6 +135,21 @@ void Recipe::validate() const {
           transfer.temperature, "it is positive");
   require(transfer.weight >= 0 && transfer.weight <= 1, "transfer weight", transfer.weight,
           "0 to 1 are possible");
+}
+
+void require_accelerable(const NetworkOptions& network, const Recipe& recipe) {
+  const auto require = [](bool holds, const std::string& option, const char* instead) {
+    if (holds) return;
+    throw UnsupportedError(option + " is not computed on a device, only " + instead +
+                           "; leave it to --device cpu");
+  };
+  require(network.model == "compact" || network.is_expanded(), "the model " + network.model,
+          "SmallNet and its expansions");
+  require(!network.is_expanded() || network.compute == Compute::contracted,
+          "--compute " + name_of(network.compute), "contracted expansions");
+  require(recipe.transfer.method == Transfer::none, "--transfer " + name_of(recipe.transfer.method),
+          "what learns from labels");
+  require(!recipe.adam, "--optimizer adam", "sgd");
 }
 
 double Recipe::rate_in(Index epoch) const {
@@ -234,6 +276,69 @@ Score Training<Scalar>::forward(std::span<const std::uint32_t> which) {
 }
 
 template <class Scalar>
+Score Training<Scalar>::test() {
+  if (!accelerator_) return evaluate(network_, data_, data_.test);
+  return score_of(accelerator_->test(numbers()), recipe_.batch, data_.test.count());
+}
+
+template <class Scalar>
+Score Training<Scalar>::accelerated_epoch() {
+  const cuda::Steps steps = accelerator_->epoch(
+      {.number = epoch_, .learning_rate = recipe_.rate_in(epoch_), .order = order_}, numbers());
+  for (std::size_t step = 0; step < steps.losses.size(); ++step) {
+    if (!std::isfinite(steps.losses[step])) diverged(static_cast<Index>(step) * recipe_.batch);
+  }
+  network_.tape().tensors_changed();
+  optimizer_->set_steps(optimizer_->steps() + std::ssize(steps.losses));
+  next_ = std::ssize(order_);
+  return score_of(steps, recipe_.batch, data_.train.count());
+}
+
+template <class Scalar>
+cuda::Numbers<Scalar> Training<Scalar>::numbers() {
+  cuda::Numbers<Scalar> numbers;
+  for (Tensor<Scalar>* tensor : network_.parameters()) numbers.parameters.push_back(tensor->value);
+  for (Tensor<Scalar>* tensor : network_.statistics()) numbers.statistics.push_back(tensor->value);
+  for (auto& velocity : optimizer_->states().front().numbers) {
+    numbers.velocities.push_back(velocity);
+  }
+  return numbers;
+}
+
+template <class Scalar>
+cuda::TrainingPlan Training<Scalar>::accelerator_plan() const {
+  require_accelerable(network_options_, recipe_);
+  const auto shapes_of = [](const std::vector<Tensor<Scalar>*>& tensors) {
+    std::vector<cuda::NamedShape> shapes;
+    for (const Tensor<Scalar>* tensor : tensors) shapes.push_back({tensor->name, tensor->shape});
+    return shapes;
+  };
+  return {.network = {.kernel = network_options_.kernel,
+                      .blocks = network_options_.blocks,
+                      .norms = network_options_.norms,
+                      .parameters = shapes_of(network_.parameters()),
+                      .statistics = shapes_of(network_.statistics())},
+          .descent = {.momentum = recipe_.momentum,
+                      .decay = recipe_.weight_decay,
+                      .decay_products = recipe_.decay_products},
+          .batch = recipe_.batch,
+          .seed = recipe_.seed,
+          .augmented = data_.augmented,
+          .mean = data_.mean,
+          .deviation = data_.deviation,
+          .train = {data_.train.pixels, labels_},
+          .test = {data_.test.pixels, data_.test.labels}};
+}
+
+template <class Scalar>
+void Training<Scalar>::diverged(Index image) const {
+  throw concertina::NumericalError("epoch " + std::to_string(epoch_) + ", image " +
+                                   std::to_string(image) +
+                                   ": the loss is not finite; try a "
+                                   "lower learning rate, in a new folder");
+}
+
+template <class Scalar>
 std::vector<std::vector<Scalar>> Training<Scalar>::gradients(Index batches, bool trained) {
   if (order_.empty()) throw Error("there are no gradients before the first epoch");
   if (recipe_.decay_products) network_.decay_contractions(0);
@@ -265,12 +370,7 @@ Score Training<Scalar>::step(bool reversed) {
       std::span(order_).subspan(static_cast<std::size_t>(next_), static_cast<std::size_t>(count));
   if (reversed) std::ranges::reverse(which);
   const Score score = forward(which);
-  if (!std::isfinite(score.loss)) {
-    throw concertina::NumericalError("epoch " + std::to_string(epoch_) + ", image " +
-                                     std::to_string(next_) +
-                                     ": the loss is not finite; try a "
-                                     "lower learning rate, in a new folder");
-  }
+  if (!std::isfinite(score.loss)) diverged(next_);
   network_.tape().backward();
   optimizer_->step(recipe_.rate_in(epoch_));
   next_ += count;
@@ -409,6 +509,11 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   }
   const Index done = training.epochs_done(), epochs = options.recipe.epochs;
   if (exists && done == epochs) return result;
+#ifdef CONCERTINA_CUDA
+  if (options.device == Device::cuda) {
+    training.compute_on(cuda::cuda_accelerator<Scalar>(training.accelerator_plan()));
+  }
+#endif
   std::error_code failure;
   std::filesystem::create_directories(options.out, failure);
   if (failure) {
@@ -432,7 +537,7 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
       if (progress) progress->update(images, loss, accuracy);
     });
     const double seconds = seconds_since(start);
-    const Score tested = evaluate(training.network(), data, data.test);
+    const Score tested = training.test();
     if (!std::isfinite(tested.loss)) {
       throw concertina::NumericalError("epoch " + std::to_string(training.epochs_done()) +
                                        ": the test loss is not finite; try a lower learning rate, "
@@ -514,6 +619,15 @@ void TrainOptions::validate() const {
     throw Error("the decay of products needs contracted expansions; these are " +
                 name_of(network.compute));
   }
+  if (device == Device::cpu) return;
+  require_accelerable(network, recipe);
+  if (similarities > 0) {
+    throw UnsupportedError("--similarities is not computed on a device; leave it to --device cpu");
+  }
+#ifndef CONCERTINA_CUDA
+  throw UnsupportedError(
+      "--device cuda: this program was built without CUDA; build it with the preset cuda");
+#endif
 }
 
 TrainResult train(const TrainOptions& options, const Dataset& data, ThreadPool& pool) {

@@ -3,11 +3,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "cuda/accelerator.hpp"
 #include "data.hpp"
 #include "log.hpp"
 #include "network.hpp"
 #include "optimizer.hpp"
 #include "transfer.hpp"
+
+#include <concertina/error.hpp>
 
 #include <cstdint>
 #include <filesystem>
@@ -15,6 +18,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace cifar {
@@ -80,6 +84,21 @@ struct Score {
 template <class Scalar>
 Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& images);
 
+/// What computes a training's epochs and tests.
+enum class Device { cpu, cuda };
+
+/// Names as on the command line. Throw Error with the choices for another name.
+Device device_of(const std::string& name);
+std::string name_of(Device device);
+
+/// An option of a training that the device does not compute; the message names it.
+struct UnsupportedError : concertina::Error {
+  using Error::Error;
+};
+
+/// Throws UnsupportedError unless such a training can be computed by an accelerator.
+void require_accelerable(const NetworkOptions& network, const Recipe& recipe);
+
 /// A training in memory: what a step is, and where it stands.
 template <class Scalar>
 class Training {
@@ -91,10 +110,17 @@ class Training {
   Training(const NetworkOptions& network, const Recipe& recipe, const Dataset& data,
            ThreadPool& pool, const concertina::io::Safetensors* teacher = nullptr);
 
-  /// One epoch, the next; report(images so far, mean loss, accuracy) after each step.
+  /// One epoch, the next; report(images so far, mean loss, accuracy) after each step, or at the
+  /// end of an accelerator's, which is not interrupted for it.
+  /// Throws  NumericalError where a loss is not finite
   template <class Report>
   Score epoch(Report&& report) {
     begin_epoch();
+    if (accelerator_) {
+      const Score sum = accelerated_epoch();
+      report(sum.images, sum.loss, sum.accuracy());
+      return sum;
+    }
     Score sum;
     while (more_batches()) {
       const Score batch = step();
@@ -113,6 +139,18 @@ class Training {
   void begin_epoch();
   bool more_batches() const { return next_ < std::ssize(order_); }
   Score step(bool reversed = false);
+
+  /// The network on the test set.
+  Score test();
+
+  /// From now on epochs and tests are the accelerator's; steps and gradients remain here.
+  void compute_on(std::unique_ptr<cuda::Accelerator<Scalar>> accelerator) {
+    accelerator_ = std::move(accelerator);
+  }
+
+  /// What an accelerator has to know. It refers to the training and its data set.
+  /// Throws  as require_accelerable()
+  cuda::TrainingPlan accelerator_plan() const;
 
   /// Gradients of the loss, without decay, on the first `batches` batches of the last epoch,
   /// augmented as in it, by the parameters as they are: those of the network that is computed (a
@@ -140,6 +178,9 @@ class Training {
   std::string settings() const;
   void learn_from(const concertina::io::Safetensors& teacher, ThreadPool& pool);
   std::unique_ptr<Optimizer<Scalar>> make_optimizer();
+  Score accelerated_epoch();
+  cuda::Numbers<Scalar> numbers();
+  [[noreturn]] void diverged(Index image) const;
   /// Forward on a batch of the training set, the teacher first.
   Score forward(std::span<const std::uint32_t> which);
 
@@ -152,6 +193,7 @@ class Training {
   std::string teacher_name_, init_name_;
   Tensor<Scalar>* projection_ = nullptr;
   std::unique_ptr<Optimizer<Scalar>> optimizer_;
+  std::unique_ptr<cuda::Accelerator<Scalar>> accelerator_;
   Index epoch_ = 0;  // epochs begun; between epochs, done
   std::vector<std::uint32_t> order_;
   Index next_ = 0;  // in order_
@@ -173,9 +215,11 @@ struct TrainOptions {
   bool resume = false;
   std::string command;  ///< for the log
   bool in_double = false;
+  Device device = Device::cpu;
   std::function<void(const EpochRecord&)> report = {};  ///< of each epoch, instead of a bar
 
-  /// Throws Error naming what makes no sense, alone or together.
+  /// Throws Error naming what makes no sense, alone or together; UnsupportedError for what the
+  /// device does not compute, or where the program was built without it.
   void validate() const;
 };
 

@@ -1,0 +1,120 @@
+// The CUDA device that is current, as a backend of the network: one stream, whose launches are
+// recorded and replayed.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "network.hpp"
+
+#include <concertina/cuda/buffer.cuh>
+#include <concertina/cuda/error.cuh>
+#include <concertina/cuda/launch.cuh>
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+namespace cifar::cuda {
+
+class CudaBackend {
+ public:
+  template <class T>
+  using Buffer = concertina::cuda::Buffer<T>;
+
+  /// Throws  DeviceError where there is no device; so do all calls that fail
+  CudaBackend() {
+    cudaStream_t stream = nullptr;
+    // Not a non-blocking one: copies by others, on the default stream, are done before it goes on.
+    check(cudaStreamCreate(&stream), "cudaStreamCreate", "a training");
+    stream_.reset(stream);
+  }
+  CudaBackend(const CudaBackend&) = delete;
+  CudaBackend& operator=(const CudaBackend&) = delete;
+
+  cudaStream_t stream() const { return stream_.get(); }
+
+  template <class T>
+  Buffer<T> allocate(Index count) {
+    return Buffer<T>(count, "a training's numbers");
+  }
+
+  template <class T>
+  void upload(std::span<const T> from, T* to) {
+    copy(to, from.data(), from.size_bytes(), cudaMemcpyHostToDevice);
+  }
+  template <class T>
+  void download(const T* from, std::span<T> to) {
+    copy(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost);
+  }
+
+  template <class Program>
+  void run(const Program& program, const std::string& purpose) {
+    concertina::cuda::launch(program, stream(), purpose);
+  }
+
+  /// The first time they are just launched: what kernels load and libraries allocate when they are
+  /// first used cannot be recorded. The second time they become a graph. Some thirty launches of a
+  /// few microseconds each would otherwise wait for the host.
+  template <class Launches>
+  void repeat(int key, Launches&& launches) {
+    const auto [found, first] = graphs_.try_emplace(key);
+    if (first) {
+      launches();
+      return;
+    }
+    if (!found->second) found->second = recorded(launches);
+    check(cudaGraphLaunch(found->second.get(), stream()), "cudaGraphLaunch", "a step");
+  }
+
+ private:
+  struct Deleter {
+    void operator()(cudaStream_t stream) const { static_cast<void>(cudaStreamDestroy(stream)); }
+    void operator()(cudaGraph_t graph) const { static_cast<void>(cudaGraphDestroy(graph)); }
+    void operator()(cudaGraphExec_t graph) const { static_cast<void>(cudaGraphExecDestroy(graph)); }
+  };
+  template <class Handle>
+  using Owner = std::unique_ptr<std::remove_pointer_t<Handle>, Deleter>;
+
+  static void check(cudaError_t status, const char* call, const std::string& purpose) {
+    concertina::cuda::check(status, call, purpose);
+  }
+
+  void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+    if (bytes == 0) return;
+    check(cudaMemcpyAsync(to, from, bytes, kind, stream()), "cudaMemcpyAsync",
+          "a training's numbers");
+    check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize", "a training");
+  }
+
+  template <class Launches>
+  Owner<cudaGraphExec_t> recorded(Launches&& launches) {
+    const std::string purpose = "the graph of a step";
+    check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal),
+          "cudaStreamBeginCapture", purpose);
+    cudaGraph_t graph = nullptr;
+    try {
+      launches();
+    } catch (...) {  // or the stream would go on recording
+      static_cast<void>(cudaStreamEndCapture(stream(), &graph));
+      const Owner<cudaGraph_t> owner(graph);
+      static_cast<void>(cudaGetLastError());
+      throw;
+    }
+    check(cudaStreamEndCapture(stream(), &graph), "cudaStreamEndCapture", purpose);
+    const Owner<cudaGraph_t> owner(graph);
+    cudaGraphExec_t executable = nullptr;
+    check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate", purpose);
+    return Owner<cudaGraphExec_t>(executable);
+  }
+
+  Owner<cudaStream_t> stream_;
+  std::map<int, Owner<cudaGraphExec_t>> graphs_;
+};
+
+static_assert(Backend<CudaBackend>);
+
+}  // namespace cifar::cuda

@@ -1,0 +1,772 @@
+// The block programs that a SmallNet is made of, but for its convolutions: images, batch norm with
+// the ReLU and the pool behind it, fully connected layers, the loss, the descent.
+//
+// Maps are [image][channel][y][x]. Sums over a batch are sums of slices of it, in a fixed order:
+// results do not depend on which block ran first.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "../crop.hpp"
+
+#include <concertina/cuda/block.hpp>
+#include <concertina/geometry.hpp>
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace cifar::cuda {
+
+using concertina::cuda::shared_size;
+
+/// Where a training stands, in the device's memory: launches are the same in every step, so that a
+/// graph of them can be replayed.
+struct Clock {
+  Index epoch = 0, step = 0;  ///< the step within the epoch; the loss counts it on
+  double learning_rate = 0;
+};
+
+namespace detail {
+
+inline constexpr int program_threads = 256;
+
+/// The first of each becomes the sum of all, always in the same order.
+template <int count, class B, class... Parts>
+CONCERTINA_DEVICE void add_up(B& block, const Parts&... parts) {
+  static_assert((count & (count - 1)) == 0, "halves");
+  for (int half = count / 2; half > 0; half /= 2) {
+    block.each_thread([&](int thread) {
+      if (thread >= half) return;
+      (parts.set(thread, parts.get(thread) + parts.get(thread + half)), ...);
+    });
+  }
+}
+
+constexpr Index blocks_for(Index count, int each) { return (count + each - 1) / each; }
+
+}  // namespace detail
+
+// ---- images -------------------------------------------------------------------------------------
+
+/// What a pixel's value becomes, [channel][value], as load_images computes it.
+template <class Scalar>
+std::vector<Scalar> normalized_values(const std::array<double, 3>& mean,
+                                      const std::array<double, 3>& deviation) {
+  std::vector<Scalar> values;
+  for (std::size_t channel = 0; channel < 3; ++channel) {
+    for (int value = 0; value < 256; ++value) {
+      values.push_back(static_cast<Scalar>((value / 255.0 - mean[channel]) / deviation[channel]));
+    }
+  }
+  return values;
+}
+
+/// The images of a step, to[image][3][32][32]: those of order[step * batch + image], cropped and
+/// mirrored if augmented, and normalised.
+template <class Scalar>
+struct LoadImages {
+  static constexpr int threads = detail::program_threads;
+
+  const std::uint8_t* pixels;  ///< [image][3][32][32]
+  const std::uint32_t* order;
+  const Clock* clock;
+  const Scalar* values;  ///< of normalized_values
+  Scalar* to;
+  int images, batch;
+  bool augmented;
+  std::uint64_t seed;
+
+  Index blocks() const { return images; }
+  std::size_t shared_bytes() const { return 0; }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index image) const {
+    constexpr int width = side, plane = width * width, size = image_size;
+    block.each_thread([&](int thread) {
+      const Clock now = block.read(clock);
+      const std::uint32_t index = block.read(order + now.step * batch + image);
+      const Crop crop = augmented ? crop_of({seed, now.epoch}, index) : Crop{};
+      const int top = static_cast<int>(crop.top - crop_border),
+                left = static_cast<int>(crop.left - crop_border);
+      for (int i = thread; i < size; i += threads) {
+        const int channel = i / plane, y = i % plane / width, x = i % width;
+        const int from_y = y + top, from_x = (crop.flip ? width - 1 - x : x) + left;
+        const bool inside = from_y >= 0 && from_y < width && from_x >= 0 && from_x < width;
+        const int pixel = inside ? block.read(pixels + static_cast<Index>(index) * size +
+                                              channel * plane + from_y * width + from_x)
+                                 : 0;
+        block.write(to + image * size + i, block.read(values + channel * 256 + pixel));
+      }
+    });
+  }
+};
+
+// ---- batch norm, ReLU and 2x2 max pool
+// -----------------------------------------------------------
+
+/// Maps of a batch. A pool leaves half the rows and columns; the odd last ones are dropped.
+struct MapSize {
+  int images = 0, channels = 0, height = 0, width = 0;
+
+  CONCERTINA_HOST_DEVICE constexpr int positions() const { return height * width; }
+  CONCERTINA_HOST_DEVICE constexpr int pooled_positions() const {
+    return (height / 2) * (width / 2);
+  }
+  CONCERTINA_HOST_DEVICE constexpr Index numbers() const {
+    return static_cast<Index>(images) * channels * positions();
+  }
+};
+
+/// A batch cut into parts of whole images; each channel of a slice is a block's work.
+struct Slices {
+  static constexpr int most = 32;  ///< every block that needs the whole sum adds up so many
+
+  int images = 0, each = 0, count = 0;
+
+  /// Some sixteen numbers for each thread, which is enough to hide what a sum costs at its end.
+  CONCERTINA_HOST_DEVICE static constexpr Slices of(const MapSize& size) {
+    constexpr int numbers = 16 * detail::program_threads;
+    int each = (size.images + most - 1) / most;
+    if (each * size.positions() < numbers) each = (numbers - 1) / size.positions() + 1;
+    return {size.images, each, (size.images + each - 1) / each};
+  }
+  CONCERTINA_HOST_DEVICE constexpr int images_of(int slice) const {
+    return slice + 1 < count ? each : images - slice * each;
+  }
+};
+
+/// A batch norm as torch.nn.BatchNorm2d with eps 1e-5 and momentum 0.1, in the device's memory;
+/// without a weight there is none, and maps are what they are.
+template <class Scalar>
+struct Norm {
+  const Scalar *weight = nullptr, *bias = nullptr;
+  Scalar *running_mean = nullptr, *running_var = nullptr;
+  /// Of the slices: [channel][slice][2], at most 2 * Slices::most numbers a channel.
+  double* sums = nullptr;
+  /// Of the batch, which a pass back needs: [channel][4], mean, 1 / deviation, factor, offset.
+  Scalar* batch = nullptr;
+
+  CONCERTINA_HOST_DEVICE constexpr bool exists() const { return weight != nullptr; }
+};
+
+namespace detail {
+
+/// What the programs of a norm share: a block for each channel and slice.
+template <class Scalar>
+struct NormProgram {
+  static constexpr int threads = program_threads;
+
+  MapSize size;
+  const Scalar* x;
+  Norm<Scalar> norm;
+
+  Index blocks() const { return static_cast<Index>(size.channels) * Slices::of(size).count; }
+
+ protected:
+  struct Part {
+    Slices slices;
+    int channel, slice;
+  };
+  CONCERTINA_HOST_DEVICE Part part(Index number) const {
+    const Slices slices = Slices::of(size);
+    const int at = static_cast<int>(number);
+    return {slices, at / slices.count, at % slices.count};
+  }
+
+  /// Calls each(offset of the map, i) for i, a position of the slice's maps of `positions`, for
+  /// those of the thread.
+  template <class Each>
+  CONCERTINA_DEVICE void for_each_position(const Part& at, int positions, int thread,
+                                           Each&& each) const {
+    const int count = at.slices.images_of(at.slice) * positions;
+    for (int i = thread; i < count; i += threads) {
+      const Index image = at.slice * at.slices.each + i / positions;
+      each(image * size.channels + at.channel, i % positions);
+    }
+  }
+
+  /// A window of the pool: its values behind the ReLU, the largest, and which it was.
+  struct Window {
+    Scalar x[4];
+    Scalar largest, winning_x;
+    int winner;  ///< -1 where the ReLU lets no gradient through
+  };
+  CONCERTINA_HOST_DEVICE constexpr int offset_in_window(int i) const {
+    return (i / 2) * size.width + i % 2;
+  }
+  template <class B>
+  CONCERTINA_DEVICE Window window(B& block, const Scalar* from, Scalar factor,
+                                  Scalar offset) const {
+    // Either number is kept where it is NaN, so that a diverged training is noticed.
+    const auto larger = [](Scalar p, Scalar q) { return p > q || p != p ? p : q; };
+    Window window{};
+    Scalar y[4];
+    CONCERTINA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      window.x[i] = block.read(from + offset_in_window(i));
+      y[i] = factor * window.x[i] + offset;
+      y[i] = y[i] < Scalar(0) ? Scalar(0) : y[i];
+    }
+    window.largest = larger(larger(y[0], y[1]), larger(y[2], y[3]));
+    window.winner = -1;
+    CONCERTINA_UNROLL
+    for (int i = 3; i >= 0; --i) {
+      if (!(y[i] > Scalar(0) && y[i] == window.largest)) continue;
+      window.winner = i;
+      window.winning_x = window.x[i];
+    }
+    return window;
+  }
+};
+
+}  // namespace detail
+
+/// Each slice's mean and squared deviations from it, for each channel.
+/// Source  Chan, Golub, LeVeque, The American Statistician 1983
+template <class Scalar>
+struct NormMoments : detail::NormProgram<Scalar> {
+  using Base = detail::NormProgram<Scalar>;
+  using Base::threads, Base::size, Base::x, Base::norm;
+
+  std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    const auto at = this->part(number);
+    const double count = at.slices.images_of(at.slice) * size.positions();
+    auto sums = block.template shared<double>(threads),
+         squares = block.template shared<double>(threads);
+    block.each_thread([&](int thread) {
+      Scalar sum(0);
+      this->for_each_position(at, size.positions(), thread, [&](Index map, int i) {
+        sum += block.read(x + map * size.positions() + i);
+      });
+      sums.set(thread, static_cast<double>(sum));
+    });
+    detail::add_up<threads>(block, sums);
+    block.each_thread([&](int thread) {
+      const auto shift = static_cast<Scalar>(sums.get(0) / count);
+      Scalar sum(0);
+      this->for_each_position(at, size.positions(), thread, [&](Index map, int i) {
+        const Scalar deviation = block.read(x + map * size.positions() + i) - shift;
+        sum += deviation * deviation;
+      });
+      squares.set(thread, static_cast<double>(sum));
+    });
+    detail::add_up<threads>(block, squares);
+    block.each_thread([&](int thread) {
+      if (thread != 0) return;
+      block.write(norm.sums + 2 * number, sums.get(0) / count);
+      block.write(norm.sums + 2 * number + 1, squares.get(0));
+    });
+  }
+};
+
+/// y = pool(relu(norm(x))), [image][channel][height / 2][width / 2]. In training by the statistics
+/// of the batch, from its moments, which move the running ones; in inference by the running ones.
+template <class Scalar>
+struct NormReluPool : detail::NormProgram<Scalar> {
+  using Base = detail::NormProgram<Scalar>;
+  using Base::threads, Base::size, Base::x, Base::norm;
+
+  Scalar* y;
+  bool training;
+
+  std::size_t shared_bytes() const { return shared_size<Scalar>(2); }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    const auto at = this->part(number);
+    auto affine = block.template shared<Scalar>(2);
+    block.each_thread([&](int thread) {
+      if (thread == 0) set_affine(block, at.slices, at.channel, at.slice == 0, affine);
+    });
+    block.each_thread([&](int thread) {
+      const Scalar factor = affine.get(0), offset = affine.get(1);
+      const int positions = size.pooled_positions(), columns = size.width / 2;
+      this->for_each_position(at, positions, thread, [&](Index map, int i) {
+        const Scalar* const from =
+            x + map * size.positions() + 2 * (i / columns) * size.width + 2 * (i % columns);
+        block.write(y + map * positions + i, this->window(block, from, factor, offset).largest);
+      });
+    });
+  }
+
+ private:
+  template <class B, class Affine>
+  CONCERTINA_DEVICE void set_affine(B& block, const Slices& slices, int channel, bool keep,
+                                    const Affine& affine) const {
+    if (!norm.exists()) {
+      affine.set(0, Scalar(1));
+      affine.set(1, Scalar(0));
+      return;
+    }
+    constexpr double eps = 1e-5, momentum = 0.1;
+    double mean = 0, variance = 0;
+    if (training) {
+      const double* const moments = norm.sums + 2 * static_cast<Index>(channel) * slices.count;
+      const double all = static_cast<double>(size.images) * size.positions();
+      for (int s = 0; s < slices.count; ++s) {
+        mean += slices.images_of(s) * block.read(moments + 2 * s);
+      }
+      mean /= size.images;
+      double squares = 0;
+      for (int s = 0; s < slices.count; ++s) {
+        const double distance = block.read(moments + 2 * s) - mean;
+        squares += block.read(moments + 2 * s + 1) +
+                   distance * distance * (slices.images_of(s) * size.positions());
+      }
+      variance = squares / all;
+      if (keep) {
+        Scalar *const running_mean = norm.running_mean + channel, *const running_var =
+                                                                      norm.running_var + channel;
+        const auto moved = [&](const Scalar* from, double to) {
+          return static_cast<Scalar>((1 - momentum) * static_cast<double>(block.read(from)) +
+                                     momentum * to);
+        };
+        block.write(running_mean, moved(running_mean, mean));
+        block.write(running_var, moved(running_var, squares / (all > 1 ? all - 1 : 1)));
+      }
+    } else {
+      mean = static_cast<double>(block.read(norm.running_mean + channel));
+      variance = static_cast<double>(block.read(norm.running_var + channel));
+    }
+    const double inverse = 1 / std::sqrt(variance + eps),
+                 factor = inverse * static_cast<double>(block.read(norm.weight + channel)),
+                 offset = static_cast<double>(block.read(norm.bias + channel)) - mean * factor;
+    affine.set(0, static_cast<Scalar>(factor));
+    affine.set(1, static_cast<Scalar>(offset));
+    if (!training || !keep) return;
+    const double batch[4] = {mean, inverse, factor, offset};
+    for (int i = 0; i < 4; ++i) {
+      block.write(norm.batch + 4 * channel + i, static_cast<Scalar>(batch[i]));
+    }
+  }
+};
+
+/// For each channel and slice the sum of dL/dnorm(x), and of that with x - mean; from dL/dy.
+template <class Scalar>
+struct NormReluPoolSums : detail::NormProgram<Scalar> {
+  using Base = detail::NormProgram<Scalar>;
+  using Base::threads, Base::size, Base::x, Base::norm;
+
+  const Scalar* gradient;  ///< of y
+
+  std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    const auto at = this->part(number);
+    auto sums = block.template shared<double>(threads),
+         products = block.template shared<double>(threads);
+    block.each_thread([&](int thread) {
+      const Scalar* const batch = norm.batch + 4 * at.channel;
+      const Scalar mean = block.read(batch), factor = block.read(batch + 2),
+                   offset = block.read(batch + 3);
+      const int positions = size.pooled_positions(), columns = size.width / 2;
+      Scalar sum(0), product(0);
+      this->for_each_position(at, positions, thread, [&](Index map, int i) {
+        const Scalar* const from =
+            x + map * size.positions() + 2 * (i / columns) * size.width + 2 * (i % columns);
+        const auto window = this->window(block, from, factor, offset);
+        if (window.winner < 0) return;
+        const Scalar own = block.read(gradient + map * positions + i);
+        sum += own;
+        product += own * (window.winning_x - mean);
+      });
+      sums.set(thread, static_cast<double>(sum));
+      products.set(thread, static_cast<double>(product));
+    });
+    detail::add_up<threads>(block, sums, products);
+    block.each_thread([&](int thread) {
+      if (thread != 0) return;
+      block.write(norm.sums + 2 * number, sums.get(0));
+      block.write(norm.sums + 2 * number + 1, products.get(0));
+    });
+  }
+};
+
+/// dL/dx from dL/dy and, where there is a norm, its sums; and the norm's own gradients.
+template <class Scalar>
+struct NormReluPoolGradient : detail::NormProgram<Scalar> {
+  using Base = detail::NormProgram<Scalar>;
+  using Base::threads, Base::size, Base::x, Base::norm;
+
+  const Scalar* gradient;  ///< of y
+  Scalar* x_gradient;
+  Scalar *weight_gradient = nullptr, *bias_gradient = nullptr;
+
+  std::size_t shared_bytes() const { return shared_size<Scalar>(2); }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    const auto at = this->part(number);
+    auto line = block.template shared<Scalar>(2);
+    block.each_thread([&](int thread) {
+      if (thread == 0) set_line(block, at.slices, at.channel, at.slice == 0, line);
+    });
+    block.each_thread([&](int thread) {
+      const bool exists = norm.exists();
+      const auto of_batch = [&](int i, Scalar otherwise) {
+        return exists ? block.read(norm.batch + 4 * at.channel + i) : otherwise;
+      };
+      const Scalar mean = of_batch(0, Scalar(0)), factor = of_batch(2, Scalar(1)),
+                   offset = of_batch(3, Scalar(0));
+      const Scalar level = line.get(0), slope = line.get(1);
+      // Windows, and what is left of them at the odd last row and column.
+      const int rows = size.height / 2, columns = size.width / 2, all_rows = (size.height + 1) / 2,
+                all_columns = (size.width + 1) / 2;
+      this->for_each_position(at, all_rows * all_columns, thread, [&](Index map, int i) {
+        const int row = i / all_columns, column = i % all_columns;
+        const Index first = map * size.positions() + 2 * row * size.width + 2 * column;
+        const auto own = [&](Scalar dy, Scalar value) {
+          return exists ? factor * (dy - level - slope * (value - mean)) : dy;
+        };
+        if (row < rows && column < columns) {
+          const auto window = this->window(block, x + first, factor, offset);
+          const Scalar given =
+              block.read(gradient + map * size.pooled_positions() + row * columns + column);
+          CONCERTINA_UNROLL
+          for (int k = 0; k < 4; ++k) {
+            block.write(x_gradient + first + this->offset_in_window(k),
+                        own(k == window.winner ? given : Scalar(0), window.x[k]));
+          }
+          return;
+        }
+        CONCERTINA_UNROLL
+        for (int k = 0; k < 4; ++k) {
+          if (2 * row + k / 2 >= size.height || 2 * column + k % 2 >= size.width) continue;
+          const Index place = first + this->offset_in_window(k);
+          block.write(x_gradient + place, own(Scalar(0), block.read(x + place)));
+        }
+      });
+    });
+  }
+
+ private:
+  /// factor * (dy - mean(dy) - xhat * mean(dy * xhat)), with xhat = (x - mean) * inverse: the means
+  /// over the batch are a level and a slope.
+  template <class B, class Line>
+  CONCERTINA_DEVICE void set_line(B& block, const Slices& slices, int channel, bool keep,
+                                  const Line& line) const {
+    if (!norm.exists()) {
+      line.set(0, Scalar(0));
+      line.set(1, Scalar(0));
+      return;
+    }
+    const double* const parts = norm.sums + 2 * static_cast<Index>(channel) * slices.count;
+    double sum = 0, product = 0;
+    for (int s = 0; s < slices.count; ++s) {
+      sum += block.read(parts + 2 * s);
+      product += block.read(parts + 2 * s + 1);
+    }
+    const auto inverse = static_cast<double>(block.read(norm.batch + 4 * channel + 1));
+    const double all = static_cast<double>(size.images) * size.positions();
+    product *= inverse;
+    line.set(0, static_cast<Scalar>(sum / all));
+    line.set(1, static_cast<Scalar>(inverse * (product / all)));
+    if (!keep) return;
+    block.write(weight_gradient + channel, static_cast<Scalar>(product));
+    block.write(bias_gradient + channel, static_cast<Scalar>(sum));
+  }
+};
+
+// ---- fully connected layers ---------------------------------------------------------------------
+
+/// Numbers with a row and a place in the sum of a product: row i's k-th at i * row + k * inner.
+template <class Scalar>
+struct Factor {
+  const Scalar* numbers;
+  int row, inner;
+};
+
+/// result[i][j] = the sum over k of left(i, k) * right(j, k): the forward pass of a fully connected
+/// layer and both of its gradients, by their strides.
+///
+/// The products are small and many blocks hide what waits: tiles of 8 x 8 numbers, four threads for
+/// each of a tile's, and an inner length of 128 at a time, so that fc1's 512 are four rounds.
+template <class Scalar>
+struct Product {
+  static constexpr int threads = detail::program_threads;
+
+  Factor<Scalar> left, right;
+  Scalar* result;
+  int rows, columns, inner;
+  const Scalar* bias = nullptr;  ///< added, [column]
+  bool relu = false;             ///< and then what is negative becomes 0; NaN stays
+  const Scalar* mask = nullptr;  ///< [row][column]: the result is 0 but where this is positive
+  Scalar* row_sums = nullptr;    ///< of left: a bias's gradient
+
+  Index blocks() const {
+    return detail::blocks_for(rows, tile) * detail::blocks_for(columns, tile);
+  }
+  std::size_t shared_bytes() const {
+    return 2 * shared_size<Scalar>(tile * step) + 2 * shared_size<Scalar>(threads);
+  }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    const int column_tiles = (columns + tile - 1) / tile, at = static_cast<int>(number);
+    const int first_row = at / column_tiles * tile, first_column = at % column_tiles * tile;
+    auto left_tile = block.template shared<Scalar>(tile * step),
+         right_tile = block.template shared<Scalar>(tile * step);
+    auto sums = block.template shared<Scalar>(threads),
+         side_sums = block.template shared<Scalar>(threads);
+    typename B::template PerThread<Scalar> sum(block), side_sum(block);
+    block.each_thread([&](int thread) { sum[thread] = side_sum[thread] = Scalar(0); });
+    for (int first = 0; first < inner; first += depth) {
+      block.each_thread([&](int thread) {
+        load(block, left, first_row, rows, first, thread, left_tile);
+        load(block, right, first_column, columns, first, thread, right_tile);
+      });
+      block.each_thread([&](int thread) {
+        const int row = thread / tile % tile, column = thread % tile, part = thread / (tile * tile);
+        CONCERTINA_UNROLL
+        for (int i = 0; i < depth / parts; ++i) {
+          const int k = i * parts + part;
+          const Scalar number_left = left_tile.get(row * step + k);
+          sum[thread] += number_left * right_tile.get(column * step + k);
+          side_sum[thread] += number_left;
+        }
+      });
+    }
+    block.each_thread([&](int thread) {
+      sums.set(thread, sum[thread]);
+      side_sums.set(thread, side_sum[thread]);
+    });
+    block.each_thread([&](int thread) {
+      const int row = first_row + thread / tile, column = first_column + thread % tile;
+      if (thread >= tile * tile || row >= rows || column >= columns) return;
+      Scalar value(0), side_value(0);
+      for (int part = 0; part < parts; ++part) {
+        value += sums.get(part * tile * tile + thread);
+        side_value += side_sums.get(part * tile * tile + thread);
+      }
+      const Index place = static_cast<Index>(row) * columns + column;
+      if (bias != nullptr) value += block.read(bias + column);
+      if (relu && value < Scalar(0)) value = Scalar(0);
+      if (mask != nullptr && !(block.read(mask + place) > Scalar(0))) value = Scalar(0);
+      block.write(result + place, value);
+      if (row_sums != nullptr && column == 0) block.write(row_sums + row, side_value);
+    });
+  }
+
+ private:
+  static constexpr int tile = 8, parts = threads / (tile * tile), depth = 128;
+  static constexpr int step = depth + 1;  // so that rows of a tile start on different banks
+
+  /// Neighbours in memory by neighbouring threads; zeros beyond the matrix.
+  template <class B, class Tile>
+  CONCERTINA_DEVICE void load(B& block, const Factor<Scalar>& from, int first_row, int count,
+                              int first, int thread, const Tile& to) const {
+    CONCERTINA_UNROLL
+    for (int i = 0; i < tile * depth / threads; ++i) {
+      const int number = i * threads + thread;
+      const int row = from.inner == 1 ? number / depth : number % tile,
+                k = from.inner == 1 ? number % depth : number / tile;
+      const bool inside = first_row + row < count && first + k < inner;
+      to.set(row * step + k,
+             inside ? block.read(from.numbers + static_cast<Index>(first_row + row) * from.row +
+                                 static_cast<Index>(first + k) * from.inner)
+                    : Scalar(0));
+    }
+  }
+};
+
+/// y = x W^T + b, with x[images][in] and W[out][in].
+template <class Scalar>
+Product<Scalar> linear(int images, int in, int out, const Scalar* x, const Scalar* weight,
+                       const Scalar* bias, Scalar* y, bool relu = false) {
+  return {.left = {x, in, 1},
+          .right = {weight, in, 1},
+          .result = y,
+          .rows = images,
+          .columns = out,
+          .inner = in,
+          .bias = bias,
+          .relu = relu};
+}
+
+/// dL/dx from dL/dy; where x came from a ReLU, `mask` is x.
+template <class Scalar>
+Product<Scalar> linear_input_gradient(int images, int in, int out, const Scalar* y_gradient,
+                                      const Scalar* weight, Scalar* x_gradient,
+                                      const Scalar* mask = nullptr) {
+  return {.left = {y_gradient, out, 1},
+          .right = {weight, 1, in},
+          .result = x_gradient,
+          .rows = images,
+          .columns = in,
+          .inner = out,
+          .mask = mask};
+}
+
+/// dL/dW and dL/db from dL/dy.
+template <class Scalar>
+Product<Scalar> linear_weight_gradient(int images, int in, int out, const Scalar* x,
+                                       const Scalar* y_gradient, Scalar* weight_gradient,
+                                       Scalar* bias_gradient) {
+  return {.left = {y_gradient, 1, out},
+          .right = {x, 1, in},
+          .result = weight_gradient,
+          .rows = out,
+          .columns = in,
+          .inner = images,
+          .row_sums = bias_gradient};
+}
+
+// ---- the loss -----------------------------------------------------------------------------------
+
+/// The mean over a step's images of the cross-entropy of softmax(logits) with their labels, and the
+/// images whose largest logit is the label's, into losses[step] and corrects[step]; the gradient of
+/// the mean, if it is asked for; and the next step. One block: what it adds up is small.
+template <class Scalar>
+struct CrossEntropy {
+  static constexpr int threads = detail::program_threads;
+
+  const Scalar* logits;        ///< [image][class]
+  const std::uint8_t* labels;  ///< of the set's images
+  const std::uint32_t* order;
+  Clock* clock;
+  double* losses;
+  std::int32_t* corrects;
+  Scalar* gradient;  ///< [image][class]; null for none
+  int images, batch, classes;
+
+  Index blocks() const { return 1; }
+  std::size_t shared_bytes() const {
+    return shared_size<double>(threads) + shared_size<std::int32_t>(threads);
+  }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index) const {
+    auto sums = block.template shared<double>(threads);
+    auto counts = block.template shared<std::int32_t>(threads);
+    block.each_thread([&](int thread) {
+      const Index first = block.read(clock).step * batch;
+      double loss = 0;
+      std::int32_t correct = 0;
+      for (int image = thread; image < images; image += threads) {
+        const int label = block.read(labels + block.read(order + first + image));
+        const bool found = add(block, image, label, loss);
+        correct += found ? 1 : 0;
+      }
+      sums.set(thread, loss);
+      counts.set(thread, correct);
+    });
+    detail::add_up<threads>(block, sums, counts);
+    block.each_thread([&](int thread) {
+      if (thread != 0) return;
+      Clock now = block.read(clock);
+      block.write(losses + now.step, sums.get(0) / images);
+      block.write(corrects + now.step, counts.get(0));
+      ++now.step;
+      block.write(clock, now);
+    });
+  }
+
+ private:
+  /// Adds an image's loss and says whether its largest logit is the label's.
+  template <class B>
+  CONCERTINA_DEVICE bool add(B& block, int image, int label, double& loss) const {
+    const Scalar* const z = logits + static_cast<Index>(image) * classes;
+    Scalar largest = block.read(z);
+    int found = 0;
+    for (int k = 1; k < classes; ++k) {
+      const Scalar logit = block.read(z + k);
+      if (logit > largest) largest = logit, found = k;
+    }
+    Scalar sum(0);
+    for (int k = 0; k < classes; ++k) sum += std::exp(block.read(z + k) - largest);
+    loss += static_cast<double>(std::log(sum) - (block.read(z + label) - largest));
+    if (gradient == nullptr) return found == label;
+    const Scalar share = Scalar(1) / static_cast<Scalar>(images);
+    for (int k = 0; k < classes; ++k) {
+      const Scalar target = k == label ? Scalar(1) : Scalar(0);
+      const Scalar own = std::exp(block.read(z + k) - largest) / sum - target;
+      block.write(gradient + static_cast<Index>(image) * classes + k, own * share);
+    }
+    return found == label;
+  }
+};
+
+// ---- the descent --------------------------------------------------------------------------------
+
+/// v = momentum * v + gradient + decay * w; w -= learning_rate * v, as Sgd; for all tensors at
+/// once, which lie one behind the other.
+template <class Scalar>
+struct Descend {
+  static constexpr int threads = detail::program_threads;
+
+  Scalar* weights;
+  const Scalar* gradients;
+  Scalar* velocities;
+  const Clock* clock;
+  Index count, decayed;  ///< numbers; the first ones, which decay
+  Scalar momentum, decay;
+
+  Index blocks() const { return detail::blocks_for(count, threads); }
+  std::size_t shared_bytes() const { return 0; }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    block.each_thread([&](int thread) {
+      const Index i = number * threads + thread;
+      if (i >= count) return;
+      const auto rate = static_cast<Scalar>(block.read(clock).learning_rate);
+      const Scalar weight = block.read(weights + i);
+      const Scalar gradient =
+          block.read(gradients + i) + (i < decayed ? decay : Scalar(0)) * weight;
+      const Scalar velocity = momentum * block.read(velocities + i) + gradient;
+      block.write(velocities + i, velocity);
+      block.write(weights + i, weight - rate * velocity);
+    });
+  }
+};
+
+/// gradient += decay * w: the decay of an expanded layer's product, before it is pulled back.
+template <class Scalar>
+struct AddDecay {
+  static constexpr int threads = detail::program_threads;
+
+  const Scalar* weights;
+  Scalar* gradients;
+  Index count;
+  Scalar decay;
+
+  Index blocks() const { return detail::blocks_for(count, threads); }
+  std::size_t shared_bytes() const { return 0; }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    block.each_thread([&](int thread) {
+      const Index i = number * threads + thread;
+      if (i >= count) return;
+      block.write(gradients + i, block.read(gradients + i) + decay * block.read(weights + i));
+    });
+  }
+};
+
+template <class T>
+struct Fill {
+  static constexpr int threads = detail::program_threads;
+
+  T* to;
+  Index count;
+  T value;
+
+  Index blocks() const { return detail::blocks_for(count, threads); }
+  std::size_t shared_bytes() const { return 0; }
+
+  template <concertina::cuda::Block B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    block.each_thread([&](int thread) {
+      const Index i = number * threads + thread;
+      if (i < count) block.write(to + i, value);
+    });
+  }
+};
+
+}  // namespace cifar::cuda
