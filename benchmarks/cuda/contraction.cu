@@ -130,6 +130,20 @@ void run(benchmark::State& state, const std::vector<cuda::Chain>& chains, Pass p
     contraction.forward(reads, results, stream);
     if (pass == Pass::both) contraction.pullback(reads, given, gradients, stream);
   });
+  const auto on_host = [&](Role role) {
+    std::vector<std::vector<float>> tensors;
+    const auto uses = plan.tensors(role);
+    const auto first = static_cast<std::size_t>(uses.data() - plan.tensors().data());
+    for (std::size_t t = first; t < first + uses.size(); ++t) {
+      buffers[t].copy_to(tensors.emplace_back(static_cast<std::size_t>(buffers[t].size())), what);
+    }
+    return tensors;
+  };
+  graph.seconds(1);
+  if (!are_contracted(chains, on_host(Role::layer), on_host(Role::result))) {
+    state.SkipWithError("the contraction is wrong");
+    return;
+  }
   constexpr int launches = 20;
   for (auto _ : state) state.SetIterationTime(graph.seconds(launches));
   Index multiply_adds = plan.forward().multiply_adds;
@@ -167,6 +181,8 @@ int main(int argc, char** argv) {
       const std::string name = network.name + (pass == Pass::both ? "_with_gradient" : "");
       benchmark::RegisterBenchmark(name.c_str(), run, network.chains, pass)
           ->UseManualTime()
+          ->Repetitions(5)
+          ->ReportAggregatesOnly()
           ->Unit(benchmark::kMicrosecond);
     }
   }

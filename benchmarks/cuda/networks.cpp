@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "networks.hpp"
 
+#include <concertina/contract.hpp>
 #include <concertina/expand.hpp>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
+#include <span>
 #include <utility>
 
 namespace concertina::benchmarks {
@@ -72,6 +76,32 @@ std::vector<NamedChains> networks() {
           {"MobileNet_CL", mobilenet()},
           {"AlexNet_CK_11_5", alexnet()},
           {"UNet_CL_512", unet()}};
+}
+
+bool are_contracted(const std::vector<cuda::Chain>& chains,
+                    const std::vector<std::vector<float>>& layers,
+                    const std::vector<std::vector<float>>& results) {
+  auto tensor = layers.begin();
+  auto result = results.begin();
+  return std::ranges::all_of(chains, [&](const cuda::Chain& chain) {
+    return chain.visit([&]<int Rank>(const cuda::Chain::Of<Rank>& of) {
+      std::vector<ConvView<float, Rank>> views;
+      for (const ConvShape<Rank>& shape : of.layers) {
+        views.emplace_back(shape, tensor[0], tensor[1]);
+        tensor += 2;
+      }
+      const auto expected = contract<double>(views, of.policy);
+      const auto agree = [](std::span<const float> right, const std::vector<float>& found) {
+        float largest = 0;
+        for (const float number : right) largest = std::max(largest, std::abs(number));
+        return std::ranges::equal(
+            right, found, [&](float a, float b) { return std::abs(a - b) <= 1e-3F * largest; });
+      };
+      const bool right = agree(expected.weight(), result[0]) && agree(expected.bias(), result[1]);
+      result += 2;
+      return right;
+    });
+  });
 }
 
 }  // namespace concertina::benchmarks

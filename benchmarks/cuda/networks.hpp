@@ -19,4 +19,10 @@ struct NamedChains {
 /// U-Net's widest. All at r = 4.
 std::vector<NamedChains> networks();
 
+/// Whether results are what contract<double>() makes of the layers, but for some rounding: tensors
+/// in the order of a plan's.
+bool are_contracted(const std::vector<cuda::Chain>& chains,
+                    const std::vector<std::vector<float>>& layers,
+                    const std::vector<std::vector<float>>& results);
+
 }  // namespace concertina::benchmarks

@@ -20,8 +20,10 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <set>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace concertina::test {
@@ -35,16 +37,17 @@ class Network {
  public:
   using Sum = typename DefaultAccumulator<Stored>::type;
 
-  explicit Network(Rng& rng) : rng_(rng) {}
+  /// With integers of up to `most` either side of zero.
+  explicit Network(Rng& rng, Index most = 4) : rng_(rng), most_(most) {}
 
   template <int Rank>
   void add(const std::vector<ConvShape<Rank>>& shapes) {
     chains_.emplace_back(shapes, interior_only);
     std::vector<Conv<Sum, Rank>> layers;
-    for (const auto& shape : shapes) layers.push_back(small_integers<Sum>(shape, rng_));
+    for (const auto& shape : shapes) layers.push_back(integers(shape));
     Contraction<Sum, Rank> contraction(chain_form<Rank>(shapes), interior_only);
     const Conv<Sum, Rank> result = contraction.forward(layers);
-    const auto gradient = small_integers<Sum>(result.shape(), rng_);
+    const Conv<Sum, Rank> gradient = integers(result.shape());
     for (const auto& layer : layers) keep(layers_, layer);
     keep(results_, result);
     keep(result_gradients_, gradient);
@@ -66,6 +69,15 @@ class Network {
   using Tensors = typename Passes<Stored>::Tensors;
 
   template <int Rank>
+  Conv<Sum, Rank> integers(const ConvShape<Rank>& shape) {
+    Conv<Sum, Rank> layer(shape);
+    for (const std::span<Sum> numbers : {layer.weight(), layer.bias()}) {
+      for (Sum& number : numbers) number = static_cast<Sum>(random_index(rng_, -most_, most_));
+    }
+    return layer;
+  }
+
+  template <int Rank>
   static void keep(Tensors& to, const Conv<Sum, Rank>& layer) {
     for (const std::span<const Sum> numbers : {layer.weight(), layer.bias()}) {
       auto& tensor = to.emplace_back();
@@ -81,13 +93,16 @@ class Network {
     return tensors;
   }
   Rng& rng_;
+  Index most_;
   std::vector<Chain> chains_;
   Tensors layers_, results_, result_gradients_, layer_gradients_;
 };
 
-/// Ways to plan: as a device would have it; everything split; everything on cuBLAS.
+/// Ways to plan: as a device would have it; in the largest tiles; everything split; everything on
+/// cuBLAS.
 std::vector<PlanOptions> every_plan(bool mixed = false) {
   return {{.mixed = mixed},
+          {.mixed = mixed, .wanted_tiles = 1},
           {.mixed = mixed, .wanted_tiles = 1'000'000, .least_split = 2},
           {.mixed = mixed, .least_gemm = 1}};
 }
@@ -133,18 +148,95 @@ TEST_CASE("networks of random chains are contracted and differentiated on blocks
 
 TEST_CASE("tiles, splits and lanes of every size are contracted on blocks", "[cuda]") {
   Rng rng(3);
-  const Index channels = GENERATE(1, 7, 8, 9, 31, 32, 33, 64, 65);
+  const Index channels = GENERATE(1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 129);
   for (const PlanOptions& options : every_plan()) {
     Network<float> network(rng);
     network.add<0>(
         {{.out = channels, .in = 33, .bias = true}, {.out = 12, .in = channels, .bias = true}});
     network.add<2>({{.out = channels, .in = 9, .kernel = 2},
                     {.out = 10, .in = channels, .kernel = 2, .bias = true}});
+    network.add<1>({{.out = 34, .in = channels, .kernel = 2, .bias = true},
+                    {.out = 35, .in = 34, .kernel = 3}});
     network.add<1>(
         {{.out = channels, .in = channels, .geometry = {.groups = channels}},
          {.out = channels, .in = channels, .kernel = 3, .geometry = {.groups = channels}}});
     network.check(ContractionPlan(network.chains(), options));
   }
+}
+
+TEST_CASE("groups that fill tiles, with biases, are contracted on blocks", "[cuda]") {
+  Rng rng(7);
+  const Index groups = GENERATE(2, 3);
+  for (const PlanOptions& options : every_plan()) {
+    Network<float> network(rng);
+    const auto conv = [&](Index out, Index in, Index kernel, Index of_groups) {
+      return ConvShape<1>{.out = out * groups,
+                          .in = in * groups,
+                          .kernel = kernel,
+                          .geometry = {.groups = of_groups},
+                          .bias = true};
+    };
+    network.add<1>({conv(16, 17, 1, groups), conv(18, 16, 3, groups), conv(33, 18, 1, groups)});
+    network.add<1>({conv(16, 16, 3, groups), conv(16, 16, 2, groups)});
+    network.add<1>({conv(16, 16, 3, groups), conv(16, 16, 2, 1)});
+    network.add<1>({conv(16, 16, 1, 1), conv(16, 16, 3, groups)});
+    network.check(ContractionPlan(network.chains(), options));
+  }
+}
+
+TEST_CASE("sums too long for one block's threads are contracted on blocks", "[cuda]") {
+  Rng rng(8);
+  for (const PlanOptions& options : every_plan()) {
+    Network<double> network(rng);
+    network.add<1>({{.out = 300, .in = 3, .kernel = 2, .bias = true},
+                    {.out = 9, .in = 300, .kernel = 9, .bias = true}});
+    network.check(ContractionPlan(network.chains(), options));
+  }
+}
+
+TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
+  // What a plan chooses follows from sizes; should that change, so must the cases above.
+  std::set<std::pair<cuda::Job::Kind, bool>> kinds;
+  int most_lanes = 0;
+  for (const PlanOptions& options : every_plan()) {
+    const std::vector<Chain> chains{
+        Chain(std::vector<ConvShape<1>>{{.out = 33, .in = 34}, {.out = 35, .in = 33, .kernel = 3}}),
+        Chain(std::vector<ConvShape<1>>{{.out = 129, .in = 9, .kernel = 2},
+                                        {.out = 10, .in = 129, .kernel = 2, .bias = true}}),
+        Chain(std::vector<ConvShape<1>>{{.out = 300, .in = 3, .kernel = 2, .bias = true},
+                                        {.out = 9, .in = 300, .kernel = 9, .bias = true}}),
+        Chain(std::vector<ConvShape<1>>{{.out = 4, .in = 4, .geometry = {.groups = 2}},
+                                        {.out = 4, .in = 4, .kernel = 3}})};
+    const ContractionPlan plan(chains, options);
+    for (const auto* sequence : {&plan.forward(), &plan.pullback()}) {
+      for (const cuda::Job& job : sequence->jobs) {
+        kinds.insert({job.kind, job.splits > 1});
+        most_lanes = std::max(most_lanes, job.lanes);
+      }
+    }
+  }
+  using Kind = cuda::Job::Kind;
+  for (const Kind kind : {Kind::multiply, Kind::multiply_small, Kind::multiply_narrow, Kind::reduce,
+                          Kind::move, Kind::copy}) {
+    CAPTURE(static_cast<int>(kind));
+    CHECK(kinds.contains({kind, false}));
+  }
+  CHECK(kinds.contains({Kind::multiply_small, true}));
+  CHECK(kinds.contains({Kind::multiply_narrow, true}));
+  CHECK(kinds.contains({Kind::combine, true}));
+  CHECK(most_lanes == cuda::contraction_threads);
+}
+
+TEST_CASE("without a gradient a plan has none", "[cuda]") {
+  const std::vector<Chain> chains{
+      Chain(expand_cl<2>({.out = 8, .in = 4, .kernel = 3, .bias = true})),
+      Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
+  const ContractionPlan both(chains), one(chains, {.gradient = false});
+  CHECK(one.pullback().stages.empty());
+  CHECK(one.tensors().size() == both.tensors().size() / 2);
+  CHECK(one.tensors(TensorUse::Role::layer_gradient).empty());
+  CHECK(one.workspace() < both.workspace());
+  CHECK(one.forward().multiply_adds == both.forward().multiply_adds);
 }
 
 TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[cuda]", float,
@@ -159,6 +251,19 @@ TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[
     Network<TestType> network(rng);
     network.add(thin);
     network.add(std::vector<ConvShape<0>>{{.out = 1, .in = 1}, {.out = 1, .in = 1}});
+    network.check(ContractionPlan(network.chains(), options));
+  }
+}
+
+TEMPLATE_TEST_CASE("half precision fills tiles, splits sums and adds biases", "[cuda]", Eigen::half,
+                   Eigen::bfloat16) {
+  Rng rng(9);
+  for (const PlanOptions& options : every_plan(true)) {
+    Network<TestType> network(rng, 1);  // small enough that results have few bits
+    network.add(std::vector<ConvShape<0>>{{.out = 16, .in = 8, .bias = true},
+                                          {.out = 9, .in = 16, .bias = true}});
+    network.add(std::vector<ConvShape<1>>{{.out = 16, .in = 8, .bias = true},
+                                          {.out = 9, .in = 16, .kernel = 3, .bias = true}});
     network.check(ContractionPlan(network.chains(), options));
   }
 }
@@ -344,6 +449,10 @@ TEST_CASE("what cannot be planned is refused", "[cuda]") {
   const std::vector<Chain> many(257, Chain(Shapes{{.out = 1, .in = 1}, {.out = 1, .in = 1}}));
   CHECK(message_of<SizeError>([&] { ContractionPlan{many}; }).find("2048") != std::string::npos);
   CHECK(ContractionPlan(std::span<const Chain>()).forward().stages.empty());
+  for (const PlanOptions& options : {PlanOptions{.least_gemm = 0}, PlanOptions{.wanted_tiles = 0},
+                                     PlanOptions{.least_split = 0}}) {
+    CHECK_THROWS_AS(ContractionPlan(std::span<const Chain>(), options), SizeError);
+  }
 }
 
 TEST_CASE("a plan names its tensors", "[cuda]") {

@@ -20,23 +20,31 @@ namespace {
 
 using cuda::Buffer, cuda::check;
 
-/// Tensors in the device's memory. They are poisoned where they are only written.
+/// Tensors in the device's memory.
 template <class T>
 class DeviceTensors {
  public:
   template <class Bits>
-  explicit DeviceTensors(const std::vector<std::vector<Bits>>& tensors, bool written) {
+  explicit DeviceTensors(const std::vector<std::vector<Bits>>& tensors) {
     static_assert(sizeof(Bits) == sizeof(T));
-    for (const auto& tensor : tensors) {
-      Buffer<T>& buffer = buffers_.emplace_back(std::ssize(tensor), "a test's tensor");
-      const std::size_t bytes = tensor.size() * sizeof(T);
-      if (bytes == 0) continue;
-      if (written) {
-        check(cudaMemcpy(buffer.data(), tensor.data(), bytes, cudaMemcpyDefault), "cudaMemcpy",
-              "a test");
-      } else {
-        check(cudaMemset(buffer.data(), 0xff, bytes), "cudaMemset", "a test");
-      }
+    for (const auto& tensor : tensors) buffers_.emplace_back(std::ssize(tensor), "a tensor");
+  }
+
+  /// Every byte.
+  void fill(int byte) const {
+    for (const Buffer<T>& buffer : buffers_) {
+      if (buffer.size() == 0) continue;
+      check(cudaMemset(buffer.data(), byte, static_cast<std::size_t>(buffer.size()) * sizeof(T)),
+            "cudaMemset", "a test");
+    }
+  }
+
+  template <class Bits>
+  void copy_from(const std::vector<std::vector<Bits>>& tensors) const {
+    for (std::size_t t = 0; t < tensors.size(); ++t) {
+      check(cudaMemcpy(buffers_[t].data(), tensors[t].data(), tensors[t].size() * sizeof(T),
+                       cudaMemcpyDefault),
+            "cudaMemcpy", "a test");
     }
   }
 
@@ -62,31 +70,41 @@ class DeviceTensors {
   std::vector<Buffer<T>> buffers_;
 };
 
-/// Captured in a graph, which is then launched twice: the second pass must not read what the first
-/// left.
+/// Captured in a graph on a stream that does not wait for the default one, and launched twice:
+/// first on zeros, so that whatever the second launch reads too early is wrong.
 template <class T, class Bits>
 void run_as(const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
   cuda::Contraction<T> contraction(plan);
-  DeviceTensors<T> layers(passes.layers, true), results(passes.results, false),
-      result_gradients(passes.result_gradients, true),
-      layer_gradients(passes.layer_gradients, false);
+  const DeviceTensors<T> layers(passes.layers), results(passes.results),
+      result_gradients(passes.result_gradients), layer_gradients(passes.layer_gradients);
+  const auto reads = layers.template layers<const T>();
+  const auto gradients = result_gradients.template layers<const T>();
+  const auto writes = results.template layers<T>(), gives = layer_gradients.template layers<T>();
+
   cudaStream_t stream = nullptr;
-  check(cudaStreamCreate(&stream), "cudaStreamCreate", "a test");
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags",
+        "a test");
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture",
         "a test");
-  const auto reads = layers.template layers<const T>();
-  const auto gradients = result_gradients.template layers<const T>();
-  const auto writes = results.template layers<T>(), gives = layer_gradients.template layers<T>();
   contraction.forward(reads, writes, stream);
   contraction.pullback(reads, gradients, gives, stream);
   check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture", "a test");
   check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate", "a test");
-  for (int launch = 0; launch < 2; ++launch) {
+
+  for (const bool zeros : {true, false}) {
+    if (zeros) {
+      layers.fill(0), result_gradients.fill(0);
+    } else {
+      layers.copy_from(passes.layers), result_gradients.copy_from(passes.result_gradients);
+    }
+    constexpr int poison = 0xff;
+    results.fill(poison), layer_gradients.fill(poison);
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", "a test");
     check(cudaGraphLaunch(executable, stream), "cudaGraphLaunch", "a test");
+    check(cudaStreamSynchronize(stream), "cudaStreamSynchronize", "a test");
   }
-  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize", "a test");
   results.copy_to(passes.results);
   layer_gradients.copy_to(passes.layer_gradients);
   check(cudaGraphExecDestroy(executable), "cudaGraphExecDestroy", "a test");

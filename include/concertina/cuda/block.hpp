@@ -13,10 +13,13 @@
 #define CONCERTINA_DEVICE __device__
 #define CONCERTINA_HOST_DEVICE __host__ __device__
 #define CONCERTINA_UNROLL _Pragma("unroll")
+#define CONCERTINA_UNROLL_BY(times) _Pragma(CONCERTINA_TEXT(unroll times))
+#define CONCERTINA_TEXT(text) #text
 #else
 #define CONCERTINA_DEVICE
 #define CONCERTINA_HOST_DEVICE
 #define CONCERTINA_UNROLL
+#define CONCERTINA_UNROLL_BY(times)
 #endif
 
 namespace concertina::cuda {

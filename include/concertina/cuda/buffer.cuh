@@ -51,6 +51,9 @@ class Buffer {
     if (count_ == 0) return;
     check(cudaMemcpy(data_, numbers.data(), bytes(), cudaMemcpyHostToDevice), "cudaMemcpy",
           purpose);
+    // From pageable memory it returns when the numbers are on their way, which streams that do not
+    // wait for the default one would not notice.
+    check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize", purpose);
   }
   void copy_to(std::span<T> numbers, const std::string& purpose) const {
     require_count(numbers.size(), purpose);

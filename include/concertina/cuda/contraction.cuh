@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <limits>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -30,7 +31,7 @@ namespace detail {
 
 /// Phases with barriers of the grid between them.
 template <class Program>
-__global__ void __launch_bounds__(Program::threads)
+__global__ void __launch_bounds__(Program::threads, Program::resident)
     run_phases(const __grid_constant__ Program program, const int last_phase) {
   extern __shared__ __align__(16) unsigned char memory[];
   for (int phase = program.phase; phase < last_phase; ++phase) {
@@ -51,13 +52,16 @@ struct BlasDeleter {
 }  // namespace detail
 
 /// A plan with its tables and workspace in the memory of the current device. Both passes return
-/// before the device has run them; they allocate nothing and wait for nothing, so they can be
-/// captured in a CUDA graph. One at a time: an object's passes belong on one stream, or must be
-/// ordered otherwise.
+/// before the device has run them; they allocate nothing on it and wait for nothing, so they can be
+/// captured in a CUDA graph, which must not outlive the object. One at a time: an object's passes
+/// belong on one stream, or must be ordered otherwise. Making and destroying it allocates and
+/// frees, which no stream may be capturing meanwhile; what is thrown during a capture leaves that
+/// open.
 ///
 /// Stored is float, double, __half or __nv_bfloat16; the last two are added up in float.
-/// Requires  PlanOptions::mixed for __half and __nv_bfloat16, and only for them
-/// Ensures   results within the bound of verify(); equal to contract()'s where all sums are exact
+/// Requires  outputs that overlap neither each other nor inputs
+/// Ensures   results within the bound of prove_rounding(), but for Math::tf32; equal to contract()'s
+///           where all sums are exact; the same bit for bit each time
 /// Throws    DeviceError naming the call, its reason and its purpose
 template <class Stored>
 class Contraction {
@@ -65,39 +69,26 @@ class Contraction {
   using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
   static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
 
-  /// Cost    allocates the workspace and the tables, and waits for them; with matrix products on
-  ///         cuBLAS also its workspace of 32 MiB
+  /// Cost    allocates the workspace and the tables, and waits for them; where the plan has products
+  ///         for cuBLAS also its workspace of 32 MiB, and runs each product once, because what it
+  ///         loads then cannot be captured
+  /// Throws  Error where the plan is not mixed for half precision or mixed for another, or tf32 is
+  ///         asked for double
   explicit Contraction(ContractionPlan plan, Math math = Math::strict)
-      : plan_(std::move(plan)),
+      : plan_(accepted(std::move(plan), math)),
         math_(math),
+        device_(current_device()),
+        resident_(resident_blocks(device_)),
         forward_(plan_.forward(), "the tables of a contraction"),
         pullback_(plan_.pullback(), "the tables of a contraction's gradient"),
         workspace_(plan_.workspace(), "the workspace of a contraction") {
-    if (plan_.options().mixed != is_mixed) {
-      throw ShapeError(is_mixed ? "a contraction in half precision needs a plan with mixed = true"
-                                : "a plan with mixed = true is for half precision");
-    }
-    int device = 0, cooperates = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice", "a contraction");
-    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
-          "cudaDeviceGetAttribute", "a contraction");
-    check(cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device),
-          "cudaDeviceGetAttribute", "a contraction");
-    if (cooperates)
-      resident_ = with_program([&]<class Program>(const Program*) {
-        int blocks = 0;
-        detail::allow_shared_bytes(&detail::run_phases<Program>, shared_bytes, "a contraction");
-        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, detail::run_phases<Program>,
-                                                            Program::threads, shared_bytes),
-              "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "a contraction");
-        return blocks * multiprocessors_;
-      });
     if (plan_.forward().gemms.empty() && plan_.pullback().gemms.empty()) return;
     cublasHandle_t handle = nullptr;
     check(cublasCreate(&handle), "cublasCreate", "a contraction");
     blas_.reset(handle);
     constexpr Index recommended = Index{32} << 20;  // on Hopper, by cuBLAS's documentation
     blas_workspace_ = Buffer<unsigned char>(recommended, "the workspace of cuBLAS");
+    warm_up();
   }
 
   const ContractionPlan& plan() const { return plan_; }
@@ -119,10 +110,11 @@ class Contraction {
   /// From the derivatives of a loss with respect to the results to those with respect to all
   /// layers, which are overwritten.
   /// Requires  the layers to be as forward() last saw them, on a stream after it
-  /// Throws    as forward(); Error where that has not been called
+  /// Throws    as forward(); Error where that has not been called or no gradient is planned
   void pullback(std::span<const DeviceLayer<const Stored>> layers,
                 std::span<const DeviceLayer<const Stored>> result_gradients,
                 std::span<const DeviceLayer<Stored>> layer_gradients, cudaStream_t stream) {
+    if (!plan_.options().gradient) throw Error("pullback: the plan has no gradient");
     if (!has_run_) throw Error("pullback: forward has not been called");
     AddressTable table(plan_);
     table.add(TensorUse::Role::layer, layers);
@@ -134,6 +126,73 @@ class Contraction {
  private:
   static constexpr std::size_t shared_bytes = detail::contraction_shared_bytes<Sum>();
   static constexpr int few_tensors = 256;  // whose addresses fit the 4 KiB that cost no extra
+
+  static ContractionPlan accepted(ContractionPlan plan, Math math) {
+    if (plan.options().mixed != is_mixed) {
+      throw Error(is_mixed ? "a contraction in half precision needs a plan with mixed = true"
+                           : "a plan with mixed = true is for half precision");
+    }
+    if (math == Math::tf32 && std::is_same_v<Sum, double>) {
+      throw Error("tf32 is for products of float, not of double");
+    }
+    return plan;
+  }
+
+  static int current_device() {
+    int device = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice", "a contraction");
+    return device;
+  }
+
+  /// Blocks that run at a time; 0 where launches cannot cooperate.
+  int resident_blocks(int device) const {
+    const auto attribute = [&](cudaDeviceAttr which) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute",
+            "a contraction");
+      return value;
+    };
+    if (!attribute(cudaDevAttrCooperativeLaunch)) return 0;
+    return with_program([&]<class Program>(const Program*) {
+      int blocks = 0;
+      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, detail::run_phases<Program>,
+                                                          Program::threads, shared_bytes),
+            "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "a contraction");
+      return blocks * attribute(cudaDevAttrMultiProcessorCount);
+    });
+  }
+
+  /// Runs cuBLAS's products on numbers of no meaning.
+  void warm_up() {
+    Index most = 0;
+    for (const Sequence* sequence : {&plan_.forward(), &plan_.pullback()}) {
+      for (const Gemm& gemm : sequence->gemms) {
+        const auto numbers = [](Offset step, int height, int width, bool transposed) {
+          return step * (transposed ? width : height);
+        };
+        most = std::max({most, numbers(gemm.left_step, gemm.rows, gemm.inner, gemm.left_transposed),
+                         numbers(gemm.right_step, gemm.inner, gemm.columns, gemm.right_transposed),
+                         numbers(gemm.result_step, gemm.rows, gemm.columns, false)});
+      }
+    }
+    const Buffer<Sum> left(most, "a first product"), right(most, "a first product"),
+        result(most, "a first product");
+    bind_blas(nullptr);
+    for (const Sequence* sequence : {&plan_.forward(), &plan_.pullback()}) {
+      for (const Gemm& gemm : sequence->gemms) {
+        multiply(gemm, left.data(), right.data(), result.data());
+      }
+    }
+    check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize", "the first products");
+  }
+
+  /// In this order: a new stream resets the workspace.
+  void bind_blas(cudaStream_t stream) {
+    check(cublasSetStream(blas_.get(), stream), "cublasSetStream", "a contraction");
+    check(cublasSetWorkspace(blas_.get(), blas_workspace_.data(),
+                             static_cast<std::size_t>(blas_workspace_.size())),
+          "cublasSetWorkspace", "a contraction");
+  }
 
   /// A sequence's tables in the device's memory.
   struct DeviceTables {
@@ -159,15 +218,22 @@ class Contraction {
 
   void run(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
            cudaStream_t stream) {
-    if (!sequence.gemms.empty()) {  // in this order: a new stream resets the workspace
-      check(cublasSetStream(blas_.get(), stream), "cublasSetStream", "a contraction");
-      check(cublasSetWorkspace(blas_.get(), blas_workspace_.data(),
-                               static_cast<std::size_t>(blas_workspace_.size())),
-            "cublasSetWorkspace", "a contraction");
+    if (const int current = current_device(); current != device_) {
+      throw DeviceError("the contraction is on device " + std::to_string(device_) +
+                        ", and the current one is " + std::to_string(current) +
+                        "; set that device, and use a stream of its own");
     }
+    if (!sequence.gemms.empty()) bind_blas(stream);
     for (const Stage& stage : sequence.stages) {
       if (stage.is_gemm) {
-        multiply(sequence.gemms[static_cast<std::size_t>(stage.first)], table);
+        const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(stage.first)];
+        const auto at = [&](const Place& place) {
+          Sum* const numbers = place.operand == Place::workspace
+                                   ? workspace_.data()
+                                   : static_cast<Sum*>(table[place.operand]);
+          return numbers + place.offset;
+        };
+        multiply(gemm, at(gemm.left), at(gemm.right), at(gemm.result));
       } else {
         launch_phases(sequence, tables, table, stage.first, stage.last, stream);
       }
@@ -193,7 +259,7 @@ class Contraction {
         check(call(reinterpret_cast<const void*>(&detail::run_phases<Program>),
                    dim3(static_cast<unsigned>(std::min(tiles, most_blocks))),
                    dim3(static_cast<unsigned>(Program::threads)), arguments, shared_bytes, stream),
-              name_of_call, name(sequence, program.phase));
+              name_of_call, [&] { return name(sequence, program.phase, end); });
       };
       if (last - first > 1 && resident_ > 0) {
         return start(last, resident_, &cudaLaunchCooperativeKernel, "cudaLaunchCooperativeKernel");
@@ -205,21 +271,29 @@ class Contraction {
     });
   }
 
-  /// For messages.
-  std::string name(const Sequence& sequence, int phase) const {
-    return std::string(&sequence == &plan_.forward() ? "the contraction" : "the gradient") +
-           " of " + (plan_.tensors().empty() ? "nothing" : plan_.tensors().front().name()) +
-           " and so on, phase " + std::to_string(phase + 1);
+  /// For messages: a chain's contraction, or its gradient.
+  std::string name(int chain, bool is_gradient) const {
+    const auto results = plan_.tensors(TensorUse::Role::result);
+    return std::string(is_gradient ? "the gradient of chain " : "chain ") +
+           std::to_string(chain + 1) + ", " + results[static_cast<std::size_t>(2 * chain)].shape;
+  }
+  std::string name(const Sequence& sequence, int first_phase, int last_phase) const {
+    std::set<int> chains;
+    for (int phase = first_phase; phase < last_phase; ++phase) {
+      const auto& [first_job, last_job, tiles] = sequence.phases[static_cast<std::size_t>(phase)];
+      for (int job = first_job; job < last_job; ++job) {
+        chains.insert(sequence.jobs[static_cast<std::size_t>(job)].chain);
+      }
+    }
+    std::string text;
+    for (const int chain : chains) {
+      text += (text.empty() ? "" : "; ") + name(chain, &sequence == &plan_.pullback());
+    }
+    return text;
   }
 
   /// cuBLAS's matrices are column-major: it computes the transposed product.
-  void multiply(const Gemm& gemm, const AddressTable& table) {
-    const auto at = [&](const Place& place) {
-      Sum* const first = place.operand == Place::workspace
-                             ? workspace_.data()
-                             : static_cast<Sum*>(table[place.operand]);
-      return first + place.offset;
-    };
+  void multiply(const Gemm& gemm, const Sum* left, const Sum* right, Sum* result) {
     constexpr bool is_double = std::is_same_v<Sum, double>;
     constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;
     const cublasComputeType_t compute = is_double             ? CUBLAS_COMPUTE_64F
@@ -229,22 +303,23 @@ class Contraction {
     const auto operation = [](bool transposed) { return transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
     check(cublasGemmEx(blas_.get(), operation(gemm.right_transposed),
                        operation(gemm.left_transposed), gemm.columns, gemm.rows, gemm.inner, &one,
-                       at(gemm.right), type, static_cast<int>(gemm.right_step), at(gemm.left), type,
-                       static_cast<int>(gemm.left_step), &zero, at(gemm.result), type,
+                       right, type, static_cast<int>(gemm.right_step), left, type,
+                       static_cast<int>(gemm.left_step), &zero, result, type,
                        static_cast<int>(gemm.result_step), compute, CUBLAS_GEMM_DEFAULT),
-          "cublasGemmEx",
-          "a product of " + std::to_string(gemm.rows) + "x" + std::to_string(gemm.inner) + " and " +
-              std::to_string(gemm.inner) + "x" + std::to_string(gemm.columns));
+          "cublasGemmEx", [&] {
+            return "a product of " + std::to_string(gemm.rows) + "x" + std::to_string(gemm.inner) +
+                   " and " + std::to_string(gemm.inner) + "x" + std::to_string(gemm.columns) +
+                   " of " + name(gemm.chain, false);
+          });
   }
 
   ContractionPlan plan_;
   Math math_;
+  int device_, resident_;
   DeviceTables forward_, pullback_;
   Buffer<Sum> workspace_;
   Buffer<unsigned char> blas_workspace_;
   std::unique_ptr<cublasContext, detail::BlasDeleter> blas_;
-  int multiprocessors_ = 0;
-  int resident_ = 0;  // blocks at a time; 0 where launches cannot cooperate
   bool has_run_ = false;
 };
 

@@ -46,6 +46,8 @@ class Chain {
 struct PlanOptions {
   /// Tensors are stored in half or bfloat16, and sums are float.
   bool mixed = false;
+  /// Whether pullback() is planned too; tools that only fold networks need half the workspace.
+  bool gradient = true;
   /// From so many multiply-adds on a matrix product is cuBLAS's; 2^27 take it some 10 us on an
   /// H100, about what starting it and copying for it cost.
   Index least_gemm = Index{1} << 27;
@@ -81,6 +83,7 @@ struct Gemm {
   int rows, columns, inner;
   Offset left_step, right_step, result_step;  ///< between rows as they are stored
   bool left_transposed, right_transposed;
+  int chain = 0;  ///< for messages
 };
 
 /// What run() issues one after another: phases in one launch, or a matrix product.
@@ -108,25 +111,27 @@ struct Sequence {
 ///
 /// Products are computed in the cheapest order of each chain. Those that do not depend on each
 /// other run side by side, whatever chain they are of: each step of all chains is a phase of one
-/// launch, with a barrier of the grid between phases. A product large enough for cuBLAS runs there,
-/// between launches.
-/// Cost    for L layers in the longest chain at most 2 (L - 1) phases forward, the second of each
-///         pair for split sums; the workspace holds every intermediate, its gradient, and split
-///         sums
+/// launch, with a barrier of the grid between phases. A product with a 1x1 side that is large
+/// enough for cuBLAS runs there, between launches; kxk after kxk never does.
+/// Cost    L - 1 phases for chains of up to L layers; one more for each step with split sums, one
+///         where groups leave zeros between them, two around a product of cuBLAS's whose taps have
+///         to be moved. The workspace holds every intermediate and its gradient, split sums and
+///         what is moved; nothing is used twice
 /// Source  the products and their gradients are those of docs/product.md and docs/pullback.md
 class ContractionPlan {
  public:
   /// Throws  InexactError where a chain's policy is not met; ShapeError where layers do not fit or
-  ///         there are none; SizeError where a tensor has 2^31 numbers or more, or there are more
-  ///         than most_tensors
+  ///         there are none; SizeError where a tensor has 2^31 numbers or more, there are more than
+  ///         most_tensors, or an option is not positive
   explicit ContractionPlan(std::span<const Chain> chains, const PlanOptions& options = {});
 
   /// So that their addresses fit a kernel's parameters.
   static constexpr int most_tensors = 2048;
 
   const PlanOptions& options() const { return options_; }
-  /// Of weights and biases: all layers, results, gradients of results, gradients of layers, a chain
-  /// after another, each weight followed by its bias.
+  /// Of weights and biases: all layers, results, gradients of results, gradients of layers (the
+  /// last two where a gradient is planned), a chain after another, each weight followed by its
+  /// bias.
   std::span<const TensorUse> tensors() const { return tensors_; }
   std::span<const TensorUse> tensors(TensorUse::Role role) const {
     const auto same = std::ranges::equal_range(tensors_, role, {}, &TensorUse::role);

@@ -7,17 +7,19 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace concertina::cuda {
 
 using Offset = std::int64_t;
 
 /// Where an index along an axis lies: (i / divisor) * high + (i % divisor) * low, the divisor being
-/// the job's. So channels and taps can be one axis although other channels lie between.
+/// the job's. So channels and taps can be one axis although other channels lie between. No tensor
+/// has 2^31 numbers.
 struct Stride {
-  Offset high = 0, low = 0;
+  int high = 0, low = 0;
 
-  CONCERTINA_HOST_DEVICE constexpr Offset operator()(int i, int divisor) const {
+  CONCERTINA_HOST_DEVICE constexpr int operator()(int i, int divisor) const {
     return divisor == 1 ? i * high : (i / divisor) * high + (i % divisor) * low;
   }
 };
@@ -39,12 +41,13 @@ struct Place {
 /// right(inner, column), for every group and tap; then what the epilogue adds.
 struct Job {
   enum class Kind {
-    multiply,        ///< tiles of 64 x 64
-    multiply_small,  ///< tiles of 32 x 32
-    reduce,          ///< `lanes` threads for each number of the result
-    combine,         ///< result = sum of the splits of a product, at `left`
-    move,            ///< result(row, column) = left(row, column)
-    copy             ///< `columns` numbers in a row; zeros where there is no left
+    multiply,         ///< tiles of 64 x 64
+    multiply_small,   ///< tiles of 32 x 32
+    multiply_narrow,  ///< tiles of 128 x 8
+    reduce,           ///< `lanes` threads for each number of the result
+    combine,          ///< result = sum of the splits of a product, at `left`
+    move,             ///< result(row, column) = left(row, column)
+    copy              ///< `columns` numbers in a row; zeros where there is no left
   };
 
   Kind kind = Kind::multiply;
@@ -53,7 +56,7 @@ struct Job {
   int row_divisor = 1, inner_divisor = 1;
   Place left = {}, right = {}, result = {};
   Stride left_row = {}, left_inner = {}, right_inner = {}, result_row = {};
-  Offset right_column = 0, result_column = 0, left_column = 0;  // left_column: move
+  int right_column = 0, result_column = 0, left_column = 0;  // left_column: move
   int first_tap = 0;
   int splits = 1, split_inner = 0;  ///< parts of the inner length, and the length of one
   int lanes = 1;
@@ -61,10 +64,8 @@ struct Job {
   bool right_column_is_near = true;  ///< move: of the left's columns
   /// Epilogue: + addend(row) + factors(row / row_divisor) * bias(column).
   Place addend = {}, factors = {}, bias = {};
+  int chain = 0;  ///< for messages
 
-  CONCERTINA_HOST_DEVICE constexpr bool is_multiply() const {
-    return kind == Kind::multiply || kind == Kind::multiply_small;
-  }
   CONCERTINA_HOST_DEVICE constexpr Offset numbers() const {
     return static_cast<Offset>(groups) * taps * rows * columns;
   }
@@ -72,11 +73,10 @@ struct Job {
 
 /// A tap of the result, and the pairs of factors' taps that meet there.
 struct Tap {
-  Offset result = 0;
-  int first_pair = 0, last_pair = 0;
+  int result = 0, first_pair = 0, last_pair = 0;
 };
 struct TapPair {
-  Offset left = 0, right = 0;
+  int left = 0, right = 0;
 };
 
 /// Jobs that do not depend on each other, and the tiles that they have together.
@@ -88,11 +88,22 @@ inline constexpr int contraction_threads = 256;
 
 namespace detail {
 
-/// Sides of the tiles, in numbers.
+/// A tile of a result, how far the factors' tiles reach along the inner length, and the numbers of
+/// the result that one thread keeps.
 struct TileShape {
-  int side, depth;
+  int rows, columns, depth, each_row, each_column;
+
+  CONCERTINA_HOST_DEVICE constexpr int left_loads() const {
+    return (rows * depth + contraction_threads - 1) / contraction_threads;
+  }
+  CONCERTINA_HOST_DEVICE constexpr int right_loads() const {
+    return (columns * depth + contraction_threads - 1) / contraction_threads;
+  }
+  /// Threads along a row.
+  CONCERTINA_HOST_DEVICE constexpr int across() const { return columns / each_column; }
 };
-inline constexpr TileShape large_tile{64, 16}, small_tile{32, 32};
+inline constexpr TileShape large_tile{64, 64, 16, 4, 4}, small_tile{32, 32, 32, 2, 2},
+    narrow_tile{128, 8, 16, 4, 1};
 inline constexpr int elementwise_tile = 4 * contraction_threads, move_side = 32;
 
 constexpr int tiles_along(Offset count, int side) {
@@ -101,16 +112,18 @@ constexpr int tiles_along(Offset count, int side) {
 
 /// Tiles that a job has.
 constexpr int tiles_of(const Job& job) {
-  const int matrices = job.groups * job.taps;
-  const auto square = [&](int side) {
-    return tiles_along(job.rows, side) * tiles_along(job.columns, side);
+  const auto product = [&](TileShape tile) {
+    return job.groups * job.taps * job.splits * tiles_along(job.rows, tile.rows) *
+           tiles_along(job.columns, tile.columns);
   };
   switch (job.kind) {
-    case Job::Kind::multiply: return matrices * job.splits * square(large_tile.side);
-    case Job::Kind::multiply_small: return matrices * job.splits * square(small_tile.side);
+    case Job::Kind::multiply: return product(large_tile);
+    case Job::Kind::multiply_small: return product(small_tile);
+    case Job::Kind::multiply_narrow: return product(narrow_tile);
     case Job::Kind::reduce: return tiles_along(job.numbers(), contraction_threads / job.lanes);
     case Job::Kind::combine: return tiles_along(job.numbers(), elementwise_tile);
-    case Job::Kind::move: return job.groups * square(move_side);
+    case Job::Kind::move:
+      return tiles_along(job.rows, move_side) * tiles_along(job.columns, move_side);
     case Job::Kind::copy: return tiles_along(job.columns, elementwise_tile);
   }
   return 0;
@@ -121,11 +134,16 @@ inline constexpr int padding = 4;
 
 template <class Sum>
 constexpr std::size_t contraction_shared_bytes() {
-  constexpr auto of = [](TileShape tile) {
-    const auto numbers = static_cast<std::size_t>((tile.side + padding) * tile.depth);
-    return 2 * shared_size<Sum>(numbers);
-  };
-  return of(large_tile) > of(small_tile) ? of(large_tile) : of(small_tile);
+  std::size_t most = 0;
+  for (const TileShape tile : {large_tile, small_tile, narrow_tile}) {
+    const auto numbers = [&](int side) {
+      return static_cast<std::size_t>((side + padding) * tile.depth);
+    };
+    const std::size_t bytes =
+        shared_size<Sum>(numbers(tile.rows)) + shared_size<Sum>(numbers(tile.columns));
+    most = bytes > most ? bytes : most;
+  }
+  return most;
 }
 
 }  // namespace detail
@@ -159,6 +177,36 @@ struct ContractionMemory {
   }
 };
 
+/// A matrix that is read again and again, with its address looked up once.
+template <class Stored, class Sum>
+class Source {
+ public:
+  CONCERTINA_DEVICE Source(const ContractionMemory<Stored, Sum>& memory, const Place& place,
+                           int group) {
+    const Offset at = place.of_group(group);
+    if (place.operand == Place::workspace) {
+      sums_ = memory.workspace + at;
+    } else if constexpr (is_mixed) {
+      stored_ = static_cast<const Stored*>(memory.addresses[place.operand]) + at;
+    } else {
+      sums_ = static_cast<const Sum*>(memory.addresses[place.operand]) + at;
+    }
+  }
+
+  template <class B>
+  CONCERTINA_DEVICE Sum read(B& block, int at) const {
+    if constexpr (is_mixed) {
+      if (stored_) return static_cast<Sum>(block.read(stored_ + at));
+    }
+    return block.read(sums_ + at);
+  }
+
+ private:
+  static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
+  const Sum* sums_ = nullptr;
+  const Stored* stored_ = nullptr;
+};
+
 /// What one block does for a tile of a job.
 template <class Stored, class Sum, Block B>
 class ContractionTile {
@@ -171,6 +219,7 @@ class ContractionTile {
     switch (job_.kind) {
       case Job::Kind::multiply: return multiply<detail::large_tile>(tile);
       case Job::Kind::multiply_small: return multiply<detail::small_tile>(tile);
+      case Job::Kind::multiply_narrow: return multiply<detail::narrow_tile>(tile);
       case Job::Kind::reduce: return reduce(tile);
       case Job::Kind::combine: return combine(tile);
       case Job::Kind::move: return move(tile);
@@ -179,24 +228,26 @@ class ContractionTile {
   }
 
  private:
-  /// Each thread keeps side / 16 x side / 16 neighbouring sums in registers: for a multiply-add of
-  /// a warp, shared memory is asked twice for two numbers each or, in the large tile, once for two
-  /// times four. The next tiles of the factors are on their way from memory while this one's are
-  /// multiplied.
+  /// Each thread keeps neighbouring sums in registers: in the large tile it reads twice four
+  /// numbers of shared memory for sixteen multiply-adds, in the others two and two or four and one
+  /// for four. Where a thread's numbers of the factors lie is worked out once; the next tiles are
+  /// on their way from memory while this one's are multiplied.
   template <detail::TileShape shape>
   CONCERTINA_DEVICE void multiply(int tile) {
-    constexpr int across = 16, each = shape.side / across,
-                  loads = shape.side * shape.depth / contraction_threads,
-                  step = shape.side + detail::padding;
+    constexpr int left_loads = shape.left_loads(), right_loads = shape.right_loads(),
+                  left_step = shape.rows + detail::padding,
+                  right_step = shape.columns + detail::padding;
+    static_assert(shape.rows / shape.each_row * shape.across() == contraction_threads);
     struct Registers {
-      Sum sums[each][each], left[loads], right[loads];
+      Sum sums[shape.each_row][shape.each_column], left[left_loads], right[right_loads];
+      int left_at[left_loads], right_at[right_loads];  // of the first step; negative for none
     };
     const Job& job = job_;
-    const int column_tiles = (job.columns + shape.side - 1) / shape.side,
-              row_tiles = (job.rows + shape.side - 1) / shape.side;
-    const int first_column = tile % column_tiles * shape.side;
+    const int column_tiles = (job.columns + shape.columns - 1) / shape.columns,
+              row_tiles = (job.rows + shape.rows - 1) / shape.rows;
+    const int first_column = tile % column_tiles * shape.columns;
     tile /= column_tiles;
-    const int first_row = tile % row_tiles * shape.side;
+    const int first_row = tile % row_tiles * shape.rows;
     tile /= row_tiles;
     const int split = tile % job.splits;
     tile /= job.splits;
@@ -207,78 +258,110 @@ class ContractionTile {
                                                                     : job.inner;
     const int chunks = (end_inner - first_inner + shape.depth - 1) / shape.depth,
               steps = (tap.last_pair - tap.first_pair) * chunks;
-    const Offset left = job.left.of_group(group), right = job.right.of_group(group);
+    const Source<Stored, Sum> left(memory_, job.left, group), right(memory_, job.right, group);
+    // What each step needs, or it would be read again after each barrier.
+    const Stride left_inner = job.left_inner, right_inner = job.right_inner;
+    const int inner_divisor = job.inner_divisor;
+    const bool inner_is_even = inner_divisor == 1, left_inner_is_near = job.left_inner_is_near,
+               right_inner_is_near = !job.right_column_is_near;
 
-    auto left_tile = block_.template shared<Sum>(step * shape.depth),
-         right_tile = block_.template shared<Sum>(step * shape.depth);
+    auto left_tile = block_.template shared<Sum>(left_step * shape.depth),
+         right_tile = block_.template shared<Sum>(right_step * shape.depth);
     typename B::template PerThread<Registers> registers(block_);
 
-    // Which of the tile's numbers a thread loads: neighbours in memory by neighbouring threads.
+    // Which of a tile's numbers a thread loads: neighbours in memory by neighbouring threads.
     struct Position {
       int side, depth;
     };
-    const auto position = [](int thread, int load, bool depth_is_near) {
+    const auto position = [](int thread, int load, int side, bool depth_is_near) {
       const int number = thread + load * contraction_threads;
       return depth_is_near ? Position{number / shape.depth, number % shape.depth}
-                           : Position{number % shape.side, number / shape.side};
+                           : Position{number % side, number / side};
     };
-    const auto load = [&](Registers& to, int thread, int number) {
-      const TapPair pair = tables_.pairs[tap.first_pair + number / chunks];
-      const int inner = first_inner + number % chunks * shape.depth;
+    const auto left_position = [&](int thread, int load) {
+      return position(thread, load, shape.rows, left_inner_is_near);
+    };
+    const auto right_position = [&](int thread, int load) {
+      return position(thread, load, shape.columns, right_inner_is_near);
+    };
+    const auto load = [&](Registers& to, int thread, int step) {
+      const TapPair pair = tables_.pairs[tap.first_pair + step / chunks];
+      const int inner = first_inner + step % chunks * shape.depth;
+      const auto read = [&](const Source<Stored, Sum>& source, int at, int depth, int pair_offset,
+                            const Stride& stride) {
+        if (at < 0 || inner + depth >= end_inner) return Sum(0);
+        const int along =
+            inner_is_even ? inner * stride.high : stride(inner + depth, inner_divisor);
+        return source.read(block_, at + pair_offset + along);
+      };
       CONCERTINA_UNROLL
-      for (int l = 0; l < loads; ++l) {
-        const auto [row, depth] = position(thread, l, job.left_inner_is_near);
-        const bool inside = first_row + row < job.rows && inner + depth < end_inner;
-        to.left[l] = inside ? memory_.read(block_, job.left,
-                                           left + pair.left +
-                                               job.left_row(first_row + row, job.row_divisor) +
-                                               job.left_inner(inner + depth, job.inner_divisor))
-                            : Sum(0);
+      for (int l = 0; l < left_loads; ++l) {
+        to.left[l] =
+            read(left, to.left_at[l], left_position(thread, l).depth, pair.left, left_inner);
       }
       CONCERTINA_UNROLL
-      for (int l = 0; l < loads; ++l) {
-        const auto [column, depth] = position(thread, l, !job.right_column_is_near);
-        const bool inside = first_column + column < job.columns && inner + depth < end_inner;
+      for (int l = 0; l < right_loads; ++l) {
         to.right[l] =
-            inside ? memory_.read(block_, job.right,
-                                  right + pair.right + (first_column + column) * job.right_column +
-                                      job.right_inner(inner + depth, job.inner_divisor))
-                   : Sum(0);
+            read(right, to.right_at[l], right_position(thread, l).depth, pair.right, right_inner);
       }
     };
 
     block_.each_thread([&](int thread) {
       Registers& mine = registers[thread];
       CONCERTINA_UNROLL
-      for (int i = 0; i < each; ++i) {
+      for (int l = 0; l < left_loads; ++l) {
+        const auto [row, depth] = left_position(thread, l);
+        const bool inside = depth < shape.depth && row < shape.rows && first_row + row < job.rows;
+        mine.left_at[l] = !inside ? -1
+                                  : job.left_row(first_row + row, job.row_divisor) +
+                                        (inner_is_even ? depth * left_inner.high : 0);
+      }
+      CONCERTINA_UNROLL
+      for (int l = 0; l < right_loads; ++l) {
+        const auto [column, depth] = right_position(thread, l);
+        const bool inside =
+            depth < shape.depth && column < shape.columns && first_column + column < job.columns;
+        mine.right_at[l] = !inside ? -1
+                                   : (first_column + column) * job.right_column +
+                                         (inner_is_even ? depth * right_inner.high : 0);
+      }
+      CONCERTINA_UNROLL
+      for (int i = 0; i < shape.each_row; ++i) {
         CONCERTINA_UNROLL
-        for (int j = 0; j < each; ++j) mine.sums[i][j] = Sum(0);
+        for (int j = 0; j < shape.each_column; ++j) mine.sums[i][j] = Sum(0);
       }
       if (steps > 0) load(mine, thread, 0);
     });
-    for (int number = 0; number < steps; ++number) {
+    for (int step = 0; step < steps; ++step) {
       block_.each_thread([&](int thread) {
         const Registers& mine = registers[thread];
         CONCERTINA_UNROLL
-        for (int l = 0; l < loads; ++l) {
-          const auto [row, left_depth] = position(thread, l, job.left_inner_is_near);
-          left_tile.set(left_depth * step + row, mine.left[l]);
-          const auto [column, right_depth] = position(thread, l, !job.right_column_is_near);
-          right_tile.set(right_depth * step + column, mine.right[l]);
+        for (int l = 0; l < left_loads; ++l) {
+          const auto [row, depth] = left_position(thread, l);
+          if (depth < shape.depth && row < shape.rows) {
+            left_tile.set(depth * left_step + row, mine.left[l]);
+          }
+        }
+        CONCERTINA_UNROLL
+        for (int l = 0; l < right_loads; ++l) {
+          const auto [column, depth] = right_position(thread, l);
+          if (depth < shape.depth && column < shape.columns) {
+            right_tile.set(depth * right_step + column, mine.right[l]);
+          }
         }
       });
       block_.each_thread([&](int thread) {
         Registers& mine = registers[thread];
-        if (number + 1 < steps) load(mine, thread, number + 1);
-        CONCERTINA_UNROLL
+        if (step + 1 < steps) load(mine, thread, step + 1);
+        CONCERTINA_UNROLL_BY(8)
         for (int depth = 0; depth < shape.depth; ++depth) {
-          Sum rows[each], columns[each];
-          left_tile.get(depth * step + thread / across * each, rows);
-          right_tile.get(depth * step + thread % across * each, columns);
+          Sum rows[shape.each_row], columns[shape.each_column];
+          left_tile.get(depth * left_step + thread / shape.across() * shape.each_row, rows);
+          right_tile.get(depth * right_step + thread % shape.across() * shape.each_column, columns);
           CONCERTINA_UNROLL
-          for (int i = 0; i < each; ++i) {
+          for (int i = 0; i < shape.each_row; ++i) {
             CONCERTINA_UNROLL
-            for (int j = 0; j < each; ++j) mine.sums[i][j] += rows[i] * columns[j];
+            for (int j = 0; j < shape.each_column; ++j) mine.sums[i][j] += rows[i] * columns[j];
           }
         }
       });
@@ -286,11 +369,11 @@ class ContractionTile {
     block_.each_thread([&](int thread) {
       const Registers& mine = registers[thread];
       CONCERTINA_UNROLL
-      for (int i = 0; i < each; ++i) {
+      for (int i = 0; i < shape.each_row; ++i) {
         CONCERTINA_UNROLL
-        for (int j = 0; j < each; ++j) {
-          const int row = first_row + thread / across * each + i,
-                    column = first_column + thread % across * each + j;
+        for (int j = 0; j < shape.each_column; ++j) {
+          const int row = first_row + thread / shape.across() * shape.each_row + i,
+                    column = first_column + thread % shape.across() * shape.each_column + j;
           if (row >= job.rows || column >= job.columns) continue;
           if (job.splits > 1) {
             const Offset matrix =
@@ -299,7 +382,7 @@ class ContractionTile {
                           job.result.offset + (matrix * job.rows + row) * job.columns + column,
                           mine.sums[i][j]);
           } else {
-            finish(group, tap, row, column, mine.sums[i][j]);
+            finish(job, group, tap, row, column, mine.sums[i][j]);
           }
         }
       }
@@ -308,7 +391,7 @@ class ContractionTile {
 
   /// Threads of a number add what is `lanes` apart, and then each other's sums.
   CONCERTINA_DEVICE void reduce(int tile) {
-    const Job& job = job_;
+    const Job job = job_;
     const int numbers = contraction_threads / job.lanes;
     auto sums = block_.template shared<Sum>(contraction_threads);
     // Taps lie next to each other, then columns.
@@ -329,16 +412,17 @@ class ContractionTile {
       Sum sum(0);
       if (at.exists) {
         const Tap tap = tables_.taps[job.first_tap + at.tap];
-        const Offset left = job.left.of_group(at.group) + job.left_row(at.row, job.row_divisor),
-                     right = job.right.of_group(at.group) + at.column * job.right_column;
+        const Source<Stored, Sum> left(memory_, job.left, at.group),
+            right(memory_, job.right, at.group);
+        const int left_at = job.left_row(at.row, job.row_divisor),
+                  right_at = at.column * job.right_column;
         const int terms = (tap.last_pair - tap.first_pair) * job.inner;
         for (int term = thread % job.lanes; term < terms; term += job.lanes) {
           const TapPair pair = tables_.pairs[tap.first_pair + term / job.inner];
           const int inner = term % job.inner;
-          sum += memory_.read(block_, job.left,
-                              left + pair.left + job.left_inner(inner, job.inner_divisor)) *
-                 memory_.read(block_, job.right,
-                              right + pair.right + job.right_inner(inner, job.inner_divisor));
+          sum +=
+              left.read(block_, left_at + pair.left + job.left_inner(inner, job.inner_divisor)) *
+              right.read(block_, right_at + pair.right + job.right_inner(inner, job.inner_divisor));
         }
       }
       sums.set(thread, sum);
@@ -351,12 +435,13 @@ class ContractionTile {
     block_.each_thread([&](int thread) {
       const Element at = position(thread);
       if (!at.exists || thread % job.lanes != 0) return;
-      finish(at.group, tables_.taps[job.first_tap + at.tap], at.row, at.column, sums.get(thread));
+      finish(job, at.group, tables_.taps[job.first_tap + at.tap], at.row, at.column,
+             sums.get(thread));
     });
   }
 
   CONCERTINA_DEVICE void combine(int tile) {
-    const Job& job = job_;
+    const Job job = job_;
     each_element(tile, job.numbers(), [&](Offset number) {
       Sum sum(0);
       for (int split = 0; split < job.splits; ++split) {
@@ -366,7 +451,7 @@ class ContractionTile {
       number /= job.columns;
       const int row = static_cast<int>(number % job.rows);
       number /= job.rows;
-      finish(static_cast<int>(number / job.taps),
+      finish(job, static_cast<int>(number / job.taps),
              tables_.taps[job.first_tap + static_cast<int>(number % job.taps)], row, column, sum);
     });
   }
@@ -374,14 +459,13 @@ class ContractionTile {
   /// Through shared memory, so that both sides are touched along their near axis.
   CONCERTINA_DEVICE void move(int tile) {
     constexpr int side = detail::move_side, step = side + 1;
-    const Job& job = job_;
-    const int column_tiles = (job.columns + side - 1) / side,
-              row_tiles = (job.rows + side - 1) / side;
-    const int first_column = tile % column_tiles * side;
-    tile /= column_tiles;
-    const int first_row = tile % row_tiles * side, group = tile / row_tiles;
+    const Job job = job_;
+    const int column_tiles = (job.columns + side - 1) / side;
+    const int first_column = tile % column_tiles * side, first_row = tile / column_tiles * side;
+    const Source<Stored, Sum> left(memory_, job.left, 0);
     auto numbers = block_.template shared<Sum>(side * step);
     const auto for_each = [&](int thread, bool columns_are_near, auto&& visit) {
+      CONCERTINA_UNROLL
       for (int number = thread; number < side * side; number += contraction_threads) {
         const int near = number % side, far = number / side;
         const int row = columns_are_near ? far : near, column = columns_are_near ? near : far;
@@ -390,23 +474,21 @@ class ContractionTile {
     };
     block_.each_thread([&](int thread) {
       for_each(thread, job.right_column_is_near, [&](int row, int column) {
-        numbers.set(
-            row * step + column,
-            memory_.read(block_, job.left,
-                         job.left.of_group(group) + job.left_row(first_row + row, job.row_divisor) +
-                             (first_column + column) * job.left_column));
+        numbers.set(row * step + column,
+                    left.read(block_, job.left_row(first_row + row, job.row_divisor) +
+                                          (first_column + column) * job.left_column));
       });
     });
     block_.each_thread([&](int thread) {
       for_each(thread, job.result_column == 1, [&](int row, int column) {
-        finish(group, Tap{}, first_row + row, first_column + column,
+        finish(job, 0, Tap{}, first_row + row, first_column + column,
                numbers.get(row * step + column));
       });
     });
   }
 
   CONCERTINA_DEVICE void copy(int tile) {
-    const Job& job = job_;
+    const Job job = job_;
     each_element(tile, job.columns, [&](Offset number) {
       memory_.write(
           block_, job.result, job.result.offset + number,
@@ -432,8 +514,8 @@ class ContractionTile {
   }
 
   /// Writes a number of the result, with what the epilogue adds.
-  CONCERTINA_DEVICE void finish(int group, const Tap& tap, int row, int column, Sum sum) {
-    const Job& job = job_;
+  CONCERTINA_DEVICE void finish(const Job& job, int group, const Tap& tap, int row, int column,
+                                Sum sum) {
     if (job.addend.exists()) {
       sum += memory_.read(block_, job.addend, job.addend.of_group(group) + row);
     }
@@ -465,6 +547,8 @@ struct Addresses {
 template <class Stored, class Sum, int Capacity>
 struct PhaseProgram {
   static constexpr int threads = contraction_threads, capacity = Capacity;
+  /// Blocks that a multiprocessor is to hold, whatever the compiler would rather keep in registers.
+  static constexpr int resident = sizeof(Sum) == sizeof(double) ? 1 : 2;
 
   ContractionTables tables;
   Sum* workspace;

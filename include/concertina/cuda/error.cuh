@@ -8,6 +8,7 @@
 #include <cuda_runtime_api.h>
 
 #include <string>
+#include <type_traits>
 
 namespace concertina::cuda {
 
@@ -16,17 +17,36 @@ struct DeviceError : Error {
   using Error::Error;
 };
 
+namespace detail {
+
+/// `purpose` is text, or what makes it once it is needed.
+template <class Purpose>
+[[noreturn]] void throw_device_error(const char* call, const char* reason, const char* name,
+                                     const Purpose& purpose) {
+  std::string text;
+  if constexpr (std::is_invocable_v<const Purpose&>) {
+    text = purpose();
+  } else {
+    text = purpose;
+  }
+  throw DeviceError(std::string(call) + ": " + reason + " (" + name + "), for " + text);
+}
+
+}  // namespace detail
+
 /// Throws DeviceError unless the call succeeded: check(cudaFree(p), "cudaFree", "the workspace").
-inline void check(cudaError_t status, const char* call, const std::string& purpose) {
+/// The purpose may be a function that makes the text, called only for the message.
+template <class Purpose>
+void check(cudaError_t status, const char* call, const Purpose& purpose) {
   if (status == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());  // or the next call would report it again
-  throw DeviceError(std::string(call) + ": " + cudaGetErrorString(status) + " (" +
-                    cudaGetErrorName(status) + "), for " + purpose);
+  detail::throw_device_error(call, cudaGetErrorString(status), cudaGetErrorName(status), purpose);
 }
-inline void check(cublasStatus_t status, const char* call, const std::string& purpose) {
+template <class Purpose>
+void check(cublasStatus_t status, const char* call, const Purpose& purpose) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw DeviceError(std::string(call) + ": " + cublasGetStatusString(status) + " (" +
-                    cublasGetStatusName(status) + "), for " + purpose);
+  detail::throw_device_error(call, cublasGetStatusString(status), cublasGetStatusName(status),
+                             purpose);
 }
 
 }  // namespace concertina::cuda

@@ -24,8 +24,16 @@ class Schedule {
 
   Sequence sequence;
 
-  void add(int level, const Job& job) { at(level).jobs.push_back(job); }
-  void add(int level, const Gemm& gemm) { at(level).gemms.push_back(gemm); }
+  int chain = 0;  ///< of what is added, for messages
+
+  void add(int level, Job job) {
+    job.chain = chain;
+    at(level).jobs.push_back(job);
+  }
+  void add(int level, Gemm gemm) {
+    gemm.chain = chain;
+    at(level).gemms.push_back(gemm);
+  }
 
   /// Taps of the result that no pair reaches are zeros.
   int add_taps(int count) {
@@ -33,7 +41,7 @@ class Schedule {
     if (count == 1) add_tap(0, {TapPair{}});
     return first;
   }
-  void add_tap(Offset result, const std::vector<TapPair>& pairs) {
+  void add_tap(int result, const std::vector<TapPair>& pairs) {
     const int first = static_cast<int>(sequence.pairs.size());
     sequence.pairs.insert(sequence.pairs.end(), pairs.begin(), pairs.end());
     sequence.taps.push_back({result, first, static_cast<int>(sequence.pairs.size())});
@@ -50,8 +58,12 @@ class Schedule {
       const Tap& tap = sequence.taps[static_cast<std::size_t>(job.first_tap + t)];
       terms = std::max<Index>(terms, Index{tap.last_pair - tap.first_pair} * job.inner);
     }
+    constexpr int narrow_columns = 16, least_rows = 32, least_terms = 8;
+    const bool is_narrow = job.columns > 1 && job.columns <= narrow_columns &&
+                           job.rows >= least_rows && terms >= least_terms;
     constexpr int least_side = 8;  // of a matrix that fills tiles halfway well
-    if (std::min(job.rows, job.columns) < least_side || job.inner == 0) {
+    const bool is_thin = std::min(job.rows, job.columns) < least_side;
+    if (job.inner == 0 || (is_thin && !is_narrow)) {
       job.kind = Job::Kind::reduce;
       // So many lanes that a thread adds some 8 terms, or that threads are as many as the device's.
       constexpr Index each = 8, most_threads = Index{264} * 1024;
@@ -67,7 +79,11 @@ class Schedule {
       return tiles_of(job);
     };
     job.split_inner = std::max(job.inner, 1);
-    if (tiles(Job::Kind::multiply) < options_.wanted_tiles) job.kind = Job::Kind::multiply_small;
+    if (is_narrow) {
+      job.kind = Job::Kind::multiply_narrow;
+    } else if (tiles(Job::Kind::multiply) < options_.wanted_tiles) {
+      job.kind = Job::Kind::multiply_small;
+    }
     const int enough = options_.wanted_tiles / std::max(tiles_of(job), 1),
               splits = std::min(enough, job.inner / options_.least_split);
     constexpr int worthwhile = 4;  // a split adds a barrier of the grid, some 2 us, and its sum
@@ -200,14 +216,19 @@ std::vector<BlockRun> block_runs(const concertina::detail::PairPlan<Rank>& pair)
 }
 
 /// Time of a product in multiply-adds: on an H100 a number that comes from or goes to memory takes
-/// as long as some 16.
+/// as long as some 16. For cuBLAS, taps between the channels are moved out of the way and back.
 template <int Rank>
-double device_cost(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
+double device_cost(const PlanOptions& options, const ConvShape<Rank>& outer,
+                   const ConvShape<Rank>& inner) {
   const auto numbers = [](const ConvShape<Rank>& shape) {
     return static_cast<double>(weight_count(shape));
   };
-  return static_cast<double>(multiply_adds(outer, inner)) +
-         16 * (numbers(outer) + numbers(inner) + numbers(product_shape(outer, inner)));
+  const Index work = multiply_adds(outer, inner);
+  const double result = numbers(product_shape(outer, inner));
+  const bool moves = volume(outer.kernel) > 1 && volume(inner.kernel) == 1 &&
+                     work / outer.geometry.groups >= options.least_gemm;
+  const double moved = moves ? 2 * (numbers(outer) + result) : 0;
+  return static_cast<double>(work) + 16 * (numbers(outer) + numbers(inner) + result + moved);
 }
 
 /// Plans one chain.
@@ -218,7 +239,7 @@ class ChainPlanner {
   /// level on.
   struct Value {
     ConvShape<Rank> shape;
-    Place weight, bias, weight_gradient, bias_gradient;
+    Place weight = {}, bias = {}, weight_gradient = {}, bias_gradient = {};
     int ready = 0, gradient_ready = 0;
   };
 
@@ -229,9 +250,12 @@ class ChainPlanner {
     std::vector<ConvShape<Rank>> shapes;
     for (const Value& layer : values_) shapes.push_back(layer.shape);
     if (values_.size() == 1) return plan_copy();
-    const concertina::detail::ChainOrder<Rank> order(std::span<const ConvShape<Rank>>(shapes),
-                                                     device_cost<Rank>);
+    const concertina::detail::ChainOrder<Rank> order(
+        std::span<const ConvShape<Rank>>(shapes), [&](const auto& outer, const auto& inner) {
+          return device_cost<Rank>(planning_.options, outer, inner);
+        });
     plan_run(order, 0, shapes.size() - 1, true);
+    if (!planning_.options.gradient) return;
     for (auto product = products_.rbegin(); product != products_.rend(); ++product) {
       differentiate(*product);
     }
@@ -254,6 +278,7 @@ class ChainPlanner {
   };
 
   static int narrow(Index value) { return static_cast<int>(value); }
+  static Stride stride(Index high, Index low = 0) { return {narrow(high), narrow(low)}; }
 
   static Place shifted(Place place, Index offset, Index group_step = 0) {
     place.offset += offset;
@@ -268,11 +293,12 @@ class ChainPlanner {
       schedule.add(
           0, Job{.kind = Job::Kind::copy, .columns = narrow(numbers), .left = from, .result = to});
     };
-    copy(planning_.forward, layer.weight, result_.weight, weight_count(layer.shape));
-    copy(planning_.pullback, result_.weight_gradient, layer.weight_gradient,
-         weight_count(layer.shape));
+    const Index numbers = weight_count(layer.shape);
+    copy(planning_.forward, layer.weight, result_.weight, numbers);
+    if (layer.shape.bias) copy(planning_.forward, layer.bias, result_.bias, layer.shape.out);
+    if (!planning_.options.gradient) return;
+    copy(planning_.pullback, result_.weight_gradient, layer.weight_gradient, numbers);
     if (!layer.shape.bias) return;
-    copy(planning_.forward, layer.bias, result_.bias, layer.shape.out);
     copy(planning_.pullback, result_.bias_gradient, layer.bias_gradient, layer.shape.out);
   }
 
@@ -296,9 +322,15 @@ class ChainPlanner {
     if (whole) {
       values_.push_back(result_);
     } else {
+      Value value{.shape = shape};
       const Index numbers = weight_count(shape), biases = shape.bias ? shape.out : 0;
-      values_.push_back({shape, planning_.allocate(numbers), planning_.allocate(biases),
-                         planning_.allocate(numbers), planning_.allocate(biases)});
+      value.weight = planning_.allocate(numbers);
+      value.bias = planning_.allocate(biases);
+      if (planning_.options.gradient) {
+        value.weight_gradient = planning_.allocate(numbers);
+        value.bias_gradient = planning_.allocate(biases);
+      }
+      values_.push_back(std::move(value));
     }
     multiply(product);
     products_.push_back(std::move(product));
@@ -358,12 +390,12 @@ class ChainPlanner {
             .left = shifted(values_[product.outer].weight, block.outer, run.outer_step),
             .right = shifted(values_[product.inner].weight, block.inner, run.inner_step),
             .result = shifted(values_[product.result].weight, block.result, run.result_step),
-            .left_row = {block.outer_step},
-            .left_inner = {outer_taps},
-            .right_inner = {block.inner_step},
-            .result_row = {block.result_step},
-            .right_column = inner_taps,
-            .result_column = product.pair.taps,
+            .left_row = stride(block.outer_step),
+            .left_inner = stride(outer_taps),
+            .right_inner = stride(block.inner_step),
+            .result_row = stride(block.result_step),
+            .right_column = narrow(inner_taps),
+            .result_column = narrow(product.pair.taps),
             .first_tap = schedule.identity_tap()};
     if (outer_taps == 1) {  // channel and tap of the inner kernel are one axis
       job.columns = narrow(block.in * inner_taps);
@@ -371,8 +403,8 @@ class ChainPlanner {
     } else if (inner_taps == 1) {  // output channel and tap of the outer kernel are one
       job.rows = narrow(block.out * outer_taps);
       job.row_divisor = narrow(outer_taps);
-      job.left_row = {block.outer_step, 1};
-      job.result_row = {block.result_step, 1};
+      job.left_row = stride(block.outer_step, 1);
+      job.result_row = stride(block.result_step, 1);
       job.left_inner_is_near = false;
     } else {
       job.taps = narrow(product.pair.taps);
@@ -387,12 +419,13 @@ class ChainPlanner {
     std::vector<std::vector<TapPair>> meeting(static_cast<std::size_t>(pair.taps));
     for (Index b = 0; b < product.outer_taps(); ++b) {
       for (Index a = 0; a < product.inner_taps(); ++a) {
-        meeting[static_cast<std::size_t>(meeting_tap(pair, b, a))].push_back({b, a});
+        meeting[static_cast<std::size_t>(meeting_tap(pair, b, a))].push_back(
+            {narrow(b), narrow(a)});
       }
     }
     const int first = schedule.next_tap();
     for (std::size_t t = 0; t < meeting.size(); ++t) {
-      schedule.add_tap(static_cast<Offset>(t), meeting[t]);
+      schedule.add_tap(static_cast<int>(t), meeting[t]);
     }
     return first;
   }
@@ -446,10 +479,10 @@ class ChainPlanner {
             .row_divisor = narrow(taps),
             .left = from,
             .result = to,
-            .left_row = {step, 1},
-            .result_row = {taps * channels, channels},
+            .left_row = stride(step, 1),
+            .result_row = stride(taps * channels, channels),
             .result_column = 1,
-            .left_column = taps,
+            .left_column = narrow(taps),
             .right_column_is_near = false};
   }
   /// The other way round.
@@ -461,9 +494,9 @@ class ChainPlanner {
             .row_divisor = narrow(taps),
             .left = from,
             .result = to,
-            .left_row = {taps * channels, channels},
-            .result_row = {step, 1},
-            .result_column = taps,
+            .left_row = stride(taps * channels, channels),
+            .result_row = stride(step, 1),
+            .result_column = narrow(taps),
             .left_column = 1};
   }
 
@@ -481,8 +514,8 @@ class ChainPlanner {
                  .columns = narrow(width),
                  .left = from.place,
                  .result = to.place,
-                 .left_row = {from.step},
-                 .result_row = {to.step},
+                 .left_row = stride(from.step),
+                 .result_row = stride(to.step),
                  .result_column = 1,
                  .left_column = 1};
     };
@@ -543,18 +576,18 @@ class ChainPlanner {
             .left = shifted(outer.weight, 0, out * in * taps),
             .right = shifted(inner.bias, 0, in),
             .result = shifted(result.bias, 0, out),
-            .left_row = {in * taps},
-            .left_inner = inner_axis(taps, {taps, 1}),
-            .right_inner = {1},
-            .result_row = {1},
+            .left_row = stride(in * taps),
+            .left_inner = inner_axis(taps, taps),
+            .right_inner = stride(1),
+            .result_row = stride(1),
             .first_tap = schedule.identity_tap()};
     if (outer.shape.bias) job.addend = shifted(outer.bias, 0, out);
     return planning_.multiply(schedule, level, job);
   }
 
-  /// With a divisor of 1 an axis has one stride.
-  static Stride inner_axis(Index divisor, Stride stride) {
-    return divisor == 1 ? Stride{stride.high} : stride;
+  /// Channels `step` apart and their neighbouring taps, as one axis.
+  static Stride inner_axis(Index taps, Index step) {
+    return taps == 1 ? stride(step) : stride(step, 1);
   }
 
   // ---- the gradient ----------------------------------------------------------------------------
@@ -606,24 +639,24 @@ class ChainPlanner {
             .left = shifted(values_[product.result].weight_gradient, block.result, run.result_step),
             .right = shifted(values_[product.inner].weight, block.inner, run.inner_step),
             .result = shifted(values_[product.outer].weight_gradient, block.outer, run.outer_step),
-            .left_row = {block.result_step},
-            .left_inner = {taps},
-            .right_inner = {inner_taps},
-            .result_row = {block.outer_step},
-            .right_column = block.inner_step,
-            .result_column = outer_taps,
+            .left_row = stride(block.result_step),
+            .left_inner = stride(taps),
+            .right_inner = stride(inner_taps),
+            .result_row = stride(block.outer_step),
+            .right_column = narrow(block.inner_step),
+            .result_column = narrow(outer_taps),
             .first_tap = schedule.identity_tap(),
             .right_column_is_near = false,
             .factors = epilogue.factors,
             .bias = epilogue.bias};
     if (outer_taps == 1) {
       job.inner = narrow(block.in * inner_taps);
-      job.left_inner = job.right_inner = {1};
+      job.left_inner = job.right_inner = stride(1);
     } else if (inner_taps == 1) {
       job.rows = narrow(block.out * outer_taps);
       job.row_divisor = narrow(outer_taps);
-      job.left_row = {block.result_step, 1};
-      job.result_row = {block.outer_step, 1};
+      job.left_row = stride(block.result_step, 1);
+      job.result_row = stride(block.outer_step, 1);
       job.left_inner_is_near = false;
     } else {
       job.taps = narrow(outer_taps);
@@ -631,9 +664,9 @@ class ChainPlanner {
       for (Index b = 0; b < outer_taps; ++b) {
         std::vector<TapPair> pairs;
         for (Index a = 0; a < inner_taps; ++a) {
-          pairs.push_back({meeting_tap(product.pair, b, a), a});
+          pairs.push_back({narrow(meeting_tap(product.pair, b, a)), narrow(a)});
         }
-        schedule.add_tap(b, pairs);
+        schedule.add_tap(narrow(b), pairs);
       }
     }
     return planning_.multiply(schedule, level, job);
@@ -653,12 +686,12 @@ class ChainPlanner {
         .left = shifted(values_[product.outer].weight, block.outer, run.outer_step),
         .right = shifted(values_[product.result].weight_gradient, block.result, run.result_step),
         .result = shifted(values_[product.inner].weight_gradient, block.inner, run.inner_step),
-        .left_row = {outer_taps},
-        .left_inner = {block.outer_step},
-        .right_inner = {block.result_step},
-        .result_row = {block.inner_step},
-        .right_column = taps,
-        .result_column = inner_taps,
+        .left_row = stride(outer_taps),
+        .left_inner = stride(block.outer_step),
+        .right_inner = stride(block.result_step),
+        .result_row = stride(block.inner_step),
+        .right_column = narrow(taps),
+        .result_column = narrow(inner_taps),
         .first_tap = schedule.identity_tap(),
         .left_inner_is_near = false};
     if (outer_taps == 1) {
@@ -667,8 +700,8 @@ class ChainPlanner {
     } else if (inner_taps == 1) {  // output channel and tap of the outer kernel are one axis
       job.inner = narrow(block.out * outer_taps);
       job.inner_divisor = narrow(outer_taps);
-      job.left_inner = {block.outer_step, 1};
-      job.right_inner = {block.result_step, 1};
+      job.left_inner = stride(block.outer_step, 1);
+      job.right_inner = stride(block.result_step, 1);
       job.left_inner_is_near = true;
       job.right_column_is_near = false;
     } else {
@@ -677,9 +710,9 @@ class ChainPlanner {
       for (Index a = 0; a < inner_taps; ++a) {
         std::vector<TapPair> pairs;
         for (Index b = 0; b < outer_taps; ++b) {
-          pairs.push_back({b, meeting_tap(product.pair, b, a)});
+          pairs.push_back({narrow(b), narrow(meeting_tap(product.pair, b, a))});
         }
-        schedule.add_tap(a, pairs);
+        schedule.add_tap(narrow(a), pairs);
       }
     }
     return planning_.multiply(schedule, level, job);
@@ -751,10 +784,10 @@ class ChainPlanner {
                                .left = shifted(outer.weight, 0, out * in * taps),
                                .right = shifted(result.bias_gradient, 0, out),
                                .result = shifted(inner.bias_gradient, 0, in),
-                               .left_row = {taps},
-                               .left_inner = inner_axis(taps, {in * taps, 1}),
-                               .right_inner = {1},
-                               .result_row = {1},
+                               .left_row = stride(taps),
+                               .left_inner = inner_axis(taps, in * taps),
+                               .right_inner = stride(1),
+                               .result_row = stride(1),
                                .first_tap = schedule.identity_tap()});
   }
 
@@ -769,12 +802,20 @@ class ChainPlanner {
 inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const PlanOptions& options)
     : options_(options) {
   using Role = TensorUse::Role;
+  const auto require = [](bool holds, const char* option, Index value) {
+    if (holds) return;
+    throw SizeError(std::string("PlanOptions::") + option + " " + std::to_string(value) +
+                    "; it starts at 1");
+  };
+  require(options.least_gemm > 0, "least_gemm", options.least_gemm);
+  require(options.wanted_tiles > 0, "wanted_tiles", options.wanted_tiles);
+  require(options.least_split > 0, "least_split", options.least_split);
   int layers = 0;
   for (const Chain& chain : chains) {
     chain.visit([&](const auto& of) { layers += static_cast<int>(of.layers.size()); });
   }
   const int chain_count = static_cast<int>(chains.size());
-  const int count = 4 * (layers + chain_count);
+  const int count = (options.gradient ? 4 : 2) * (layers + chain_count);
   if (count > most_tensors) {
     throw SizeError("a plan of " + std::to_string(count) + " tensors, where " +
                     std::to_string(most_tensors) +
@@ -784,6 +825,7 @@ inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const Pla
   detail::Planning planning(options);
   int number = 0, first_layer = 0;
   for (const Chain& chain : chains) {
+    planning.forward.chain = planning.pullback.chain = number;
     chain.visit([&]<int Rank>(const Chain::Of<Rank>& of) {
       const Form<Rank> form = chain_form<Rank>(of.layers);
       const ConvShape<Rank> shape = contracted_shape(form, of.policy.input_size());
@@ -817,6 +859,10 @@ inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const Pla
       first_layer += static_cast<int>(of.layers.size());
     });
     ++number;
+  }
+  if (!options.gradient) {
+    result_gradients.clear();
+    layer_gradients.clear();
   }
   for (const auto* more : {&results, &result_gradients, &layer_gradients}) {
     tensors_.insert(tensors_.end(), more->begin(), more->end());
