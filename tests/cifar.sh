@@ -263,6 +263,11 @@ for unused in "--width 8" "--model resnet18 --kernel 3" "--model compact --rate 
   "--trained-gradients" "--dataset mnist"; do
   expect 2 "$cifar" train $unused --out none
 done
+for undone in "--model acnet" "--model resnet18" "--model cl --compute layered" "--optimizer adam"; do
+  expect 2 "$cifar" train $undone --device cuda --out none
+  says err "is not computed on a device"
+done
+expect 2 "$cifar" train --device tpu --out none
 expect 2 "$cifar" eval --data data compact.safetensors --threads 5000
 touch file
 expect 5 "$cifar" train --data data --kernel 3 --out file/folder

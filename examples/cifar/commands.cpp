@@ -195,6 +195,7 @@ int run_reproduce(const ReproduceCommand& command) {
           command.seeds);
   require(command.options.jobs >= 0 && command.options.jobs <= 256,
           "jobs from 1 to 256 are possible, 0 for every core, not", command.options.jobs);
+  as_usage([&] { require_built_for(command.options.device); });
   if (command.options.data.empty() && !command.list) {
     throw tool::UsageError("reproduce needs the data sets' folder, --data");
   }
@@ -257,7 +258,10 @@ int run_bench(const BenchCommand& command) {
                            "; up to an hour is possible");
   }
   ThreadPool pool(thread_count(command.threads));
-  const Dataset data = generated_dataset(10, 2048, 16, 1);
+  as_usage([&] { require_built_for(command.device); });
+  const bool on_device = command.device != Device::cpu;
+  // A device is given whole epochs, so long that their ends do not count.
+  const Dataset data = generated_dataset(10, on_device ? 100 * command.batch : 2048, 16, 1);
   const Recipe recipe{.epochs = 1'000'000, .batch = command.batch};
   as_usage([&] { recipe.validate(); });
   std::vector<std::string> models = command.models;
@@ -270,11 +274,13 @@ int run_bench(const BenchCommand& command) {
     for (const Compute compute : {Compute::contracted, Compute::layered}) {
       NetworkOptions network = command.network;
       network.model = model;
-      if (!network.is_expanded() && compute == Compute::layered) continue;
+      if ((!network.is_expanded() || on_device) && compute == Compute::layered) continue;
       network.compute = compute;
+      if (on_device) as_usage([&] { require_accelerable(network, recipe); });
       as_usage([&] { network.validate(); });
       rows.push_back(
           {model, compute, std::make_unique<Training<float>>(network, recipe, data, pool)});
+      rows.back().training->compute_on(command.device);
     }
   }
   // Rounds of all forms in turn, so that what disturbs the machine disturbs each alike.
@@ -286,16 +292,24 @@ int run_bench(const BenchCommand& command) {
       Index images = 0;
       double seconds = 0;
       do {
-        if (!row.training->more_batches()) row.training->begin_epoch();
-        images += row.training->step().images;
+        if (on_device) {
+          images += row.training->epoch([](Index, double, double) {}).images;
+        } else {
+          if (!row.training->more_batches()) row.training->begin_epoch();
+          images += row.training->step().images;
+        }
         seconds = std::chrono::duration<double>(Clock::now() - start).count();
       } while (seconds < command.seconds / rounds);
       if (round >= 0) row.rates.push_back(static_cast<double>(images) / seconds);
     }
   }
-  nlohmann::json json = {{"threads", pool.size()},           {"batch", command.batch},
-                         {"kernel", command.network.kernel}, {"rate", command.network.rate},
-                         {"blocks", command.network.blocks}, {"augmentation", true},
+  nlohmann::json json = {{"threads", pool.size()},
+                         {"batch", command.batch},
+                         {"kernel", command.network.kernel},
+                         {"rate", command.network.rate},
+                         {"blocks", command.network.blocks},
+                         {"augmentation", true},
+                         {"device", name_of(command.device)},
                          {"rows", nlohmann::json::array()}};
   std::vector<std::vector<std::string>> table = {
       {"model", "computed", "parameters", "images/s", "of compact", "of layered"}};
@@ -336,7 +350,8 @@ int run_bench(const BenchCommand& command) {
   } else {
     std::cout << "A training step (augmentation, forward, backward, update): kernel "
               << command.network.kernel << ", batch " << command.batch << ", "
-              << tool::counted(pool.size(), "thread") << "; ratios are medians of rounds in turn.\n"
+              << (on_device ? name_of(command.device) : tool::counted(pool.size(), "thread"))
+              << "; ratios are medians of rounds in turn.\n"
               << tool::table(table);
   }
   return tool::ok;

@@ -44,6 +44,7 @@ struct BenchCommand {
   NetworkOptions network;
   Index batch = 128, threads = 0;
   double seconds = 2;
+  Device device = Device::cpu;
   bool json = false;
 };
 int run_bench(const BenchCommand& command);

@@ -189,12 +189,14 @@ int main(int argc, char** argv) {
                       "Go on from the folder's checkpoint, if there is one");
   train_app->add_flag("--double", options.in_double, "Compute in double");
   std::string device = "cpu";
-  train_app
-      ->add_option("--device", device,
-                   "cpu; or cuda, SmallNet and its contracted expansions on a GPU. A training can "
-                   "go on on either")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
+  const auto add_device = [&](CLI::App* command, const char* help) {
+    command->add_option("--device", device, help)
+        ->check(CLI::IsMember({"cpu", "cuda"}))
+        ->capture_default_str();
+  };
+  add_device(train_app,
+             "cpu; or cuda, SmallNet and its contracted expansions on a GPU. A training can go on "
+             "on either");
   add_threads(train_app, training.threads);
 
   EvalCommand evaluation;
@@ -256,6 +258,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   reproduce_app->add_option("--jobs", reproducing.options.jobs,
                             "Trainings side by side; by default one for each core");
+  add_device(reproduce_app, "cpu; or cuda for the trainings that a GPU computes, as cifar train");
   reproduce_app
       ->add_option("--rows", reproducing.rows,
                    "Rows of the table, by their names; * stands for anything")
@@ -302,6 +305,7 @@ int main(int argc, char** argv) {
   add_network(bench_app, bench.network);
   bench_app->add_option("--batch", bench.batch, "Images of a step")->capture_default_str();
   bench_app->add_option("--seconds", bench.seconds, "For each form")->capture_default_str();
+  add_device(bench_app, "cpu; or cuda, compact and contracted networks on a GPU, with copies");
   add_threads(bench_app, bench.threads);
   bench_app->add_flag("--json", bench.json, "Print JSON");
 
@@ -345,10 +349,12 @@ int main(int argc, char** argv) {
     if (landscape_app->parsed()) return run_landscape(seeing);
     if (reproduce_app->parsed()) {
       reproducing.options.data = reproduce_data;
+      reproducing.options.device = device_of(device);
       reproducing.options.out = reproduce_out;
       reproducing.options.command = command_line(argc, argv);
       return run_reproduce(reproducing);
     }
+    bench.device = device_of(device);
     return run_bench(bench);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help

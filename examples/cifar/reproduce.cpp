@@ -118,6 +118,8 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
       .similarities = std::min(run.similarities, run.recipe.batches(data.train.count())),
       .resume = true,
       .command = options.command,
+      .device = run.similarities == 0 && is_accelerable(run.network, run.recipe) ? options.device
+                                                                                 : Device::cpu,
       .report = [&](const EpochRecord& epoch) {
         fs::remove(compact);  // of an earlier network
         report(epoch);

@@ -14,8 +14,9 @@ namespace cifar {
 
 struct ReproduceOptions {
   std::filesystem::path data, out;
-  Index jobs = 0;       ///< trainings side by side; one for each core for 0
-  std::string command;  ///< for the table
+  Index jobs = 0;               ///< trainings side by side; one for each core for 0
+  Device device = Device::cpu;  ///< of those that it computes; others stay on the CPU
+  std::string command;          ///< for the table
 };
 
 /// Runs trainings, each in out/runs/NAME: resumes those that were interrupted and skips those that

@@ -152,6 +152,23 @@ void require_accelerable(const NetworkOptions& network, const Recipe& recipe) {
   require(!recipe.adam, "--optimizer adam", "sgd");
 }
 
+bool is_accelerable(const NetworkOptions& network, const Recipe& recipe) {
+  try {
+    require_accelerable(network, recipe);
+    return true;
+  } catch (const UnsupportedError&) {
+    return false;
+  }
+}
+
+void require_built_for([[maybe_unused]] Device device) {
+#ifndef CONCERTINA_CUDA
+  if (device == Device::cpu) return;
+  throw UnsupportedError(
+      "--device cuda: this program was built without CUDA; build it with the preset cuda");
+#endif
+}
+
 double Recipe::rate_in(Index epoch) const {
   if (adam) return learning_rate;
   const Index third = std::max<Index>(1, (epochs + 2) / 3);
@@ -273,6 +290,14 @@ Score Training<Scalar>::forward(std::span<const std::uint32_t> which) {
   const Augmentation* const augmentation = data_.augmented ? &drawn : nullptr;
   if (teacher_) run(*teacher_, data_, data_.train, labels_, which, augmentation, false);
   return run(network_, data_, data_.train, labels_, which, augmentation, true);
+}
+
+template <class Scalar>
+void Training<Scalar>::compute_on(Device device) {
+  require_built_for(device);
+#ifdef CONCERTINA_CUDA
+  if (device == Device::cuda) compute_on(cuda::cuda_accelerator<Scalar>(accelerator_plan()));
+#endif
 }
 
 template <class Scalar>
@@ -509,11 +534,7 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   }
   const Index done = training.epochs_done(), epochs = options.recipe.epochs;
   if (exists && done == epochs) return result;
-#ifdef CONCERTINA_CUDA
-  if (options.device == Device::cuda) {
-    training.compute_on(cuda::cuda_accelerator<Scalar>(training.accelerator_plan()));
-  }
-#endif
+  training.compute_on(options.device);
   std::error_code failure;
   std::filesystem::create_directories(options.out, failure);
   if (failure) {
@@ -624,10 +645,7 @@ void TrainOptions::validate() const {
   if (similarities > 0) {
     throw UnsupportedError("--similarities is not computed on a device; leave it to --device cpu");
   }
-#ifndef CONCERTINA_CUDA
-  throw UnsupportedError(
-      "--device cuda: this program was built without CUDA; build it with the preset cuda");
-#endif
+  require_built_for(device);
 }
 
 TrainResult train(const TrainOptions& options, const Dataset& data, ThreadPool& pool) {

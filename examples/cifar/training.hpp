@@ -98,6 +98,10 @@ struct UnsupportedError : concertina::Error {
 
 /// Throws UnsupportedError unless such a training can be computed by an accelerator.
 void require_accelerable(const NetworkOptions& network, const Recipe& recipe);
+bool is_accelerable(const NetworkOptions& network, const Recipe& recipe);
+
+/// Throws UnsupportedError where the program was built without the device.
+void require_built_for(Device device);
 
 /// A training in memory: what a step is, and where it stands.
 template <class Scalar>
@@ -147,6 +151,8 @@ class Training {
   void compute_on(std::unique_ptr<cuda::Accelerator<Scalar>> accelerator) {
     accelerator_ = std::move(accelerator);
   }
+  /// Throws  as require_accelerable() and require_built_for(); DeviceError where there is none
+  void compute_on(Device device);
 
   /// What an accelerator has to know. It refers to the training and its data set.
   /// Throws  as require_accelerable()
