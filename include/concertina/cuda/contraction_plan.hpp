@@ -8,7 +8,6 @@
 #include <concertina/form.hpp>
 
 #include <algorithm>
-#include <functional>
 #include <span>
 #include <string>
 #include <type_traits>
