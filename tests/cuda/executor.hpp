@@ -86,6 +86,7 @@ class Memory {
   template <class T>
     requires std::is_trivially_copyable_v<T>
   void lend_unwritten(std::vector<T>& numbers) {
+    if (numbers.empty()) return;
     std::memset(static_cast<void*>(numbers.data()), 0xff, numbers.size() * sizeof(T));
     add(numbers.data(), numbers.size(), sizeof(T), false, true);
   }
