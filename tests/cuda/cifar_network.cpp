@@ -20,8 +20,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -30,16 +34,20 @@ namespace {
 
 using Catch::Matchers::Contains;
 using concertina::test::can_run, concertina::test::message_of;
-using Accelerator = std::unique_ptr<cuda::Accelerator<double>>;
-using MakeAccelerator = Accelerator (*)(const cuda::TrainingPlan& plan);
+template <class Scalar>
+using Accelerator = std::unique_ptr<cuda::Accelerator<Scalar>>;
+template <class Scalar>
+using MakeAccelerator = Accelerator<Scalar> (*)(const cuda::TrainingPlan& plan);
+
+// The first epoch launches programs, the second records them, the third replays what was recorded;
+// and each has another learning rate.
+constexpr Index epochs = 3;
 
 #ifdef CONCERTINA_ON_DEVICE
-// The first epoch launches programs, the second records them, the third replays what it recorded.
-constexpr int epochs = 3;
 constexpr double tolerance = 1e-10;
-const std::vector<MakeAccelerator> accelerators = {cuda::cuda_accelerator<double>};
+const std::vector<MakeAccelerator<double>> accelerators = {cuda::cuda_accelerator<double>};
+constexpr MakeAccelerator<float> in_float = cuda::cuda_accelerator<float>;
 #else
-constexpr int epochs = 1;
 constexpr double tolerance = 1e-12;
 
 using test::HostBackend;
@@ -60,10 +68,10 @@ class HostContractor final : public cuda::Contractor {
   }
 
   void forward() override {
-    for (const auto& chain : chains_) chain->forward(backend_);
+    for (const auto& chain : chains_) backend_.issue([this, &chain] { chain->forward(backend_); });
   }
   void pullback() override {
-    for (const auto& chain : chains_) chain->pullback(backend_);
+    for (const auto& chain : chains_) backend_.issue([this, &chain] { chain->pullback(backend_); });
   }
 
  private:
@@ -117,51 +125,72 @@ class HostContractor final : public cuda::Contractor {
 };
 
 /// Contracts as a device does: the plan's programs, on the numbers where they lie.
+template <class Scalar>
 class PlannedContractor final : public cuda::Contractor {
  public:
-  PlannedContractor(HostBackend& backend, const std::vector<cuda::ExpandedLayer<double>>& layers)
-      : memory_(backend.memory()),
+  PlannedContractor(HostBackend& backend, const std::vector<cuda::ExpandedLayer<Scalar>>& layers)
+      : backend_(backend),
         at_(layers),
         plan_(at_.chains),
-        workspace_(backend.allocate<double>(plan_.workspace())) {}
+        workspace_(backend.allocate<Scalar>(plan_.workspace())) {}
 
   void forward() override {
     concertina::cuda::AddressTable table(plan_);
-    table.add<const double>(Role::layer, at_.layers);
-    table.add<double>(Role::result, at_.products);
+    table.add<const Scalar>(Role::layer, at_.layers);
+    table.add<Scalar>(Role::result, at_.products);
     run(plan_.forward(), table);
   }
   void pullback() override {
     concertina::cuda::AddressTable table(plan_);
-    table.add<const double>(Role::layer, at_.layers);
-    table.add<const double>(Role::result_gradient, at_.product_gradients);
-    table.add<double>(Role::layer_gradient, at_.layer_gradients);
+    table.add<const Scalar>(Role::layer, at_.layers);
+    table.add<const Scalar>(Role::result_gradient, at_.product_gradients);
+    table.add<Scalar>(Role::layer_gradient, at_.layer_gradients);
     run(plan_.pullback(), table);
   }
 
  private:
   using Role = concertina::cuda::TensorUse::Role;
 
-  void run(const concertina::cuda::Sequence& sequence, concertina::cuda::AddressTable& table) {
-    concertina::test::execute<double, double>(
-        sequence, table.addresses<concertina::cuda::ContractionPlan::most_tensors>(),
-        workspace_.data(), memory_);
+  void run(const concertina::cuda::Sequence& sequence,
+           const concertina::cuda::AddressTable& table) {
+    constexpr int most = concertina::cuda::ContractionPlan::most_tensors;
+    const auto addresses = table.addresses<most>();
+    const concertina::cuda::ContractionTables tables{sequence.jobs.data(), sequence.taps.data(),
+                                                     sequence.pairs.data(), sequence.phases.data()};
+    for (const concertina::cuda::Stage& stage : sequence.stages) {
+      for (int number = stage.first; number < stage.last; ++number) {
+        const auto at = static_cast<std::size_t>(number);
+        if (stage.is_gemm) {
+          backend_.issue([this, addresses, &gemm = sequence.gemms[at]] {
+            using At = concertina::cuda::ContractionMemory<Scalar, Scalar>;
+            execute(gemm, At{addresses.at, workspace_.data()}, backend_.memory());
+          });
+        } else {
+          backend_.run(
+              concertina::cuda::PhaseProgram<Scalar, Scalar, most>{
+                  tables, workspace_.data(), number, sequence.phases[at].tiles, addresses},
+              "a phase of the contraction");
+        }
+      }
+    }
   }
 
-  concertina::test::Memory& memory_;
-  cuda::Expansions<double> at_;
+  HostBackend& backend_;
+  cuda::Expansions<Scalar> at_;
   concertina::cuda::ContractionPlan plan_;
-  HostBackend::Buffer<double> workspace_;
+  HostBackend::Buffer<Scalar> workspace_;
 };
 
-template <class Contractor>
-Accelerator on_host(const cuda::TrainingPlan& plan) {
-  return std::make_unique<OnHost>(plan, [](HostBackend& backend, const auto& layers) {
-    return std::make_unique<Contractor>(backend, layers);
-  });
+template <class Scalar, class Contractor>
+Accelerator<Scalar> on_host(const cuda::TrainingPlan& plan) {
+  return std::make_unique<cuda::BackendTraining<Scalar, HostBackend>>(
+      plan, [](HostBackend& backend, const auto& layers) {
+        return std::make_unique<Contractor>(backend, layers);
+      });
 }
-const std::vector<MakeAccelerator> accelerators = {on_host<PlannedContractor>,
-                                                   on_host<HostContractor>};
+const std::vector<MakeAccelerator<double>> accelerators = {
+    on_host<double, PlannedContractor<double>>, on_host<double, HostContractor>};
+constexpr MakeAccelerator<float> in_float = on_host<float, PlannedContractor<float>>;
 #endif
 
 /// The largest difference of numbers that ought to be alike, relative to the largest of them; or
@@ -192,19 +221,36 @@ struct Case {
 };
 
 std::vector<Case> compact_cases() {
-  return {{{.model = "compact", .kernel = 3}, {.batch = 8, .seed = 3}},
-          {{.model = "compact", .kernel = 5},
-           {.batch = 5, .momentum = 0.5, .keep_momentum = true, .weight_decay = 0.01, .seed = 4}},
-          {{.model = "compact", .kernel = 3, .blocks = 4, .classes = 7},
-           {.batch = 6, .corrupted = 0.5, .uniform_norms = true, .seed = 5}},
-          {{.model = "compact", .kernel = 3, .norms = false}, {.batch = 6, .seed = 6}}};
+  std::vector<Case> cases = {
+      {{.model = "compact", .kernel = 3}, {.epochs = epochs, .batch = 8, .seed = 3}},
+      {{.model = "compact", .kernel = 5},
+       {.epochs = epochs,
+        .batch = 5,
+        .momentum = 0.5,
+        .keep_momentum = true,
+        .weight_decay = 0.01,
+        .seed = 4}},
+      {{.model = "compact", .kernel = 3, .blocks = 4, .classes = 7},
+       {.epochs = epochs, .batch = 6, .corrupted = 0.5, .uniform_norms = true, .seed = 5}},
+      {{.model = "compact", .kernel = 3, .norms = false},
+       {.epochs = epochs, .batch = 6, .seed = 6}}};
+#ifdef CONCERTINA_ON_DEVICE
+  for (const Index kernel : {7, 9, 11}) {
+    cases.push_back({{.model = "compact", .kernel = kernel},
+                     {.epochs = epochs, .batch = 6, .weight_decay = 0.01, .seed = 10}});
+  }
+#endif
+  return cases;
 }
 
 std::vector<Case> expanded_cases() {
-  return {
-      {{.model = "cl+fc", .kernel = 3, .rate = 1}, {.batch = 6, .weight_decay = 0.02, .seed = 7}},
-      {{.model = "ck", .kernel = 5, .rate = 1},
-       {.batch = 6, .weight_decay = 0.02, .decay_products = true, .seed = 8}}};
+  const Recipe recipe{.epochs = epochs, .batch = 4, .weight_decay = 0.02, .seed = 7};
+  Recipe of_products = recipe;
+  of_products.decay_products = true;
+  return {{{.model = "cl+fc", .kernel = 3, .rate = 1}, recipe},
+          {{.model = "cl", .kernel = 5, .rate = 1}, recipe},
+          {{.model = "ck", .kernel = 5, .rate = 1}, of_products},
+          {{.model = "ck", .kernel = 5, .rate = 1, .blocks = 4}, recipe}};
 }
 
 void check_alike(const Score& a, const Score& b) {
@@ -214,7 +260,7 @@ void check_alike(const Score& a, const Score& b) {
 }
 
 /// Epochs of two steps, the second with fewer images, here and there; and then tests.
-void compare(const Case& what, MakeAccelerator make_accelerator) {
+void compare(const Case& what, MakeAccelerator<double> make_accelerator) {
   INFO(what.network.model << ", kernel " << what.network.kernel << ", " << what.network.blocks
                           << " blocks" << (what.network.norms ? "" : ", no norms"));
   ThreadPool pool(2);
@@ -223,7 +269,8 @@ void compare(const Case& what, MakeAccelerator make_accelerator) {
   Training<double> cpu(what.network, what.recipe, data, pool),
       accelerated(what.network, what.recipe, data, pool);
   accelerated.compute_on(make_accelerator(accelerated.accelerator_plan()));
-  for (int epoch = 0; epoch < epochs; ++epoch) {
+  for (Index epoch = 0; epoch < epochs; ++epoch) {
+    INFO("epoch " << epoch + 1);
     std::vector<Index> images;
     const Score expected = cpu.epoch([](Index, double, double) {}),
                 found =
@@ -244,8 +291,66 @@ TEST_CASE("a compact network trains and tests as on the CPU", "[cuda][cifar]") {
 TEST_CASE("an expanded network trains and tests as on the CPU", "[cuda][cifar]") {
   if (!can_run()) return;
   for (const Case& each : expanded_cases()) {
-    for (const MakeAccelerator make_accelerator : accelerators) compare(each, make_accelerator);
+    for (const auto make_accelerator : accelerators) compare(each, make_accelerator);
   }
+}
+
+/// An accelerator's numbers, kept apart from a training's.
+template <class Scalar>
+struct OwnNumbers {
+  std::vector<std::vector<Scalar>> parameters, statistics, velocities;
+
+  explicit OwnNumbers(Network<Scalar>& network) {
+    for (const auto* tensor : network.parameters()) {
+      parameters.emplace_back(tensor->value.begin(), tensor->value.end());
+      velocities.emplace_back(tensor->value.size());
+    }
+    for (const auto* tensor : network.statistics()) {
+      statistics.emplace_back(tensor->value.begin(), tensor->value.end());
+    }
+  }
+  cuda::Numbers<Scalar> spans() {
+    return {{parameters.begin(), parameters.end()},
+            {statistics.begin(), statistics.end()},
+            {velocities.begin(), velocities.end()}};
+  }
+  friend bool operator==(const OwnNumbers&, const OwnNumbers&) = default;
+};
+
+/// An epoch in float: the losses of its steps are the CPU's, and it is the same to the bit when it
+/// is run again, from the same numbers and then by recorded programs.
+void compare_in_float(const NetworkOptions& network, Index images, Index batch) {
+  INFO(network.model << ", kernel " << network.kernel);
+  ThreadPool pool(2);
+  const Dataset data = generated_dataset(network.classes, images, 1, 12);
+  const Recipe recipe{.batch = batch, .seed = 13};
+  Training<float> cpu(network, recipe, data, pool);
+  OwnNumbers<float> once(cpu.network());
+  OwnNumbers<float> again = once;
+  const auto accelerator = in_float(cpu.accelerator_plan());
+  const auto order = epoch_order(images, recipe.seed, 1);
+  const cuda::Epoch epoch{.number = 1, .learning_rate = recipe.rate_in(1), .order = order};
+  const cuda::Steps steps = accelerator->epoch(epoch, once.spans());
+  const cuda::Steps steps_again = accelerator->epoch(epoch, again.spans());
+  CHECK(steps.losses == steps_again.losses);
+  CHECK(steps.corrects == steps_again.corrects);
+  CHECK(once == again);
+  REQUIRE(std::ssize(steps.losses) == recipe.batches(images));
+  cpu.begin_epoch();
+  for (const double loss : steps.losses) CHECK(loss == Approx(cpu.step().loss).epsilon(1e-3));
+  CHECK_FALSE(cpu.more_batches());
+}
+
+TEST_CASE("an epoch in float follows the CPU's and repeats to the bit", "[cuda][cifar]") {
+  if (!can_run()) return;
+#ifdef CONCERTINA_ON_DEVICE
+  for (const std::string model : {"compact", "cl", "ck"}) {
+    compare_in_float({.model = model, .kernel = 7}, 1027, 512);
+  }
+#else
+  compare_in_float({.model = "compact", .kernel = 3}, 9, 4);
+  compare_in_float({.model = "cl", .kernel = 3, .rate = 1}, 9, 4);
+#endif
 }
 
 TEST_CASE("a training goes on from a checkpoint of the other device", "[cuda][cifar]") {
@@ -286,13 +391,165 @@ TEST_CASE("a step runs few programs, each with a purpose", "[cuda][cifar]") {
   const Dataset data = generated_dataset(10, 2, 1, 11);
   Training<double> training({.model = "compact", .kernel = 3}, {.batch = 2}, data, pool);
   auto accelerator = std::make_unique<OnHost>(training.accelerator_plan());
-  const auto& purposes = accelerator->backend().purposes;
+  auto& purposes = accelerator->backend().purposes;
+  purposes.clear();  // of what is run once
   training.compute_on(std::move(accelerator));
   training.epoch([](Index, double, double) {});
   // Images, loss, descent; three convolutions of three and of three for the gradients, but for the
   // input of the first; norms of two and two; fully connected layers of one and two.
   CHECK(purposes.size() == 3 + 3 * (1 + 3) - 1 + 3 * (2 + 2) + 2 * (1 + 2));
   CHECK(std::ranges::find(purposes, "conv2, a convolution") != purposes.end());
+}
+
+TEST_CASE("numbers are copied in few pieces, velocities only for an epoch", "[cuda][cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 2, 1, 11);
+  Training<double> training({.model = "compact", .kernel = 3}, {.batch = 2}, data, pool);
+  auto accelerator = std::make_unique<OnHost>(training.accelerator_plan());
+  HostBackend& backend = accelerator->backend();
+  training.compute_on(std::move(accelerator));
+  const auto copies_of = [&](const auto& call) {
+    backend.uploads = backend.downloads = 0;
+    call();
+    return std::pair(backend.uploads, backend.downloads);
+  };
+  // Weights, velocities and statistics, order and clock; and back with losses and what was right.
+  CHECK(copies_of([&] { training.epoch([](Index, double, double) {}); }) == std::pair(5, 5));
+  CHECK(copies_of([&] { training.test(); }) == std::pair(3, 2));
+}
+
+/// Notes where a network's expanded layers lie, and what is recorded when it is destroyed.
+class NotingContractor final : public cuda::Contractor {
+ public:
+  NotingContractor(HostBackend& backend, const std::vector<cuda::ExpandedLayer<double>>& layers,
+                   std::vector<std::size_t>& recorded)
+      : backend_(backend), contractor_(backend, layers), recorded_(recorded) {}
+  ~NotingContractor() override { recorded_.push_back(backend_.recordings()); }
+
+  void forward() override { contractor_.forward(); }
+  void pullback() override { contractor_.pullback(); }
+
+ private:
+  HostBackend& backend_;
+  PlannedContractor<double> contractor_;
+  std::vector<std::size_t>& recorded_;
+};
+
+TEST_CASE("what was recorded goes before what it refers to", "[cuda][cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 2, 1, 11);
+  Training<double> training({.model = "cl", .kernel = 3, .rate = 1}, {.batch = 2}, data, pool);
+  std::vector<std::size_t> recorded;
+  auto accelerator = std::make_unique<OnHost>(
+      training.accelerator_plan(), [&](HostBackend& backend, const auto& layers) {
+        return std::make_unique<NotingContractor>(backend, layers, recorded);
+      });
+  const HostBackend& backend = accelerator->backend();
+  training.compute_on(std::move(accelerator));
+  for (int i = 0; i < 2; ++i) training.test();
+  CHECK(backend.recordings() == 1);
+  training.compute_on(nullptr);
+  CHECK(recorded == std::vector<std::size_t>{0});
+}
+
+TEST_CASE("tensors start at multiples of 128 bytes in float", "[cuda][cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 2, 1, 11);
+  Training<double> training({.model = "cl+fc", .kernel = 3, .rate = 1}, {.batch = 2}, data, pool);
+  std::vector<cuda::LayerNumbers<double>> numbers, products;
+  const OnHost accelerator(
+      training.accelerator_plan(), [&](HostBackend& backend, const auto& layers) {
+        for (const auto& layer : layers) {
+          numbers.insert(numbers.end(), layer.layers.begin(), layer.layers.end());
+          products.push_back(layer.product);
+        }
+        return std::make_unique<PlannedContractor<double>>(backend, layers);
+      });
+  REQUIRE(products.size() == 4);  // three convolutions and fc1
+  for (const auto* group : {&numbers, &products}) {
+    for (const auto& layer : *group) {
+      CHECK((layer.weight - group->front().weight) % 32 == 0);
+      CHECK((layer.weight_gradient - group->front().weight_gradient) % 32 == 0);
+      if (layer.biases == 0) continue;
+      CHECK((layer.bias - group->front().weight) % 32 == 0);
+      CHECK((layer.bias_gradient - group->front().weight_gradient) % 32 == 0);
+    }
+  }
+  cuda::Layout layout;
+  CHECK(layout.add(1) == 0);
+  CHECK(layout.add(64) == 32);
+  CHECK(layout.add(33) == 96);
+  CHECK(layout.count() == 160);
+  REQUIRE(layout.gaps().size() == 2);
+  CHECK(layout.gaps()[0].first == 1);
+  CHECK(layout.gaps()[0].count == 31);
+  CHECK(layout.gaps()[1].first == 129);
+  CHECK(layout.gaps()[1].count == 31);
+}
+
+TEST_CASE("a plan's sets and tensors must fit", "[cuda][cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(3, 4, 2, 11);
+  Training<double> training({.model = "compact", .kernel = 3, .classes = 3}, {.batch = 2}, data,
+                            pool);
+  const cuda::TrainingPlan plan = training.accelerator_plan();
+  const auto refused = [](const cuda::TrainingPlan& wrong) {
+    return message_of<concertina::ShapeError>([&] { OnHost without(wrong); });
+  };
+  cuda::TrainingPlan wrong = plan;
+  wrong.train.pixels = wrong.train.pixels.first(3 * 3072 + 7);
+  CHECK_THAT(refused(wrong), Contains("training set has 9223 pixels for 4 images of 3072"));
+  wrong = plan;
+  std::vector<std::uint8_t> labels = {2, 3};
+  wrong.test.labels = labels;
+  CHECK_THAT(refused(wrong),
+             Contains("the test set's image 1 has class 3, where the network has 3"));
+  wrong = plan;
+  wrong.network.parameters.push_back({"fc3.weight", {5, 2}});
+  CHECK_THAT(refused(wrong), Contains("no layer uses the tensor fc3.weight of 10 numbers"));
+  wrong = plan;
+  wrong.network.parameters.push_back({"conv4.0.weight", {5, 2}});
+  CHECK_THAT(refused(wrong), Contains("no layer uses the tensor conv4.0.weight"));
+  wrong = plan;
+  wrong.network.norms = false;
+  CHECK_THAT(refused(wrong), Contains("no layer uses the tensor conv1_bn.weight of 8 numbers"));
+}
+
+TEST_CASE("an epoch's order and numbers must fit", "[cuda][cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 4, 2, 11);
+  Training<double> training({.model = "compact", .kernel = 3}, {.batch = 2}, data, pool);
+  OnHost accelerator(training.accelerator_plan());
+  OwnNumbers<double> own(training.network());
+  const auto refused = [&](const std::vector<std::uint32_t>& order,
+                           const cuda::Numbers<double>& numbers) {
+    return message_of<concertina::ShapeError>(
+        [&] { accelerator.epoch({.order = order}, numbers); });
+  };
+  const auto numbers = own.spans();
+  CHECK_THAT(refused({0, 1, 2}, numbers),
+             Contains("an order of 3 images, where the training set has 4"));
+  CHECK_THAT(refused({0, 1, 4, 2}, numbers),
+             Contains("the order's entry 2 is image 4, where the training set has 4"));
+  const auto first = [](auto& tensors) { tensors.front() = tensors.front().first(5); };
+  auto wrong = numbers;
+  first(wrong.parameters);
+  CHECK_THAT(refused({0, 1, 2, 3}, wrong),
+             Contains("parameters: 5 numbers for conv1.weight, which has 216"));
+  CHECK_THAT(message_of<concertina::ShapeError>([&] { accelerator.test(wrong); }),
+             Contains("parameters: 5 numbers for conv1.weight, which has 216"));
+  wrong = numbers;
+  first(wrong.velocities);
+  CHECK_THAT(refused({0, 1, 2, 3}, wrong),
+             Contains("velocities: 5 numbers for conv1.weight, which has 216"));
+  CHECK_NOTHROW(accelerator.test(wrong));
+  wrong = numbers;
+  first(wrong.statistics);
+  CHECK_THAT(refused({0, 1, 2, 3}, wrong), Contains("statistics: 5 numbers for conv1_bn."));
+  wrong = numbers;
+  wrong.statistics.pop_back();
+  CHECK_THAT(refused({0, 1, 2, 3}, wrong),
+             Contains("statistics of 5 tensors, where the network has 6"));
 }
 
 TEST_CASE("an expanded network needs something to contract it", "[cuda][cifar]") {

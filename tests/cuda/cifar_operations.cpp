@@ -70,8 +70,7 @@ TEMPLATE_TEST_CASE("images are loaded to the bit as on the host", "[cuda][cifar]
   }
 }
 
-// ---- batch norm, ReLU and pool
-// --------------------------------------------------------------------
+// ---- batch norm, ReLU and pool ------------------------------------------------------------------
 
 /// A norm's tensors, and what its programs write.
 template <class Scalar>

@@ -84,9 +84,12 @@ class Accelerator {
   virtual ~Accelerator() = default;
 
   /// Changes the numbers, unless a loss is not finite.
+  /// Throws  ShapeError where the numbers are not those of the plan's tensors, or the order is not
+  ///         one of the set's images
   virtual Steps epoch(const Epoch& epoch, const Numbers<Scalar>& numbers) = 0;
 
-  /// In inference, on the test set in its order.
+  /// In inference, on the test set in its order; velocities are not looked at.
+  /// Throws  ShapeError as epoch()
   virtual Steps test(const Numbers<Scalar>& numbers) = 0;
 };
 

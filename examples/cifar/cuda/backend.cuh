@@ -29,7 +29,8 @@ class CudaBackend {
   CudaBackend() {
     cudaStream_t stream = nullptr;
     // Not a non-blocking one: copies by others, on the default stream, are done before it goes on.
-    check(cudaStreamCreate(&stream), "cudaStreamCreate", "a training");
+    check(cudaStreamCreate(&stream), "cudaStreamCreate",
+          "a training on a device; without one use --device cpu");
     stream_.reset(stream);
   }
   CudaBackend(const CudaBackend&) = delete;
@@ -60,14 +61,20 @@ class CudaBackend {
   /// first used cannot be recorded. The second time they become a graph. Some thirty launches of a
   /// few microseconds each would otherwise wait for the host.
   template <class Launches>
-  void repeat(int key, Launches&& launches) {
-    const auto [found, first] = graphs_.try_emplace(key);
+  void repeat(const StepKind& kind, Launches&& launches) {
+    const auto [found, first] = graphs_.try_emplace(kind);
     if (first) {
       launches();
       return;
     }
     if (!found->second) found->second = recorded(launches);
     check(cudaGraphLaunch(found->second.get(), stream()), "cudaGraphLaunch", "a step");
+  }
+
+  void forget() noexcept {
+    // A failure is thrown where numbers are copied; here nobody waits for them any more.
+    static_cast<void>(cudaStreamSynchronize(stream()));
+    graphs_.clear();
   }
 
  private:
@@ -112,7 +119,7 @@ class CudaBackend {
   }
 
   Owner<cudaStream_t> stream_;
-  std::map<int, Owner<cudaGraphExec_t>> graphs_;
+  std::map<StepKind, Owner<cudaGraphExec_t>> graphs_;
 };
 
 static_assert(Backend<CudaBackend>);

@@ -32,13 +32,6 @@
 #include <type_traits>
 #include <utility>
 
-// Only the device's compiler is to unroll, and only it knows this pragma.
-#ifdef __CUDA_ARCH__
-#define CIFAR_UNROLL _Pragma("unroll")
-#else
-#define CIFAR_UNROLL
-#endif
-
 namespace cifar::cuda {
 
 using concertina::Index;
@@ -182,24 +175,26 @@ struct MapSource {
   int top, left;
 };
 
-/// Sets `count` Fours to what load(i) says. A thread's loads are issued four at a time, before any
-/// of them is waited for.
+/// A Four and where it belongs in a block's memory.
 template <class Scalar>
 struct Placed {
   int at;
   Four<Scalar> value;
 };
+
+/// Sets `count` Fours to what load(i) says. A thread's loads are issued four at a time, before any
+/// of them is waited for.
 template <int Threads, class Scalar, class Memory, class Load>
 CONCERTINA_DEVICE void fill(const Memory& memory, int count, int thread, const Load& load) {
   constexpr int in_flight = 4;
   for (int first = thread; first < count; first += in_flight * Threads) {
     Placed<Scalar> placed[in_flight];
-    CIFAR_UNROLL
+    CONCERTINA_UNROLL
     for (int i = 0; i < in_flight; ++i) {
       const int wanted = first + i * Threads;
       placed[i] = load(wanted < count ? wanted : count - 1);  // without a branch around the loads
     }
-    CIFAR_UNROLL
+    CONCERTINA_UNROLL
     for (int i = 0; i < in_flight; ++i) {
       if (first + i * Threads < count) memory.set(placed[i].at, placed[i].value);
     }
@@ -218,7 +213,7 @@ CONCERTINA_DEVICE void fill_maps(B& block, const Memory& memory, int thread, con
     Placed<Scalar> placed;
     placed.at = tile.first + image * tile.image_step + channel * tile.channel_step +
                 row * tile.row_step + four;
-    CIFAR_UNROLL
+    CONCERTINA_UNROLL
     for (int i = 0; i < strip; ++i) {
       const bool inside = there && 0 <= x + i && x + i < from.width;
       placed.value.at[i] = inside ? block.read(from.maps + (offset + i)) : Scalar(0);
@@ -448,7 +443,7 @@ class Convolve {
     if (splits_ > 1) {
       block.each_thread([&](int thread) {
         if (thread < lanes_ || thread >= splits_ * lanes_) return;
-        CIFAR_UNROLL
+        CONCERTINA_UNROLL
         for (int o = 0; o < channels; ++o) {
           memory.set(o * (splits_ - 1) * lanes_ + thread - lanes_, sums[thread].of[o]);
         }
@@ -458,7 +453,7 @@ class Convolve {
       if (thread >= lanes_) return;
       const Lane lane = lane_of(thread);
       for (int split = 0; split < splits_ - 1; ++split) {
-        CIFAR_UNROLL
+        CONCERTINA_UNROLL
         for (int o = 0; o < channels; ++o) {
           add(memory.get((o * (splits_ - 1) + split) * lanes_ + thread), sums[thread].of[o]);
         }
@@ -520,7 +515,7 @@ class Convolve {
           const int offset = out * out_step + (first + in) * in_step + from_tap;
           detail::Placed<Scalar> placed;
           placed.at = weights_at_ + row * weight_step_ + half;
-          CIFAR_UNROLL
+          CONCERTINA_UNROLL
           for (int i = 0; i < 4; ++i) {
             const bool there = in < count && out + i < out_;
             placed.value.at[i] = there ? block.read(weight_ + (offset + i * out_step)) : Scalar(0);
@@ -540,18 +535,18 @@ class Convolve {
         const int taps = weights + (in * kernel() + ky) * kernel() * weight_step_;
         Scalar near[2 * strip] = {};  // of the row, from the first position at the tap on
         put(memory.get(row), near);
-        CIFAR_UNROLL
+        CONCERTINA_UNROLL
         for (int kx = 0; kx < kernel(); kx += strip) {
           if (kx + 1 < kernel()) put(memory.get(row + kx / strip + 1), near + strip);
-          CIFAR_UNROLL
+          CONCERTINA_UNROLL
           for (int tap = 0; tap < strip; ++tap) {
             if (kx + tap < kernel()) {
-              CIFAR_UNROLL
+              CONCERTINA_UNROLL
               for (int half = 0; half < 2; ++half) {
                 const Four weight = memory.get(taps + (kx + tap) * weight_step_ + half);
-                CIFAR_UNROLL
+                CONCERTINA_UNROLL
                 for (int o = 0; o < 4; ++o) {
-                  CIFAR_UNROLL
+                  CONCERTINA_UNROLL
                   for (int i = 0; i < strip; ++i) {
                     sums.of[half * 4 + o].at[i] += weight.at[o] * near[tap + i];
                   }
@@ -559,7 +554,7 @@ class Convolve {
               }
             }
           }
-          CIFAR_UNROLL
+          CONCERTINA_UNROLL
           for (int i = 0; i < strip; ++i) near[i] = near[strip + i];
         }
       }
@@ -567,24 +562,24 @@ class Convolve {
   }
 
   CONCERTINA_DEVICE static void put(const Four& four, Scalar* to) {
-    CIFAR_UNROLL
+    CONCERTINA_UNROLL
     for (int i = 0; i < strip; ++i) to[i] = four.at[i];
   }
 
   CONCERTINA_DEVICE static void add(const Four& four, Four& sum) {
-    CIFAR_UNROLL
+    CONCERTINA_UNROLL
     for (int i = 0; i < strip; ++i) sum.at[i] += four.at[i];
   }
 
   /// One of the splits starts with the bias, which is then there before anything waits for it.
   template <class B>
   CONCERTINA_DEVICE void start(B& block, const Tile& tile, const Lane& lane, Sums& sums) const {
-    CIFAR_UNROLL
+    CONCERTINA_UNROLL
     for (int o = 0; o < channels; ++o) {
       const int channel = tile.channel + lane.group * channels + o;
       const bool biased = bias_ != nullptr && lane.split == 0 && channel < out_;
       const Scalar bias = biased ? block.read(bias_ + channel) : Scalar(0);
-      CIFAR_UNROLL
+      CONCERTINA_UNROLL
       for (int i = 0; i < strip; ++i) sums.of[o].at[i] = bias;
     }
   }
@@ -597,9 +592,9 @@ class Convolve {
     if (image >= batch_ || y >= out_height_) return;
     const int map = out_height_ * out_width_;
     Scalar* const to = y_ + (static_cast<Index>(image) * out_ + channel) * map + y * out_width_ + x;
-    CIFAR_UNROLL
+    CONCERTINA_UNROLL
     for (int o = 0; o < channels; ++o) {
-      CIFAR_UNROLL
+      CONCERTINA_UNROLL
       for (int i = 0; i < strip; ++i) {
         if (channel + o < out_ && x + i < out_width_) {
           block.write(to + (o * map + i), sums.of[o].at[i]);
@@ -848,7 +843,7 @@ class KernelGradientSlices {
       block.each_thread([&](int thread) {
         const int other = thread - lanes_;
         if (other < 0 || other >= others) return;
-        CIFAR_UNROLL
+        CONCERTINA_UNROLL
         for (int n = 0; n < 2 * taps; ++n) memory.set(n * others + other, sums[thread].four(n));
         Four of_bias{};
         of_bias.at[0] = sums[thread].bias;
@@ -859,7 +854,7 @@ class KernelGradientSlices {
       if (thread >= lanes_) return;
       Sums& sum = sums[thread];
       for (int split = 0; split < splits_ - 1; ++split) {
-        CIFAR_UNROLL
+        CONCERTINA_UNROLL
         for (int n = 0; n < 2 * taps; ++n) {
           sum.add(n, memory.get(n * others + split * lanes_ + thread));
         }
@@ -869,9 +864,9 @@ class KernelGradientSlices {
       Scalar* const to = workspace_ + slice * slice_numbers_;
       if (thread < units_ && unit < all_units_) {
         Scalar* const column = to + static_cast<Index>(channel) * taps * all_units_ + unit;
-        CIFAR_UNROLL
+        CONCERTINA_UNROLL
         for (int t = 0; t < taps; ++t) {
-          CIFAR_UNROLL
+          CONCERTINA_UNROLL
           for (int o = 0; o < channels; ++o) {
             block.write(column + (t * channels + o) * all_units_, sum.weight[t][o]);
           }
@@ -892,12 +887,12 @@ class KernelGradientSlices {
 
     CONCERTINA_DEVICE Four four(int n) const {
       Four result;
-      CIFAR_UNROLL
+      CONCERTINA_UNROLL
       for (int i = 0; i < 4; ++i) result.at[i] = weight[n / 2][n % 2 * 4 + i];
       return result;
     }
     CONCERTINA_DEVICE void add(int n, const Four& four) {
-      CIFAR_UNROLL
+      CONCERTINA_UNROLL
       for (int i = 0; i < 4; ++i) weight[n / 2][n % 2 * 4 + i] += four.at[i];
     }
   };
@@ -908,9 +903,9 @@ class KernelGradientSlices {
   CONCERTINA_DEVICE int kernel() const { return Kernel == 0 ? kernel_ : Kernel; }
 
   CONCERTINA_DEVICE static void clear(Sums& sums) {
-    CIFAR_UNROLL
+    CONCERTINA_UNROLL
     for (int t = 0; t < taps; ++t) {
-      CIFAR_UNROLL
+      CONCERTINA_UNROLL
       for (int o = 0; o < channels; ++o) sums.weight[t][o] = Scalar(0);
     }
     sums.bias = Scalar(0);
@@ -961,18 +956,18 @@ class KernelGradientSlices {
       const int dy = gradient_.first + line * strips_;
       for (int s = 0; s < strips_; ++s) {
         Scalar near[window * strip];
-        CIFAR_UNROLL
+        CONCERTINA_UNROLL
         for (int w = 0; w < window; ++w) {
           const Four four = memory.get(x + s + w);
-          CIFAR_UNROLL
+          CONCERTINA_UNROLL
           for (int i = 0; i < strip; ++i) near[w * strip + i] = four.at[i];
         }
-        CIFAR_UNROLL
+        CONCERTINA_UNROLL
         for (int o = 0; o < channels; ++o) {
           const Four gradient = memory.get(dy + o * gradient_.channel_step + s);
-          CIFAR_UNROLL
+          CONCERTINA_UNROLL
           for (int i = 0; i < strip; ++i) {
-            CIFAR_UNROLL
+            CONCERTINA_UNROLL
             for (int t = 0; t < taps; ++t) sums.weight[t][o] += gradient.at[i] * near[i + t];
           }
         }
@@ -1059,7 +1054,7 @@ class KernelGradientSum {
       Scalar* const to = target(first + thread);
       if (to == nullptr) return;
       Scalar sum(0);
-      CIFAR_UNROLL
+      CONCERTINA_UNROLL
       for (int reader = 0; reader < readers; ++reader) sum += parts.get(reader * numbers + thread);
       block.write(to, sum);
     });
@@ -1190,5 +1185,3 @@ void convolution_weight_gradient(const ConvolutionWeightGradient<Scalar>& argume
 }
 
 }  // namespace cifar::cuda
-
-#undef CIFAR_UNROLL

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <compare>
 #include <concepts>
 #include <cstddef>
 #include <functional>
@@ -25,14 +26,22 @@
 
 namespace cifar::cuda {
 
-/// Where programs run and numbers lie.
-///
-///     backend.template allocate<T>(count)   Buffer<T>, which owns numbers without a value: data()
-///     backend.upload(span, address)         a copy from the host, done when it returns
-///     backend.download(address, span)       and one back
-///     backend.run(program, "what for")      after what was run before; returns at once
-///     backend.repeat(key, launches)         launches(), which runs the same programs for the same
-///                                           key, and does nothing else: it may be recorded
+/// Which programs a step runs: the same ones for the same kind.
+struct StepKind {
+  bool training;
+  int images;
+
+  friend auto operator<=>(const StepKind&, const StepKind&) = default;
+};
+
+/// Where programs run and numbers lie:
+/// - allocate<T>(count): a Buffer<T>, which owns numbers without a value, at data();
+/// - upload(span, address): a copy from the host, done when it returns;
+/// - download(address, span): a copy to the host, likewise;
+/// - run(program, purpose): runs it after what was run before, and returns at once;
+/// - repeat(kind, launches): launches(), which runs programs and does nothing else; from the second
+///   time on they may be those that were recorded for the kind;
+/// - forget(): drops what was recorded, when it is done; throws nothing.
 template <class B>
 concept Backend = requires(B& backend, std::span<const float> from, std::span<float> to,
                            float* numbers, void (*launches)()) {
@@ -43,7 +52,33 @@ concept Backend = requires(B& backend, std::span<const float> from, std::span<fl
   backend.upload(from, numbers);
   backend.download(numbers, to);
   backend.run(Fill<float>{}, "");
-  backend.repeat(0, launches);
+  backend.repeat(StepKind{}, launches);
+  backend.forget();
+};
+
+/// Where tensors lie in a buffer, one behind the other. Each starts at a multiple of 128 bytes, if
+/// they are floats, for cuBLAS and wide loads. Programs for all numbers at once run over the gaps,
+/// which are zero and remain so.
+class Layout {
+ public:
+  static constexpr Index alignment = 32;  ///< numbers
+  struct Gap {
+    Index first, count;
+  };
+
+  /// Returns  where the tensor starts
+  Index add(Index numbers) {
+    const Index first = count_, end = first + numbers;
+    count_ = (end + alignment - 1) / alignment * alignment;
+    if (count_ > end) gaps_.push_back({end, count_ - end});
+    return first;
+  }
+  Index count() const { return count_; }  ///< numbers, with gaps
+  const std::vector<Gap>& gaps() const { return gaps_; }
+
+ private:
+  Index count_ = 0;
+  std::vector<Gap> gaps_;
 };
 
 /// A layer's numbers on the device, and their gradients.
@@ -94,8 +129,8 @@ struct Pass {
 template <class Scalar, Backend B>
 class SmallNet {
  public:
-  /// Throws  ShapeError where a tensor is missing, or the network has expanded layers and nothing
-  ///         to contract them
+  /// Throws  ShapeError where a tensor is missing, or no layer uses it, or the network has expanded
+  ///         layers and nothing to contract them
   SmallNet(B& backend, const NetworkPlan& plan, const Descent& descent, int capacity,
            const MakeContractor<Scalar, B>& make_contractor = {})
       : backend_(backend),
@@ -106,6 +141,7 @@ class SmallNet {
     place_parameters();
     place_statistics();
     make_layers();
+    require_all_used();
     reserve(capacity);
     if (expanded_.empty()) return;
     if (!make_contractor) {
@@ -120,7 +156,7 @@ class SmallNet {
   /// Makes room for batches of just so many images, before the first of any; for those of
   /// `capacity` there is.
   void reserve(int images) {
-    for (const Block& block : blocks_) {
+    for (const ConvBlock& block : blocks_) {
       const Index count = convolution_workspace<Scalar>(of_batch(block.conv, images));
       if (count <= workspace_count_) continue;
       workspace_ = allocate(count);
@@ -128,25 +164,31 @@ class SmallNet {
     }
   }
 
-  void upload(const Numbers<Scalar>& numbers) {
-    for (std::size_t t = 0; t < places_.size(); ++t) {
-      backend_.upload(std::span<const Scalar>(numbers.parameters[t]), weights_.data() + places_[t]);
-      backend_.upload(std::span<const Scalar>(numbers.velocities[t]),
-                      velocities_.data() + places_[t]);
-    }
-    for (std::size_t t = 0; t < statistics_places_.size(); ++t) {
-      backend_.upload(std::span<const Scalar>(numbers.statistics[t]),
-                      statistics_.data() + statistics_places_[t]);
-    }
+  int classes() const { return linear_.back().out; }
+
+  /// Takes the numbers that steps change.
+  /// Throws  ShapeError where they are of other lengths than the plan's tensors
+  void begin_epoch(const Numbers<Scalar>& numbers) {
+    require_lengths(numbers, true);
+    upload(numbers.parameters, places_, weights_);
+    upload(numbers.velocities, places_, velocities_);
+    upload(numbers.statistics, statistics_places_, statistics_);
   }
-  void download(const Numbers<Scalar>& numbers) {
-    for (std::size_t t = 0; t < places_.size(); ++t) {
-      backend_.download(weights_.data() + places_[t], numbers.parameters[t]);
-      backend_.download(velocities_.data() + places_[t], numbers.velocities[t]);
-    }
-    for (std::size_t t = 0; t < statistics_places_.size(); ++t) {
-      backend_.download(statistics_.data() + statistics_places_[t], numbers.statistics[t]);
-    }
+  /// Returns them.
+  /// Throws  as begin_epoch()
+  void end_epoch(const Numbers<Scalar>& numbers) {
+    require_lengths(numbers, true);
+    download(numbers.parameters, places_, weights_);
+    download(numbers.velocities, places_, velocities_);
+    download(numbers.statistics, statistics_places_, statistics_);
+  }
+  /// Takes all numbers but the velocities, and does what tests have in common: the contraction.
+  /// Throws  as begin_epoch()
+  void begin_tests(const Numbers<Scalar>& numbers) {
+    require_lengths(numbers, false);
+    upload(numbers.parameters, places_, weights_);
+    upload(numbers.statistics, statistics_places_, statistics_);
+    if (contractor_) contractor_->forward();
   }
 
   /// One step of a training: forward, backward, update.
@@ -156,29 +198,34 @@ class SmallNet {
     backward(images);
     if (contractor_) {
       if (descent_.decay_products) {
-        run(AddDecay<Scalar>{products_.data(), product_gradients_.data(), product_count_, decay()},
+        run(AddDecay<Scalar>{products_.data(), product_gradients_.data(), product_layout_.count(),
+                             decay()},
             "the decay of products");
       }
       contractor_->pullback();
     }
-    run(Descend<Scalar>{weights_.data(), gradients_.data(), velocities_.data(), pass.clock, count_,
-                        descent_.decay_products ? own_count_ : count_,
+    const Index count = layout_.count();
+    run(Descend<Scalar>{weights_.device.data(), gradients_.data(), velocities_.device.data(),
+                        pass.clock, count, descent_.decay_products ? own_count_ : count,
                         static_cast<Scalar>(descent_.momentum), decay()},
         "the descent");
   }
 
-  /// What tests of the same numbers have in common: the contraction.
-  void begin_tests() {
-    if (contractor_) contractor_->forward();
-  }
+  /// One step of a test: forward.
   void test(const Pass<Scalar>& pass, int images) { forward(pass, images, false); }
 
  private:
   template <class T>
   using Buffer = typename B::template Buffer<T>;
 
+  /// Tensors on the device, and as they are copied: at once.
+  struct Packed {
+    Buffer<Scalar> device;
+    std::vector<Scalar> host;  // gaps are zero
+  };
+
   /// A convolution with the norm, ReLU and pool behind it.
-  struct Block {
+  struct ConvBlock {
     std::string name;
     ConvolutionShape conv;  // of a batch as large as there can be
     LayerNumbers<Scalar> numbers;
@@ -188,6 +235,9 @@ class SmallNet {
     Buffer<double> norm_sums;
     Buffer<Scalar> norm_batch;
   };
+  struct ProductPlace {
+    Index weight, weights, bias, biases;  // where they start, how many
+  };
   struct Linear {
     std::string name;
     int in, out;
@@ -196,6 +246,56 @@ class SmallNet {
   };
 
   Buffer<Scalar> allocate(Index count) { return backend_.template allocate<Scalar>(count); }
+  Packed pack(Index count) {
+    return {allocate(count), std::vector<Scalar>(static_cast<std::size_t>(count))};
+  }
+  void zero_gaps(const Layout& layout, Scalar* numbers) {
+    for (const auto& [first, count] : layout.gaps()) {
+      run(Fill<Scalar>{numbers + first, count, Scalar(0)}, "a gap between tensors");
+    }
+  }
+
+  using Tensors = std::vector<std::span<Scalar>>;
+  void upload(const Tensors& tensors, const std::vector<Index>& places, Packed& to) {
+    for (std::size_t t = 0; t < tensors.size(); ++t) {
+      std::ranges::copy(tensors[t], to.host.begin() + places[t]);
+    }
+    backend_.upload(std::span<const Scalar>(to.host), to.device.data());
+  }
+  void download(const Tensors& tensors, const std::vector<Index>& places, Packed& from) {
+    backend_.download(from.device.data(), std::span<Scalar>(from.host));
+    for (std::size_t t = 0; t < tensors.size(); ++t) {
+      std::copy_n(from.host.begin() + places[t], tensors[t].size(), tensors[t].begin());
+    }
+  }
+
+  void require_lengths(const Numbers<Scalar>& numbers, bool velocities) const {
+    require_lengths(numbers.parameters, plan_.parameters, "parameters");
+    if (velocities) require_lengths(numbers.velocities, plan_.parameters, "velocities");
+    require_lengths(numbers.statistics, plan_.statistics, "statistics");
+  }
+  static void require_lengths(const Tensors& tensors, const std::vector<NamedShape>& shapes,
+                              const std::string& what) {
+    if (tensors.size() != shapes.size()) {
+      throw concertina::ShapeError(what + " of " + std::to_string(tensors.size()) +
+                                   " tensors, where the network has " +
+                                   std::to_string(shapes.size()));
+    }
+    for (std::size_t t = 0; t < shapes.size(); ++t) {
+      if (std::ssize(tensors[t]) == shapes[t].count()) continue;
+      throw concertina::ShapeError(what + ": " + std::to_string(tensors[t].size()) +
+                                   " numbers for " + shapes[t].name + ", which has " +
+                                   std::to_string(shapes[t].count()));
+    }
+  }
+  void require_all_used() const {
+    for (std::size_t t = 0; t < is_used_.size(); ++t) {
+      if (is_used_[t]) continue;
+      throw concertina::ShapeError("no layer uses the tensor " + plan_.parameters[t].name + " of " +
+                                   std::to_string(plan_.parameters[t].count()) + " numbers");
+    }
+  }
+
   template <class Program>
   void run(const Program& program, const std::string& purpose) {
     backend_.run(program, purpose);
@@ -209,7 +309,7 @@ class SmallNet {
     shape.batch = images;
     return shape;
   }
-  static MapSize maps_of(const Block& block, int images) {
+  static MapSize maps_of(const ConvBlock& block, int images) {
     return {images, static_cast<int>(block.conv.out), static_cast<int>(block.conv.out_height()),
             static_cast<int>(block.conv.out_width())};
   }
@@ -221,35 +321,35 @@ class SmallNet {
     return dot + 1 < name.size() && std::isdigit(static_cast<unsigned char>(name[dot + 1])) != 0;
   }
 
-  /// One behind the other, those of expansions last, so that the others alone can decay.
+  /// Those of expansions last, so that the others alone can decay.
   void place_parameters() {
     places_.resize(plan_.parameters.size());
+    is_used_.resize(plan_.parameters.size());
     for (const bool expansions : {false, true}) {
       for (std::size_t t = 0; t < places_.size(); ++t) {
         const NamedShape& tensor = plan_.parameters[t];
         if (is_of_expansion(tensor.name) != expansions) continue;
         parameter_at_[tensor.name] = t;
-        places_[t] = count_;
-        count_ += tensor.count();
+        places_[t] = layout_.add(tensor.count());
       }
-      if (!expansions) own_count_ = count_;
+      if (!expansions) own_count_ = layout_.count();
     }
-    weights_ = allocate(count_);
-    gradients_ = allocate(count_);
-    velocities_ = allocate(count_);
+    weights_ = pack(layout_.count());
+    velocities_ = pack(layout_.count());
+    gradients_ = allocate(layout_.count());
+    zero_gaps(layout_, gradients_.data());  // those of the others are copied
   }
   void place_statistics() {
-    Index count = 0;
+    Layout layout;
     for (std::size_t t = 0; t < plan_.statistics.size(); ++t) {
       statistic_at_[plan_.statistics[t].name] = t;
-      statistics_places_.push_back(count);
-      count += plan_.statistics[t].count();
+      statistics_places_.push_back(layout.add(plan_.statistics[t].count()));
     }
-    statistics_ = allocate(count);
+    statistics_ = pack(layout.count());
   }
 
   Scalar* statistic(const std::string& name) {
-    return statistics_.data() + statistics_places_[index_of(statistic_at_, name)];
+    return statistics_.device.data() + statistics_places_[index_of(statistic_at_, name)];
   }
   static std::size_t index_of(const std::map<std::string, std::size_t>& numbers,
                               const std::string& name) {
@@ -265,16 +365,22 @@ class SmallNet {
   const std::vector<Index>& shape_of(const std::string& name) const { return tensor(name).shape; }
   LayerNumbers<Scalar> numbers_of(const std::string& name) {
     LayerNumbers<Scalar> numbers;
-    const Index weight = places_[index_of(parameter_at_, name + ".weight")];
-    numbers.weight = weights_.data() + weight;
+    const Index weight = use(name + ".weight");
+    numbers.weight = weights_.device.data() + weight;
     numbers.weight_gradient = gradients_.data() + weight;
     numbers.weights = tensor(name + ".weight").count();
     if (!has(name + ".bias")) return numbers;
-    const Index bias = places_[index_of(parameter_at_, name + ".bias")];
-    numbers.bias = weights_.data() + bias;
+    const Index bias = use(name + ".bias");
+    numbers.bias = weights_.device.data() + bias;
     numbers.bias_gradient = gradients_.data() + bias;
     numbers.biases = tensor(name + ".bias").count();
     return numbers;
+  }
+  /// Returns  where a parameter lies
+  Index use(const std::string& name) {
+    const std::size_t t = index_of(parameter_at_, name);
+    is_used_[t] = true;
+    return places_[t];
   }
 
   /// The layers that make up one: itself, or those it was expanded into.
@@ -316,18 +422,15 @@ class SmallNet {
       layers.emplace_back("conv" + std::to_string(b + 1), plan_.kernel * plan_.kernel);
     }
     layers.emplace_back("fc1", 1), layers.emplace_back("fc2", 1);
-    Index products = 0;
-    for (const auto& [name, taps] : layers) products += numbers_of_product(chain_of(name), taps);
-    products_ = allocate(products);
-    product_gradients_ = allocate(products);
+    place_products(layers);
 
     // As Network's: only SmallNet's kernel of 3 shrinks the maps.
     const Index padding = plan_.kernel == 3 && plan_.blocks == 3 ? 0 : (plan_.kernel - 1) / 2;
     Index size = side, channels = colours, most_maps = 0, most_pooled = 0;
     for (Index b = 0; b < plan_.blocks; ++b) {
-      const auto& [name, taps] = layers[static_cast<std::size_t>(b)];
+      const std::string& name = layers[static_cast<std::size_t>(b)].first;
       const auto chain = chain_of(name);
-      Block& block = blocks_.emplace_back();
+      ConvBlock& block = blocks_.emplace_back();
       block.name = name;
       const Index out = shape_of(chain.back() + ".weight")[0];
       block.conv = {.batch = capacity_,
@@ -338,7 +441,7 @@ class SmallNet {
                     .kernel = plan_.kernel,
                     .padding = padding};
       validate(block.conv);
-      block.numbers = computed(name, chain, shapes_of<2>(chain, padding), taps);
+      block.numbers = computed(name, chain, shapes_of<2>(chain, padding));
       if (plan_.norms) add_norm(block, static_cast<int>(out));
       const MapSize maps = maps_of(block, capacity_);
       size = maps.height / 2;
@@ -361,13 +464,13 @@ class SmallNet {
       }
       const Index out = shape_of(chain.back() + ".weight")[0];
       linear_.push_back({name, static_cast<int>(in), static_cast<int>(out),
-                         computed(name, chain, shapes_of<0>(chain, 0), 1),
-                         allocate(out * capacity_), allocate(out * capacity_)});
+                         computed(name, chain, shapes_of<0>(chain, 0)), allocate(out * capacity_),
+                         allocate(out * capacity_)});
       in = out;
     }
   }
 
-  void add_norm(Block& block, int channels) {
+  void add_norm(ConvBlock& block, int channels) {
     const std::string name = block.name + "_bn";
     const LayerNumbers<Scalar> own = numbers_of(name);
     block.norm_sums = backend_.template allocate<double>(Index{2} * Slices::most * channels);
@@ -382,27 +485,35 @@ class SmallNet {
     block.norm_bias_gradient = own.bias_gradient;
   }
 
-  /// Weights and biases of a chain's product; none of a layer that is no chain.
-  Index numbers_of_product(const std::vector<std::string>& chain, Index taps) const {
-    if (chain.size() == 1) return 0;
-    const Index out = shape_of(chain.back() + ".weight")[0];
-    return out * shape_of(chain.front() + ".weight")[1] * taps + out;
+  /// A weight and a bias for each chain of several layers.
+  void place_products(const std::vector<std::pair<std::string, Index>>& layers) {
+    for (const auto& [name, taps] : layers) {
+      const auto chain = chain_of(name);
+      if (chain.size() == 1) continue;
+      const Index out = shape_of(chain.back() + ".weight")[0],
+                  weights = out * shape_of(chain.front() + ".weight")[1] * taps;
+      const Index weight = product_layout_.add(weights), bias = product_layout_.add(out);
+      product_at_[name] = {weight, weights, bias, out};
+    }
+    products_ = allocate(product_layout_.count());
+    product_gradients_ = allocate(product_layout_.count());
+    zero_gaps(product_layout_, products_.data());
+    zero_gaps(product_layout_, product_gradients_.data());
   }
 
   /// The numbers that the operation of a layer reads: the parameters, or a product of them.
   template <int Rank>
   LayerNumbers<Scalar> computed(const std::string& name, const std::vector<std::string>& chain,
-                                std::vector<concertina::ConvShape<Rank>> shapes, Index taps) {
+                                std::vector<concertina::ConvShape<Rank>> shapes) {
     if (chain.size() == 1) return numbers_of(name);
     ExpandedLayer<Scalar> layer{
         .name = name, .shapes = std::move(shapes), .layers = {}, .product = {}};
     for (const std::string& each : chain) layer.layers.push_back(numbers_of(each));
-    const Index count = numbers_of_product(chain, taps),
-                biases = shape_of(chain.back() + ".weight")[0], weights = count - biases;
-    Scalar* const numbers = products_.data() + product_count_;
-    Scalar* const gradients = product_gradients_.data() + product_count_;
-    product_count_ += count;
-    layer.product = {numbers, numbers + weights, gradients, gradients + weights, weights, biases};
+    const ProductPlace& at = product_at_.at(name);
+    Scalar* const numbers = products_.data();
+    Scalar* const gradients = product_gradients_.data();
+    layer.product = {numbers + at.weight, numbers + at.bias, gradients + at.weight,
+                     gradients + at.bias, at.weights,        at.biases};
     expanded_.push_back(std::move(layer));
     return expanded_.back().product;
   }
@@ -412,7 +523,7 @@ class SmallNet {
                            pass.batch, pass.augmented, pass.seed},
         "images");
     const Scalar* x = images_.data();
-    for (Block& block : blocks_) {
+    for (ConvBlock& block : blocks_) {
       convolution_forward<Scalar>({.shape = of_batch(block.conv, images),
                                    .x = x,
                                    .weight = block.numbers.weight,
@@ -452,7 +563,7 @@ class SmallNet {
           layer.name + ", gradient of its input");
     }
     for (std::size_t b = blocks_.size(); b-- > 0;) {
-      Block& block = blocks_[b];
+      ConvBlock& block = blocks_[b];
       const detail::NormProgram<Scalar> norm{maps_of(block, images), block.maps.data(), block.norm};
       if (block.norm.exists()) {
         run(NormReluPoolSums<Scalar>{norm, pooled_gradient_.data()}, block.name + ", norm's sums");
@@ -483,11 +594,15 @@ class SmallNet {
   Descent descent_;
   int capacity_;
   std::map<std::string, std::size_t> parameter_at_, statistic_at_;  // numbers in the plan
+  std::map<std::string, ProductPlace> product_at_;
   std::vector<Index> places_, statistics_places_;
-  Index count_ = 0, own_count_ = 0, product_count_ = 0, workspace_count_ = 0;
-  Buffer<Scalar> weights_, gradients_, velocities_, statistics_, products_, product_gradients_;
+  std::vector<bool> is_used_;  // of the parameters
+  Layout layout_, product_layout_;
+  Index own_count_ = 0, workspace_count_ = 0;
+  Packed weights_, velocities_, statistics_;
+  Buffer<Scalar> gradients_, products_, product_gradients_;
   Buffer<Scalar> images_, maps_gradient_, pooled_gradient_, workspace_;
-  std::vector<Block> blocks_;
+  std::vector<ConvBlock> blocks_;
   std::vector<Linear> linear_;
   std::vector<ExpandedLayer<Scalar>> expanded_;
   std::unique_ptr<Contractor> contractor_;

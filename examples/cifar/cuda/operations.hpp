@@ -103,8 +103,7 @@ struct LoadImages {
   }
 };
 
-// ---- batch norm, ReLU and 2x2 max pool
-// -----------------------------------------------------------
+// ---- batch norm, ReLU and 2x2 max pool ----------------------------------------------------------
 
 /// Maps of a batch. A pool leaves half the rows and columns; the odd last ones are dropped.
 struct MapSize {
@@ -175,16 +174,46 @@ struct NormProgram {
     return {slices, at / slices.count, at % slices.count};
   }
 
-  /// Calls each(offset of the map, i) for i, a position of the slice's maps of `positions`, for
-  /// those of the thread.
-  template <class Each>
-  CONCERTINA_DEVICE void for_each_position(const Part& at, int positions, int thread,
-                                           Each&& each) const {
-    const int count = at.slices.images_of(at.slice) * positions;
-    for (int i = thread; i < count; i += threads) {
-      const Index image = at.slice * at.slices.each + i / positions;
-      each(image * size.channels + at.channel, i % positions);
+  /// A position of a slice's maps.
+  struct Place {
+    int image, row, column;
+
+    CONCERTINA_HOST_DEVICE static Place of(int i, int rows, int columns) {
+      const int line = i / columns;
+      return {line / rows, line % rows, i % columns};
     }
+  };
+
+  /// Calls each(map, row, column) for the thread's positions of the slice's maps, of rows by
+  /// columns, `threads` apart. Divisions, some twenty instructions each, are in front of the loop.
+  template <class Each>
+  CONCERTINA_DEVICE void for_each_position(const Part& at, int rows, int columns, int thread,
+                                           Each&& each) const {
+    if (rows == 0 || columns == 0) return;
+    const int images = at.slices.images_of(at.slice);
+    const Index first = static_cast<Index>(at.slice) * at.slices.each;
+    const Place step = Place::of(threads, rows, columns);
+    for (Place next = Place::of(thread, rows, columns); next.image < images;) {
+      each((first + next.image) * size.channels + at.channel, next.row, next.column);
+      next.image += step.image;
+      next.row += step.row;
+      next.column += step.column;
+      if (next.column >= columns) next.column -= columns, ++next.row;
+      if (next.row >= rows) next.row -= rows, ++next.image;
+    }
+  }
+
+  /// A channel's pairs of all slices, [slice][2]: a thread for each, for one would wait for each.
+  static constexpr int slice_numbers = 2 * Slices::most;
+  template <class B, class Memory>
+  CONCERTINA_DEVICE void load_slices(B& block, const Part& at, const Memory& to) const {
+    block.each_thread([&](int thread) {
+      if (thread >= at.slices.count) return;
+      const double* const from =
+          norm.sums + 2 * (static_cast<Index>(at.channel) * at.slices.count + thread);
+      to.set(2 * thread, block.read(from));
+      to.set(2 * thread + 1, block.read(from + 1));
+    });
   }
 
   /// A window of the pool: its values behind the ReLU, the largest, and which it was.
@@ -240,7 +269,7 @@ struct NormMoments : detail::NormProgram<Scalar> {
          squares = block.template shared<double>(threads);
     block.each_thread([&](int thread) {
       Scalar sum(0);
-      this->for_each_position(at, size.positions(), thread, [&](Index map, int i) {
+      this->for_each_position(at, 1, size.positions(), thread, [&](Index map, int, int i) {
         sum += block.read(x + map * size.positions() + i);
       });
       sums.set(thread, static_cast<double>(sum));
@@ -249,7 +278,7 @@ struct NormMoments : detail::NormProgram<Scalar> {
     block.each_thread([&](int thread) {
       const auto shift = static_cast<Scalar>(sums.get(0) / count);
       Scalar sum(0);
-      this->for_each_position(at, size.positions(), thread, [&](Index map, int i) {
+      this->for_each_position(at, 1, size.positions(), thread, [&](Index map, int, int i) {
         const Scalar deviation = block.read(x + map * size.positions() + i) - shift;
         sum += deviation * deviation;
       });
@@ -274,30 +303,35 @@ struct NormReluPool : detail::NormProgram<Scalar> {
   Scalar* y;
   bool training;
 
-  std::size_t shared_bytes() const { return shared_size<Scalar>(2); }
+  std::size_t shared_bytes() const {
+    return shared_size<Scalar>(2) + shared_size<double>(Base::slice_numbers);
+  }
 
   template <concertina::cuda::Block B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto at = this->part(number);
     auto affine = block.template shared<Scalar>(2);
+    auto moments = block.template shared<double>(Base::slice_numbers);
+    if (norm.exists() && training) this->load_slices(block, at, moments);
     block.each_thread([&](int thread) {
-      if (thread == 0) set_affine(block, at.slices, at.channel, at.slice == 0, affine);
+      if (thread == 0) set_affine(block, at.slices, at.channel, at.slice == 0, moments, affine);
     });
     block.each_thread([&](int thread) {
       const Scalar factor = affine.get(0), offset = affine.get(1);
-      const int positions = size.pooled_positions(), columns = size.width / 2;
-      this->for_each_position(at, positions, thread, [&](Index map, int i) {
-        const Scalar* const from =
-            x + map * size.positions() + 2 * (i / columns) * size.width + 2 * (i % columns);
-        block.write(y + map * positions + i, this->window(block, from, factor, offset).largest);
+      const int positions = size.pooled_positions(), rows = size.height / 2,
+                columns = size.width / 2;
+      this->for_each_position(at, rows, columns, thread, [&](Index map, int row, int column) {
+        const Scalar* const from = x + map * size.positions() + 2 * row * size.width + 2 * column;
+        block.write(y + map * positions + row * columns + column,
+                    this->window(block, from, factor, offset).largest);
       });
     });
   }
 
  private:
-  template <class B, class Affine>
+  template <class B, class Moments, class Affine>
   CONCERTINA_DEVICE void set_affine(B& block, const Slices& slices, int channel, bool keep,
-                                    const Affine& affine) const {
+                                    const Moments& moments, const Affine& affine) const {
     if (!norm.exists()) {
       affine.set(0, Scalar(1));
       affine.set(1, Scalar(0));
@@ -306,22 +340,21 @@ struct NormReluPool : detail::NormProgram<Scalar> {
     constexpr double eps = 1e-5, momentum = 0.1;
     double mean = 0, variance = 0;
     if (training) {
-      const double* const moments = norm.sums + 2 * static_cast<Index>(channel) * slices.count;
       const double all = static_cast<double>(size.images) * size.positions();
       for (int s = 0; s < slices.count; ++s) {
-        mean += slices.images_of(s) * block.read(moments + 2 * s);
+        mean += slices.images_of(s) * moments.get(2 * s);
       }
       mean /= size.images;
       double squares = 0;
       for (int s = 0; s < slices.count; ++s) {
-        const double distance = block.read(moments + 2 * s) - mean;
-        squares += block.read(moments + 2 * s + 1) +
-                   distance * distance * (slices.images_of(s) * size.positions());
+        const double distance = moments.get(2 * s) - mean;
+        squares +=
+            moments.get(2 * s + 1) + distance * distance * (slices.images_of(s) * size.positions());
       }
       variance = squares / all;
       if (keep) {
-        Scalar *const running_mean = norm.running_mean + channel, *const running_var =
-                                                                      norm.running_var + channel;
+        Scalar* const running_mean = norm.running_mean + channel;
+        Scalar* const running_var = norm.running_var + channel;
         const auto moved = [&](const Scalar* from, double to) {
           return static_cast<Scalar>((1 - momentum) * static_cast<double>(block.read(from)) +
                                      momentum * to);
@@ -365,14 +398,14 @@ struct NormReluPoolSums : detail::NormProgram<Scalar> {
       const Scalar* const batch = norm.batch + 4 * at.channel;
       const Scalar mean = block.read(batch), factor = block.read(batch + 2),
                    offset = block.read(batch + 3);
-      const int positions = size.pooled_positions(), columns = size.width / 2;
+      const int positions = size.pooled_positions(), rows = size.height / 2,
+                columns = size.width / 2;
       Scalar sum(0), product(0);
-      this->for_each_position(at, positions, thread, [&](Index map, int i) {
-        const Scalar* const from =
-            x + map * size.positions() + 2 * (i / columns) * size.width + 2 * (i % columns);
+      this->for_each_position(at, rows, columns, thread, [&](Index map, int row, int column) {
+        const Scalar* const from = x + map * size.positions() + 2 * row * size.width + 2 * column;
         const auto window = this->window(block, from, factor, offset);
         if (window.winner < 0) return;
-        const Scalar own = block.read(gradient + map * positions + i);
+        const Scalar own = block.read(gradient + map * positions + row * columns + column);
         sum += own;
         product += own * (window.winning_x - mean);
       });
@@ -398,14 +431,18 @@ struct NormReluPoolGradient : detail::NormProgram<Scalar> {
   Scalar* x_gradient;
   Scalar *weight_gradient = nullptr, *bias_gradient = nullptr;
 
-  std::size_t shared_bytes() const { return shared_size<Scalar>(2); }
+  std::size_t shared_bytes() const {
+    return shared_size<Scalar>(2) + shared_size<double>(Base::slice_numbers);
+  }
 
   template <concertina::cuda::Block B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto at = this->part(number);
     auto line = block.template shared<Scalar>(2);
+    auto parts = block.template shared<double>(Base::slice_numbers);
+    if (norm.exists()) this->load_slices(block, at, parts);
     block.each_thread([&](int thread) {
-      if (thread == 0) set_line(block, at.slices, at.channel, at.slice == 0, line);
+      if (thread == 0) set_line(block, at.slices, at.channel, at.slice == 0, parts, line);
     });
     block.each_thread([&](int thread) {
       const bool exists = norm.exists();
@@ -418,8 +455,7 @@ struct NormReluPoolGradient : detail::NormProgram<Scalar> {
       // Windows, and what is left of them at the odd last row and column.
       const int rows = size.height / 2, columns = size.width / 2, all_rows = (size.height + 1) / 2,
                 all_columns = (size.width + 1) / 2;
-      this->for_each_position(at, all_rows * all_columns, thread, [&](Index map, int i) {
-        const int row = i / all_columns, column = i % all_columns;
+      const auto set = [&](Index map, int row, int column) {
         const Index first = map * size.positions() + 2 * row * size.width + 2 * column;
         const auto own = [&](Scalar dy, Scalar value) {
           return exists ? factor * (dy - level - slope * (value - mean)) : dy;
@@ -441,26 +477,26 @@ struct NormReluPoolGradient : detail::NormProgram<Scalar> {
           const Index place = first + this->offset_in_window(k);
           block.write(x_gradient + place, own(Scalar(0), block.read(x + place)));
         }
-      });
+      };
+      this->for_each_position(at, all_rows, all_columns, thread, set);
     });
   }
 
  private:
   /// factor * (dy - mean(dy) - xhat * mean(dy * xhat)), with xhat = (x - mean) * inverse: the means
   /// over the batch are a level and a slope.
-  template <class B, class Line>
+  template <class B, class Parts, class Line>
   CONCERTINA_DEVICE void set_line(B& block, const Slices& slices, int channel, bool keep,
-                                  const Line& line) const {
+                                  const Parts& parts, const Line& line) const {
     if (!norm.exists()) {
       line.set(0, Scalar(0));
       line.set(1, Scalar(0));
       return;
     }
-    const double* const parts = norm.sums + 2 * static_cast<Index>(channel) * slices.count;
     double sum = 0, product = 0;
     for (int s = 0; s < slices.count; ++s) {
-      sum += block.read(parts + 2 * s);
-      product += block.read(parts + 2 * s + 1);
+      sum += parts.get(2 * s);
+      product += parts.get(2 * s + 1);
     }
     const auto inverse = static_cast<double>(block.read(norm.batch + 4 * channel + 1));
     const double all = static_cast<double>(size.images) * size.positions();
