@@ -96,7 +96,7 @@ class Contraction {
   /// One layer for each chain: results from layers, which are listed chain after chain, the first
   /// applied first.
   /// Throws    ShapeError naming the chain, the layer and its shape where an address is missing or
-  ///           misplaced or a length is another than the plan's, before anything is launched
+  ///           misaligned or a length is another than the plan's, before anything is launched
   /// Gradient  pullback()
   void forward(std::span<const DeviceLayer<const Stored>> layers,
                std::span<const DeviceLayer<Stored>> results, cudaStream_t stream) {

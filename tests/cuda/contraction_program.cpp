@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/cuda/contraction_plan.hpp>
+#include <concertina/cuda/contraction_program.hpp>
 
 #ifdef CONCERTINA_ON_DEVICE
 #include "on_device.hpp"
@@ -9,6 +9,7 @@
 #include "support.hpp"
 
 #include <concertina/contract.hpp>
+#include <concertina/cuda/contraction_plan.hpp>
 #include <concertina/expand.hpp>
 #include <concertina/pullback.hpp>
 #include <concertina/random.hpp>
@@ -29,7 +30,7 @@
 namespace concertina::test {
 namespace {
 
-using cuda::Chain, cuda::ContractionPlan, cuda::PlanOptions, cuda::TensorUse;
+using cuda::Chain, cuda::ContractionPlan, cuda::PlanOptions;
 
 /// A network's tensors in the order of a plan, and what they must become.
 template <class Stored>
@@ -227,18 +228,6 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   CHECK(most_lanes == cuda::contraction_threads);
 }
 
-TEST_CASE("without a gradient a plan has none", "[cuda]") {
-  const std::vector<Chain> chains{
-      Chain(expand_cl<2>({.out = 8, .in = 4, .kernel = 3, .bias = true})),
-      Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
-  const ContractionPlan both(chains), one(chains, {.gradient = false});
-  CHECK(one.pullback().stages.empty());
-  CHECK(one.tensors().size() == both.tensors().size() / 2);
-  CHECK(one.tensors(TensorUse::Role::layer_gradient).empty());
-  CHECK(one.workspace() < both.workspace());
-  CHECK(one.forward().multiply_adds == both.forward().multiply_adds);
-}
-
 TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[cuda]", float,
                    double, Eigen::half, Eigen::bfloat16) {
   Rng rng(4);
@@ -378,128 +367,6 @@ TEST_CASE("floats on blocks are within the certified bound, gradients within the
       }
     }
   }
-}
-
-TEST_CASE("a plan's multiply-adds are those of its chains", "[cuda]") {
-  const std::vector<ConvShape<2>> cl{
-      {.out = 8, .in = 4}, {.out = 16, .in = 8, .kernel = 3}, {.out = 5, .in = 16}};
-  const std::vector<Chain> chains{
-      Chain(cl), Chain(std::vector<ConvShape<0>>{{.out = 7, .in = 3}, {.out = 2, .in = 7}})};
-  CHECK(ContractionPlan(chains).forward().multiply_adds ==
-        5 * 16 * 8 * 9 + 5 * 8 * 4 * 9 + 2 * 7 * 3);
-}
-
-TEST_CASE("a network's expanded layers are contracted in one launch", "[cuda]") {
-  const auto smallnet = [](auto&& expand) {
-    std::vector<Chain> chains;
-    for (const Index in : {4, 8, 16}) {
-      chains.emplace_back(
-          expand({.out = 2 * in, .in = in, .kernel = 7, .geometry = {.padding = 3}, .bias = true}));
-    }
-    chains.emplace_back(expand_fc({.out = 64, .in = 512, .bias = true}));
-    return chains;
-  };
-  std::vector<Chain> mobilenet;
-  for (const Index channels : {32, 64, 128, 256, 512, 512, 512, 512, 512, 1024}) {
-    mobilenet.emplace_back(expand_cl<2>({.out = channels,
-                                         .in = channels,
-                                         .kernel = 3,
-                                         .geometry = {.padding = 1, .groups = channels}}));
-  }
-  for (const auto& chains :
-       {smallnet([](const ConvShape<2>& shape) { return expand_cl(shape); }),
-        smallnet([](const ConvShape<2>& shape) { return expand_ck(shape); }), mobilenet}) {
-    const ContractionPlan plan(chains);
-    CHECK(plan.forward().launches() == 1);
-    CHECK(plan.pullback().launches() == 1);
-    CHECK(plan.forward().gemms.empty());
-    CHECK(plan.forward().phases.size() <= 3);  // two products, and the sum of split ones
-    CHECK(plan.pullback().phases.size() <= 4);
-  }
-}
-
-TEST_CASE("products large enough are cuBLAS's", "[cuda]") {
-  const std::vector<Chain> chains{
-      Chain(expand_cl<2>({.out = 512, .in = 512, .kernel = 3, .bias = true}))};
-  const ContractionPlan plan(chains);
-  CHECK(plan.forward().gemms.size() == 2);
-  CHECK(plan.pullback().gemms.size() == 4);
-  for (const auto* sequence : {&plan.forward(), &plan.pullback()}) {
-    Index multiply_adds = 0;
-    for (const cuda::Gemm& gemm : sequence->gemms) {
-      multiply_adds += Index{gemm.rows} * gemm.columns * gemm.inner;
-    }
-    CHECK(multiply_adds == sequence->multiply_adds);
-  }
-}
-
-TEST_CASE("what cannot be planned is refused", "[cuda]") {
-  const auto plan = [](Chain chain) {
-    const std::vector<Chain> chains{std::move(chain)};
-    return ContractionPlan(chains);
-  };
-  using Shapes = std::vector<ConvShape<2>>;
-  CHECK_THROWS_AS(plan(Shapes{}), ShapeError);
-  CHECK_THROWS_AS(plan(Shapes{{.out = 3, .in = 2}, {.out = 3, .in = 2}}), ShapeError);
-  const Shapes padded{{.out = 2, .in = 2, .bias = true},
-                      {.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}}};
-  CHECK_THROWS_AS(plan(padded), InexactError);
-  CHECK_NOTHROW(plan(Chain(padded, interior_only)));
-  CHECK_THROWS_AS(plan(Shapes{{.out = 1 << 16, .in = 1 << 16}}), SizeError);
-  const std::vector<Chain> many(257, Chain(Shapes{{.out = 1, .in = 1}, {.out = 1, .in = 1}}));
-  CHECK(message_of<SizeError>([&] { ContractionPlan{many}; }).find("2048") != std::string::npos);
-  CHECK(ContractionPlan(std::span<const Chain>()).forward().stages.empty());
-  for (const PlanOptions& options : {PlanOptions{.least_gemm = 0}, PlanOptions{.wanted_tiles = 0},
-                                     PlanOptions{.least_split = 0}}) {
-    CHECK_THROWS_AS(ContractionPlan(std::span<const Chain>(), options), SizeError);
-  }
-}
-
-TEST_CASE("a plan names its tensors", "[cuda]") {
-  const std::vector<Chain> chains{
-      Chain(std::vector<ConvShape<1>>{{.out = 2, .in = 1, .kernel = 3, .bias = true},
-                                      {.out = 4, .in = 2}}),
-      Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
-  const ContractionPlan plan(chains);
-  REQUIRE(plan.tensors().size() == 20);
-  CHECK(plan.tensors()[0].name() == "chain 1, layer 1, weight (conv1d 1->2 @3 +bias)");
-  CHECK(plan.tensors()[1].numbers == 2);
-  CHECK(plan.tensors()[3].numbers == 0);
-  CHECK(plan.tensors(TensorUse::Role::result).size() == 4);
-  CHECK(plan.tensors(TensorUse::Role::result)[1].name() ==
-        "chain 1, result, bias (conv1d 1->4 @3 +bias)");
-  CHECK(plan.tensors(TensorUse::Role::layer_gradient).back().name() ==
-        "chain 2, gradient of layer 1, bias (linear 3->2)");
-}
-
-TEST_CASE("addresses that do not fit a plan are refused", "[cuda]") {
-  const std::vector<Chain> chains{Chain(std::vector<ConvShape<1>>{
-      {.out = 2, .in = 1, .kernel = 3, .bias = true}, {.out = 4, .in = 2}})};
-  const ContractionPlan plan(chains);
-  std::vector<float> numbers(64);
-  using Layer = cuda::DeviceLayer<const float>;
-  const auto of = [&](std::size_t count) { return std::span<const float>(numbers).first(count); };
-  const auto refusal = [&](const std::vector<Layer>& layers) {
-    cuda::AddressTable table(plan);
-    return message_of<ShapeError>([&] { table.add<const float>(TensorUse::Role::layer, layers); });
-  };
-  const Layer first{of(6), of(2)}, second{of(8)};
-  cuda::AddressTable table(plan);
-  const std::vector<Layer> right{first, second};
-  CHECK_NOTHROW(table.add<const float>(TensorUse::Role::layer, right));
-  CHECK(table[0] == numbers.data());
-  CHECK(table[3] == nullptr);
-  CHECK(refusal({first}).find("1 layers, where the plan has 2") != std::string::npos);
-  CHECK(refusal({first, {of(7)}}) ==
-        "chain 1, layer 2, weight (conv1d 2->4 @1): 7 numbers, where the plan has 8");
-  CHECK(refusal({{of(6)}, second}).find("layer 1, bias") != std::string::npos);
-  CHECK(refusal({first, {of(8), of(4)}}).find("layer 2, bias") != std::string::npos);
-  const auto at = [&](std::uintptr_t address) {
-    return std::span(reinterpret_cast<const float*>(address), 8);
-  };
-  CHECK(refusal({first, {at(0)}}).find("null") != std::string::npos);
-  const auto odd = reinterpret_cast<std::uintptr_t>(numbers.data()) + 1;
-  CHECK(refusal({first, {at(odd)}}).find("multiple of 4") != std::string::npos);
 }
 
 }  // namespace

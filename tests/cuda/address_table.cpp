@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/cuda/address_table.hpp>
+
+#include "support.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace concertina::test {
+namespace {
+
+using cuda::Chain, cuda::ContractionPlan, cuda::TensorUse;
+
+TEST_CASE("addresses that do not fit a plan are refused", "[cuda]") {
+  const std::vector<Chain> chains{Chain(std::vector<ConvShape<1>>{
+      {.out = 2, .in = 1, .kernel = 3, .bias = true}, {.out = 4, .in = 2}})};
+  const ContractionPlan plan(chains);
+  std::vector<float> numbers(64);
+  using Layer = cuda::DeviceLayer<const float>;
+  const auto of = [&](std::size_t count) { return std::span<const float>(numbers).first(count); };
+  const auto refusal = [&](const std::vector<Layer>& layers) {
+    cuda::AddressTable table(plan);
+    return message_of<ShapeError>([&] { table.add<const float>(TensorUse::Role::layer, layers); });
+  };
+  const Layer first{of(6), of(2)}, second{of(8)};
+  cuda::AddressTable table(plan);
+  const std::vector<Layer> right{first, second};
+  CHECK_NOTHROW(table.add<const float>(TensorUse::Role::layer, right));
+  CHECK(table[0] == numbers.data());
+  CHECK(table[3] == nullptr);
+  CHECK(refusal({first}).find("1 layers, where the plan has 2") != std::string::npos);
+  CHECK(refusal({first, {of(7)}}) ==
+        "chain 1, layer 2, weight (conv1d 2->4 @1): 7 numbers, where the plan has 8");
+  CHECK(refusal({{of(6)}, second}).find("layer 1, bias") != std::string::npos);
+  CHECK(refusal({first, {of(8), of(4)}}).find("layer 2, bias") != std::string::npos);
+  const auto at = [&](std::uintptr_t address) {
+    return std::span(reinterpret_cast<const float*>(address), 8);
+  };
+  CHECK(refusal({first, {at(0)}}).find("null") != std::string::npos);
+  const auto odd = reinterpret_cast<std::uintptr_t>(numbers.data()) + 1;
+  CHECK(refusal({first, {at(odd)}}).find("multiple of 4") != std::string::npos);
+}
+
+}  // namespace
+}  // namespace concertina::test
