@@ -1,4 +1,5 @@
-// Where a contraction equals its expression: everywhere, or everywhere but a border of known width.
+// Where a contraction equals its expression: everywhere, or everywhere but a border of known width;
+// and what a caller accepts there.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
