@@ -18,7 +18,7 @@
 #include "text.hpp"
 
 #include <concertina/contract.hpp>
-#include <concertina/detail/rounding.hpp>
+#include <concertina/detail/verify/rounding.hpp>
 #include <concertina/expand.hpp>
 #include <concertina/random.hpp>
 

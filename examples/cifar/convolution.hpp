@@ -9,7 +9,7 @@
 
 #include "lanes.hpp"
 
-#include <concertina/geometry.hpp>
+#include <concertina/shape.hpp>
 
 #include <algorithm>
 #include <type_traits>

@@ -5,7 +5,7 @@
 
 #include "crop.hpp"
 
-#include <concertina/geometry.hpp>  // Index
+#include <concertina/shape.hpp>  // Index
 
 #include <array>
 #include <cstdint>

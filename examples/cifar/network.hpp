@@ -6,8 +6,8 @@
 #include "operations.hpp"
 
 #include <concertina/conv.hpp>
-#include <concertina/geometry.hpp>
 #include <concertina/io/safetensors.hpp>
+#include <concertina/shape.hpp>
 
 #include <array>
 #include <cstdint>

@@ -5,7 +5,7 @@
 #include "convolution.hpp"
 #include "tape.hpp"
 
-#include <concertina/geometry.hpp>
+#include <concertina/shape.hpp>
 
 #include <cstdint>
 #include <functional>

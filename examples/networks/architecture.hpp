@@ -6,8 +6,8 @@
 #include "graph.hpp"
 
 #include <concertina/feature_map.hpp>
-#include <concertina/geometry.hpp>
 #include <concertina/io/safetensors.hpp>
+#include <concertina/shape.hpp>
 
 #include <cstdint>
 #include <string>

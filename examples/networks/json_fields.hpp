@@ -6,7 +6,7 @@
 #include "text.hpp"
 
 #include <concertina/error.hpp>
-#include <concertina/geometry.hpp>
+#include <concertina/shape.hpp>
 
 #include <nlohmann/json.hpp>
 

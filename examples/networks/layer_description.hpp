@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/geometry.hpp>
 #include <concertina/io/safetensors.hpp>
+#include <concertina/shape.hpp>
 
 #include <nlohmann/json.hpp>
 

@@ -12,12 +12,12 @@
 #include <concertina/expression.hpp>
 #include <concertina/feature_map.hpp>
 #include <concertina/form.hpp>
-#include <concertina/geometry.hpp>
 #include <concertina/layers.hpp>
 #include <concertina/modular.hpp>
 #include <concertina/product.hpp>
 #include <concertina/pullback.hpp>
 #include <concertina/random.hpp>
+#include <concertina/shape.hpp>
 #include <concertina/sum.hpp>
 #include <concertina/toeplitz.hpp>
 #include <concertina/transposed.hpp>

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <concertina/feature_map.hpp>
-#include <concertina/geometry.hpp>
+#include <concertina/shape.hpp>
 
 #include <bit>
 #include <cmath>
@@ -340,4 +340,4 @@ using Conv3d = Conv<Scalar, 3>;
 
 }  // namespace concertina
 
-#include <concertina/detail/compare.hpp>
+#include <concertina/detail/taps.hpp>

@@ -97,4 +97,4 @@ std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
 
 }  // namespace concertina
 
-#include <concertina/detail/expand.ipp>
+#include <concertina/detail/expand/expand.ipp>

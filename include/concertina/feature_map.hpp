@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/geometry.hpp>
+#include <concertina/shape.hpp>
 
 #include <span>
 #include <string>

@@ -15,4 +15,4 @@ Index multiply_adds(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner);
 
 }  // namespace concertina
 
-#include <concertina/detail/product.ipp>
+#include <concertina/detail/product/product.ipp>

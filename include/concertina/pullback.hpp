@@ -4,7 +4,7 @@
 #pragma once
 
 #include <concertina/contract.hpp>
-#include <concertina/detail/pullback_pair.hpp>
+#include <concertina/detail/product/gradient.hpp>
 
 #include <concepts>
 #include <cstddef>

@@ -97,4 +97,4 @@ Verification verify(const E& expression, const F& contraction, std::uint64_t see
 
 }  // namespace concertina
 
-#include <concertina/detail/verify.ipp>
+#include <concertina/detail/verify/proofs.ipp>

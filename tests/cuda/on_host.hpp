@@ -5,7 +5,7 @@
 #include "executor.hpp"
 #include "passes.hpp"
 
-#include <concertina/cuda/contraction_plan.hpp>
+#include <concertina/cuda/contraction.hpp>
 
 #include <cstddef>
 #include <cstdint>

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/address_table.hpp>
-#include <concertina/cuda/contraction_plan.hpp>
+#include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/detail/tensor_table.hpp>
 
 #include <cstddef>
 #include <vector>

@@ -5,9 +5,9 @@
 
 #include "network.hpp"
 
-#include <concertina/cuda/buffer.cuh>
-#include <concertina/cuda/error.cuh>
-#include <concertina/cuda/launch.cuh>
+#include <concertina/cuda/detail/buffer.cuh>
+#include <concertina/cuda/detail/error.cuh>
+#include <concertina/cuda/detail/launch.cuh>
 
 #include <cuda_runtime_api.h>
 

@@ -3,9 +3,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/block.hpp>
+#include <concertina/cuda/detail/block.hpp>
 #include <concertina/error.hpp>
-#include <concertina/geometry.hpp>
+#include <concertina/shape.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -4,8 +4,8 @@
 
 #include "network.hpp"
 
-#include <concertina/cuda/address_table.hpp>
-#include <concertina/cuda/contraction_plan.hpp>
+#include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/detail/tensor_table.hpp>
 
 #include <cstddef>
 #include <span>

@@ -8,7 +8,7 @@
 #include "operations.hpp"
 
 #include <concertina/error.hpp>
-#include <concertina/geometry.hpp>
+#include <concertina/shape.hpp>
 
 #include <algorithm>
 #include <cctype>

@@ -8,8 +8,8 @@
 
 #include "../crop.hpp"
 
-#include <concertina/cuda/block.hpp>
-#include <concertina/geometry.hpp>
+#include <concertina/cuda/detail/block.hpp>
+#include <concertina/shape.hpp>
 
 #include <array>
 #include <cmath>

@@ -3,10 +3,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/address_table.hpp>
-#include <concertina/cuda/buffer.cuh>
-#include <concertina/cuda/contraction_plan.hpp>
-#include <concertina/cuda/launch.cuh>
+#include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/detail/buffer.cuh>
+#include <concertina/cuda/detail/launch.cuh>
+#include <concertina/cuda/detail/tensor_table.hpp>
 
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/pullback.hpp>
 
-#include <concertina/detail/rounding.hpp>
+#include <concertina/detail/verify/rounding.hpp>
 #include <concertina/expand.hpp>
 #include <concertina/layers.hpp>
 #include <concertina/modular.hpp>

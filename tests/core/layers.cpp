@@ -3,7 +3,7 @@
 #include <concertina/layers.hpp>
 
 #include <concertina/contract.hpp>
-#include <concertina/detail/rounding.hpp>
+#include <concertina/detail/verify/rounding.hpp>
 #include <concertina/modular.hpp>
 #include <concertina/verify.hpp>
 

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/error.cuh>
-#include <concertina/geometry.hpp>
+#include <concertina/cuda/detail/error.cuh>
+#include <concertina/shape.hpp>
 
 #include <cuda_runtime_api.h>
 

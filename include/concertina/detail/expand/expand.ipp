@@ -3,9 +3,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/detail/expand_orthonormal.hpp>
-#include <concertina/detail/expand_shift.hpp>
-#include <concertina/detail/rounding.hpp>
+#include <concertina/detail/expand/orthonormal.hpp>
+#include <concertina/detail/expand/shift.hpp>
+#include <concertina/detail/verify/rounding.hpp>
 #include <concertina/expand.hpp>
 
 #include <Eigen/Dense>

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/contract.hpp>
 
-#include <concertina/detail/rounding.hpp>
+#include <concertina/detail/verify/rounding.hpp>
 #include <concertina/modular.hpp>
 
 #include "support.hpp"

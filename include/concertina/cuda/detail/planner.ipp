@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/contraction_plan.hpp>
-#include <concertina/detail/pair_plan.hpp>
+#include <concertina/cuda/contraction.hpp>
+#include <concertina/detail/product/plan.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -7,10 +7,10 @@
 #include "cifar/cuda/training.hpp"
 #include "cifar/training.hpp"
 #ifdef CONCERTINA_ON_DEVICE
-#include "on_device.hpp"
+#include "cuda/on_device.hpp"
 #else
-#include "cifar_backend.hpp"
-#include "on_host.hpp"
+#include "backend.hpp"
+#include "cuda/on_host.hpp"
 #endif
 #include "support.hpp"
 

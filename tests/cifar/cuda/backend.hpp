@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cifar/cuda/network.hpp"
-#include "executor.hpp"
+#include "cuda/executor.hpp"
 
 #include <concertina/error.hpp>
 

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/block.hpp>
-#include <concertina/cuda/error.cuh>
+#include <concertina/cuda/detail/block.hpp>
+#include <concertina/cuda/detail/error.cuh>
 
 #include <cuda_runtime.h>
 

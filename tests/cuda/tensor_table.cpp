@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/cuda/address_table.hpp>
+#include <concertina/cuda/detail/tensor_table.hpp>
 
 #include "support.hpp"
 

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cifar/cuda/convolution.hpp"  // first: the header must stand alone
 
-#include "executor.hpp"
+#include "cuda/executor.hpp"
 #include "support.hpp"
 
 #include <concertina/error.hpp>

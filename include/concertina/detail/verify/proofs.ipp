@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/detail/rounding.hpp>
+#include <concertina/detail/verify/rounding.hpp>
 #include <concertina/random.hpp>
 #include <concertina/verify.hpp>
 

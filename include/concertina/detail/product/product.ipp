@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/detail/pair_plan.hpp>
+#include <concertina/detail/product/plan.hpp>
 #include <concertina/product.hpp>
 
 #include <Eigen/Core>

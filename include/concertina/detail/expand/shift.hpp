@@ -4,8 +4,8 @@
 #pragma once
 
 #include <concertina/contract.hpp>
-#include <concertina/detail/expand_order.hpp>
-#include <concertina/detail/rounding.hpp>
+#include <concertina/detail/expand/order.hpp>
+#include <concertina/detail/verify/rounding.hpp>
 #include <concertina/random.hpp>
 
 #include <algorithm>

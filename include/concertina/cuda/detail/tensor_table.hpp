@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/contraction_plan.hpp>
+#include <concertina/cuda/contraction.hpp>
 
 #include <algorithm>
 #include <array>

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/contraction_program.hpp>
+#include <concertina/cuda/detail/program.hpp>
 #include <concertina/exactness.hpp>
 #include <concertina/form.hpp>
 
@@ -154,4 +154,4 @@ class ContractionPlan {
 
 }  // namespace concertina::cuda
 
-#include <concertina/cuda/detail/contraction_plan.ipp>
+#include <concertina/cuda/detail/planner.ipp>

@@ -3,7 +3,7 @@
 #include "cifar/cuda/operations.hpp"
 
 #include "cifar/data.hpp"
-#include "executor.hpp"
+#include "cuda/executor.hpp"
 #include "support.hpp"
 
 #include <catch2/catch.hpp>

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <concertina/contract.hpp>
-#include <concertina/detail/expand_order.hpp>
+#include <concertina/detail/expand/order.hpp>
 #include <concertina/random.hpp>
 
 #include <Eigen/Dense>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/cuda/contraction_program.hpp>
+#include <concertina/cuda/detail/program.hpp>
 
 #ifdef CONCERTINA_ON_DEVICE
 #include "on_device.hpp"
@@ -9,7 +9,7 @@
 #include "support.hpp"
 
 #include <concertina/contract.hpp>
-#include <concertina/cuda/contraction_plan.hpp>
+#include <concertina/cuda/contraction.hpp>
 #include <concertina/expand.hpp>
 #include <concertina/pullback.hpp>
 #include <concertina/random.hpp>

@@ -1,6 +1,6 @@
 // Shapes of layers: how they are written, what follows from them, and which are impossible.
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/geometry.hpp>
+#include <concertina/shape.hpp>
 
 #include "support.hpp"
 

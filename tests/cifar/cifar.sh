@@ -7,7 +7,7 @@
 #     tests/cifar.sh CIFAR CONCERTINA CLASSIFY
 set -uo pipefail
 
-source=$(cd "$(dirname "$0")/.." && pwd)
+source=$(cd "$(dirname "$0")/../.." && pwd)
 if [ $# != 3 ]; then
   echo "usage: cifar.sh CIFAR CONCERTINA CLASSIFY" >&2
   exit 2
