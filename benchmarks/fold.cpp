@@ -17,7 +17,7 @@ using namespace concertina;
 /// One layer of the compact network: what it is made of, and the batch norm after it.
 struct Expanded {
   std::vector<Conv2d<float>> layers;
-  BatchNormStatistics<float> norm;
+  BatchNorm<float> norm;
 };
 
 std::vector<Expanded> mobilenet() {
@@ -25,7 +25,7 @@ std::vector<Expanded> mobilenet() {
   std::vector<Expanded> network;
   const auto add = [&](const std::vector<ConvShape<2>>& shapes) {
     const auto channels = static_cast<std::size_t>(shapes.back().out);
-    BatchNormStatistics<float> norm = initial_batch_norm<float>(shapes.back().out);
+    BatchNorm<float> norm = initial_batch_norm<float>(shapes.back().out);
     for (std::size_t c = 0; c < channels; ++c) {
       norm.running_mean[c] = static_cast<float>(random_uniform(generator, 1));
       norm.running_var[c] = static_cast<float>(1.1 + random_uniform(generator, 1));
@@ -34,16 +34,14 @@ std::vector<Expanded> mobilenet() {
     }
     network.push_back({initialize<float>(shapes, generator), std::move(norm)});
   };
-  add(expand_cl<2>({.out = 32, .in = 3, .kernel = 3, .geometry = {.stride = 2, .padding = 1}}));
+  add(expand_cl<2>({.out = 32, .in = 3, .kernel_size = 3, .stride = 2, .padding = 1}));
   constexpr std::array<Index, 14> widths{32,  64,  128, 128, 256, 256,  512,
                                          512, 512, 512, 512, 512, 1024, 1024};
   for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
     const Index in = widths[l], out = widths[l + 1];
     const Index stride = out > in && in > 32 ? 2 : 1;
-    add(expand_cl<2>({.out = in,
-                      .in = in,
-                      .kernel = 3,
-                      .geometry = {.stride = stride, .padding = 1, .groups = in}}));
+    add(expand_cl<2>(
+        {.out = in, .in = in, .kernel_size = 3, .stride = stride, .padding = 1, .groups = in}));
     add({{.out = out, .in = in}});
   }
   return network;

@@ -38,13 +38,13 @@ bool agrees_somewhere(const std::vector<Conv<Scalar, Rank>>& layers,
                       const Conv<Scalar, Rank>& product) {
   // A chain applied to an impulse shows the taps of one input channel at one output channel's
   // positions.
-  if (product.geometry().groups != 1) return true;
-  FeatureMap<Scalar, Rank> x({.channels = product.shape().in, .size = product.shape().kernel});
+  if (product.shape().groups != 1) return true;
+  FeatureMap<Scalar, Rank> x({.channels = product.shape().in, .size = product.shape().kernel_size});
   x.values()[0] = Scalar(1);
   FeatureMap<Scalar, Rank> y = x;
   for (const auto& layer : layers) {
     ConvShape<Rank> shape = layer.shape();
-    shape.geometry.padding = 0;
+    shape.padding = 0;
     y = ConvView<Scalar, Rank>(shape, layer.weight(), layer.bias())(y);
   }
   const double tap = static_cast<double>(product.weight()[0]);
@@ -71,7 +71,7 @@ void contract_chain(benchmark::State& state, const std::vector<ConvShape<Rank>>&
 }
 
 ConvShape<2> conv(Index out, Index in, Index kernel) {
-  return {.out = out, .in = in, .kernel = kernel, .bias = true};
+  return {.out = out, .in = in, .kernel_size = kernel, .bias = true};
 }
 
 const bool registered = [] {
@@ -87,8 +87,7 @@ const bool registered = [] {
   add("SmallNet_CK_8_32_64_16_k7", expand_ck(conv(16, 8, 7)));
   add("SmallNet_CK_16_64_128_32_k7", expand_ck(conv(32, 16, 7)));
   add("MobileNet_depthwise_CL_512",
-      expand_cl<2>(
-          {.out = 512, .in = 512, .kernel = 3, .geometry = {.padding = 1, .groups = 512}}));
+      expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .padding = 1, .groups = 512}));
   benchmark::RegisterBenchmark("SmallNet_FC_512_2048_256_64", contract_chain<float, float, 0>,
                                expand_fc({.out = 64, .in = 512, .bias = true}))
       ->Unit(benchmark::kMicrosecond);

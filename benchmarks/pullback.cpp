@@ -61,13 +61,13 @@ void train_chain(benchmark::State& state, const std::vector<ConvShape<Rank>>& sh
   const Conv<float, Rank> whole = contraction.forward(layers);
   Conv<float, Rank> gradient(whole.shape());
   initialize_uniform(gradient, generator);
-  if (!agrees<float, Rank>(layers, whole, gradient, contraction.pullback(layers, gradient))) {
+  if (!agrees<float, Rank>(layers, whole, gradient, contraction.backward(layers, gradient))) {
     state.SkipWithError("the gradient is wrong");
     return;
   }
   const auto call = [&] {
     if (backward) {
-      benchmark::DoNotOptimize(contraction.pullback(layers, gradient).data());
+      benchmark::DoNotOptimize(contraction.backward(layers, gradient).data());
     } else {
       benchmark::DoNotOptimize(contraction.forward(layers).weight().data());
     }
@@ -83,14 +83,14 @@ void train_chain(benchmark::State& state, const std::vector<ConvShape<Rank>>& sh
 template <int Rank>
 void add(const std::string& name, const std::vector<ConvShape<Rank>>& shapes) {
   for (const bool backward : {false, true}) {
-    benchmark::RegisterBenchmark((name + (backward ? "/pullback" : "/forward")).c_str(),
+    benchmark::RegisterBenchmark((name + (backward ? "/backward" : "/forward")).c_str(),
                                  train_chain<Rank>, shapes, backward)
         ->Unit(benchmark::kMicrosecond);
   }
 }
 
 ConvShape<2> conv(Index out, Index in, Index kernel) {
-  return {.out = out, .in = in, .kernel = kernel, .bias = true};
+  return {.out = out, .in = in, .kernel_size = kernel, .bias = true};
 }
 
 const bool registered = [] {
@@ -100,8 +100,7 @@ const bool registered = [] {
   add("SmallNet_CK_16_64_128_32_k7", expand_ck(conv(32, 16, 7)));
   add("SmallNet_FC_512_2048_256_64", expand_fc({.out = 64, .in = 512, .bias = true}));
   add("MobileNet_depthwise_CL_512",
-      expand_cl<2>(
-          {.out = 512, .in = 512, .kernel = 3, .geometry = {.padding = 1, .groups = 512}}));
+      expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .padding = 1, .groups = 512}));
   add("CK_128_3x3_3x3", std::vector<ConvShape<2>>{conv(128, 128, 3), conv(128, 128, 3)});
   return true;
 }();

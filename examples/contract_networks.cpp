@@ -86,7 +86,7 @@ std::set<std::string> preserve(Safetensors& file, const Safetensors& compact,
       shapes.back().bias = part.bias && node.bias;  // biases that only the recipe has become zero
     }
     try {
-      const auto layers = concertina::expand_preserving(view_of(compact, node), shapes, generator);
+      const auto layers = concertina::preserve(view_of(compact, node), shapes, generator);
       for (std::size_t l = 0; l < layers.size(); ++l) {
         Conv<float, 2> layer(conv_shape(chain->second->parts[l]));
         std::ranges::copy(layers[l].weight(), layer.weight().begin());
@@ -145,7 +145,7 @@ Tensor<double> window(const Tensor<double>& x, const ConvShape<2>& shape) {
   Tensor<double> part{x.shape, {}};
   for (int axis = 0; axis < 2; ++axis) {
     auto& extent = part.shape[static_cast<std::size_t>(axis) + 2];
-    extent = std::min(extent, 64 * shape.geometry.stride[axis] + shape.kernel[axis]);
+    extent = std::min(extent, 64 * shape.stride[axis] + shape.kernel_size[axis]);
   }
   part.shape[0] = 1;
   const Index rows = part.shape[2], columns = part.shape[3];
@@ -172,7 +172,7 @@ double fraction_of_bound(const std::vector<ConvView<float, 2>>& layers, const Co
   std::vector<Conv<double, 2>> sizes;
   Index steps = 0;
   const auto terms_of = [](const ConvShape<2>& shape) {
-    return shape.in / shape.geometry.groups * volume(shape.kernel) + 1;
+    return shape.in / shape.groups * numel(shape.kernel_size) + 1;
   };
   for (const ConvView<float, 2>& each : layers) {
     y = convolve(each.cast<double>(), y, "expanded");
@@ -205,10 +205,10 @@ double fraction_of_bound(const std::vector<ConvView<float, 2>>& layers, const Co
 /// A batch of images, as many as make up for few logits: the largest of a handful of errors is a
 /// matter of luck. One where it is large.
 Tensor<double> images(MapShape<2> map) {
-  map.batch = std::clamp<Index>((1 << 19) / element_count(map), 1, 128);
+  map.batch = std::clamp<Index>((1 << 19) / numel(map), 1, 128);
   Tensor<double> x{{map.batch, map.channels, map.size[0], map.size[1]}, {}};
   std::mt19937_64 generator(1);
-  for (Index i = 0; i < element_count(map); ++i) {
+  for (Index i = 0; i < numel(map); ++i) {
     x.values.push_back(static_cast<float>(concertina::random_uniform(generator, 1)));
   }
   return x;

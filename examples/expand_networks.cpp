@@ -33,7 +33,7 @@ class Table {
   void add(const std::string& name, const Conv<float, Rank>& layer, const std::string& expansion,
            const std::vector<ConvShape<Rank>>& shapes, Ends ends) {
     progress_.show(name + ", " + expansion);
-    const auto expanded = concertina::expand_preserving(layer, shapes, generator_, ends);
+    const auto expanded = concertina::preserve(layer, shapes, generator_, ends);
     const auto contracted =
         concertina::contract<double>(expanded);  // refuses what is not exact at the border
     const auto proofs = concertina::verify(expanded, layer);  // against the layer we began with
@@ -113,10 +113,10 @@ void expand_file(const std::string& path, Table& table) {
       }
       const auto layer = tool::read_layer<float, 2>(file, each);
       const ConvShape<2>& shape = layer.shape();
-      const bool depthwise = shape.geometry.groups > 1;
+      const bool depthwise = shape.groups > 1;
       table.add(each.name, layer, depthwise ? "depthwise CL" : "CL", concertina::expand_cl(shape),
                 alternate());
-      if (shape.kernel[0] > 3)
+      if (shape.kernel_size[0] > 3)
         table.add(each.name, layer, "CK", concertina::expand_ck(shape), alternate());
     }
   }

@@ -8,8 +8,7 @@
 int main() {
   using namespace concertina;
   std::mt19937_64 generator(1);
-  const ConvShape<2> compact{
-      .out = 16, .in = 8, .kernel = 7, .geometry = {.padding = 3}, .bias = true};
+  const ConvShape<2> compact{.out = 16, .in = 8, .kernel_size = 7, .padding = 3, .bias = true};
   const auto layers = initialize<float>(expand_cl(compact, {.rate = 4}), generator);
 
   const auto product = contract<double>(layers[2] * layers[1] * layers[0]);

@@ -25,12 +25,12 @@ void kernel_gradient(const FeatureMap<float, 2>& x, const FeatureMap<float, 2>& 
       for (Index j = 0; j < dy.shape().size[0]; ++j) {
         for (Index i = 0; i < dy.shape().size[1]; ++i, ++error) {
           gradient.bias()[static_cast<std::size_t>(o)] += *error;
-          float* to = gradient.weight().data() + o * shape.in * volume(shape.kernel);
+          float* to = gradient.weight().data() + o * shape.in * numel(shape.kernel_size);
           for (Index c = 0; c < shape.in; ++c) {
-            for (Index ky = 0; ky < shape.kernel[0]; ++ky) {
-              for (Index kx = 0; kx < shape.kernel[1]; ++kx, ++to) {
-                const Index row = j + ky - shape.geometry.padding.start[0];
-                const Index column = i + kx - shape.geometry.padding.start[1];
+            for (Index ky = 0; ky < shape.kernel_size[0]; ++ky) {
+              for (Index kx = 0; kx < shape.kernel_size[1]; ++kx, ++to) {
+                const Index row = j + ky - shape.padding.start[0];
+                const Index column = i + kx - shape.padding.start[1];
                 if (row < 0 || row >= height || column < 0 || column >= width) continue;
                 const Index pixel = ((n * shape.in + c) * height + row) * width + column;
                 *to += *error * x.values()[static_cast<std::size_t>(pixel)];
@@ -45,8 +45,7 @@ void kernel_gradient(const FeatureMap<float, 2>& x, const FeatureMap<float, 2>& 
 
 int main() {
   std::mt19937_64 generator(1);
-  const ConvShape<2> shape{
-      .out = 4, .in = 3, .kernel = 5, .geometry = {.padding = 2}, .bias = true};
+  const ConvShape<2> shape{.out = 4, .in = 3, .kernel_size = 5, .padding = 2, .bias = true};
   Conv2d<float> teacher(shape);
   initialize_uniform(teacher, generator);
   auto layers = initialize<float>(expand_ck(shape, {.rate = 4}), generator);
@@ -70,7 +69,7 @@ int main() {
       number = 2 * error / count;  // y becomes the gradient of the loss
     }
     kernel_gradient(x, y, gradient);
-    const auto gradients = contraction.pullback(layers, gradient);  // one for each layer
+    const auto gradients = contraction.backward(layers, gradient);  // one for each layer
 
     const auto descend = [](std::span<float> numbers, std::span<const float> along) {
       for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] -= 0.5F * along[i];

@@ -50,7 +50,7 @@ FeatureMap<Scalar, Rank> small_integers(const MapShape<Rank>& shape, Rng& rng) {
 struct Largest {
   Index channels = 3;  ///< of one group
   Index groups = 3;
-  Index kernel = 3;
+  Index kernel_size = 3;
   Index stride = 3;
   Index dilation = 3;
   Index padding = 2;
@@ -61,15 +61,16 @@ struct Largest {
 template <int Rank>
 ConvShape<Rank> random_shape(Rng& rng, const Largest& largest = {}) {
   ConvShape<Rank> shape;
-  auto& [stride, padding, dilation, groups] = shape.geometry;
+  auto& padding = shape.padding;
+  auto& groups = shape.groups;
   groups = random_index(rng, 1, largest.groups);
   shape.out = groups * random_index(rng, 1, largest.channels);
   shape.in = groups * random_index(rng, 1, largest.channels);
   shape.bias = random_index(rng, 0, 1) == 1;
   for (int axis = 0; axis < Rank; ++axis) {
-    shape.kernel[axis] = random_index(rng, 1, largest.kernel);
-    stride[axis] = random_index(rng, 1, largest.stride);
-    dilation[axis] = random_index(rng, 1, largest.dilation);
+    shape.kernel_size[axis] = random_index(rng, 1, largest.kernel_size);
+    shape.stride[axis] = random_index(rng, 1, largest.stride);
+    shape.dilation[axis] = random_index(rng, 1, largest.dilation);
     padding.start[axis] = random_index(rng, -largest.padding, largest.padding);
     padding.end[axis] = random_index(rng, -largest.padding, largest.padding);
   }
@@ -81,7 +82,7 @@ template <int Rank>
 ConvShape<Rank> random_shape_after(const ConvShape<Rank>& inner, Rng& rng,
                                    const Largest& largest = {}) {
   ConvShape<Rank> shape = random_shape<Rank>(rng, largest);
-  Index& groups = shape.geometry.groups;
+  Index& groups = shape.groups;
   shape.out /= groups;
   while (inner.out % groups != 0) --groups;
   shape.out *= groups;
@@ -92,7 +93,7 @@ ConvShape<Rank> random_shape_after(const ConvShape<Rank>& inner, Rng& rng,
 /// The shape with its positive paddings left out: after any other layer it is exact.
 template <int Rank>
 ConvShape<Rank> unpadded(ConvShape<Rank> shape) {
-  auto& [start, end] = shape.geometry.padding;
+  auto& [start, end] = shape.padding;
   for (int axis = 0; axis < Rank; ++axis) {
     start[axis] = std::min<Index>(start[axis], 0);
     end[axis] = std::min<Index>(end[axis], 0);
@@ -109,10 +110,11 @@ void fill_random(std::span<Field> numbers, Rng& rng) {
 /// Positions of the kernel along an axis, by counting them: a second opinion on output_size().
 template <int Rank>
 Index counted_positions(const ConvShape<Rank>& shape, Index size, int axis) {
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
-  const Index last_tap = dilation[axis] * (shape.kernel[axis] - 1);
+  const auto& padding = shape.padding;
+  const Index last_tap = shape.dilation[axis] * (shape.kernel_size[axis] - 1);
   Index count = 0;
-  while (count * stride[axis] + last_tap < size + padding.start[axis] + padding.end[axis]) ++count;
+  while (count * shape.stride[axis] + last_tap < size + padding.start[axis] + padding.end[axis])
+    ++count;
   return count;
 }
 
@@ -150,19 +152,22 @@ std::vector<ConvShape<Rank>> edge_shapes() {
   for (int axis = 0; axis < Rank; ++axis) start[axis] = 2 - axis, end[axis] = axis - 1;
   const Padding<Rank> uneven = Padding<Rank>::sides(start, end);
   return {{.out = 1, .in = 1},
-          {.out = 2, .in = 3, .kernel = 3, .bias = true},
-          {.out = 3, .in = 2, .kernel = 2, .geometry = {.padding = 1}},
-          {.out = 2, .in = 2, .kernel = 3, .geometry = {.stride = 2, .padding = 1}, .bias = true},
-          {.out = 2, .in = 1, .kernel = 2, .geometry = {.stride = 3}},
-          {.out = 1, .in = 2, .kernel = 3, .geometry = {.dilation = 2}, .bias = true},
-          {.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = -1}},
-          {.out = 2, .in = 2, .kernel = 2, .geometry = {.padding = uneven}, .bias = true},
-          {.out = 4, .in = 4, .kernel = 3, .geometry = {.padding = 1, .groups = 4}},
-          {.out = 6, .in = 4, .kernel = 2, .geometry = {.groups = 2}, .bias = true},
+          {.out = 2, .in = 3, .kernel_size = 3, .bias = true},
+          {.out = 3, .in = 2, .kernel_size = 2, .padding = 1},
+          {.out = 2, .in = 2, .kernel_size = 3, .stride = 2, .padding = 1, .bias = true},
+          {.out = 2, .in = 1, .kernel_size = 2, .stride = 3},
+          {.out = 1, .in = 2, .kernel_size = 3, .dilation = 2, .bias = true},
+          {.out = 2, .in = 2, .kernel_size = 3, .padding = -1},
+          {.out = 2, .in = 2, .kernel_size = 2, .padding = uneven, .bias = true},
+          {.out = 4, .in = 4, .kernel_size = 3, .padding = 1, .groups = 4},
+          {.out = 6, .in = 4, .kernel_size = 2, .groups = 2, .bias = true},
           {.out = 4,
            .in = 6,
-           .kernel = 3,
-           .geometry = {.stride = 2, .padding = uneven, .dilation = 2, .groups = 2},
+           .kernel_size = 3,
+           .stride = 2,
+           .padding = uneven,
+           .dilation = 2,
+           .groups = 2,
            .bias = true}};
 }
 

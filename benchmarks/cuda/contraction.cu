@@ -128,7 +128,7 @@ void run(benchmark::State& state, const std::vector<cuda::Chain>& chains, Pass p
              gradients = layers(Role::layer_gradient, written);
   const Graph graph([&](cudaStream_t stream) {
     contraction.forward(reads, results, stream);
-    if (pass == Pass::both) contraction.pullback(reads, given, gradients, stream);
+    if (pass == Pass::both) contraction.backward(reads, given, gradients, stream);
   });
   const auto on_host = [&](Role role) {
     std::vector<std::vector<float>> tensors;
@@ -149,9 +149,9 @@ void run(benchmark::State& state, const std::vector<cuda::Chain>& chains, Pass p
   Index multiply_adds = plan.forward().multiply_adds;
   int kernels = plan.forward().launches(), gemms = static_cast<int>(plan.forward().gemms.size());
   if (pass == Pass::both) {
-    multiply_adds += plan.pullback().multiply_adds;
-    kernels += plan.pullback().launches();
-    gemms += static_cast<int>(plan.pullback().gemms.size());
+    multiply_adds += plan.backward().multiply_adds;
+    kernels += plan.backward().launches();
+    gemms += static_cast<int>(plan.backward().gemms.size());
   }
   using Counter = benchmark::Counter;
   const auto work = static_cast<double>(multiply_adds);

@@ -23,8 +23,7 @@ ExpandOptions first_layer(Index wide, std::size_t layers) {
 
 std::vector<cuda::Chain> smallnet(bool ck) {
   const auto conv = [](Index out, Index in) {
-    return ConvShape<2>{
-        .out = out, .in = in, .kernel = 7, .geometry = {.padding = 3}, .bias = true};
+    return ConvShape<2>{.out = out, .in = in, .kernel_size = 7, .padding = 3, .bias = true};
   };
   const auto expand = ck ? &expand_ck<2> : &expand_cl<2>;
   const auto first = expand(conv(8, 3), first_layer(32, 3)), second = expand(conv(16, 8), {}),
@@ -39,31 +38,28 @@ std::vector<cuda::Chain> with_linear(std::vector<cuda::Chain> chains) {
 std::vector<cuda::Chain> mobilenet() {
   std::vector<cuda::Chain> chains;
   chains.emplace_back(
-      expand_cl<2>({.out = 32, .in = 3, .kernel = 3, .geometry = {.stride = 2, .padding = 1}}));
+      expand_cl<2>({.out = 32, .in = 3, .kernel_size = 3, .stride = 2, .padding = 1}));
   constexpr std::array<Index, 14> widths{32,  64,  128, 128, 256, 256,  512,
                                          512, 512, 512, 512, 512, 1024, 1024};
   for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
     const Index in = widths[l], stride = widths[l + 1] > in && in > 32 ? 2 : 1;
-    chains.emplace_back(expand_cl<2>({.out = in,
-                                      .in = in,
-                                      .kernel = 3,
-                                      .geometry = {.stride = stride, .padding = 1, .groups = in}}));
+    chains.emplace_back(expand_cl<2>(
+        {.out = in, .in = in, .kernel_size = 3, .stride = stride, .padding = 1, .groups = in}));
   }
   return chains;
 }
 
 std::vector<cuda::Chain> alexnet() {
   ExpandOptions widths{.rate = 4, .widths = std::vector<Index>{12, 256, 256, 256}};
-  return {
-      cuda::Chain(expand_ck<2>(
-          {.out = 64, .in = 3, .kernel = 11, .geometry = {.stride = 4, .padding = 2}, .bias = true},
-          widths)),
-      cuda::Chain(expand_ck<2>(
-          {.out = 192, .in = 64, .kernel = 5, .geometry = {.padding = 2}, .bias = true}))};
+  return {cuda::Chain(expand_ck<2>(
+              {.out = 64, .in = 3, .kernel_size = 11, .stride = 4, .padding = 2, .bias = true},
+              widths)),
+          cuda::Chain(
+              expand_ck<2>({.out = 192, .in = 64, .kernel_size = 5, .padding = 2, .bias = true}))};
 }
 
 std::vector<cuda::Chain> unet() {
-  return {cuda::Chain(expand_cl<2>({.out = 512, .in = 512, .kernel = 3, .bias = true}))};
+  return {cuda::Chain(expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .bias = true}))};
 }
 
 }  // namespace

@@ -48,12 +48,11 @@ json geometry_of(const ConvShape<2>& shape) {
   const auto pair = [](const concertina::PerAxis<2>& values) {
     return json::array({values[0], values[1]});
   };
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
   return {{"type", "conv"},
-          {"stride", pair(stride)},
-          {"padding", pair(padding.start)},
-          {"dilation", pair(dilation)},
-          {"groups", groups}};
+          {"stride", pair(shape.stride)},
+          {"padding", pair(shape.padding.start)},
+          {"dilation", pair(shape.dilation)},
+          {"groups", shape.groups}};
 }
 json geometry_of(const ConvShape<0>&) { return {{"type", "linear"}}; }
 
@@ -239,10 +238,10 @@ auto Network<Scalar>::make_layer(const std::string& name, const ConvShape<Rank>&
     const ConvShape<Rank>& each = layer.chain[l];
     const std::string prefix = layer.chain.size() == 1 ? name : name + "." + std::to_string(l);
     std::vector<Index> extents = {each.out, each.in};
-    extents.insert(extents.end(), each.kernel.begin(), each.kernel.end());
+    extents.insert(extents.end(), each.kernel_size.begin(), each.kernel_size.end());
     Weights<Scalar> weights{&tape_.tensor(prefix + ".weight", extents),
                             each.bias ? &tape_.tensor(prefix + ".bias", {each.out}) : nullptr};
-    const double bound = 1 / std::sqrt(static_cast<double>(each.in * volume(each.kernel)));
+    const double bound = 1 / std::sqrt(static_cast<double>(each.in * numel(each.kernel_size)));
     for (Tensor<Scalar>* tensor : {weights.weight, weights.bias}) {
       if (!tensor) continue;
       parameters_.push_back(tensor);
@@ -308,20 +307,17 @@ Maps<Scalar>& Network<Scalar>::make_smallnet(Maps<Scalar>& images) {
   for (Index b = 0; b < options_.blocks; ++b) {
     const std::string name = "conv" + std::to_string(b + 1);
     const Index out = Index{8} << b;
-    ConvShape<2> shape{.out = out,
-                       .in = channels,
-                       .kernel = kernel,
-                       .geometry = {.padding = padding},
-                       .bias = true};
+    ConvShape<2> shape{
+        .out = out, .in = channels, .kernel_size = kernel, .padding = padding, .bias = true};
     Block& block = blocks_.emplace_back();
     if (options_.model == "acnet" && options_.norms) {
       // The column and the row read what the square's middle reads: less padding across.
       shape.bias = false;
       ConvShape<2> vertical = shape, horizontal = shape;
-      vertical.kernel = {kernel, 1};
-      horizontal.kernel = {1, kernel};
-      vertical.geometry.padding = {padding, padding - kernel / 2};
-      horizontal.geometry.padding = {padding - kernel / 2, padding};
+      vertical.kernel_size = {kernel, 1};
+      horizontal.kernel_size = {1, kernel};
+      vertical.padding = {padding, padding - kernel / 2};
+      horizontal.padding = {padding - kernel / 2, padding};
       for (const auto& [suffix, branch] :
            {std::pair(".square", shape), std::pair(".vertical", vertical),
             std::pair(".horizontal", horizontal)}) {
@@ -356,8 +352,9 @@ Maps<Scalar>& Network<Scalar>::make_resnet(Maps<Scalar>& images) {
                         Index stride) -> Maps<Scalar>& {
     const ConvShape<2> shape{.out = out,
                              .in = x.channels,
-                             .kernel = kernel,
-                             .geometry = {.stride = stride, .padding = kernel / 2}};
+                             .kernel_size = kernel,
+                             .stride = stride,
+                             .padding = kernel / 2};
     return apply(make_layer<2>(name, shape, {shape}), x);
   };
   const auto norm = [&](const std::string& name, Maps<Scalar>& x) -> Maps<Scalar>& {
@@ -543,12 +540,12 @@ concertina::io::Safetensors Network<Scalar>::contract() const {
       for (const Branch& branch : blocks_[b].branches) {
         convs.push_back(views(branch.conv).front());
         const auto& [weight, bias, mean, variance] = branch.norm;
-        branches.push_back(concertina::batch_norm(concertina::BatchNormStatistics<Scalar>{
-                               .running_mean = mean->value,
-                               .running_var = variance->value,
-                               .weight = weight->value,
-                               .bias = bias->value}) *
-                           convs.back());
+        branches.push_back(
+            concertina::batch_norm(concertina::BatchNorm<Scalar>{.running_mean = mean->value,
+                                                                 .running_var = variance->value,
+                                                                 .weight = weight->value,
+                                                                 .bias = bias->value}) *
+            convs.back());
       }
       assign(concertina::contract<Wide>(concertina::sum(branches)), to);
       continue;

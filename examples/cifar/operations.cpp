@@ -62,7 +62,7 @@ void check_weights(const std::string& operation, const ConvShape<Rank>& shape,
                    const Weights<Scalar>& weights) {
   const Index count = std::ssize(weights.weight->value);
   const Index biases = weights.bias ? std::ssize(weights.bias->value) : 0;
-  if (count == weight_count(shape) && biases == (shape.bias ? shape.out : 0)) return;
+  if (count == weight_numel(shape) && biases == (shape.bias ? shape.out : 0)) return;
   throw ShapeError(operation + ": " + std::to_string(count) + " weights and " +
                    std::to_string(biases) + " biases are not those of the shape (" +
                    to_string(shape) + (shape.bias ? " with bias)" : " without bias)"));
@@ -72,17 +72,18 @@ ConvSize conv_size(const ConvShape<2>& shape, Index channels, Index height, Inde
   const auto refuse = [&](const std::string& why) {
     throw ShapeError("convolution: " + why + " (" + to_string(shape) + ")");
   };
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& stride = shape.stride;
+  const auto& padding = shape.padding;
   if (shape.in != channels) refuse("the maps have " + std::to_string(channels) + " channels");
-  if (stride[0] != stride[1] || stride[0] > 2 || dilation != 1 || groups != 1 ||
+  if (stride[0] != stride[1] || stride[0] > 2 || shape.dilation != 1 || shape.groups != 1 ||
       padding.start != padding.end) {
     refuse("here strides are 1 or 2, dilation and groups 1, paddings alike on both sides");
   }
   static_cast<void>(output_size(shape, concertina::PerAxis<2>{height, width}));  // throws
   return {.out = shape.out,
           .in = shape.in,
-          .kernel_height = shape.kernel[0],
-          .kernel_width = shape.kernel[1],
+          .kernel_height = shape.kernel_size[0],
+          .kernel_width = shape.kernel_size[1],
           .pad_height = padding.start[0],
           .pad_width = padding.start[1],
           .height = height,
@@ -179,7 +180,7 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
 template <class Scalar>
 Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<0>& shape,
                      Weights<Scalar> weights) {
-  if (shape.in != x.numbers() || shape.geometry.groups != 1) {
+  if (shape.in != x.numbers() || shape.groups != 1) {
     throw ShapeError("linear: the maps have " + std::to_string(x.numbers()) + " numbers (" +
                      to_string(shape) + ")");
   }
@@ -758,7 +759,7 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
       std::make_shared<State>(State{expression, concertina::Contraction<Scalar, Rank>(form)});
   const ConvShape<Rank> shape = state->contraction.shape();
   std::vector<Index> extents = {shape.out, shape.in};
-  extents.insert(extents.end(), shape.kernel.begin(), shape.kernel.end());
+  extents.insert(extents.end(), shape.kernel_size.begin(), shape.kernel_size.end());
   Weights<Scalar> whole{&tape_.tensor("", extents),
                         shape.bias ? &tape_.tensor("", {shape.out}) : nullptr};
 
@@ -782,7 +783,7 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
                              std::ranges::copy(product.bias(), whole.bias->value.begin());
                          });
                        },
-                   .pullback =
+                   .backward =
                        [=, this, layers = chain.layers](bool alone) {
                          with_run(alone, [&](auto&& run) {
                            const concertina::ConvView<Scalar, Rank> gradient(
@@ -790,7 +791,7 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
                                whole.bias ? decayed(*whole.bias, state->bias_gradient)
                                           : std::span<const Scalar>());
                            const auto gradients =
-                               state->contraction.pullback(state->expression, gradient, run);
+                               state->contraction.backward(state->expression, gradient, run);
                            for (std::size_t l = 0; l < layers.size(); ++l) {
                              layers[l].weight->gradient = gradients[l].weight();
                              if (layers[l].bias) layers[l].bias->gradient = gradients[l].bias();
@@ -829,7 +830,7 @@ void Contractions<Scalar>::record() {
     all(&Job::forward);
     computed = tape_.version();
   };
-  operation.finish = [all] { all(&Job::pullback); };
+  operation.finish = [all] { all(&Job::backward); };
   tape_.record(std::move(operation));
 }
 

@@ -143,7 +143,7 @@ class Contractions {
   std::span<const Scalar> decayed(const Tensor<Scalar>& tensor, std::vector<Scalar>& sum) const;
 
   struct Job {
-    std::function<void(bool alone)> forward, pullback;
+    std::function<void(bool alone)> forward, backward;
     Index work;  // multiply-adds
   };
   Tape<Scalar>& tape_;

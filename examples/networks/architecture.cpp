@@ -18,17 +18,17 @@ using concertina::detail::checked_add, concertina::detail::checked_multiply;
 
 std::string to_text(const MapShape<2>& map) {
   const std::string channels = std::to_string(map.channels);
-  return volume(map.size) == 1 ? channels : channels + "x" + to_string(map.size);
+  return numel(map.size) == 1 ? channels : channels + "x" + to_string(map.size);
 }
 
 // ---- described layers
 
 ConvShape<2> conv_shape(const Node& node) {
-  ConvShape<2> shape{.out = node.out,
-                     .in = node.in,
-                     .geometry = geometry_of<2>(node.layer, node.where),
-                     .bias = node.bias};
-  if (!node.kernel.empty()) shape.kernel = {node.kernel.front(), node.kernel.back()};
+  ConvShape<2> shape = geometry_of<2>(node.layer, node.where);
+  shape.out = node.out;
+  shape.in = node.in;
+  shape.bias = node.bias;
+  if (!node.kernel.empty()) shape.kernel_size = {node.kernel.front(), node.kernel.back()};
   return shape;
 }
 
@@ -99,13 +99,14 @@ MapShape<2> output_of(const Node& node, const MapShape<2>& x) {
       require(x.channels == node.out, "it reads " + std::to_string(node.out) + " channels");
       return x;
     case LayerType::avg_pool:
-    case LayerType::max_pool:
-      return windows({.out = x.channels,
-                      .in = x.channels,
-                      .kernel = {node.kernel.front(), node.kernel.back()},
-                      .geometry = geometry_of<2>(node.layer, node.where)});
+    case LayerType::max_pool: {
+      ConvShape<2> shape = geometry_of<2>(node.layer, node.where);
+      shape.out = shape.in = x.channels;
+      shape.kernel_size = {node.kernel.front(), node.kernel.back()};
+      return windows(shape);
+    }
     case LayerType::global_avg_pool: return {.channels = x.channels};
-    case LayerType::flatten: return {.channels = element_count(x)};
+    case LayerType::flatten: return {.channels = numel(x)};
     case LayerType::channel_slice:
       require(node.end <= x.channels, "it takes channels up to " + std::to_string(node.end));
       return {.channels = node.end - node.begin, .size = x.size};
@@ -216,15 +217,15 @@ Cost cost_of(const Node& node, const MapShape<2>& x, const MapShape<2>& y, bool 
   switch (node.type) {
     case LayerType::conv:
       return {checked_add(weights(node), bias, "cost"),
-              times(checked_add(weights(node), bias, "cost"), volume(y.size))};
-    case LayerType::conv_transpose: return {weights(node), times(weights(node), volume(x.size))};
+              times(checked_add(weights(node), bias, "cost"), numel(y.size))};
+    case LayerType::conv_transpose: return {weights(node), times(weights(node), numel(x.size))};
     case LayerType::linear: return {checked_add(weights(node), bias, "cost"), weights(node)};
-    case LayerType::batch_norm: return {2 * node.out, times(2, element_count(y))};
+    case LayerType::batch_norm: return {2 * node.out, times(2, numel(y))};
     case LayerType::relu:
     case LayerType::relu6:
-    case LayerType::leaky_relu: return {0, functional ? 0 : element_count(y)};
+    case LayerType::leaky_relu: return {0, functional ? 0 : numel(y)};
     case LayerType::avg_pool:
-    case LayerType::max_pool: return {0, functional ? 0 : element_count(x)};
+    case LayerType::max_pool: return {0, functional ? 0 : numel(x)};
     default: return {};
   }
 }
@@ -306,8 +307,8 @@ class Initializer {
 
   template <int Rank>
   void add_layer(const Node& node, const ConvShape<Rank>& shape) {
-    std::vector<Index> extents{shape.out, shape.in / shape.geometry.groups};
-    for (int axis = 0; axis < Rank; ++axis) extents.push_back(shape.kernel[axis]);
+    std::vector<Index> extents{shape.out, shape.in / shape.groups};
+    for (int axis = 0; axis < Rank; ++axis) extents.push_back(shape.kernel_size[axis]);
     concertina::Conv<float, Rank> layer(shape);
     concertina::initialize_uniform(layer, generator_);
     file_.add(node.layer.tensor("weight"), extents, layer.weight());

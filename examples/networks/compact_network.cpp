@@ -173,8 +173,8 @@ template <class Scalar, int Rank>
 void add_layer(Safetensors& file, const std::string& name, const Conv<Scalar, Rank>& layer,
                Dtype dtype) {
   const std::string prefix = name.empty() ? "" : name + ".";
-  std::vector<Index> shape{layer.shape().out, layer.shape().in / layer.geometry().groups};
-  shape.insert(shape.end(), layer.shape().kernel.begin(), layer.shape().kernel.end());
+  std::vector<Index> shape{layer.shape().out, layer.shape().in / layer.shape().groups};
+  shape.insert(shape.end(), layer.shape().kernel_size.begin(), layer.shape().kernel_size.end());
   const auto add_all = [&]<class To>(To) {
     add_tensor<To>(file, prefix + "weight", shape, layer.weight());
     if (layer.shape().bias) {

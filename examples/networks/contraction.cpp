@@ -24,9 +24,9 @@ template <int Rank>
 void require_modest(const concertina::Form<Rank>& form, const std::string& file) {
   constexpr Index most_numbers = Index{1} << 29;
   const ConvShape<Rank> product = contracted_shape(form);
-  if (weight_count(product) <= most_numbers) return;
+  if (weight_numel(product) <= most_numbers) return;
   throw concertina::SizeError(file + ": the layers contract to " + to_string(product) +
-                              ", which has " + std::to_string(weight_count(product)) +
+                              ", which has " + std::to_string(weight_numel(product)) +
                               " numbers; more than " + std::to_string(most_numbers) +
                               " are refused, check strides and dilations");
 }

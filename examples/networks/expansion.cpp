@@ -125,7 +125,7 @@ class Plan {
     const ConvShape<2> shape = conv_shape(from);
     const bool cl = recipe.strategy == "cl";
     concertina::ExpandOptions options{.rate = expansion_.rate};
-    options.depthwise_middle = recipe.depthwise_middle && shape.geometry.groups > 1;
+    options.depthwise_middle = recipe.depthwise_middle && shape.groups > 1;
     if (cl && expansion_.stride_last) options.stride_on = 2;
     const Index largest = std::ranges::max(from.kernel);
     const Index layers = cl ? 3 : largest / 2;

@@ -91,18 +91,18 @@ Node layer_node(const std::string& name, const concertina::ConvShape<Rank>& shap
   const auto list = [](const concertina::PerAxis<Rank>& values) {
     return std::vector<Index>(values.begin(), values.end());
   };
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& padding = shape.padding;
   Node node;
   node.kind = Node::Kind::layer;
   node.type = Rank == 0 ? LayerType::linear : LayerType::conv;
-  node.kernel = list(shape.kernel);
+  node.kernel = list(shape.kernel_size);
   node.layer = {.name = name,
                 .linear = Rank == 0,
-                .stride = list(stride),
+                .stride = list(shape.stride),
                 .padding = list(padding.start),
                 .padding_end = {},
-                .dilation = list(dilation),
-                .groups = groups};
+                .dilation = list(shape.dilation),
+                .groups = shape.groups};
   if (padding.end != padding.start) node.layer.padding_end = list(padding.end);
   node.out = shape.out;
   node.in = shape.in;

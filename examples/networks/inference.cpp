@@ -36,7 +36,7 @@ Map<Scalar> linear(Conv<Scalar, 0> layer, const std::string& where) {
     require_axes(x, 2, where);
     require_channels(x, shape.in, where);
     Tensor<Scalar> y = zeros<Scalar>({x.shape[0], shape.out}, where);
-    const Index groups = shape.geometry.groups, in = shape.in / groups, out = shape.out / groups;
+    const Index groups = shape.groups, in = shape.in / groups, out = shape.out / groups;
     const Eigen::Map<const Matrix<Scalar>> weight(layer.weight().data(), shape.out, in);
     const Eigen::Map<const Matrix<Scalar>> input(x.values.data(), x.shape[0], shape.in);
     Eigen::Map<Matrix<Scalar>> output(y.values.data(), x.shape[0], shape.out);
@@ -61,10 +61,10 @@ Map<Scalar> conv_transpose(const Safetensors& file, const Node& node) {
     refuse_shape(node.where, "a conv_transpose of weight " + to_text(shape) +
                                  "; expected [in, out, height, width], none of them 0");
   }
-  ConvShape<2> adjoint{.out = shape[0],
-                       .in = shape[1],
-                       .kernel = {shape[2], shape[3]},
-                       .geometry = geometry_of<2>(node.layer, node.where)};
+  ConvShape<2> adjoint = geometry_of<2>(node.layer, node.where);
+  adjoint.out = shape[0];
+  adjoint.in = shape[1];
+  adjoint.kernel_size = {shape[2], shape[3]};
   const auto weight = finite_values<Scalar>(file, name, node.where);
   std::vector<Scalar> bias(static_cast<std::size_t>(shape[1]), Scalar(0));
   if (file.contains(bias_name)) {
@@ -173,8 +173,8 @@ Map<Scalar> pooled(const Node& node) {
                                     std::to_string(list->size()));
     }
   }
-  ConvShape<2> shape{.geometry = geometry_of<2>(node.layer, node.where)};
-  shape.kernel = {node.kernel.front(), node.kernel.back()};
+  ConvShape<2> shape = geometry_of<2>(node.layer, node.where);
+  shape.kernel_size = {node.kernel.front(), node.kernel.back()};
   const Pooling pooling = node.type == LayerType::max_pool ? Pooling::max : Pooling::average;
   return [pooling, shape, where = node.where](const Tensor<Scalar>& x) {
     return pool(pooling, shape, x, where);

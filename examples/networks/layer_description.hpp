@@ -52,7 +52,7 @@ LayerDescription parse_geometry(const nlohmann::json& value, const std::string& 
 /// {"stride":[2,2],"padding":[1,1],"dilation":[1,1],"groups":1}, and "padding_end" where it
 /// differs.
 template <int Rank>
-nlohmann::json geometry_json(const concertina::Geometry<Rank>& geometry) {
+nlohmann::json geometry_json(const concertina::ConvShape<Rank>& geometry) {
   const auto list = [](const concertina::PerAxis<Rank>& values) {
     nlohmann::json result = nlohmann::json::array();
     for (const Index value : values) result.push_back(value);
@@ -67,9 +67,10 @@ nlohmann::json geometry_json(const concertina::Geometry<Rank>& geometry) {
   return result;
 }
 
+/// A shape of which only stride, padding, dilation and groups are set.
 /// Throws FormatError where a list has neither one number nor one per axis.
 template <int Rank>
-concertina::Geometry<Rank> geometry_of(const LayerDescription& layer, const std::string& where) {
+concertina::ConvShape<Rank> geometry_of(const LayerDescription& layer, const std::string& where) {
   const auto per_axis = [&](const std::vector<Index>& values, const char* field,
                             const concertina::PerAxis<Rank>& otherwise) {
     if (values.empty()) return otherwise;
@@ -84,10 +85,9 @@ concertina::Geometry<Rank> geometry_of(const LayerDescription& layer, const std:
     }
     return result;
   };
-  concertina::Geometry<Rank> geometry{.stride = per_axis(layer.stride, "stride", 1),
-                                      .padding = {},
-                                      .dilation = per_axis(layer.dilation, "dilation", 1),
-                                      .groups = layer.groups};
+  concertina::ConvShape<Rank> geometry{.stride = per_axis(layer.stride, "stride", 1),
+                                       .dilation = per_axis(layer.dilation, "dilation", 1),
+                                       .groups = layer.groups};
   geometry.padding.start = per_axis(layer.padding, "padding", 0);
   geometry.padding.end = per_axis(layer.padding_end, "padding_end", geometry.padding.start);
   return geometry;

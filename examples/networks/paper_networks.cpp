@@ -10,12 +10,11 @@
 namespace tool {
 namespace {
 
-using concertina::ConvShape, concertina::Geometry;
+using concertina::ConvShape;
 
 ConvShape<2> square(Index out, Index kernel, Index stride = 1, Index groups = 1) {
-  return {.out = out,
-          .kernel = kernel,
-          .geometry = {.stride = stride, .padding = kernel / 2, .groups = groups}};
+  return {
+      .out = out, .kernel_size = kernel, .stride = stride, .padding = kernel / 2, .groups = groups};
 }
 
 ConvShape<2> with_bias(ConvShape<2> shape) {
@@ -55,7 +54,7 @@ Architecture smallnet(Index kernel) {
   for (int block = 1; block <= 3; ++block) {
     const std::string name = "conv" + std::to_string(block);
     ConvShape<2> shape = with_bias(square(Index{4} << block, kernel));
-    if (kernel == 3) shape.geometry.padding = 0;
+    if (kernel == 3) shape.padding = 0;
     net.conv(name, shape).batch_norm(name + "_bn").plain(LayerType::relu).max_pool(2, 2);
   }
   net.plain(LayerType::flatten).linear("fc1", 64).plain(LayerType::relu).linear("fc2", 10);
@@ -233,7 +232,7 @@ Architecture alexnet(Index last) {
   const MapShape<2> input{.channels = 3, .size = 224};
   Builder net(input);
   ConvShape<2> first = with_bias(square(64, 11, 4));
-  first.geometry.padding = 2;
+  first.padding = 2;
   net.conv("conv1", first).plain(LayerType::relu).max_pool(3, 2);
   net.conv("conv2", with_bias(square(192, 5))).plain(LayerType::relu).max_pool(3, 2);
   net.conv("conv3", with_bias(square(384, 3))).plain(LayerType::relu);

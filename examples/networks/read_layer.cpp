@@ -58,10 +58,10 @@ concertina::Conv<Scalar, Rank> read_layer(const Safetensors& file, const LayerDe
                                   " spatial axes, where " + std::to_string(Rank) +
                                   " are expected from the layers before");
   }
-  ConvShape<Rank> shape{
-      .out = weight.shape[0], .in = 0, .geometry = geometry_of<Rank>(layer, where)};
+  ConvShape<Rank> shape = geometry_of<Rank>(layer, where);
+  shape.out = weight.shape[0];
   for (int axis = 0; axis < Rank; ++axis)
-    shape.kernel[axis] = weight.shape[static_cast<std::size_t>(axis) + 2];
+    shape.kernel_size[axis] = weight.shape[static_cast<std::size_t>(axis) + 2];
   const std::string bias = layer.tensor("bias");
   shape.bias = file.contains(bias);
   if (shape.bias && file.tensor(bias).shape != std::vector<Index>{shape.out}) {

@@ -45,7 +45,7 @@ int rank_of_layer(const concertina::io::Safetensors& file, const LayerDescriptio
 /// Weights and biases of a layer of this shape.
 template <int Rank>
 Index parameters(const concertina::ConvShape<Rank>& shape) {
-  return weight_count(shape) + (shape.bias ? shape.out : 0);
+  return weight_numel(shape) + (shape.bias ? shape.out : 0);
 }
 
 }  // namespace tool

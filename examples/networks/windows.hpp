@@ -44,8 +44,8 @@ struct Range {
 inline Range positions_on_map(const ConvShape<2>& shape, int axis, Index tap, Index size,
                               Index positions) {
   using concertina::detail::floor_divide;
-  const Index stride = shape.geometry.stride[axis];
-  const Index offset = tap * shape.geometry.dilation[axis] - shape.geometry.padding.start[axis];
+  const Index stride = shape.stride[axis];
+  const Index offset = tap * shape.dilation[axis] - shape.padding.start[axis];
   const Index begin = std::clamp<Index>(-floor_divide(offset, stride), 0, positions);
   const Index end = floor_divide(size - 1 - offset, stride) + 1;
   return {begin, std::clamp(end, begin, positions)};
@@ -64,10 +64,12 @@ struct Window {
 template <class Each>
 void for_each_tap(const Window& window, Each&& each) {
   const auto& [shape, in, out, rows] = window;
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& stride = shape.stride;
+  const auto& padding = shape.padding;
+  const auto& dilation = shape.dilation;
   Index tap = 0;
-  for (Index ky = 0; ky < shape.kernel[0]; ++ky) {
-    for (Index kx = 0; kx < shape.kernel[1]; ++kx, ++tap) {
+  for (Index ky = 0; ky < shape.kernel_size[0]; ++ky) {
+    for (Index kx = 0; kx < shape.kernel_size[1]; ++kx, ++tap) {
       const Range y = positions_on_map(shape, 0, ky, in[0], out[0]);
       const Range x = positions_on_map(shape, 1, kx, in[1], out[1]);
       if (x.begin == x.end) continue;
@@ -92,13 +94,13 @@ template <class Scalar>
 void convolve_depthwise(const Conv<Scalar, 2>& layer, const Tensor<Scalar>& x, Tensor<Scalar>& y) {
   const ConvShape<2>& shape = layer.shape();
   const Window window = whole(shape, x, y);
-  const Index multiplier = shape.out / shape.in, taps = volume(shape.kernel);
-  const Index stride = shape.geometry.stride[1];
+  const Index multiplier = shape.out / shape.in, taps = numel(shape.kernel_size);
+  const Index stride = shape.stride[1];
   const Scalar* image = x.values.data();
   Index output = 0;
   for_each_channel(y, [&](Index c, Row<Scalar> sums) {
     if (shape.bias) sums = layer.bias()[static_cast<std::size_t>(c)];
-    const Scalar* channel = image + output++ / multiplier * volume(window.in);
+    const Scalar* channel = image + output++ / multiplier * numel(window.in);
     const Scalar* weight = layer.weight().data() + c * taps;
     for_each_tap(window, [&](Index tap, Index to, Index from, Index length) {
       Scalar* sum = sums.data() + to;
@@ -116,11 +118,11 @@ void convolve_depthwise(const Conv<Scalar, 2>& layer, const Tensor<Scalar>& x, T
 /// position of the wanted rows.
 template <class Scalar>
 void gather(const Window& window, const Scalar* channels, Matrix<Scalar>& columns) {
-  const auto& [start, end] = window.shape.geometry.padding;
-  const Index stride = window.shape.geometry.stride[1], taps = volume(window.shape.kernel);
+  const auto& [start, end] = window.shape.padding;
+  const Index stride = window.shape.stride[1], taps = numel(window.shape.kernel_size);
   if (std::max({start[0], start[1], end[0], end[1]}) > 0) columns.setZero();
   const Index first = window.rows.begin * window.out[1];
-  for (Index c = 0; c < columns.rows() / taps; ++c, channels += volume(window.in)) {
+  for (Index c = 0; c < columns.rows() / taps; ++c, channels += numel(window.in)) {
     for_each_tap(window, [&](Index tap, Index to, Index from, Index length) {
       Scalar* column = columns.row(c * taps + tap).data() + (to - first);
       const Scalar* in = channels + from;
@@ -138,12 +140,13 @@ template <class Scalar>
 void convolve_dense(const Conv<Scalar, 2>& layer, const Tensor<Scalar>& x, Tensor<Scalar>& y,
                     const std::string& where) {
   const ConvShape<2>& shape = layer.shape();
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& groups = shape.groups;
   Window window = whole(shape, x, y);
-  const Index in = shape.in / groups, out = shape.out / groups, depth = in * volume(shape.kernel);
-  const Index positions = volume(window.out);
-  const bool pointwise =
-      volume(shape.kernel) == 1 && stride == 1 && padding == concertina::Padding<2>(0);
+  const Index in = shape.in / groups, out = shape.out / groups,
+              depth = in * numel(shape.kernel_size);
+  const Index positions = numel(window.out);
+  const bool pointwise = numel(shape.kernel_size) == 1 && shape.stride == 1 &&
+                         shape.padding == concertina::Padding<2>(0);
   // Numbers at once. With 2^17 a network of 7x7 kernels takes an eighth longer, with 2^15 twice as
   // long: the product then has too few columns for its depth.
   constexpr Index gathered = Index{1} << 19;
@@ -159,7 +162,7 @@ void convolve_dense(const Conv<Scalar, 2>& layer, const Tensor<Scalar>& x, Tenso
     const Index g = block % groups;
     const Eigen::Map<const Matrix<Scalar>> weight(layer.weight().data() + g * out * depth, out,
                                                   depth);
-    const Scalar* channels = x.values.data() + block * in * volume(window.in);
+    const Scalar* channels = x.values.data() + block * in * numel(window.in);
     Scalar* result = y.values.data() + block * out * positions;
     for (Index top = 0; top < window.out[0]; top += rows) {
       window.rows = {top, std::min(top + rows, window.out[0])};
@@ -185,7 +188,7 @@ template <class Scalar>
 Tensor<Scalar> convolve(const Conv<Scalar, 2>& layer, const Tensor<Scalar>& x,
                         const std::string& where) {
   Tensor<Scalar> y = windowed_output(layer.shape(), x, where);
-  if (layer.shape().geometry.groups == layer.shape().in) {
+  if (layer.shape().groups == layer.shape().in) {
     convolve_depthwise(layer, x, y);
   } else {
     convolve_dense(layer, x, y, where);
@@ -202,17 +205,17 @@ Tensor<Scalar> convolve_transposed(const ConvShape<2>& adjoint, const std::vecto
                                    const std::string& where) {
   require_axes(x, 4, where);
   require_channels(x, adjoint.out, where);
-  const auto& stride = adjoint.geometry.stride;
+  const auto& stride = adjoint.stride;
   const PerAxis<2> in = {x.shape[2], x.shape[3]};
   if (in[0] < 1 || in[1] < 1) refuse_shape(where, "a map without positions, " + to_text(x.shape));
   PerAxis<2> out;
   for (int axis = 0; axis < 2; ++axis) {
     out[axis] = concertina::detail::checked_add(
         concertina::detail::checked_multiply(in[axis] - 1, stride[axis], "conv_transpose"),
-        adjoint.kernel[axis], "conv_transpose");
+        adjoint.kernel_size[axis], "conv_transpose");
   }
   Tensor<Scalar> y = zeros<Scalar>({x.shape[0], adjoint.in, out[0], out[1]}, where);
-  const Index taps = volume(adjoint.kernel), rows = adjoint.in * taps, positions = volume(in);
+  const Index taps = numel(adjoint.kernel_size), rows = adjoint.in * taps, positions = numel(in);
   const Eigen::Map<const Matrix<Scalar>> factors(weight.data(), adjoint.out, rows);
   for_each_channel(y, [&](Index c, Row<Scalar> row) { row = bias[static_cast<std::size_t>(c)]; });
   Matrix<Scalar> added;  // of one row of the map at a time, so that it stays small
@@ -223,7 +226,8 @@ Tensor<Scalar> convolve_transposed(const ConvShape<2>& adjoint, const std::vecto
           image + j * in[1], adjoint.out, in[1], Eigen::OuterStride<>(positions));
       added.noalias() = factors.transpose() * line;
       for (Index r = 0; r < rows; ++r) {
-        const Index c = r / taps, ky = r % taps / adjoint.kernel[1], kx = r % adjoint.kernel[1];
+        const Index c = r / taps, ky = r % taps / adjoint.kernel_size[1],
+                    kx = r % adjoint.kernel_size[1];
         Scalar* to =
             y.values.data() + ((n * adjoint.in + c) * out[0] + j * stride[0] + ky) * out[1] + kx;
         for (Index i = 0; i < in[1]; ++i) to[i * stride[1]] += added(r, i);
@@ -246,7 +250,7 @@ Tensor<Scalar> pool(Pooling pooling, ConvShape<2> shape, const Tensor<Scalar>& x
   shape.in = shape.out = x.shape[1];
   Tensor<Scalar> y = windowed_output(shape, x, where);
   const Window window = whole(shape, x, y);
-  const Index stride = shape.geometry.stride[1];
+  const Index stride = shape.stride[1];
   const Scalar* in = x.values.data();
   for_each_channel(y, [&](Index, Row<Scalar> out) {
     if (pooling == Pooling::max) {
@@ -261,9 +265,9 @@ Tensor<Scalar> pool(Pooling pooling, ConvShape<2> shape, const Tensor<Scalar>& x
       for_each_tap(window, [&](Index, Index to, Index from, Index length) {
         for (Index i = 0; i < length; ++i) out[to + i] += in[from + i * stride];
       });
-      out /= static_cast<Scalar>(volume(shape.kernel));
+      out /= static_cast<Scalar>(numel(shape.kernel_size));
     }
-    in += volume(window.in);
+    in += numel(window.in);
   });
   return y;
 }

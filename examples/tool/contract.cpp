@@ -71,7 +71,7 @@ ExitCode contract(const Source& source, const Expr<Scalar, Rank>& expression, Dt
   progress.show("contracting " + options.in);
   const Conv<Scalar, Rank> layer = contracted(expression);
   concertina::io::Safetensors file{.origin = options.out.empty() ? options.in : options.out,
-                                   .metadata = {{"conv", geometry_json(layer.geometry()).dump()}},
+                                   .metadata = {{"conv", geometry_json(layer.shape()).dump()}},
                                    .tensors = {}};
   add_layer(file, "", layer, dtype);
   if (!options.out.empty()) concertina::io::write_safetensors(options.out, file);
@@ -82,7 +82,7 @@ ExitCode contract(const Source& source, const Expr<Scalar, Rank>& expression, Dt
     std::cout << nlohmann::json{{"file", options.in},
                                 {"layers", layers},
                                 {"contracted", to_string(layer.shape())},
-                                {"conv", geometry_json(layer.geometry())},
+                                {"conv", geometry_json(layer.shape())},
                                 {"dtype", name_of(dtype)},
                                 {"exact", border.starts_with("exact")},
                                 {"border", border},

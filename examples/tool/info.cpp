@@ -25,7 +25,7 @@ template <int Rank>
 void count_positions(const concertina::Form<Rank>& form, std::optional<PerAxis<Rank>> size,
                      Index outputs, std::vector<Index>& positions) {
   if (form.is_leaf()) {
-    positions.push_back(size ? volume(output_size(form.leaf(), *size)) : outputs);
+    positions.push_back(size ? numel(output_size(form.leaf(), *size)) : outputs);
     return;
   }
   const auto& parts = form.parts();
@@ -34,7 +34,7 @@ void count_positions(const concertina::Form<Rank>& form, std::optional<PerAxis<R
     if (form.join() == concertina::Join::chain) {
       for (std::size_t after = p + 1; after < parts.size(); ++after) {
         here = concertina::detail::checked_multiply(
-            here, volume(contracted_shape(parts[after]).geometry.stride), "strides");
+            here, numel(contracted_shape(parts[after]).stride), "strides");
       }
     }
     count_positions(parts[p], size, here, positions);
@@ -83,7 +83,7 @@ nlohmann::json describe(const std::string& path, const concertina::io::Safetenso
   list_names(graph, names);
   const auto row_of = [](const std::string& name, const ConvShape<Rank>& shape, Index at) {
     return Row{name, to_string(shape), parameters(shape),
-               concertina::detail::checked_multiply(weight_count(shape), at, "multiply-adds")};
+               concertina::detail::checked_multiply(weight_numel(shape), at, "multiply-adds")};
   };
   form.for_each_leaf([&](const ConvShape<Rank>& shape) {
     rows.push_back(row_of(names.at(rows.size()), shape, positions[rows.size()]));

@@ -36,7 +36,7 @@ template <int Rank>
 void require_provable(const concertina::Form<Rank>& form, const std::string& file) {
   form.for_each_leaf([&](const ConvShape<Rank>& layer) {
     for (int axis = 0; axis < Rank; ++axis) {
-      const auto& padding = layer.geometry.padding;
+      const auto& padding = layer.padding;
       const auto sides = {padding.start[axis], padding.end[axis]};
       if (std::ranges::any_of(sides,
                               [](Index p) { return p < -most_padding || p > most_padding; })) {
@@ -53,11 +53,10 @@ void require_provable(const concertina::Form<Rank>& form, const std::string& fil
 template <int Rank>
 MapShape<Rank> require_modest_maps(const concertina::Form<Rank>& form, const MapShape<Rank>& map,
                                    const std::string& file) {
-  if (element_count(map) > most_numbers) {
+  if (numel(map) > most_numbers) {
     throw concertina::SizeError(file + ": a map before " + to_string(form).substr(0, 200) +
-                                " has " + std::to_string(element_count(map)) +
-                                " numbers, more than the " + std::to_string(most_numbers) +
-                                " that are applied");
+                                " has " + std::to_string(numel(map)) + " numbers, more than the " +
+                                std::to_string(most_numbers) + " that are applied");
   }
   MapShape<Rank> result = map;
   for (const concertina::Form<Rank>& part : form.parts()) {
@@ -68,9 +67,9 @@ MapShape<Rank> require_modest_maps(const concertina::Form<Rank>& form, const Map
   result = {.batch = map.batch,
             .channels = concertina::detail::channels(form).out,
             .size = output_size(form, map.size)};
-  if (element_count(result) > most_numbers) {
+  if (numel(result) > most_numbers) {
     throw concertina::SizeError(file + ": the output of " + to_string(form).substr(0, 200) +
-                                " has " + std::to_string(element_count(result)) +
+                                " has " + std::to_string(numel(result)) +
                                 " numbers, more than the " + std::to_string(most_numbers) +
                                 " that are applied");
   }
@@ -222,7 +221,7 @@ class Prover {
         &node == &graph_ ? expression_ : read_linear_map<Scalar, Rank>(file_, node);
     LayerDescription description = expected.layer;
     if (!expected.has_geometry) {
-      const auto geometry = contracted_shape(concertina::form(part)).geometry;
+      const auto geometry = contracted_shape(concertina::form(part));
       const auto list = [](const PerAxis<Rank>& values) {
         return std::vector<Index>(values.begin(), values.end());
       };
@@ -338,7 +337,7 @@ class Prover {
     }
     applied.magnitude = size(absolute);
     const auto reads = [](const ConvShape<Rank>& shape) {  // terms of one output, the bias included
-      return shape.in / shape.geometry.groups * volume(shape.kernel) + 1;
+      return shape.in / shape.groups * numel(shape.kernel_size) + 1;
     };
     // A branch adds once more, and a batch norm takes a few steps.
     form_.for_each_leaf(

@@ -19,7 +19,7 @@ namespace concertina {
 template <class Scalar, int Rank>
 struct ConvBatchNorm {
   Conv<Scalar, Rank> conv;
-  BatchNormStatistics<Scalar> norm;
+  BatchNorm<Scalar> norm;
 
   Expr<Scalar, Rank> expression() const& { return batch_norm(norm) * conv; }
   void expression() && = delete;
@@ -45,7 +45,7 @@ struct AcNet {
 template <class Scalar, int Rank>
 struct RepVgg {
   ConvBatchNorm<Scalar, Rank> dense, pointwise;
-  std::optional<BatchNormStatistics<Scalar>> skip = {};
+  std::optional<BatchNorm<Scalar>> skip = {};
 
   Expr<Scalar, Rank> expression() const& {
     const auto branches = dense.expression() + pointwise.expression();
@@ -65,7 +65,7 @@ struct DiverseBranchBlock {
   ConvBatchNorm<Scalar, Rank> origin;
   std::optional<ConvBatchNorm<Scalar, Rank>> pointwise, before_pool;
   Expr<Scalar, Rank> pool;
-  BatchNormStatistics<Scalar> pool_norm;
+  BatchNorm<Scalar> pool_norm;
   ConvBatchNorm<Scalar, Rank> reduce, spatial;  ///< 1x1, then kxk
 
   Expr<Scalar, Rank> expression() const& {
@@ -84,7 +84,7 @@ template <class Scalar, int Rank>
 struct MobileOne {
   std::vector<ConvBatchNorm<Scalar, Rank>> dense;  ///< at least one
   std::optional<ConvBatchNorm<Scalar, Rank>> scale = {};
-  std::optional<BatchNormStatistics<Scalar>> skip = {};
+  std::optional<BatchNorm<Scalar>> skip = {};
 
   Expr<Scalar, Rank> expression() const& {
     std::vector<Expr<Scalar, Rank>> branches;
@@ -106,7 +106,7 @@ struct Orepa {
     std::vector<Scalar> factors;
   };
   std::vector<Branch> branches;
-  BatchNormStatistics<Scalar> norm;
+  BatchNorm<Scalar> norm;
 
   Expr<Scalar, Rank> expression() const& {
     std::vector<Expr<Scalar, Rank>> sums;
@@ -132,7 +132,7 @@ struct Sesr {
 
 /// A batch norm as PyTorch initialises one: it divides by sqrt(1 + eps).
 template <class Scalar>
-BatchNormStatistics<Scalar> initial_batch_norm(Index channels) {
+BatchNorm<Scalar> initial_batch_norm(Index channels) {
   const auto all = [&](int number) {
     return std::vector<Scalar>(static_cast<std::size_t>(channels), Scalar(number));
   };
@@ -158,7 +158,7 @@ DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape
 /// Throws   ShapeError where the block does not contract to the layer's shape; NumericalError where
 ///          the principal batch norm has a factor of zero, or a number is not finite
 template <class Block, Layer F>
-Block preserving(Block block, const F& layer);
+Block preserve(const F& layer, Block block);
 
 }  // namespace concertina
 

@@ -32,7 +32,7 @@ struct ChannelMap {
   ConvShape<Rank> shape() const {
     return {.out = out,
             .in = in,
-            .geometry = {.groups = source.empty() ? in : 1},
+            .groups = source.empty() ? in : 1,
             .bias = !bias.empty() || !mean.empty()};
   }
 

@@ -144,7 +144,7 @@ To convert(const From& number) {
 /// Calls visit(position) for every position of a box, the last axis fastest; once for Rank 0.
 template <int Rank, class Visit>
 void for_each_position(const PerAxis<Rank>& size, Visit&& visit) {
-  if (volume(size) == 0) return;
+  if (numel(size) == 0) return;
   PerAxis<Rank> position = 0;
   for (int axis = Rank; axis >= 0;) {
     visit(std::as_const(position));
@@ -187,7 +187,7 @@ class ConvView : public detail::Operand {
                          to_string(shape_) + ")");
       }
     };
-    length(weight_, weight_count(shape_), "weight");
+    length(weight_, weight_numel(shape_), "weight");
     if (shape_.bias) length(bias_, shape_.out, "bias");
   }
 
@@ -199,7 +199,6 @@ class ConvView : public detail::Operand {
   ConvView(const Conv<Scalar, Rank>&&) = delete;
 
   const ConvShape<Rank>& shape() const noexcept { return shape_; }
-  const Geometry<Rank>& geometry() const noexcept { return shape_.geometry; }
   std::span<const Scalar> weight() const noexcept { return weight_; }
   std::span<const Scalar> bias() const noexcept { return bias_; }
 
@@ -214,10 +213,10 @@ class ConvView : public detail::Operand {
                        " channels, where the layer reads " + std::to_string(shape_.in) + " (" +
                        to_string(shape_) + ")");
     }
-    const auto& [stride, padding, dilation, groups] = shape_.geometry;
+    const auto& groups = shape_.groups;
     const PerAxis<Rank> size = x.shape().size, positions = output_size(shape_, size);
     const Index in = shape_.in / groups, out = shape_.out / groups;
-    const Index taps = volume(shape_.kernel), pixels = volume(size);
+    const Index taps = numel(shape_.kernel_size), pixels = numel(size);
     FeatureMap<Scalar, Rank> y(
         {.batch = x.shape().batch, .channels = shape_.out, .size = positions});
     auto to = y.values().begin();
@@ -227,13 +226,14 @@ class ConvView : public detail::Operand {
         const Scalar* maps = x.values().data() + (n * shape_.in + o / out * in) * pixels;
         detail::for_each_position(positions, [&](const PerAxis<Rank>& j) {
           Scalar sum = shape_.bias ? bias_[static_cast<std::size_t>(o)] : Scalar(0);
-          detail::for_each_position(shape_.kernel, [&](const PerAxis<Rank>& a) {
+          detail::for_each_position(shape_.kernel_size, [&](const PerAxis<Rank>& a) {
             PerAxis<Rank> i;
             for (int axis = 0; axis < Rank; ++axis) {
-              i[axis] = j[axis] * stride[axis] - padding.start[axis] + a[axis] * dilation[axis];
+              i[axis] = j[axis] * shape_.stride[axis] - shape_.padding.start[axis] +
+                        a[axis] * shape_.dilation[axis];
               if (i[axis] < 0 || i[axis] >= size[axis]) return;
             }
-            const Scalar* w = weight + detail::flat(a, shape_.kernel);
+            const Scalar* w = weight + detail::flat(a, shape_.kernel_size);
             const Scalar* pixel = maps + detail::flat(i, size);
             for (Index c = 0; c < in; ++c) sum = sum + w[c * taps] * pixel[c * pixels];
           });
@@ -282,7 +282,7 @@ class Conv : public detail::Operand {
   /// All numbers zero. Throws as ConvView does, SizeError where the weight would overflow.
   explicit Conv(const ConvShape<Rank>& shape)
       : shape_((validate(shape), shape)),
-        weight_(static_cast<std::size_t>(weight_count(shape)), Scalar(0)),
+        weight_(static_cast<std::size_t>(weight_numel(shape)), Scalar(0)),
         bias_(shape.bias ? static_cast<std::size_t>(shape.out) : 0, Scalar(0)) {}
 
   /// Takes the vectors over: weight [out][in / groups][kernel...], bias [out] or empty. Throws as
@@ -299,7 +299,6 @@ class Conv : public detail::Operand {
         bias_(view.bias().begin(), view.bias().end()) {}
 
   const ConvShape<Rank>& shape() const noexcept { return shape_; }
-  const Geometry<Rank>& geometry() const noexcept { return shape_.geometry; }
   std::span<const Scalar> weight() const noexcept { return weight_; }
   std::span<const Scalar> bias() const noexcept { return bias_; }
   std::span<Scalar> weight() noexcept { return weight_; }

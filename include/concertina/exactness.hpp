@@ -37,7 +37,7 @@ namespace detail {
 
 /// What one layer does along one axis.
 struct AxisStep {
-  Index kernel, stride, dilation, start, end;
+  Index kernel_size, stride, dilation, start, end;
   bool bias;
 };
 
@@ -160,7 +160,7 @@ class AxisPaths {
   static Index positions(const Node& node, Index size) {
     if (node.is_leaf()) {
       const AxisStep& layer = node.leaf();
-      const Index span = layer.dilation * (layer.kernel - 1);
+      const Index span = layer.dilation * (layer.kernel_size - 1);
       return floor_divide(size + layer.start + layer.end - span - 1, layer.stride) + 1;
     }
     if (node.join() != Join::chain) return positions(node.parts().front(), size);
@@ -175,10 +175,10 @@ class AxisPaths {
       const auto read = [&](Index output, Index offset) {
         return checked_multiply(output, layer.stride, "exactness") - layer.start + offset;
       };
-      work = checked_add(work,
-                         checked_multiply(range.last - range.first + 1, layer.kernel, "exactness"),
-                         "exactness");
-      return {read(range.first, 0), read(range.last, layer.dilation * (layer.kernel - 1))};
+      work = checked_add(
+          work, checked_multiply(range.last - range.first + 1, layer.kernel_size, "exactness"),
+          "exactness");
+      return {read(range.first, 0), read(range.last, layer.dilation * (layer.kernel_size - 1))};
     }
     if (node.join() == Join::chain) {
       for (auto part = node.parts().rbegin(); part != node.parts().rend(); ++part) {
@@ -202,7 +202,7 @@ class AxisPaths {
       for (Index i = range.first; i <= range.last; ++i) {
         unsigned char paths = layer.bias ? biased : 0;
         const Index first = i * layer.stride - layer.start;
-        for (Index a = 0; a < layer.kernel; ++a) paths |= below.at(first + a * layer.dilation);
+        for (Index a = 0; a < layer.kernel_size; ++a) paths |= below.at(first + a * layer.dilation);
         here.at(i) = paths;
       }
       return here;
@@ -244,7 +244,7 @@ class AxisPaths {
     if (node.is_leaf()) {
       const AxisStep& layer = node.leaf();
       return checked_multiply(scale,
-                              layer.dilation * (layer.kernel - 1) + std::abs(layer.start) +
+                              layer.dilation * (layer.kernel_size - 1) + std::abs(layer.start) +
                                   std::abs(layer.end) + layer.stride,
                               "exactness");
     }
@@ -279,9 +279,9 @@ template <int Rank>
 void require_traceable(const ConvShape<Rank>& layer) {
   constexpr Index farthest = Index{1} << 40;
   const auto too_far = [](Index distance) { return distance > farthest || distance < -farthest; };
-  const auto& [stride, padding, dilation, groups] = layer.geometry;
+  const auto& padding = layer.padding;
   for (int axis = 0; axis < Rank; ++axis) {
-    if (too_far(padding.start[axis]) || too_far(padding.end[axis]) || too_far(stride[axis]) ||
+    if (too_far(padding.start[axis]) || too_far(padding.end[axis]) || too_far(layer.stride[axis]) ||
         too_far(span(layer, axis))) {
       throw SizeError("exactness: a padding, stride or kernel beyond any map (" + to_string(layer) +
                       ")");
@@ -294,7 +294,7 @@ template <int Rank>
 bool pads_between(const Form<Rank>& form, bool first = true) {
   if (form.is_leaf()) {
     const auto positive = [](Index p) { return p > 0; };
-    const Padding<Rank>& padding = form.leaf().geometry.padding;
+    const Padding<Rank>& padding = form.leaf().padding;
     return !first && (std::ranges::any_of(padding.start, positive) ||
                       std::ranges::any_of(padding.end, positive));
   }
@@ -314,9 +314,9 @@ Exactness<Rank> border(const Form<Rank>& form, const std::optional<PerAxis<Rank>
   std::vector<AxisBorder> axes;
   for (int axis = 0; axis < Rank; ++axis) {
     const AxisPaths paths(form.map([&](const ConvShape<Rank>& layer) {
-      const auto& [stride, padding, dilation, groups] = layer.geometry;
-      return AxisStep{layer.kernel[axis],  stride[axis],      dilation[axis],
-                      padding.start[axis], padding.end[axis], layer.bias};
+      const auto& padding = layer.padding;
+      return AxisStep{layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis],
+                      padding.start[axis],     padding.end[axis],  layer.bias};
     }));
     axes.push_back(input_size ? paths.border(paths.equivalent_size((*input_size)[axis]))
                               : paths.worst());

@@ -91,7 +91,7 @@ enum class Ends {
 ///           bfloat16 layers cannot hold orthonormal ends: take shifts, or expand in float), or
 ///           where it is not finite; ShapeError where the shapes do not contract to the layer's
 template <Layer F, BitGenerator Generator>
-std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
+std::vector<Conv<typename F::Scalar, F::Rank>> preserve(
     const F& layer, const std::vector<ConvShape<F::Rank>>& shapes, Generator& generator,
     Ends ends = Ends::orthonormal);
 

@@ -287,7 +287,7 @@ FeatureMap<Scalar, R> Expr<Scalar, Rank>::apply(const Tree& node,
     return y;
   }
   const MapShape<R>& given = x.shape();
-  const Index width = volume(given.size);
+  const Index width = numel(given.size);
   const detail::Channels whole = detail::channels(node);
   if (given.channels != whole.in) {
     throw ShapeError("a map of " + std::to_string(given.channels) +
@@ -314,10 +314,10 @@ FeatureMap<Scalar, R> Expr<Scalar, Rank>::apply(const Tree& node,
       throw ShapeError("branches of sizes " + to_string(y->shape().size) + " and " +
                        to_string(size) + " on an input of size " + to_string(given.size));
     }
-    const Index numbers = channels.out * volume(size);
+    const Index numbers = channels.out * numel(size);
     for (Index n = 0; n < given.batch; ++n) {
       const Scalar* from = z.values().data() + n * numbers;
-      Scalar* to = y->values().data() + (n * whole.out + out) * volume(size);
+      Scalar* to = y->values().data() + (n * whole.out + out) * numel(size);
       for (Index i = 0; i < numbers; ++i) to[i] = to[i] + from[i];
     }
     in += channels.in;

@@ -25,13 +25,13 @@ struct MapShape {
 
 /// Numbers in a batch. Throws SizeError on overflow and ShapeError for a negative extent.
 template <int Rank>
-Index element_count(const MapShape<Rank>& shape) {
+Index numel(const MapShape<Rank>& shape) {
   bool negative = shape.batch < 0 || shape.channels < 0;
   for (const Index extent : shape.size) negative = negative || extent < 0;
   if (negative) throw ShapeError("a feature map of negative size");
   const Index count =
       detail::checked_multiply(detail::checked_multiply(shape.batch, shape.channels, "feature map"),
-                               volume(shape.size), "feature map");
+                               numel(shape.size), "feature map");
   constexpr Index largest_scalar = 256;  // bytes
   static_cast<void>(detail::checked_multiply(count, largest_scalar, "feature map"));
   return count;
@@ -51,14 +51,14 @@ class FeatureMap {
 
   /// Zeros. Throws SizeError where the number of elements overflows.
   explicit FeatureMap(const MapShape<Rank>& shape)
-      : shape_(shape), values_(static_cast<std::size_t>(element_count(shape)), Scalar(0)) {}
+      : shape_(shape), values_(static_cast<std::size_t>(numel(shape)), Scalar(0)) {}
 
   /// Takes `values` over. Throws ShapeError unless there are as many as the shape says.
   FeatureMap(const MapShape<Rank>& shape, std::vector<Scalar> values)
       : shape_(shape), values_(std::move(values)) {
-    if (static_cast<Index>(values_.size()) != element_count(shape_)) {
+    if (static_cast<Index>(values_.size()) != numel(shape_)) {
       throw ShapeError("FeatureMap: " + std::to_string(values_.size()) + " values for a shape of " +
-                       std::to_string(element_count(shape_)));
+                       std::to_string(numel(shape_)));
     }
   }
 
@@ -83,9 +83,9 @@ class FeatureMapView {
   /// Throws ShapeError unless `values` has as many elements as the shape says.
   FeatureMapView(const MapShape<Rank>& shape, std::span<const Scalar> values)
       : shape_(shape), values_(values) {
-    if (static_cast<Index>(values_.size()) != element_count(shape_)) {
+    if (static_cast<Index>(values_.size()) != numel(shape_)) {
       throw ShapeError("FeatureMapView: " + std::to_string(values_.size()) +
-                       " values for a shape of " + std::to_string(element_count(shape_)));
+                       " values for a shape of " + std::to_string(numel(shape_)));
     }
   }
   FeatureMapView(const FeatureMap<Scalar, Rank>& owner)

@@ -178,7 +178,7 @@ void require_chain(std::span<const ConvShape<Rank>> layers, const char* what) {
 /// size.
 template <int Rank>
 Index growth(const ConvShape<Rank>& shape, int axis) {
-  const Padding<Rank>& padding = shape.geometry.padding;
+  const Padding<Rank>& padding = shape.padding;
   return checked_add(checked_add(padding.start[axis], padding.end[axis], "padding"),
                      -span(shape, axis), "padding");
 }
@@ -220,9 +220,8 @@ void require_same_outputs(std::span<const ConvShape<Rank>> branches,
       throw ShapeError("branch 1 (" + to_string(first) + ") and branch " + std::to_string(b + 1) +
                        " (" + to_string(branch) + ") cannot be joined: " + why);
     };
-    if (branch.geometry.stride != first.geometry.stride) {
-      refuse("strides differ, " + to_string(first.geometry.stride) + " and " +
-             to_string(branch.geometry.stride));
+    if (branch.stride != first.stride) {
+      refuse("strides differ, " + to_string(first.stride) + " and " + to_string(branch.stride));
     }
     for (int axis = 0; axis < Rank; ++axis) {
       if (input_size) {
@@ -241,33 +240,31 @@ void require_same_outputs(std::span<const ConvShape<Rank>> branches,
   }
 }
 
-/// Kernel, geometry and bias of branches that are added or stand side by side; channels are left
-/// alone.
+/// Everything but the channels of branches that are added or stand side by side: those are the
+/// first one's.
 template <int Rank>
 ConvShape<Rank> united(std::span<const ConvShape<Rank>> branches) {
   constexpr const char* what = "sum";
   const ConvShape<Rank>& first = branches.front();
   ConvShape<Rank> result = first;
-  Geometry<Rank>& geometry = result.geometry;
   for (const ConvShape<Rank>& branch : branches) {
-    geometry.groups = std::gcd(geometry.groups, branch.geometry.groups);
+    result.groups = std::gcd(result.groups, branch.groups);
     result.bias = result.bias || branch.bias;
   }
   for (int axis = 0; axis < Rank; ++axis) {
-    Index start = first.geometry.padding.start[axis],
-          last = checked_add(span(first, axis), -start, what);
+    Index start = first.padding.start[axis], last = checked_add(span(first, axis), -start, what);
     Index spacing = 0;
     for (const ConvShape<Rank>& branch : branches) {
-      const Index padding = branch.geometry.padding.start[axis];
+      const Index padding = branch.padding.start[axis];
       start = std::max(start, padding);
       last = std::max(last, checked_add(span(branch, axis), -padding, what));
-      if (branch.kernel[axis] > 1) spacing = std::gcd(spacing, branch.geometry.dilation[axis]);
-      spacing = std::gcd(spacing, checked_add(padding, -first.geometry.padding.start[axis], what));
+      if (branch.kernel_size[axis] > 1) spacing = std::gcd(spacing, branch.dilation[axis]);
+      spacing = std::gcd(spacing, checked_add(padding, -first.padding.start[axis], what));
     }
-    geometry.dilation[axis] = std::max<Index>(spacing, 1);
-    result.kernel[axis] = checked_add(last, start, what) / geometry.dilation[axis] + 1;
-    geometry.padding.start[axis] = start;
-    geometry.padding.end[axis] = checked_add(growth(first, axis), last, what);
+    result.dilation[axis] = std::max<Index>(spacing, 1);
+    result.kernel_size[axis] = checked_add(last, start, what) / result.dilation[axis] + 1;
+    result.padding.start[axis] = start;
+    result.padding.end[axis] = checked_add(growth(first, axis), last, what);
   }
   return result;
 }
@@ -276,7 +273,7 @@ ConvShape<Rank> united(std::span<const ConvShape<Rank>> branches) {
 /// make it, would leave almost all zero; origin() says from what it is made.
 template <int Rank, class Origin>
 void require_few_zeros(const ConvShape<Rank>& shape, Index work, Origin&& origin) {
-  const Index numbers = weight_count(shape);
+  const Index numbers = weight_numel(shape);
   constexpr Index sizeable = Index{1} << 24, zeros_per_number = 1024;
   if (numbers <= sizeable || numbers / zeros_per_number <= work) return;
   throw SizeError("a layer of " + std::to_string(numbers) +
@@ -294,7 +291,7 @@ ConvShape<Rank> joined_shape(Join join, std::span<const ConvShape<Rank>> parts) 
     if (join == Join::concat_outputs) result.out = checked_add(result.out, part.out, "concat");
     if (join == Join::concat_inputs) result.in = checked_add(result.in, part.in, "concat");
   }
-  if (join != Join::sum) result.geometry.groups = 1;  // groups of a part are not those of the whole
+  if (join != Join::sum) result.groups = 1;  // groups of a part are not those of the whole
   validate(result);
   return result;
 }
@@ -343,24 +340,20 @@ ConvShape<Rank> product_shape(const ConvShape<Rank>& outer, const ConvShape<Rank
   constexpr const char* what = "product";
   detail::require_chain<Rank>(std::array{inner, outer}, what);
   ConvShape<Rank> product{.out = outer.out, .in = inner.in, .bias = outer.bias || inner.bias};
-  Geometry<Rank>& geometry = product.geometry;
-  geometry.groups = std::gcd(outer.geometry.groups, inner.geometry.groups);
+  product.groups = std::gcd(outer.groups, inner.groups);
   for (int axis = 0; axis < Rank; ++axis) {
-    const Index s1 = inner.geometry.stride[axis];
+    const Index s1 = inner.stride[axis];
     const auto after = [&](Index second, Index first) {  // second * s1 + first
       return detail::checked_add(detail::checked_multiply(second, s1, what), first, what);
     };
-    geometry.stride[axis] = after(outer.geometry.stride[axis], 0);
-    geometry.padding.start[axis] =
-        after(outer.geometry.padding.start[axis], inner.geometry.padding.start[axis]);
-    geometry.padding.end[axis] =
-        after(outer.geometry.padding.end[axis], inner.geometry.padding.end[axis]);
+    product.stride[axis] = after(outer.stride[axis], 0);
+    product.padding.start[axis] = after(outer.padding.start[axis], inner.padding.start[axis]);
+    product.padding.end[axis] = after(outer.padding.end[axis], inner.padding.end[axis]);
     const Index reach = after(span(outer, axis), span(inner, axis));
-    const Index spacing =
-        std::gcd(outer.kernel[axis] > 1 ? after(outer.geometry.dilation[axis], 0) : 0,
-                 inner.kernel[axis] > 1 ? inner.geometry.dilation[axis] : 0);
-    geometry.dilation[axis] = std::max<Index>(spacing, 1);
-    product.kernel[axis] = reach / geometry.dilation[axis] + 1;
+    const Index spacing = std::gcd(outer.kernel_size[axis] > 1 ? after(outer.dilation[axis], 0) : 0,
+                                   inner.kernel_size[axis] > 1 ? inner.dilation[axis] : 0);
+    product.dilation[axis] = std::max<Index>(spacing, 1);
+    product.kernel_size[axis] = reach / product.dilation[axis] + 1;
   }
   validate(product);
   return product;

@@ -21,7 +21,7 @@ namespace concertina {
 /// The tensors of a batch norm, one number for each channel, as PyTorch names them; weight and bias
 /// are empty where it has none (affine=False).
 template <class Scalar>
-struct BatchNormStatistics {
+struct BatchNorm {
   std::vector<Scalar> running_mean, running_var;
   std::vector<Scalar> weight = {}, bias = {};
   double eps = 1e-5;
@@ -34,7 +34,7 @@ struct BatchNormStatistics {
 /// Source  Ioffe, Szegedy, Batch normalization, ICML 2015; torch.nn.BatchNorm2d
 template <class Scalar>
   requires detail::rounds<Scalar>
-Expr<Scalar, any_rank> batch_norm(BatchNormStatistics<Scalar> statistics) {
+Expr<Scalar, any_rank> batch_norm(BatchNorm<Scalar> statistics) {
   const std::size_t channels = statistics.running_mean.size();
   const auto require_length = [&](const std::vector<Scalar>& numbers, const char* name,
                                   bool optional) {
@@ -153,30 +153,31 @@ Expr<Scalar, Rank> average_pool(Index channels, const PerAxis<Rank>& kernel,
   if (padded && !count_include_pad) {
     refuse("without count_include_pad border windows have divisors of their own; no layer has");
   }
-  Conv<Scalar, Rank> window(
-      {.out = channels,
-       .in = channels,
-       .kernel = kernel,
-       .geometry = {.stride = stride, .padding = padding, .groups = channels}});
+  Conv<Scalar, Rank> window({.out = channels,
+                             .in = channels,
+                             .kernel_size = kernel,
+                             .stride = stride,
+                             .padding = padding,
+                             .groups = channels});
   for (Scalar& number : window.weight()) number = Scalar(1);
   const Expr<Scalar, Rank> mean(
-      ChannelMap<Scalar>{.in = channels, .out = channels, .divisor = volume(kernel)});
+      ChannelMap<Scalar>{.in = channels, .out = channels, .divisor = numel(kernel)});
   return mean * std::move(window);
 }
 
 /// A fully connected layer on a flattened map [channels, size...] as a layer of which the kernel is
 /// the whole map. Its output has size 1.
-/// Throws  ShapeError where the layer does not read channels * volume(size) numbers
+/// Throws  ShapeError where the layer does not read channels * numel(size) numbers
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> linear_as_conv(const ConvView<Scalar, 0>& linear, Index channels,
                                   const PerAxis<Rank>& size) {
-  const Index numbers = detail::checked_multiply(channels, volume(size), "linear_as_conv");
-  if (linear.geometry().groups != 1 || linear.shape().in != numbers) {
+  const Index numbers = detail::checked_multiply(channels, numel(size), "linear_as_conv");
+  if (linear.shape().groups != 1 || linear.shape().in != numbers) {
     throw ShapeError("linear_as_conv: " + to_string(linear.shape()) + " on a map of " +
                      std::to_string(channels) + " channels of size " + to_string(size) +
                      ", which has " + std::to_string(numbers) + " numbers");
   }
-  return {{.out = linear.shape().out, .in = channels, .kernel = size},
+  return {{.out = linear.shape().out, .in = channels, .kernel_size = size},
           {linear.weight().begin(), linear.weight().end()},
           {linear.bias().begin(), linear.bias().end()}};
 }
@@ -189,8 +190,7 @@ Conv<Scalar, Rank> zero_padded(const ConvView<Scalar, Rank>& layer,
                                const std::type_identity_t<Padding<Rank>>& zeros) {
   ConvShape<Rank> shape = layer.shape();
   for (int axis = 0; axis < Rank; ++axis) {
-    const Index start = zeros.start[axis], end = zeros.end[axis],
-                dilation = shape.geometry.dilation[axis];
+    const Index start = zeros.start[axis], end = zeros.end[axis], dilation = shape.dilation[axis];
     if (start < 0 || end < 0) {
       throw ShapeError("zero_padded: " + to_string(zeros.start) + ":" + to_string(zeros.end) +
                        " zeros around " + to_string(layer.shape()));
@@ -199,9 +199,9 @@ Conv<Scalar, Rank> zero_padded(const ConvView<Scalar, Rank>& layer,
     const auto grow = [&](Index& number, Index by) {
       number = detail::checked_add(number, by, what);
     };
-    grow(shape.kernel[axis], detail::checked_add(start, end, what));
-    grow(shape.geometry.padding.start[axis], detail::checked_multiply(start, dilation, what));
-    grow(shape.geometry.padding.end[axis], detail::checked_multiply(end, dilation, what));
+    grow(shape.kernel_size[axis], detail::checked_add(start, end, what));
+    grow(shape.padding.start[axis], detail::checked_multiply(start, dilation, what));
+    grow(shape.padding.end[axis], detail::checked_multiply(end, dilation, what));
   }
   Conv<Scalar, Rank> result(shape);
   detail::add_branch(layer, 0, 0, result);

@@ -32,7 +32,7 @@ namespace concertina {
 ///
 /// Expressions are anything that contract() takes and that has this form: an Expr that is built
 /// once and views layers whose numbers change in place, or a list of layers.
-/// Cost    pullback() two multiply-adds for each of forward(); kernels of all intermediates and
+/// Cost    backward() two multiply-adds for each of forward(); kernels of all intermediates and
 ///         their gradients, what the algorithms copy, and a gradient for each leaf
 /// Source  reverse accumulation: Griewank, Walther, Evaluating Derivatives, SIAM 2008, Chapter 3;
 ///         docs/pullback.md
@@ -57,7 +57,7 @@ class Contraction {
   /// One layer that acts as the expression does; valid until the next call.
   /// Ensures   forward(e) == contract(e) bit for bit
   /// Throws    ShapeError naming both forms where the expression has another one
-  /// Gradient  pullback()
+  /// Gradient  backward()
   template <Expression E>
   const Conv<Scalar, Rank>& forward(const E& expression) {
     return forward(expression, detail::InTurn());
@@ -76,12 +76,12 @@ class Contraction {
   /// Throws    ShapeError where the expression is of another form or the gradient of another shape;
   ///           Error where forward() has not been called
   template <Expression E>
-  std::span<const Conv<Scalar, Rank>> pullback(const E& expression,
+  std::span<const Conv<Scalar, Rank>> backward(const E& expression,
                                                const ConvView<Scalar, Rank>& gradient) {
-    return pullback(expression, gradient, detail::InTurn());
+    return backward(expression, gradient, detail::InTurn());
   }
   template <Expression E, class Run>
-  std::span<const Conv<Scalar, Rank>> pullback(const E& expression,
+  std::span<const Conv<Scalar, Rank>> backward(const E& expression,
                                                const ConvView<Scalar, Rank>& gradient, Run&& run);
 
  private:
@@ -126,7 +126,7 @@ class Contraction {
   bool computed_ = false;
 };
 
-/// From the gradient of a channel map's layer, as Contraction::pullback gives it, to those of the
+/// From the gradient of a channel map's layer, as Contraction::backward gives it, to those of the
 /// map's own fields: weight, bias, mean and variance of a batch norm, the factors of a scale. A map
 /// of the same channels, source, eps and divisor of which those fields are the gradients; empty
 /// where the map's are. Statistics count as constants of the map, not as functions of a batch.

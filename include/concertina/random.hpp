@@ -43,7 +43,7 @@ double random_uniform(Generator& generator, double bound) {
 template <class Scalar, int Rank, BitGenerator Generator>
 void initialize_uniform(Conv<Scalar, Rank>& layer, Generator& generator) {
   const ConvShape<Rank>& shape = layer.shape();
-  const Index fan_in = shape.in / shape.geometry.groups * volume(shape.kernel);
+  const Index fan_in = shape.in / shape.groups * numel(shape.kernel_size);
   const double bound = 1 / std::sqrt(static_cast<double>(fan_in));
   for (Scalar& number : layer.weight()) {
     number = static_cast<Scalar>(random_uniform(generator, bound));

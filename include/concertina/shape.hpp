@@ -86,10 +86,10 @@ class PerAxis {
 
 /// The product over all axes; 1 for Rank 0. Throws SizeError on overflow.
 template <int Rank>
-constexpr Index volume(const PerAxis<Rank>& extents) {
+constexpr Index numel(const PerAxis<Rank>& extents) {
   Index product = 1;
   for (const Index extent : extents) {
-    product = detail::checked_multiply(product, extent, "volume");
+    product = detail::checked_multiply(product, extent, "numel");
   }
   return product;
 }
@@ -117,26 +117,18 @@ struct Padding {
   friend constexpr bool operator==(const Padding&, const Padding&) = default;
 };
 
-/// How a kernel moves over its input. Tap a of output j reads input j * stride - padding.start + a
-/// * dilation.
-template <int Rank>
-struct Geometry {
-  PerAxis<Rank> stride = 1;
-  Padding<Rank> padding = 0;
-  PerAxis<Rank> dilation = 1;
-  Index groups = 1;
-
-  friend constexpr bool operator==(const Geometry&, const Geometry&) = default;
-};
-
-/// Everything about a layer but its numbers. Algorithms are chosen and exactness is judged from
+/// Everything about a layer but its weights, in PyTorch's words. Tap a of output j reads input
+/// j * stride - padding.start + a * dilation. Algorithms are chosen and exactness is judged from
 /// this alone.
 template <int Rank>
 struct ConvShape {
   Index out = 0;
   Index in = 0;
-  PerAxis<Rank> kernel = 1;
-  Geometry<Rank> geometry = {};
+  PerAxis<Rank> kernel_size = 1;
+  PerAxis<Rank> stride = 1;
+  Padding<Rank> padding = 0;
+  PerAxis<Rank> dilation = 1;
+  Index groups = 1;
   bool bias = false;
 
   friend constexpr bool operator==(const ConvShape&, const ConvShape&) = default;
@@ -144,16 +136,16 @@ struct ConvShape {
 
 /// Numbers in weight: out * in / groups * taps.
 template <int Rank>
-constexpr Index weight_count(const ConvShape<Rank>& shape) {
+constexpr Index weight_numel(const ConvShape<Rank>& shape) {
   return detail::checked_multiply(
-      detail::checked_multiply(shape.out, shape.in / shape.geometry.groups, "weight"),
-      volume(shape.kernel), "weight");
+      detail::checked_multiply(shape.out, shape.in / shape.groups, "weight"),
+      numel(shape.kernel_size), "weight");
 }
 
 /// Distance from the first tap to the last along an axis: dilation * (kernel - 1).
 template <int Rank>
 constexpr Index span(const ConvShape<Rank>& shape, int axis) {
-  return detail::checked_multiply(shape.geometry.dilation[axis], shape.kernel[axis] - 1, "span");
+  return detail::checked_multiply(shape.dilation[axis], shape.kernel_size[axis] - 1, "span");
 }
 
 /// "3x3", "2", or "" for Rank 0.
@@ -167,10 +159,13 @@ std::string to_string(const PerAxis<Rank>& values) {
 /// "conv2d 64->32 @3x3 s2x2 p1x1 d1x1 g4 +bias"; what is trivial is left out.
 template <int Rank>
 std::string to_string(const ConvShape<Rank>& shape) {
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& stride = shape.stride;
+  const auto& padding = shape.padding;
+  const auto& dilation = shape.dilation;
+  const auto& groups = shape.groups;
   std::string text = Rank == 0 ? "linear" : "conv" + std::to_string(Rank) + "d";
   text += " " + std::to_string(shape.in) + "->" + std::to_string(shape.out);
-  if (Rank > 0) text += " @" + to_string(shape.kernel);
+  if (Rank > 0) text += " @" + to_string(shape.kernel_size);
   if (stride != 1) text += " s" + to_string(stride);
   if (padding.start != 0 || padding.end != 0) {
     text += " p" + to_string(padding.start);
@@ -188,25 +183,25 @@ constexpr void validate(const ConvShape<Rank>& shape) {
   const auto refuse = [&](const std::string& why) {
     throw ShapeError(why + " (" + to_string(shape) + ")");
   };
-  const Index groups = shape.geometry.groups;
+  const Index groups = shape.groups;
   if (shape.out < 1 || shape.in < 1) refuse("a layer needs at least one channel on each side");
   if (groups < 1 || shape.in % groups != 0 || shape.out % groups != 0) {
     refuse("groups must divide the channels on both sides");
   }
   for (int axis = 0; axis < Rank; ++axis) {
-    if (shape.kernel[axis] < 1) refuse("an empty kernel");
-    if (shape.geometry.stride[axis] < 1) refuse("strides start at 1");
-    if (shape.geometry.dilation[axis] < 1) refuse("dilations start at 1");
+    if (shape.kernel_size[axis] < 1) refuse("an empty kernel");
+    if (shape.stride[axis] < 1) refuse("strides start at 1");
+    if (shape.dilation[axis] < 1) refuse("dilations start at 1");
     static_cast<void>(span(shape, axis));
     constexpr Index farthest = Index{1}
                                << 48;  // so that sums of paddings and positions fit an Index
-    const Index start = shape.geometry.padding.start[axis], end = shape.geometry.padding.end[axis];
+    const Index start = shape.padding.start[axis], end = shape.padding.end[axis];
     if (start > farthest || start < -farthest || end > farthest || end < -farthest) {
       throw SizeError("a padding beyond any map (" + to_string(shape) + ")");
     }
   }
   constexpr Index largest_scalar = 256;  // bytes
-  static_cast<void>(detail::checked_multiply(weight_count(shape), largest_scalar, "weight"));
+  static_cast<void>(detail::checked_multiply(weight_numel(shape), largest_scalar, "weight"));
 }
 
 /// Positions of the kernel along `axis` on an input of `size`, 0 or less where the kernel does not
@@ -214,11 +209,11 @@ constexpr void validate(const ConvShape<Rank>& shape) {
 /// Source  ONNX Conv: floor((size + padding - span - 1) / stride) + 1
 template <int Rank>
 constexpr Index output_size(const ConvShape<Rank>& shape, Index size, int axis) {
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& padding = shape.padding;
   Index room = detail::checked_add(size, padding.start[axis], "output size");
   room = detail::checked_add(room, padding.end[axis], "output size");
   room = detail::checked_add(room, -span(shape, axis) - 1, "output size");
-  return detail::floor_divide(room, stride[axis]) + 1;
+  return detail::floor_divide(room, shape.stride[axis]) + 1;
 }
 
 /// The spatial size of the output. Throws ShapeError where the padded input is smaller than the

@@ -87,14 +87,14 @@ class BranchPlace {
   BranchPlace(const ConvShape<Rank>& branch, Index first_out, Index first_in,
               const ConvShape<Rank>& sum)
       : branch_(branch), first_out_(first_out), first_in_(first_in), sum_(sum) {
-    for_each_position(branch.kernel, [&](const PerAxis<Rank>& tap) {
+    for_each_position(branch.kernel_size, [&](const PerAxis<Rank>& tap) {
       PerAxis<Rank> position;
       for (int axis = 0; axis < Rank; ++axis) {
-        position[axis] = (tap[axis] * branch.geometry.dilation[axis] +
-                          sum.geometry.padding.start[axis] - branch.geometry.padding.start[axis]) /
-                         sum.geometry.dilation[axis];
+        position[axis] = (tap[axis] * branch.dilation[axis] + sum.padding.start[axis] -
+                          branch.padding.start[axis]) /
+                         sum.dilation[axis];
       }
-      taps_.push_back(flat(position, sum.kernel));
+      taps_.push_back(flat(position, sum.kernel_size));
     });
   }
 
@@ -103,9 +103,9 @@ class BranchPlace {
   /// Cost  one call for each of the branch's numbers
   template <class Branch, class Sum, class Visit>
   void for_each_weight(Branch* branch, Sum* sum, Visit&& visit) const {
-    const Index in = branch_.in / branch_.geometry.groups;
-    const Index out = branch_.out / branch_.geometry.groups;
-    const Index sum_in = sum_.in / sum_.geometry.groups, taps = volume(sum_.kernel);
+    const Index in = branch_.in / branch_.groups;
+    const Index out = branch_.out / branch_.groups;
+    const Index sum_in = sum_.in / sum_.groups, taps = numel(sum_.kernel_size);
     for (Index o = 0; o < branch_.out; ++o) {
       const Index first = (first_in_ + o / out * in) % sum_in;  // within the sum's group
       Sum* at = sum + ((first_out_ + o) * sum_in + first) * taps;
@@ -150,7 +150,7 @@ void add_branch(const ConvView<Scalar, Rank>& branch, Index first_out, Index fir
 template <int Rank>
 void require_few_zeros(const ConvShape<Rank>& sum, std::span<const ConvShape<Rank>> branches) {
   Index numbers = 0;
-  for (const auto& branch : branches) numbers += weight_count(branch);
+  for (const auto& branch : branches) numbers += weight_numel(branch);
   require_few_zeros(sum, numbers, [&] { return std::to_string(branches.size()) + " branches"; });
 }
 

@@ -33,18 +33,18 @@ struct MatrixSize {
 /// Throws ShapeError where the input is smaller than the kernel, SizeError on overflow.
 template <int Rank>
 MatrixSize toeplitz_size(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
-  return {checked_multiply(shape.out, volume(output_size(shape, input_size)), "toeplitz"),
-          checked_multiply(shape.in, volume(input_size), "toeplitz")};
+  return {checked_multiply(shape.out, numel(output_size(shape, input_size)), "toeplitz"),
+          checked_multiply(shape.in, numel(input_size), "toeplitz")};
 }
 
 /// Entries that are not structurally zero: for each pair of connected channels, pairs of a tap and
 /// an output that meet on the map, which are independent from axis to axis.
 template <int Rank>
 Index toeplitz_entries(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
-  Index entries = checked_multiply(shape.out, shape.in / shape.geometry.groups, "toeplitz");
+  Index entries = checked_multiply(shape.out, shape.in / shape.groups, "toeplitz");
   for (int axis = 0; axis < Rank; ++axis) {
     Index meetings = 0;
-    for (Index tap = 0; tap < shape.kernel[axis]; ++tap) {
+    for (Index tap = 0; tap < shape.kernel_size[axis]; ++tap) {
       meetings =
           checked_add(meetings, reach(shape, input_size[axis], tap, axis).count(), "toeplitz");
     }
@@ -71,21 +71,22 @@ struct Entry {
 /// Calls visit(row, entries) for each row of the matrix; entries by ascending column.
 template <int Rank, class Visit>
 void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size, Visit&& visit) {
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& groups = shape.groups;
   const Index in = shape.in / groups, out = shape.out / groups;
-  const Index taps = volume(shape.kernel), size = volume(input_size);
+  const Index taps = numel(shape.kernel_size), size = numel(input_size);
   std::vector<Entry> reads, entries;
   Index row = 0;
   for (Index o = 0; o < shape.out; ++o) {
     for_each_position(output_size(shape, input_size), [&](const PerAxis<Rank>& j) {
       reads.clear();  // of one channel
-      for_each_position(shape.kernel, [&](const PerAxis<Rank>& a) {
+      for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& a) {
         PerAxis<Rank> i;
         for (int axis = 0; axis < Rank; ++axis) {
-          i[axis] = j[axis] * stride[axis] - padding.start[axis] + a[axis] * dilation[axis];
+          i[axis] = j[axis] * shape.stride[axis] - shape.padding.start[axis] +
+                    a[axis] * shape.dilation[axis];
           if (i[axis] < 0 || i[axis] >= input_size[axis]) return;
         }
-        reads.push_back({flat(i, input_size), flat(a, shape.kernel)});
+        reads.push_back({flat(i, input_size), flat(a, shape.kernel_size)});
       });
       entries.clear();
       for (Index c = 0; c < in; ++c) {
@@ -130,7 +131,7 @@ RowMajorSparse<Scalar> sparse(const ConvView<Scalar, Rank>& layer, const PerAxis
 
   RowMajorSparse<Scalar> matrix(size.rows, size.columns);
   matrix.reserve(entries);
-  const Index positions = volume(output_size(layer.shape(), input_size));
+  const Index positions = numel(output_size(layer.shape(), input_size));
   for_each_row(layer.shape(), input_size, [&](Index row, const std::vector<Entry>& reads) {
     matrix.startVec(row);
     for (const Entry& read : reads) {
@@ -223,7 +224,7 @@ Conv<typename Matrix::Scalar, Rank> conv_from_toeplitz(
                      ", where " + to_string(shape) + " on maps of size " + to_string(input_size) +
                      " is " + detail::matrix_text(size));
   }
-  detail::for_each_position(shape.kernel, [&](const PerAxis<Rank>& tap) {
+  detail::for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& tap) {
     for (int axis = 0; axis < Rank; ++axis) {
       if (detail::reach(shape, input_size[axis], tap[axis], axis).count() > 0) continue;
       throw ShapeError("conv_from_toeplitz: maps of size " + to_string(input_size) +
@@ -234,8 +235,8 @@ Conv<typename Matrix::Scalar, Rank> conv_from_toeplitz(
   const auto refuse = [&](Index row, Index column, const Scalar& found, const Scalar& expected) {
     std::ostringstream message;
     const auto end = [&](const char* what, Index flat, PerAxis<Rank> extent) {
-      message << what << flat / volume(extent);
-      flat %= volume(extent);
+      message << what << flat / numel(extent);
+      flat %= numel(extent);
       PerAxis<Rank> position;
       for (int axis = Rank; axis-- > 0; flat /= extent[axis]) position[axis] = flat % extent[axis];
       if (Rank > 0) message << " at position " << to_string(position);

@@ -26,8 +26,8 @@ struct Reach {
 
 template <int Rank>
 Reach reach(const ConvShape<Rank>& shape, Index input_size, Index tap, int axis) {
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
-  const Index offset = tap * dilation[axis] - padding.start[axis];
+  const auto& stride = shape.stride;
+  const Index offset = tap * shape.dilation[axis] - shape.padding.start[axis];
   return {.first = std::max<Index>(0, -floor_divide(offset, stride[axis])),
           .last = std::min(output_size(shape, input_size, axis),
                            floor_divide(input_size - 1 - offset, stride[axis]) + 1)};
@@ -44,11 +44,10 @@ struct TapRun {
 /// diagonal by diagonal.
 template <int Rank>
 std::vector<TapRun> tap_runs(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
   const PerAxis<Rank> positions = output_size(shape, input_size);
   std::vector<TapRun> result;
   Index index = 0;
-  for_each_position(shape.kernel, [&](const PerAxis<Rank>& tap) {
+  for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& tap) {
     PerAxis<Rank> first, starts;  // one start for each line of the box of outputs
     Index count = 1;
     for (int axis = 0; axis < Rank; ++axis) {
@@ -61,7 +60,8 @@ std::vector<TapRun> tap_runs(const ConvShape<Rank>& shape, const PerAxis<Rank>& 
       PerAxis<Rank> j, i;
       for (int axis = 0; axis < Rank; ++axis) {
         j[axis] = first[axis] + start[axis];
-        i[axis] = j[axis] * stride[axis] - padding.start[axis] + tap[axis] * dilation[axis];
+        i[axis] = j[axis] * shape.stride[axis] - shape.padding.start[axis] +
+                  tap[axis] * shape.dilation[axis];
       }
       result.push_back({index, flat(j, positions), flat(i, input_size), count});
     });
@@ -92,11 +92,11 @@ void apply_matrix(Direction direction, const ConvView<Scalar, Rank>& layer,
                   const PerAxis<Rank>& input_size, std::span<const TapRun> runs, const Scalar* from,
                   Scalar* to) {
   const ConvShape<Rank>& shape = layer.shape();
-  const Index in = shape.in / shape.geometry.groups, out = shape.out / shape.geometry.groups;
-  const Index positions = volume(output_size(shape, input_size)), size = volume(input_size);
-  const Index taps = volume(shape.kernel);
+  const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
+  const Index positions = numel(output_size(shape, input_size)), size = numel(input_size);
+  const Index taps = numel(shape.kernel_size);
   Index step = 1;
-  for (const Index stride : shape.geometry.stride) step = stride;  // that of the last axis
+  for (const Index stride : shape.stride) step = stride;  // that of the last axis
   const Scalar* weight = layer.weight().data();
   for (Index o = 0; o < shape.out; ++o) {
     for (Index c = o / out * in; c < (o / out + 1) * in; ++c, weight += taps) {
@@ -152,13 +152,13 @@ class Transposed {
   /// less and 1 will do.
   /// Throws  ShapeError where there is none
   PerAxis<Rank> output_size(const PerAxis<Rank>& size) const {
-    const auto& [stride, padding, dilation, groups] = layer_.geometry();
+    const auto& padding = layer_.shape().padding;
     PerAxis<Rank> result;
     for (int axis = 0; axis < Rank; ++axis) {
       constexpr const char* what = "transposed";
       Index& extent = result[axis];
-      extent =
-          detail::checked_multiply(detail::checked_add(size[axis], -1, what), stride[axis], what);
+      extent = detail::checked_multiply(detail::checked_add(size[axis], -1, what),
+                                        layer_.shape().stride[axis], what);
       extent = detail::checked_add(extent, span(layer_.shape(), axis) + 1, what);
       extent = detail::checked_add(extent, -padding.start[axis], what);
       extent = std::max<Index>(1, detail::checked_add(extent, -padding.end[axis], what));
@@ -189,11 +189,11 @@ class Transposed {
     require_sizes(y.shape().size, size);
     FeatureMap<Scalar, Rank> x({.batch = y.shape().batch, .channels = shape.in, .size = size});
     const std::vector<detail::TapRun> runs = detail::tap_runs(shape, size);
-    const Index from = shape.out * volume(y.shape().size), to = shape.in * volume(size);
+    const Index from = shape.out * numel(y.shape().size), to = shape.in * numel(size);
     for (Index n = 0; n < y.shape().batch; ++n) {
       Scalar* map = x.values().data() + n * to;
-      for (std::size_t c = 0; c < bias_.size(); ++c, map += volume(size)) {
-        std::fill_n(map, volume(size), bias_[c]);
+      for (std::size_t c = 0; c < bias_.size(); ++c, map += numel(size)) {
+        std::fill_n(map, numel(size), bias_[c]);
       }
       detail::apply_matrix<Scalar, Rank>(detail::Direction::adjoint, layer_, size, runs,
                                          y.values().data() + n * from, x.values().data() + n * to);
@@ -274,7 +274,7 @@ Conv<Scalar, Rank> transposed(const Transposed<Scalar, Rank>& adjoint) {
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> as_conv(const Transposed<Scalar, Rank>& adjoint) {
   const ConvShape<Rank>& f = adjoint.layer().shape();
-  if (f.geometry.stride != 1) {
+  if (f.stride != 1) {
     throw ShapeError(
         "as_conv: the adjoint of a strided layer writes more positions than it reads, as no layer "
         "does (" +
@@ -282,16 +282,19 @@ Conv<Scalar, Rank> as_conv(const Transposed<Scalar, Rank>& adjoint) {
   }
   ConvShape<Rank> shape{.out = f.in,
                         .in = f.out,
-                        .kernel = f.kernel,
-                        .geometry = f.geometry,
+                        .kernel_size = f.kernel_size,
+                        .stride = f.stride,
+                        .padding = f.padding,
+                        .dilation = f.dilation,
+                        .groups = f.groups,
                         .bias = !adjoint.bias().empty()};
   for (int axis = 0; axis < Rank; ++axis) {
-    shape.geometry.padding.start[axis] = span(f, axis) - f.geometry.padding.start[axis];
-    shape.geometry.padding.end[axis] = span(f, axis) - f.geometry.padding.end[axis];
+    shape.padding.start[axis] = span(f, axis) - f.padding.start[axis];
+    shape.padding.end[axis] = span(f, axis) - f.padding.end[axis];
   }
   Conv<Scalar, Rank> result(shape);
-  const Index in = f.in / f.geometry.groups, out = f.out / f.geometry.groups;
-  const Index taps = volume(f.kernel);
+  const Index in = f.in / f.groups, out = f.out / f.groups;
+  const Index taps = numel(f.kernel_size);
   const Scalar* from = adjoint.layer().weight().data();
   for (Index o = 0; o < f.out; ++o) {
     for (Index c = o / out * in; c < (o / out + 1) * in; ++c, from += taps) {

@@ -145,7 +145,7 @@ struct Rig {
   template <int Rank>
   Weights<Scalar> weights(const ConvShape<Rank>& shape, const std::function<double()>& draw) {
     std::vector<Index> extents = {shape.out, shape.in};
-    extents.insert(extents.end(), shape.kernel.begin(), shape.kernel.end());
+    extents.insert(extents.end(), shape.kernel_size.begin(), shape.kernel_size.end());
     return {.weight = &tensor("weight", extents, draw),
             .bias = shape.bias ? &tensor("bias", {shape.out}, draw) : nullptr};
   }
@@ -197,10 +197,10 @@ Index positions(Index size, Index kernel, Index padding, Index stride) {
 
 Reference convolved(const ConvShape<2>& shape, const Batch& x, const std::vector<double>& weight,
                     const std::vector<double>& bias, Rng& rng, Batch& direction) {
-  const Index kernel_height = shape.kernel[0], kernel_width = shape.kernel[1];
-  const Index pad_height = shape.geometry.padding.start[0];
-  const Index pad_width = shape.geometry.padding.start[1];
-  const Index stride = shape.geometry.stride[0];
+  const Index kernel_height = shape.kernel_size[0], kernel_width = shape.kernel_size[1];
+  const Index pad_height = shape.padding.start[0];
+  const Index pad_width = shape.padding.start[1];
+  const Index stride = shape.stride[0];
   const Index height = positions(x.height, kernel_height, pad_height, stride);
   const Index width = positions(x.width, kernel_width, pad_width, stride);
   direction = small_integers(x.images, shape.out, height, width, rng);
@@ -281,8 +281,9 @@ void check_convolutions() {
                          concertina::PerAxis<2> padding, Index stride = 1) {
     const ConvShape<2> shape{.out = out,
                              .in = in,
-                             .kernel = kernel,
-                             .geometry = {.stride = stride, .padding = padding},
+                             .kernel_size = kernel,
+                             .stride = stride,
+                             .padding = padding,
                              .bias = random_index(rng, 0, 1) == 1};
     check_convolution<Scalar>(shape, batches[batch++ % batches.size()],
                               random_size(kernel[0], padding[0], rng),
@@ -321,11 +322,9 @@ TEST_CASE("a convolution and its gradients are those of the definition", "[cifar
 
 TEST_CASE("a convolution of maps wider than a band of the weight gradient", "[cifar][operations]") {
   Rng rng(12);
-  check_convolution<float>({.out = 9, .in = 2, .kernel = 3, .geometry = {.padding = 1}}, 2, 3, 41,
-                           rng);
-  check_convolution<float>({.out = 2, .in = 3, .kernel = 3, .bias = true}, 17, 33, 9, rng);
-  const ConvShape<2> strided{
-      .out = 9, .in = 2, .kernel = 3, .geometry = {.stride = 2, .padding = 1}};
+  check_convolution<float>({.out = 9, .in = 2, .kernel_size = 3, .padding = 1}, 2, 3, 41, rng);
+  check_convolution<float>({.out = 2, .in = 3, .kernel_size = 3, .bias = true}, 17, 33, 9, rng);
+  const ConvShape<2> strided{.out = 9, .in = 2, .kernel_size = 3, .stride = 2, .padding = 1};
   check_convolution<float>(strided, 2, 67, 19, rng);
 }
 
@@ -653,7 +652,7 @@ TEST_CASE("maps that many operations read, in any order, have the sum of their g
     Rng own(kind);
     const auto draw = [&] { return static_cast<double>(random_index(own, -4, 4)); };
     const auto apply = [&]() -> Maps<double>& {
-      const ConvShape<2> conv{.out = 3, .in = 2, .kernel = 3, .geometry = {.padding = 1}};
+      const ConvShape<2> conv{.out = 3, .in = 2, .kernel_size = 3, .padding = 1};
       const ConvShape<0> full{.out = 3, .in = 40, .bias = true};
       switch (kind) {
         case 0: return convolution(rig.tape, maps, conv, rig.weights(conv, draw));
@@ -1011,9 +1010,9 @@ struct Everything {
     bool contract = true;
     bool norm = true;  ///< after the first convolutions, whose biases have no gradient then
     std::vector<ConvShape<2>> convolutions = {
-        {.out = 5, .in = 3, .kernel = 1, .geometry = {.padding = 1}, .bias = true},
-        {.out = 6, .in = 5, .kernel = 3, .bias = true},
-        {.out = 9, .in = 6, .kernel = 1, .bias = true}};
+        {.out = 5, .in = 3, .kernel_size = 1, .padding = 1, .bias = true},
+        {.out = 6, .in = 5, .kernel_size = 3, .bias = true},
+        {.out = 9, .in = 6, .kernel_size = 1, .bias = true}};
     std::vector<Index> linears = {20, 12};  ///< between the flattened maps and the last layer
   };
 
@@ -1022,7 +1021,8 @@ struct Everything {
     Rng rng(22);
     // Scaled such that nothing grows through the layers.
     const auto add_layer = [&]<int Rank>(const ConvShape<Rank>& shape) {
-      const double bound = std::sqrt(3.0 / static_cast<double>(shape.in * volume(shape.kernel)));
+      const double bound =
+          std::sqrt(3.0 / static_cast<double>(shape.in * numel(shape.kernel_size)));
       return rig.weights(shape, [&] { return bound * random_number(rng); });
     };
     const auto add_layers = [&]<int Rank>(std::vector<ConvShape<Rank>> shapes) {
@@ -1057,10 +1057,9 @@ struct Everything {
     REQUIRE(x->width == 4);
     std::vector<Maps<Scalar>*> branches;
     for (const ConvShape<2>& shape :
-         {ConvShape<2>{.out = 4, .in = channels, .kernel = 3, .geometry = {.padding = 1}},
-          ConvShape<2>{.out = 4, .in = channels, .kernel = {3, 1}, .geometry = {.padding = {1, 0}}},
-          ConvShape<2>{
-              .out = 4, .in = channels, .kernel = {1, 3}, .geometry = {.padding = {0, 1}}}}) {
+         {ConvShape<2>{.out = 4, .in = channels, .kernel_size = 3, .padding = 1},
+          ConvShape<2>{.out = 4, .in = channels, .kernel_size = {3, 1}, .padding = {1, 0}},
+          ConvShape<2>{.out = 4, .in = channels, .kernel_size = {1, 3}, .padding = {0, 1}}}) {
       branches.push_back(
           &batch_norm(tape, convolution(tape, *x, shape, add_layer(shape)), norm(4)));
     }
@@ -1229,20 +1228,20 @@ TEST_CASE("contracted chains have the loss and the gradients of their layers",
   constexpr bool bias = true;
   const std::vector<std::pair<std::string, Shapes>> chains = {
       {"1x1, 3x3, 1x1",
-       {{.out = 5, .in = 3, .kernel = 1, .geometry = {.padding = 1}, .bias = bias},
-        {.out = 6, .in = 5, .kernel = 3, .bias = bias},
-        {.out = 9, .in = 6, .kernel = 1, .bias = bias}}},
+       {{.out = 5, .in = 3, .kernel_size = 1, .padding = 1, .bias = bias},
+        {.out = 6, .in = 5, .kernel_size = 3, .bias = bias},
+        {.out = 9, .in = 6, .kernel_size = 1, .bias = bias}}},
       {"1x1, 7x7, 1x1 as published, biases on the last",
-       {{.out = 3, .in = 3, .kernel = 1, .geometry = {.padding = 3}},
-        {.out = 32, .in = 3, .kernel = 7},
-        {.out = 8, .in = 32, .kernel = 1, .bias = bias}}},
+       {{.out = 3, .in = 3, .kernel_size = 1, .padding = 3},
+        {.out = 32, .in = 3, .kernel_size = 7},
+        {.out = 8, .in = 32, .kernel_size = 1, .bias = bias}}},
       {"3x3, 3x3, 3x3",
-       {{.out = 12, .in = 3, .kernel = 3, .geometry = {.padding = 3}, .bias = bias},
-        {.out = 12, .in = 12, .kernel = 3, .bias = bias},
-        {.out = 8, .in = 12, .kernel = 3, .bias = bias}}},
+       {{.out = 12, .in = 3, .kernel_size = 3, .padding = 3, .bias = bias},
+        {.out = 12, .in = 12, .kernel_size = 3, .bias = bias},
+        {.out = 8, .in = 12, .kernel_size = 3, .bias = bias}}},
       {"3x1, 1x3, without biases",
-       {{.out = 5, .in = 2, .kernel = {3, 1}, .geometry = {.padding = 1}},
-        {.out = 3, .in = 5, .kernel = {1, 3}}}}};
+       {{.out = 5, .in = 2, .kernel_size = {3, 1}, .padding = 1},
+        {.out = 3, .in = 5, .kernel_size = {1, 3}}}}};
   for (const auto& [name, shapes] : chains) {
     for (const Index images : {16, 17}) {
       INFO(name << ", " << images << " images");
@@ -1285,8 +1284,8 @@ TEST_CASE("the decay of a contraction is that of a compact layer, pulled back",
           "[cifar][operations]") {
   // Of small integers, so every number is exact.
   constexpr double decay = 3;
-  const std::vector<ConvShape<2>> shapes = {{.out = 4, .in = 2, .kernel = 1, .bias = true},
-                                            {.out = 3, .in = 4, .kernel = 3, .bias = true}};
+  const std::vector<ConvShape<2>> shapes = {{.out = 4, .in = 2, .kernel_size = 1, .bias = true},
+                                            {.out = 3, .in = 4, .kernel_size = 3, .bias = true}};
   Rng rng(28);
   const auto draw = [&] { return static_cast<double>(random_index(rng, -3, 3)); };
   const Batch x = small_integers(5, 2, 4, 4, rng), direction = small_integers(5, 3, 2, 2, rng);
@@ -1379,26 +1378,24 @@ TEST_CASE("operations refuse what they cannot compute, with numbers", "[cifar][o
     return message_of<ShapeError>(
         [&] { convolution(rig.tape, x, shape, rig.weights(shape, zero)); });
   };
-  CHECK_THAT(convolved_by({.out = 2, .in = 4, .kernel = 3}),
+  CHECK_THAT(convolved_by({.out = 2, .in = 4, .kernel_size = 3}),
              Contains("3 channels") && Contains("4->2"));
-  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel = 5}),
+  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel_size = 5}),
              Contains("5x4") && Contains("smaller than the kernel"));
-  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel = 3, .geometry = {.stride = 3}}),
+  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel_size = 3, .stride = 3}), Contains("stride"));
+  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel_size = 3, .stride = {1, 2}}),
              Contains("stride"));
-  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel = 3, .geometry = {.stride = {1, 2}}}),
-             Contains("stride"));
-  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel = 2, .geometry = {.dilation = 2}}),
+  CHECK_THAT(convolved_by({.out = 2, .in = 3, .kernel_size = 2, .dilation = 2}),
              Contains("dilation"));
-  CHECK_THAT(convolved_by({.out = 3, .in = 3, .kernel = 3, .geometry = {.groups = 3}}),
-             Contains("groups"));
+  CHECK_THAT(convolved_by({.out = 3, .in = 3, .kernel_size = 3, .groups = 3}), Contains("groups"));
   CHECK_THAT(convolved_by({.out = 2,
                            .in = 3,
-                           .kernel = 3,
-                           .geometry = {.padding = concertina::Padding<2>::sides({1, 1}, {1, 0})}}),
+                           .kernel_size = 3,
+                           .padding = concertina::Padding<2>::sides({1, 1}, {1, 0})}),
              Contains("both sides"));
-  const ConvShape<2> plain{.out = 2, .in = 3, .kernel = 3};
+  const ConvShape<2> plain{.out = 2, .in = 3, .kernel_size = 3};
   ConvShape<2> other = plain;
-  other.kernel = 2;
+  other.kernel_size = 2;
   CHECK_THAT(
       message_of<ShapeError>([&] { convolution(rig.tape, x, plain, rig.weights(other, zero)); }),
       Contains("24 weights and 0 biases") && Contains("without bias"));
@@ -1441,7 +1438,7 @@ TEST_CASE("a tensor that two operations read is refused", "[cifar][operations]")
   Maps<float>& x = rig.tape.maps(3, 5, 4);
   const auto refused = [](auto&& call) { return message_of<concertina::Error>(call); };
 
-  const ConvShape<2> conv{.out = 3, .in = 3, .kernel = 3};
+  const ConvShape<2> conv{.out = 3, .in = 3, .kernel_size = 3};
   const Weights<float> kernel = rig.weights(conv, zero);
   convolution(rig.tape, x, conv, kernel);
   CHECK_THAT(refused([&] { convolution(rig.tape, x, conv, kernel); }),

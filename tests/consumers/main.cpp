@@ -7,7 +7,7 @@
 int main() {
   std::mt19937_64 generator(1);
   const auto layers = concertina::initialize<double>(
-      concertina::expand_cl<1>({.out = 3, .in = 2, .kernel = 3, .bias = true}), generator);
+      concertina::expand_cl<1>({.out = 3, .in = 2, .kernel_size = 3, .bias = true}), generator);
   const concertina::Conv1d<double> product = layers[2] * layers[1] * layers[0];
   return concertina::verify(layers, product) ? 0 : 1;
 }

@@ -17,7 +17,7 @@ namespace {
 using Catch::Contains;
 
 template <class Scalar>
-void randomise(BatchNormStatistics<Scalar>& norm, Rng& rng) {
+void randomise(BatchNorm<Scalar>& norm, Rng& rng) {
   for (std::size_t c = 0; c < norm.running_mean.size(); ++c) {
     norm.running_mean[c] = static_cast<Scalar>(random_uniform(rng, 1));
     norm.running_var[c] = static_cast<Scalar>(1.1 + random_uniform(rng, 1));
@@ -36,12 +36,12 @@ Conv<Scalar, Rank> random_layer(const ConvShape<Rank>& shape, Rng& rng) {
 /// Shapes that blocks take: groups, depthwise, strides, uneven kernels, padding other than half the
 /// kernel.
 std::vector<ConvShape<2>> block_shapes() {
-  return {{.out = 7, .in = 5, .kernel = 3, .geometry = {.padding = 1}, .bias = true},
-          {.out = 6, .in = 6, .kernel = 3, .geometry = {.padding = 1}, .bias = true},
-          {.out = 6, .in = 6, .kernel = 3, .geometry = {.padding = 1, .groups = 6}, .bias = true},
-          {.out = 8, .in = 6, .kernel = 5, .geometry = {.stride = 2, .padding = 2, .groups = 2}},
-          {.out = 4, .in = 3, .kernel = {3, 5}, .geometry = {.stride = {1, 2}, .padding = {1, 2}}},
-          {.out = 3, .in = 2, .kernel = 5, .geometry = {.padding = 1}, .bias = true}};
+  return {{.out = 7, .in = 5, .kernel_size = 3, .padding = 1, .bias = true},
+          {.out = 6, .in = 6, .kernel_size = 3, .padding = 1, .bias = true},
+          {.out = 6, .in = 6, .kernel_size = 3, .padding = 1, .groups = 6, .bias = true},
+          {.out = 8, .in = 6, .kernel_size = 5, .stride = 2, .padding = 2, .groups = 2},
+          {.out = 4, .in = 3, .kernel_size = {3, 5}, .stride = {1, 2}, .padding = {1, 2}},
+          {.out = 3, .in = 2, .kernel_size = 5, .padding = 1, .bias = true}};
 }
 
 /// That a block contracts, exactly at the border, to a layer that the proofs hold.
@@ -57,7 +57,7 @@ void check_contracts(const Block& block) {
 template <class Block>
 void check_preserves(Block block, const ConvShape<2>& shape, Rng& rng) {
   const auto trained = random_layer<float>(shape, rng);
-  const Block preserved = preserving(std::move(block), trained);
+  const Block preserved = preserve(trained, std::move(block));
   const auto expression = preserved.expression();
   INFO(to_string(shape) << "\n" << prove_rounding(expression, trained));
   CHECK(prove_rounding(expression, trained));
@@ -100,11 +100,11 @@ TEST_CASE("initialised blocks contract and preserve a trained kernel", "[blocks]
 
 TEST_CASE("a skip connection stands where input and output fit", "[blocks]") {
   Rng rng(2);
-  const ConvShape<2> same{.out = 4, .in = 4, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<2> same{.out = 4, .in = 4, .kernel_size = 3, .padding = 1};
   ConvShape<2> strided = same, wide = same, cropped = same;
-  strided.geometry.stride = 2;
+  strided.stride = 2;
   wide.out = 8;
-  cropped.geometry.padding = 0;
+  cropped.padding = 0;
   CHECK(initialize_repvgg<float>(same, rng).skip);
   CHECK_FALSE(initialize_repvgg<float>(strided, rng).skip);
   CHECK_FALSE(initialize_repvgg<float>(wide, rng).skip);
@@ -113,7 +113,7 @@ TEST_CASE("a skip connection stands where input and output fit", "[blocks]") {
 
 TEST_CASE("DBB's padding before the 1x1 is exact, zeros after its batch norm are not", "[blocks]") {
   Rng rng(3);
-  const ConvShape<2> shape{.out = 3, .in = 3, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<2> shape{.out = 3, .in = 3, .kernel_size = 3, .padding = 1};
   auto block = initialize_diverse_branch_block<double>(shape, rng);
   randomise(block.reduce.norm, rng);
   const auto published = block.spatial.expression() * block.reduce.expression();
@@ -122,7 +122,7 @@ TEST_CASE("DBB's padding before the 1x1 is exact, zeros after its batch norm are
   // The same kernels, zeros placed after the batch norm.
   const auto moved = [](const Conv2d<double>& conv, Index padding) {
     ConvShape<2> changed = conv.shape();
-    changed.geometry.padding = padding;
+    changed.padding = padding;
     return Conv2d<double>(changed, {conv.weight().begin(), conv.weight().end()});
   };
   const auto zeros_between = batch_norm(block.spatial.norm) * moved(block.spatial.conv, 1) *
@@ -156,7 +156,7 @@ TEST_CASE("DBB's padding before the 1x1 is exact, zeros after its batch norm are
 
 TEST_CASE("MobileOne, OREPA and SESR contract", "[blocks]") {
   Rng rng(4);
-  const ConvShape<2> shape{.out = 4, .in = 4, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<2> shape{.out = 4, .in = 4, .kernel_size = 3, .padding = 1};
   const ConvShape<2> pointwise{.out = 4, .in = 4};
   MobileOne<float, 2> mobile;
   for (int n = 0; n < 3; ++n) {
@@ -173,8 +173,8 @@ TEST_CASE("MobileOne, OREPA and SESR contract", "[blocks]") {
   Orepa<float, 2> orepa{.branches = {}, .norm = initial_batch_norm<float>(4)};
   randomise(orepa.norm, rng);
   ConvShape<2> padded = pointwise, unpadded_square = shape;
-  padded.geometry.padding = 1;
-  unpadded_square.geometry.padding = 0;
+  padded.padding = 1;
+  unpadded_square.padding = 0;
   using Layers = std::vector<Conv2d<float>>;
   const std::vector<float> factors{0.5F, -1.25F, 3, 0.75F};
   orepa.branches.push_back({Layers{random_layer<float>(shape, rng)}, factors});
@@ -193,25 +193,25 @@ TEST_CASE("MobileOne, OREPA and SESR contract", "[blocks]") {
 
 TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {
   Rng rng(5);
-  const ConvShape<2> shape{.out = 4, .in = 4, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<2> shape{.out = 4, .in = 4, .kernel_size = 3, .padding = 1};
   ConvShape<2> larger = shape, strided = shape;
-  larger.kernel = 5;
-  strided.geometry.stride = 2;
+  larger.kernel_size = 5;
+  strided.stride = 2;
   const auto block = initialize_acnet<float>(shape, rng);
-  CHECK_THAT(message_of<ShapeError>([&] { preserving(block, Conv2d<float>(larger)); }),
+  CHECK_THAT(message_of<ShapeError>([&] { preserve(Conv2d<float>(larger), block); }),
              Contains("conv2d 4->4 @3x3 p1x1 +bias") && Contains("conv2d 4->4 @5x5 p1x1"));
-  CHECK_THROWS_AS(preserving(block, Conv2d<float>(strided)), ShapeError);
+  CHECK_THROWS_AS(preserve(Conv2d<float>(strided), block), ShapeError);
   auto dead = block;
   dead.square.norm.weight[2] = 0;
-  CHECK_THAT(message_of<NumericalError>([&] { preserving(dead, random_layer<float>(shape, rng)); }),
+  CHECK_THAT(message_of<NumericalError>([&] { preserve(random_layer<float>(shape, rng), dead); }),
              Contains("output channel 2 is not finite"));
   Conv2d<float> broken(shape);
   broken.weight()[5] = std::numeric_limits<float>::quiet_NaN();
-  CHECK_THROWS_AS(preserving(block, broken), NumericalError);
+  CHECK_THROWS_AS(preserve(broken, block), NumericalError);
   for (const ConvShape<2>& refused :
-       {ConvShape<2>{.out = 2, .in = 2, .kernel = {3, 2}},
-        ConvShape<2>{.out = 2, .in = 2, .kernel = 3, .geometry = {.dilation = 2}},
-        ConvShape<2>{.out = 2, .in = 0, .kernel = 3}}) {
+       {ConvShape<2>{.out = 2, .in = 2, .kernel_size = {3, 2}},
+        ConvShape<2>{.out = 2, .in = 2, .kernel_size = 3, .dilation = 2},
+        ConvShape<2>{.out = 2, .in = 0, .kernel_size = 3}}) {
     CHECK_THROWS_AS(initialize_acnet<float>(refused, rng), ShapeError);
     CHECK_THROWS_AS(initialize_repvgg<float>(refused, rng), ShapeError);
     CHECK_THROWS_AS(initialize_diverse_branch_block<float>(refused, rng), ShapeError);

@@ -15,7 +15,7 @@ namespace concertina::test {
 
 TEST_CASE("a map by channel is a 1x1, depthwise unless channels change places", "[channel_map]") {
   const ChannelMap<float> scale{.in = 3, .out = 3, .weight = {1, 2, 3}};
-  CHECK(scale.shape<2>() == ConvShape<2>{.out = 3, .in = 3, .geometry = {.groups = 3}});
+  CHECK(scale.shape<2>() == ConvShape<2>{.out = 3, .in = 3, .groups = 3});
   const ChannelMap<float> moved{.in = 3, .out = 2, .source = {2, 0}, .bias = {1, 1}};
   CHECK(moved.shape<1>() == ConvShape<1>{.out = 2, .in = 3, .bias = true});
   const ChannelMap<float> centred{.in = 2, .out = 2, .mean = {1, 2}};
@@ -25,11 +25,11 @@ TEST_CASE("a map by channel is a 1x1, depthwise unless channels change places", 
 TEST_CASE("what has no rank takes its neighbour's", "[channel_map]") {
   Rng rng(3);
   // The roots of its variances are whole numbers, so everything is exact.
-  const BatchNormStatistics<double> norm{.running_mean = {1, -2, 3},
-                                         .running_var = {3, 8, 15},
-                                         .weight = {4, 6, -8},
-                                         .bias = {1, 0, -1},
-                                         .eps = 1};
+  const BatchNorm<double> norm{.running_mean = {1, -2, 3},
+                               .running_var = {3, 8, 15},
+                               .weight = {4, 6, -8},
+                               .bias = {1, 0, -1},
+                               .eps = 1};
   const auto check = [&]<int Rank>(std::integral_constant<int, Rank>) {
     const auto layer = small_integers<double, Rank>(ConvShape<Rank>{.out = 3, .in = 3}, rng);
     const auto x = small_integers<double, Rank>(MapShape<Rank>{.channels = 3, .size = 4}, rng);

@@ -16,13 +16,13 @@ namespace concertina::test {
 TEST_CASE("every order of a chain gives the same layer, whatever the parentheses", "[contract]") {
   Rng rng(3);
   const auto a = small_integers<std::int64_t>(
-      ConvShape<2>{.out = 12, .in = 3, .kernel = 3, .bias = true}, rng);
+      ConvShape<2>{.out = 12, .in = 3, .kernel_size = 3, .bias = true}, rng);
   const auto b = small_integers<std::int64_t>(
-      ConvShape<2>{.out = 8, .in = 12, .kernel = 3, .bias = true}, rng);
-  const auto c =
-      small_integers<std::int64_t>(ConvShape<2>{.out = 5, .in = 8, .kernel = 2, .bias = true}, rng);
-  const auto d =
-      small_integers<std::int64_t>(ConvShape<2>{.out = 7, .in = 5, .kernel = 1, .bias = true}, rng);
+      ConvShape<2>{.out = 8, .in = 12, .kernel_size = 3, .bias = true}, rng);
+  const auto c = small_integers<std::int64_t>(
+      ConvShape<2>{.out = 5, .in = 8, .kernel_size = 2, .bias = true}, rng);
+  const auto d = small_integers<std::int64_t>(
+      ConvShape<2>{.out = 7, .in = 5, .kernel_size = 1, .bias = true}, rng);
   const Conv2d<std::int64_t> whole = d * c * b * a;
   CHECK(whole == contract(d * (c * (b * a))));
   CHECK(whole == contract((d * c) * (b * a)));
@@ -47,10 +47,10 @@ TEST_CASE("the cheapest order is taken", "[contract]") {
 }
 
 TEST_CASE("multiply-adds are counted as they are computed", "[contract]") {
-  const ConvShape<2> squeeze{.out = 64, .in = 256, .kernel = 1};
-  const ConvShape<2> spatial{.out = 256, .in = 32, .kernel = 3};
+  const ConvShape<2> squeeze{.out = 64, .in = 256, .kernel_size = 1};
+  const ConvShape<2> spatial{.out = 256, .in = 32, .kernel_size = 3};
   CHECK(multiply_adds(squeeze, spatial) == 64 * 256 * 32 * 9);
-  const ConvShape<2> depthwise{.out = 256, .in = 256, .kernel = 3, .geometry = {.groups = 256}};
+  const ConvShape<2> depthwise{.out = 256, .in = 256, .kernel_size = 3, .groups = 256};
   CHECK(multiply_adds(depthwise, depthwise) == 256 * 81);
 }
 
@@ -88,23 +88,21 @@ TEST_CASE("half and bfloat16 store, float computes", "[contract]") {
 
 TEST_CASE("contracting inexactly is refused unless the caller opts in by name", "[contract]") {
   Rng rng(1);
-  const ConvShape<2> padded{.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<2> padded{.out = 2, .in = 2, .kernel_size = 3, .padding = 1};
   ConvShape<2> strided = padded;
-  strided.geometry.stride = 2;
+  strided.stride = 2;
   strided.bias = true;
   const auto f1 = small_integers<float>(padded, rng);
   const auto f2 = small_integers<float>(strided, rng);
   const std::string message = message_of<InexactError>([&] { const Conv2d<float> f = f2 * f1; });
   CHECK_THAT(message, Catch::Contains("border of 1x1 outputs at the start and 1x1 at the end") &&
                           Catch::Contains("layer 2") && Catch::Contains("interior_only"));
-  CHECK(contract(f2 * f1, interior_only).shape().kernel == PerAxis<2>(5));
+  CHECK(contract(f2 * f1, interior_only).shape().kernel_size == PerAxis<2>(5));
   CHECK_THROWS_AS(contract(f2 * f1, exact_at(8, 8)), InexactError);
 
   const auto one_sided = small_integers<float>(
-      ConvShape<2>{.out = 2,
-                   .in = 2,
-                   .kernel = 3,
-                   .geometry = {.stride = 2, .padding = Padding<2>::sides(0, 1)}},
+      ConvShape<2>{
+          .out = 2, .in = 2, .kernel_size = 3, .stride = 2, .padding = Padding<2>::sides(0, 1)},
       rng);
   CHECK_THROWS_AS(contract(one_sided * f1), InexactError);
   const Conv2d<float> even = contract(one_sided * f1, exact_at(9, 9));

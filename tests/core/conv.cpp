@@ -27,14 +27,14 @@ FeatureMap<Scalar, Rank> applied_in_loops(const Conv<Scalar, Rank>& layer,
   std::array<Axis, 3> axes;
   PerAxis<Rank> positions;
   for (int axis = 0; axis < Rank; ++axis) {
-    const Geometry<Rank>& geometry = layer.geometry();
+    const ConvShape<Rank>& shape = layer.shape();
     positions[axis] = counted_positions(layer.shape(), x.shape().size[axis], axis);
     axes[static_cast<std::size_t>(3 - Rank + axis)] = {
-        layer.shape().kernel[axis],   geometry.stride[axis], geometry.dilation[axis],
-        geometry.padding.start[axis], x.shape().size[axis],  positions[axis]};
+        shape.kernel_size[axis],   shape.stride[axis],   shape.dilation[axis],
+        shape.padding.start[axis], x.shape().size[axis], positions[axis]};
   }
   const auto& [p, q, r] = axes;
-  const Index in = layer.shape().in, out = layer.shape().out, groups = layer.geometry().groups;
+  const Index in = layer.shape().in, out = layer.shape().out, groups = layer.shape().groups;
   std::vector<Scalar> numbers;
   for (Index n = 0; n < x.shape().batch; ++n) {
     for (Index o = 0; o < out; ++o) {
@@ -114,7 +114,7 @@ Conv<Gaussian, Rank> gaussian(const ConvShape<Rank>& shape, Rng& rng) {
 }
 
 TEST_CASE("a kernel and its output, by hand", "[conv]") {
-  const Conv2d<int> layer({.out = 1, .in = 1, .kernel = 2}, {1, 2, 3, 4}, {10});
+  const Conv2d<int> layer({.out = 1, .in = 1, .kernel_size = 2}, {1, 2, 3, 4}, {10});
   CHECK(layer.shape().bias);
   const FeatureMap<int, 2> x({.size = {2, 3}}, {1, 0, 2, 0, 1, 0});
   CHECK(layer(x) == FeatureMap<int, 2>({.size = {1, 2}}, {10 + 1 + 4, 10 + 4 + 3}));
@@ -130,7 +130,7 @@ TEMPLATE_TEST_CASE_SIG("a layer does what its definition says", "[conv]", ((int 
     check_application<float>(shape, rng);
   }
   for (const Index multiplier : {1, 2, 3}) {  // depthwise
-    ConvShape<Rank> shape{.out = 3 * multiplier, .in = 3, .kernel = 2, .geometry = {.groups = 3}};
+    ConvShape<Rank> shape{.out = 3 * multiplier, .in = 3, .kernel_size = 2, .groups = 3};
     check_application<float>(shape, rng);
     shape.bias = true;
     check_application<float>(shape, rng);
@@ -145,7 +145,8 @@ TEMPLATE_TEST_CASE("a layer of any numbers", "[conv]", double, std::int64_t, Pri
 
 TEST_CASE("a batch of none, and a batch is its maps", "[conv]") {
   Rng rng(3);
-  const auto layer = small_integers<float, 1>({.out = 2, .in = 1, .kernel = 2, .bias = true}, rng);
+  const auto layer =
+      small_integers<float, 1>({.out = 2, .in = 1, .kernel_size = 2, .bias = true}, rng);
   CHECK(layer(FeatureMap<float, 1>({.batch = 0, .channels = 1, .size = 4})) ==
         FeatureMap<float, 1>({.batch = 0, .channels = 2, .size = 3}));
   const auto both = small_integers<float, 1>({.batch = 2, .size = 4}, rng);
@@ -157,7 +158,7 @@ TEST_CASE("a batch of none, and a batch is its maps", "[conv]") {
 }
 
 TEST_CASE("a map that does not fit is refused", "[conv]") {
-  const Conv2d<float> layer({.out = 2, .in = 3, .kernel = 3});
+  const Conv2d<float> layer({.out = 2, .in = 3, .kernel_size = 3});
   CHECK_THAT(
       message_of<ShapeError>([&] { layer(FeatureMap<float, 2>({.channels = 2, .size = 5})); }),
       Contains("a map of 2 channels, where the layer reads 3 (conv2d 3->2 @3x3)"));
@@ -167,8 +168,7 @@ TEST_CASE("a map that does not fit is refused", "[conv]") {
 }
 
 TEST_CASE("a layer starts as zeros, or takes vectors over", "[conv]") {
-  const Conv1d<float> zeros(
-      {.out = 4, .in = 6, .kernel = 3, .geometry = {.groups = 2}, .bias = true});
+  const Conv1d<float> zeros({.out = 4, .in = 6, .kernel_size = 3, .groups = 2, .bias = true});
   CHECK(zeros.weight().size() == 4 * 3 * 3);
   CHECK(zeros.bias().size() == 4);
   CHECK(std::ranges::count(zeros.weight(), 0.f) == 36);
@@ -183,7 +183,7 @@ TEST_CASE("a layer starts as zeros, or takes vectors over", "[conv]") {
   CHECK(layer.weight().data() == weight_at);
   CHECK(layer.bias().data() == bias_at);
   CHECK(layer.shape() == zeros.shape());  // the bias itself says that there is one
-  CHECK(layer.geometry().groups == 2);
+  CHECK(layer.shape().groups == 2);
   layer.weight()[35] = 9;
   layer.bias()[0] = 8;
   CHECK(std::as_const(layer).weight()[35] == 9);
@@ -192,11 +192,12 @@ TEST_CASE("a layer starts as zeros, or takes vectors over", "[conv]") {
 
 TEST_CASE("a view shows foreign memory without a copy", "[conv]") {
   std::vector<float> weight{1, 2, 3, 4}, bias{5, 6};
-  const ConvView<float, 1> view({.out = 2, .in = 1, .kernel = 2, .bias = true}, weight, bias);
+  const ConvView<float, 1> view({.out = 2, .in = 1, .kernel_size = 2, .bias = true}, weight, bias);
   CHECK(view.weight().data() == weight.data());
   CHECK(view.bias().data() == bias.data());
-  CHECK(ConvView<float, 1>({.out = 2, .in = 1, .kernel = 2}, weight, bias).shape() == view.shape());
-  CHECK(ConvView<float, 1>({.out = 2, .in = 1, .kernel = 2}, weight).bias().empty());
+  CHECK(ConvView<float, 1>({.out = 2, .in = 1, .kernel_size = 2}, weight, bias).shape() ==
+        view.shape());
+  CHECK(ConvView<float, 1>({.out = 2, .in = 1, .kernel_size = 2}, weight).bias().empty());
   weight[3] = 7;
   CHECK(view({{.size = 2}, std::array{0.f, 1.f}}).values()[1] == 7 + 6);
 
@@ -208,11 +209,11 @@ TEST_CASE("a view shows foreign memory without a copy", "[conv]") {
   const ConvView<float, 1> of_owner = copy;
   CHECK(of_owner.weight().data() == copy.weight().data());
   CHECK(of_owner.bias().data() == copy.bias().data());
-  CHECK(of_owner.geometry() == copy.geometry());
+  CHECK(of_owner.shape() == copy.shape());
 }
 
 TEST_CASE("numbers that do not fill the shape are refused", "[conv]") {
-  const ConvShape<2> shape{.out = 2, .in = 3, .kernel = {1, 2}};
+  const ConvShape<2> shape{.out = 2, .in = 3, .kernel_size = {1, 2}};
   const auto refuses = [](const ConvShape<2>& of, std::size_t weights, std::size_t biases,
                           const std::string& why) {
     const std::vector<int> weight(weights), bias(biases);
@@ -221,8 +222,8 @@ TEST_CASE("numbers that do not fill the shape are refused", "[conv]") {
   };
   ConvShape<2> biased = shape, grouped = shape, huge = shape;
   biased.bias = true;
-  grouped.geometry.groups = 2;
-  huge.kernel = Index{1} << 32;
+  grouped.groups = 2;
+  huge.kernel_size = Index{1} << 32;
   refuses(shape, 11, 0, "weight has 11 numbers instead of 12 (conv2d 3->2 @1x2)");
   refuses(shape, 13, 0, "weight has 13 numbers instead of 12");
   refuses(shape, 0, 0, "weight has 0 numbers");
@@ -230,7 +231,7 @@ TEST_CASE("numbers that do not fill the shape are refused", "[conv]") {
   refuses(biased, 12, 1, "bias has 1 numbers instead of 2");
   refuses(biased, 12, 0, "the shape has a bias, but none was given (conv2d 3->2 @1x2 +bias)");
   refuses(grouped, 12, 0, "groups must divide the channels");
-  refuses({.out = 2, .in = 3, .kernel = 0}, 0, 0, "an empty kernel");
+  refuses({.out = 2, .in = 3, .kernel_size = 0}, 0, 0, "an empty kernel");
   refuses({}, 0, 0, "at least one channel");
   CHECK_THROWS_AS((Conv2d<int>(grouped)), ShapeError);
   CHECK_THROWS_AS((Conv2d<int>(huge)), SizeError);
@@ -264,7 +265,7 @@ TEST_CASE("numbers are converted one by one, and rounded once", "[conv]") {
   CHECK(layer.cast<long double>().cast<double>() == layer);
   CHECK(layer.cast<int>() == Linear<int>({.out = 2, .in = 2}, {1, 0, 0, 1}, {0, 3}));
 
-  const ConvShape<1> shape{.out = 2, .in = 4, .kernel = 3, .geometry = {.stride = 2, .groups = 2}};
+  const ConvShape<1> shape{.out = 2, .in = 4, .kernel_size = 3, .stride = 2, .groups = 2};
   Rng rng(5);
   const auto whole = small_integers<std::int64_t>(shape, rng);
   CHECK(whole.cast<float>().shape() == shape);
@@ -284,23 +285,22 @@ template <class Scalar, int Rank>
 Conv<Scalar, Rank> zero_extended(const Conv<Scalar, Rank>& layer, const PerAxis<Rank>& before,
                                  const PerAxis<Rank>& after) {
   const ConvShape<Rank>& from = layer.shape();
-  ConvShape<Rank> shape{
-      .out = from.out, .in = from.in, .geometry = {.stride = from.geometry.stride}, .bias = true};
+  ConvShape<Rank> shape{.out = from.out, .in = from.in, .stride = from.stride, .bias = true};
   for (int axis = 0; axis < Rank; ++axis) {
-    const Index extent = (from.kernel[axis] - 1) * from.geometry.dilation[axis] + 1;
-    shape.kernel[axis] = before[axis] + extent + after[axis];
-    shape.geometry.padding.start[axis] = from.geometry.padding.start[axis] + before[axis];
-    shape.geometry.padding.end[axis] = from.geometry.padding.end[axis] + after[axis];
+    const Index extent = (from.kernel_size[axis] - 1) * from.dilation[axis] + 1;
+    shape.kernel_size[axis] = before[axis] + extent + after[axis];
+    shape.padding.start[axis] = from.padding.start[axis] + before[axis];
+    shape.padding.end[axis] = from.padding.end[axis] + after[axis];
   }
   Conv<Scalar, Rank> result(shape);
-  const Index in = from.in / from.geometry.groups, out = from.out / from.geometry.groups;
+  const Index in = from.in / from.groups, out = from.out / from.groups;
   auto number = layer.weight().begin();
   for (Index o = 0; o < from.out; ++o) {
     for (Index c = 0; c < in; ++c) {
-      detail::for_each_position(from.kernel, [&](const PerAxis<Rank>& tap) {
+      detail::for_each_position(from.kernel_size, [&](const PerAxis<Rank>& tap) {
         Index at = o * from.in + o / out * in + c;
         for (int axis = 0; axis < Rank; ++axis) {
-          at = at * shape.kernel[axis] + before[axis] + tap[axis] * from.geometry.dilation[axis];
+          at = at * shape.kernel_size[axis] + before[axis] + tap[axis] * from.dilation[axis];
         }
         result.weight()[static_cast<std::size_t>(at)] = *number++;
       });
@@ -350,52 +350,44 @@ TEMPLATE_TEST_CASE_SIG("layers are equal as maps, not as numbers", "[conv]", ((i
 
 TEST_CASE("what two layers must share to be equal", "[conv]") {
   const auto zeros = [](const ConvShape<1>& shape) { return Conv1d<int>(shape); };
-  const ConvShape<1> plain{.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<1> plain{.out = 2, .in = 2, .kernel_size = 3, .padding = 1};
   const auto with = [&](auto&& change) {
     ConvShape<1> shape = plain;
     change(shape);
     return zeros(shape);
   };
   SECTION("the same size of the output, even for zeros") {
-    CHECK(zeros(plain) != with([](auto& shape) { shape.geometry.padding = 2; }));
-    CHECK(zeros(plain) != with([](auto& shape) { shape.kernel = 2; }));
-    CHECK(zeros(plain) != with([](auto& shape) { shape.geometry.dilation = 2; }));
-    CHECK(zeros(plain) != with([](auto& shape) { shape.geometry.stride = 2; }));
-    CHECK(zeros(plain) == with([](auto& shape) { shape.geometry.groups = 2; }));
+    CHECK(zeros(plain) != with([](auto& shape) { shape.padding = 2; }));
+    CHECK(zeros(plain) != with([](auto& shape) { shape.kernel_size = 2; }));
+    CHECK(zeros(plain) != with([](auto& shape) { shape.dilation = 2; }));
+    CHECK(zeros(plain) != with([](auto& shape) { shape.stride = 2; }));
+    CHECK(zeros(plain) == with([](auto& shape) { shape.groups = 2; }));
     CHECK(zeros(plain) == with([](auto& shape) { shape.bias = true; }));
+    CHECK(zeros(plain) == with([](auto& shape) { shape.padding = Padding<1>::sides(0, 2); }));
+    CHECK(zeros(plain) == with([](auto& shape) { shape.kernel_size = 1, shape.padding = 0; }));
     CHECK(zeros(plain) ==
-          with([](auto& shape) { shape.geometry.padding = Padding<1>::sides(0, 2); }));
-    CHECK(zeros(plain) == with([](auto& shape) { shape.kernel = 1, shape.geometry.padding = 0; }));
-    CHECK(zeros(plain) == with([](auto& shape) {
-            shape.kernel = 1, shape.geometry.padding = 0, shape.geometry.dilation = 7;
-          }));
+          with([](auto& shape) { shape.kernel_size = 1, shape.padding = 0, shape.dilation = 7; }));
   }
   SECTION("the same channels") {
     CHECK(zeros(plain) != with([](auto& shape) { shape.in = 1; }));
     CHECK(zeros(plain) != with([](auto& shape) { shape.out = 1; }));
   }
   SECTION("the same place") {
-    const Conv1d<int> left({.out = 1, .in = 1, .geometry = {.padding = Padding<1>::sides(1, 0)}},
-                           {5});
-    const Conv1d<int> right({.out = 1, .in = 1, .geometry = {.padding = Padding<1>::sides(0, 1)}},
-                            {5});
+    const Conv1d<int> left({.out = 1, .in = 1, .padding = Padding<1>::sides(1, 0)}, {5});
+    const Conv1d<int> right({.out = 1, .in = 1, .padding = Padding<1>::sides(0, 1)}, {5});
     CHECK(left != right);
     CHECK(left ==
-          Conv1d<int>(
-              {.out = 1, .in = 1, .kernel = 2, .geometry = {.padding = Padding<1>::sides(1, 1)}},
-              {5, 0}));
+          Conv1d<int>({.out = 1, .in = 1, .kernel_size = 2, .padding = Padding<1>::sides(1, 1)},
+                      {5, 0}));
     CHECK(right ==
-          Conv1d<int>(
-              {.out = 1, .in = 1, .kernel = 2, .geometry = {.padding = Padding<1>::sides(1, 1)}},
-              {0, 5}));
+          Conv1d<int>({.out = 1, .in = 1, .kernel_size = 2, .padding = Padding<1>::sides(1, 1)},
+                      {0, 5}));
   }
   SECTION("dilations that reach the same places") {
-    const Conv1d<int> spread({.out = 1, .in = 1, .kernel = 3, .geometry = {.dilation = 2}},
-                             {1, 0, 2});
-    CHECK(spread ==
-          Conv1d<int>({.out = 1, .in = 1, .kernel = 2, .geometry = {.dilation = 4}}, {1, 2}));
-    CHECK(spread == Conv1d<int>({.out = 1, .in = 1, .kernel = 5}, {1, 0, 0, 0, 2}));
-    CHECK(spread != Conv1d<int>({.out = 1, .in = 1, .kernel = 5}, {1, 0, 0, 2, 0}));
+    const Conv1d<int> spread({.out = 1, .in = 1, .kernel_size = 3, .dilation = 2}, {1, 0, 2});
+    CHECK(spread == Conv1d<int>({.out = 1, .in = 1, .kernel_size = 2, .dilation = 4}, {1, 2}));
+    CHECK(spread == Conv1d<int>({.out = 1, .in = 1, .kernel_size = 5}, {1, 0, 0, 0, 2}));
+    CHECK(spread != Conv1d<int>({.out = 1, .in = 1, .kernel_size = 5}, {1, 0, 0, 2, 0}));
   }
   SECTION("nothing equals what is not a number") {
     const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -423,14 +415,11 @@ TEST_CASE("a ring of one's own is enough", "[conv]") {
   const auto kernels =
       GENERATE(std::array<Index, 2>{1, 3}, std::array<Index, 2>{3, 1}, std::array<Index, 2>{3, 3});
   const Index channels = GENERATE(2, 12);
-  const auto first = gaussian<1>({.out = channels,
-                                  .in = channels,
-                                  .kernel = kernels[0],
-                                  .geometry = {.padding = 1},
-                                  .bias = true},
-                                 rng);
+  const auto first = gaussian<1>(
+      {.out = channels, .in = channels, .kernel_size = kernels[0], .padding = 1, .bias = true},
+      rng);
   const auto second =
-      gaussian<1>({.out = channels, .in = channels, .kernel = kernels[1], .bias = true}, rng);
+      gaussian<1>({.out = channels, .in = channels, .kernel_size = kernels[1], .bias = true}, rng);
   const auto numbers = gaussian<0>({.out = 1, .in = channels * 9}, rng);
   const FeatureMap<Gaussian, 1> map({.channels = channels, .size = 9},
                                     {numbers.weight().begin(), numbers.weight().end()});
@@ -442,7 +431,7 @@ TEST_CASE("a ring of one's own is enough", "[conv]") {
 TEST_CASE("a const layer is applied from two threads", "[conv]") {
   Rng rng(8);
   const auto layer = small_integers<float, 2>(
-      {.out = 4, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true}, rng);
+      {.out = 4, .in = 3, .kernel_size = 3, .padding = 1, .bias = true}, rng);
   const auto x = small_integers<float, 2>({.channels = 3, .size = 20}, rng);
   const auto expected = applied_in_loops(layer, x);
   std::array<int, 2> wrong{};

@@ -13,11 +13,8 @@ namespace concertina::test {
 namespace {
 
 ConvShape<2> conv(Index kernel, Index padding, bool bias, Index stride = 1) {
-  return {.out = 2,
-          .in = 2,
-          .kernel = kernel,
-          .geometry = {.stride = stride, .padding = padding},
-          .bias = bias};
+  return {
+      .out = 2, .in = 2, .kernel_size = kernel, .stride = stride, .padding = padding, .bias = bias};
 }
 
 Exactness<2> worst(const std::vector<ConvShape<2>>& shapes) {
@@ -75,17 +72,18 @@ TEST_CASE("a crop after the border makes a chain exact, one before a padding doe
 TEST_CASE("a padding that no output reads does not matter", "[exactness]") {
   // Kernel 2, dilation 2, stride 2, padding 2 reads -2, 0, 2, ...: with stride 3 before it, -2 sees
   // no input.
-  const ConvShape<1> first{.out = 1, .in = 1, .kernel = 3, .geometry = {.stride = 2}};
-  const ConvShape<1> skips{
-      .out = 1,
-      .in = 1,
-      .kernel = 2,
-      .geometry = {.stride = 2, .padding = Padding<1>::sides({2}, {0}), .dilation = 2}};
+  const ConvShape<1> first{.out = 1, .in = 1, .kernel_size = 3, .stride = 2};
+  const ConvShape<1> skips{.out = 1,
+                           .in = 1,
+                           .kernel_size = 2,
+                           .stride = 2,
+                           .padding = Padding<1>::sides({2}, {0}),
+                           .dilation = 2};
   CHECK(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, skips})));
   // By the pairwise rule it would need padding 1 on the first layer: position -1 would see the
   // input.
   ConvShape<1> reads = skips;
-  reads.geometry.dilation = 1;
+  reads.dilation = 1;
   CHECK_FALSE(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, reads})));
 }
 

@@ -24,9 +24,9 @@ struct Chain3 {
 };
 
 Chain3 chain(Rng& rng) {
-  return {small_integers<int, 2>({.out = 3, .in = 2, .kernel = 3, .geometry = {.padding = 1}}, rng),
+  return {small_integers<int, 2>({.out = 3, .in = 2, .kernel_size = 3, .padding = 1}, rng),
           small_integers<int, 2>({.out = 4, .in = 3, .bias = true}, rng),
-          small_integers<int, 2>({.out = 2, .in = 4, .kernel = 2, .bias = true}, rng),
+          small_integers<int, 2>({.out = 2, .in = 4, .kernel_size = 2, .bias = true}, rng),
           small_integers<int, 2>({.batch = 2, .channels = 2, .size = {5, 4}}, rng)};
 }
 
@@ -164,10 +164,11 @@ TEST_CASE("a layer may be assigned a product of itself", "[expression]") {
   Rng rng(7);
   const auto [first, b, c, x] = chain(rng);
   Layer2 layer = first;
-  const auto after = small_integers<int, 2>({.out = 3, .in = 3, .kernel = 2, .bias = true}, rng);
+  const auto after =
+      small_integers<int, 2>({.out = 3, .in = 3, .kernel_size = 2, .bias = true}, rng);
   layer = after * layer;
   CHECK(layer(x) == after(first(x)));
-  Layer2 power = small_integers<int, 2>({.out = 2, .in = 2, .kernel = 2}, rng);
+  Layer2 power = small_integers<int, 2>({.out = 2, .in = 2, .kernel_size = 2}, rng);
   const Layer2 original = power;
   power = power * power;
   CHECK(power(x) == original(original(x)));

@@ -13,24 +13,23 @@ namespace {
 using Catch::Contains;
 
 TEST_CASE("a batch has batch * channels * size numbers", "[feature_map]") {
-  CHECK(element_count(MapShape<2>{.batch = 2, .channels = 3, .size = {4, 5}}) == 120);
-  CHECK(element_count(MapShape<0>{.batch = 2, .channels = 3}) == 6);
-  CHECK(element_count(MapShape<3>{.size = {2, 3, 4}}) == 24);
-  CHECK(element_count(MapShape<1>{.batch = 0, .channels = 3, .size = 4}) == 0);
-  CHECK(element_count(MapShape<1>{.batch = 2, .channels = 3, .size = 0}) == 0);
+  CHECK(numel(MapShape<2>{.batch = 2, .channels = 3, .size = {4, 5}}) == 120);
+  CHECK(numel(MapShape<0>{.batch = 2, .channels = 3}) == 6);
+  CHECK(numel(MapShape<3>{.size = {2, 3, 4}}) == 24);
+  CHECK(numel(MapShape<1>{.batch = 0, .channels = 3, .size = 4}) == 0);
+  CHECK(numel(MapShape<1>{.batch = 2, .channels = 3, .size = 0}) == 0);
 
-  CHECK_THAT(message_of<ShapeError>([] { element_count(MapShape<1>{.batch = -1}); }),
+  CHECK_THAT(message_of<ShapeError>([] { numel(MapShape<1>{.batch = -1}); }),
              Contains("negative size"));
-  CHECK_THROWS_AS(element_count(MapShape<1>{.channels = -1}), ShapeError);
-  CHECK_THROWS_AS(element_count(MapShape<1>{.batch = -1, .channels = -1}), ShapeError);
-  CHECK_THROWS_AS(element_count(MapShape<2>{.size = {-2, -3}}), ShapeError);
+  CHECK_THROWS_AS(numel(MapShape<1>{.channels = -1}), ShapeError);
+  CHECK_THROWS_AS(numel(MapShape<1>{.batch = -1, .channels = -1}), ShapeError);
+  CHECK_THROWS_AS(numel(MapShape<2>{.size = {-2, -3}}), ShapeError);
 
   constexpr Index most = std::numeric_limits<Index>::max();
-  CHECK_THAT(
-      message_of<SizeError>([] { element_count(MapShape<1>{.batch = most, .channels = 2}); }),
-      Contains("feature map") && Contains("overflows"));
-  CHECK_THROWS_AS(element_count(MapShape<1>{.channels = 2, .size = most}), SizeError);
-  CHECK_THROWS_AS(element_count(MapShape<2>{.size = Index{1} << 32}), SizeError);
+  CHECK_THAT(message_of<SizeError>([] { numel(MapShape<1>{.batch = most, .channels = 2}); }),
+             Contains("feature map") && Contains("overflows"));
+  CHECK_THROWS_AS(numel(MapShape<1>{.channels = 2, .size = most}), SizeError);
+  CHECK_THROWS_AS(numel(MapShape<2>{.size = Index{1} << 32}), SizeError);
 }
 
 TEST_CASE("a map starts as zeros, or with the numbers given", "[feature_map]") {
@@ -54,7 +53,7 @@ TEST_CASE("a map starts as zeros, or with the numbers given", "[feature_map]") {
   CHECK(FeatureMap<int, 1>({.channels = 2, .size = 3}, six) !=
         FeatureMap<int, 1>({.channels = 3, .size = 2}, six));
   CHECK(FeatureMap<int, 2>().values().empty());
-  CHECK(element_count(FeatureMap<int, 2>().shape()) == 0);
+  CHECK(numel(FeatureMap<int, 2>().shape()) == 0);
 }
 
 TEST_CASE("numbers that do not fill the shape are refused", "[feature_map]") {

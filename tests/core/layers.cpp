@@ -23,8 +23,8 @@ namespace {
 using Catch::Contains;
 
 template <class Scalar>
-BatchNormStatistics<Scalar> random_batch_norm(Index channels, Rng& rng, double eps = 1e-3) {
-  BatchNormStatistics<Scalar> norm{.running_mean = {}, .running_var = {}, .eps = eps};
+BatchNorm<Scalar> random_batch_norm(Index channels, Rng& rng, double eps = 1e-3) {
+  BatchNorm<Scalar> norm{.running_mean = {}, .running_var = {}, .eps = eps};
   for (Index c = 0; c < channels; ++c) {
     norm.running_mean.push_back(static_cast<Scalar>(random_uniform(rng, 1)));
     norm.running_var.push_back(static_cast<Scalar>(1.1 + random_uniform(rng, 1)));
@@ -44,7 +44,7 @@ FeatureMap<Scalar, Rank> random_map(Index channels, Rng& rng) {
 /// Each number of a batch mapped by change(number, channel).
 template <class Scalar, int Rank, class Change>
 FeatureMap<Scalar, Rank> each_channel(FeatureMap<Scalar, Rank> x, Change&& change) {
-  const Index size = volume(x.shape().size);
+  const Index size = numel(x.shape().size);
   for (std::size_t i = 0; i < x.values().size(); ++i) {
     const auto channel =
         static_cast<std::size_t>(static_cast<Index>(i) / size % x.shape().channels);
@@ -62,8 +62,7 @@ TEMPLATE_TEST_CASE_SIG("a batch norm is what its definition says", "[layers]", (
   const auto norm = random_batch_norm<double>(channels, rng);
   const auto x = random_map<double, Rank>(channels, rng);
   const Conv<double, Rank> layer = Expr<double, Rank>(batch_norm(norm));
-  CHECK(layer.shape() ==
-        ConvShape<Rank>{.out = 5, .in = 5, .geometry = {.groups = 5}, .bias = true});
+  CHECK(layer.shape() == ConvShape<Rank>{.out = 5, .in = 5, .groups = 5, .bias = true});
   const auto expected = each_channel(x, [&](double number, std::size_t c) {
     return (number - norm.running_mean[c]) / std::sqrt(norm.running_var[c] + norm.eps) *
                norm.weight[c] +
@@ -117,8 +116,7 @@ TEST_CASE("what a batch norm multiplies is rounded once, not its factors too", "
   Index tight = 0;
   for (int n = 0; n < 50; ++n) {
     const auto conv = [&] {
-      Conv2d<float> layer(
-          {.out = 4, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true});
+      Conv2d<float> layer({.out = 4, .in = 3, .kernel_size = 3, .padding = 1, .bias = true});
       initialize_uniform(layer, rng);
       return layer;
     }();
@@ -142,7 +140,7 @@ TEST_CASE("what a batch norm multiplies is rounded once, not its factors too", "
 TEST_CASE("identity, scales and selections of channels", "[layers]") {
   Rng rng(4);
   const auto layer = small_integers<std::int64_t, 2>(
-      ConvShape<2>{.out = 6, .in = 4, .kernel = 3, .geometry = {.groups = 2}, .bias = true}, rng);
+      ConvShape<2>{.out = 6, .in = 4, .kernel_size = 3, .groups = 2, .bias = true}, rng);
   const auto x =
       small_integers<std::int64_t, 2>(MapShape<2>{.batch = 2, .channels = 4, .size = {4, 5}}, rng);
   const auto y = layer(x);
@@ -154,12 +152,12 @@ TEST_CASE("identity, scales and selections of channels", "[layers]") {
   const std::vector<std::int64_t> factors{3, -1, 0, 2, 5, 7};
   CHECK(Layer2(channel_scale(factors) * layer)(x) ==
         each_channel(y, [&](std::int64_t n, std::size_t c) { return factors[c] * n; }));
-  CHECK(Layer2(channel_scale(factors) * layer).geometry().groups == 2);
+  CHECK(Layer2(channel_scale(factors) * layer).shape().groups == 2);
 
   const auto selected = [&](const std::vector<Index>& source) {
     FeatureMap<std::int64_t, 2> result(
         {.batch = 2, .channels = std::ssize(source), .size = y.shape().size});
-    const Index size = volume(y.shape().size);
+    const Index size = numel(y.shape().size);
     for (Index n = 0; n < 2; ++n) {
       for (Index o = 0; o < std::ssize(source); ++o) {
         std::copy_n(y.values().begin() + (n * 6 + source[static_cast<std::size_t>(o)]) * size, size,
@@ -252,7 +250,8 @@ TEST_CASE("zeros around a kernel change nothing", "[layers]") {
   for (const ConvShape<2>& shape : all_shapes<2>(rng, 30)) {
     const auto layer = small_integers<std::int64_t, 2>(shape, rng);
     const auto wide = zero_padded(layer, Padding<2>::sides({1, 2}, {0, 3}));
-    CHECK(wide.shape().kernel == PerAxis<2>{shape.kernel[0] + 1, shape.kernel[1] + 5});
+    CHECK(wide.shape().kernel_size ==
+          PerAxis<2>{shape.kernel_size[0] + 1, shape.kernel_size[1] + 5});
     CHECK(wide == layer);
     const auto x = small_integers<std::int64_t, 2>(
         MapShape<2>{.channels = shape.in, .size = random_input_size(shape, rng)}, rng);

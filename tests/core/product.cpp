@@ -23,29 +23,26 @@ namespace {
 std::vector<std::pair<ConvShape<2>, ConvShape<2>>> pairs() {
   return {
       // outer, inner
-      {{.out = 24, .in = 40, .kernel = 1, .bias = true},
-       {.out = 40, .in = 16, .kernel = 7, .geometry = {.padding = 3}, .bias = true}},
-      {{.out = 33, .in = 20, .kernel = {5, 3}, .geometry = {.stride = 2}, .bias = true},
-       {.out = 20, .in = 17, .kernel = 1, .geometry = {.padding = 2}, .bias = true}},
-      {{.out = 10, .in = 12, .kernel = 3}, {.out = 12, .in = 9, .kernel = 3, .bias = true}},
-      {{.out = 10, .in = 12, .kernel = {2, 3}, .geometry = {.dilation = {3, 1}}, .bias = true},
-       {.out = 12, .in = 9, .kernel = {3, 2}, .geometry = {.stride = {1, 3}, .dilation = {1, 2}}}},
-      {{.out = 12, .in = 48, .kernel = 1, .geometry = {.groups = 12}, .bias = true},
-       {.out = 48, .in = 12, .kernel = 3, .geometry = {.groups = 12}, .bias = true}},
-      {{.out = 12, .in = 36, .kernel = 3, .geometry = {.groups = 3}},
-       {.out = 36, .in = 20, .kernel = 3, .geometry = {.groups = 4}, .bias = true}},
-      {{.out = 40, .in = 36, .kernel = 1, .geometry = {.groups = 2}},
-       {.out = 36, .in = 30, .kernel = 3, .geometry = {.groups = 6}, .bias = true}},
-      {{.out = 6, .in = 6, .kernel = 1, .geometry = {.stride = 2, .groups = 6}, .bias = true},
-       {.out = 6, .in = 4, .kernel = {3, 1}, .geometry = {.stride = 2, .groups = 2}, .bias = true}},
-      {{.out = 9, .in = 6, .kernel = {2, 3}, .geometry = {.dilation = 2, .groups = 3}},
-       {.out = 6,
-        .in = 6,
-        .kernel = 1,
-        .geometry = {.stride = 2, .padding = 1, .groups = 6},
-        .bias = true}},
-      {{.out = 7, .in = 5, .kernel = 1}, {.out = 5, .in = 3, .kernel = 1}},
-      {{.out = 1, .in = 1, .kernel = 1}, {.out = 1, .in = 1, .kernel = 1}},
+      {{.out = 24, .in = 40, .kernel_size = 1, .bias = true},
+       {.out = 40, .in = 16, .kernel_size = 7, .padding = 3, .bias = true}},
+      {{.out = 33, .in = 20, .kernel_size = {5, 3}, .stride = 2, .bias = true},
+       {.out = 20, .in = 17, .kernel_size = 1, .padding = 2, .bias = true}},
+      {{.out = 10, .in = 12, .kernel_size = 3},
+       {.out = 12, .in = 9, .kernel_size = 3, .bias = true}},
+      {{.out = 10, .in = 12, .kernel_size = {2, 3}, .dilation = {3, 1}, .bias = true},
+       {.out = 12, .in = 9, .kernel_size = {3, 2}, .stride = {1, 3}, .dilation = {1, 2}}},
+      {{.out = 12, .in = 48, .kernel_size = 1, .groups = 12, .bias = true},
+       {.out = 48, .in = 12, .kernel_size = 3, .groups = 12, .bias = true}},
+      {{.out = 12, .in = 36, .kernel_size = 3, .groups = 3},
+       {.out = 36, .in = 20, .kernel_size = 3, .groups = 4, .bias = true}},
+      {{.out = 40, .in = 36, .kernel_size = 1, .groups = 2},
+       {.out = 36, .in = 30, .kernel_size = 3, .groups = 6, .bias = true}},
+      {{.out = 6, .in = 6, .kernel_size = 1, .stride = 2, .groups = 6, .bias = true},
+       {.out = 6, .in = 4, .kernel_size = {3, 1}, .stride = 2, .groups = 2, .bias = true}},
+      {{.out = 9, .in = 6, .kernel_size = {2, 3}, .dilation = 2, .groups = 3},
+       {.out = 6, .in = 6, .kernel_size = 1, .stride = 2, .padding = 1, .groups = 6, .bias = true}},
+      {{.out = 7, .in = 5, .kernel_size = 1}, {.out = 5, .in = 3, .kernel_size = 1}},
+      {{.out = 1, .in = 1, .kernel_size = 1}, {.out = 1, .in = 1, .kernel_size = 1}},
   };
 }
 
@@ -79,21 +76,21 @@ TEST_CASE("the pairs above take every path", "[product]") {
 }
 
 TEST_CASE("products that make no sense are refused with both shapes", "[product]") {
-  const Conv2d<float> f({.out = 4, .in = 3, .kernel = 3}), g({.out = 2, .in = 5, .kernel = 1});
+  const Conv2d<float> f({.out = 4, .in = 3, .kernel_size = 3}),
+      g({.out = 2, .in = 5, .kernel_size = 1});
   const std::string message = message_of<ShapeError>([&] { static_cast<void>(g * f); });
   CHECK_THAT(message, Catch::Contains("conv2d 5->2 @1x1") && Catch::Contains("conv2d 3->4 @3x3") &&
                           Catch::Contains("reads 5 channels") && Catch::Contains("writes 4"));
   CHECK_THROWS_AS(contract(std::vector<Conv2d<float>>{}), ShapeError);
 
   constexpr Index most = std::numeric_limits<Index>::max();
-  const Conv1d<float> stride({.out = 1, .in = 1, .kernel = 2, .geometry = {.stride = most / 2}});
-  const Conv1d<float> wide({.out = 1, .in = 1, .kernel = 2, .geometry = {.dilation = 4}});
+  const Conv1d<float> stride({.out = 1, .in = 1, .kernel_size = 2, .stride = most / 2});
+  const Conv1d<float> wide({.out = 1, .in = 1, .kernel_size = 2, .dilation = 4});
   CHECK_THROWS_AS(contract(wide * stride), SizeError);
-  const Conv1d<float> far({.out = 1, .in = 1, .kernel = 2, .geometry = {.stride = Index{1} << 40}});
+  const Conv1d<float> far({.out = 1, .in = 1, .kernel_size = 2, .stride = Index{1} << 40});
   CHECK_THROWS_AS(contract(far * far * far), SizeError);
   CHECK_THROWS_AS(contract(far * far * far * far), SizeError);
-  const Conv1d<float> sparse(
-      {.out = 1, .in = 1, .kernel = 2, .geometry = {.dilation = 1'000'000'007}});
+  const Conv1d<float> sparse({.out = 1, .in = 1, .kernel_size = 2, .dilation = 1'000'000'007});
   const std::string almost =
       message_of<SizeError>([&] { static_cast<void>(contract(sparse * wide)); });
   CHECK_THAT(almost, Catch::Contains("almost only zeros"));

@@ -32,7 +32,7 @@ template <int Rank>
 std::vector<ConvShape<Rank>> random_chain(Rng& rng) {
   const bool wide = random_index(rng, 0, 7) == 0;
   const Largest largest =
-      wide ? Largest{.channels = 12, .groups = 2, .kernel = 3, .stride = 2, .dilation = 2}
+      wide ? Largest{.channels = 12, .groups = 2, .kernel_size = 3, .stride = 2, .dilation = 2}
            : Largest{};
   std::vector<ConvShape<Rank>> shapes{random_shape<Rank>(rng, largest)};
   const Index count = random_index(rng, 2, 4);
@@ -48,13 +48,13 @@ template <int Rank>
 ConvShape<Rank> random_branch(const ConvShape<Rank>& first, Rng& rng) {
   ConvShape<Rank> branch = first;
   branch.bias = random_index(rng, 0, 1) == 1;
-  Index& groups = branch.geometry.groups;
+  Index& groups = branch.groups;
   groups = random_index(rng, 1, std::gcd(first.in, first.out));
   while (first.in % groups != 0 || first.out % groups != 0) --groups;
   for (int axis = 0; axis < Rank; ++axis) {
-    branch.kernel[axis] = random_index(rng, 1, 3);
-    branch.geometry.dilation[axis] = random_index(rng, 1, 3);
-    auto& [start, end] = branch.geometry.padding;
+    branch.kernel_size[axis] = random_index(rng, 1, 3);
+    branch.dilation[axis] = random_index(rng, 1, 3);
+    auto& [start, end] = branch.padding;
     start[axis] = random_index(rng, -2, 2);
     end[axis] = detail::growth(first, axis) + span(branch, axis) - start[axis];
   }
@@ -66,7 +66,7 @@ template <int Rank>
 ConvShape<Rank> with_channels(ConvShape<Rank> shape, Index in, Index out) {
   shape.in = in;
   shape.out = out;
-  shape.geometry.groups = std::gcd(shape.geometry.groups, std::gcd(in, out));
+  shape.groups = std::gcd(shape.groups, std::gcd(in, out));
   return shape;
 }
 

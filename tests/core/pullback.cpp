@@ -139,31 +139,28 @@ Conv<Scalar, Rank> by_definition(const Expr<Scalar, Rank>& expression) {
 /// fill no panel; outer, inner.
 std::vector<std::pair<ConvShape<2>, ConvShape<2>>> pairs() {
   return {
-      {{.out = 24, .in = 40, .kernel = 1, .bias = true},
-       {.out = 40, .in = 16, .kernel = 7, .geometry = {.padding = 3}, .bias = true}},
-      {{.out = 33, .in = 20, .kernel = {5, 3}, .geometry = {.stride = 2}, .bias = true},
-       {.out = 20, .in = 17, .kernel = 1, .geometry = {.padding = 2}, .bias = true}},
-      {{.out = 10, .in = 12, .kernel = 3}, {.out = 12, .in = 9, .kernel = 3, .bias = true}},
-      {{.out = 10, .in = 12, .kernel = {2, 3}, .geometry = {.dilation = {3, 1}}, .bias = true},
-       {.out = 12, .in = 9, .kernel = {3, 2}, .geometry = {.stride = {1, 3}, .dilation = {1, 2}}}},
-      {{.out = 12, .in = 48, .kernel = 1, .geometry = {.groups = 12}, .bias = true},
-       {.out = 48, .in = 12, .kernel = 3, .geometry = {.groups = 12}, .bias = true}},
-      {{.out = 12, .in = 36, .kernel = 3, .geometry = {.groups = 3}},
-       {.out = 36, .in = 20, .kernel = 3, .geometry = {.groups = 4}, .bias = true}},
-      {{.out = 24, .in = 24, .kernel = 3, .geometry = {.groups = 2}, .bias = true},
-       {.out = 24, .in = 36, .kernel = 1, .geometry = {.groups = 3}, .bias = true}},
-      {{.out = 40, .in = 36, .kernel = 1, .geometry = {.groups = 2}},
-       {.out = 36, .in = 30, .kernel = 3, .geometry = {.groups = 6}, .bias = true}},
-      {{.out = 6, .in = 6, .kernel = 1, .geometry = {.stride = 2, .groups = 6}, .bias = true},
-       {.out = 6, .in = 4, .kernel = {3, 1}, .geometry = {.stride = 2, .groups = 2}, .bias = true}},
-      {{.out = 9, .in = 6, .kernel = {2, 3}, .geometry = {.dilation = 2, .groups = 3}},
-       {.out = 6,
-        .in = 6,
-        .kernel = 1,
-        .geometry = {.stride = 2, .padding = 1, .groups = 6},
-        .bias = true}},
-      {{.out = 7, .in = 5, .kernel = 1}, {.out = 5, .in = 3, .kernel = 1}},
-      {{.out = 1, .in = 1, .kernel = 1}, {.out = 1, .in = 1, .kernel = 1}},
+      {{.out = 24, .in = 40, .kernel_size = 1, .bias = true},
+       {.out = 40, .in = 16, .kernel_size = 7, .padding = 3, .bias = true}},
+      {{.out = 33, .in = 20, .kernel_size = {5, 3}, .stride = 2, .bias = true},
+       {.out = 20, .in = 17, .kernel_size = 1, .padding = 2, .bias = true}},
+      {{.out = 10, .in = 12, .kernel_size = 3},
+       {.out = 12, .in = 9, .kernel_size = 3, .bias = true}},
+      {{.out = 10, .in = 12, .kernel_size = {2, 3}, .dilation = {3, 1}, .bias = true},
+       {.out = 12, .in = 9, .kernel_size = {3, 2}, .stride = {1, 3}, .dilation = {1, 2}}},
+      {{.out = 12, .in = 48, .kernel_size = 1, .groups = 12, .bias = true},
+       {.out = 48, .in = 12, .kernel_size = 3, .groups = 12, .bias = true}},
+      {{.out = 12, .in = 36, .kernel_size = 3, .groups = 3},
+       {.out = 36, .in = 20, .kernel_size = 3, .groups = 4, .bias = true}},
+      {{.out = 24, .in = 24, .kernel_size = 3, .groups = 2, .bias = true},
+       {.out = 24, .in = 36, .kernel_size = 1, .groups = 3, .bias = true}},
+      {{.out = 40, .in = 36, .kernel_size = 1, .groups = 2},
+       {.out = 36, .in = 30, .kernel_size = 3, .groups = 6, .bias = true}},
+      {{.out = 6, .in = 6, .kernel_size = 1, .stride = 2, .groups = 6, .bias = true},
+       {.out = 6, .in = 4, .kernel_size = {3, 1}, .stride = 2, .groups = 2, .bias = true}},
+      {{.out = 9, .in = 6, .kernel_size = {2, 3}, .dilation = 2, .groups = 3},
+       {.out = 6, .in = 6, .kernel_size = 1, .stride = 2, .padding = 1, .groups = 6, .bias = true}},
+      {{.out = 7, .in = 5, .kernel_size = 1}, {.out = 5, .in = 3, .kernel_size = 1}},
+      {{.out = 1, .in = 1, .kernel_size = 1}, {.out = 1, .in = 1, .kernel_size = 1}},
   };
 }
 
@@ -172,12 +169,12 @@ template <int Rank>
 ConvShape<Rank> random_branch(const ConvShape<Rank>& like, Rng& rng) {
   ConvShape<Rank> shape = random_shape<Rank>(rng);
   shape.in = like.in, shape.out = like.out;
-  Index& groups = shape.geometry.groups;
+  Index& groups = shape.groups;
   while (shape.in % groups != 0 || shape.out % groups != 0) --groups;
-  shape.geometry.stride = like.geometry.stride;
+  shape.stride = like.stride;
   for (int axis = 0; axis < Rank; ++axis) {
-    shape.geometry.padding.end[axis] =
-        detail::growth(like, axis) - shape.geometry.padding.start[axis] + span(shape, axis);
+    shape.padding.end[axis] =
+        detail::growth(like, axis) - shape.padding.start[axis] + span(shape, axis);
   }
   return shape;
 }
@@ -207,7 +204,7 @@ Expr<Scalar, Rank> random_expression(const ConvShape<Rank>& like, int depth, Rng
   using Result = Expr<Scalar, Rank>;
   const auto part = [&](Index out, Index in) {
     ConvShape<Rank> shape = like;
-    shape.out = out, shape.in = in, shape.geometry.groups = 1;
+    shape.out = out, shape.in = in, shape.groups = 1;
     return random_expression<Scalar, Rank>(shape, depth - 1, rng);
   };
   if (depth > 0) {
@@ -215,7 +212,7 @@ Expr<Scalar, Rank> random_expression(const ConvShape<Rank>& like, int depth, Rng
       case 0:
       case 1: {  // the inner one neither strides nor changes the size
         ConvShape<Rank> inner{.out = random_index(rng, 1, 6), .in = like.in};
-        for (int axis = 0; axis < Rank; ++axis) inner.geometry.padding.end[axis] = 0;
+        for (int axis = 0; axis < Rank; ++axis) inner.padding.end[axis] = 0;
         return Result(Join::chain, {random_expression<Scalar, Rank>(inner, depth - 1, rng),
                                     part(like.out, inner.out)});
       }
@@ -238,7 +235,7 @@ Expr<Scalar, Rank> random_expression(const ConvShape<Rank>& like, int depth, Rng
         return Result(Join::concat_inputs, {part(like.out, like.in - 1), part(like.out, 1)});
     }
   }
-  const bool could_be_map = like.geometry.stride == PerAxis<Rank>(1) && [&] {
+  const bool could_be_map = like.stride == PerAxis<Rank>(1) && [&] {
     for (int axis = 0; axis < Rank; ++axis) {
       if (detail::growth(like, axis) != 0) return false;
     }
@@ -262,7 +259,7 @@ std::vector<Expr<Scalar, Rank>> random_expressions(int count, Rng& rng) {
     }
     result.push_back(std::move(chain));
     ConvShape<Rank> like = random_shape<Rank>(rng);
-    like.geometry.groups = 1;
+    like.groups = 1;
     result.push_back(random_expression<Scalar, Rank>(like, 3, rng));
   }
   return result;
@@ -280,7 +277,7 @@ void check_directions(const Expr<Scalar, Rank>& expression, Rng& rng) {
   const Conv<Scalar, Rank> whole = contraction.forward(expression);
   REQUIRE(whole == by_definition(expression));
   const auto gradient = random_layer<Scalar, Rank>(contraction.shape(), rng);
-  const auto gradients = contraction.pullback(expression, gradient);
+  const auto gradients = contraction.backward(expression, gradient);
   const auto leaves = leaves_of(expression);
   REQUIRE(gradients.size() == leaves.size());
   for (std::size_t l = 0; l < leaves.size(); ++l) {
@@ -313,7 +310,7 @@ Backpropagated<Scalar, Rank> backpropagate(const Conv<Scalar, Rank>& layer,
                                            const FeatureMap<Scalar, Rank>& x,
                                            const FeatureMap<Scalar, Rank>& y_gradient) {
   const ConvShape<Rank>& shape = layer.shape();
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& groups = shape.groups;
   const PerAxis<Rank> size = x.shape().size, positions = y_gradient.shape().size;
   const Index in = shape.in / groups, out = shape.out / groups;
   Backpropagated<Scalar, Rank> result{Conv<Scalar, Rank>(shape),
@@ -326,15 +323,16 @@ Backpropagated<Scalar, Rank> backpropagate(const Conv<Scalar, Rank>& layer,
         if (shape.bias) result.layer.bias()[static_cast<std::size_t>(o)] += g;
         for (Index c = 0; c < in; ++c) {
           const Index channel = o / out * in + c;
-          detail::for_each_position(shape.kernel, [&](const PerAxis<Rank>& a) {
+          detail::for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& a) {
             PerAxis<Rank> i;
             for (int axis = 0; axis < Rank; ++axis) {
-              i[axis] = j[axis] * stride[axis] - padding.start[axis] + a[axis] * dilation[axis];
+              i[axis] = j[axis] * shape.stride[axis] - shape.padding.start[axis] +
+                        a[axis] * shape.dilation[axis];
               if (i[axis] < 0 || i[axis] >= size[axis]) return;
             }
-            const auto w = static_cast<std::size_t>((o * in + c) * volume(shape.kernel) +
-                                                    detail::flat(a, shape.kernel));
-            const auto pixel = static_cast<std::size_t>((n * shape.in + channel) * volume(size) +
+            const auto w = static_cast<std::size_t>((o * in + c) * numel(shape.kernel_size) +
+                                                    detail::flat(a, shape.kernel_size));
+            const auto pixel = static_cast<std::size_t>((n * shape.in + channel) * numel(size) +
                                                         detail::flat(i, size));
             result.layer.weight()[w] += g * x.values()[pixel];
             result.input.values()[pixel] += g * layer.weight()[w];
@@ -376,7 +374,7 @@ struct TwoThreads {
 // ---- forward
 // -------------------------------------------------------------------------------------
 
-TEST_CASE("forward is contract, bit for bit, again and again", "[pullback]") {
+TEST_CASE("forward is contract, bit for bit, again and again", "[backward]") {
   Rng rng(1);
   std::vector<Expr<float, 2>> expressions = random_expressions<float, 2>(60, rng);
   for (const auto& [outer, inner] : pairs()) {
@@ -392,17 +390,17 @@ TEST_CASE("forward is contract, bit for bit, again and again", "[pullback]") {
     // Other numbers in between leave no trace.
     const auto leaves = leaves_of(expression);
     contraction.forward(with_leaf(expression, 0, random_layer<float>(leaves[0].shape(), rng)));
-    contraction.pullback(expression, expected);
+    contraction.backward(expression, expected);
     CHECK(same_bits(contraction.forward(expression), expected));
   }
 }
 
-TEST_CASE("layers in a list, in views and joined by operators are one form", "[pullback]") {
+TEST_CASE("layers in a list, in views and joined by operators are one form", "[backward]") {
   Rng rng(2);
   const auto layers = [&] {
     std::vector<Conv1d<float>> result;
     for (const auto& shape : std::vector<ConvShape<1>>{
-             {.out = 6, .in = 4, .kernel = 3, .geometry = {.padding = 1}, .bias = true},
+             {.out = 6, .in = 4, .kernel_size = 3, .padding = 1, .bias = true},
              {.out = 6, .in = 6},
              {.out = 2, .in = 6, .bias = true}}) {
       result.push_back(random_layer<float>(shape, rng));
@@ -417,9 +415,9 @@ TEST_CASE("layers in a list, in views and joined by operators are one form", "[p
   CHECK(same_bits(contraction.forward(layers), expected));
   CHECK(same_bits(contraction.forward(views), expected));
   const auto gradient = random_layer<float>(expected.shape(), rng);
-  const auto spans = contraction.pullback(expression, gradient);
+  const auto spans = contraction.backward(expression, gradient);
   const std::vector<Conv1d<float>> gradients(spans.begin(), spans.end());
-  const auto again = contraction.pullback(views, gradient);
+  const auto again = contraction.backward(views, gradient);
   for (std::size_t l = 0; l < 3; ++l) CHECK(same_bits(again[l], gradients[l]));
 
   // Copies have storage of their own.
@@ -428,19 +426,19 @@ TEST_CASE("layers in a list, in views and joined by operators are one form", "[p
   const auto other = random_layer<float>(layers[1].shape(), rng);
   contraction.forward(layers[2] * other * layers[0]);
   CHECK(same_bits(copy.forward(layers), expected));
-  const auto of_copy = copy.pullback(layers, gradient);
+  const auto of_copy = copy.backward(layers, gradient);
   for (std::size_t l = 0; l < 3; ++l) CHECK(same_bits(of_copy[l], gradients[l]));
 
   Contraction<float, 1> one(Form<1>(layers[0].shape()));
   CHECK(same_bits(one.forward(std::span(layers).first(1)), layers[0]));
   const auto same = random_layer<float>(layers[0].shape(), rng);
-  CHECK(same_bits(one.pullback(std::span(layers).first(1), same)[0], same));
+  CHECK(same_bits(one.backward(std::span(layers).first(1), same)[0], same));
 }
 
 // ---- gradients, exactly
 // --------------------------------------------------------------------------
 
-TEST_CASE("the pairs take every path, and each path's gradients are the product's", "[pullback]") {
+TEST_CASE("the pairs take every path, and each path's gradients are the product's", "[backward]") {
   Rng rng(3);
   std::set<detail::PairPath> paths;
   for (const auto& [outer, inner] : pairs()) {
@@ -454,28 +452,29 @@ TEST_CASE("the pairs take every path, and each path's gradients are the product'
 }
 
 TEST_CASE("each leaf's gradient is the transposed of what the contraction does with it",
-          "[pullback]") {
+          "[backward]") {
   SECTION("fully connected") { check_random_directions<0>(200); }
   SECTION("1-d") { check_random_directions<1>(150); }
   SECTION("2-d") { check_random_directions<2>(100); }
   SECTION("3-d") { check_random_directions<3>(25); }
 }
 
-TEST_CASE("large pairs, whose panels are many", "[pullback]") {
+TEST_CASE("large pairs, whose panels are many", "[backward]") {
   Rng rng(4);
   const auto check = [&](const ConvShape<2>& outer, const ConvShape<2>& inner) {
     check_directions<std::int64_t, 2>(
         random_layer<std::int64_t>(outer, rng) * random_layer<std::int64_t>(inner, rng), rng);
   };
-  check({.out = 70, .in = 65, .kernel = 3}, {.out = 65, .in = 130, .bias = true});
-  check({.out = 33, .in = 64, .kernel = 3, .bias = true}, {.out = 64, .in = 35, .kernel = 3});
-  check({.out = 130, .in = 140, .bias = true}, {.out = 140, .in = 30, .kernel = {3, 5}});
+  check({.out = 70, .in = 65, .kernel_size = 3}, {.out = 65, .in = 130, .bias = true});
+  check({.out = 33, .in = 64, .kernel_size = 3, .bias = true},
+        {.out = 64, .in = 35, .kernel_size = 3});
+  check({.out = 130, .in = 140, .bias = true}, {.out = 140, .in = 30, .kernel_size = {3, 5}});
 }
 
 // ---- gradients, rounded
 // --------------------------------------------------------------------------
 
-TEST_CASE("gradients in double against central differences", "[pullback]") {
+TEST_CASE("gradients in double against central differences", "[backward]") {
   // A contraction is linear in each leaf, so a difference of any width is the derivative but for
   // rounding. Every number in it and in the gradient is a sum of products of leaves' numbers, in
   // which no stage sums more terms than the contraction has numbers, or than an intermediate has on
@@ -486,11 +485,11 @@ TEST_CASE("gradients in double against central differences", "[pullback]") {
     Contraction<double, 2> contraction(form(expression), interior_only);
     contraction.forward(expression);
     const auto gradient = random_layer<double>(contraction.shape(), rng);
-    const auto gradients = contraction.pullback(expression, gradient);
+    const auto gradients = contraction.backward(expression, gradient);
     const auto leaves = leaves_of(expression);
     const ConvShape<2>& whole = contraction.shape();
     const Index terms =
-        (std::ssize(leaves) + 1) * (whole.in + whole.out + 12) * volume(whole.kernel) +
+        (std::ssize(leaves) + 1) * (whole.in + whole.out + 12) * numel(whole.kernel_size) +
         std::ssize(gradient.weight());
     for (std::size_t l = 0; l < leaves.size(); ++l) {
       const auto direction = random_layer<double>(leaves[l].shape(), rng);
@@ -520,15 +519,15 @@ TEST_CASE("gradients in double against central differences", "[pullback]") {
   }
 }
 
-TEST_CASE("a loss after the compact convolution", "[pullback]") {
+TEST_CASE("a loss after the compact convolution", "[backward]") {
   // sum of tanh(F(x))^2 along a direction, differentiated by the five-point rule: its error is that
   // of the fourth power of the step, here below 1e-11, and rounding some 1e-13.
   Rng rng(6);
-  const auto c1 = random_layer<double>(
-      ConvShape<2>{.out = 5, .in = 3, .geometry = {.padding = 1}, .bias = true}, rng);
-  const auto c2 = random_layer<double>(ConvShape<2>{.out = 4, .in = 5, .kernel = 3}, rng);
+  const auto c1 =
+      random_layer<double>(ConvShape<2>{.out = 5, .in = 3, .padding = 1, .bias = true}, rng);
+  const auto c2 = random_layer<double>(ConvShape<2>{.out = 4, .in = 5, .kernel_size = 3}, rng);
   const auto skip = random_layer<double>(
-      ConvShape<2>{.out = 4, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true}, rng);
+      ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3, .padding = 1, .bias = true}, rng);
   FeatureMap<double, 2> x({.batch = 2, .channels = 3, .size = {5, 6}});
   fill(x.values(), rng);
   const Expr<double, 2> expression = 0.1 * (c2 * c1 + skip);
@@ -546,7 +545,7 @@ TEST_CASE("a loss after the compact convolution", "[pullback]") {
     number = 2 * tanh * (1 - tanh * tanh);
   }
   const auto of_compact = backpropagate(compact, x, y);
-  const auto gradients = contraction.pullback(expression, of_compact.layer);
+  const auto gradients = contraction.backward(expression, of_compact.layer);
   const auto leaves = leaves_of(expression);
   for (std::size_t l = 0; l < leaves.size(); ++l) {
     const auto direction = random_layer<double>(leaves[l].shape(), rng);
@@ -563,7 +562,7 @@ TEST_CASE("a loss after the compact convolution", "[pullback]") {
 // ---- channel maps
 // --------------------------------------------------------------------------------
 
-TEST_CASE("gradients of batch norms' and scales' own numbers", "[pullback]") {
+TEST_CASE("gradients of batch norms' and scales' own numbers", "[backward]") {
   Rng rng(7);
   const auto numbers = [&](Index count, double least) {
     std::vector<double> result;
@@ -571,7 +570,7 @@ TEST_CASE("gradients of batch norms' and scales' own numbers", "[pullback]") {
     return result;
   };
   const auto conv = random_layer<double>(
-      ConvShape<2>{.out = 4, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true}, rng);
+      ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3, .padding = 1, .bias = true}, rng);
   using Map = ChannelMap<double>;
   const std::vector<Map> maps{
       {.in = 4,
@@ -596,7 +595,7 @@ TEST_CASE("gradients of batch norms' and scales' own numbers", "[pullback]") {
     Contraction<double, 2> contraction(form(expression));
     contraction.forward(expression);
     const auto gradient = random_layer<double>(contraction.shape(), rng);
-    const Map found = channel_map_gradient(map, contraction.pullback(expression, gradient)[1]);
+    const Map found = channel_map_gradient(map, contraction.backward(expression, gradient)[1]);
     CHECK(found.source == map.source);
     const auto check = [&](std::vector<double> Map::* field) {
       const auto& own = found.*field;
@@ -621,7 +620,7 @@ TEST_CASE("gradients of batch norms' and scales' own numbers", "[pullback]") {
   }
 }
 
-TEST_CASE("channel maps' gradients are exact where their scalars are", "[pullback]") {
+TEST_CASE("channel maps' gradients are exact where their scalars are", "[backward]") {
   Rng rng(8);
   for (int n = 0; n < 50; ++n) {
     const Index in = random_index(rng, 1, 4), out = random_index(rng, 1, 4);
@@ -652,7 +651,7 @@ TEST_CASE("channel maps' gradients are exact where their scalars are", "[pullbac
 // ---- storage
 // -------------------------------------------------------------------------------------
 
-TEST_CASE("neither pass allocates after the first", "[pullback]") {
+TEST_CASE("neither pass allocates after the first", "[backward]") {
   Rng rng(9);
   std::vector<Expr<float, 2>> expressions = random_expressions<float, 2>(40, rng);
   for (const auto& [outer, inner] : pairs()) {
@@ -663,14 +662,15 @@ TEST_CASE("neither pass allocates after the first", "[pullback]") {
     Contraction<float, 2> contraction(form(expression), interior_only);
     const Conv2d<float> gradient = contraction.forward(expression);
     const std::size_t before = allocations;
-    contraction.pullback(expression, gradient);
+    contraction.backward(expression, gradient);
     contraction.forward(expression);
-    contraction.pullback(expression, gradient);
+    contraction.backward(expression, gradient);
     CHECK(allocations == before);
   }
   // Nor does the first, but for a permutation; lists of layers are no exception.
   std::vector<Conv2d<float>> layers;
-  for (const auto& shape : expand_cl(ConvShape<2>{.out = 4, .in = 3, .kernel = 3}, {.rate = 2})) {
+  for (const auto& shape :
+       expand_cl(ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3}, {.rate = 2})) {
     layers.push_back(random_layer<float>(shape, rng));
   }
   const Form<2> planned = form(layers);
@@ -678,14 +678,14 @@ TEST_CASE("neither pass allocates after the first", "[pullback]") {
   const auto gradient = random_layer<float>(contraction.shape(), rng);
   const std::size_t before = allocations;
   contraction.forward(layers);
-  contraction.pullback(layers, gradient);
+  contraction.backward(layers, gradient);
   CHECK(allocations == before);
 }
 
 // ---- threads
 // -------------------------------------------------------------------------------------
 
-TEST_CASE("results are the same bit for bit whatever runs the panels", "[pullback]") {
+TEST_CASE("results are the same bit for bit whatever runs the panels", "[backward]") {
   Rng rng(10);
   const auto check = [&]<int Rank>(const std::vector<ConvShape<Rank>>& shapes) {
     std::vector<Conv<float, Rank>> layers;
@@ -695,11 +695,11 @@ TEST_CASE("results are the same bit for bit whatever runs the panels", "[pullbac
     const Conv<float, Rank> whole = contraction.forward(layers);
     CHECK(same_bits(whole, contract(layers, interior_only)));
     const auto gradient = random_layer<float>(contraction.shape(), rng);
-    const auto in_turn = contraction.pullback(layers, gradient);
+    const auto in_turn = contraction.backward(layers, gradient);
     const std::vector<Conv<float, Rank>> gradients(in_turn.begin(), in_turn.end());
     const auto check_run = [&](auto&& run) {
       CHECK(same_bits(contraction.forward(layers, run), whole));
-      const auto again = contraction.pullback(layers, gradient, run);
+      const auto again = contraction.backward(layers, gradient, run);
       for (std::size_t l = 0; l < layers.size(); ++l) CHECK(same_bits(again[l], gradients[l]));
     };
     Reversed reversed;
@@ -712,16 +712,16 @@ TEST_CASE("results are the same bit for bit whatever runs the panels", "[pullbac
   CHECK(fully_connected.size() == 4);  // two products, two gradients of products
   for (const Index count : fully_connected) CHECK(count >= 4);
   CHECK(check(std::vector<ConvShape<2>>{{.out = 128, .in = 64, .bias = true},
-                                        {.out = 96, .in = 128, .kernel = 3, .bias = true}})
+                                        {.out = 96, .in = 128, .kernel_size = 3, .bias = true}})
             .size() >= 2);
-  CHECK(check(std::vector<ConvShape<2>>{{.out = 64, .in = 40, .kernel = 3, .bias = true},
-                                        {.out = 36, .in = 64, .kernel = 3, .bias = true}})
+  CHECK(check(std::vector<ConvShape<2>>{{.out = 64, .in = 40, .kernel_size = 3, .bias = true},
+                                        {.out = 36, .in = 64, .kernel_size = 3, .bias = true}})
             .size() >= 2);
-  CHECK(check(std::vector<ConvShape<2>>{{.out = 8, .in = 4, .kernel = 3}, {.out = 8, .in = 8}})
+  CHECK(check(std::vector<ConvShape<2>>{{.out = 8, .in = 4, .kernel_size = 3}, {.out = 8, .in = 8}})
             .empty());  // too small to spread
 }
 
-TEST_CASE("panels cover a result once, and never its inner length", "[pullback]") {
+TEST_CASE("panels cover a result once, and never its inner length", "[backward]") {
   Rng rng(11);
   for (int n = 0; n < 300; ++n) {
     const Index rows = random_index(rng, 1, 700), columns = random_index(rng, 1, 2500),
@@ -749,14 +749,14 @@ TEST_CASE("panels cover a result once, and never its inner length", "[pullback]"
 // ---- refusals
 // ------------------------------------------------------------------------------------
 
-TEST_CASE("what does not fit the plan is refused", "[pullback]") {
+TEST_CASE("what does not fit the plan is refused", "[backward]") {
   Rng rng(12);
-  const auto f = random_layer<float>(ConvShape<2>{.out = 4, .in = 3, .kernel = 3}, rng);
+  const auto f = random_layer<float>(ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3}, rng);
   const auto g = random_layer<float>(ConvShape<2>{.out = 2, .in = 4, .bias = true}, rng);
   const auto h = random_layer<float>(ConvShape<2>{.out = 2, .in = 4}, rng);
   Contraction<float, 2> contraction(form(g * f));
   const Conv2d<float> gradient(contraction.shape());
-  CHECK_THAT(message_of<Error>([&] { contraction.pullback(g * f, gradient); }),
+  CHECK_THAT(message_of<Error>([&] { contraction.backward(g * f, gradient); }),
              Contains("forward has not been called"));
   CHECK_THAT(message_of<ShapeError>([&] { contraction.forward(h * f); }),
              Contains("(conv2d 3->4 @3x3, conv2d 4->2 @1x1 +bias)") &&
@@ -769,9 +769,9 @@ TEST_CASE("what does not fit the plan is refused", "[pullback]") {
                   ShapeError);
   CHECK_THROWS_AS(contraction.forward(g * (f + f)), ShapeError);
   contraction.forward(g * f);
-  CHECK_THROWS_AS(contraction.pullback(h * f, gradient), ShapeError);
-  const Conv2d<float> unbiased({.out = 2, .in = 3, .kernel = 3});
-  CHECK_THAT(message_of<ShapeError>([&] { contraction.pullback(g * f, unbiased); }),
+  CHECK_THROWS_AS(contraction.backward(h * f, gradient), ShapeError);
+  const Conv2d<float> unbiased({.out = 2, .in = 3, .kernel_size = 3});
+  CHECK_THAT(message_of<ShapeError>([&] { contraction.backward(g * f, unbiased); }),
              Contains("conv2d 3->2 @3x3, where the contraction is conv2d 3->2 @3x3 +bias"));
 
   Contraction<float, 2> sum(form(f + f));
@@ -780,23 +780,21 @@ TEST_CASE("what does not fit the plan is refused", "[pullback]") {
   CHECK_THROWS_AS(nested.forward(std::vector{f, f, g}), ShapeError);
 }
 
-TEST_CASE("borders are refused as contract refuses them", "[pullback]") {
+TEST_CASE("borders are refused as contract refuses them", "[backward]") {
   const Form<2> padded(Join::chain,
                        {ConvShape<2>{.out = 2, .in = 2, .bias = true},
-                        ConvShape<2>{.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}}});
+                        ConvShape<2>{.out = 2, .in = 2, .kernel_size = 3, .padding = 1}});
   CHECK_THAT(message_of<InexactError>([&] { Contraction<float, 2> refused(padded); }),
              Contains("layer 2 (conv2d 2->2 @3x3 p1x1) pads"));
   CHECK_NOTHROW(Contraction<float, 2>(padded, interior_only));
-  const Form<2> even(Join::sum,
-                     {ConvShape<2>{.out = 2, .in = 2, .kernel = 2, .geometry = {.stride = 2}},
-                      ConvShape<2>{.out = 2, .in = 2, .geometry = {.stride = 2}}});
+  const Form<2> even(Join::sum, {ConvShape<2>{.out = 2, .in = 2, .kernel_size = 2, .stride = 2},
+                                 ConvShape<2>{.out = 2, .in = 2, .stride = 2}});
   CHECK_THROWS_AS((Contraction<float, 2>(even)), ShapeError);
   CHECK_NOTHROW(Contraction<float, 2>(even, exact_at(6, 8)));
   const Form<1> far(
       Join::chain,
-      {ConvShape<1>{.out = 64, .in = 64, .kernel = 2},
-       ConvShape<1>{
-           .out = 64, .in = 64, .kernel = 2, .geometry = {.dilation = (Index{1} << 30) + 1}}});
+      {ConvShape<1>{.out = 64, .in = 64, .kernel_size = 2},
+       ConvShape<1>{.out = 64, .in = 64, .kernel_size = 2, .dilation = (Index{1} << 30) + 1}});
   CHECK_THROWS_AS((Contraction<float, 1>(far)), SizeError);
 }
 
@@ -804,7 +802,7 @@ TEST_CASE("borders are refused as contract refuses them", "[pullback]") {
 // -----------------------------------------------------------------------------
 
 TEMPLATE_TEST_CASE_SIG("a contracted training step computes the layers' own gradients",
-                       "[pullback]", ((int Rank), Rank), 0, 1, 2, 3) {
+                       "[backward]", ((int Rank), Rank), 0, 1, 2, 3) {
   Rng rng(13);
   for (int n = 0; n < 30; ++n) {
     std::vector<ConvShape<Rank>> shapes{random_shape<Rank>(rng)};
@@ -834,7 +832,7 @@ TEMPLATE_TEST_CASE_SIG("a contracted training step computes the layers' own grad
     REQUIRE(compact(maps.front()) == maps.back());
     const auto of_compact = backpropagate(compact, maps.front(), y_gradient);
     CHECK(of_compact.input == back);
-    const auto gradients = contraction.pullback(layers, of_compact.layer);
+    const auto gradients = contraction.backward(layers, of_compact.layer);
     for (std::size_t l = 0; l < layers.size(); ++l) CHECK(same_bits(gradients[l], expected[l]));
   }
 }

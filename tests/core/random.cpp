@@ -77,8 +77,7 @@ TEST_CASE("uniform numbers lie in [-bound, bound)", "[random]") {
 
 TEST_CASE("a layer is initialised within 1 / sqrt of what an output reads", "[random]") {
   // Four channels a group and four taps: 1 / sqrt(16).
-  Conv2d<double> layer(
-      {.out = 6, .in = 12, .kernel = {2, 2}, .geometry = {.groups = 3}, .bias = true});
+  Conv2d<double> layer({.out = 6, .in = 12, .kernel_size = {2, 2}, .groups = 3, .bias = true});
   std::mt19937_64 generator(1), again(1);
   initialize_uniform(layer, generator);
   CHECK(layer.weight()[0] == -3297746019193587 * 0x1p-54);

@@ -59,15 +59,15 @@ TEST_CASE("a padding means both sides, unless the sides are named", "[geometry]"
 }
 
 TEST_CASE("shapes compare field by field", "[geometry]") {
-  const ConvShape<1> shape{.out = 4, .in = 2, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<1> shape{.out = 4, .in = 2, .kernel_size = 3, .padding = 1};
   std::vector<ConvShape<1>> others(8, shape);
   others[0].out = 5;
   others[1].in = 5;
-  others[2].kernel = 5;
-  others[3].geometry.stride = 5;
-  others[4].geometry.padding = Padding<1>::sides(1, 5);
-  others[5].geometry.dilation = 5;
-  others[6].geometry.groups = 2;
+  others[2].kernel_size = 5;
+  others[3].stride = 5;
+  others[4].padding = Padding<1>::sides(1, 5);
+  others[5].dilation = 5;
+  others[6].groups = 2;
   others[7].bias = true;
   CHECK(ConvShape<1>(shape) == shape);
   for (const ConvShape<1>& other : others) CHECK(other != shape);
@@ -78,33 +78,35 @@ TEST_CASE("a shape reads as one line, without what is trivial", "[geometry]") {
   CHECK(to_string(PerAxis<1>{2}) == "2");
   CHECK(to_string(PerAxis<0>{}).empty());
   CHECK(to_string(ConvShape<0>{.out = 10, .in = 4, .bias = true}) == "linear 4->10 +bias");
-  CHECK(to_string(ConvShape<0>{.out = 2, .in = 4, .geometry = {.groups = 2}}) == "linear 4->2 g2");
-  CHECK(to_string(ConvShape<1>{.out = 2, .in = 1, .kernel = 3}) == "conv1d 1->2 @3");
-  CHECK(to_string(
-            ConvShape<2>{.out = 32,
-                         .in = 64,
-                         .kernel = 3,
-                         .geometry = {.stride = 2, .padding = 1, .dilation = {1, 2}, .groups = 4},
-                         .bias = true}) == "conv2d 64->32 @3x3 s2x2 p1x1 d1x2 g4 +bias");
+  CHECK(to_string(ConvShape<0>{.out = 2, .in = 4, .groups = 2}) == "linear 4->2 g2");
+  CHECK(to_string(ConvShape<1>{.out = 2, .in = 1, .kernel_size = 3}) == "conv1d 1->2 @3");
+  CHECK(to_string(ConvShape<2>{.out = 32,
+                               .in = 64,
+                               .kernel_size = 3,
+                               .stride = 2,
+                               .padding = 1,
+                               .dilation = {1, 2},
+                               .groups = 4,
+                               .bias = true}) == "conv2d 64->32 @3x3 s2x2 p1x1 d1x2 g4 +bias");
   CHECK(to_string(ConvShape<2>{.out = 1,
                                .in = 1,
-                               .kernel = {3, 1},
-                               .geometry = {.padding = Padding<2>::sides({1, 0}, {0, -2})}}) ==
+                               .kernel_size = {3, 1},
+                               .padding = Padding<2>::sides({1, 0}, {0, -2})}) ==
         "conv2d 1->1 @3x1 p1x0:0x-2");
   CHECK(to_string(ConvShape<3>{.out = 1, .in = 1}) == "conv3d 1->1 @1x1x1");
 }
 
-TEST_CASE("volumes and counts multiply, or are refused", "[geometry]") {
-  CHECK(volume(PerAxis<3>{2, 3, 5}) == 30);
-  CHECK(volume(PerAxis<2>{4, 0}) == 0);
-  CHECK(volume(PerAxis<0>{}) == 1);
-  CHECK(volume(PerAxis<2>{most, 1}) == most);
-  CHECK_THAT(message_of<SizeError>([] { volume(PerAxis<2>{most / 2, 3}); }),
-             Contains("volume") && Contains(std::to_string(most / 2) + " * 3 overflows"));
+TEST_CASE("counts multiply, or are refused", "[geometry]") {
+  CHECK(numel(PerAxis<3>{2, 3, 5}) == 30);
+  CHECK(numel(PerAxis<2>{4, 0}) == 0);
+  CHECK(numel(PerAxis<0>{}) == 1);
+  CHECK(numel(PerAxis<2>{most, 1}) == most);
+  CHECK_THAT(message_of<SizeError>([] { numel(PerAxis<2>{most / 2, 3}); }),
+             Contains("numel") && Contains(std::to_string(most / 2) + " * 3 overflows"));
 
   const ConvShape<2> shape{
-      .out = 6, .in = 4, .kernel = {2, 3}, .geometry = {.dilation = {3, 2}, .groups = 2}};
-  CHECK(weight_count(shape) == 6 * 2 * 6);
+      .out = 6, .in = 4, .kernel_size = {2, 3}, .dilation = {3, 2}, .groups = 2};
+  CHECK(weight_numel(shape) == 6 * 2 * 6);
   CHECK(span(shape, 0) == 3);
   CHECK(span(shape, 1) == 4);
 }
@@ -153,10 +155,10 @@ TEST_CASE("the output has as many positions as can be counted", "[geometry]") {
           for (Index end = -3; end <= 3; ++end) {
             const ConvShape<1> shape{.out = 1,
                                      .in = 1,
-                                     .kernel = kernel,
-                                     .geometry = {.stride = stride,
-                                                  .padding = Padding<1>::sides(start, end),
-                                                  .dilation = dilation}};
+                                     .kernel_size = kernel,
+                                     .stride = stride,
+                                     .padding = Padding<1>::sides(start, end),
+                                     .dilation = dilation};
             for (Index size = 1; size <= 9; ++size) {
               // The padded map, end to end; the kernel moves over it while its last tap is on it.
               Index counted = 0;
@@ -182,35 +184,33 @@ TEST_CASE("the output has as many positions as can be counted", "[geometry]") {
 }
 
 TEST_CASE("the output size of every axis is its own", "[geometry]") {
-  const ConvShape<3> shape{.out = 1,
-                           .in = 1,
-                           .kernel = {3, 2, 1},
-                           .geometry = {.stride = {1, 2, 3}, .padding = {1, 0, 0}}};
+  const ConvShape<3> shape{
+      .out = 1, .in = 1, .kernel_size = {3, 2, 1}, .stride = {1, 2, 3}, .padding = {1, 0, 0}};
   CHECK(output_size(shape, {5, 6, 7}) == PerAxis<3>{5, 3, 3});
   CHECK(output_size(ConvShape<0>{.out = 1, .in = 1}, PerAxis<0>{}) == PerAxis<0>{});
-  static_assert(output_size(ConvShape<1>{.out = 1, .in = 1, .kernel = 3}, PerAxis<1>(5)) == 3);
+  static_assert(output_size(ConvShape<1>{.out = 1, .in = 1, .kernel_size = 3}, PerAxis<1>(5)) == 3);
 }
 
 TEST_CASE("an input smaller than the kernel is refused", "[geometry]") {
-  const ConvShape<2> shape{.out = 1, .in = 1, .kernel = {3, 1}};
+  const ConvShape<2> shape{.out = 1, .in = 1, .kernel_size = {3, 1}};
   CHECK_THAT(message_of<ShapeError>([&] { output_size(shape, {2, 9}); }),
              Contains("an input of size 2x9 is smaller than the kernel") && Contains("@3x1"));
-  ConvShape<2> cropped{.out = 1, .in = 1, .geometry = {.padding = -2}};
+  ConvShape<2> cropped{.out = 1, .in = 1, .padding = -2};
   CHECK_THROWS_AS(output_size(cropped, {4, 5}), ShapeError);
   CHECK(output_size(cropped, {5, 5}) == PerAxis<2>(1));
   // An empty map has no positions, however wide its padding.
-  const ConvShape<2> padded{.out = 1, .in = 1, .geometry = {.padding = 4}};
+  const ConvShape<2> padded{.out = 1, .in = 1, .padding = 4};
   CHECK_THROWS_AS(output_size(padded, {0, 4}), ShapeError);
   CHECK_THROWS_AS(output_size(padded, {4, -1}), ShapeError);
 
   CHECK_THROWS_AS(output_size(padded, most, 0), SizeError);
-  cropped.geometry.padding = least;
+  cropped.padding = least;
   CHECK_THAT(message_of<SizeError>([&] { output_size(cropped, Index{-1}, 0); }),
              Contains("output size"));
 }
 
 TEST_CASE("impossible shapes are refused, and named", "[geometry]") {
-  ConvShape<2> shape{.out = 4, .in = 6, .kernel = 3, .geometry = {.groups = 2}};
+  ConvShape<2> shape{.out = 4, .in = 6, .kernel_size = 3, .groups = 2};
   CHECK_NOTHROW(validate(shape));
   SECTION("channels") {
     const auto [out, in] = GENERATE(table<Index, Index>({{0, 6}, {4, 0}, {-2, 6}, {4, -2}}));
@@ -220,48 +220,48 @@ TEST_CASE("impossible shapes are refused, and named", "[geometry]") {
                                    Contains(std::to_string(in) + "->" + std::to_string(out)));
   }
   SECTION("groups") {
-    shape.geometry.groups = GENERATE(0, -2, 3, 4, 5);  // 3 divides the inputs alone, 4 the outputs
+    shape.groups = GENERATE(0, -2, 3, 4, 5);  // 3 divides the inputs alone, 4 the outputs
     CHECK_THAT(refusal(shape), Contains("groups must divide the channels on both sides") &&
-                                   Contains("g" + std::to_string(shape.geometry.groups)));
+                                   Contains("g" + std::to_string(shape.groups)));
   }
   SECTION("an empty kernel") {
-    shape.kernel = {3, GENERATE(0, -1)};
+    shape.kernel_size = {3, GENERATE(0, -1)};
     CHECK_THAT(refusal(shape),
-               Contains("an empty kernel") && Contains("@" + to_string(shape.kernel)));
+               Contains("an empty kernel") && Contains("@" + to_string(shape.kernel_size)));
   }
   SECTION("stride") {
-    shape.geometry.stride = {GENERATE(0, -1), 1};
+    shape.stride = {GENERATE(0, -1), 1};
     CHECK_THAT(refusal(shape),
-               Contains("strides start at 1") && Contains("s" + to_string(shape.geometry.stride)));
+               Contains("strides start at 1") && Contains("s" + to_string(shape.stride)));
   }
   SECTION("dilation") {
-    shape.geometry.dilation = {1, GENERATE(0, -1)};
-    CHECK_THAT(refusal(shape), Contains("dilations start at 1") &&
-                                   Contains("d" + to_string(shape.geometry.dilation)));
+    shape.dilation = {1, GENERATE(0, -1)};
+    CHECK_THAT(refusal(shape),
+               Contains("dilations start at 1") && Contains("d" + to_string(shape.dilation)));
   }
 }
 
 TEST_CASE("a shape whose numbers cannot be counted is refused", "[geometry]") {
-  ConvShape<2> shape{.out = 2, .in = 2, .kernel = 3};
+  ConvShape<2> shape{.out = 2, .in = 2, .kernel_size = 3};
   SECTION("channels") {
     shape.out = Index{1} << 31;
     shape.in = Index{1} << 32;
     CHECK_THAT(message_of<SizeError>([&] { validate(shape); }), Contains("weight"));
-    shape.geometry.groups = Index{1} << 31;  // depthwise, it would fit
+    shape.groups = Index{1} << 31;  // depthwise, it would fit
     CHECK_NOTHROW(validate(shape));
   }
   SECTION("taps") {
-    shape.kernel = Index{1} << 32;
-    CHECK_THAT(message_of<SizeError>([&] { validate(shape); }), Contains("volume"));
+    shape.kernel_size = Index{1} << 32;
+    CHECK_THAT(message_of<SizeError>([&] { validate(shape); }), Contains("numel"));
   }
   SECTION("channels and taps") {
-    shape.kernel = {Index{1} << 62, 1};
+    shape.kernel_size = {Index{1} << 62, 1};
     CHECK_THAT(message_of<SizeError>([&] { validate(shape); }), Contains("weight"));
   }
   SECTION("distance between the taps") {
-    shape.geometry.dilation = {1, most / 2 + 1};
+    shape.dilation = {1, most / 2 + 1};
     CHECK_THAT(message_of<SizeError>([&] { validate(shape); }), Contains("span"));
-    shape.kernel = 1;
+    shape.kernel_size = 1;
     CHECK_NOTHROW(validate(shape));
   }
 }

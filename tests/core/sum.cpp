@@ -43,7 +43,7 @@ FeatureMap<std::int64_t, 2> channels_of(const FeatureMap<std::int64_t, 2>& x, In
   MapShape<2> shape = x.shape();
   shape.channels = count;
   std::vector<std::int64_t> values;
-  const Index size = volume(shape.size);
+  const Index size = numel(shape.size);
   for (Index n = 0; n < shape.batch; ++n) {
     const auto from = x.values().begin() + (n * x.shape().channels + first) * size;
     values.insert(values.end(), from, from + count * size);
@@ -54,13 +54,12 @@ FeatureMap<std::int64_t, 2> channels_of(const FeatureMap<std::int64_t, 2>& x, In
 }  // namespace
 
 TEST_CASE("kernels of different extents are aligned by their paddings and united", "[sum]") {
-  const Layer2 square = layer({.out = 2, .in = 3, .kernel = 3, .geometry = {.padding = 1}}, 1);
+  const Layer2 square = layer({.out = 2, .in = 3, .kernel_size = 3, .padding = 1}, 1);
   const Layer2 pointwise = layer({.out = 2, .in = 3, .bias = true}, 2);
-  const Layer2 row =
-      layer({.out = 2, .in = 3, .kernel = {1, 3}, .geometry = {.padding = {0, 1}}}, 3);
+  const Layer2 row = layer({.out = 2, .in = 3, .kernel_size = {1, 3}, .padding = {0, 1}}, 3);
   const Layer2 united = square + pointwise + row;
   CHECK(united.shape() ==
-        ConvShape<2>{.out = 2, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true});
+        ConvShape<2>{.out = 2, .in = 3, .kernel_size = 3, .padding = 1, .bias = true});
   for (std::size_t pair = 0; pair < 6; ++pair) {  // the middle row, and the middle
     const auto number = [&](std::size_t tap) { return united.weight()[9 * pair + tap]; };
     const auto own = [&](std::size_t tap) { return square.weight()[9 * pair + tap]; };
@@ -75,22 +74,19 @@ TEST_CASE("kernels of different extents are aligned by their paddings and united
 }
 
 TEST_CASE("groups become their greatest common divisor", "[sum]") {
-  const Layer2 four =
-      layer({.out = 12, .in = 24, .kernel = 3, .geometry = {.padding = 1, .groups = 4}}, 4);
-  const Layer2 six = layer({.out = 12, .in = 24, .geometry = {.groups = 6}, .bias = true}, 5);
+  const Layer2 four = layer({.out = 12, .in = 24, .kernel_size = 3, .padding = 1, .groups = 4}, 4);
+  const Layer2 six = layer({.out = 12, .in = 24, .groups = 6, .bias = true}, 5);
   const Layer2 united = six + four;
-  CHECK(united.geometry().groups == 2);
+  CHECK(united.shape().groups == 2);
   const auto x = input(24, {4, 3});
   CHECK(united(x) == added(six(x), four(x)));
 }
 
 TEST_CASE("a negative padding is a crop, and sums like any other", "[sum]") {
   // ACNet with padding 1 around a 5x5: its column crops the columns that it does not read.
-  const Layer2 square = layer({.out = 2, .in = 2, .kernel = 5, .geometry = {.padding = 1}}, 6);
-  const Layer2 column =
-      layer({.out = 2, .in = 2, .kernel = {5, 1}, .geometry = {.padding = {1, -1}}}, 7);
-  const Layer2 row =
-      layer({.out = 2, .in = 2, .kernel = {1, 5}, .geometry = {.padding = {-1, 1}}}, 8);
+  const Layer2 square = layer({.out = 2, .in = 2, .kernel_size = 5, .padding = 1}, 6);
+  const Layer2 column = layer({.out = 2, .in = 2, .kernel_size = {5, 1}, .padding = {1, -1}}, 7);
+  const Layer2 row = layer({.out = 2, .in = 2, .kernel_size = {1, 5}, .padding = {-1, 1}}, 8);
   const Layer2 united = square + column + row;
   CHECK(united.shape() == square.shape());
   const auto x = input(2, {6, 7});
@@ -98,8 +94,7 @@ TEST_CASE("a negative padding is a crop, and sums like any other", "[sum]") {
 }
 
 TEST_CASE("differences, factors and equality of expressions", "[sum]") {
-  const Layer2 f =
-      layer({.out = 3, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true}, 9);
+  const Layer2 f = layer({.out = 3, .in = 3, .kernel_size = 3, .padding = 1, .bias = true}, 9);
   const Layer2 g = layer({.out = 3, .in = 3}, 10);
   const ConvView<std::int64_t, 2> view = g;
   CHECK(Layer2(f - f) == 0 * f);
@@ -116,7 +111,7 @@ TEST_CASE("differences, factors and equality of expressions", "[sum]") {
 }
 
 TEST_CASE("products of sums are exact where every path is", "[sum]") {
-  const Layer2 padded = layer({.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}}, 11);
+  const Layer2 padded = layer({.out = 2, .in = 2, .kernel_size = 3, .padding = 1}, 11);
   const Layer2 unbiased = layer({.out = 2, .in = 2}, 12),
                biased = layer({.out = 2, .in = 2, .bias = true}, 13);
   CHECK(exactness(padded * (unbiased + unbiased)).exact());
@@ -130,13 +125,13 @@ TEST_CASE("products of sums are exact where every path is", "[sum]") {
 }
 
 TEST_CASE("outputs side by side", "[sum]") {
-  const Layer2 f = layer({.out = 2, .in = 4, .kernel = 3, .geometry = {.padding = 1}}, 14);
-  const Layer2 g = layer({.out = 4, .in = 4, .geometry = {.groups = 2}, .bias = true}, 15);
+  const Layer2 f = layer({.out = 2, .in = 4, .kernel_size = 3, .padding = 1}, 14);
+  const Layer2 g = layer({.out = 4, .in = 4, .groups = 2, .bias = true}, 15);
   const std::vector<Expr<std::int64_t, 2>> parts{f, g};
   const auto both = concat_outputs(parts);
   const Layer2 joined = both;
   CHECK(joined.shape() ==
-        ConvShape<2>{.out = 6, .in = 4, .kernel = 3, .geometry = {.padding = 1}, .bias = true});
+        ConvShape<2>{.out = 6, .in = 4, .kernel_size = 3, .padding = 1, .bias = true});
   const auto x = input(4, {4, 5});
   const auto y = joined(x);
   CHECK(y == both(x));
@@ -145,16 +140,13 @@ TEST_CASE("outputs side by side", "[sum]") {
 }
 
 TEST_CASE("inputs side by side", "[sum]") {
-  const Layer2 f =
-      layer({.out = 2, .in = 3, .kernel = 3, .geometry = {.stride = 2, .padding = 1}}, 16);
-  const Layer2 g =
-      layer({.out = 2, .in = 4, .geometry = {.stride = 2, .groups = 2}, .bias = true}, 17);
+  const Layer2 f = layer({.out = 2, .in = 3, .kernel_size = 3, .stride = 2, .padding = 1}, 16);
+  const Layer2 g = layer({.out = 2, .in = 4, .stride = 2, .groups = 2, .bias = true}, 17);
   const std::vector<Layer2> parts{f, g};
   const auto both = concat_inputs(parts);
   const Layer2 joined = both;
   CHECK(joined.shape() ==
-        ConvShape<2>{
-            .out = 2, .in = 7, .kernel = 3, .geometry = {.stride = 2, .padding = 1}, .bias = true});
+        ConvShape<2>{.out = 2, .in = 7, .kernel_size = 3, .stride = 2, .padding = 1, .bias = true});
   const auto x = input(7, {5, 6});
   CHECK(joined(x) == both(x));
   CHECK(joined(x) == added(f(channels_of(x, 0, 3)), g(channels_of(x, 3, 4))));
@@ -165,10 +157,9 @@ TEST_CASE("inputs side by side", "[sum]") {
 }
 
 TEST_CASE("run-time lists sum as operators do", "[sum]") {
-  const std::vector<Layer2> layers{
-      layer({.out = 2, .in = 2}, 19),
-      layer({.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}}, 20),
-      layer({.out = 2, .in = 2, .bias = true}, 21)};
+  const std::vector<Layer2> layers{layer({.out = 2, .in = 2}, 19),
+                                   layer({.out = 2, .in = 2, .kernel_size = 3, .padding = 1}, 20),
+                                   layer({.out = 2, .in = 2, .bias = true}, 21)};
   CHECK(sum(layers) == layers[0] + layers[1] + layers[2]);
   CHECK(chain(std::span(layers)) == layers[2] * layers[1] * layers[0]);
   const std::vector<Expr<std::int64_t, 2>> nested{chain(std::span(layers).first(2)), layers[1]};
@@ -178,7 +169,7 @@ TEST_CASE("run-time lists sum as operators do", "[sum]") {
 }
 
 TEST_CASE("branches that do not fit are refused, naming both", "[sum]") {
-  const Layer2 f = layer({.out = 2, .in = 3, .kernel = 3, .geometry = {.padding = 1}}, 22);
+  const Layer2 f = layer({.out = 2, .in = 3, .kernel_size = 3, .padding = 1}, 22);
   const auto refused = [&](const ConvShape<2>& shape) {
     const Layer2 g = layer(shape, 23);
     return message_of<ShapeError>([&] { contract(f + g); });
@@ -188,21 +179,21 @@ TEST_CASE("branches that do not fit are refused, naming both", "[sum]") {
                                                Contains("conv2d 4->2 @1x1"));
   CHECK_THAT(refused({.out = 1, .in = 3}),
              Contains("write 2 and 1 channels") && Contains("conv2d 3->1 @1x1"));
-  CHECK_THAT(refused({.out = 2, .in = 3, .geometry = {.stride = 2}}),
+  CHECK_THAT(refused({.out = 2, .in = 3, .stride = 2}),
              Contains("branch 1 (conv2d 3->2 @3x3 p1x1) and branch 2 (conv2d 3->2 @1x1 s2x2)") &&
                  Contains("strides differ, 1x1 and 2x2"));
   CHECK_THAT(
-      refused({.out = 2, .in = 3, .kernel = 3}),
+      refused({.out = 2, .in = 3, .kernel_size = 3}),
       Contains("output sizes differ along axis 0, by 0 and -2") && Contains("conv2d 3->2 @3x3)"));
-  const Layer2 g = layer({.out = 2, .in = 3, .kernel = 3}, 24);
+  const Layer2 g = layer({.out = 2, .in = 3, .kernel_size = 3}, 24);
   CHECK_THROWS_AS((f + g)(input(3, {5, 5})), ShapeError);
 }
 
 TEST_CASE("sizes that agree only for some inputs need the input size named", "[sum]") {
   // With stride 2 a 2x2 kernel and a 1x1 kernel have as many positions on even maps, not on odd
   // ones.
-  const Layer2 f = layer({.out = 2, .in = 2, .kernel = 2, .geometry = {.stride = 2}}, 25);
-  const Layer2 g = layer({.out = 2, .in = 2, .geometry = {.stride = 2}, .bias = true}, 26);
+  const Layer2 f = layer({.out = 2, .in = 2, .kernel_size = 2, .stride = 2}, 25);
+  const Layer2 g = layer({.out = 2, .in = 2, .stride = 2, .bias = true}, 26);
   CHECK_THROWS_AS(contract(f + g), ShapeError);
   CHECK_THROWS_AS(contract(f + g, interior_only), ShapeError);
   const Layer2 united = contract(f + g, exact_at(6, 8));
@@ -211,16 +202,16 @@ TEST_CASE("sizes that agree only for some inputs need the input size named", "[s
   CHECK_THAT(message_of<ShapeError>([&] { contract(f + g, exact_at(6, 7)); }),
              Contains("their outputs have 3 and 4 positions for an input of size 6x7"));
   // Behind a layer that changes the size, it is the size there that counts.
-  const Layer2 first = layer({.out = 2, .in = 2, .kernel = 2}, 27);
+  const Layer2 first = layer({.out = 2, .in = 2, .kernel_size = 2}, 27);
   CHECK(contract((f + g) * first, exact_at(7, 9))(input(2, {7, 9})) ==
         ((f + g) * first)(input(2, {7, 9})));
 }
 
 TEST_CASE("a sum that would be almost only zeros is refused before it is made", "[sum]") {
-  const ConvShape<1> near{.out = 64, .in = 64, .kernel = 2};
+  const ConvShape<1> near{.out = 64, .in = 64, .kernel_size = 2};
   ConvShape<1> far = near;
-  far.geometry.padding = Padding<1>::sides(Index{1} << 30, -(Index{1} << 30));
-  CHECK(sum_shape<1>(std::vector{near, far}).kernel == PerAxis<1>((Index{1} << 30) + 2));
+  far.padding = Padding<1>::sides(Index{1} << 30, -(Index{1} << 30));
+  CHECK(sum_shape<1>(std::vector{near, far}).kernel_size == PerAxis<1>((Index{1} << 30) + 2));
   const Conv1d<int> f(near), g(far);
   CHECK_THAT(message_of<SizeError>([&] { contract(f + g); }), Contains("almost only zeros"));
 }

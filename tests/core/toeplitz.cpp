@@ -36,23 +36,24 @@ Eigen::VectorX<Scalar> flattened(const FeatureMap<Scalar, Rank>& map) {
 /// The smallest size on which each tap reads the map somewhere, by trying.
 template <int Rank>
 PerAxis<Rank> size_that_shows_every_tap(const ConvShape<Rank>& shape) {
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
   PerAxis<Rank> size = 1;
   for (int axis = 0; axis < Rank; ++axis) {
     const auto shown = [&](Index tap) {
       for (Index j = 0; j < counted_positions(shape, size[axis], axis); ++j) {
-        const Index i = j * stride[axis] - padding.start[axis] + tap * dilation[axis];
+        const Index i =
+            j * shape.stride[axis] - shape.padding.start[axis] + tap * shape.dilation[axis];
         if (i >= 0 && i < size[axis]) return true;
       }
       return false;
     };
-    for (Index tap = 0; tap < shape.kernel[axis];) shown(tap) ? ++tap : (++size[axis], tap = 0);
+    for (Index tap = 0; tap < shape.kernel_size[axis];)
+      shown(tap) ? ++tap : (++size[axis], tap = 0);
   }
   return size;
 }
 
 TEST_CASE("the matrix of the paper's supplement", "[toeplitz]") {
-  const Conv2d<int> layer({.out = 1, .in = 1, .kernel = 2, .bias = true}, {1, 2, 3, 4}, {5});
+  const Conv2d<int> layer({.out = 1, .in = 1, .kernel_size = 2, .bias = true}, {1, 2, 3, 4}, {5});
   Dense<int> expected(4, 9);
   expected << 1, 2, 0, 3, 4, 0, 0, 0, 0,  //
       0, 1, 2, 0, 3, 4, 0, 0, 0,          //
@@ -164,7 +165,7 @@ TEMPLATE_TEST_CASE_SIG("the operator is the matrix, and so is its transpose", "[
 
 TEST_CASE("an operator over a field, and a vector multiplied in place", "[toeplitz]") {
   Rng rng(5);
-  Conv2d<PrimeField> layer({.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}});
+  Conv2d<PrimeField> layer({.out = 2, .in = 2, .kernel_size = 3, .padding = 1});
   fill_random(layer.weight(), rng);
   Eigen::VectorX<PrimeField> x = random_vector<PrimeField>(2 * 5 * 4, rng);
   const Eigen::VectorX<PrimeField> y = toeplitz_dense(layer, {5, 4}) * x;
@@ -174,7 +175,7 @@ TEST_CASE("an operator over a field, and a vector multiplied in place", "[toepli
 
 TEST_CASE("the adjoint of complex numbers is conjugated, the transpose is not", "[toeplitz]") {
   using Complex = std::complex<double>;
-  const Conv1d<Complex> layer({.out = 1, .in = 1, .kernel = 2, .geometry = {.stride = 2}},
+  const Conv1d<Complex> layer({.out = 1, .in = 1, .kernel_size = 2, .stride = 2},
                               {{1, 2}, {3, -1}});
   const auto op = toeplitz_operator(layer, 6);
   const auto matrix = toeplitz_dense(layer, 6);
@@ -196,7 +197,7 @@ TEST_CASE("Eigen's iterative solvers take the operator", "[toeplitz]") {
   SECTION("least squares, more equations than unknowns and fewer") {
     for (const Index out : {2, 6}) {
       const auto layer = small_integers<double, 2>(
-          {.out = out, .in = 2, .kernel = 3, .geometry = {.stride = 2, .padding = 2}}, rng);
+          {.out = out, .in = 2, .kernel_size = 3, .stride = 2, .padding = 2}, rng);
       const auto op = toeplitz_operator(layer, {5, 6});
       const Eigen::VectorXd y = random_vector<double>(op.rows(), rng);
       Eigen::LeastSquaresConjugateGradient<Operator, Eigen::IdentityPreconditioner> solver(op);
@@ -207,8 +208,8 @@ TEST_CASE("Eigen's iterative solvers take the operator", "[toeplitz]") {
     }
   }
   SECTION("a square system") {
-    auto layer = small_integers<double, 2>(
-        {.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}}, rng);
+    auto layer =
+        small_integers<double, 2>({.out = 2, .in = 2, .kernel_size = 3, .padding = 1}, rng);
     for (std::size_t channel : {0u, 1u}) layer.weight()[channel * 27 + 4] = 100;  // the diagonal
     const auto op = toeplitz_operator(layer, {6, 7});
     const Eigen::VectorXd x = random_vector<double>(op.cols(), rng), y = op * x;
@@ -273,7 +274,7 @@ TEMPLATE_TEST_CASE_SIG("a changed entry is noticed, or the matrix of what comes 
 }
 
 TEST_CASE("the first entry that is not of the form is named", "[toeplitz]") {
-  const Conv2d<int> layer({.out = 2, .in = 2, .kernel = 2, .geometry = {.groups = 2}},
+  const Conv2d<int> layer({.out = 2, .in = 2, .kernel_size = 2, .groups = 2},
                           {1, 2, 3, 4, 5, 6, 7, 8});
   auto matrix = toeplitz_dense(layer, 3);  // 8 x 18
   const auto message = [&] {
@@ -290,14 +291,13 @@ TEST_CASE("the first entry that is not of the form is named", "[toeplitz]") {
 
   Eigen::MatrixXi full = Eigen::MatrixXi::Ones(2, 2);
   CHECK_THAT(
-      message_of<NotToeplitzError>([&] {
-        conv_from_toeplitz(full, ConvShape<0>{.out = 2, .in = 2, .geometry = {.groups = 2}}, {});
-      }),
+      message_of<NotToeplitzError>(
+          [&] { conv_from_toeplitz(full, ConvShape<0>{.out = 2, .in = 2, .groups = 2}, {}); }),
       Catch::Contains("entry (0, 1), output channel 0 and input channel 1, is 1 instead of 0"));
 }
 
 TEST_CASE("a matrix of another size, or that hides a tap, is refused", "[toeplitz]") {
-  const ConvShape<2> shape{.out = 1, .in = 1, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<2> shape{.out = 1, .in = 1, .kernel_size = 3, .padding = 1};
   const Conv2d<int> layer(shape);
   CHECK_THAT(message_of<ShapeError>([&] { conv_from_toeplitz(toeplitz(layer, 4), shape, {4, 5}); }),
              Catch::Contains("16x16") && Catch::Contains("20x20") && Catch::Contains("4x5"));
@@ -306,12 +306,12 @@ TEST_CASE("a matrix of another size, or that hides a tap, is refused", "[toeplit
       Catch::Contains("tap 0x0") && Catch::Contains("4x1"));
   CHECK_THROWS_AS(conv_from_toeplitz(Eigen::MatrixXi(1, 1), ConvShape<0>{.out = 1}, {}),
                   ShapeError);
-  CHECK_THROWS_AS(toeplitz(Conv2d<int>({.out = 1, .in = 1, .kernel = 3}), 2), ShapeError);
+  CHECK_THROWS_AS(toeplitz(Conv2d<int>({.out = 1, .in = 1, .kernel_size = 3}), 2), ShapeError);
   CHECK_THROWS_AS(toeplitz_operator(layer, {0, 3}), ShapeError);
 }
 
 TEST_CASE("an operator refuses a vector of another length", "[toeplitz]") {
-  const auto op = toeplitz_operator(Conv1d<double>({.out = 2, .in = 1, .kernel = 2}), 4);
+  const auto op = toeplitz_operator(Conv1d<double>({.out = 2, .in = 1, .kernel_size = 2}), 4);
   const Eigen::VectorXd x = Eigen::VectorXd::Zero(6);
   CHECK_THAT(message_of<ShapeError>([&] { op* x; }),
              Catch::Contains("6x4 matrix") && Catch::Contains("length 6"));
@@ -319,7 +319,7 @@ TEST_CASE("an operator refuses a vector of another length", "[toeplitz]") {
 }
 
 TEST_CASE("a matrix over the limit is refused before it is allocated", "[toeplitz]") {
-  const Conv2d<float> layer({.out = 1, .in = 1, .kernel = 2, .bias = true});
+  const Conv2d<float> layer({.out = 1, .in = 1, .kernel_size = 2, .bias = true});
   const auto bytes = [](std::size_t entries, std::size_t rows) {
     return MemoryLimit{entries * (sizeof(float) + sizeof(int)) + (rows + 1) * sizeof(int)};
   };

@@ -81,7 +81,7 @@ TEMPLATE_TEST_CASE_SIG("without a size it is the smallest that F takes there", "
 }
 
 TEST_CASE("a stride spreads numbers, by hand", "[transposed]") {
-  const Conv1d<int> layer({.out = 1, .in = 1, .kernel = 3, .geometry = {.stride = 2}}, {1, 2, 3});
+  const Conv1d<int> layer({.out = 1, .in = 1, .kernel_size = 3, .stride = 2}, {1, 2, 3});
   const FeatureMap<int, 1> y({.size = 2}, {1, 10});
   CHECK(transposed(layer)(y) == FeatureMap<int, 1>({.size = 5}, {1, 2, 13, 20, 30}));
   CHECK(transposed(layer)(y, 6) == FeatureMap<int, 1>({.size = 6}, {1, 2, 13, 20, 30, 0}));
@@ -92,17 +92,16 @@ TEST_CASE("a stride spreads numbers, by hand", "[transposed]") {
 TEST_CASE("groups exchange their channels, by hand", "[transposed]") {
   // PyTorch's ConvTranspose1d(2, 4, 1, groups=2): channel 0 writes channels 0 and 1, channel 1
   // writes 2 and 3.
-  const Conv1d<int> layer({.out = 2, .in = 4, .geometry = {.groups = 2}}, {1, 2, 3, 4});
+  const Conv1d<int> layer({.out = 2, .in = 4, .groups = 2}, {1, 2, 3, 4});
   const FeatureMap<int, 1> y({.channels = 2}, {1, 10});
   CHECK(transposed(layer)(y) == FeatureMap<int, 1>({.channels = 4}, {1, 2, 30, 40}));
 }
 
 TEST_CASE("sizes are PyTorch's", "[transposed]") {
   const auto sizes = [](const ConvShape<2>& shape) { return transposed(Conv2d<float>(shape)); };
-  const auto unet = sizes({.out = 64, .in = 32, .kernel = 2, .geometry = {.stride = 2}});
+  const auto unet = sizes({.out = 64, .in = 32, .kernel_size = 2, .stride = 2});
   CHECK(unet.output_size({28, 14}) == PerAxis<2>{56, 28});
-  const auto gan =
-      sizes({.out = 8, .in = 4, .kernel = {4, 3}, .geometry = {.stride = 2, .padding = 1}});
+  const auto gan = sizes({.out = 8, .in = 4, .kernel_size = {4, 3}, .stride = 2, .padding = 1});
   CHECK(gan.output_size(7) == PerAxis<2>{14, 13});
   CHECK(gan({{.channels = 8, .size = 7}, std::vector<float>(8 * 49)}, {15, 14}).shape().size ==
         PerAxis<2>{15, 14});
@@ -124,9 +123,9 @@ TEMPLATE_TEST_CASE_SIG("for stride 1 it is a layer", "[transposed]", ((int Rank)
   Rng rng(4);
   for (ConvShape<Rank> shape : all_shapes<Rank>(rng, 40)) {
     INFO(to_string(shape));
-    if (shape.geometry.stride != 1) {
+    if (shape.stride != 1) {
       CHECK_THROWS_AS(as_conv(transposed(Conv<int, Rank>(shape))), ShapeError);
-      shape.geometry.stride = 1;
+      shape.stride = 1;
     }
     const auto [layer, linear] = random_pair(shape, rng);
     std::vector<PrimeField> bias(shape.bias ? static_cast<std::size_t>(shape.in) : 0);
@@ -187,8 +186,8 @@ TEST_CASE("temporaries, views and products can be transposed", "[transposed]") {
 }
 
 TEST_CASE("what cannot be transposed is refused with its numbers", "[transposed]") {
-  const Conv1d<int> layer({.out = 2, .in = 3, .kernel = 3, .geometry = {.padding = 1}});
-  const Conv1d<int> strided({.out = 3, .in = 2, .kernel = 2, .geometry = {.stride = 2}});
+  const Conv1d<int> layer({.out = 2, .in = 3, .kernel_size = 3, .padding = 1});
+  const Conv1d<int> strided({.out = 3, .in = 2, .kernel_size = 2, .stride = 2});
   const auto adjoint = transposed(layer);
   const FeatureMap<int, 1> y({.channels = 2, .size = 4}), wrong({.channels = 5, .size = 4});
 
@@ -198,14 +197,14 @@ TEST_CASE("what cannot be transposed is refused with its numbers", "[transposed]
              Catch::Contains("5 channels") && Catch::Contains("writes 2"));
   CHECK_THAT(message_of<ShapeError>([&] { adjoint(y, 6); }),
              Catch::Contains("size 4") && Catch::Contains("size 6"));
-  const Conv1d<int> wide({.out = 2, .in = 3, .geometry = {.padding = 2}});
+  const Conv1d<int> wide({.out = 2, .in = 3, .padding = 2});
   CHECK_THAT(message_of<ShapeError>([&] { transposed(wide)(y, 0); }),
              Catch::Contains("does not become one of size 0"));  // though 0 + 2 + 2 is 4
   CHECK_THROWS_AS(adjoint.output_size(0), ShapeError);
   CHECK_THAT(message_of<ShapeError>([&] { as_conv(transposed(strided)); }), Catch::Contains("s2"));
   CHECK_THROWS_AS(adjoint * adjoint, ShapeError);
   CHECK_THROWS_AS(adjoint * transposed(strided, {1, 2}), InexactError);
-  const Conv1d<int> padded({.out = 1, .in = 2, .kernel = 3, .geometry = {.padding = 1}});
+  const Conv1d<int> padded({.out = 1, .in = 2, .kernel_size = 3, .padding = 1});
   CHECK_THROWS_AS(adjoint * transposed(padded), InexactError);
   CHECK_NOTHROW(transposed(contract(padded * layer, interior_only)));
 }

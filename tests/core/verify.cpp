@@ -21,8 +21,7 @@ template <class Scalar>
 std::vector<Conv<Scalar, 2>> chain(std::uint64_t seed = 1) {
   std::mt19937_64 generator(seed);
   return initialize<Scalar>(
-      expand_cl<2>(
-          {.out = 3, .in = 2, .kernel = 3, .geometry = {.stride = 2, .padding = 1}, .bias = true}),
+      expand_cl<2>({.out = 3, .in = 2, .kernel_size = 3, .stride = 2, .padding = 1, .bias = true}),
       generator);
 }
 
@@ -103,14 +102,14 @@ TEST_CASE("a kernel of another geometry fails every proof, one with more zeros a
   const auto layers = chain<float>();
   const Conv2d<float> right = contract(layers);
   ConvShape<2> shape = right.shape();
-  shape.geometry.padding = 0;
+  shape.padding = 0;
   const ConvView<float, 2> moved(shape, right.weight(), right.bias());
   CHECK_THAT(prove_algebra(layers, moved).failure, Catch::Contains("output sizes differ"));
   CHECK_FALSE(prove_rounding(layers, moved));
   CHECK_FALSE(prove_structure(layers, moved, {9, 9}));
 
-  shape.kernel = 5;
-  shape.geometry.padding = 2;
+  shape.kernel_size = 5;
+  shape.padding = 2;
   Conv2d<float> larger(shape);
   std::ranges::copy(right.bias(), larger.bias().begin());
   for (Index pair = 0; pair < 6; ++pair) {
@@ -129,15 +128,14 @@ TEST_CASE("a kernel of another geometry fails every proof, one with more zeros a
 TEST_CASE("where a chain is exact in the interior only, the proofs are about the interior",
           "[verify]") {
   std::mt19937_64 generator(2);
-  const ConvShape<2> padded{
-      .out = 3, .in = 3, .kernel = 3, .geometry = {.padding = 1}, .bias = true};
+  const ConvShape<2> padded{.out = 3, .in = 3, .kernel_size = 3, .padding = 1, .bias = true};
   const auto layers = initialize<double>(std::vector{padded, padded}, generator);
   CHECK(verify(layers, contract(layers, interior_only)));
 }
 
 TEST_CASE("a proof that sees no output off the border does not hold", "[verify]") {
   std::mt19937_64 generator(2);
-  const ConvShape<2> padded{.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<2> padded{.out = 2, .in = 2, .kernel_size = 3, .padding = 1};
   const auto layers = initialize<float>(std::vector{padded, padded}, generator);
   const Conv2d<float> product = contract(layers, interior_only);
   CHECK_THAT(prove_algebra(layers, product, 1, PerAxis<2>(2)).failure,
@@ -182,15 +180,14 @@ TEST_CASE("the bound is refused where it bounds nothing", "[verify]") {
 TEST_CASE("terms count the roundings of any order", "[verify]") {
   // 1x1, 3x3, 1x1 of widths 2, 8, 12, 3: sums of 8 channels and of 12, one tap pair each.
   CHECK(detail::terms<2>(shapes(chain<float>())).weight == 8 + 12);
-  const ConvShape<2> kernel{.out = 5, .in = 5, .kernel = 3};
+  const ConvShape<2> kernel{.out = 5, .in = 5, .kernel_size = 3};
   CHECK(detail::terms<2>(std::vector{kernel, kernel}).weight == 5 * 9);
 }
 
 TEST_CASE("the smallest input shows every tap and an output off the border", "[verify]") {
-  const ConvShape<1> strided{
-      .out = 1, .in = 1, .kernel = 1, .geometry = {.stride = 3, .padding = 1}};
+  const ConvShape<1> strided{.out = 1, .in = 1, .kernel_size = 1, .stride = 3, .padding = 1};
   CHECK(smallest_input(Form<1>(strided)) == PerAxis<1>(3));
-  const ConvShape<1> plain{.out = 1, .in = 1, .kernel = 3, .geometry = {.padding = 1}};
+  const ConvShape<1> plain{.out = 1, .in = 1, .kernel_size = 3, .padding = 1};
   CHECK(smallest_input(Form<1>(plain)) == PerAxis<1>(2));
   CHECK(smallest_input(chain_form<1>(std::vector{plain, plain})) == PerAxis<1>(3));
 }

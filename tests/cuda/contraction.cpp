@@ -17,10 +17,10 @@ using cuda::Chain, cuda::ContractionPlan, cuda::PlanOptions, cuda::TensorUse;
 
 TEST_CASE("without a gradient a plan has none", "[cuda]") {
   const std::vector<Chain> chains{
-      Chain(expand_cl<2>({.out = 8, .in = 4, .kernel = 3, .bias = true})),
+      Chain(expand_cl<2>({.out = 8, .in = 4, .kernel_size = 3, .bias = true})),
       Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
   const ContractionPlan both(chains), one(chains, {.gradient = false});
-  CHECK(one.pullback().stages.empty());
+  CHECK(one.backward().stages.empty());
   CHECK(one.tensors().size() == both.tensors().size() / 2);
   CHECK(one.tensors(TensorUse::Role::layer_gradient).empty());
   CHECK(one.workspace() < both.workspace());
@@ -29,7 +29,7 @@ TEST_CASE("without a gradient a plan has none", "[cuda]") {
 
 TEST_CASE("a plan's multiply-adds are those of its chains", "[cuda]") {
   const std::vector<ConvShape<2>> cl{
-      {.out = 8, .in = 4}, {.out = 16, .in = 8, .kernel = 3}, {.out = 5, .in = 16}};
+      {.out = 8, .in = 4}, {.out = 16, .in = 8, .kernel_size = 3}, {.out = 5, .in = 16}};
   const std::vector<Chain> chains{
       Chain(cl), Chain(std::vector<ConvShape<0>>{{.out = 7, .in = 3}, {.out = 2, .in = 7}})};
   CHECK(ContractionPlan(chains).forward().multiply_adds ==
@@ -41,37 +41,35 @@ TEST_CASE("a network's expanded layers are contracted in one launch", "[cuda]") 
     std::vector<Chain> chains;
     for (const Index in : {4, 8, 16}) {
       chains.emplace_back(
-          expand({.out = 2 * in, .in = in, .kernel = 7, .geometry = {.padding = 3}, .bias = true}));
+          expand({.out = 2 * in, .in = in, .kernel_size = 7, .padding = 3, .bias = true}));
     }
     chains.emplace_back(expand_fc({.out = 64, .in = 512, .bias = true}));
     return chains;
   };
   std::vector<Chain> mobilenet;
   for (const Index channels : {32, 64, 128, 256, 512, 512, 512, 512, 512, 1024}) {
-    mobilenet.emplace_back(expand_cl<2>({.out = channels,
-                                         .in = channels,
-                                         .kernel = 3,
-                                         .geometry = {.padding = 1, .groups = channels}}));
+    mobilenet.emplace_back(expand_cl<2>(
+        {.out = channels, .in = channels, .kernel_size = 3, .padding = 1, .groups = channels}));
   }
   for (const auto& chains :
        {smallnet([](const ConvShape<2>& shape) { return expand_cl(shape); }),
         smallnet([](const ConvShape<2>& shape) { return expand_ck(shape); }), mobilenet}) {
     const ContractionPlan plan(chains);
     CHECK(plan.forward().launches() == 1);
-    CHECK(plan.pullback().launches() == 1);
+    CHECK(plan.backward().launches() == 1);
     CHECK(plan.forward().gemms.empty());
     CHECK(plan.forward().phases.size() <= 3);  // two products, and the sum of split ones
-    CHECK(plan.pullback().phases.size() <= 4);
+    CHECK(plan.backward().phases.size() <= 4);
   }
 }
 
 TEST_CASE("products large enough are cuBLAS's", "[cuda]") {
   const std::vector<Chain> chains{
-      Chain(expand_cl<2>({.out = 512, .in = 512, .kernel = 3, .bias = true}))};
+      Chain(expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .bias = true}))};
   const ContractionPlan plan(chains);
   CHECK(plan.forward().gemms.size() == 2);
-  CHECK(plan.pullback().gemms.size() == 4);
-  for (const auto* sequence : {&plan.forward(), &plan.pullback()}) {
+  CHECK(plan.backward().gemms.size() == 4);
+  for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
     Index multiply_adds = 0;
     for (const cuda::Gemm& gemm : sequence->gemms) {
       multiply_adds += Index{gemm.rows} * gemm.columns * gemm.inner;
@@ -89,7 +87,7 @@ TEST_CASE("what cannot be planned is refused", "[cuda]") {
   CHECK_THROWS_AS(plan(Shapes{}), ShapeError);
   CHECK_THROWS_AS(plan(Shapes{{.out = 3, .in = 2}, {.out = 3, .in = 2}}), ShapeError);
   const Shapes padded{{.out = 2, .in = 2, .bias = true},
-                      {.out = 2, .in = 2, .kernel = 3, .geometry = {.padding = 1}}};
+                      {.out = 2, .in = 2, .kernel_size = 3, .padding = 1}};
   CHECK_THROWS_AS(plan(padded), InexactError);
   CHECK_NOTHROW(plan(Chain(padded, interior_only)));
   CHECK_THROWS_AS(plan(Shapes{{.out = 1 << 16, .in = 1 << 16}}), SizeError);
@@ -104,7 +102,7 @@ TEST_CASE("what cannot be planned is refused", "[cuda]") {
 
 TEST_CASE("a plan names its tensors", "[cuda]") {
   const std::vector<Chain> chains{
-      Chain(std::vector<ConvShape<1>>{{.out = 2, .in = 1, .kernel = 3, .bias = true},
+      Chain(std::vector<ConvShape<1>>{{.out = 2, .in = 1, .kernel_size = 3, .bias = true},
                                       {.out = 4, .in = 2}}),
       Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
   const ContractionPlan plan(chains);

@@ -89,7 +89,7 @@ void run_as(const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture",
         "a test");
   contraction.forward(reads, writes, stream);
-  contraction.pullback(reads, gradients, gives, stream);
+  contraction.backward(reads, gradients, gives, stream);
   check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture", "a test");
   check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate", "a test");
 

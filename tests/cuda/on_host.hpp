@@ -93,10 +93,10 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
                          workspace.data(), memory);
     for (const auto& tensor : written) memory.require_written(tensor);
   };
-  cuda::AddressTable forward(plan), pullback(plan);
+  cuda::AddressTable forward(plan), backward(plan);
   run_pass(plan.forward(), forward, passes.results, Role::result);
-  pullback.add<const Stored>(Role::result_gradient, given);
-  run_pass(plan.pullback(), pullback, passes.layer_gradients, Role::layer_gradient);
+  backward.add<const Stored>(Role::result_gradient, given);
+  run_pass(plan.backward(), backward, passes.layer_gradients, Role::layer_gradient);
 }
 
 }  // namespace concertina::test

@@ -52,7 +52,7 @@ class Network {
     for (const auto& layer : layers) keep(layers_, layer);
     keep(results_, result);
     keep(result_gradients_, gradient);
-    for (const auto& each : contraction.pullback(layers, gradient)) keep(layer_gradients_, each);
+    for (const auto& each : contraction.backward(layers, gradient)) keep(layer_gradients_, each);
   }
 
   const std::vector<Chain>& chains() const { return chains_; }
@@ -137,7 +137,7 @@ TEST_CASE("networks of random chains are contracted and differentiated on blocks
   for (const PlanOptions& options : every_plan()) {
     for (int n = 0; n < 10; ++n) {
       Network<double> network(rng);
-      const Largest few{.kernel = 2};
+      const Largest few{.kernel_size = 2};
       network.add(random_chain<0>(rng, {}, random_index(rng, 1, 4)));
       network.add(random_chain<1>(rng, {}, random_index(rng, 1, 4)));
       network.add(random_chain<2>(rng, few, random_index(rng, 1, 4)));
@@ -154,13 +154,12 @@ TEST_CASE("tiles, splits and lanes of every size are contracted on blocks", "[cu
     Network<float> network(rng);
     network.add<0>(
         {{.out = channels, .in = 33, .bias = true}, {.out = 12, .in = channels, .bias = true}});
-    network.add<2>({{.out = channels, .in = 9, .kernel = 2},
-                    {.out = 10, .in = channels, .kernel = 2, .bias = true}});
-    network.add<1>({{.out = 34, .in = channels, .kernel = 2, .bias = true},
-                    {.out = 35, .in = 34, .kernel = 3}});
-    network.add<1>(
-        {{.out = channels, .in = channels, .geometry = {.groups = channels}},
-         {.out = channels, .in = channels, .kernel = 3, .geometry = {.groups = channels}}});
+    network.add<2>({{.out = channels, .in = 9, .kernel_size = 2},
+                    {.out = 10, .in = channels, .kernel_size = 2, .bias = true}});
+    network.add<1>({{.out = 34, .in = channels, .kernel_size = 2, .bias = true},
+                    {.out = 35, .in = 34, .kernel_size = 3}});
+    network.add<1>({{.out = channels, .in = channels, .groups = channels},
+                    {.out = channels, .in = channels, .kernel_size = 3, .groups = channels}});
     network.check(ContractionPlan(network.chains(), options));
   }
 }
@@ -173,8 +172,8 @@ TEST_CASE("groups that fill tiles, with biases, are contracted on blocks", "[cud
     const auto conv = [&](Index out, Index in, Index kernel, Index of_groups) {
       return ConvShape<1>{.out = out * groups,
                           .in = in * groups,
-                          .kernel = kernel,
-                          .geometry = {.groups = of_groups},
+                          .kernel_size = kernel,
+                          .groups = of_groups,
                           .bias = true};
     };
     network.add<1>({conv(16, 17, 1, groups), conv(18, 16, 3, groups), conv(33, 18, 1, groups)});
@@ -189,8 +188,8 @@ TEST_CASE("sums too long for one block's threads are contracted on blocks", "[cu
   Rng rng(8);
   for (const PlanOptions& options : every_plan()) {
     Network<double> network(rng);
-    network.add<1>({{.out = 300, .in = 3, .kernel = 2, .bias = true},
-                    {.out = 9, .in = 300, .kernel = 9, .bias = true}});
+    network.add<1>({{.out = 300, .in = 3, .kernel_size = 2, .bias = true},
+                    {.out = 9, .in = 300, .kernel_size = 9, .bias = true}});
     network.check(ContractionPlan(network.chains(), options));
   }
 }
@@ -201,15 +200,16 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   int most_lanes = 0;
   for (const PlanOptions& options : every_plan()) {
     const std::vector<Chain> chains{
-        Chain(std::vector<ConvShape<1>>{{.out = 33, .in = 34}, {.out = 35, .in = 33, .kernel = 3}}),
-        Chain(std::vector<ConvShape<1>>{{.out = 129, .in = 9, .kernel = 2},
-                                        {.out = 10, .in = 129, .kernel = 2, .bias = true}}),
-        Chain(std::vector<ConvShape<1>>{{.out = 300, .in = 3, .kernel = 2, .bias = true},
-                                        {.out = 9, .in = 300, .kernel = 9, .bias = true}}),
-        Chain(std::vector<ConvShape<1>>{{.out = 4, .in = 4, .geometry = {.groups = 2}},
-                                        {.out = 4, .in = 4, .kernel = 3}})};
+        Chain(std::vector<ConvShape<1>>{{.out = 33, .in = 34},
+                                        {.out = 35, .in = 33, .kernel_size = 3}}),
+        Chain(std::vector<ConvShape<1>>{{.out = 129, .in = 9, .kernel_size = 2},
+                                        {.out = 10, .in = 129, .kernel_size = 2, .bias = true}}),
+        Chain(std::vector<ConvShape<1>>{{.out = 300, .in = 3, .kernel_size = 2, .bias = true},
+                                        {.out = 9, .in = 300, .kernel_size = 9, .bias = true}}),
+        Chain(std::vector<ConvShape<1>>{{.out = 4, .in = 4, .groups = 2},
+                                        {.out = 4, .in = 4, .kernel_size = 3}})};
     const ContractionPlan plan(chains, options);
-    for (const auto* sequence : {&plan.forward(), &plan.pullback()}) {
+    for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
       for (const cuda::Job& job : sequence->jobs) {
         kinds.insert({job.kind, job.splits > 1});
         most_lanes = std::max(most_lanes, job.lanes);
@@ -233,9 +233,9 @@ TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[
   Rng rng(4);
   constexpr bool mixed = !std::is_same_v<TestType, typename DefaultAccumulator<TestType>::type>;
   // One term for each number, so that 8 bits hold every result.
-  const std::vector<ConvShape<2>> thin{{.out = 2, .in = 1, .kernel = 2},
-                                       {.out = 2, .in = 2, .geometry = {.groups = 2}},
-                                       {.out = 2, .in = 2, .kernel = 1, .geometry = {.groups = 2}}};
+  const std::vector<ConvShape<2>> thin{{.out = 2, .in = 1, .kernel_size = 2},
+                                       {.out = 2, .in = 2, .groups = 2},
+                                       {.out = 2, .in = 2, .kernel_size = 1, .groups = 2}};
   for (const PlanOptions& options : every_plan(mixed)) {
     Network<TestType> network(rng);
     network.add(thin);
@@ -252,17 +252,16 @@ TEMPLATE_TEST_CASE("half precision fills tiles, splits sums and adds biases", "[
     network.add(std::vector<ConvShape<0>>{{.out = 16, .in = 8, .bias = true},
                                           {.out = 9, .in = 16, .bias = true}});
     network.add(std::vector<ConvShape<1>>{{.out = 16, .in = 8, .bias = true},
-                                          {.out = 9, .in = 16, .kernel = 3, .bias = true}});
+                                          {.out = 9, .in = 16, .kernel_size = 3, .bias = true}});
     network.check(ContractionPlan(network.chains(), options));
   }
 }
 
 TEST_CASE("the paper's expansions are contracted and differentiated on blocks", "[cuda]") {
   Rng rng(5);
-  const ConvShape<2> compact{
-      .out = 8, .in = 4, .kernel = 5, .geometry = {.padding = 2}, .bias = true};
+  const ConvShape<2> compact{.out = 8, .in = 4, .kernel_size = 5, .padding = 2, .bias = true};
   ConvShape<2> depthwise{
-      .out = 8, .in = 8, .kernel = 3, .geometry = {.padding = 1, .groups = 8}, .bias = true};
+      .out = 8, .in = 8, .kernel_size = 3, .padding = 1, .groups = 8, .bias = true};
   const ConvShape<0> linear{.out = 10, .in = 24, .bias = true};
   for (const PlanOptions& options : every_plan()) {
     Network<double> network(rng);
@@ -275,11 +274,11 @@ TEST_CASE("the paper's expansions are contracted and differentiated on blocks", 
     // Without cuBLAS everything is one launch, whatever the number of chains.
     if (plan.forward().gemms.empty()) {
       CHECK(plan.forward().launches() == 1);
-      CHECK(plan.pullback().launches() == 1);
+      CHECK(plan.backward().launches() == 1);
     } else {
-      CHECK(plan.pullback().gemms.size() >= 2);
+      CHECK(plan.backward().gemms.size() >= 2);
     }
-    CHECK(plan.pullback().multiply_adds == 2 * plan.forward().multiply_adds);
+    CHECK(plan.backward().multiply_adds == 2 * plan.forward().multiply_adds);
   }
 }
 
@@ -306,8 +305,7 @@ Index longest_sum(const cuda::Sequence& sequence) {
 TEST_CASE("floats on blocks are within the certified bound, gradients within theirs", "[cuda]") {
   if (!can_run()) return;
   Rng rng(6);
-  const ConvShape<2> compact{
-      .out = 8, .in = 4, .kernel = 5, .geometry = {.padding = 2}, .bias = true};
+  const ConvShape<2> compact{.out = 8, .in = 4, .kernel_size = 5, .padding = 2, .bias = true};
   for (const auto& shapes : {expand_cl(compact, {.rate = 2}), expand_ck(compact, {.rate = 2})}) {
     const auto layers = initialize<float>(shapes, rng);
     Contraction<double, 2> exact(chain_form<2>(shapes)), sizes(chain_form<2>(shapes));
@@ -328,8 +326,8 @@ TEST_CASE("floats on blocks are within the certified bound, gradients within the
     for (float& number : gradient.bias()) number = static_cast<float>(random_uniform(rng, 1));
     const Conv<double, 2> wide_gradient = gradient.cast<double>(),
                           absolute_gradient = absolute_of(wide_gradient);
-    const auto gradients = exact.pullback(wide, wide_gradient);
-    const auto bounds = sizes.pullback(absolute, absolute_gradient);
+    const auto gradients = exact.backward(wide, wide_gradient);
+    const auto bounds = sizes.backward(absolute, absolute_gradient);
 
     for (const PlanOptions& options : every_plan()) {
       const std::vector<Chain> chains{Chain(shapes)};
@@ -353,7 +351,7 @@ TEST_CASE("floats on blocks are within the certified bound, gradients within the
       CHECK(report);
       // Gradients read what forward computed, so both passes' roundings add up.
       const auto n =
-          static_cast<double>(longest_sum(plan.forward()) + longest_sum(plan.pullback()));
+          static_cast<double>(longest_sum(plan.forward()) + longest_sum(plan.backward()));
       const double u = std::numeric_limits<float>::epsilon() / 2, gamma = n * u / (1 - n * u);
       for (std::size_t l = 0; l < layers.size(); ++l) {
         const auto within = [&](const std::vector<float>& found, std::span<const double> right,

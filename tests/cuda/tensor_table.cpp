@@ -16,7 +16,7 @@ using cuda::Chain, cuda::ContractionPlan, cuda::TensorUse;
 
 TEST_CASE("addresses that do not fit a plan are refused", "[cuda]") {
   const std::vector<Chain> chains{Chain(std::vector<ConvShape<1>>{
-      {.out = 2, .in = 1, .kernel = 3, .bias = true}, {.out = 4, .in = 2}})};
+      {.out = 2, .in = 1, .kernel_size = 3, .bias = true}, {.out = 4, .in = 2}})};
   const ContractionPlan plan(chains);
   std::vector<float> numbers(64);
   using Layer = cuda::DeviceLayer<const float>;

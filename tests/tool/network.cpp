@@ -67,10 +67,10 @@ Scalar at(const Tensor<Scalar>& x, Index n, Index c, Index i, Index j, Scalar ou
 /// Where windows of this extent start on an axis, one after another until one does not fit.
 std::vector<Index> starts(const ConvShape<2>& shape, int axis, Index size) {
   std::vector<Index> result;
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
-  const Index extent = dilation[axis] * (shape.kernel[axis] - 1) + 1;
+  const auto& padding = shape.padding;
+  const Index extent = shape.dilation[axis] * (shape.kernel_size[axis] - 1) + 1;
   for (Index start = -padding.start[axis]; start + extent <= size + padding.end[axis];
-       start += stride[axis]) {
+       start += shape.stride[axis]) {
     result.push_back(start);
   }
   return result;
@@ -94,15 +94,15 @@ Tensor<Scalar> by_window(const ConvShape<2>& shape, const Tensor<Scalar>& x, con
 template <class Scalar>
 Tensor<Scalar> by_definition(const Conv<Scalar, 2>& layer, const Tensor<Scalar>& x) {
   const ConvShape<2>& shape = layer.shape();
-  const Index in = shape.in / shape.geometry.groups, out = shape.out / shape.geometry.groups;
+  const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
   return by_window(shape, x, [&](Index n, Index o, Index i, Index j) {
     Scalar sum = shape.bias ? layer.bias()[static_cast<std::size_t>(o)] : Scalar(0);
-    auto weight = layer.weight().begin() + o * in * shape.kernel[0] * shape.kernel[1];
+    auto weight = layer.weight().begin() + o * in * shape.kernel_size[0] * shape.kernel_size[1];
     for (Index c = 0; c < in; ++c) {
-      for (Index a = 0; a < shape.kernel[0]; ++a) {
-        for (Index b = 0; b < shape.kernel[1]; ++b) {
-          sum += *weight++ * at(x, n, o / out * in + c, i + a * shape.geometry.dilation[0],
-                                j + b * shape.geometry.dilation[1]);
+      for (Index a = 0; a < shape.kernel_size[0]; ++a) {
+        for (Index b = 0; b < shape.kernel_size[1]; ++b) {
+          sum += *weight++ *
+                 at(x, n, o / out * in + c, i + a * shape.dilation[0], j + b * shape.dilation[1]);
         }
       }
     }
@@ -114,11 +114,11 @@ Tensor<Scalar> by_definition(const Conv<Scalar, 2>& layer, const Tensor<Scalar>&
 template <class Scalar>
 Safetensors file_of(const Conv<Scalar, 2>& layer) {
   const ConvShape<2>& shape = layer.shape();
-  auto node = tool::geometry_json(shape.geometry);
+  auto node = tool::geometry_json(shape);
   node["name"] = "F";
   Safetensors file = described(node.dump());
   file.add("F.weight",
-           {shape.out, shape.in / shape.geometry.groups, shape.kernel[0], shape.kernel[1]},
+           {shape.out, shape.in / shape.groups, shape.kernel_size[0], shape.kernel_size[1]},
            layer.weight());
   if (shape.bias) file.add("F.bias", {shape.out}, layer.bias());
   return file;
@@ -268,9 +268,9 @@ TEMPLATE_TEST_CASE("a convolution follows its definition", "[network]", float, d
   Rng rng(1);
   std::vector<ConvShape<2>> shapes = all_shapes<2>(rng, 150);
   shapes.push_back({.out = 5, .in = 3});  // pointwise
-  shapes.push_back({.out = 6, .in = 4, .geometry = {.groups = 2}, .bias = true});
-  shapes.push_back({.out = 6, .in = 3, .kernel = 3, .geometry = {.stride = 2, .groups = 3}});
-  shapes.push_back({.out = 2, .in = 90, .kernel = 7, .geometry = {.padding = 3}});  // in parts
+  shapes.push_back({.out = 6, .in = 4, .groups = 2, .bias = true});
+  shapes.push_back({.out = 6, .in = 3, .kernel_size = 3, .stride = 2, .groups = 3});
+  shapes.push_back({.out = 2, .in = 90, .kernel_size = 7, .padding = 3});  // in parts
   for (const ConvShape<2>& shape : shapes) {
     CAPTURE(to_string(shape));
     const auto layer = test::small_integers<TestType>(shape, rng);
@@ -381,18 +381,18 @@ TEST_CASE("what is not a number stays so", "[network]") {
 TEST_CASE("pools follow their definitions", "[network]") {
   Rng rng(4);
   const auto [fields, shape] = GENERATE(table<std::string, ConvShape<2>>({
-      {R"("kernel":[2,2])", {.kernel = 2, .geometry = {.stride = 2}}},
-      {R"("kernel":4,"stride":1,"padding":[1,2])", {.kernel = 4, .geometry = {.padding = {1, 2}}}},
+      {R"("kernel":[2,2])", {.kernel_size = 2, .stride = 2}},
+      {R"("kernel":4,"stride":1,"padding":[1,2])", {.kernel_size = 4, .padding = {1, 2}}},
       {R"("kernel":[2,1],"stride":[3,1],"padding":[1,0])",
-       {.kernel = {2, 1}, .geometry = {.stride = {3, 1}, .padding = {1, 0}}}},
+       {.kernel_size = {2, 1}, .stride = {3, 1}, .padding = {1, 0}}},
   }));
   for (const Index size : {4, 5, 8}) {
     const auto x = small_integers<double>({2, 3, size, size + 3}, rng);
     ConvShape<2> window = shape;
     window.in = window.out = 3;
     const auto over = [&](Index n, Index c, Index i, Index j, double start, const auto& combine) {
-      for (Index a = 0; a < window.kernel[0]; ++a) {
-        for (Index b = 0; b < window.kernel[1]; ++b) {
+      for (Index a = 0; a < window.kernel_size[0]; ++a) {
+        for (Index b = 0; b < window.kernel_size[1]; ++b) {
           start = combine(start, at(x, n, c, i + a, j + b, start));
         }
       }
@@ -405,10 +405,10 @@ TEST_CASE("pools follow their definitions", "[network]") {
     CHECK(run(described(R"({"type":"avg_pool",)" + fields + "}"), x) ==
           by_window(window, x, [&](Index n, Index c, Index i, Index j) {
             double sum = 0;
-            for (Index a = 0; a < window.kernel[0]; ++a) {
-              for (Index b = 0; b < window.kernel[1]; ++b) sum += at(x, n, c, i + a, j + b);
+            for (Index a = 0; a < window.kernel_size[0]; ++a) {
+              for (Index b = 0; b < window.kernel_size[1]; ++b) sum += at(x, n, c, i + a, j + b);
             }
-            return sum / static_cast<double>(window.kernel[0] * window.kernel[1]);
+            return sum / static_cast<double>(window.kernel_size[0] * window.kernel_size[1]);
           }));
   }
   CHECK_THAT(message_of<FormatError>([] {

@@ -40,18 +40,17 @@ std::map<std::string, std::vector<Index>> shapes(const Safetensors& file) {
 Architecture small_network() {
   const MapShape<2> input{.channels = 2, .size = {9, 11}};
   Builder net(input);
-  net.conv("conv1", {.out = 4, .kernel = 5, .geometry = {.stride = 2, .padding = 2}, .bias = true})
+  net.conv("conv1", {.out = 4, .kernel_size = 5, .stride = 2, .padding = 2, .bias = true})
       .batch_norm("norm")
       .leaky_relu(0.25);
   Builder inner = net.branch();
-  inner.conv("depthwise", {.out = 4, .kernel = 3, .geometry = {.padding = 1, .groups = 4}})
+  inner.conv("depthwise", {.out = 4, .kernel_size = 3, .padding = 1, .groups = 4})
       .plain(LayerType::relu6);
   net.sum({net.branch(), inner});
   Builder below = net.branch(), beside = net.branch();
   below.max_pool(3, 2, 1).conv_transpose("up", 3, 2).channel_slice(1, 3);
   beside.avg_pool(1, 1).conv(
-      "side",
-      {.out = 2, .kernel = 1, .geometry = {.padding = concertina::Padding<2>::sides({1, 0}, 0)}});
+      "side", {.out = 2, .kernel_size = 1, .padding = concertina::Padding<2>::sides({1, 0}, 0)});
   net.concat({below, beside}).channel_shuffle(2).plain(LayerType::relu);
   net.plain(LayerType::flatten).linear("fc1", 6).plain(LayerType::relu).linear("fc2", 3);
   return {.name = "small", .title = "Small", .input = input, .graph = net.graph()};
@@ -204,7 +203,7 @@ TEST_CASE("recipes say which layers an expansion has", "[paper_networks]") {
   for_each_layer(expanded(paper_network("alexnet128"), {.strategy = "ck"}).graph, list);
   REQUIRE(layers.contains("conv1.4"));
   CHECK_FALSE(layers.contains("conv1.5"));
-  CHECK(layers.at("conv1.4").geometry.stride == concertina::PerAxis<2>(4));
+  CHECK(layers.at("conv1.4").stride == concertina::PerAxis<2>(4));
   CHECK(layers.contains("conv2.1"));
   CHECK_FALSE(layers.contains("conv2.2"));
   CHECK(layers.contains("conv3"));
@@ -271,7 +270,7 @@ TEMPLATE_TEST_CASE("a transposed convolution follows its definition", "[paper_ne
         return values;
       };
       Safetensors file;
-      const auto weight = integers(in * out * volume(kernel)), bias = integers(out);
+      const auto weight = integers(in * out * numel(kernel)), bias = integers(out);
       file.add("up.weight", {in, out, kernel[0], kernel[1]}, weight);
       file.add("up.bias", {out}, bias);
       file.metadata["chain"] = R"({"type":"conv_transpose","name":"up","stride":[)" +

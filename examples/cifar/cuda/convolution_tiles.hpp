@@ -49,10 +49,8 @@ struct ConvolutionShape {
 
 /// "conv2d 3->8 @7x7 p3x3 of 128 maps of 32x32"
 inline std::string to_string(const ConvolutionShape& shape) {
-  const concertina::ConvShape<2> layer{.out = shape.out,
-                                       .in = shape.in,
-                                       .kernel = shape.kernel,
-                                       .geometry = {.padding = shape.padding}};
+  const concertina::ConvShape<2> layer{
+      .out = shape.out, .in = shape.in, .kernel_size = shape.kernel, .padding = shape.padding};
   return concertina::to_string(layer) + " of " + std::to_string(shape.batch) + " maps of " +
          std::to_string(shape.height) + "x" + std::to_string(shape.width);
 }

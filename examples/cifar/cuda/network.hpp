@@ -104,7 +104,7 @@ class Contractor {
  public:
   virtual ~Contractor() = default;
   virtual void forward() = 0;   ///< sets the products' numbers
-  virtual void pullback() = 0;  ///< sets the layers' gradients, from those of the products
+  virtual void backward() = 0;  ///< sets the layers' gradients, from those of the products
 };
 
 template <class Scalar, Backend B>
@@ -202,7 +202,7 @@ class SmallNet {
                              decay()},
             "the decay of products");
       }
-      contractor_->pullback();
+      contractor_->backward();
     }
     const Index count = layout_.count();
     run(Descend<Scalar>{weights_.device.data(), gradients_.data(), velocities_.device.data(),
@@ -408,9 +408,9 @@ class SmallNet {
       concertina::ConvShape<Rank> shape{
           .out = extents[0], .in = extents[1], .bias = has(layer + ".bias")};
       for (int axis = 0; axis < Rank; ++axis) {
-        shape.kernel[axis] = extents[static_cast<std::size_t>(2 + axis)];
+        shape.kernel_size[axis] = extents[static_cast<std::size_t>(2 + axis)];
       }
-      if (shapes.empty()) shape.geometry.padding = padding;
+      if (shapes.empty()) shape.padding = padding;
       shapes.push_back(shape);
     }
     return shapes;

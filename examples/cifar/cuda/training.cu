@@ -23,8 +23,8 @@ class CudaContractor final : public Contractor {
         contraction_(concertina::cuda::ContractionPlan(at_.chains)) {}
 
   void forward() override { contraction_.forward(at_.layers, at_.products, backend_.stream()); }
-  void pullback() override {
-    contraction_.pullback(at_.layers, at_.product_gradients, at_.layer_gradients,
+  void backward() override {
+    contraction_.backward(at_.layers, at_.product_gradients, at_.layer_gradients,
                           backend_.stream());
   }
 

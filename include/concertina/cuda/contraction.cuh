@@ -80,9 +80,9 @@ class Contraction {
         device_(current_device()),
         resident_(resident_blocks(device_)),
         forward_(plan_.forward(), "the tables of a contraction"),
-        pullback_(plan_.pullback(), "the tables of a contraction's gradient"),
+        backward_(plan_.backward(), "the tables of a contraction's gradient"),
         workspace_(plan_.workspace(), "the workspace of a contraction") {
-    if (plan_.forward().gemms.empty() && plan_.pullback().gemms.empty()) return;
+    if (plan_.forward().gemms.empty() && plan_.backward().gemms.empty()) return;
     cublasHandle_t handle = nullptr;
     check(cublasCreate(&handle), "cublasCreate", "a contraction");
     blas_.reset(handle);
@@ -97,7 +97,7 @@ class Contraction {
   /// applied first.
   /// Throws    ShapeError naming the chain, the layer and its shape where an address is missing or
   ///           misaligned or a length is another than the plan's, before anything is launched
-  /// Gradient  pullback()
+  /// Gradient  backward()
   void forward(std::span<const DeviceLayer<const Stored>> layers,
                std::span<const DeviceLayer<Stored>> results, cudaStream_t stream) {
     AddressTable table(plan_);
@@ -111,16 +111,16 @@ class Contraction {
   /// layers, which are overwritten.
   /// Requires  the layers to be as forward() last saw them, on a stream after it
   /// Throws    as forward(); Error where that has not been called or no gradient is planned
-  void pullback(std::span<const DeviceLayer<const Stored>> layers,
+  void backward(std::span<const DeviceLayer<const Stored>> layers,
                 std::span<const DeviceLayer<const Stored>> result_gradients,
                 std::span<const DeviceLayer<Stored>> layer_gradients, cudaStream_t stream) {
-    if (!plan_.options().gradient) throw Error("pullback: the plan has no gradient");
-    if (!has_run_) throw Error("pullback: forward has not been called");
+    if (!plan_.options().gradient) throw Error("backward: the plan has no gradient");
+    if (!has_run_) throw Error("backward: forward has not been called");
     AddressTable table(plan_);
     table.add(TensorUse::Role::layer, layers);
     table.add(TensorUse::Role::result_gradient, result_gradients);
     table.add(TensorUse::Role::layer_gradient, layer_gradients);
-    run(plan_.pullback(), pullback_, table, stream);
+    run(plan_.backward(), backward_, table, stream);
   }
 
  private:
@@ -165,7 +165,7 @@ class Contraction {
   /// Runs cuBLAS's products on numbers of no meaning.
   void warm_up() {
     Index most = 0;
-    for (const Sequence* sequence : {&plan_.forward(), &plan_.pullback()}) {
+    for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
         const auto numbers = [](Offset step, int height, int width, bool transposed) {
           return step * (transposed ? width : height);
@@ -178,7 +178,7 @@ class Contraction {
     const Buffer<Sum> left(most, "a first product"), right(most, "a first product"),
         result(most, "a first product");
     bind_blas(nullptr);
-    for (const Sequence* sequence : {&plan_.forward(), &plan_.pullback()}) {
+    for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
         multiply(gemm, left.data(), right.data(), result.data());
       }
@@ -287,7 +287,7 @@ class Contraction {
     }
     std::string text;
     for (const int chain : chains) {
-      text += (text.empty() ? "" : "; ") + name(chain, &sequence == &plan_.pullback());
+      text += (text.empty() ? "" : "; ") + name(chain, &sequence == &plan_.backward());
     }
     return text;
   }
@@ -316,7 +316,7 @@ class Contraction {
   ContractionPlan plan_;
   Math math_;
   int device_, resident_;
-  DeviceTables forward_, pullback_;
+  DeviceTables forward_, backward_;
   Buffer<Sum> workspace_;
   Buffer<unsigned char> blas_workspace_;
   std::unique_ptr<cublasContext, detail::BlasDeleter> blas_;

@@ -45,7 +45,7 @@ class Chain {
 struct PlanOptions {
   /// Tensors are stored in half or bfloat16, and sums are float.
   bool mixed = false;
-  /// Whether pullback() is planned too; tools that only fold networks need half the workspace.
+  /// Whether backward() is planned too; tools that only fold networks need half the workspace.
   bool gradient = true;
   /// From so many multiply-adds on a matrix product is cuBLAS's; 2^27 take it some 10 us on an
   /// H100, about what starting it and copying for it cost.
@@ -143,13 +143,13 @@ class ContractionPlan {
   /// From layers to results, and from results' gradients to layers'. The second needs what the
   /// first left in the workspace, and the layers as they were.
   const Sequence& forward() const { return forward_; }
-  const Sequence& pullback() const { return pullback_; }
+  const Sequence& backward() const { return backward_; }
 
  private:
   PlanOptions options_;
   std::vector<TensorUse> tensors_;
   Index workspace_ = 0;
-  Sequence forward_, pullback_;
+  Sequence forward_, backward_;
 };
 
 }  // namespace concertina::cuda

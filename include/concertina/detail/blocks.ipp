@@ -15,7 +15,7 @@ template <int Rank>
 void require_block_shape(const ConvShape<Rank>& shape, const char* block) {
   validate(shape);
   for (int axis = 0; axis < Rank; ++axis) {
-    if (shape.kernel[axis] % 2 == 1 && shape.geometry.dilation[axis] == 1) continue;
+    if (shape.kernel_size[axis] % 2 == 1 && shape.dilation[axis] == 1) continue;
     throw ShapeError(std::string(block) + " needs odd kernels of dilation 1 (" + to_string(shape) +
                      ")");
   }
@@ -28,11 +28,11 @@ ConvBatchNorm<Scalar, Rank> initialize_branch(const ConvShape<Rank>& shape,
                                               const PerAxis<Rank>& kernel, Generator& generator) {
   ConvShape<Rank> branch = shape;
   branch.bias = false;
-  branch.kernel = kernel;
+  branch.kernel_size = kernel;
   for (int axis = 0; axis < Rank; ++axis) {
-    const Index less = (shape.kernel[axis] - kernel[axis]) / 2;
-    branch.geometry.padding.start[axis] -= less;
-    branch.geometry.padding.end[axis] -= less;
+    const Index less = (shape.kernel_size[axis] - kernel[axis]) / 2;
+    branch.padding.start[axis] -= less;
+    branch.padding.end[axis] -= less;
   }
   Conv<Scalar, Rank> conv(branch);
   initialize_uniform(conv, generator);
@@ -47,23 +47,22 @@ AcNet<Scalar> initialize_acnet(const ConvShape<2>& shape, Generator& generator) 
   const auto branch = [&](const PerAxis<2>& kernel) {
     return detail::initialize_branch<Scalar>(shape, kernel, generator);
   };
-  auto square = branch(shape.kernel);
-  auto vertical = branch({shape.kernel[0], 1});
-  auto horizontal = branch({1, shape.kernel[1]});
+  auto square = branch(shape.kernel_size);
+  auto vertical = branch({shape.kernel_size[0], 1});
+  auto horizontal = branch({1, shape.kernel_size[1]});
   return {std::move(square), std::move(vertical), std::move(horizontal)};
 }
 
 template <class Scalar, int Rank, BitGenerator Generator>
 RepVgg<Scalar, Rank> initialize_repvgg(const ConvShape<Rank>& shape, Generator& generator) {
   detail::require_block_shape(shape, "RepVgg");
-  auto dense = detail::initialize_branch<Scalar>(shape, shape.kernel, generator);
+  auto dense = detail::initialize_branch<Scalar>(shape, shape.kernel_size, generator);
   auto pointwise = detail::initialize_branch<Scalar>(shape, PerAxis<Rank>(1), generator);
   RepVgg<Scalar, Rank> block{std::move(dense), std::move(pointwise)};
-  bool skips = shape.in == shape.out && shape.geometry.stride == PerAxis<Rank>(1);
+  bool skips = shape.in == shape.out && shape.stride == PerAxis<Rank>(1);
   for (int axis = 0; axis < Rank; ++axis) {
-    const Index centre = shape.kernel[axis] / 2;
-    skips = skips && shape.geometry.padding.start[axis] == centre &&
-            shape.geometry.padding.end[axis] == centre;
+    const Index centre = shape.kernel_size[axis] / 2;
+    skips = skips && shape.padding.start[axis] == centre && shape.padding.end[axis] == centre;
   }
   if (skips) block.skip = initial_batch_norm<Scalar>(shape.in);
   return block;
@@ -73,31 +72,31 @@ template <class Scalar, int Rank, BitGenerator Generator>
 DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape<Rank>& shape,
                                                                  Generator& generator) {
   detail::require_block_shape(shape, "DiverseBranchBlock");
-  const Index groups = shape.geometry.groups;
+  const Index groups = shape.groups;
   const bool depthwise = groups == shape.out;
   using Branch = ConvBatchNorm<Scalar, Rank>;
   ConvShape<Rank> plain = shape;  // of a 1x1 before the window
-  plain.kernel = 1;
-  plain.geometry.stride = 1;
+  plain.kernel_size = 1;
+  plain.stride = 1;
   ConvShape<Rank> window = shape;  // of what follows it
-  window.geometry.padding = 0;
+  window.padding = 0;
   const auto branch = [&](const ConvShape<Rank>& of, const PerAxis<Rank>& kernel) {
     return detail::initialize_branch<Scalar>(of, kernel, generator);
   };
-  Branch origin = branch(shape, shape.kernel);
+  Branch origin = branch(shape, shape.kernel_size);
   std::optional<Branch> pointwise, before_pool;
   if (!depthwise) {
     pointwise = branch(shape, PerAxis<Rank>(1));
     before_pool = branch(plain, PerAxis<Rank>(1));
   }
-  auto pool = average_pool<Scalar, Rank>(shape.out, shape.kernel, shape.geometry.stride,
-                                         depthwise ? shape.geometry.padding : Padding<Rank>(0));
+  auto pool = average_pool<Scalar, Rank>(shape.out, shape.kernel_size, shape.stride,
+                                         depthwise ? shape.padding : Padding<Rank>(0));
   // As many channels between as it reads; twice as many where each group has one, as published.
   ConvShape<Rank> inner = plain;
   inner.out = depthwise ? 2 * shape.in : shape.in;
   ConvShape<Rank> outer = window;
   outer.in = inner.out;
-  Branch reduce = branch(inner, PerAxis<Rank>(1)), spatial = branch(outer, shape.kernel);
+  Branch reduce = branch(inner, PerAxis<Rank>(1)), spatial = branch(outer, shape.kernel_size);
   return {std::move(origin),
           std::move(pointwise),
           std::move(before_pool),
@@ -108,7 +107,7 @@ DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape
 }
 
 template <class Block, Layer F>
-Block preserving(Block block, const F& layer) {
+Block preserve(const F& layer, Block block) {
   using Scalar = typename F::Scalar;
   constexpr int Rank = F::Rank;
   using Wide = std::conditional_t<(std::numeric_limits<Scalar>::digits > 53), long double, double>;
@@ -122,11 +121,10 @@ Block preserving(Block block, const F& layer) {
   const Expr<Scalar, Rank> expression = block.expression();
   const auto& tree = expression.tree();
   const ConvShape<Rank> shape = contracted_shape(detail::form_of(tree));
-  ConvShape<Rank> wanted = target.shape();
-  wanted.bias = shape.bias;
-  if (branch.conv.shape().kernel != wanted.kernel || shape != wanted ||
-      branch.conv.geometry() != wanted.geometry) {
-    throw ShapeError("preserving: the block contracts to " + to_string(shape) +
+  ConvShape<Rank> wanted = target.shape(), principal = branch.conv.shape();
+  wanted.bias = principal.bias = shape.bias;
+  if (shape != wanted || principal != wanted) {
+    throw ShapeError("preserve: the block contracts to " + to_string(shape) +
                      ", its principal branch being " + to_string(branch.conv.shape()) +
                      ", not to " + to_string(target.shape()));
   }
@@ -140,7 +138,7 @@ Block preserving(Block block, const F& layer) {
     const auto store = [&](Wide number, Scalar& to) {
       to = detail::convert<Scalar>(number);
       if (std::isfinite(detail::convert<long double>(to))) return;
-      throw NumericalError("preserving: output channel " + std::to_string(o) +
+      throw NumericalError("preserve: output channel " + std::to_string(o) +
                            " is not finite; its batch norm's factor is " +
                            std::to_string(static_cast<double>(factor)));
     };

@@ -182,12 +182,12 @@ auto Contraction<Scalar_, Rank_>::forward(const E& expression, Run&& run)
 
 template <class Scalar_, int Rank_>
 template <Expression E, class Run>
-auto Contraction<Scalar_, Rank_>::pullback(const E& expression,
+auto Contraction<Scalar_, Rank_>::backward(const E& expression,
                                            const ConvView<Scalar, Rank>& gradient, Run&& run)
     -> std::span<const Conv<Scalar, Rank>> {
-  if (!computed_) throw Error("pullback: forward has not been called");
+  if (!computed_) throw Error("backward: forward has not been called");
   if (gradient.shape() != shape_) {
-    throw ShapeError("pullback: a gradient of shape " + to_string(gradient.shape()) +
+    throw ShapeError("backward: a gradient of shape " + to_string(gradient.shape()) +
                      ", where the contraction is " + to_string(shape_));
   }
   bind(expression, false);

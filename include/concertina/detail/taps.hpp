@@ -11,11 +11,11 @@ namespace concertina::detail {
 template <int Rank>
 std::string incomparable(const ConvShape<Rank>& f, const ConvShape<Rank>& g) {
   const auto growth = [](const ConvShape<Rank>& shape, int axis) {
-    const Padding<Rank>& padding = shape.geometry.padding;
+    const Padding<Rank>& padding = shape.padding;
     return padding.start[axis] + padding.end[axis] - span(shape, axis);
   };
   if (f.in != g.in || f.out != g.out) return "channels differ";
-  if (f.geometry.stride != g.geometry.stride) return "strides differ";
+  if (f.stride != g.stride) return "strides differ";
   for (int axis = 0; axis < Rank; ++axis) {
     if (growth(f, axis) != growth(g, axis)) return "output sizes differ";
   }
@@ -26,33 +26,36 @@ std::string incomparable(const ConvShape<Rank>& f, const ConvShape<Rank>& g) {
 /// stride; zero where the layer has no tap there.
 template <class Scalar, int Rank>
 Scalar tap_at(const ConvView<Scalar, Rank>& layer, Index o, Index c, const PerAxis<Rank>& offset) {
-  const auto& [stride, padding, dilation, groups] = layer.geometry();
+  const auto& dilation = layer.shape().dilation;
+  const auto& groups = layer.shape().groups;
   const Index in = layer.shape().in / groups, group = o / (layer.shape().out / groups);
   if (c / in != group) return Scalar(0);
   PerAxis<Rank> tap;
   for (int axis = 0; axis < Rank; ++axis) {
-    const Index distance = offset[axis] + padding.start[axis];
+    const Index distance = offset[axis] + layer.shape().padding.start[axis];
     tap[axis] = distance / dilation[axis];
-    if (distance < 0 || distance % dilation[axis] != 0 || tap[axis] >= layer.shape().kernel[axis]) {
+    if (distance < 0 || distance % dilation[axis] != 0 ||
+        tap[axis] >= layer.shape().kernel_size[axis]) {
       return Scalar(0);
     }
   }
-  const Index row = (o * in + c - group * in) * volume(layer.shape().kernel);
-  return layer.weight()[static_cast<std::size_t>(row + flat(tap, layer.shape().kernel))];
+  const Index row = (o * in + c - group * in) * numel(layer.shape().kernel_size);
+  return layer.weight()[static_cast<std::size_t>(row + flat(tap, layer.shape().kernel_size))];
 }
 
 /// Calls visit(o, c, offset, number) for every number in the weight.
 template <class Scalar, int Rank, class Visit>
 void for_each_tap(const ConvView<Scalar, Rank>& layer, Visit&& visit) {
-  const auto& [stride, padding, dilation, groups] = layer.geometry();
+  const auto& groups = layer.shape().groups;
   const Index in = layer.shape().in / groups, out = layer.shape().out / groups;
   auto number = layer.weight().begin();
   for (Index o = 0; o < layer.shape().out; ++o) {
     for (Index c = o / out * in; c < (o / out + 1) * in; ++c) {
-      for_each_position(layer.shape().kernel, [&](const PerAxis<Rank>& tap) {
+      for_each_position(layer.shape().kernel_size, [&](const PerAxis<Rank>& tap) {
         PerAxis<Rank> offset;
         for (int axis = 0; axis < Rank; ++axis) {
-          offset[axis] = tap[axis] * dilation[axis] - padding.start[axis];
+          offset[axis] =
+              tap[axis] * layer.shape().dilation[axis] - layer.shape().padding.start[axis];
         }
         visit(o, c, offset, *number++);
       });

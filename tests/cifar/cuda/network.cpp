@@ -70,15 +70,15 @@ class HostContractor final : public cuda::Contractor {
   void forward() override {
     for (const auto& chain : chains_) backend_.issue([this, &chain] { chain->forward(backend_); });
   }
-  void pullback() override {
-    for (const auto& chain : chains_) backend_.issue([this, &chain] { chain->pullback(backend_); });
+  void backward() override {
+    for (const auto& chain : chains_) backend_.issue([this, &chain] { chain->backward(backend_); });
   }
 
  private:
   struct AnyChain {
     virtual ~AnyChain() = default;
     virtual void forward(HostBackend& backend) = 0;
-    virtual void pullback(HostBackend& backend) = 0;
+    virtual void backward(HostBackend& backend) = 0;
   };
 
   template <int Rank>
@@ -104,10 +104,10 @@ class HostContractor final : public cuda::Contractor {
       backend.upload(product.weight(), layer.product.weight);
       backend.upload(product.bias(), layer.product.bias);
     }
-    void pullback(HostBackend& backend) override {
+    void backward(HostBackend& backend) override {
       backend.download(layer.product.weight_gradient, gradient.weight());
       backend.download(layer.product.bias_gradient, gradient.bias());
-      const auto gradients = contraction.pullback(convs, gradient);
+      const auto gradients = contraction.backward(convs, gradient);
       for (std::size_t l = 0; l < convs.size(); ++l) {
         backend.upload(gradients[l].weight(), layer.layers[l].weight_gradient);
         backend.upload(gradients[l].bias(), layer.layers[l].bias_gradient);
@@ -140,12 +140,12 @@ class PlannedContractor final : public cuda::Contractor {
     table.add<Scalar>(Role::result, at_.products);
     run(plan_.forward(), table);
   }
-  void pullback() override {
+  void backward() override {
     concertina::cuda::AddressTable table(plan_);
     table.add<const Scalar>(Role::layer, at_.layers);
     table.add<const Scalar>(Role::result_gradient, at_.product_gradients);
     table.add<Scalar>(Role::layer_gradient, at_.layer_gradients);
-    run(plan_.pullback(), table);
+    run(plan_.backward(), table);
   }
 
  private:
@@ -427,7 +427,7 @@ class NotingContractor final : public cuda::Contractor {
   ~NotingContractor() override { recorded_.push_back(backend_.recordings()); }
 
   void forward() override { contractor_.forward(); }
-  void pullback() override { contractor_.pullback(); }
+  void backward() override { contractor_.backward(); }
 
  private:
   HostBackend& backend_;

@@ -8,7 +8,8 @@
 int main() {
   using concertina::ConvShape;
   namespace cuda = concertina::cuda;
-  const std::vector<ConvShape<2>> shapes{{.out = 4, .in = 2}, {.out = 3, .in = 4, .kernel = 3}};
+  const std::vector<ConvShape<2>> shapes{{.out = 4, .in = 2},
+                                         {.out = 3, .in = 4, .kernel_size = 3}};
   const std::vector<cuda::Chain> chains{cuda::Chain(shapes)};
   const cuda::ContractionPlan plan(chains);
 

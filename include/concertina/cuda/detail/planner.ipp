@@ -155,10 +155,10 @@ class Schedule {
 
 /// What the planners of all chains share.
 struct Planning {
-  explicit Planning(const PlanOptions& with) : options(with), forward(with), pullback(with) {}
+  explicit Planning(const PlanOptions& with) : options(with), forward(with), backward(with) {}
 
   PlanOptions options;
-  Schedule forward, pullback;
+  Schedule forward, backward;
   Index workspace = 0;
 
   Place allocate(Index numbers) {
@@ -221,12 +221,12 @@ template <int Rank>
 double device_cost(const PlanOptions& options, const ConvShape<Rank>& outer,
                    const ConvShape<Rank>& inner) {
   const auto numbers = [](const ConvShape<Rank>& shape) {
-    return static_cast<double>(weight_count(shape));
+    return static_cast<double>(weight_numel(shape));
   };
   const Index work = multiply_adds(outer, inner);
   const double result = numbers(product_shape(outer, inner));
-  const bool moves = volume(outer.kernel) > 1 && volume(inner.kernel) == 1 &&
-                     work / outer.geometry.groups >= options.least_gemm;
+  const bool moves = numel(outer.kernel_size) > 1 && numel(inner.kernel_size) == 1 &&
+                     work / outer.groups >= options.least_gemm;
   const double moved = moves ? 2 * (numbers(outer) + result) : 0;
   return static_cast<double>(work) + 16 * (numbers(outer) + numbers(inner) + result + moved);
 }
@@ -293,13 +293,13 @@ class ChainPlanner {
       schedule.add(
           0, Job{.kind = Job::Kind::copy, .columns = narrow(numbers), .left = from, .result = to});
     };
-    const Index numbers = weight_count(layer.shape);
+    const Index numbers = weight_numel(layer.shape);
     copy(planning_.forward, layer.weight, result_.weight, numbers);
     if (layer.shape.bias) copy(planning_.forward, layer.bias, result_.bias, layer.shape.out);
     if (!planning_.options.gradient) return;
-    copy(planning_.pullback, result_.weight_gradient, layer.weight_gradient, numbers);
+    copy(planning_.backward, result_.weight_gradient, layer.weight_gradient, numbers);
     if (!layer.shape.bias) return;
-    copy(planning_.pullback, result_.bias_gradient, layer.bias_gradient, layer.shape.out);
+    copy(planning_.backward, result_.bias_gradient, layer.bias_gradient, layer.shape.out);
   }
 
   /// The value of layers first .. last.
@@ -323,7 +323,7 @@ class ChainPlanner {
       values_.push_back(result_);
     } else {
       Value value{.shape = shape};
-      const Index numbers = weight_count(shape), biases = shape.bias ? shape.out : 0;
+      const Index numbers = weight_numel(shape), biases = shape.bias ? shape.out : 0;
       value.weight = planning_.allocate(numbers);
       value.bias = planning_.allocate(biases);
       if (planning_.options.gradient) {
@@ -339,8 +339,8 @@ class ChainPlanner {
 
  public:
   static void require_narrow(const ConvShape<Rank>& shape) {
-    if (weight_count(shape) <= std::numeric_limits<int>::max()) return;
-    throw SizeError("a tensor of " + std::to_string(weight_count(shape)) +
+    if (weight_numel(shape) <= std::numeric_limits<int>::max()) return;
+    throw SizeError("a tensor of " + std::to_string(weight_numel(shape)) +
                     " numbers, where a plan for a device takes less than 2^31 (" +
                     to_string(shape) + ")");
   }
@@ -360,7 +360,7 @@ class ChainPlanner {
     int level = std::max(outer.ready, inner.ready);
     Index covered = 0;
     for (const BlockRun& run : product.runs) covered += run.count * run.first.out * run.first.in;
-    const Index numbers = weight_count(result.shape);
+    const Index numbers = weight_numel(result.shape);
     if (covered * product.pair.taps < numbers) {  // zeros between the blocks
       schedule.add(
           0, Job{.kind = Job::Kind::copy, .columns = narrow(numbers), .result = result.weight});
@@ -567,7 +567,7 @@ class ChainPlanner {
                               .result = result.bias});
       return level + 1;
     }
-    const Index groups = outer.shape.geometry.groups, out = outer.shape.out / groups,
+    const Index groups = outer.shape.groups, out = outer.shape.out / groups,
                 in = outer.shape.in / groups, taps = product.outer_taps();
     Job job{.groups = narrow(groups),
             .rows = narrow(out),
@@ -595,7 +595,7 @@ class ChainPlanner {
   void differentiate(const Product& product) {
     const Value& result = values_[product.result];
     Value &outer = values_[product.outer], &inner = values_[product.inner];
-    Schedule& schedule = planning_.pullback;
+    Schedule& schedule = planning_.backward;
     const int level = result.gradient_ready;
     const bool rank_one = inner.shape.bias;  // W2's share of the product's bias
     if (outer.shape.bias) {
@@ -628,7 +628,7 @@ class ChainPlanner {
 
   /// dW2[o][m][b] = sum over c and a of G[o][c][tap of (b, a)] W1[m][c][a].
   int outer_gradient(const Product& product, const BlockRun& run, int level, const Job& epilogue) {
-    Schedule& schedule = planning_.pullback;
+    Schedule& schedule = planning_.backward;
     const auto& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps(),
                 taps = product.pair.taps;
@@ -674,7 +674,7 @@ class ChainPlanner {
 
   /// dW1[m][c][a] = sum over o and b of W2[o][m][b] G[o][c][tap of (b, a)].
   int inner_gradient(const Product& product, const BlockRun& run, int level) {
-    Schedule& schedule = planning_.pullback;
+    Schedule& schedule = planning_.backward;
     const auto& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps(),
                 taps = product.pair.taps;
@@ -720,7 +720,7 @@ class ChainPlanner {
 
   void differentiate_large(const Product& product, std::size_t number, int level,
                            const Job& epilogue) {
-    Schedule& schedule = planning_.pullback;
+    Schedule& schedule = planning_.backward;
     const BlockRun& run = product.runs[number];
     const auto& block = run.first;
     Value &outer = values_[product.outer], &inner = values_[product.inner];
@@ -773,8 +773,8 @@ class ChainPlanner {
   int inner_bias(const Product& product, int level) {
     const Value &outer = values_[product.outer], &inner = values_[product.inner],
                 &result = values_[product.result];
-    Schedule& schedule = planning_.pullback;
-    const Index groups = outer.shape.geometry.groups, out = outer.shape.out / groups,
+    Schedule& schedule = planning_.backward;
+    const Index groups = outer.shape.groups, out = outer.shape.out / groups,
                 in = outer.shape.in / groups, taps = product.outer_taps();
     return planning_.multiply(schedule, level,
                               {.groups = narrow(groups),
@@ -825,7 +825,7 @@ inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const Pla
   detail::Planning planning(options);
   int number = 0, first_layer = 0;
   for (const Chain& chain : chains) {
-    planning.forward.chain = planning.pullback.chain = number;
+    planning.forward.chain = planning.backward.chain = number;
     chain.visit([&]<int Rank>(const Chain::Of<Rank>& of) {
       const Form<Rank> form = chain_form<Rank>(of.layers);
       const ConvShape<Rank> shape = contracted_shape(form, of.policy.input_size());
@@ -835,7 +835,7 @@ inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const Pla
                            std::vector<TensorUse>& to) {
         Planner::require_narrow(of_shape);
         for (const bool bias : {false, true}) {
-          const Index numbers = !bias ? weight_count(of_shape) : of_shape.bias ? of_shape.out : 0;
+          const Index numbers = !bias ? weight_numel(of_shape) : of_shape.bias ? of_shape.out : 0;
           to.push_back({role, number, layer, bias, numbers, to_string(of_shape)});
         }
       };
@@ -868,9 +868,9 @@ inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const Pla
     tensors_.insert(tensors_.end(), more->begin(), more->end());
   }
   planning.forward.finish();
-  planning.pullback.finish();
+  planning.backward.finish();
   forward_ = std::move(planning.forward.sequence);
-  pullback_ = std::move(planning.pullback.sequence);
+  backward_ = std::move(planning.backward.sequence);
   workspace_ = planning.workspace;
 }
 

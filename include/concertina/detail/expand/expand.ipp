@@ -23,7 +23,7 @@ namespace detail {
 template <int Rank>
 ConvShape<Rank> normalized(ConvShape<Rank> shape) {
   for (int axis = 0; axis < Rank; ++axis) {
-    if (shape.kernel[axis] == 1) shape.geometry.dilation[axis] = 1;
+    if (shape.kernel_size[axis] == 1) shape.dilation[axis] = 1;
   }
   return shape;
 }
@@ -35,7 +35,7 @@ std::vector<ConvShape<Rank>> lay_out(const ConvShape<Rank>& shape,
                                      const std::vector<PerAxis<Rank>>& kernels,
                                      std::size_t default_stride, const ExpandOptions& options) {
   const std::size_t between = kernels.size() - 1;
-  const Index groups = shape.geometry.groups;
+  const Index groups = shape.groups;
   std::vector<Index> widths{shape.in};
   if (options.widths.empty()) {
     if (!(options.rate > 0 && options.rate < 1e6)) {
@@ -62,18 +62,18 @@ std::vector<ConvShape<Rank>> lay_out(const ConvShape<Rank>& shape,
     const bool last = l + 1 == kernels.size();
     ConvShape<Rank> layer{.out = widths[l + 1],
                           .in = widths[l],
-                          .kernel = kernels[l],
-                          .geometry = {.stride = l == stride_on ? shape.geometry.stride : 1,
-                                       .padding = l == 0 ? shape.geometry.padding : 0,
-                                       .dilation = shape.geometry.dilation,
-                                       .groups = groups},
+                          .kernel_size = kernels[l],
+                          .stride = l == stride_on ? shape.stride : 1,
+                          .padding = l == 0 ? shape.padding : 0,
+                          .dilation = shape.dilation,
+                          .groups = groups,
                           .bias = shape.bias && (last || options.inner_bias)};
     if (options.depthwise_middle && l == 1) {
       if (layer.in != layer.out) {
         throw ShapeError("a depthwise middle needs equal widths on both sides (" +
                          to_string(layer) + ")");
       }
-      layer.geometry.groups = layer.in;
+      layer.groups = layer.in;
     }
     validate(layer);
     layers.push_back(normalized(layer));
@@ -91,7 +91,7 @@ std::vector<ConvShape<Rank>> lay_out(const ConvShape<Rank>& shape,
 template <int Rank>
 std::vector<ConvShape<Rank>> expand_cl(const ConvShape<Rank>& shape, const ExpandOptions& options) {
   validate(shape);
-  return detail::lay_out<Rank>(shape, {1, shape.kernel, 1}, 1, options);
+  return detail::lay_out<Rank>(shape, {1, shape.kernel_size, 1}, 1, options);
 }
 
 template <int Rank>
@@ -101,15 +101,15 @@ std::vector<ConvShape<Rank>> expand_ck(const ConvShape<Rank>& shape, const Expan
   if (options.depthwise_middle) {
     throw ShapeError("a depthwise middle is a form of CL, not of CK (" + to_string(shape) + ")");
   }
-  const Index largest = *std::ranges::max_element(shape.kernel);
+  const Index largest = *std::ranges::max_element(shape.kernel_size);
   if (largest <= 3) {
     throw ShapeError("CK expands kernels larger than 3 into 3x3 layers; expand this one with CL (" +
                      to_string(shape) + ")");
   }
   if (largest > 4096)
-    throw ShapeError("CK of kernel " + to_string(shape.kernel) + " has too many layers");
+    throw ShapeError("CK of kernel " + to_string(shape.kernel_size) + " has too many layers");
   std::vector<PerAxis<Rank>> kernels;
-  PerAxis<Rank> left = shape.kernel;
+  PerAxis<Rank> left = shape.kernel_size;
   while (*std::ranges::max_element(left) > 1) {
     PerAxis<Rank> kernel;
     for (int axis = 0; axis < Rank; ++axis) {
@@ -131,7 +131,7 @@ std::vector<Conv<Real, Rank>> preserve_depthwise_middle(const Conv<Real, Rank>& 
                                                         Generator& generator, Ends ends) {
   std::vector<Conv<Real, Rank>> layers(shapes.begin(), shapes.end());
   const Index in = target.shape().in, out = target.shape().out, hidden = shapes[1].in;
-  const Index taps = volume(target.shape().kernel);
+  const Index taps = numel(target.shape().kernel_size);
   using Map = Eigen::Map<RowMajor<Real>>;
   Map first(layers[0].weight().data(), hidden, in), last(layers[2].weight().data(), out, hidden);
   Map middle(layers[1].weight().data(), hidden, taps);
@@ -209,7 +209,7 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
 }  // namespace detail
 
 template <Layer F, BitGenerator Generator>
-std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
+std::vector<Conv<typename F::Scalar, F::Rank>> preserve(
     const F& layer, const std::vector<ConvShape<F::Rank>>& shapes, Generator& generator,
     Ends ends) {
   using Scalar = typename F::Scalar;
@@ -240,22 +240,22 @@ std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
       throw ExpansionError("the layer has a number that is not finite (" + to_string(shape) + ")");
     }
   }
-  const Index groups = shape.geometry.groups;
-  const bool depthwise_middle = shapes.size() == 3 && volume(shapes[0].kernel) == 1 &&
-                                volume(shapes[2].kernel) == 1 &&
-                                shapes[1].geometry.groups == shapes[1].in &&
-                                shapes[1].in == shapes[1].out && shapes[1].in > groups;
+  const Index groups = shape.groups;
+  const bool depthwise_middle = shapes.size() == 3 && numel(shapes[0].kernel_size) == 1 &&
+                                numel(shapes[2].kernel_size) == 1 &&
+                                shapes[1].groups == shapes[1].in && shapes[1].in == shapes[1].out &&
+                                shapes[1].in > groups;
   std::vector<ConvShape<Rank>> parts;
   for (std::size_t l = 0; l < shapes.size(); ++l) {
     ConvShape<Rank> part = shapes[l];
     const bool middle = depthwise_middle && l == 1;
-    if (part.geometry.groups != groups && !middle) {
+    if (part.groups != groups && !middle) {
       throw ShapeError("layer " + std::to_string(l + 1) + " (" + to_string(part) +
                        ") must have the groups of the layer it expands (" + to_string(shape) + ")");
     }
     part.in /= groups;
     part.out /= groups;
-    part.geometry.groups = middle ? part.in : 1;
+    part.groups = middle ? part.in : 1;
     part.bias = false;
     parts.push_back(part);
   }
@@ -264,9 +264,9 @@ std::vector<Conv<typename F::Scalar, F::Rank>> expand_preserving(
   ConvShape<Rank> block = shape;
   block.in /= groups;
   block.out /= groups;
-  block.geometry.groups = 1;
+  block.groups = 1;
   block.bias = false;
-  const auto chunk = static_cast<std::size_t>(weight_count(block));
+  const auto chunk = static_cast<std::size_t>(weight_numel(block));
   for (Index g = 0; g < groups; ++g) {
     Conv<Real, Rank> wanted(block);
     for (std::size_t i = 0; i < chunk; ++i) {

@@ -18,7 +18,7 @@ std::vector<std::size_t> largest_first(const std::vector<ConvShape<Rank>>& shape
   std::vector<std::size_t> order(shapes.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::ranges::sort(order, {},
-                    [&](std::size_t l) { return std::pair(-weight_count(shapes[l]), l); });
+                    [&](std::size_t l) { return std::pair(-weight_numel(shapes[l]), l); });
   return order;
 }
 

@@ -65,7 +65,7 @@ class OrthonormalEnds {
   /// The layers, or those of the smallest residual where no choice of the free layer can represent
   /// the target.
   Layers layers() {
-    const auto pointwise = [&](std::size_t l) { return volume(shapes_[l].kernel) == 1; };
+    const auto pointwise = [&](std::size_t l) { return numel(shapes_[l].kernel_size) == 1; };
     const std::vector<std::size_t> order = largest_first<Rank>(shapes_);
     Layers best;
     for (const std::size_t free : order) {
@@ -109,13 +109,13 @@ class OrthonormalEnds {
   }
 
   static Eigen::Map<RowMajor<Real>> matrix(Conv<Real, Rank>& layer) {
-    const Index columns = layer.shape().in * volume(layer.shape().kernel);
+    const Index columns = layer.shape().in * numel(layer.shape().kernel_size);
     return {layer.weight().data(), layer.shape().out, columns};
   }
 
   /// The tap's slice of a weight, [out][in].
   static auto slice(Conv<Real, Rank>& layer, Index tap) {
-    const Index taps = volume(layer.shape().kernel);
+    const Index taps = numel(layer.shape().kernel_size);
     using Step = Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>;
     return Eigen::Map<RowMajor<Real>, 0, Step>(layer.weight().data() + tap, layer.shape().out,
                                                layer.shape().in,
@@ -135,7 +135,7 @@ class OrthonormalEnds {
       side = (matrix(layer) * side).eval();
     }
     const Dense<Real> undo_left = pseudo_inverse(left), undo_right = pseudo_inverse(right);
-    for (Index tap = 0; tap < volume(target_.shape().kernel); ++tap) {
+    for (Index tap = 0; tap < numel(target_.shape().kernel_size); ++tap) {
       slice(layers[free], tap) = undo_left * slice(target_, tap) * undo_right;
     }
     return layers;
@@ -181,7 +181,7 @@ class OrthonormalEnds {
       shape.bias = false;
       Conv<Real, Rank>& layer = side.layers.emplace_back(shape);
       matrix(layer) =
-          random_orthonormal<Real>(shape.out, shape.in * volume(shape.kernel), generator_);
+          random_orthonormal<Real>(shape.out, shape.in * numel(shape.kernel_size), generator_);
     }
     if (!side.layers.empty()) side.product = contract(side.layers, interior_only);
     return side;
@@ -197,20 +197,19 @@ class OrthonormalEnds {
     const Index in = right.widths.front(), x_in = right.widths.back();
     PerAxis<Rank> after_spacing, x_spacing;
     for (int axis = 0; axis < Rank; ++axis) {
-      x_spacing[axis] = shapes_[free].geometry.dilation[axis] * before.geometry.stride[axis];
-      after_spacing[axis] = after.geometry.dilation[axis] * before.geometry.stride[axis] *
-                            shapes_[free].geometry.stride[axis];
+      x_spacing[axis] = shapes_[free].dilation[axis] * before.stride[axis];
+      after_spacing[axis] = after.dilation[axis] * before.stride[axis] * shapes_[free].stride[axis];
     }
     const auto after_at = tap_positions(after, after_spacing, target_.shape());
     const auto x_at = tap_positions(shapes_[free], x_spacing, target_.shape());
-    const auto before_at = tap_positions(before, before.geometry.dilation, target_.shape());
+    const auto before_at = tap_positions(before, before.dilation, target_.shape());
     const auto number = [](const Side& side, Index o, Index c, std::size_t tap) {
       if (!side.product) return o == c ? Real(1) : Real(0);
-      const Index taps = volume(side.product->shape().kernel);
+      const Index taps = numel(side.product->shape().kernel_size);
       return side.product->weight()[static_cast<std::size_t>(
           (o * side.product->shape().in + c) * taps + static_cast<Index>(tap))];
     };
-    const Index taps = volume(target_.shape().kernel);
+    const Index taps = numel(target_.shape().kernel_size);
     const auto x_taps = static_cast<Index>(x_at.size());
     Dense<Real> matrix = Dense<Real>::Zero(out * in * taps, x_out * x_in * x_taps);
     for (Index o = 0; o < out; ++o) {
@@ -261,7 +260,8 @@ class OrthonormalEnds {
     std::vector<std::size_t> left_of, right_of;
     if (!collect(free + 1, maps, out_blocks, lefts, left_of)) return {};
     if (!collect(0, free + 1, in_blocks, rights, right_of)) return {};
-    const Index taps = volume(target_.shape().kernel), x_taps = volume(shapes_[free].kernel);
+    const Index taps = numel(target_.shape().kernel_size),
+                x_taps = numel(shapes_[free].kernel_size);
     constexpr Index largest_system = Index{1} << 22;
     for (const Side& left : lefts) {
       for (const Side& right : rights) {
@@ -293,7 +293,7 @@ class OrthonormalEnds {
         Dense<Real> wanted(out * in * taps, static_cast<Index>(pairs.size()));
         const auto run = [&](Conv<Real, Rank>& layer, Index o,
                              Index c) {  // the taps of one pair of channels
-          const Index count = volume(layer.shape().kernel);
+          const Index count = numel(layer.shape().kernel_size);
           return Eigen::Map<Eigen::Matrix<Real, Eigen::Dynamic, 1>>(
               layer.weight().data() + (o * layer.shape().in + c) * count, count);
         };
@@ -335,7 +335,7 @@ class OrthonormalEnds {
       Conv<Real, Rank>& whole = layers[begin + l];
       for (Index i = 0; i < blocks; ++i) {
         Conv<Real, Rank> part = sides[which[static_cast<std::size_t>(i)]].layers[l];
-        for (Index tap = 0; tap < volume(whole.shape().kernel); ++tap) {
+        for (Index tap = 0; tap < numel(whole.shape().kernel_size); ++tap) {
           slice(whole, tap)
               .block(part_begin(whole.shape().out, blocks, i),
                      part_begin(whole.shape().in, blocks, i), part.shape().out, part.shape().in) =
@@ -350,7 +350,7 @@ class OrthonormalEnds {
     const Index width = before.shape().out;
     const Dense<Real> rotation = random_orthonormal<Real>(width, width, generator_);
     matrix(before) = (rotation * matrix(before)).eval();
-    for (Index tap = 0; tap < volume(after.shape().kernel); ++tap) {
+    for (Index tap = 0; tap < numel(after.shape().kernel_size); ++tap) {
       slice(after, tap) = (slice(after, tap) * rotation.transpose()).eval();
     }
   }

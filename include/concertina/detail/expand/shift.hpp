@@ -83,9 +83,9 @@ class ShiftEnds {
     for (int axis = 0; axis < Rank; ++axis) {
       Index before = 0, after = 0;
       for (std::size_t l = 0; l < shapes_.size(); ++l) {
-        if (l != free) (l < free ? before : after) += shapes_[l].kernel[axis] - 1;
+        if (l != free) (l < free ? before : after) += shapes_[l].kernel_size[axis] - 1;
       }
-      const Index extent = target_.shape().kernel[axis], own = shapes_[free].kernel[axis];
+      const Index extent = target_.shape().kernel_size[axis], own = shapes_[free].kernel_size[axis];
       if (before + after + own != extent) return false;  // spread taps, which cover never all
       const auto shifts = cover(extent, own, before, after);
       if (!shifts) return false;
@@ -111,8 +111,8 @@ class ShiftEnds {
       after_count[axis] = static_cast<Index>(at(axis).after.size());
     }
     const Index in = target_.shape().in, out = target_.shape().out, last = std::ssize(shapes_) - 1;
-    const Index used_before = free == 0 ? in : volume(before_count) * in;
-    const Index used_after = std::cmp_equal(free, last) ? out : volume(after_count) * out;
+    const Index used_before = free == 0 ? in : numel(before_count) * in;
+    const Index used_after = std::cmp_equal(free, last) ? out : numel(after_count) * out;
 
     // What may be anything.
     for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -142,7 +142,7 @@ class ShiftEnds {
         for (std::size_t l = begin; l < end; ++l) {
           PerAxis<Rank> tap;
           for (int axis = 0; axis < Rank; ++axis) {
-            tap[axis] = std::min(left[axis], shapes_[l].kernel[axis] - 1);
+            tap[axis] = std::min(left[axis], shapes_[l].kernel_size[axis] - 1);
             left[axis] -= tap[axis];
           }
           for (Index c = 0; c < channels; ++c) {
@@ -157,16 +157,16 @@ class ShiftEnds {
     carry(free + 1, layers.size(), after_count, out, &Shifts::after, false, true);
 
     // The target's numbers, each where the first pair of copies that reaches its tap has it.
-    std::vector<bool> placed(static_cast<std::size_t>(volume(target_.shape().kernel)), false);
+    std::vector<bool> placed(static_cast<std::size_t>(numel(target_.shape().kernel_size)), false);
     for_each_position(after_count, [&](const PerAxis<Rank>& after) {
       for_each_position(before_count, [&](const PerAxis<Rank>& before) {
-        for_each_position(shapes_[free].kernel, [&](const PerAxis<Rank>& tap) {
+        for_each_position(shapes_[free].kernel_size, [&](const PerAxis<Rank>& tap) {
           PerAxis<Rank> wanted;
           for (int axis = 0; axis < Rank; ++axis) {
             wanted[axis] = at(axis).after[static_cast<std::size_t>(after[axis])] +
                            at(axis).before[static_cast<std::size_t>(before[axis])] + tap[axis];
           }
-          const auto index = static_cast<std::size_t>(flat(wanted, target_.shape().kernel));
+          const auto index = static_cast<std::size_t>(flat(wanted, target_.shape().kernel_size));
           if (placed[index]) return;
           placed[index] = true;
           for (Index o = 0; o < out; ++o) {
@@ -184,8 +184,8 @@ class ShiftEnds {
   const Shifts& at(int axis) const { return shifts_[static_cast<std::size_t>(axis)]; }
 
   static Scalar& number(Conv<Scalar, Rank>& layer, Index o, Index c, const PerAxis<Rank>& tap) {
-    const PerAxis<Rank>& kernel = layer.shape().kernel;
-    return layer.weight()[static_cast<std::size_t>((o * layer.shape().in + c) * volume(kernel) +
+    const PerAxis<Rank>& kernel = layer.shape().kernel_size;
+    return layer.weight()[static_cast<std::size_t>((o * layer.shape().in + c) * numel(kernel) +
                                                    flat(tap, kernel))];
   }
 
@@ -193,7 +193,7 @@ class ShiftEnds {
   template <class Which>
   void randomize(Conv<Scalar, Rank>& layer, Which&& which) {
     if constexpr (rounds<Scalar>) {
-      const Index taps = volume(layer.shape().kernel);
+      const Index taps = numel(layer.shape().kernel_size);
       const double bound = 1 / std::sqrt(static_cast<double>(layer.shape().in * taps));
       auto to = layer.weight().begin();
       for (Index o = 0; o < layer.shape().out; ++o) {

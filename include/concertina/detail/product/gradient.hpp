@@ -50,7 +50,7 @@ class PairGradient {
   using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
   static Index bias_columns(const PairPlan<Rank>& plan) {
-    return plan.outer.in / plan.outer.geometry.groups * volume(plan.outer.kernel);
+    return plan.outer.in / plan.outer.groups * numel(plan.outer.kernel_size);
   }
 
   template <class Run>
@@ -64,8 +64,8 @@ class PairGradient {
       return inner_diagonal(plan, outer, inner, product_gradient, outer_gradient, inner_gradient);
     }
     if (plan.path == PairPath::direct) {
-      std::fill_n(outer_gradient, weight_count(plan.outer), Scalar(0));
-      std::fill_n(inner_gradient, weight_count(plan.inner), Scalar(0));
+      std::fill_n(outer_gradient, weight_numel(plan.outer), Scalar(0));
+      std::fill_n(inner_gradient, weight_numel(plan.inner), Scalar(0));
     }
     plan.for_each_block([&](const Block& block) {
       const Numbers at{outer + block.outer, inner + block.inner, product_gradient + block.result,
@@ -103,7 +103,7 @@ class PairGradient {
   static void outer_diagonal(const PairPlan<Rank>& plan, const Scalar* factors, const Scalar* inner,
                              const Scalar* product_gradient, Scalar* factor_gradient,
                              Scalar* inner_gradient) {
-    const Index row = plan.inner.in / plan.inner.geometry.groups * plan.taps;
+    const Index row = plan.inner.in / plan.inner.groups * plan.taps;
     for (Index o = 0; o < plan.inner.out; ++o) {
       Scalar sum(0);
       for (Index i = 0; i < row; ++i) {
@@ -117,7 +117,7 @@ class PairGradient {
   static void inner_diagonal(const PairPlan<Rank>& plan, const Scalar* outer, const Scalar* factors,
                              const Scalar* product_gradient, Scalar* outer_gradient,
                              Scalar* factor_gradient) {
-    const Index groups = plan.outer.geometry.groups, in = plan.outer.in / groups,
+    const Index groups = plan.outer.groups, in = plan.outer.in / groups,
                 out = plan.outer.out / groups;
     std::fill_n(factor_gradient, plan.outer.in, Scalar(0));
     for (Index o = 0; o < plan.outer.out; ++o) {
@@ -313,8 +313,8 @@ class PairGradient {
   void inner_bias(const PairPlan<Rank>& plan, const Scalar* outer, std::span<const Scalar> b1,
                   std::span<const Scalar> gradient, Scalar* outer_gradient,
                   std::span<Scalar> b1_gradient) {
-    const Index groups = plan.outer.geometry.groups, in = plan.outer.in / groups,
-                out = plan.outer.out / groups, taps = volume(plan.outer.kernel),
+    const Index groups = plan.outer.groups, in = plan.outer.in / groups,
+                out = plan.outer.out / groups, taps = numel(plan.outer.kernel_size),
                 columns = bias_columns(plan);
     for (Index g = 0; g < groups; ++g) {
       const Eigen::Map<const Vector> of_bias(gradient.data() + g * out, out);

@@ -20,9 +20,10 @@ namespace concertina {
 template <int Rank>
 Index multiply_adds(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
   constexpr const char* what = "multiply-adds";
-  const Index taps = detail::checked_multiply(volume(outer.kernel), volume(inner.kernel), what);
-  const Index block = detail::checked_multiply(outer.out / outer.geometry.groups,
-                                               inner.in / inner.geometry.groups, what);
+  const Index taps =
+      detail::checked_multiply(numel(outer.kernel_size), numel(inner.kernel_size), what);
+  const Index block =
+      detail::checked_multiply(outer.out / outer.groups, inner.in / inner.groups, what);
   return detail::checked_multiply(detail::checked_multiply(taps, block, what), inner.out, what);
 }
 
@@ -43,22 +44,20 @@ enum class PairPath {
 /// One factor for each channel: a batch norm or a scale as a layer.
 template <int Rank>
 bool is_diagonal(const ConvShape<Rank>& shape) {
-  return volume(shape.kernel) == 1 && shape.in == shape.geometry.groups &&
-         shape.out == shape.geometry.groups;
+  return numel(shape.kernel_size) == 1 && shape.in == shape.groups && shape.out == shape.groups;
 }
 
 template <int Rank>
 PairPath pair_path(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
   if (is_diagonal(outer)) return PairPath::outer_diagonal;
   if (is_diagonal(inner)) return PairPath::inner_diagonal;
-  const Index out = outer.out / outer.geometry.groups, in = inner.in / inner.geometry.groups;
-  const Index between =
-      std::min(outer.in / outer.geometry.groups, inner.out / inner.geometry.groups);
+  const Index out = outer.out / outer.groups, in = inner.in / inner.groups;
+  const Index between = std::min(outer.in / outer.groups, inner.out / inner.groups);
   // Below this, Eigen's packing and call cost about what the loops do.
   constexpr Index smallest_block = 256;
-  const bool outer_pointwise = volume(outer.kernel) == 1,
-             inner_pointwise = volume(inner.kernel) == 1;
-  const Index columns = outer_pointwise ? volume(inner.kernel) : 1;
+  const bool outer_pointwise = numel(outer.kernel_size) == 1,
+             inner_pointwise = numel(inner.kernel_size) == 1;
+  const Index columns = outer_pointwise ? numel(inner.kernel_size) : 1;
   if (out * between * in * columns < smallest_block) return PairPath::direct;
   if (outer_pointwise) return PairPath::outer_pointwise;
   return inner_pointwise ? PairPath::inner_pointwise : PairPath::general;
@@ -71,7 +70,7 @@ double pair_cost(const ConvShape<Rank>& outer, const ConvShape<Rank>& inner) {
   constexpr double slow = 16;
   const auto flops = static_cast<double>(multiply_adds(outer, inner));
   const auto numbers = [](const ConvShape<Rank>& shape) {
-    return static_cast<double>(weight_count(shape));
+    return static_cast<double>(weight_numel(shape));
   };
   const double result = numbers(product_shape(outer, inner));
   switch (pair_path(outer, inner)) {
@@ -91,12 +90,12 @@ template <int Rank>
 std::vector<Index> tap_positions(const ConvShape<Rank>& factor, const PerAxis<Rank>& spacing,
                                  const ConvShape<Rank>& product) {
   std::vector<Index> positions;
-  for_each_position(factor.kernel, [&](const PerAxis<Rank>& tap) {
+  for_each_position(factor.kernel_size, [&](const PerAxis<Rank>& tap) {
     PerAxis<Rank> at;
     for (int axis = 0; axis < Rank; ++axis) {
-      at[axis] = tap[axis] * spacing[axis] / product.geometry.dilation[axis];
+      at[axis] = tap[axis] * spacing[axis] / product.dilation[axis];
     }
-    positions.push_back(flat(at, product.kernel));
+    positions.push_back(flat(at, product.kernel_size));
   });
   return positions;
 }
@@ -138,16 +137,16 @@ struct PairPlan {
         inner(inner_shape),
         product(product_shape(outer, inner)),
         path(chosen_path),
-        taps(volume(product.kernel)) {
+        taps(numel(product.kernel_size)) {
     require_few_zeros(product, multiply_adds(outer, inner),
                       [&] { return to_string(outer) + " after " + to_string(inner); });
     if (is_diagonal()) return;
     PerAxis<Rank> spacing;
     for (int axis = 0; axis < Rank; ++axis) {
-      spacing[axis] = outer.geometry.dilation[axis] * inner.geometry.stride[axis];
+      spacing[axis] = outer.dilation[axis] * inner.stride[axis];
     }
     outer_taps = tap_positions(outer, spacing, product);
-    inner_taps = tap_positions(inner, inner.geometry.dilation, product);
+    inner_taps = tap_positions(inner, inner.dilation, product);
     if (path == PairPath::general) find_runs();
   }
 
@@ -161,11 +160,9 @@ struct PairPlan {
   template <class Visit>
   void for_each_block(Visit&& visit) const {
     if (is_diagonal()) return;
-    const Index out = outer.out / outer.geometry.groups,
-                inner_out = inner.out / inner.geometry.groups;
-    const Index outer_in = outer.in / outer.geometry.groups,
-                inner_in = inner.in / inner.geometry.groups,
-                product_in = product.in / product.geometry.groups;
+    const Index out = outer.out / outer.groups, inner_out = inner.out / inner.groups;
+    const Index outer_in = outer.in / outer.groups, inner_in = inner.in / inner.groups,
+                product_in = product.in / product.groups;
     Block block{.out = out,
                 .in = inner_in,
                 .outer_step = outer_in * outer_count(),

@@ -122,7 +122,7 @@ class PairProduct {
   PairProduct(PairPlan<Rank> plan, bool shares) : plan_(std::move(plan)), shares_(shares) {
     Index numbers = 0;
     plan_.for_each_block([&](const Block& block) { numbers = std::max(numbers, space(block)); });
-    if (plan_.inner.bias) numbers = std::max(numbers, volume(plan_.outer.kernel));
+    if (plan_.inner.bias) numbers = std::max(numbers, numel(plan_.outer.kernel_size));
     scratch_.resize(numbers);
   }
 
@@ -162,7 +162,7 @@ class PairProduct {
   void weight(const Scalar* outer, const Scalar* inner, Scalar* product, Run& run) {
     if (plan_.is_diagonal()) return diagonal(outer, inner, product);
     if (plan_.path == PairPath::direct) {
-      std::fill_n(product, weight_count(plan_.product), Scalar(0));
+      std::fill_n(product, weight_numel(plan_.product), Scalar(0));
     }
     plan_.for_each_block([&](const Block& block) {
       const Factors factors{outer + block.outer, inner + block.inner, product + block.result};
@@ -300,7 +300,7 @@ class PairProduct {
     const bool scales_rows = plan_.path == PairPath::outer_diagonal;
     const ConvShape<Rank>& layer = scales_rows ? plan_.inner : plan_.outer;
     const Scalar *factors = scales_rows ? outer : inner, *from = scales_rows ? inner : outer;
-    const Index in = layer.in / layer.geometry.groups, out = layer.out / layer.geometry.groups;
+    const Index in = layer.in / layer.groups, out = layer.out / layer.groups;
     const Index taps = plan_.taps;
     for (Index o = 0; o < layer.out; ++o) {
       if (scales_rows) {
@@ -324,8 +324,8 @@ class PairProduct {
       std::ranges::fill(product, Scalar(0));
     }
     if (!inner.shape().bias) return;
-    const Index groups = outer.geometry().groups, in = outer.shape().in / groups,
-                out = outer.shape().out / groups, taps = volume(outer.shape().kernel);
+    const Index groups = outer.shape().groups, in = outer.shape().in / groups,
+                out = outer.shape().out / groups, taps = numel(outer.shape().kernel_size);
     for (Index g = 0; g < groups; ++g) {
       const Scalar* weight = outer.weight().data() + g * out * in * taps;
       const Eigen::Map<const Vector> b1(inner.bias().data() + g * in, in);

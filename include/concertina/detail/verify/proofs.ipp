@@ -104,13 +104,13 @@ std::string misfit(const ConvShape<Rank>& expected, const ConvShape<Rank>& given
 /// The layer along one axis, as a single-channel layer.
 template <int Rank>
 ConvShape<1> along(const ConvShape<Rank>& shape, int axis) {
-  const auto& [stride, padding, dilation, groups] = shape.geometry;
+  const auto& padding = shape.padding;
   return {.out = 1,
           .in = 1,
-          .kernel = shape.kernel[axis],
-          .geometry = {.stride = stride[axis],
-                       .padding = Padding<1>::sides(padding.start[axis], padding.end[axis]),
-                       .dilation = dilation[axis]},
+          .kernel_size = shape.kernel_size[axis],
+          .stride = shape.stride[axis],
+          .padding = Padding<1>::sides(padding.start[axis], padding.end[axis]),
+          .dilation = shape.dilation[axis],
           .bias = shape.bias};
 }
 
@@ -139,9 +139,9 @@ inline bool fits(const Form<1>& form, Index size) {
 inline bool shows_everything(const Form<1>& form, const ConvShape<1>& contraction, Index size) {
   if (!fits(form, size)) return false;
   const Index positions = output_size(form, PerAxis<1>(size))[0];
-  const auto& [stride, padding, dilation, groups] = contraction.geometry;
-  for (Index tap = 0; tap < contraction.kernel[0]; ++tap) {
-    const Index offset = tap * dilation[0] - padding.start[0];
+  const auto& stride = contraction.stride;
+  for (Index tap = 0; tap < contraction.kernel_size[0]; ++tap) {
+    const Index offset = tap * contraction.dilation[0] - contraction.padding.start[0];
     const Index first = std::max<Index>(0, -floor_divide(offset, stride[0]));
     if (first >= positions || first * stride[0] + offset >= size) return false;
   }
@@ -177,7 +177,7 @@ PerAxis<Rank> smallest_input(const Form<Rank>& form) {
   for (int axis = 0; axis < Rank; ++axis) {
     const Form<1> line = detail::along(form, axis);
     const ConvShape<1> whole = detail::along(contraction, axis);
-    const Padding<1>& padding = whole.geometry.padding;
+    const Padding<1>& padding = whole.padding;
     Index& extent = size[axis];
     extent = std::max<Index>(1, span(whole, 0) + 1 - padding.start[0] - padding.end[0]);
     constexpr Index most_steps = 4096;  // real layers take a few
@@ -342,8 +342,7 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Operator<Scalar, Rank>>& 
   }
   // Rows of branches are added, or stacked; columns stand where the branch's channels do.
   const Channels whole = channels(node);
-  const Index positions = volume(output_size(form_of(node), input_size)),
-              inputs = volume(input_size);
+  const Index positions = numel(output_size(form_of(node), input_size)), inputs = numel(input_size);
   const Index rows = checked_multiply(whole.out, positions, "structure"),
               columns = checked_multiply(whole.in, inputs, "structure");
   std::vector<Eigen::Triplet<Ref>> entries;

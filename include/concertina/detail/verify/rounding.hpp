@@ -120,14 +120,14 @@ Terms terms(const Tree<Leaf>& tree) {
   for (std::size_t boundary = 1; boundary < layers.size(); ++boundary) {
     const ConvShape<Rank> inner = product_shape(layers.first(boundary));
     const ConvShape<Rank> outer = product_shape(layers.subspan(boundary));
-    const Index channels =
-        std::min(outer.in / outer.geometry.groups, inner.out / inner.geometry.groups);
+    const Index channels = std::min(outer.in / outer.groups, inner.out / inner.groups);
     Index pairs = 1;
     for (int axis = 0; axis < Rank; ++axis) {
-      pairs = checked_multiply(pairs, std::min(outer.kernel[axis], inner.kernel[axis]), "terms");
+      pairs = checked_multiply(pairs, std::min(outer.kernel_size[axis], inner.kernel_size[axis]),
+                               "terms");
     }
     count.weight += checked_multiply(channels, pairs, "terms");
-    count.bias += outer.in / outer.geometry.groups + volume(outer.kernel) + 1;
+    count.bias += outer.in / outer.groups + numel(outer.kernel_size) + 1;
   }
   count.bias += count.weight + own_bias;
   return count;
@@ -145,22 +145,23 @@ template <class Scalar, int Rank>
 Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
                                           const Conv<Scalar, Rank>& inner) {
   Conv<Scalar, Rank> product(product_shape(outer.shape(), inner.shape()));
-  const Index outer_taps = volume(outer.shape().kernel), inner_taps = volume(inner.shape().kernel);
-  const Index taps = volume(product.shape().kernel);
+  const Index outer_taps = numel(outer.shape().kernel_size),
+              inner_taps = numel(inner.shape().kernel_size);
+  const Index taps = numel(product.shape().kernel_size);
   std::vector<Index> meet;
-  for_each_position(outer.shape().kernel, [&](const PerAxis<Rank>& b) {
-    for_each_position(inner.shape().kernel, [&](const PerAxis<Rank>& a) {
+  for_each_position(outer.shape().kernel_size, [&](const PerAxis<Rank>& b) {
+    for_each_position(inner.shape().kernel_size, [&](const PerAxis<Rank>& a) {
       PerAxis<Rank> tap;
       for (int axis = 0; axis < Rank; ++axis) {
-        tap[axis] = (b[axis] * outer.geometry().dilation[axis] * inner.geometry().stride[axis] +
-                     a[axis] * inner.geometry().dilation[axis]) /
-                    product.geometry().dilation[axis];
+        tap[axis] = (b[axis] * outer.shape().dilation[axis] * inner.shape().stride[axis] +
+                     a[axis] * inner.shape().dilation[axis]) /
+                    product.shape().dilation[axis];
       }
-      meet.push_back(flat(tap, product.shape().kernel));
+      meet.push_back(flat(tap, product.shape().kernel_size));
     });
   });
-  const auto width = [](const auto& layer) { return layer.shape().in / layer.geometry().groups; };
-  const auto height = [](const auto& layer) { return layer.shape().out / layer.geometry().groups; };
+  const auto width = [](const auto& layer) { return layer.shape().in / layer.shape().groups; };
+  const auto height = [](const auto& layer) { return layer.shape().out / layer.shape().groups; };
   for (Index o = 0; o < product.shape().out; ++o) {
     const auto at = static_cast<std::size_t>(o);
     if (outer.shape().bias) product.bias()[at] = outer.bias()[at];
@@ -200,7 +201,7 @@ Ref absolute(const Ref& number) {
 template <class Ref, int Rank, class Scalar>
 Conv<Ref, Rank> channel_map_by_definition(const ChannelMap<Scalar>& map, Part part) {
   Conv<Ref, Rank> layer(map.template shape<Rank>());
-  const Index width = layer.shape().in / layer.geometry().groups;
+  const Index width = layer.shape().in / layer.shape().groups;
   for (Index o = 0; o < map.out; ++o) {
     const auto at = static_cast<std::size_t>(o);
     const auto number = [&](const std::vector<Scalar>& numbers, int otherwise) {
@@ -242,19 +243,18 @@ template <class Ref, int Rank>
 Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
                                   const std::vector<Conv<Ref, Rank>>& branches) {
   Conv<Ref, Rank> sum(shape);
-  const Index width = shape.in / shape.geometry.groups;
+  const Index width = shape.in / shape.groups;
   Index first_out = 0, first_in = 0;
   for (const Conv<Ref, Rank>& branch : branches) {
     for_each_tap(ConvView<Ref, Rank>(branch),
                  [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& number) {
                    PerAxis<Rank> tap;
                    for (int axis = 0; axis < Rank; ++axis) {
-                     tap[axis] = (offset[axis] + shape.geometry.padding.start[axis]) /
-                                 shape.geometry.dilation[axis];
+                     tap[axis] = (offset[axis] + shape.padding.start[axis]) / shape.dilation[axis];
                    }
                    const Index row = (first_out + o) * width + (first_in + c) % width;
-                   Ref& at = sum.weight()[static_cast<std::size_t>(row * volume(shape.kernel) +
-                                                                   flat(tap, shape.kernel))];
+                   Ref& at = sum.weight()[static_cast<std::size_t>(row * numel(shape.kernel_size) +
+                                                                   flat(tap, shape.kernel_size))];
                    at = at + number;
                  });
     for (std::size_t o = 0; o < branch.bias().size(); ++o) {
