@@ -42,6 +42,7 @@ class DeviceTensors {
   template <class Bits>
   void copy_from(const std::vector<std::vector<Bits>>& tensors) const {
     for (std::size_t t = 0; t < tensors.size(); ++t) {
+      if (tensors[t].empty()) continue;
       check(cudaMemcpy(buffers_[t].data(), tensors[t].data(), tensors[t].size() * sizeof(T),
                        cudaMemcpyDefault),
             "cudaMemcpy", "a test");
@@ -60,6 +61,7 @@ class DeviceTensors {
   template <class Bits>
   void copy_to(std::vector<std::vector<Bits>>& tensors) const {
     for (std::size_t t = 0; t < tensors.size(); ++t) {
+      if (tensors[t].empty()) continue;
       check(cudaMemcpy(tensors[t].data(), buffers_[t].data(), tensors[t].size() * sizeof(T),
                        cudaMemcpyDefault),
             "cudaMemcpy", "a test");

@@ -27,6 +27,18 @@ namespace concertina::cuda {
 /// How cuBLAS multiplies floats: in full, or with factors rounded to ten bits on tensor cores.
 enum class Math { strict, tf32 };
 
+/// By intrinsics: PyTorch's flags for extensions take the conversions of CUDA's half types away.
+template <>
+struct Conversion<__half, float> {
+  __device__ static float load(__half number) { return __half2float(number); }
+  __device__ static __half store(float sum) { return __float2half_rn(sum); }
+};
+template <>
+struct Conversion<__nv_bfloat16, float> {
+  __device__ static float load(__nv_bfloat16 number) { return __bfloat162float(number); }
+  __device__ static __nv_bfloat16 store(float sum) { return __float2bfloat16_rn(sum); }
+};
+
 namespace detail {
 
 /// Phases with barriers of the grid between them.
