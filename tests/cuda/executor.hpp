@@ -1,6 +1,7 @@
 // Block programs on the host: threads in a shuffled order between barriers, blocks in a shuffled
-// order between launches. Every access is checked: that it is inside what a test has lent, that
-// what is read has been written, and that no barrier is missing between two threads or blocks.
+// order between launches, or between barriers of the grid. Every access is checked: that it is
+// inside what a test has lent, that what is read has been written, and that no barrier is missing
+// between two threads or blocks.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -10,13 +11,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <semaphore>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace concertina::test {
@@ -279,6 +285,116 @@ void execute(const Program& program, Memory& memory) {
     program(block, static_cast<Index>(number));
   }
   ++memory.epoch;
+}
+
+/// Work that can pause, on a thread of its own, which runs only while resume() waits for it.
+class Fiber {
+ public:
+  explicit Fiber(std::function<void(Fiber&)> work)
+      : work_(std::move(work)), thread_([this] { run(); }) {}
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+  /// Work that has paused is unwound.
+  ~Fiber() {
+    if (ended_) return;
+    stopped_ = true;
+    go_.release();
+    back_.acquire();
+  }
+
+  /// Until it pauses or ends. Throws  what the work has thrown
+  void resume() {
+    go_.release();
+    back_.acquire();
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+  /// From the work.
+  void pause() {
+    back_.release();
+    go_.acquire();
+    if (stopped_) throw Stopped{};
+  }
+  bool ended() const { return ended_; }
+
+ private:
+  struct Stopped {};
+
+  void run() {
+    go_.acquire();
+    try {
+      if (!stopped_) work_(*this);
+    } catch (const Stopped&) {
+    } catch (...) {
+      error_ = std::current_exception();
+    }
+    ended_ = true;
+    back_.release();
+  }
+
+  std::function<void(Fiber&)> work_;
+  std::binary_semaphore go_{0}, back_{0};
+  bool stopped_ = false, ended_ = false;
+  std::exception_ptr error_;
+  std::jthread thread_;  // last: it uses the others
+};
+
+/// The blocks of a cooperative launch on the host, each a fiber that pauses at barriers of the
+/// grid. What a block runs between two of them counts as blocks of their own for the checks: it
+/// must not matter which block runs a tile.
+template <int Threads>
+class HostGrid {
+ public:
+  static constexpr int threads = Threads;
+
+  HostGrid(Memory& memory, Fiber& fiber, int number, int blocks, std::size_t shared_bytes)
+      : memory_(memory),
+        fiber_(fiber),
+        number_(number),
+        blocks_(blocks),
+        shared_bytes_(shared_bytes) {}
+
+  int number() const { return number_; }
+  int blocks() const { return blocks_; }
+  template <class F>
+  void run(F&& f) {
+    HostBlock<Threads> block(memory_, number_ + blocks_ * runs_++, shared_bytes_);
+    f(block);
+  }
+  void sync() { fiber_.pause(); }
+
+ private:
+  Memory& memory_;
+  Fiber& fiber_;
+  int number_, blocks_;
+  std::int64_t runs_ = 0;
+  std::size_t shared_bytes_;
+};
+
+static_assert(cuda::Grid<HostGrid<32>>);
+
+/// What a cooperative launch of so many blocks does: all of them up to a barrier of the grid, in a
+/// shuffled order, then all up to the next.
+template <class Program>
+  requires(!cuda::BlockProgram<Program>)
+void execute(const Program& program, int blocks, Memory& memory) {
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  for (int number = 0; number < blocks; ++number) {
+    fibers.push_back(std::make_unique<Fiber>([&, number](Fiber& fiber) {
+      HostGrid<Program::threads> grid(memory, fiber, number, blocks, program.shared_bytes());
+      program(grid);
+    }));
+  }
+  std::ptrdiff_t ended = 0;
+  while (ended < blocks) {
+    std::shuffle(fibers.begin(), fibers.end(), memory.random());
+    for (const auto& fiber : fibers) fiber->resume();
+    ++memory.epoch;
+    ended = std::ranges::count_if(fibers, [](const auto& fiber) { return fiber->ended(); });
+    if (ended != 0 && ended != blocks) {
+      throw ProgramError("a barrier of the grid that " + std::to_string(ended) + " of " +
+                         std::to_string(blocks) + " blocks do not reach");
+    }
+  }
 }
 
 }  // namespace concertina::test

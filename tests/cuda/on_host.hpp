@@ -45,30 +45,35 @@ void execute(const cuda::Gemm& gemm, const cuda::ContractionMemory<Stored, Sum>&
   ++memory.epoch;
 }
 
-/// What one pass issues, in its order.
+/// What one pass issues, in its order: phases as one cooperative launch of most_blocks, or with 0
+/// each as a launch of its own.
 template <class Stored, class Sum, int Capacity>
 void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& addresses,
-             Sum* workspace, Memory& memory) {
-  const cuda::ContractionTables tables{sequence.jobs.data(), sequence.taps.data(),
-                                       sequence.pairs.data(), sequence.phases.data()};
+             Sum* workspace, int most_blocks, Memory& memory) {
+  const auto launch = [&](int first, int last, int blocks) {
+    execute(
+        cuda::PhaseProgram<Stored, Sum, Capacity>{{sequence.jobs.data(), sequence.taps.data(),
+                                                   sequence.pairs.data(), sequence.phases.data()},
+                                                  workspace,
+                                                  first,
+                                                  last,
+                                                  addresses},
+        blocks, memory);
+  };
   for (const cuda::Stage& stage : sequence.stages) {
-    for (int number = stage.first; number < stage.last; ++number) {
-      if (stage.is_gemm) {
-        execute(sequence.gemms[static_cast<std::size_t>(number)],
-                cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace}, memory);
-      } else {
-        execute(
-            cuda::PhaseProgram<Stored, Sum, Capacity>{
-                tables, workspace, number, sequence.phases[static_cast<std::size_t>(number)].tiles,
-                addresses},
-            memory);
-      }
+    if (stage.is_gemm) {
+      execute(sequence.gemms[static_cast<std::size_t>(stage.first)],
+              cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace}, memory);
+    } else if (most_blocks > 0) {
+      launch(stage.first, stage.last, most_blocks);
+    } else {
+      for (int phase = stage.first; phase < stage.last; ++phase) launch(phase, phase + 1, 2);
     }
   }
 }
 
-/// Runs both passes: every number that they must write is checked to be written, and every other
-/// rule of the executor's.
+/// Runs both passes, in launches that the seed chooses: every number that they must write is
+/// checked to be written, and every other rule of the executor's.
 template <class Stored>
 void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_t seed) {
   using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
@@ -90,7 +95,7 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
     table.add<const Stored>(Role::layer, layers);
     table.add<Stored>(role, outputs);
     execute<Stored, Sum>(sequence, table.addresses<cuda::ContractionPlan::most_tensors>(),
-                         workspace.data(), memory);
+                         workspace.data(), static_cast<int>(seed % 4), memory);
     for (const auto& tensor : written) memory.require_written(tensor);
   };
   cuda::AddressTable forward(plan), backward(plan);

@@ -282,6 +282,35 @@ TEST_CASE("the paper's expansions are contracted and differentiated on blocks", 
   }
 }
 
+#ifndef CONCERTINA_ON_DEVICE
+TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
+  const std::vector<Chain> chains{Chain(
+      std::vector<ConvShape<0>>{{.out = 9, .in = 8}, {.out = 7, .in = 9}, {.out = 6, .in = 7}})};
+  const ContractionPlan plan(chains);
+  cuda::Sequence sequence = plan.forward();
+  REQUIRE(sequence.phases.size() == 2);
+  cuda::Phase &first = sequence.phases[0], &second = sequence.phases[1];
+  for (int number = second.first_job; number < second.last_job; ++number) {
+    sequence.jobs[static_cast<std::size_t>(number)].first_tile += first.tiles;
+  }
+  first.tiles += second.tiles;
+  first.last_job = second.last_job;
+  sequence.stages = {{.is_gemm = false, .first = 0, .last = 1}};
+  std::vector<std::vector<float>> tensors;
+  cuda::Addresses<ContractionPlan::most_tensors> addresses{};
+  std::vector<float> workspace(static_cast<std::size_t>(plan.workspace()));
+  Memory memory(GENERATE(1, 2, 3));
+  memory.lend_unwritten(workspace);
+  for (const auto& use : plan.tensors()) {
+    auto& tensor = tensors.emplace_back(static_cast<std::size_t>(use.numbers));
+    addresses.at[tensors.size() - 1] = tensor.data();
+    memory.lend(tensor);
+  }
+  CHECK_THROWS_AS((execute<float, float>(sequence, addresses, workspace.data(), 2, memory)),
+                  ProgramError);
+}
+#endif
+
 /// The most additions and products that a number of a pass's results has gone through.
 Index longest_sum(const cuda::Sequence& sequence) {
   Index sum = 0;

@@ -8,7 +8,6 @@
 #include <concertina/cuda/detail/launch.cuh>
 #include <concertina/cuda/detail/tensor_table.hpp>
 
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -44,17 +43,10 @@ namespace detail {
 /// Phases with barriers of the grid between them.
 template <class Program>
 __global__ void __launch_bounds__(Program::threads, Program::resident)
-    run_phases(const __grid_constant__ Program program, const int last_phase) {
+    run_phases(const __grid_constant__ Program program) {
   extern __shared__ __align__(16) unsigned char memory[];
-  for (int phase = program.phase; phase < last_phase; ++phase) {
-    const int tiles = program.tables.phases[phase].tiles;
-    for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
-         tile += static_cast<int>(gridDim.x)) {
-      DeviceBlock<Program::threads> block(memory);
-      program.run(block, phase, tile);
-    }
-    if (phase + 1 < last_phase) cooperative_groups::this_grid().sync();
-  }
+  DeviceGrid<Program::threads> grid(memory);
+  program(grid);
 }
 
 struct BlasDeleter {
@@ -81,16 +73,20 @@ class Contraction {
   using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
   static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
 
+  /// Phases are one cooperative launch of as many blocks as the device can run at a time, or of
+  /// most_blocks where these are fewer, which leaves room for other kernels. With 0 each phase is a
+  /// launch of its own, for where cooperative launches are refused.
   /// Cost    allocates the workspace and the tables, and waits for them; where the plan has products
   ///         for cuBLAS also its workspace of 32 MiB, and runs each product once, because what it
   ///         loads then cannot be captured
-  /// Throws  Error where the plan is not mixed for half precision or mixed for another, or tf32 is
-  ///         asked for double
-  explicit Contraction(ContractionPlan plan, Math math = Math::strict)
-      : plan_(accepted(std::move(plan), math)),
+  /// Throws  Error where the plan is not mixed for half precision or mixed for another, tf32 is
+  ///         asked for double, or most_blocks is negative
+  explicit Contraction(ContractionPlan plan, Math math = Math::strict,
+                       int most_blocks = std::numeric_limits<int>::max())
+      : plan_(accepted(std::move(plan), math, most_blocks)),
         math_(math),
         device_(current_device()),
-        resident_(resident_blocks(device_)),
+        cooperative_blocks_(std::min(most_blocks, resident_blocks(device_))),
         forward_(plan_.forward(), "the tables of a contraction"),
         backward_(plan_.backward(), "the tables of a contraction's gradient"),
         workspace_(plan_.workspace(), "the workspace of a contraction") {
@@ -139,13 +135,17 @@ class Contraction {
   static constexpr std::size_t shared_bytes = detail::contraction_shared_bytes<Sum>();
   static constexpr int few_tensors = 256;  // whose addresses fit the 4 KiB that cost no extra
 
-  static ContractionPlan accepted(ContractionPlan plan, Math math) {
+  static ContractionPlan accepted(ContractionPlan plan, Math math, int most_blocks) {
     if (plan.options().mixed != is_mixed) {
       throw Error(is_mixed ? "a contraction in half precision needs a plan with mixed = true"
                            : "a plan with mixed = true is for half precision");
     }
     if (math == Math::tf32 && std::is_same_v<Sum, double>) {
       throw Error("tf32 is for products of float, not of double");
+    }
+    if (most_blocks < 0) {
+      throw Error("a contraction on at most " + std::to_string(most_blocks) +
+                  " blocks; 0 is for a launch for each phase");
     }
     return plan;
   }
@@ -259,26 +259,28 @@ class Contraction {
           {tables.jobs.data(), tables.taps.data(), tables.pairs.data(), tables.phases.data()},
           workspace_.data(),
           first,
-          0,
+          last,
           table.template addresses<Program::capacity>()};
       using Call = cudaError_t(const void*, dim3, dim3, void**, std::size_t, cudaStream_t);
-      const auto start = [&](int end, int most_blocks, Call* call, const char* name_of_call) {
+      const auto start = [&](int most_blocks, Call* call, const char* name_of_call) {
         int tiles = 0;
-        for (int phase = program.phase; phase < end; ++phase) {
+        for (int phase = program.first_phase; phase < program.last_phase; ++phase) {
           tiles = std::max(tiles, sequence.phases[static_cast<std::size_t>(phase)].tiles);
         }
-        void* arguments[] = {&program, &end};
+        void* arguments[] = {&program};
         check(call(reinterpret_cast<const void*>(&detail::run_phases<Program>),
                    dim3(static_cast<unsigned>(std::min(tiles, most_blocks))),
                    dim3(static_cast<unsigned>(Program::threads)), arguments, shared_bytes, stream),
-              name_of_call, [&] { return name(sequence, program.phase, end); });
+              name_of_call,
+              [&] { return name(sequence, program.first_phase, program.last_phase); });
       };
-      if (last - first > 1 && resident_ > 0) {
-        return start(last, resident_, &cudaLaunchCooperativeKernel, "cudaLaunchCooperativeKernel");
+      if (last - first > 1 && cooperative_blocks_ > 0) {
+        return start(cooperative_blocks_, &cudaLaunchCooperativeKernel,
+                     "cudaLaunchCooperativeKernel");
       }
-      for (program.phase = first; program.phase < last; ++program.phase) {
-        start(program.phase + 1, std::numeric_limits<int>::max(), &cudaLaunchKernel,
-              "cudaLaunchKernel");
+      for (int phase = first; phase < last; ++phase) {
+        program.first_phase = phase, program.last_phase = phase + 1;
+        start(std::numeric_limits<int>::max(), &cudaLaunchKernel, "cudaLaunchKernel");
       }
     });
   }
@@ -327,7 +329,7 @@ class Contraction {
 
   ContractionPlan plan_;
   Math math_;
-  int device_, resident_;
+  int device_, cooperative_blocks_;
   DeviceTables forward_, backward_;
   Buffer<Sum> workspace_;
   Buffer<unsigned char> blas_workspace_;

@@ -55,6 +55,19 @@ concept BlockProgram = std::copyable<P> && requires(const P& program) {
   { program.shared_bytes() } -> std::convertible_to<std::size_t>;
 };
 
+/// The blocks of a launch that run at a time, as one of them sees it, and what a program asks of
+/// it:
+/// - number() is the block's own, of blocks();
+/// - run(f) calls f(block); shared memory is without values each time;
+/// - sync() is a barrier of the grid.
+template <class G>
+concept Grid = requires(G& grid) {
+  { G::threads } -> std::convertible_to<int>;
+  { grid.number() } -> std::convertible_to<int>;
+  { grid.blocks() } -> std::convertible_to<int>;
+  grid.sync();
+};
+
 /// Bytes that shared<T>(count) takes: allocations start at multiples of 16.
 template <class T>
 CONCERTINA_HOST_DEVICE constexpr std::size_t shared_size(std::size_t count) {

@@ -5,6 +5,7 @@
 #include <concertina/cuda/detail/block.hpp>
 #include <concertina/cuda/detail/error.cuh>
 
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <limits>
@@ -81,6 +82,28 @@ class DeviceBlock {
  private:
   unsigned char* memory_;
   std::size_t used_ = 0;
+};
+
+/// A grid of CUDA's, one-dimensional. Only a cooperative launch has sync().
+template <int Threads>
+class DeviceGrid {
+ public:
+  static constexpr int threads = Threads;
+
+  /// With the launch's dynamic shared memory.
+  __device__ explicit DeviceGrid(unsigned char* memory) : memory_(memory) {}
+
+  __device__ int number() const { return static_cast<int>(blockIdx.x); }
+  __device__ int blocks() const { return static_cast<int>(gridDim.x); }
+  template <class F>
+  __device__ void run(F&& f) const {
+    DeviceBlock<Threads> block(memory_);
+    f(block);
+  }
+  __device__ void sync() const { cooperative_groups::this_grid().sync(); }
+
+ private:
+  unsigned char* memory_;
 };
 
 namespace detail {

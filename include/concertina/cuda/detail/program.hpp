@@ -552,7 +552,8 @@ struct Addresses {
   void* at[Capacity];
 };
 
-/// One phase: a block for each of its tiles.
+/// Phases one after another, on any number of blocks: each runs its share of a phase's tiles, and
+/// waits for the others before the next phase.
 /// Requires  everything that earlier phases write to be written
 template <class Stored, class Sum, int Capacity>
 struct PhaseProgram {
@@ -562,21 +563,26 @@ struct PhaseProgram {
 
   ContractionTables tables;
   Sum* workspace;
-  int phase, tiles;
+  int first_phase, last_phase;  ///< first_phase .. last_phase - 1
   Addresses<Capacity> addresses;
 
-  Index blocks() const { return tiles; }
   std::size_t shared_bytes() const { return detail::contraction_shared_bytes<Sum>(); }
 
-  template <Block B>
-  CONCERTINA_DEVICE void operator()(B& block, Index tile) const {
-    run(block, phase, static_cast<int>(tile));
+  template <Grid G>
+  CONCERTINA_DEVICE void operator()(G& grid) const {
+    for (int phase = first_phase; phase < last_phase; ++phase) {
+      const int tiles = tables.phases[phase].tiles;
+      for (int tile = grid.number(); tile < tiles; tile += grid.blocks()) {
+        grid.run([&](auto& block) { run(block, tables.phases[phase], tile); });
+      }
+      if (phase + 1 < last_phase) grid.sync();
+    }
   }
 
+ private:
   template <Block B>
-  CONCERTINA_DEVICE void run(B& block, int number, int tile) const {
-    const Phase& at = tables.phases[number];
-    int first = at.first_job, last = at.last_job;  // the job is in first .. last - 1
+  CONCERTINA_DEVICE void run(B& block, const Phase& phase, int tile) const {
+    int first = phase.first_job, last = phase.last_job;  // the job is in first .. last - 1
     while (last - first > 1) {
       const int middle = first + (last - first) / 2;
       if (tables.jobs[middle].first_tile <= tile) {
