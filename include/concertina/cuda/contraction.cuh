@@ -77,8 +77,8 @@ class Contraction {
   /// most_blocks where these are fewer, which leaves room for other kernels. With 0 each phase is a
   /// launch of its own, for where cooperative launches are refused.
   /// Cost    allocates the workspace and the tables, and waits for them; where the plan has products
-  ///         for cuBLAS also its workspace of 32 MiB, and runs each product once, because what it
-  ///         loads then cannot be captured
+  ///         for cuBLAS also its workspace of 32 MiB, and runs each product three times, on
+  ///         addresses of every alignment, because what it loads then cannot be captured
   /// Throws  Error where the plan is not mixed for half precision or mixed for another, tf32 is
   ///         asked for double, or most_blocks is negative
   explicit Contraction(ContractionPlan plan, Math math = Math::strict,
@@ -174,8 +174,10 @@ class Contraction {
     });
   }
 
-  /// Runs cuBLAS's products on numbers of no meaning.
+  /// Runs cuBLAS's products on numbers of no meaning. It chooses kernels by how operands are
+  /// aligned, and tensors may be parts of one flat buffer, at multiples of a number's size.
   void warm_up() {
+    constexpr Index shifts = 3;  // by 1 and 2 numbers: floats at multiples of 16, 4 and 8 bytes
     Index most = 0;
     for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
@@ -187,12 +189,14 @@ class Contraction {
                          numbers(gemm.result_step, gemm.rows, gemm.columns, false)});
       }
     }
-    const Buffer<Sum> left(most, "a first product"), right(most, "a first product"),
-        result(most, "a first product");
+    const Buffer<Sum> left(most + shifts, "a first product"),
+        right(most + shifts, "a first product"), result(most + shifts, "a first product");
     bind_blas(nullptr);
     for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
-        multiply(gemm, left.data(), right.data(), result.data());
+        for (Index shift = 0; shift < shifts; ++shift) {
+          multiply(gemm, left.data() + shift, right.data() + shift, result.data() + shift);
+        }
       }
     }
     check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize", "the first products");
