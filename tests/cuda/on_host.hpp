@@ -94,6 +94,7 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
     const auto outputs = layers_of<Stored>(written);
     table.add<const Stored>(Role::layer, layers);
     table.add<Stored>(role, outputs);
+    table.require_disjoint();
     execute<Stored, Sum>(sequence, table.addresses<cuda::ContractionPlan::most_tensors>(),
                          workspace.data(), static_cast<int>(seed % 4), memory);
     for (const auto& tensor : written) memory.require_written(tensor);

@@ -44,5 +44,43 @@ TEST_CASE("addresses that do not fit a plan are refused", "[cuda]") {
   CHECK(refusal({first, {at(odd)}}).find("multiple of 4") != std::string::npos);
 }
 
+TEST_CASE("what is written overlaps nothing", "[cuda]") {
+  const std::vector<Chain> chains{
+      Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 4}, {.out = 3, .in = 2, .bias = true}}),
+      Chain(std::vector<ConvShape<0>>{{.out = 3, .in = 4}})};
+  const ContractionPlan plan(chains);
+  std::vector<float> numbers(64);
+  const auto at = [&](std::size_t first, std::size_t count) {
+    return std::span(numbers).subspan(first, count);
+  };
+  const auto check = [&](std::size_t layer, std::size_t result, std::size_t bias,
+                         std::size_t other_result) {
+    cuda::AddressTable table(plan);
+    const std::vector<cuda::DeviceLayer<const float>> layers{
+        {at(0, 8)}, {at(8, 6), at(14, 3)}, {at(layer, 12)}};
+    const std::vector<cuda::DeviceLayer<float>> results{{at(result, 12), at(bias, 3)},
+                                                        {at(other_result, 12)}};
+    table.add<const float>(TensorUse::Role::layer, layers);
+    table.add<float>(TensorUse::Role::result, results);
+    table.require_disjoint();
+  };
+  const auto refusal = [&](auto... firsts) {
+    return message_of<ShapeError>([&] { check(firsts...); });
+  };
+  CHECK_NOTHROW(check(17, 29, 41, 44));
+  CHECK_NOTHROW(check(2, 29, 41, 44));  // what is only read may overlap
+  CHECK(refusal(17, 28, 41, 44) ==
+        "chain 1, result, weight (linear 4->3 +bias): overlaps chain 2, layer 1, weight (linear "
+        "4->3) by 4 bytes, "
+        "and one of them is written");
+  CHECK(refusal(40, 29, 52, 17) ==
+        "chain 2, layer 1, weight (linear 4->3): overlaps chain 1, result, weight (linear 4->3 "
+        "+bias) by 4 bytes, "
+        "and one of them is written");
+  CHECK(refusal(17, 29, 30, 44).find("result, bias") == 9);
+  CHECK(refusal(17, 29, 41, 29).find("by 48 bytes") != std::string::npos);
+  CHECK(refusal(17, 29, 15, 44).find("layer 2, bias") != std::string::npos);
+}
+
 }  // namespace
 }  // namespace concertina::test

@@ -63,7 +63,6 @@ struct BlasDeleter {
 /// open.
 ///
 /// Stored is float, double, __half or __nv_bfloat16; the last two are added up in float.
-/// Requires  outputs that overlap neither each other nor inputs
 /// Ensures   results within the bound of prove_rounding(), but for Math::tf32; equal to contract()'s
 ///           where all sums are exact; the same bit for bit each time
 /// Throws    DeviceError naming the call, its reason and its purpose
@@ -104,13 +103,15 @@ class Contraction {
   /// One layer for each chain: results from layers, which are listed chain after chain, the first
   /// applied first.
   /// Throws    ShapeError naming the chain, the layer and its shape where an address is missing or
-  ///           misaligned or a length is another than the plan's, before anything is launched
+  ///           misaligned, a length is another than the plan's, or a result overlaps another
+  ///           tensor, before anything is launched
   /// Gradient  backward()
   void forward(std::span<const DeviceLayer<const Stored>> layers,
                std::span<const DeviceLayer<Stored>> results, cudaStream_t stream) {
     AddressTable table(plan_);
     table.add(TensorUse::Role::layer, layers);
     table.add(TensorUse::Role::result, results);
+    table.require_disjoint();
     run(plan_.forward(), forward_, table, stream);
     has_run_ = true;
   }
@@ -128,6 +129,7 @@ class Contraction {
     table.add(TensorUse::Role::layer, layers);
     table.add(TensorUse::Role::result_gradient, result_gradients);
     table.add(TensorUse::Role::layer_gradient, layer_gradients);
+    table.require_disjoint();
     run(plan_.backward(), backward_, table, stream);
   }
 

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace concertina::cuda {
 
@@ -47,6 +48,25 @@ class AddressTable {
 
   void* operator[](int operand) const { return addresses_[static_cast<std::size_t>(operand)]; }
 
+  /// Throws  ShapeError naming both tensors where one that is written overlaps another
+  /// Cost    O(n log n) for n tensors
+  void require_disjoint() {
+    std::ranges::sort(ranges_, {}, &Range::first);
+    const Range *furthest = nullptr, *furthest_written = nullptr;  // of those that start earlier
+    for (const Range& range : ranges_) {
+      const Range* const other = range.is_written() ? furthest : furthest_written;
+      if (other && other->last > range.first) {
+        throw ShapeError(range.use->name() + ": overlaps " + other->use->name() + " by " +
+                         std::to_string(std::min(other->last, range.last) - range.first) +
+                         " bytes, and one of them is written");
+      }
+      if (!furthest || furthest->last < range.last) furthest = &range;
+      if (range.is_written() && (!furthest_written || furthest_written->last < range.last)) {
+        furthest_written = &range;
+      }
+    }
+  }
+
   /// As a kernel's parameter. Requires no more tensors than it has room for.
   template <int Capacity>
   Addresses<Capacity> addresses() const {
@@ -69,9 +89,23 @@ class AddressTable {
     }
     addresses_[static_cast<std::size_t>(&use - plan_.tensors().data())] =
         const_cast<void*>(static_cast<const void*>(numbers.data()));
+    if (numbers.empty()) return;
+    const auto first = reinterpret_cast<std::uintptr_t>(numbers.data());
+    ranges_.push_back({first, first + numbers.size_bytes(), &use});
   }
 
+  /// A tensor's addresses.
+  struct Range {
+    std::uintptr_t first, last;
+    const TensorUse* use;
+
+    bool is_written() const {
+      return use->role == TensorUse::Role::result || use->role == TensorUse::Role::layer_gradient;
+    }
+  };
+
   const ContractionPlan& plan_;
+  std::vector<Range> ranges_;
   std::array<void*, ContractionPlan::most_tensors> addresses_{};
 };
 
