@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <string>
 #include <vector>
@@ -117,8 +118,12 @@ void run_as(const cuda::ContractionPlan& plan, int most_blocks, Passes<Bits>& pa
 }
 
 /// On as many blocks as run at a time, on fewer, and in a launch for each phase: all the same bits.
+/// Or only as the environment has it: what slows kernels down leaves no time for all.
 template <class T, class Bits>
 void run_as(const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
+  if (const char* const most_blocks = std::getenv("CONCERTINA_MOST_BLOCKS")) {
+    return run_as<T>(plan, std::stoi(most_blocks), passes);
+  }
   run_as<T>(plan, std::numeric_limits<int>::max(), passes);
   for (const int most_blocks : {3, 0}) {
     Passes<Bits> other = passes;

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# On the machine with the device: training rates, and trainings of SmallNet's forms.
+# SPDX-License-Identifier: Apache-2.0
+folder=$(dirname "$(realpath "$0")")
+# shellcheck source=scripts/device/steps.sh
+source "$folder/steps.sh" "$(dirname "$folder")"
+rm -rf "$work"/{runs,images}
+
+images=() # generated ones, unless CIFAR-10 is here
+unpack() {
+  local files here
+  [[ -f $pack/data_files ]] || { skip images 'packed without --data'; return; }
+  files=$(<"$pack/data_files")
+  here=$(find "$work/data" -type f | wc -l)
+  if ((here != files)); then
+    skip images "$here of $files files are here; the first call brings the others"
+  elif [[ -f $pack/data_unpack ]]; then
+    step images 40 bash -c "cd '$work/data' && $(<"$pack/data_unpack") '$work/images'"
+  else
+    step images 10 ln -sfn "$work/data" "$work/images"
+  fi
+}
+unpack &  # on the processor, beside what runs on the device
+for batch in 128 512; do
+  step "rate_k7_b$batch" 15 ./cifar bench --device cuda --kernel 7 --batch $batch --seconds 0.7 --json
+done
+step rate_k3_b128 8 ./cifar bench --device cuda --kernel 3 --models compact,cl --seconds 0.7 --json
+if needs rate_torch_graph PyTorch python3 -c 'import torch'; then
+  step rate_torch_graph 25 python3 "$work/src/train_torch_graph.py" --json
+fi
+wait
+
+batches=$(find -L "$work/images" -name data_batch_1.bin -print -quit 2>/dev/null)
+[[ -z $batches ]] || images=(--data "$(dirname "$batches")")
+train() {
+  step "train_$1" "$2" ./cifar train --device cuda "${images[@]}" --kernel 7 --model "$1" --epochs 150 \
+    --seed 1 --out "$work/runs/$1"
+}
+train compact 45  # alone: its time is reported
+train cl+fc 60
+for model in cl ck ck+fc; do train $model 60 & done  # side by side: for accuracies only
+wait
+for model in compact cl+fc; do cp "$work/runs/$model/log.csv" "$OUT/log-$model.csv" 2>/dev/null; done
+finish call2
