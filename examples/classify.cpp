@@ -194,7 +194,7 @@ int main(int argc, char** argv) {
       "a "
       "file cannot be read, or is not what it should be.");
   Options options;
-  app.add_option("NETWORK", options.network, "A network, as in the reference data's trained/")
+  app.add_option("NETWORK", options.network, "A network, as in the large reference data's trained/")
       ->required();
   app.add_option("BATCH", options.images, "test_batch.bin of CIFAR-10's binary version")
       ->required();

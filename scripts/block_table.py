@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the table of docs/blocks.md: each block of a folder, its expression, and how `concertina verify` found its fused kernel.
 
-    scripts/block_table.py build/release/examples/concertina ../shared/reference/blocks
+    scripts/block_table.py build/release/examples/concertina tests/reference/blocks
 
 SPDX-License-Identifier: Apache-2.0
 """

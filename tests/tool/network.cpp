@@ -3,14 +3,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "networks/graph.hpp"
 #include "networks/inference.hpp"
+#include "reference.hpp"
 #include "support.hpp"
 
 #include <concertina/io/safetensors.hpp>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <filesystem>
 #include <limits>
 #include <span>
 #include <string>
@@ -526,27 +525,8 @@ std::vector<Index> top_classes(const Tensor<Scalar>& logits) {
   return result;
 }
 
-/// The files of these folders; none, and a warning, without reference data.
-std::vector<std::filesystem::path> reference_files(const std::vector<std::string>& folders) {
-  const char* const named = std::getenv("CONCERTINA_REFERENCE");
-  const std::filesystem::path reference = named ? named : "";
-  std::vector<std::filesystem::path> files;
-  for (const std::string& folder : folders) {
-    if (!std::filesystem::is_directory(reference / folder)) {
-      WARN("skipped: CONCERTINA_REFERENCE names no folder with " << folder << ", but "
-                                                                 << reference);
-      continue;
-    }
-    for (const auto& entry : std::filesystem::directory_iterator(reference / folder)) {
-      if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
-    }
-  }
-  std::ranges::sort(files);
-  return files;
-}
-
 TEST_CASE("reference networks give the stored logits", "[network]") {
-  for (const auto& path : reference_files({"trained", "imagenet"})) {
+  for (const auto& path : reference_files(large_reference(), {"trained", "imagenet"})) {
     const Safetensors file = io::read_safetensors(path);
     const Node graph = parse_graph(file);
     const std::string input = file.contains("images") ? "images" : "input";
@@ -572,7 +552,8 @@ TEST_CASE("reference networks give the stored logits", "[network]") {
 }
 
 TEST_CASE("reference chains and blocks give the stored outputs", "[network]") {
-  for (const auto& path : reference_files({"blocks", "chains", "inexact"})) {
+  for (const auto& path :
+       reference_files(CONCERTINA_SMALL_REFERENCE, {"blocks", "chains", "inexact"})) {
     const Safetensors file = io::read_safetensors(path);
     const auto x = tool::read_tensor<double>(file, "input");
     if (x.shape.size() != 2 && x.shape.size() != 4) continue;  // one spatial axis, or three

@@ -6,13 +6,14 @@
 #include "networks/compact_network.hpp"
 #include "networks/expansion.hpp"
 #include "networks/inference.hpp"
+#include "reference.hpp"
 #include "text.hpp"
 
 #include <catch2/catch.hpp>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
@@ -140,15 +141,12 @@ TEST_CASE("a described network is what its file says", "[paper_networks]") {
 }
 
 TEST_CASE("the description of an ImageNet network is the published code's", "[paper_networks]") {
-  const char* reference = std::getenv("CONCERTINA_REFERENCE");
-  if (!reference || !*reference) {
-    WARN("no reference data");
-    return;
-  }
+  const std::filesystem::path reference = concertina::test::large_reference();
+  if (reference.empty()) return;
   for (const auto& [name, path] : std::map<std::string, std::string>{
            {"mobilenet", "mobilenetv1"}, {"mobilenetv2", "mobilenetv2"}}) {
-    const Safetensors published = concertina::io::read_safetensors(
-        std::string(reference) + "/imagenet/" + path + "-expand.safetensors");
+    const Safetensors published =
+        concertina::io::read_safetensors(reference / "imagenet" / (path + "-expand.safetensors"));
     const auto multiset = [](const std::map<std::string, std::vector<Index>>& all) {
       std::vector<std::vector<Index>> found;
       for (const auto& [tensor, shape] : all) {
