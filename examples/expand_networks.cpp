@@ -22,6 +22,17 @@
 #define CONCERTINA_EXAMPLES_DATA "examples/data"
 #endif
 
+namespace concertina {
+
+extern template std::vector<Conv<float, 0>> preserve(const Conv<float, 0>&,
+                                                     const std::vector<ConvShape<0>>&,
+                                                     std::mt19937_64&, Ends);
+extern template std::vector<Conv<float, 2>> preserve(const Conv<float, 2>&,
+                                                     const std::vector<ConvShape<2>>&,
+                                                     std::mt19937_64&, Ends);
+
+}  // namespace concertina
+
 namespace {
 
 using concertina::Conv, concertina::ConvShape, concertina::Ends, concertina::Index;
