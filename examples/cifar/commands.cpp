@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include <fnmatch.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <chrono>
@@ -43,7 +44,10 @@ Index thread_count(Index asked) {
     throw tool::UsageError(std::to_string(asked) +
                            " threads; 1 to 1024 are possible, 0 for every core");
   }
-  return asked > 0 ? asked : std::max<Index>(1, std::thread::hardware_concurrency());
+  if (asked > 0) return asked;
+  cpu_set_t cores;  // that the process may run on, as taskset says; not all that there are
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
+  return std::max<Index>(1, std::thread::hardware_concurrency());
 }
 
 Dataset open_dataset(const DataOptions& options) {
