@@ -39,9 +39,9 @@ struct TableRow {
   std::vector<Outcome> outcomes;
 };
 
-/// A line for each row and measure. A difference of more than three of the paper's deviations is
-/// marked, but for another budget than the paper's, which is named instead. Rows without a training
-/// are only counted, below the Markdown.
+/// A line for each row and measure. A difference of more than three deviations is marked, which are
+/// sqrt(paper's² + ours²), and the paper's alone for one seed; but for another budget than the
+/// paper's, which is named instead. Rows without a training are only counted, below the Markdown.
 struct Table {
   std::string markdown, csv;
 };

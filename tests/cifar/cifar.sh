@@ -172,7 +172,7 @@ reproduce=(reproduce --data data --out reproduced --paper "$paper" --epochs 1 --
 expect 0 "$cifar" "${reproduce[@]}" --table S4 --list
 says out "cifar10-k3-cl+fc-r4-init-hint"
 expect 0 "$cifar" "${reproduce[@]}" --table S4 --seeds 2
-says out "| CIFAR-10 | 3 | ExpandNet-CL+FC+Init, r = 4 | PKT | best test accuracy | 2 | 1 (teacher of width 2: 1) |"
+says out "| CIFAR-10 | 3 | ExpandNet-CL+FC+Init, r = 4 | PKT | 1 | best test accuracy | 2 | 1 (teacher of width 2: 1) |"
 checks=$((checks + 3))
 [ "$(wc -l <reproduced/table-S4-e1-w2-e1.csv)" = 11 ] || fail "table S4 has ten rows"
 [ "$(grep -c ",yes$" reproduced/table-S4-e1-w2-e1.csv)" = 10 ] || fail "not every network was contracted"
@@ -211,7 +211,7 @@ flock -n busy/runs/.lock true || { expect 3 "$cifar" "${rows[@]}" --out busy; sa
 kill -KILL $pid 2>/dev/null
 wait $pid 2>/dev/null
 expect 0 "$cifar" "${reproduce[@]}" --table S7 --rows 'cifar10-k7-compact-*,cifar10-k3-cl-r4-corrupted20' --seeds 1
-says out "| CIFAR-10 | 7 | SmallNet | corrupted-80% | train error | 1 | 1 |"
+says out "| CIFAR-10 | 7 | SmallNet | corrupted-80% | 1 | train error | 1 | 1 |"
 expect 0 "$cifar" "${reproduce[@]}" --table S1 --rows 'cifar*-k7-compact' --seeds 1
 says err "Without CIFAR-100, whose rows stay empty"
 says out "1 row of the table without a training"

@@ -55,12 +55,19 @@ TEST_CASE("means, deviations and measures are those of the definition", "[cifar]
 
 TEST_CASE("differences beyond three deviations are marked", "[cifar]") {
   CHECK(line_of({outcome(0.7675), outcome(0.7725)}) ==
-        "| CIFAR-10 | 7 | SmallNet | none | best test accuracy | 2 | 150 | 77.00 ± 0.35 | "
+        "| CIFAR-10 | 7 | SmallNet | none | 1 | best test accuracy | 2 | 150 | 77.00 ± 0.35 | "
         "78.00 ± 0.50 | -1.00 | yes | yes |");
   CHECK_THAT(line_of({outcome(0.795)}),
              Contains("| 1 | 150 | 79.50 | 78.00 ± 0.50 | +1.50 | yes |"));
   CHECK_THAT(line_of({outcome(0.7951)}), Contains("+1.51 | **no**, +3.0 |"));
   CHECK_THAT(line_of({outcome(0.76)}), Contains("-2.00 | **no**, -4.0 |"));
+  // Two seeds of deviation 0.5: three of both are 2.12.
+  const double half = 0.005 / std::sqrt(2);
+  CHECK_THAT(line_of({outcome(0.801 - half), outcome(0.801 + half)}),
+             Contains("80.10 ± 0.50 | 78.00 ± 0.50 | +2.10 | yes |"));
+  CHECK_THAT(line_of({outcome(0.8015 - half), outcome(0.8015 + half)}),
+             Contains("+2.15 | **no**, +3.0 |"));
+  CHECK_THAT(line_of({outcome(0.78)}, {.uniform_norms = true}), Contains("| none | 0 to 1 | best"));
   CHECK_THAT(line_of({outcome(0.76)}, {.epochs = 10}),
              Contains("| 10 | 76.00") && Contains("| other budget |"));
   CHECK_THAT(line_of({outcome(0.78), outcome(0.78, false)}), Contains("| yes | no |"));
@@ -72,14 +79,15 @@ TEST_CASE("a row with a teacher says which, and rows without trainings are count
       results_table({{row("KD"), {outcome(0.78)}}, {row(), {}}, {row(), {outcome(0.78)}}}, budget,
                     "cifar --table S1");
   CHECK_THAT(table.markdown,
-             Contains("| KD | best test accuracy | 1 | 150 (teacher of width 8: 12) "
+             Contains("| KD | 1 | best test accuracy | 1 | 150 (teacher of width 8: 12) "
                       "| 78.00 | 78.00 ± 0.50 | +0.00 | other budget |") &&
-                 Contains("| none | best test accuracy | 1 | 150 | 78.00 |") &&
+                 Contains("| none | 1 | best test accuracy | 1 | 150 | 78.00 |") &&
                  Contains("1 row of the table without a training") &&
                  Contains("`cifar --table S1`"));
-  CHECK_THAT(table.csv, Contains("\nS1,CIFAR-10,7,SmallNet,,KD,top1,1,150,8,12,78.00,,78.00,0.50,"
-                                 "+0.00,+0.00,other budget,yes\n") &&
-                            Contains("none,top1,1,150,,,78.00,,78.00,0.50,+0.00,+0.00,yes,yes\n"));
+  CHECK_THAT(table.csv,
+             Contains("\nS1,CIFAR-10,7,SmallNet,,KD,ones,top1,1,150,8,12,78.00,,78.00,0.50,"
+                      "+0.00,+0.00,other budget,yes\n") &&
+                 Contains("none,ones,top1,1,150,,,78.00,,78.00,0.50,+0.00,+0.00,yes,yes\n"));
 }
 
 TEST_CASE("a training's outcome is in its folder, once it has ended", "[cifar]") {
