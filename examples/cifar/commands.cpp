@@ -186,9 +186,18 @@ std::vector<Experiment> chosen_rows(const ReproduceCommand& command) {
   return rows;
 }
 
+/// A line for each training, for programs: row, seed, and the runs, what others need first.
+void print_missing(const std::vector<Missing>& missing) {
+  for (const Missing& training : missing) {
+    std::cout << training.row << ' ' << training.seed;
+    for (const std::string& run : training.runs) std::cout << ' ' << run;
+    std::cout << '\n';
+  }
+}
+
 }  // namespace
 
-int run_reproduce(const ReproduceCommand& command) {
+int run_reproduce(ReproduceCommand command) {
   if (command.table.empty() == command.figure.empty()) {
     throw tool::UsageError("name what to reproduce, by --table or by --figure");
   }
@@ -200,20 +209,28 @@ int run_reproduce(const ReproduceCommand& command) {
   require(command.options.jobs >= 0 && command.options.jobs <= 256,
           "jobs from 1 to 256 are possible, 0 for every core, not", command.options.jobs);
   as_usage([&] { require_built_for(command.options.device); });
-  if (command.options.data.empty() && !command.list) {
+  const bool draws = !command.table.empty() && !command.trainings.empty();
+  if (command.options.data.empty() && !command.list && !command.missing && !draws) {
     throw tool::UsageError("reproduce needs the data sets' folder, --data");
   }
+  if (!command.trainings.empty()) command.options.done = read_trainings(command.trainings);
   std::vector<std::string> failures;
   if (!command.figure.empty()) {
     const std::string usual = command.figure == "S3" ? "cifar100" : "cifar10";
     const std::string dataset = command.dataset.empty() ? usual : command.dataset;
+    const std::vector<Curve> curves =
+        curves_of(command.figure, dataset, command.kernel, 1, command.budget.epochs);
     as_usage([&] {
-      for (const Curve& curve :
-           curves_of(command.figure, dataset, command.kernel, 1, command.budget.epochs)) {
+      for (const Curve& curve : curves) {
         curve.run.network.validate();
         curve.run.recipe.validate();
       }
     });
+    if (command.missing) {
+      print_missing({{figure_name(command.figure, dataset, command.kernel), 1,
+                      missing_of(curves, command.options)}});
+      return tool::ok;
+    }
     failures = reproduce_figure(command.figure, dataset, command.kernel, 1, command.budget.epochs,
                                 command.options);
   } else {
@@ -237,6 +254,10 @@ int run_reproduce(const ReproduceCommand& command) {
         }
       }
       std::cout << tool::table(cells);
+      return tool::ok;
+    }
+    if (command.missing) {
+      print_missing(missing_of(rows, command.seeds, command.budget, command.options));
       return tool::ok;
     }
     failures = reproduce_table(rows, command.seeds, command.budget, command.options);

@@ -73,10 +73,11 @@ struct ReproduceCommand {
   Index kernel = 3, seeds = 5;
   std::string dataset;
   Budget budget;
+  std::string trainings;  // the file of those that are done
   ReproduceOptions options;
-  bool list = false;
+  bool list = false, missing = false;
 };
-int run_reproduce(const ReproduceCommand& command);
+int run_reproduce(ReproduceCommand command);
 
 /// The threads that are asked for; as many as there are cores for 0.
 Index thread_count(Index asked);

@@ -251,6 +251,12 @@ int main(int argc, char** argv) {
           ->check(CLI::IsMember({"S1", "S2", "S3", "S4"}))
           ->excludes(table);
   reproduce_app->add_option("--data", reproduce_data, "Folder of the data sets' binary versions");
+  reproduce_app->add_option(
+      "--trainings", reproducing.trainings,
+      "A file of finished trainings, as docs/results/trainings.csv: rows take them and "
+      "run only the others, none without --data; figures need all their own");
+  reproduce_app->add_flag("--missing", reproducing.missing,
+                          "Print row, seed and runs of what is not done, and run nothing");
   reproduce_app->add_option("--out", reproduce_out, "Folder of trainings, tables and figures")
       ->capture_default_str();
   reproduce_app

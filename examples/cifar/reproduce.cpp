@@ -4,7 +4,6 @@
 #include "commands.hpp"
 #include "log.hpp"
 #include "plot.hpp"
-#include "results_table.hpp"
 #include "similarity.hpp"
 #include "text.hpp"
 #include "text_file.hpp"
@@ -141,12 +140,15 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
   concertina::io::write_safetensors(compact, check.network);
 }
 
-/// The runs of some rows, none twice.
-std::vector<Run> all_runs(const std::vector<Experiment>& rows, Index seeds, const Budget& budget) {
+/// The runs of some rows that are not done, none twice.
+std::vector<Run> all_runs(const std::vector<Experiment>& rows, Index seeds, const Budget& budget,
+                          const std::map<std::string, Outcome>& done) {
   std::vector<Run> runs;
   for (Index seed = 1; seed <= seeds; ++seed) {
     for (const Experiment& row : rows) {
-      for (Run& run : runs_of(row, static_cast<std::uint64_t>(seed), budget)) {
+      std::vector<Run> own = runs_of(row, static_cast<std::uint64_t>(seed), budget);
+      if (done.contains(own.back().name)) continue;
+      for (Run& run : own) {
         if (std::ranges::find(runs, run.name, &Run::name) == runs.end()) {
           runs.push_back(std::move(run));
         }
@@ -154,6 +156,16 @@ std::vector<Run> all_runs(const std::vector<Experiment>& rows, Index seeds, cons
     }
   }
   return runs;
+}
+
+/// The names of runs that have not ended in their folders.
+std::vector<std::string> unfinished(const std::vector<Run>& runs, const fs::path& out) {
+  std::vector<std::string> names;
+  for (const Run& run : runs) {
+    const auto outcome = outcome_of(folder_of(run, out), run.recipe.epochs);
+    if (!outcome || (contracts(run.network) && !outcome->contracted)) names.push_back(run.name);
+  }
+  return names;
 }
 
 void make_folder(const fs::path& path) {
@@ -170,6 +182,8 @@ void write_table(const std::vector<Experiment>& rows, Index seeds, const Budget&
     for (Index seed = 1; seed <= seeds; ++seed) {
       const Run run = runs_of(row, static_cast<std::uint64_t>(seed), budget).back();
       auto outcome = outcome_of(folder_of(run, options.out), run.recipe.epochs);
+      const auto done = options.done.find(run.name);
+      if (!outcome && done != options.done.end()) outcome = done->second;
       if (outcome) each.outcomes.push_back(std::move(*outcome));
     }
   }
@@ -214,6 +228,33 @@ std::vector<Run> in_order(const std::vector<Run>& runs) {
 }
 
 }  // namespace
+
+std::string figure_name(const std::string& figure, const std::string& dataset, Index kernel) {
+  return "figure-" + figure + "-" + dataset + "-k" + std::to_string(kernel);
+}
+
+std::vector<Missing> missing_of(const std::vector<Experiment>& rows, Index seeds,
+                                const Budget& budget, const ReproduceOptions& options) {
+  std::vector<Missing> missing;
+  for (Index number = 1; number <= seeds; ++number) {
+    const auto seed = static_cast<std::uint64_t>(number);
+    for (const Experiment& row : rows) {
+      const std::vector<Run> runs = runs_of(row, seed, budget);
+      if (options.done.contains(runs.back().name)) continue;
+      std::vector<std::string> names = unfinished(runs, options.out);
+      if (names.empty() || names.back() != runs.back().name) continue;
+      missing.push_back({row.name(), seed, std::move(names)});
+    }
+  }
+  return missing;
+}
+
+std::vector<std::string> missing_of(const std::vector<Curve>& curves,
+                                    const ReproduceOptions& options) {
+  std::vector<Run> runs;
+  for (const Curve& curve : curves) runs.push_back(curve.run);
+  return unfinished(runs, options.out);
+}
 
 fs::path table_path(const std::string& table, const Budget& budget, const fs::path& out,
                     const char* extension) {
@@ -275,6 +316,11 @@ std::vector<std::string> run_trainings(const std::vector<Run>& unordered,
 
 std::vector<std::string> reproduce_table(const std::vector<Experiment>& rows, Index seeds,
                                          const Budget& budget, const ReproduceOptions& options) {
+  if (options.data.empty()) {
+    make_folder(options.out);
+    write_table(rows, seeds, budget, options);
+    return {};
+  }
   std::vector<Experiment> possible;
   std::vector<std::string> notes;
   std::string why;
@@ -294,7 +340,7 @@ std::vector<std::string> reproduce_table(const std::vector<Experiment>& rows, In
   }
   if (possible.empty()) throw concertina::IoError(why);
   for (const std::string& note : notes) std::cerr << tool::printable(note) << '\n';
-  const auto failures = run_trainings(all_runs(possible, seeds, budget), options);
+  const auto failures = run_trainings(all_runs(possible, seeds, budget, options.done), options);
   write_table(rows, seeds, budget, options);
   return failures;
 }
@@ -307,7 +353,7 @@ std::vector<std::string> reproduce_figure(const std::string& figure, const std::
   for (const Curve& curve : curves) runs.push_back(curve.run);
   auto failures = run_trainings(runs, options);
   if (!failures.empty()) return failures;
-  const std::string name = "figure-" + figure + "-" + dataset + "-k" + std::to_string(kernel);
+  const std::string name = figure_name(figure, dataset, kernel);
   const std::string title = published_dataset(dataset) + ", kernel " + std::to_string(kernel) +
                             ", " + tool::counted(epochs, "epoch");
   if (figure == "S1") {

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace cifar {
 namespace {
@@ -51,6 +52,45 @@ std::optional<Outcome> outcome_of(const std::filesystem::path& folder, Index epo
   return outcome;
 }
 
+std::map<std::string, Outcome> read_trainings(const std::filesystem::path& path) {
+  constexpr std::string_view header =
+      "training,seed,epochs,best,best_epoch,last,train_error,contracted,seconds,commit,machine";
+  const std::string text = read_text(path, 1 << 24, "the finished trainings");
+  std::map<std::string, Outcome> outcomes;
+  Index number = 0;
+  for (const std::string_view line : split(text, '\n')) {
+    ++number;
+    const auto refuse = [&](const std::string& why) {
+      throw concertina::FormatError(path.string() + ": line " + std::to_string(number) + ": " +
+                                    why);
+    };
+    if (number == 1) {
+      if (line != header) refuse("expected \"" + std::string(header) + '"');
+      continue;
+    }
+    if (line.empty()) continue;
+    const std::vector<std::string_view> fields = split(line, ',');
+    if (fields.size() != 11) refuse(std::to_string(fields.size()) + " fields, expected 11");
+    if (!number_in<Index>(fields[1]) || !number_in<Index>(fields[2])) {
+      refuse("seed and epochs are numbers");
+    }
+    const auto percent = [&](std::string_view field) {
+      if (field.empty()) return std::numeric_limits<double>::quiet_NaN();
+      const double value = number_in<double>(field).value_or(-1);
+      if (!(value >= 0 && value <= 100)) {
+        refuse('"' + std::string(field.substr(0, 40)) + "\" is not from 0 to 100");
+      }
+      return value / 100;
+    };
+    outcomes[std::string(fields[0]) + "-e" + std::string(fields[2]) + "-s" +
+             std::string(fields[1])] = {.best_test = percent(fields[3]),
+                                        .last_test = percent(fields[5]),
+                                        .last_train = 1 - percent(fields[6]),
+                                        .contracted = fields[7] == "yes"};
+  }
+  return outcomes;
+}
+
 Measured measured(const std::vector<Outcome>& outcomes, const std::string& metric) {
   const auto value_of = [&](const Outcome& outcome) {
     if (metric == "top1") return 100 * outcome.best_test;
@@ -60,12 +100,16 @@ Measured measured(const std::vector<Outcome>& outcomes, const std::string& metri
     throw concertina::Error("there is no measure '" + metric + "'; there are " +
                             tool::listed(metric_names()));
   };
-  Measured result{.seeds = std::ssize(outcomes)};
-  const auto count = static_cast<double>(outcomes.size());
-  for (const Outcome& outcome : outcomes) result.mean += value_of(outcome) / count;
-  if (outcomes.size() < 2) return result;
+  std::vector<double> values;
+  for (const Outcome& outcome : outcomes) {
+    if (const double value = value_of(outcome); !std::isnan(value)) values.push_back(value);
+  }
+  Measured result{.seeds = std::ssize(values)};
+  const auto count = static_cast<double>(values.size());
+  for (const double value : values) result.mean += value / count;
+  if (values.size() < 2) return result;
   double squares = 0;
-  for (const Outcome& outcome : outcomes) squares += std::pow(value_of(outcome) - result.mean, 2);
+  for (const double value : values) squares += std::pow(value - result.mean, 2);
   result.deviation = std::sqrt(squares / (count - 1));
   return result;
 }
@@ -107,6 +151,7 @@ Table results_table(const std::vector<TableRow>& rows, const Budget& budget,
                           std::ranges::all_of(outcomes, &Outcome::contracted) ? "yes" : "no";
     for (const auto& [metric, paper_mean, paper_deviation] : row.published) {
       const Measured ours = measured(outcomes, metric);
+      if (ours.seeds == 0) continue;
       const double difference = ours.mean - paper_mean,
                    both = std::hypot(paper_deviation, ours.deviation.value_or(0)),
                    deviations = difference / both;

@@ -6,13 +6,14 @@
 #include "log.hpp"
 
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 namespace cifar {
 
-/// What a finished training came to. Accuracies in 0 .. 1.
+/// What a finished training came to. Accuracies in 0 .. 1; not a number for what is not known.
 struct Outcome {
   double best_test = 0, last_test = 0, last_train = 0;
   bool contracted = false;  ///< to a network that recognises as many test images
@@ -23,7 +24,14 @@ struct Outcome {
 /// Throws  IoError; FormatError where its log is damaged
 std::optional<Outcome> outcome_of(const std::filesystem::path& folder, Index epochs);
 
-/// Several trainings by one of the paper's measures, in percent.
+/// What finished trainings came to, by the names of their runs, without their epochs: of a file
+/// with the columns training, seed, epochs, best, best_epoch, last, train_error, contracted,
+/// seconds, commit, machine, in percent; empty is what is not known. Of a training that was done
+/// again the last line counts.
+/// Throws  IoError; FormatError naming the line
+std::map<std::string, Outcome> read_trainings(const std::filesystem::path& path);
+
+/// Several trainings by one of the paper's measures, in percent, as far as it is known of them.
 struct Measured {
   Index seeds = 0;
   double mean = 0;

@@ -237,6 +237,11 @@ says err "--data"
 expect 2 "$cifar" "${reproduce[@]/1/0}" --table S1
 expect 5 "$cifar" "${reproduce[@]/#data/nowhere}" --table S4
 expect 5 "$cifar" reproduce --data data --out reproduced --paper nowhere.csv --table S1
+expect 5 "$cifar" "${reproduce[@]}" --table S1 --trainings nowhere.csv
+expect 3 "$cifar" "${reproduce[@]}" --table S1 --trainings first.csv
+says err "first.csv: line 1"
+expect 0 "$cifar" "${figures[@]}" --figure S2 --kernel 3 --missing
+says out "figure-S2-cifar10-k3 1"
 
 # ---- mistakes -----------------------------------------------------------------------------------------
 

@@ -113,5 +113,42 @@ TEST_CASE("a training's outcome is in its folder, once it has ended", "[cifar]")
   fs::remove_all(folder);
 }
 
+TEST_CASE("finished trainings are read from a file", "[cifar]") {
+  const fs::path path =
+      fs::temp_directory_path() / ("cifar_trainings_" + std::to_string(getpid()) + ".csv");
+  const std::string header =
+      "training,seed,epochs,best,best_epoch,last,train_error,contracted,seconds,commit,machine\n";
+  const auto read = [&](const std::string& text) {
+    std::ofstream(path) << text;
+    return read_trainings(path);
+  };
+  const auto refusal = [&](const std::string& text) {
+    return message_of<concertina::FormatError>([&] { read(text); });
+  };
+  const std::string line = "cifar10-k3-compact,2,150,74.5,131,74,27,yes,127,fa1cee1,AMD EPYC\n";
+  const auto found = read(header + line + "cifar10-k3-cl-r4,1,10,50,,,,,,,\n");
+  REQUIRE(found.size() == 2);
+  const Outcome& compact = found.at("cifar10-k3-compact-e150-s2");
+  CHECK(compact.best_test == Approx(0.745));
+  CHECK(compact.last_test == Approx(0.74));
+  CHECK(compact.last_train == Approx(0.73));
+  CHECK(compact.contracted);
+  const Outcome& partial = found.at("cifar10-k3-cl-r4-e10-s1");
+  CHECK_FALSE(partial.contracted);
+  CHECK(measured({compact, partial}, "top1").seeds == 2);
+  CHECK(measured({compact, partial}, "train_error").seeds == 1);
+  CHECK(measured({compact, partial}, "train_error").mean == Approx(27));
+  CHECK(measured({partial}, "train_error").seeds == 0);
+  const auto again = read(header + line + "cifar10-k3-compact,2,150,75,,,,yes,,,\n");
+  CHECK(again.at("cifar10-k3-compact-e150-s2").best_test == 0.75);  // the last counts
+
+  CHECK_THAT(refusal("training,seed\n"), Contains("line 1: expected \"training,"));
+  CHECK_THAT(refusal(header + "cifar10-k3-compact,2\n"), Contains("line 2: 2 fields"));
+  CHECK_THAT(refusal(header + line + "a,b,150,74,,,,,,,\n"), Contains("line 3: seed"));
+  CHECK_THAT(refusal(header + "a,1,150,174,,,,,,,\n"), Contains("\"174\" is not from 0 to 100"));
+  CHECK_THROWS_AS(read_trainings(path.string() + ".none"), concertina::IoError);
+  fs::remove(path);
+}
+
 }  // namespace
 }  // namespace cifar
