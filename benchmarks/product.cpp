@@ -17,21 +17,6 @@ namespace {
 
 using namespace concertina;
 
-/// The multiply-adds that the cheapest order of a chain takes.
-template <int Rank>
-Index chain_multiply_adds(const std::vector<ConvShape<Rank>>& shapes) {
-  const detail::ChainOrder<Rank> order{std::span<const ConvShape<Rank>>(shapes)};
-  const auto count = [&](auto&& self, std::size_t first, std::size_t last) -> Index {
-    if (first == last) return 0;
-    const std::size_t middle = order.split(first, last);
-    const std::span<const ConvShape<Rank>> all(shapes);
-    return self(self, first, middle - 1) + self(self, middle, last) +
-           multiply_adds(product_shape(all.subspan(middle, last - middle + 1)),
-                         product_shape(all.subspan(first, middle - first)));
-  };
-  return count(count, 0, shapes.size() - 1);
-}
-
 /// One output and input channel of the contraction, by the rule of a product, in double.
 template <class Scalar, int Rank>
 bool agrees_somewhere(const std::vector<Conv<Scalar, Rank>>& layers,
@@ -45,7 +30,7 @@ bool agrees_somewhere(const std::vector<Conv<Scalar, Rank>>& layers,
   for (const auto& layer : layers) {
     ConvShape<Rank> shape = layer.shape();
     shape.padding = 0;
-    y = ConvView<Scalar, Rank>(shape, layer.weight(), layer.bias())(y);
+    y = ConvView<const Scalar, Rank>(shape, layer.weight(), layer.bias())(y);
   }
   const double tap = static_cast<double>(product.weight()[0]);
   const double bias = product.bias().empty() ? 0 : static_cast<double>(product.bias()[0]);
@@ -56,7 +41,7 @@ template <class Scalar, class A = Scalar, int Rank>
 void contract_chain(benchmark::State& state, const std::vector<ConvShape<Rank>>& shapes) {
   std::mt19937_64 generator(1);
   const auto layers = initialize<Scalar>(shapes, generator);
-  const Index work = chain_multiply_adds(shapes);
+  const Index work = Form(shapes).multiply_adds();
   if (work < 1'000'000'000 && !agrees_somewhere(layers, contract<A>(layers))) {
     state.SkipWithError("the contraction is wrong");
     return;

@@ -45,20 +45,20 @@ using concertina::ConvView;
 using concertina::io::Safetensors;
 
 /// A layer where the file has it.
-ConvView<float, 2> view_of(const Safetensors& file, const Node& node) {
+ConvView<const float, 2> view_of(const Safetensors& file, const Node& node) {
   const auto bias =
       node.bias ? file.view<float>(node.layer.tensor("bias")) : std::span<const float>();
   return {conv_shape(node), file.view<float>(node.layer.tensor("weight")), bias};
 }
 
-std::vector<ConvView<float, 2>> views_of(const Safetensors& file, const Node& chain) {
-  std::vector<ConvView<float, 2>> layers;
+std::vector<ConvView<const float, 2>> views_of(const Safetensors& file, const Node& chain) {
+  std::vector<ConvView<const float, 2>> layers;
   for (const Node& part : chain.parts) layers.push_back(view_of(file, part));
   return layers;
 }
 
 /// Puts a layer's numbers where the file has others; its bias also where there is none.
-void replace(Safetensors& file, const Node& node, const ConvView<float, 2>& layer) {
+void replace(Safetensors& file, const Node& node, const ConvView<const float, 2>& layer) {
   const auto put = [&](const char* suffix, std::vector<Index> shape,
                        std::span<const float> numbers) {
     const std::string name = node.layer.tensor(suffix);
@@ -130,7 +130,7 @@ class PeakMemory {
 
 // ---- checks
 
-Conv<double, 2> magnitude(const ConvView<float, 2>& layer) {
+Conv<double, 2> magnitude(const ConvView<const float, 2>& layer) {
   auto wide = layer.cast<double>();
   for (double& number : wide.weight()) number = std::abs(number);
   for (double& number : wide.bias()) number = std::abs(number);
@@ -163,8 +163,9 @@ Tensor<double> window(const Tensor<double>& x, const ConvShape<2>& shape) {
 /// terms of all their sums; the contraction by gamma_terms(u_float), for its own sums, and in its
 /// application by gamma of its terms. The layer that the others were made from, if any, is off by
 /// gamma_terms(u_float) more: so exact is the expansion.
-double fraction_of_bound(const std::vector<ConvView<float, 2>>& layers, const Conv<float, 2>& layer,
-                         const ConvView<float, 2>* made_from, const Tensor<double>& input) {
+double fraction_of_bound(const std::vector<ConvView<const float, 2>>& layers,
+                         const Conv<float, 2>& layer, const ConvView<const float, 2>* made_from,
+                         const Tensor<double>& input) {
   using concertina::detail::gamma, concertina::detail::unit_roundoff;
   const Tensor<double> x = window(input, layer.shape());
   Tensor<double> y = x, absolute = x;
@@ -174,14 +175,14 @@ double fraction_of_bound(const std::vector<ConvView<float, 2>>& layers, const Co
   const auto terms_of = [](const ConvShape<2>& shape) {
     return shape.in / shape.groups * numel(shape.kernel_size) + 1;
   };
-  for (const ConvView<float, 2>& each : layers) {
+  for (const ConvView<const float, 2>& each : layers) {
     y = convolve(each.cast<double>(), y, "expanded");
     sizes.push_back(magnitude(each));
     steps += terms_of(each.shape());
   }
   const Tensor<double> found = convolve(layer.cast<double>(), x, "contracted");
   const Tensor<double> most = convolve(concertina::contract(sizes), absolute, "magnitude");
-  const Index terms = concertina::detail::terms<2>(concertina::form(layers)).bias;
+  const Index terms = concertina::detail::terms(concertina::Form(layers).tree()).bias;
   const Index apply = terms_of(layer.shape());
   const long double u = unit_roundoff<double>(), summed = gamma(terms, unit_roundoff<float>());
   const long double inflation = 1 / (1 - gamma(terms + apply, u));
@@ -260,7 +261,7 @@ bool contract_network(const Architecture& compact, const std::string& strategy, 
     small.tensors.insert({name, file.contains(name) ? file.tensor(name) : tensor});
   }
   bool good = true;
-  std::map<std::string, ConvView<float, 2>> made_from;
+  std::map<std::string, ConvView<const float, 2>> made_from;
   for_each_layer(compact.graph, [&](const Node& node) {
     const auto layer = contracted.find(node.layer.name);
     if (layer == contracted.end()) return;

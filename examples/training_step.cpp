@@ -50,7 +50,7 @@ int main() {
   initialize_uniform(teacher, generator);
   auto layers = initialize<float>(expand_ck(shape, {.rate = 4}), generator);
 
-  Contraction<float, 2> contraction(form(layers));  // once: order, algorithms, storage
+  Contraction<float, 2> contraction{Form(layers)};  // once: order, algorithms, storage
   Conv2d<float> gradient(contraction.shape());
   float first = 0, last = 0;
   for (int step = 0; step < 200; ++step) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concertina/conv.hpp>
+#include <concertina/expression.hpp>
 #include <concertina/random.hpp>
 
 #include <catch2/catch.hpp>
@@ -169,6 +170,14 @@ std::vector<ConvShape<Rank>> edge_shapes() {
            .dilation = 2,
            .groups = 2,
            .bias = true}};
+}
+
+/// Forms joined without weights, as expressions are.
+template <int Rank>
+Form<Rank> joined(Join join, const std::vector<Form<Rank>>& parts) {
+  std::vector<detail::AnyForm> trees;
+  for (const Form<Rank>& part : parts) trees.push_back(part.tree());
+  return Form<Rank>(detail::AnyForm(join, trees));
 }
 
 /// Edge shapes, then `count` random ones.

@@ -75,12 +75,12 @@ class Graph {
   cudaGraphExec_t graph_ = nullptr;
 };
 
-/// Random numbers in the device's memory.
-Buffer<float> random_numbers(Index count) {
+/// Random elements in the device's memory.
+Buffer<float> random_elements(Index count) {
   std::mt19937_64 generator(1);
-  std::vector<float> numbers(static_cast<std::size_t>(count));
-  for (float& number : numbers) number = static_cast<float>(random_uniform(generator, 1));
-  return Buffer<float>(numbers, what);
+  std::vector<float> elements(static_cast<std::size_t>(count));
+  for (float& element : elements) element = static_cast<float>(random_uniform(generator, 1));
+  return Buffer<float>(elements, what);
 }
 
 /// Multiply-adds per second of cuBLAS for a square product of at least as many. Its side is a
@@ -89,9 +89,9 @@ double blas_rate(Index multiply_adds) {
   constexpr int tile = 64;
   const int side =
       tile * static_cast<int>(std::ceil(std::cbrt(static_cast<double>(multiply_adds)) / tile));
-  const Index numbers = Index{side} * side;
-  const auto a = random_numbers(numbers), b = random_numbers(numbers);
-  const Buffer<float> c(numbers, what);
+  const Index elements = Index{side} * side;
+  const auto a = random_elements(elements), b = random_elements(elements);
+  const Buffer<float> c(elements, what);
   constexpr Index workspace_bytes = Index{32} << 20;
   const Buffer<unsigned char> workspace(workspace_bytes, what);
   cublasHandle_t handle = nullptr;
@@ -109,7 +109,7 @@ double blas_rate(Index multiply_adds) {
   for (int round = 0; round < 15; ++round) seconds.push_back(graph.seconds(20));
   std::ranges::nth_element(seconds, seconds.begin() + 7);
   check(cublasDestroy(handle), "cublasDestroy", what);
-  return static_cast<double>(numbers) * side / seconds[7];
+  return static_cast<double>(elements) * side / seconds[7];
 }
 
 enum class Pass { forward, both };
@@ -118,9 +118,9 @@ enum class Pass { forward, both };
 /// host's.
 class Network {
  public:
-  explicit Network(const NamedChains& network)
-      : name_(network.name), contraction_(cuda::ContractionPlan(network.chains)) {
-    for (const TensorUse& use : plan().tensors()) buffers_.push_back(random_numbers(use.numbers));
+  explicit Network(const NamedForms& network)
+      : name_(network.name), contraction_(cuda::ContractionPlan(network.forms)) {
+    for (const TensorUse& use : plan().tensors()) buffers_.push_back(random_elements(use.size));
     constexpr std::type_identity<const float> read;
     constexpr std::type_identity<float> written;
     layers_ = layers(Role::layer, read);
@@ -129,7 +129,7 @@ class Network {
     gradients_ = layers(Role::layer_gradient, written);
     contraction_.forward(layers_, results_, nullptr);
     check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize", what);
-    is_right_ = are_contracted(network.chains, on_host(Role::layer), on_host(Role::result));
+    is_right_ = are_contracted(network.forms, on_host(Role::layer), on_host(Role::result));
   }
 
   const std::string& name() const { return name_; }
@@ -174,7 +174,7 @@ class Network {
   bool is_right_ = false;
 };
 
-/// What is timed. Made once, however often it is repeated: drawing and comparing the numbers of a
+/// What is timed. Made once, however often it is repeated: drawing and comparing the elements of a
 /// large network takes the host seconds.
 struct Timed {
   std::shared_ptr<Network> network;
@@ -199,17 +199,17 @@ struct Timed {
 };
 
 /// The last one asked for; benchmarks run one after another.
-const Timed& timed(const NamedChains& chains, Pass pass) {
+const Timed& timed(const NamedForms& forms, Pass pass) {
   static std::optional<Timed> last;
-  if (last && last->network->name() == chains.name && last->pass == pass) return *last;
-  auto network = last && last->network->name() == chains.name ? last->network : nullptr;
+  if (last && last->network->name() == forms.name && last->pass == pass) return *last;
+  auto network = last && last->network->name() == forms.name ? last->network : nullptr;
   last.reset();  // its memory, before more is asked for
-  if (!network) network = std::make_shared<Network>(chains);
+  if (!network) network = std::make_shared<Network>(forms);
   return last.emplace(std::move(network), pass);
 }
 
-void run(benchmark::State& state, const NamedChains& chains, Pass pass) {
-  const Timed& work = timed(chains, pass);
+void run(benchmark::State& state, const NamedForms& forms, Pass pass) {
+  const Timed& work = timed(forms, pass);
   if (!work.network->is_right()) {
     state.SkipWithError("the contraction is wrong");
     return;

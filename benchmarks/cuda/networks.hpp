@@ -1,4 +1,4 @@
-// The expanded layers of the paper's networks, as chains for a plan.
+// The expanded layers of the paper's networks, as forms for a plan.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -9,19 +9,19 @@
 
 namespace concertina::benchmarks {
 
-struct NamedChains {
+struct NamedForms {
   std::string name;
-  std::vector<cuda::Chain> chains;
+  std::vector<cuda::PlannedForm> forms;
 };
 
 /// SmallNet with kernel 7, its convolutions alone and with its first fully connected layer; the
 /// first and the depthwise layers of MobileNet; AlexNet's layers of kernels 11 and 5; a layer of
 /// U-Net's widest. All at r = 4.
-std::vector<NamedChains> networks();
+std::vector<NamedForms> networks();
 
-/// Whether results are what contract<double>() makes of the layers, but for some rounding: tensors
-/// in the order of a plan's.
-bool are_contracted(const std::vector<cuda::Chain>& chains,
+/// Whether results are the contractions in double, but for some rounding: tensors in the order of a
+/// plan's.
+bool are_contracted(const std::vector<cuda::PlannedForm>& forms,
                     const std::vector<std::vector<float>>& layers,
                     const std::vector<std::vector<float>>& results);
 

@@ -498,8 +498,8 @@ void Network<Scalar>::load(const concertina::io::Safetensors& file) {
 
 template <class Scalar>
 template <int Rank>
-std::vector<ConvView<Scalar, Rank>> Network<Scalar>::views(const Layer<Rank>& layer) const {
-  std::vector<ConvView<Scalar, Rank>> views;
+std::vector<ConvView<const Scalar, Rank>> Network<Scalar>::views(const Layer<Rank>& layer) const {
+  std::vector<ConvView<const Scalar, Rank>> views;
   for (std::size_t l = 0; l < layer.chain.size(); ++l) {
     const Weights<Scalar>& weights = layer.weights[l];
     views.emplace_back(
@@ -536,7 +536,7 @@ concertina::io::Safetensors Network<Scalar>::contract() const {
     const Weights<Scalar>& to = result.blocks_[b].conv.front().weights.front();
     if (!blocks_[b].branches.empty()) {
       std::vector<concertina::Expr<Scalar, 2>> branches;
-      std::vector<ConvView<Scalar, 2>> convs;
+      std::vector<ConvView<const Scalar, 2>> convs;
       for (const Branch& branch : blocks_[b].branches) {
         convs.push_back(views(branch.conv).front());
         const auto& [weight, bias, mean, variance] = branch.norm;

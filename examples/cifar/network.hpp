@@ -164,7 +164,7 @@ class Network {
   Maps<Scalar>& apply(const Layer<Rank>& layer, Maps<Scalar>& x);
   Maps<Scalar>& apply(const Block& block, Maps<Scalar>& x);
   template <int Rank>
-  std::vector<concertina::ConvView<Scalar, Rank>> views(const Layer<Rank>& layer) const;
+  std::vector<concertina::ConvView<const Scalar, Rank>> views(const Layer<Rank>& layer) const;
 
   NetworkOptions options_;
   Tape<Scalar> tape_;

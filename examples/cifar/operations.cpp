@@ -2,8 +2,6 @@
 #include "operations.hpp"
 
 #include <concertina/contract.hpp>
-#include <concertina/pullback.hpp>
-#include <concertina/sum.hpp>
 
 #include <Eigen/Core>
 
@@ -744,7 +742,7 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
     concertina::Contraction<Scalar, Rank> contraction;
     std::vector<Scalar> weight_gradient = {}, bias_gradient = {};  // with the decay
   };
-  std::vector<concertina::ConvView<Scalar, Rank>> views;
+  std::vector<concertina::ConvView<const Scalar, Rank>> views;
   for (std::size_t l = 0; l < chain.shapes.size(); ++l) {
     const Weights<Scalar>& layer = chain.layers[l];
     mark_read(*layer.weight);
@@ -754,7 +752,7 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
         layer.bias ? std::span<const Scalar>(layer.bias->value) : std::span<const Scalar>());
   }
   const auto expression = concertina::chain(views);
-  const auto form = concertina::form(expression);
+  const auto form = concertina::Form(expression);
   const auto state =
       std::make_shared<State>(State{expression, concertina::Contraction<Scalar, Rank>(form)});
   const ConvShape<Rank> shape = state->contraction.shape();
@@ -763,42 +761,39 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
   Weights<Scalar> whole{&tape_.tensor("", extents),
                         shape.bias ? &tape_.tensor("", {shape.out}) : nullptr};
 
-  const auto with_run = [this](bool alone, auto&& use) {
-    if (alone) {
-      use([this](Index count, auto&& task) {
-        tape_.pool().run(count, [&](Index i, Index) { task(i); });
-      });
-    } else {
-      use([](Index count, auto&& task) {
-        for (Index i = 0; i < count; ++i) task(i);
-      });
-    }
+  const auto run_on = [this](bool alone, auto&& use) {
+    const auto pool = [this](Index count, auto&& task) {
+      tape_.pool().run(count, [&](Index i, Index) { task(i); });
+    };
+    use(alone ? concertina::ParallelFor(pool) : concertina::ParallelFor(concertina::serial_for));
   };
-  jobs_.push_back({.forward =
-                       [=](bool alone) {
-                         with_run(alone, [&](auto&& run) {
-                           const auto& product = state->contraction.forward(state->expression, run);
-                           std::ranges::copy(product.weight(), whole.weight->value.begin());
-                           if (whole.bias)
-                             std::ranges::copy(product.bias(), whole.bias->value.begin());
-                         });
-                       },
-                   .backward =
-                       [=, this, layers = chain.layers](bool alone) {
-                         with_run(alone, [&](auto&& run) {
-                           const concertina::ConvView<Scalar, Rank> gradient(
-                               shape, decayed(*whole.weight, state->weight_gradient),
-                               whole.bias ? decayed(*whole.bias, state->bias_gradient)
-                                          : std::span<const Scalar>());
-                           const auto gradients =
-                               state->contraction.backward(state->expression, gradient, run);
-                           for (std::size_t l = 0; l < layers.size(); ++l) {
-                             layers[l].weight->gradient = gradients[l].weight();
-                             if (layers[l].bias) layers[l].bias->gradient = gradients[l].bias();
-                           }
-                         });
-                       },
-                   .work = concertina::multiply_adds(form)});
+  jobs_.push_back(
+      {.forward =
+           [=](bool alone) {
+             run_on(alone, [&](const concertina::ParallelFor& run) {
+               state->contraction.forward(
+                   state->expression,
+                   concertina::ConvView<Scalar, Rank>(
+                       shape, whole.weight->value,
+                       whole.bias ? std::span<Scalar>(whole.bias->value) : std::span<Scalar>()),
+                   run);
+             });
+           },
+       .backward =
+           [=, this, layers = chain.layers](bool alone) {
+             run_on(alone, [&](const concertina::ParallelFor& run) {
+               const concertina::ConvView<const Scalar, Rank> gradient(
+                   shape, decayed(*whole.weight, state->weight_gradient),
+                   whole.bias ? decayed(*whole.bias, state->bias_gradient)
+                              : std::span<const Scalar>());
+               const auto gradients = state->contraction.backward(state->expression, gradient, run);
+               for (std::size_t l = 0; l < layers.size(); ++l) {
+                 layers[l].weight->gradient = gradients[l].weight();
+                 if (layers[l].bias) layers[l].bias->gradient = gradients[l].bias();
+               }
+             });
+           },
+       .work = form.multiply_adds()});
   return {whole, shape};
 }
 

@@ -115,9 +115,8 @@ class Compactor {
   bool adds_no_parameters(const Node& node) const {
     return std::visit(
         [&](const auto& expression) {
-          const auto form = concertina::form(expression);
-          return exactness(form).exact() &&
-                 parameters(contracted_shape(form)) <= parameters(file_, node);
+          const auto form = concertina::Form(expression);
+          return exactness(form).exact() && parameters(form.shape()) <= parameters(file_, node);
         },
         read_linear_map(file_, node, false));
   }
@@ -135,7 +134,7 @@ class Compactor {
     const bool wide = layers == Dtype::F64 || dtype_ == Dtype::F64;
     return std::visit(
         [&](const auto& expression) {
-          require_modest(concertina::form(expression), file_.origin);
+          require_modest(concertina::Form(expression), file_.origin);
           const auto border = concertina::exactness(expression);
           if (!border) {
             throw concertina::InexactError(node.where + ": no single layer equals this node: " +

@@ -23,7 +23,7 @@ Conv<Scalar, Rank> contracted(const Expr<Scalar, Rank>& expression) {
 template <int Rank>
 void require_modest(const concertina::Form<Rank>& form, const std::string& file) {
   constexpr Index most_numbers = Index{1} << 29;
-  const ConvShape<Rank> product = contracted_shape(form);
+  const ConvShape<Rank> product = form.shape();
   if (weight_numel(product) <= most_numbers) return;
   throw concertina::SizeError(file + ": the layers contract to " + to_string(product) +
                               ", which has " + std::to_string(weight_numel(product)) +

@@ -59,7 +59,7 @@ struct Row {
 
 template <class Scalar, int Rank>
 Row time(const std::string& path, Index layers, const Expr<Scalar, Rank>& expression) {
-  const concertina::Form<Rank> form = concertina::form(expression);
+  const concertina::Form<Rank> form = concertina::Form(expression);
   require_modest(form, path);
   Progress progress;
   progress.show("timing a matrix product of 1024x1024");
@@ -68,9 +68,9 @@ Row time(const std::string& path, Index layers, const Expr<Scalar, Rank>& expres
   const Times times =
       measure(0.2, [&] { concertina::contract(expression, concertina::interior_only); });
   return {.file = path,
-          .layers = counted(layers, "layer") + " -> " + to_string(contracted_shape(form)),
+          .layers = counted(layers, "layer") + " -> " + to_string(form.shape()),
           .scalar = std::is_same_v<Scalar, float> ? "float" : "double",
-          .multiply_adds = multiply_adds(form),
+          .multiply_adds = form.multiply_adds(),
           .times = times,
           .peak = peak};
 }

@@ -65,7 +65,7 @@ struct Source {
 template <class Scalar, int Rank>
 ExitCode contract(const Source& source, const Expr<Scalar, Rank>& expression, Dtype dtype,
                   const ContractOptions& options) {
-  require_modest(concertina::form(expression), options.in);
+  require_modest(concertina::Form(expression), options.in);
   const std::string border = judge_border(expression, options);
   Progress progress;
   progress.show("contracting " + options.in);

@@ -24,8 +24,8 @@ struct Row {
 template <int Rank>
 void count_positions(const concertina::Form<Rank>& form, std::optional<PerAxis<Rank>> size,
                      Index outputs, std::vector<Index>& positions) {
-  if (form.is_leaf()) {
-    positions.push_back(size ? numel(output_size(form.leaf(), *size)) : outputs);
+  if (form.join() == concertina::Join::none) {
+    positions.push_back(size ? numel(form.output_size(*size)) : outputs);
     return;
   }
   const auto& parts = form.parts();
@@ -33,12 +33,12 @@ void count_positions(const concertina::Form<Rank>& form, std::optional<PerAxis<R
     Index here = outputs;
     if (form.join() == concertina::Join::chain) {
       for (std::size_t after = p + 1; after < parts.size(); ++after) {
-        here = concertina::detail::checked_multiply(
-            here, numel(contracted_shape(parts[after]).stride), "strides");
+        here = concertina::detail::checked_multiply(here, numel(parts[after].shape().stride),
+                                                    "strides");
       }
     }
     count_positions(parts[p], size, here, positions);
-    if (size && form.join() == concertina::Join::chain) size = output_size(parts[p], *size);
+    if (size && form.join() == concertina::Join::chain) size = parts[p].output_size(*size);
   }
 }
 
@@ -71,8 +71,8 @@ template <class Scalar, int Rank>
 nlohmann::json describe(const std::string& path, const concertina::io::Safetensors& file,
                         const Node& graph, const Expr<Scalar, Rank>& expression,
                         const FilesOptions& options) {
-  const concertina::Form<Rank> form = concertina::form(expression);
-  const ConvShape<Rank> product = contracted_shape(form);
+  const concertina::Form<Rank> form = concertina::Form(expression);
+  const ConvShape<Rank> product = form.shape();
   const auto size = input_size<Rank>(file, options);
   const std::string dtype(name_of(dtype_of(file, graph).value_or(concertina::io::Dtype::F32)));
   std::vector<Row> rows;
@@ -85,17 +85,17 @@ nlohmann::json describe(const std::string& path, const concertina::io::Safetenso
     return Row{name, to_string(shape), parameters(shape),
                concertina::detail::checked_multiply(weight_numel(shape), at, "multiply-adds")};
   };
-  form.for_each_leaf([&](const ConvShape<Rank>& shape) {
+  for (const ConvShape<Rank>& shape : form.leaves()) {
     rows.push_back(row_of(names.at(rows.size()), shape, positions[rows.size()]));
     total.parameters += rows.back().parameters;
     total.multiply_adds = concertina::detail::checked_add(
         total.multiply_adds, rows.back().multiply_adds, "multiply-adds");
-  });
+  }
   rows.push_back(total);
   std::vector<Index> whole;
   count_positions(concertina::Form<Rank>(product), size, 1, whole);
   rows.push_back(row_of("contracted", product, whole.front()));
-  const auto found = size ? exactness(form, *size) : exactness(form);
+  const auto found = exactness(form, size);
   const std::string where = size ? (Rank > 0 ? "on an input of " + to_string(*size) : "a sample")
                                  : "a position of the output";
 
@@ -103,7 +103,7 @@ nlohmann::json describe(const std::string& path, const concertina::io::Safetenso
                       {"dtype", dtype},
                       {"exact", found.exact()},
                       {"multiply_adds_are", where},
-                      {"contraction_multiply_adds", multiply_adds(form)},
+                      {"contraction_multiply_adds", form.multiply_adds()},
                       {"rows", nlohmann::json::array()}};
   std::vector<std::vector<std::string>> cells{{"layer", "shape", "parameters", "multiply-adds"}};
   for (const Row& row : rows) {
@@ -118,7 +118,7 @@ nlohmann::json describe(const std::string& path, const concertina::io::Safetenso
     std::cout << printable(path) << " (" << dtype << "), multiply-adds " << where << "\n"
               << table(cells)
               << (found ? "exact at the border" : "not exact at the border: " + found.reason)
-              << "; contracting takes " << grouped(multiply_adds(form)) << " multiply-adds\n";
+              << "; contracting takes " << grouped(form.multiply_adds()) << " multiply-adds\n";
   }
   return json;
 }

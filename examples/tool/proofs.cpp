@@ -34,7 +34,7 @@ constexpr Index most_padding = 4096;  // of layers after the first, whose border
 /// for layers.
 template <int Rank>
 void require_provable(const concertina::Form<Rank>& form, const std::string& file) {
-  form.for_each_leaf([&](const ConvShape<Rank>& layer) {
+  for (const ConvShape<Rank>& layer : form.leaves()) {
     for (int axis = 0; axis < Rank; ++axis) {
       const auto& padding = layer.padding;
       const auto sides = {padding.start[axis], padding.end[axis]};
@@ -46,7 +46,7 @@ void require_provable(const concertina::Form<Rank>& form, const std::string& fil
                                     std::to_string(most_padding) + " is supported");
       }
     }
-  });
+  }
 }
 
 /// Throws SizeError where a map on the way would not be modest. Returns the output's shape.
@@ -61,12 +61,12 @@ MapShape<Rank> require_modest_maps(const concertina::Form<Rank>& form, const Map
   MapShape<Rank> result = map;
   for (const concertina::Form<Rank>& part : form.parts()) {
     MapShape<Rank> reads = form.join() == concertina::Join::chain ? result : map;
-    reads.channels = concertina::detail::channels(part).in;
+    reads.channels = concertina::detail::channels(part.tree()).in;
     result = require_modest_maps(part, reads, file);
   }
   result = {.batch = map.batch,
-            .channels = concertina::detail::channels(form).out,
-            .size = output_size(form, map.size)};
+            .channels = concertina::detail::channels(form.tree()).out,
+            .size = form.output_size(map.size)};
   if (numel(result) > most_numbers) {
     throw concertina::SizeError(file + ": the output of " + to_string(form).substr(0, 200) +
                                 " has " + std::to_string(numel(result)) +
@@ -80,11 +80,10 @@ MapShape<Rank> require_modest_maps(const concertina::Form<Rank>& form, const Map
 template <int Rank>
 Index structure_entries(const concertina::Form<Rank>& form, PerAxis<Rank> size) {
   using concertina::detail::checked_add, concertina::detail::toeplitz_entries;
-  Index entries = toeplitz_entries(contracted_shape(form, std::optional(size)), size);
-  for (std::size_t p = 0; p < form.parts().size(); ++p) {
-    const concertina::Form<Rank>& part = form.parts()[p];
+  Index entries = toeplitz_entries(form.shape(size), size);
+  for (const concertina::Form<Rank>& part : form.parts()) {
     entries = checked_add(entries, structure_entries(part, size), "structure");
-    if (form.join() == concertina::Join::chain) size = output_size(part, size);
+    if (form.join() == concertina::Join::chain) size = part.output_size(size);
   }
   return entries;
 }
@@ -147,7 +146,7 @@ class Prover {
       : file_(file),
         graph_(graph),
         expression_(expression),
-        form_(concertina::form(expression)),
+        form_(concertina::Form(expression)),
         progress_(progress) {}
 
   /// With `own_input` the layers of a network, compared on that; otherwise those of a file,
@@ -221,7 +220,7 @@ class Prover {
         &node == &graph_ ? expression_ : read_linear_map<Scalar, Rank>(file_, node);
     LayerDescription description = expected.layer;
     if (!expected.has_geometry) {
-      const auto geometry = contracted_shape(concertina::form(part));
+      const auto geometry = concertina::Form(part).shape();
       const auto list = [](const PerAxis<Rank>& values) {
         return std::vector<Index>(values.begin(), values.end());
       };
@@ -262,12 +261,12 @@ class Prover {
       // No rounding: both ends have one digit more than what is stored.
       return std::clamp(wanted, stored - half_ulp, stored + half_ulp);
     };
-    const concertina::ConvView<Scalar, Rank> view(contraction);
+    const concertina::ConvView<const Scalar, Rank> view(contraction);
     std::size_t at = 0;
     if (weight) {
       const Conv<Scalar, Rank> stored = layer;
-      concertina::detail::for_each_tap(
-          concertina::ConvView<Scalar, Rank>(stored),
+      concertina::detail::for_each_weight(
+          concertina::ConvView<const Scalar, Rank>(stored),
           [&](Index o, Index c, const PerAxis<Rank>& offset, Scalar number) {
             layer.weight()[at++] =
                 nearest(*weight, number, concertina::detail::tap_at(view, o, c, offset));
@@ -326,7 +325,7 @@ class Prover {
                     .magnitude = {},
                     .largest_input = 1,
                     .layer_by_layer = 0,
-                    .terms = concertina::detail::terms<Rank>(expression_.tree()).bias,
+                    .terms = concertina::detail::terms(expression_.tree()).bias,
                     .apply = 0,
                     .border = {}};
     applied.y = contraction.template cast<Ref>()(applied.x);
@@ -340,8 +339,7 @@ class Prover {
       return shape.in / shape.groups * numel(shape.kernel_size) + 1;
     };
     // A branch adds once more, and a batch norm takes a few steps.
-    form_.for_each_leaf(
-        [&](const ConvShape<Rank>& shape) { applied.layer_by_layer += reads(shape) + 8; });
+    for (const ConvShape<Rank>& shape : form_.leaves()) applied.layer_by_layer += reads(shape) + 8;
     applied.apply = reads(contraction.shape());
     applied.border = concertina::exactness(expression_, applied.x.shape().size);
     return applied;
@@ -378,7 +376,7 @@ class Prover {
     progress_.show(file_.origin + ": " + graph_.where);
     const Applied applied =
         apply(contraction, {shape, std::vector<Ref>(input.values.begin(), input.values.end())});
-    using Leaf = concertina::detail::Operator<Ref, Rank>;
+    using Leaf = concertina::detail::Leaf<Ref, Rank>;
     const Expr<Ref, Rank> layers(
         expression_.tree().map([](const auto& leaf) { return Leaf(leaf.template to<Ref>()); }));
     const Rounding rounding{concertina::detail::unit_roundoff<Ref>(),

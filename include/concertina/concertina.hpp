@@ -3,7 +3,6 @@
 #pragma once
 
 #include <concertina/blocks.hpp>
-#include <concertina/channel_map.hpp>
 #include <concertina/contract.hpp>
 #include <concertina/conv.hpp>
 #include <concertina/error.hpp>
@@ -11,14 +10,13 @@
 #include <concertina/expand.hpp>
 #include <concertina/expression.hpp>
 #include <concertina/feature_map.hpp>
-#include <concertina/form.hpp>
 #include <concertina/layers.hpp>
 #include <concertina/modular.hpp>
-#include <concertina/product.hpp>
-#include <concertina/pullback.hpp>
+#include <concertina/parallel.hpp>
 #include <concertina/random.hpp>
+#include <concertina/scalar.hpp>
 #include <concertina/shape.hpp>
-#include <concertina/sum.hpp>
+#include <concertina/threads.hpp>
 #include <concertina/toeplitz.hpp>
 #include <concertina/transposed.hpp>
 #include <concertina/verify.hpp>

@@ -1,67 +1,139 @@
-// An expression as one layer: contracted in the cheapest order, refused where no layer equals it.
+// An expression as one layer, once or again and again with its gradient: contracted in the cheapest
+// order, refused where no layer equals it.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/detail/evaluator.hpp>
 #include <concertina/exactness.hpp>
 #include <concertina/expression.hpp>
-#include <concertina/product.hpp>
-#include <concertina/sum.hpp>
+#include <concertina/parallel.hpp>
 
-#include <Eigen/Core>
-
+#include <optional>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 namespace concertina {
-
-/// The scalar in which a contraction of layers of this scalar is computed unless the caller names
-/// another: half and bfloat16 only store. Specialise it for a storage type of your own.
-template <class Scalar>
-struct DefaultAccumulator {
-  using type = Scalar;
-};
-template <>
-struct DefaultAccumulator<Eigen::half> {
-  using type = float;
-};
-template <>
-struct DefaultAccumulator<Eigen::bfloat16> {
-  using type = float;
-};
-
-/// Multiply-adds of a contraction, in the order that it takes; additions of branches not counted.
-/// Throws  ShapeError, SizeError as contracted_shape does
-template <int Rank>
-Index multiply_adds(const Form<Rank>& form);
-
-/// Where contracting this expression is exact: at every input size, or at the one given; see
-/// exactness.hpp.
-template <Expression E>
-Exactness<rank_of<E>> exactness(const E& expression) {
-  return exactness(form(expression));
-}
-template <Expression E>
-Exactness<rank_of<E>> exactness(const E& expression,
-                                std::type_identity_t<PerAxis<rank_of<E>>> input_size) {
-  return exactness(form(expression), input_size);
-}
 
 /// One layer that acts as the expression does.
 ///
 /// Computed in A (by default the layers' own scalar; float for half and bfloat16), in which
 /// intermediates stay; the result is rounded once to the layers' scalar. `contract<double>(float
-/// layers)` is thus correct to about half an ulp.
+/// layers)` is thus correct to about half an ulp. Large matrix products are shared out by `run`:
+/// contract(e, {}, Threads{2}).
 /// Ensures   contract(e)(x) == e(x) for every x, before rounding; under `interior_only` away from
-///           the border
+///           the border; the same bits whatever `run` does
 /// Cost      for each chain the least multiply-adds of any order, found in (number of layers)^3
 ///           steps; the intermediate kernels
-/// Throws    InexactError where the policy is not met; ShapeError naming both layers where channels
-///           or branches do not fit; SizeError where a size overflows or a kernel would be almost
-///           only structural zeros
-/// Gradient  Contraction, in pullback.hpp
+/// Throws    InexactError where the border is not accepted; ShapeError naming both layers where
+///           channels or branches do not fit; SizeError where a size overflows or a kernel would be
+///           almost only structural zeros
+/// Gradient  Contraction
 /// Source    ExpandNets (NeurIPS 2020), Section 3 and supplement; padding rules in docs/exactness.md
-template <class A = void, Expression E>
-Conv<ScalarOf<E>, rank_of<E>> contract(
-    const E& expression, const std::type_identity_t<BorderPolicy<rank_of<E>>>& policy = {});
+template <class A = void, LinearMap E>
+Conv<ScalarOf<E>, rank_of<E>> contract(const E& expression,
+                                       const std::type_identity_t<Border<rank_of<E>>>& border = {},
+                                       const ParallelFor& run = serial_for);
+
+/// A contraction that is computed again and again, with its gradient. Everything that follows from
+/// the form is decided at construction: the order of products, each one's algorithm, and storage
+/// for every intermediate and its gradient. Neither pass allocates, except the packing buffers of
+/// Eigen's matrix products and, in the first pass, what it returns by reference and the layer that
+/// stands for a channel permutation.
+///
+/// Large matrix products are cut into panels and handed to `run`. Sizes alone decide the cut, so
+/// results are the same bit for bit whatever `run` does.
+///
+/// Scalar is the accumulator: where layers are used in half or bfloat16, keep their master weights
+/// in float, contract and differentiate those, and convert the contraction.
+///
+/// Expressions are anything that contract() takes and that has this form: an Expr that is built
+/// once and views layers whose elements change in place, or a list of layers.
+/// Cost    backward() two multiply-adds for each of forward(); kernels of all intermediates and
+///         their gradients, what the algorithms copy
+/// Source  reverse accumulation: Griewank, Walther, Evaluating Derivatives, SIAM 2008, Chapter 3;
+///         docs/backward.md
+template <class Scalar_, int Rank_>
+class Contraction {
+ public:
+  using Scalar = Scalar_;
+  static constexpr int Rank = Rank_;
+  static_assert(std::is_same_v<typename DefaultAccumulator<Scalar>::type, Scalar>,
+                "half and bfloat16 only store: differentiate master weights in float");
+
+  /// Plans for expressions of this form.
+  /// Throws  as contract() does: InexactError where the border is not accepted; ShapeError,
+  ///         SizeError
+  explicit Contraction(const Form<Rank>& form, const Border<Rank>& border = {});
+
+  const Form<Rank>& form() const noexcept { return form_; }
+
+  /// Of the contraction.
+  const ConvShape<Rank>& shape() const noexcept { return shape_; }
+
+  /// Writes the layer that acts as the expression does to `result`, a view of shape().
+  /// Ensures   result == contract(e) bit for bit
+  /// Throws    ShapeError naming both forms where the expression has another one, or `result` is of
+  ///           another shape
+  /// Gradient  backward()
+  template <LinearMap E>
+  void forward(const E& expression, const ConvView<Scalar, Rank>& result,
+               const ParallelFor& run = serial_for);
+
+  /// The same in storage of its own, valid until the next call.
+  template <LinearMap E>
+  const Conv<Scalar, Rank>& forward(const E& expression, const ParallelFor& run = serial_for);
+
+  /// From dL/dF, a layer of the contraction's shape whose elements are the derivatives of L with
+  /// respect to the contraction's, to dL/d(leaf) in the same way: one for each leaf in the order of
+  /// Form::leaves (for a chain the layer applied first comes first), with a bias where the leaf has
+  /// one. Where a leaf is a channel map it is the gradient of its layer, from which
+  /// channel_map_gradient goes on.
+  /// Requires  the expression's elements to be those that forward() last saw; gradients that do not
+  ///           overlap each other or anything that is read
+  /// Ensures   for each leaf and direction V, <dL/dF, F(.., leaf + V, ..) - F(.., leaf, ..)> ==
+  ///           <gradient, V>, before rounding: F is linear in each leaf's weight and bias
+  /// Throws    ShapeError where the expression is of another form or a gradient of another shape;
+  ///           Error where forward() has not been called
+  template <LinearMap E>
+  void backward(const E& expression,
+                const std::type_identity_t<ConvView<const Scalar, Rank>>& gradient,
+                std::span<const ConvView<Scalar, Rank>> leaf_gradients,
+                const ParallelFor& run = serial_for);
+
+  /// The same in storage of its own, valid until the next call.
+  template <LinearMap E>
+  std::span<const Conv<Scalar, Rank>> backward(
+      const E& expression, const std::type_identity_t<ConvView<const Scalar, Rank>>& gradient,
+      const ParallelFor& run = serial_for);
+
+ private:
+  template <class E>
+  bool has_form_of(const E& expression) const;
+  template <class E>
+  void bind(const E& expression, bool write_maps);
+  void bind_map(std::size_t leaf, const ChannelMap<Scalar>& map, bool write);
+
+  Form<Rank> form_;
+  ConvShape<Rank> shape_;
+  std::vector<ConvShape<Rank>> leaf_shapes_;
+  detail::Evaluator<Scalar> evaluator_;
+  std::vector<detail::LayerData<const Scalar>> leaves_;  // of the expression at hand
+  std::vector<std::optional<Conv<Scalar, Rank>>> maps_;  // the layers of leaves that are maps
+  std::optional<Conv<Scalar, Rank>> result_;             // where the caller names none
+  std::vector<Conv<Scalar, Rank>> gradients_;            // likewise
+  std::vector<ConvView<Scalar, Rank>> gradient_views_;   // of these
+  bool computed_ = false;
+};
+
+/// From the gradient of a channel map's layer, as Contraction::backward gives it, to those of the
+/// map's own fields: weight, bias, mean and variance of a batch norm, the factors of a scale. A map
+/// of the same channels, source, eps and divisor of which those fields are the gradients; empty
+/// where the map's are. Statistics count as constants of the map, not as functions of a batch.
+/// Throws    ShapeError where the gradient is not of the map's shape
+template <class Scalar, int Rank>
+ChannelMap<Scalar> channel_map_gradient(const ChannelMap<Scalar>& map,
+                                        const Conv<Scalar, Rank>& gradient);
 
 }  // namespace concertina
 

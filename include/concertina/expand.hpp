@@ -33,7 +33,7 @@ struct ExpandOptions {
 /// CL: 1x1, kxk, 1x1 with widths m, rm, rn, n. Groups are the layer's in every layer, so depthwise
 /// layers expand depthwise. Padding stands on the first layer, where it keeps the contraction exact
 /// at the border.
-/// Ensures  product_shape(result) == shape, with dilation 1 along axes of extent 1
+/// Ensures  Form(result).shape() == shape, with dilation 1 along axes of extent 1
 /// Throws   ShapeError for an impossible shape, widths that groups do not divide, a stride that cannot stand there
 /// Source   ExpandNets (NeurIPS 2020), Section 3.1
 template <int Rank>
@@ -42,7 +42,7 @@ std::vector<ConvShape<Rank>> expand_cl(const ConvShape<Rank>& shape,
 
 /// CK: a chain of 3x3 layers, (k-1)/2 of them for odd k, with widths m, rm, rn, ..., rn, n. An even
 /// extent ends with one 2 (k = 4: 3x3, 2x2), a smaller one with ones (7x3: 3x3, 3x1, 3x1).
-/// Ensures  product_shape(result) == shape
+/// Ensures  Form(result).shape() == shape
 /// Throws   ShapeError as expand_cl, and where no extent exceeds 3: a single 3x3 has nothing to expand into, use CL
 /// Source   ExpandNets (NeurIPS 2020), Section 3.1
 template <int Rank>
@@ -81,7 +81,7 @@ enum class Ends {
 ///
 /// Inner biases are zero; the last is the layer's own. With shifts, weights that the map does not
 /// depend on are random, so that no channel is dead in training.
-/// Requires  product_shape(shapes) == layer.shape(), a bias on the last layer just where the layer
+/// Requires  Form(shapes).shape() == layer.shape(), a bias on the last layer just where the layer
 ///           has one, groups alike in all layers (or a depthwise middle)
 /// Ensures   prove_rounding(result, layer); with Ends::shift contract(result) == layer in every scalar
 /// Reach     orthonormal: CL at any rate from 1; CK at rate 4 up to k = 11, at rate 3 k = 5 (m >= 2) and 7.

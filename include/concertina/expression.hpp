@@ -1,74 +1,233 @@
-// Layers joined by operators, not yet evaluated: what stands where, what is viewed and what is
-// kept.
+// Layers joined by `*`, `+` and `-`, or in lists, not yet evaluated: what stands where, what is
+// viewed and what is kept; and the form of that, without weights.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/channel_map.hpp>
 #include <concertina/conv.hpp>
-#include <concertina/form.hpp>
+#include <concertina/detail/channel_map.hpp>
+#include <concertina/detail/rules.hpp>
+#include <concertina/detail/tree.hpp>
 
-#include <algorithm>
 #include <concepts>
 #include <memory>
 #include <optional>
 #include <ranges>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
-#include <variant>
 #include <vector>
 
 namespace concertina {
+
+template <class Scalar, int Rank>
+class Expr;
+
+/// The rank of what takes its neighbour's: batch norms, scales, identities, permutations.
+inline constexpr int any_rank = -1;
+
+namespace detail {
+
+/// Scalar and rank of what is linear: a layer, an expression, or a list of these, which is a chain.
+template <class F>
+struct LinearTraits;
+template <Layer F>
+struct LinearTraits<F> {
+  using Scalar = typename F::Scalar;
+  static constexpr int Rank = F::Rank;
+};
+template <class S, int R>
+struct LinearTraits<Expr<S, R>> {
+  using Scalar = S;
+  static constexpr int Rank = R;
+};
+template <std::ranges::forward_range F>
+  requires(!std::ranges::range<std::ranges::range_value_t<F>>) &&
+          requires { typename LinearTraits<std::ranges::range_value_t<F>>::Scalar; }
+struct LinearTraits<F> : LinearTraits<std::ranges::range_value_t<F>> {};
+
+/// What operators join: one map, not a list.
+template <class F>
+concept Factor =
+    requires { typename LinearTraits<std::remove_cvref_t<F>>::Scalar; } && !std::ranges::range<F>;
+
+template <Factor F>
+using FactorScalar = typename LinearTraits<std::remove_cvref_t<F>>::Scalar;
+template <Factor F>
+inline constexpr int factor_rank = LinearTraits<std::remove_cvref_t<F>>::Rank;
+
+/// Mixed scalars or ranks do not compile: `layer.cast<double>()` converts.
+template <class F, class G>
+concept Joinable =
+    Factor<F> && Factor<G> && std::same_as<FactorScalar<F>, FactorScalar<G>> &&
+    (factor_rank<F> == factor_rank<G> || factor_rank<F> == any_rank || factor_rank<G> == any_rank);
+
+template <class F, class G>
+using JoinOf = Expr<FactorScalar<F>, std::max(factor_rank<F>, factor_rank<G>)>;
+
+}  // namespace detail
+
+/// Anything that can be contracted: a layer, layers joined by operators, or a list of these one
+/// after another, the first applied first.
+template <class E>
+concept LinearMap = requires { typename detail::LinearTraits<std::remove_cvref_t<E>>::Scalar; } &&
+                    detail::LinearTraits<std::remove_cvref_t<E>>::Rank >= 0;
+
+template <LinearMap E>
+using ScalarOf = typename detail::LinearTraits<std::remove_cvref_t<E>>::Scalar;
+template <LinearMap E>
+inline constexpr int rank_of = detail::LinearTraits<std::remove_cvref_t<E>>::Rank;
+
+// ---- the form ----------------------------------------------------------------------------------
+
+template <int Rank>
+class Form;
+
+namespace detail {
+
+template <class E>
+struct FormTraits;
+template <LinearMap E>
+struct FormTraits<E> {
+  static constexpr int Rank = rank_of<E>;
+};
+template <int R>
+struct FormTraits<ConvShape<R>> {
+  static constexpr int Rank = R;
+};
+template <int R>
+struct FormTraits<Form<R>> {
+  static constexpr int Rank = R;
+};
+template <std::ranges::forward_range E>
+  requires(!LinearMap<E>) && requires { FormTraits<std::ranges::range_value_t<E>>::Rank; }
+struct FormTraits<E> : FormTraits<std::ranges::range_value_t<E>> {};
+
+template <class E>
+  requires requires { FormTraits<std::remove_cvref_t<E>>::Rank; }
+inline constexpr int form_rank = FormTraits<std::remove_cvref_t<E>>::Rank;
+
+template <int Rank>
+std::optional<Axes> any_size(const std::optional<PerAxis<Rank>>& size) {
+  return size ? std::optional(all_axes(*size, 1)) : std::nullopt;
+}
+
+}  // namespace detail
+
+/// What has a form: anything contractible, a shape, or a list of shapes one after another.
+template <class E>
+concept FormSource = requires { detail::FormTraits<std::remove_cvref_t<E>>::Rank; };
+
+/// An expression without its weights: everything that is decided by shapes is asked of it.
+template <int Rank>
+class Form {
+ public:
+  /// Throws ShapeError where channels do not fit, naming both layers, or there are none.
+  template <FormSource E>
+    requires(detail::form_rank<E> == Rank && !std::same_as<std::remove_cvref_t<E>, Form>)
+  Form(const E& source);
+
+  explicit Form(detail::AnyForm tree) : tree_(std::move(tree)) {}
+
+  /// The shape of the one layer that acts as the expression. Naming the input size admits sums
+  /// whose branches have equal output sizes for it but not for every input.
+  /// Throws  ShapeError naming two layers or branches that do not fit; SizeError where a kernel
+  ///         overflows
+  ConvShape<Rank> shape(const std::optional<PerAxis<Rank>>& input_size = {}) const {
+    return detail::contracted_shape(tree_, detail::any_size(input_size)).template as<Rank>();
+  }
+
+  /// The spatial size of the output. Throws ShapeError where a map on the way is smaller than the
+  /// next kernel, or branches differ.
+  PerAxis<Rank> output_size(const PerAxis<Rank>& input_size) const {
+    return detail::first_axes<Rank>(detail::output_size(tree_, detail::all_axes(input_size, 1)));
+  }
+
+  /// Multiply-adds of the contraction, in the order that it takes; additions of branches not
+  /// counted. Throws as shape() does.
+  Index multiply_adds() const;
+
+  /// The shapes of the layers, in the order in which they are applied, branch after branch.
+  std::vector<ConvShape<Rank>> leaves() const {
+    std::vector<ConvShape<Rank>> result;
+    tree_.for_each_leaf(
+        [&](const detail::AnyShape& leaf) { result.push_back(leaf.template as<Rank>()); });
+    return result;
+  }
+
+  /// How its parts are joined; Join::none for one layer.
+  Join join() const noexcept { return tree_.join(); }
+  std::vector<Form> parts() const {
+    std::vector<Form> result;
+    for (const detail::AnyForm& part : tree_.parts()) result.emplace_back(part);
+    return result;
+  }
+
+  const detail::AnyForm& tree() const noexcept { return tree_; }
+
+  friend bool operator==(const Form&, const Form&) = default;
+
+ private:
+  detail::AnyForm tree_;
+};
+
+template <FormSource E>
+Form(const E&) -> Form<detail::form_rank<E>>;
+
+/// "(conv2d 3->8 @3x3, conv2d 8->4 @1x1)" for a chain, with " + " for sums, " | " and " & " for
+/// concatenated outputs and inputs.
+template <int Rank>
+std::string to_string(const Form<Rank>& form) {
+  return detail::to_string(form.tree());
+}
+
+// ---- the expression ----------------------------------------------------------------------------
 
 namespace detail {
 
 /// A leaf of an expression: a layer, viewed or kept, or a channel map.
 template <class Scalar, int Rank>
-class Operator {
+class Leaf {
  public:
+  using View = ConvView<const Scalar, Rank>;
+
   Index in, out;  ///< channels
 
-  Operator(const ConvView<Scalar, Rank>& view)
-      : in(view.shape().in), out(view.shape().out), layer_(view) {}
-  Operator(Conv<Scalar, Rank>&& layer)
-      : Operator(std::make_shared<const Conv<Scalar, Rank>>(std::move(layer))) {}
-  Operator(const ChannelMap<Scalar>& map)
-      : in(map.in), out(map.out), layer_(std::make_shared<const ChannelMap<Scalar>>(map)) {}
+  Leaf(const View& view) : in(view.shape().in), out(view.shape().out), view_(view) {}
+  Leaf(Conv<Scalar, Rank>&& layer)
+      : Leaf(std::make_shared<const Conv<Scalar, Rank>>(std::move(layer))) {}
+  Leaf(const ChannelMap<Scalar>& map)
+      : in(map.in), out(map.out), map_(std::make_shared<const ChannelMap<Scalar>>(map)) {}
 
   /// Null for a channel map, and the other way round.
-  const ConvView<Scalar, Rank>* view() const { return std::get_if<0>(&layer_); }
-  const ChannelMap<Scalar>* channel_map() const {
-    const auto* map = std::get_if<1>(&layer_);
-    return map ? map->get() : nullptr;
-  }
+  const View* view() const { return view_ ? &*view_ : nullptr; }
+  const ChannelMap<Scalar>* channel_map() const { return map_.get(); }
 
-  ConvShape<Rank> shape() const {
-    return view() ? view()->shape() : channel_map()->template shape<Rank>();
-  }
+  ConvShape<Rank> shape() const { return view_ ? view_->shape() : map_->template shape<Rank>(); }
 
   /// The layer in A, rounded at most once where it is stored and as to_conv says where it is not.
   template <class A>
   Conv<A, Rank> to() const {
-    return view() ? view()->template cast<A>() : to_conv<A, Rank>(*channel_map());
+    return view_ ? view_->template cast<A>() : to_conv<A, Rank>(*map_);
   }
 
  private:
-  explicit Operator(std::shared_ptr<const Conv<Scalar, Rank>> owner)
-      : Operator(ConvView<Scalar, Rank>(*owner)) {
+  explicit Leaf(std::shared_ptr<const Conv<Scalar, Rank>> owner) : Leaf(View(*owner)) {
     owner_ = std::move(owner);
   }
 
+  std::optional<View> view_;
   std::shared_ptr<const Conv<Scalar, Rank>> owner_;  // null for a layer that is only viewed
-  std::variant<ConvView<Scalar, Rank>, std::shared_ptr<const ChannelMap<Scalar>>> layer_;
+  std::shared_ptr<const ChannelMap<Scalar>> map_;
 };
 
 /// What has no rank of its own is only ever a channel map.
 template <class Scalar>
-class Operator<Scalar, any_rank> {
+class Leaf<Scalar, any_rank> {
  public:
   Index in, out;
 
-  Operator(const ChannelMap<Scalar>& map)
+  Leaf(const ChannelMap<Scalar>& map)
       : in(map.in), out(map.out), map_(std::make_shared<const ChannelMap<Scalar>>(map)) {}
 
   const ChannelMap<Scalar>* channel_map() const { return map_.get(); }
@@ -77,11 +236,15 @@ class Operator<Scalar, any_rank> {
   std::shared_ptr<const ChannelMap<Scalar>> map_;
 };
 
+template <class Scalar, int Rank>
+FeatureMap<Scalar, Rank> apply(const Tree<Leaf<Scalar, Rank>>& node,
+                               const FeatureMapView<Scalar, Rank>& x);
+
 /// What an expression holds and becomes; stand-ins that nothing converts to where it has no rank.
 template <class Scalar, int Rank>
 struct LayerTypes {
   using Owner = Conv<Scalar, Rank>;
-  using View = ConvView<Scalar, Rank>;
+  using View = ConvView<const Scalar, Rank>;
 };
 template <class Scalar>
 struct LayerTypes<Scalar, any_rank> {
@@ -97,59 +260,54 @@ struct LayerTypes<Scalar, any_rank> {
 /// rank of its own (batch norms, scales, identities, permutations) and takes that of its neighbour.
 /// Lifetime  named layers are viewed, and must outlive it; temporaries are kept in it
 template <class Scalar_, int Rank_>
-class Expr : public detail::Operand {
+class Expr {
  public:
   using Scalar = Scalar_;
   static constexpr int Rank = Rank_;
-  using Tree = concertina::Tree<detail::Operator<Scalar, Rank>>;
+  using Tree = detail::Tree<detail::Leaf<Scalar, Rank>>;
   using Owner = typename detail::LayerTypes<Scalar, Rank>::Owner;
   using View = typename detail::LayerTypes<Scalar, Rank>::View;
 
   Expr(const Owner& layer)
     requires(Rank >= 0)
-      : tree_(detail::Operator<Scalar, Rank>(View(layer))) {}
+      : tree_(detail::Leaf<Scalar, Rank>(View(layer))) {}
   Expr(const View& view)
     requires(Rank >= 0)
-      : tree_(detail::Operator<Scalar, Rank>(view)) {}
+      : tree_(detail::Leaf<Scalar, Rank>(view)) {}
   Expr(Owner&& layer)
     requires(Rank >= 0)
-      : tree_(detail::Operator<Scalar, Rank>(std::move(layer))) {}
+      : tree_(detail::Leaf<Scalar, Rank>(std::move(layer))) {}
   Expr(const Owner&&) = delete;
 
-  Expr(const ChannelMap<Scalar>& map) : tree_(detail::Operator<Scalar, Rank>(map)) {}
+  Expr(const ChannelMap<Scalar>& map) : tree_(detail::Leaf<Scalar, Rank>(map)) {}
 
   /// What has no rank takes this one.
   template <int R>
     requires(R == any_rank && Rank >= 0)
   Expr(const Expr<Scalar, R>& expression)
-      : tree_(expression.tree().map([](const auto& leaf) {
-          return detail::Operator<Scalar, Rank>(*leaf.channel_map());
-        })) {}
+      : tree_(expression.tree().map(
+            [](const auto& leaf) { return detail::Leaf<Scalar, Rank>(*leaf.channel_map()); })) {}
 
   explicit Expr(Tree tree) : tree_(std::move(tree)) {}
 
   /// Parts joined; see `chain`, `sum`, `concat_outputs` and `concat_inputs`.
   /// Throws ShapeError naming two parts whose channels differ.
-  Expr(Join join, std::vector<Expr> parts);
-
-  static Expr product(Expr inner, Expr outer) {
-    return {Join::chain, {std::move(inner), std::move(outer)}};
-  }
-  static Expr sum(Expr f, Expr g) { return {Join::sum, {std::move(f), std::move(g)}}; }
+  Expr(Join join, const std::vector<Expr>& parts);
+  Expr(Join join, Expr first, Expr second);
 
   /// The map factor * expression.
   Expr scaled(const Scalar& factor) const {
-    const detail::Channels channels = detail::channels(tree_);
-    const std::vector<Scalar> factors(static_cast<std::size_t>(channels.out), factor);
-    return product(*this,
-                   ChannelMap<Scalar>{.in = channels.out, .out = channels.out, .weight = factors});
+    const Index channels = detail::channels(tree_).out;
+    const std::vector<Scalar> factors(static_cast<std::size_t>(channels), factor);
+    return {Join::chain, *this,
+            ChannelMap<Scalar>{.in = channels, .out = channels, .weight = factors}};
   }
 
   /// This, then `outer`. Throws ShapeError where channels differ.
-  void then(Expr outer) { *this = Expr(Join::chain, {*this, std::move(outer)}); }
+  void then(Expr outer) { *this = Expr(Join::chain, *this, std::move(outer)); }
 
   const Tree& tree() const& noexcept { return tree_; }
-  const Tree& tree() && = delete;
+  Tree tree() && noexcept { return std::move(tree_); }
 
   /// Views of the layers that it holds, in the order in which they are applied, branch after
   /// branch.
@@ -173,157 +331,123 @@ class Expr : public detail::Operand {
   template <int R = Rank>
     requires(R >= 0 && R == Rank)
   FeatureMap<Scalar, R> operator()(const std::type_identity_t<FeatureMapView<Scalar, R>>& x) const {
-    return apply<R>(tree_, x);
+    return detail::apply<Scalar, R>(tree_, x);
   }
 
  private:
-  template <int R>
-  static FeatureMap<Scalar, R> apply(const Tree& node, const FeatureMapView<Scalar, R>& x);
+  void require_channels() const;
 
   Tree tree_;
 };
 
-/// A list of layers known at run time, the first applied first: a vector or span of Conv or
-/// ConvView.
+/// `inner`, then `outer`: the product of their matrices. Named layers are viewed and must outlive
+/// the expression; temporaries are kept in it. Throws ShapeError naming both layers where channels
+/// differ.
+template <class Outer, class Inner>
+  requires detail::Joinable<Outer, Inner>
+auto operator*(Outer&& outer, Inner&& inner) {
+  using Result = detail::JoinOf<Outer, Inner>;
+  return Result(Join::chain, Result(std::forward<Inner>(inner)),
+                Result(std::forward<Outer>(outer)));
+}
+
+/// Parallel branches: the sum of their matrices. Throws ShapeError where channels differ; strides
+/// and output sizes are compared when the sum is contracted.
+template <class F, class G>
+  requires detail::Joinable<F, G>
+auto operator+(F&& f, G&& g) {
+  using Result = detail::JoinOf<F, G>;
+  return Result(Join::sum, Result(std::forward<F>(f)), Result(std::forward<G>(g)));
+}
+
+/// The map s * F; a layer at once, an expression when it is contracted. Integer layers are not
+/// scaled by fractions.
+template <class S, detail::Factor F>
+  requires(!detail::Factor<S>) && std::convertible_to<S, detail::FactorScalar<F>> &&
+          (!std::integral<detail::FactorScalar<F>> || std::integral<S>)
+auto operator*(const S& factor, F&& f) {
+  return std::forward<F>(f).scaled(detail::FactorScalar<F>(factor));
+}
+template <detail::Factor F>
+auto operator-(F&& f) {
+  return std::forward<F>(f).scaled(-detail::FactorScalar<F>(1));
+}
+template <class F, class G>
+  requires detail::Joinable<F, G>
+auto operator-(F&& f, G&& g) {
+  return std::forward<F>(f) + -std::forward<G>(g);
+}
+
+/// Equality as maps of expressions, which are contracted first; see operator== of layers.
+template <class F, class G>
+  requires detail::Joinable<F, G> && (!Layer<F> || !Layer<G>) && (detail::JoinOf<F, G>::Rank >= 0)
+bool operator==(const F& f, const G& g) {
+  using Common = detail::JoinOf<F, G>;
+  using Result = typename Common::Owner;
+  return Result(Common(f)) == Result(Common(g));
+}
+
+namespace detail {
+
+/// A list of maps, and whether its layers would die with it.
 template <class R>
-concept LayerRange = std::ranges::forward_range<R> && Layer<std::ranges::range_value_t<R>>;
+concept FactorRange = std::ranges::forward_range<R> && Factor<std::ranges::range_value_t<R>>;
+template <class R>
+concept TemporaryLayers = FactorRange<R> && !std::ranges::borrowed_range<R> &&
+                          requires(std::ranges::range_value_t<R>& layer) { layer.weight()[0] = 0; };
 
-namespace detail {
-
-template <class E>
-struct ExpressionOf;
-template <class Scalar_, int Rank_>
-  requires(Rank_ >= 0)
-struct ExpressionOf<Expr<Scalar_, Rank_>> {
-  using Scalar = Scalar_;
-  static constexpr int Rank = Rank_;
-};
-template <LayerRange R>
-struct ExpressionOf<R> {
-  using Scalar = typename std::ranges::range_value_t<R>::Scalar;
-  static constexpr int Rank = std::ranges::range_value_t<R>::Rank;
-};
-
-}  // namespace detail
-
-/// Anything that can be contracted: layers joined by operators, or a list of layers one after
-/// another.
-template <class E>
-concept Expression = requires { typename detail::ExpressionOf<std::remove_cvref_t<E>>::Scalar; };
-
-template <Expression E>
-using ScalarOf = typename detail::ExpressionOf<std::remove_cvref_t<E>>::Scalar;
-template <Expression E>
-inline constexpr int rank_of = detail::ExpressionOf<std::remove_cvref_t<E>>::Rank;
-
-namespace detail {
-
-template <class Scalar, int Rank>
-Form<Rank> form_of(const Tree<Operator<Scalar, Rank>>& tree) {
-  return tree.map([](const Operator<Scalar, Rank>& leaf) { return leaf.shape(); });
-}
-
-/// The expression's tree. It owns no layer that the expression only views.
-template <Expression E>
-Tree<Operator<ScalarOf<E>, rank_of<E>>> tree_of(const E& expression, const char* what) {
-  if constexpr (LayerRange<E>) {
-    using Leaf = Operator<ScalarOf<E>, rank_of<E>>;
-    std::vector<Tree<Leaf>> parts;
-    std::vector<ConvShape<rank_of<E>>> shapes;
-    for (const auto& layer : expression) {
-      parts.push_back(Leaf(ConvView<ScalarOf<E>, rank_of<E>>(layer)));
-      shapes.push_back(layer.shape());
-    }
-    require_chain<rank_of<E>>(shapes, what);
-    return {Join::chain, std::move(parts)};
-  } else {
-    return expression.tree();
-  }
+template <FactorRange R>
+auto join(Join join, const R& parts) {
+  using Result =
+      Expr<FactorScalar<std::ranges::range_value_t<R>>, factor_rank<std::ranges::range_value_t<R>>>;
+  return Result(join, std::vector<Result>(std::ranges::begin(parts), std::ranges::end(parts)));
 }
 
 }  // namespace detail
 
-/// The form of an expression: its tree with shapes at the leaves.
-template <Expression E>
-Form<rank_of<E>> form(const E& expression) {
-  return detail::form_of(detail::tree_of(expression, "form"));
+/// The elements of a list one after another, the first applied first: the run-time form of `*`.
+/// Elements are layers, which must outlive the result, or expressions.
+template <detail::FactorRange R>
+auto chain(const R& layers) {
+  return detail::join(Join::chain, layers);
 }
+template <detail::TemporaryLayers R>
+void chain(const R&&) = delete;
 
-/// The shapes of an expression's layers, in the order in which they are applied, branch after
-/// branch.
-template <Expression E>
-std::vector<ConvShape<rank_of<E>>> shapes(const E& expression) {
-  std::vector<ConvShape<rank_of<E>>> result;
-  form(expression).for_each_leaf([&](const auto& shape) { result.push_back(shape); });
-  return result;
+/// All elements on the same input, outputs added: the run-time form of `+`.
+/// Ensures  sum({f, g})(x) == f(x) + g(x), before rounding
+/// Throws   ShapeError naming both branches where channels differ; where strides or output sizes
+///          do, when it is contracted
+/// Source   RepVGG (CVPR 2021), ACNet (ICCV 2019), DBB (CVPR 2021)
+template <detail::FactorRange R>
+auto sum(const R& branches) {
+  return detail::join(Join::sum, branches);
 }
+template <detail::TemporaryLayers R>
+void sum(const R&&) = delete;
 
-template <class Scalar, int Rank>
-Expr<Scalar, Rank>::Expr(Join join, std::vector<Expr> parts)
-    : tree_([&] {
-        std::vector<Tree> trees;
-        for (Expr& part : parts) trees.push_back(std::move(part.tree_));
-        return Tree(join, std::move(trees));
-      }()) {
-  detail::require_channels(tree_.join(), tree_.parts(), [](const Tree& part) {
-    if constexpr (Rank >= 0) return to_string(detail::form_of(part));
-    const detail::Channels channels = detail::channels(part);
-    return std::to_string(channels.in) + "->" + std::to_string(channels.out);
-  });
+/// All elements on the same input, outputs side by side along the channels: torch.cat of outputs,
+/// so of weights along the first axis. Contracted to one group.
+/// Throws  ShapeError naming both branches where input channels differ
+/// Source  DBB (CVPR 2021), transform IV
+template <detail::FactorRange R>
+auto concat_outputs(const R& branches) {
+  return detail::join(Join::concat_outputs, branches);
 }
+template <detail::TemporaryLayers R>
+void concat_outputs(const R&&) = delete;
 
-template <class Scalar, int Rank>
-template <int R>
-FeatureMap<Scalar, R> Expr<Scalar, Rank>::apply(const Tree& node,
-                                                const FeatureMapView<Scalar, R>& x) {
-  if (node.is_leaf()) {
-    const auto& leaf = node.leaf();
-    return leaf.view() ? (*leaf.view())(x) : leaf.template to<Scalar>()(x);
-  }
-  const std::vector<Tree>& parts = node.parts();
-  if (node.join() == Join::chain) {
-    FeatureMap<Scalar, R> y = apply<R>(parts.front(), x);
-    for (auto part = parts.begin() + 1; part != parts.end(); ++part) y = apply<R>(*part, y);
-    return y;
-  }
-  const MapShape<R>& given = x.shape();
-  const Index width = numel(given.size);
-  const detail::Channels whole = detail::channels(node);
-  if (given.channels != whole.in) {
-    throw ShapeError("a map of " + std::to_string(given.channels) +
-                     " channels, where the expression reads " + std::to_string(whole.in));
-  }
-  const auto part_of_input = [&](Index first, Index count) {
-    FeatureMap<Scalar, R> map({.batch = given.batch, .channels = count, .size = given.size});
-    for (Index n = 0; n < given.batch; ++n) {
-      std::copy_n(x.values().begin() + (n * given.channels + first) * width, count * width,
-                  map.values().begin() + n * count * width);
-    }
-    return map;
-  };
-  std::optional<FeatureMap<Scalar, R>> y;
-  Index in = 0, out = 0;  // channels of the parts before
-  for (const Tree& part : parts) {
-    const detail::Channels channels = detail::channels(part);
-    const FeatureMap<Scalar, R> z = node.join() == Join::concat_inputs
-                                        ? apply<R>(part, part_of_input(in, channels.in))
-                                        : apply<R>(part, x);
-    const PerAxis<R>& size = z.shape().size;
-    if (!y) y.emplace(MapShape<R>{.batch = given.batch, .channels = whole.out, .size = size});
-    if (size != y->shape().size) {
-      throw ShapeError("branches of sizes " + to_string(y->shape().size) + " and " +
-                       to_string(size) + " on an input of size " + to_string(given.size));
-    }
-    const Index numbers = channels.out * numel(size);
-    for (Index n = 0; n < given.batch; ++n) {
-      const Scalar* from = z.values().data() + n * numbers;
-      Scalar* to = y->values().data() + (n * whole.out + out) * numel(size);
-      for (Index i = 0; i < numbers; ++i) to[i] = to[i] + from[i];
-    }
-    in += channels.in;
-    if (node.join() == Join::concat_outputs) out += channels.out;
-  }
-  return *std::move(y);
+/// Each element on channels of its own, in order, outputs added: what a layer after a torch.cat is,
+/// cut along its input channels; its inverse, so of weights along the second axis. Contracted to
+/// one group.
+/// Throws  ShapeError naming both branches where output channels differ
+template <detail::FactorRange R>
+auto concat_inputs(const R& branches) {
+  return detail::join(Join::concat_inputs, branches);
 }
+template <detail::TemporaryLayers R>
+void concat_inputs(const R&&) = delete;
 
 }  // namespace concertina
+
+#include <concertina/detail/expression.ipp>

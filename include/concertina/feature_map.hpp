@@ -23,7 +23,7 @@ struct MapShape {
   friend constexpr bool operator==(const MapShape&, const MapShape&) = default;
 };
 
-/// Numbers in a batch. Throws SizeError on overflow and ShapeError for a negative extent.
+/// Elements of a batch. Throws SizeError on overflow and ShapeError for a negative extent.
 template <int Rank>
 Index numel(const MapShape<Rank>& shape) {
   bool negative = shape.batch < 0 || shape.channels < 0;
@@ -73,7 +73,8 @@ class FeatureMap {
   std::vector<Scalar> values_;
 };
 
-/// Read-only feature maps in memory that somebody else owns; made from a FeatureMap without a word.
+/// Read-only feature maps in memory that somebody else owns; implicitly convertible from
+/// FeatureMap.
 template <class Scalar_, int Rank_>
 class FeatureMapView {
  public:

@@ -1,12 +1,12 @@
-// What is a convolution although it has another name: batch norms, scales, identities, pooling,
-// permutations, fully connected layers after a flatten, and kernels with zeros around them.
+// Layers that are special cases of a convolution: batch norms (inference), scales, identities,
+// pooling, permutations, fully connected layers after a flatten, and kernels with zeros around
+// them.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/channel_map.hpp>
 #include <concertina/conv.hpp>
+#include <concertina/detail/branch_place.hpp>
 #include <concertina/expression.hpp>
-#include <concertina/sum.hpp>
 
 #include <cmath>
 #include <concepts>
@@ -169,7 +169,7 @@ Expr<Scalar, Rank> average_pool(Index channels, const PerAxis<Rank>& kernel,
 /// the whole map. Its output has size 1.
 /// Throws  ShapeError where the layer does not read channels * numel(size) numbers
 template <class Scalar, int Rank>
-Conv<Scalar, Rank> linear_as_conv(const ConvView<Scalar, 0>& linear, Index channels,
+Conv<Scalar, Rank> linear_as_conv(const ConvView<const Scalar, 0>& linear, Index channels,
                                   const PerAxis<Rank>& size) {
   const Index numbers = detail::checked_multiply(channels, numel(size), "linear_as_conv");
   if (linear.shape().groups != 1 || linear.shape().in != numbers) {
@@ -186,7 +186,7 @@ Conv<Scalar, Rank> linear_as_conv(const ConvView<Scalar, 0>& linear, Index chann
 /// DBB's transform VI, which makes a 1x3 kernel a 3x3 one.
 /// Throws  ShapeError for a negative number of zeros, SizeError on overflow
 template <class Scalar, int Rank>
-Conv<Scalar, Rank> zero_padded(const ConvView<Scalar, Rank>& layer,
+Conv<Scalar, Rank> zero_padded(const ConvView<const Scalar, Rank>& layer,
                                const std::type_identity_t<Padding<Rank>>& zeros) {
   ConvShape<Rank> shape = layer.shape();
   for (int axis = 0; axis < Rank; ++axis) {
@@ -204,13 +204,16 @@ Conv<Scalar, Rank> zero_padded(const ConvView<Scalar, Rank>& layer,
     grow(shape.padding.end[axis], detail::checked_multiply(end, dilation, what));
   }
   Conv<Scalar, Rank> result(shape);
-  detail::add_branch(layer, 0, 0, result);
+  const detail::BranchPlace place(layer.shape(), 0, 0, shape);
+  place.for_each(detail::LayerData<const Scalar>{layer.weight().data(), layer.bias().data()},
+                 detail::LayerData<Scalar>{result.weight().data(), result.bias().data()},
+                 [](const Scalar& from, Scalar& to) { to = from; });
   return result;
 }
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> zero_padded(const Conv<Scalar, Rank>& layer,
                                const std::type_identity_t<Padding<Rank>>& zeros) {
-  return zero_padded(ConvView<Scalar, Rank>(layer), zeros);
+  return zero_padded(ConvView<const Scalar, Rank>(layer), zeros);
 }
 
 }  // namespace concertina

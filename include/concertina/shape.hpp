@@ -1,8 +1,9 @@
-// The shape of a layer: channels, kernel, stride, dilation, padding and groups, and what follows
-// from them.
+// The shape of a layer: channels, kernel size, stride, padding, dilation and groups, and what
+// follows from them.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/detail/text.hpp>
 #include <concertina/error.hpp>
 
 #include <array>
@@ -30,8 +31,7 @@ constexpr Index checked_multiply(Index a, Index b, const char* what) {
       (a > 0 ? (b > 0 ? a <= most / b : b >= least / a)
              : (b > 0 ? a >= least / b : a != least && b != least && -a <= most / -b));
   if (!fits) {
-    throw SizeError(std::string(what) + ": " + std::to_string(a) + " * " + std::to_string(b) +
-                    " overflows");
+    fail<SizeError>({what, ": ", a, " * ", b, " overflows"});
   }
   return a * b;
 }
@@ -40,8 +40,7 @@ constexpr Index checked_add(Index a, Index b, const char* what) {
   constexpr Index most = std::numeric_limits<Index>::max(),
                   least = std::numeric_limits<Index>::min();
   if (b > 0 ? a > most - b : a < least - b) {
-    throw SizeError(std::string(what) + ": " + std::to_string(a) + " + " + std::to_string(b) +
-                    " overflows");
+    fail<SizeError>({what, ": ", a, " + ", b, " overflows"});
   }
   return a + b;
 }
@@ -66,8 +65,7 @@ class PerAxis {
   /// Throws ShapeError unless there is one number for each axis.
   constexpr PerAxis(std::initializer_list<Index> values) {
     if (values.size() != static_cast<std::size_t>(Rank)) {
-      throw ShapeError("PerAxis: " + std::to_string(values.size()) + " numbers for " +
-                       std::to_string(Rank) + " spatial axes");
+      detail::fail<ShapeError>({"PerAxis: ", values.size(), " values for ", Rank, " spatial axes"});
     }
     auto to = values_.begin();
     for (const Index value : values) *to++ = value;
@@ -134,7 +132,97 @@ struct ConvShape {
   friend constexpr bool operator==(const ConvShape&, const ConvShape&) = default;
 };
 
-/// Numbers in weight: out * in / groups * taps.
+namespace detail {
+
+/// Spatial axes that a layer may have. Layers of lower rank are planned as layers of this one,
+/// whose further axes have a single position.
+inline constexpr int max_rank = 3;
+using Axes = PerAxis<max_rank>;
+
+template <int Rank>
+constexpr Axes all_axes(const PerAxis<Rank>& values, Index otherwise) {
+  static_assert(Rank <= max_rank);
+  Axes result = otherwise;
+  for (int axis = 0; axis < Rank; ++axis) result[axis] = values[axis];
+  return result;
+}
+template <int Rank>
+constexpr PerAxis<Rank> first_axes(const Axes& values) {
+  PerAxis<Rank> result;
+  for (int axis = 0; axis < Rank; ++axis) result[axis] = values[axis];
+  return result;
+}
+
+/// A shape of which the rank is known at run time, so that rules and plans are compiled once.
+struct AnyShape : ConvShape<max_rank> {
+  int rank = 0;
+
+  constexpr AnyShape() = default;
+  template <int Rank>
+  constexpr AnyShape(const ConvShape<Rank>& shape)
+      : ConvShape<max_rank>{.out = shape.out,
+                            .in = shape.in,
+                            .kernel_size = all_axes(shape.kernel_size, 1),
+                            .stride = all_axes(shape.stride, 1),
+                            .padding = Padding<max_rank>::sides(all_axes(shape.padding.start, 0),
+                                                                all_axes(shape.padding.end, 0)),
+                            .dilation = all_axes(shape.dilation, 1),
+                            .groups = shape.groups,
+                            .bias = shape.bias},
+        rank(Rank) {}
+
+  /// Requires Rank to be its rank.
+  template <int Rank>
+  constexpr ConvShape<Rank> as() const {
+    return {.out = out,
+            .in = in,
+            .kernel_size = first_axes<Rank>(kernel_size),
+            .stride = first_axes<Rank>(stride),
+            .padding = Padding<Rank>::sides(first_axes<Rank>(padding.start),
+                                            first_axes<Rank>(padding.end)),
+            .dilation = first_axes<Rank>(dilation),
+            .groups = groups,
+            .bias = bias};
+  }
+
+  friend constexpr bool operator==(const AnyShape&, const AnyShape&) = default;
+};
+
+inline std::string to_string(const Axes& values, int rank) {
+  std::string result;
+  for (int axis = 0; axis < rank; ++axis) result += text({axis == 0 ? "" : "x", values[axis]});
+  return result;
+}
+
+/// The first `rank` of some axes, in a message.
+struct Extents {
+  const Axes& values;
+  int rank;
+};
+inline std::string to_string(const Extents& extents) {
+  return to_string(extents.values, extents.rank);
+}
+
+inline std::string to_string(const AnyShape& shape) {
+  const int rank = shape.rank;
+  std::string result = rank == 0 ? "linear" : text({"conv", rank, "d"});
+  result += text({" ", shape.in, "->", shape.out});
+  const auto add = [&](const char* mark, const Axes& values) {
+    result += text({mark, Extents{values, rank}});
+  };
+  if (rank > 0) add(" @", shape.kernel_size);
+  if (shape.stride != 1) add(" s", shape.stride);
+  const auto& [start, end] = shape.padding;
+  if (start != 0 || end != 0) add(" p", start);
+  if (start != end) add(":", end);
+  if (shape.dilation != 1) add(" d", shape.dilation);
+  if (shape.groups != 1) result += text({" g", shape.groups});
+  return shape.bias ? result + " +bias" : result;
+}
+
+}  // namespace detail
+
+/// Elements of weight: out * in / groups * taps.
 template <int Rank>
 constexpr Index weight_numel(const ConvShape<Rank>& shape) {
   return detail::checked_multiply(
@@ -142,93 +230,96 @@ constexpr Index weight_numel(const ConvShape<Rank>& shape) {
       numel(shape.kernel_size), "weight");
 }
 
-/// Distance from the first tap to the last along an axis: dilation * (kernel - 1).
+/// Extent of the kernel along an axis, with what the dilation leaves out: dilation * (kernel_size -
+/// 1) + 1.
 template <int Rank>
-constexpr Index span(const ConvShape<Rank>& shape, int axis) {
-  return detail::checked_multiply(shape.dilation[axis], shape.kernel_size[axis] - 1, "span");
+constexpr Index effective_kernel_size(const ConvShape<Rank>& shape, int axis) {
+  constexpr const char* what = "effective kernel size";
+  return detail::checked_add(
+      detail::checked_multiply(shape.dilation[axis], shape.kernel_size[axis] - 1, what), 1, what);
 }
 
 /// "3x3", "2", or "" for Rank 0.
 template <int Rank>
 std::string to_string(const PerAxis<Rank>& values) {
-  std::string text;
-  for (const Index value : values) text += (text.empty() ? "" : "x") + std::to_string(value);
-  return text;
+  return detail::to_string(detail::all_axes(values, 1), Rank);
 }
 
 /// "conv2d 64->32 @3x3 s2x2 p1x1 d1x1 g4 +bias"; what is trivial is left out.
 template <int Rank>
 std::string to_string(const ConvShape<Rank>& shape) {
-  const auto& stride = shape.stride;
-  const auto& padding = shape.padding;
-  const auto& dilation = shape.dilation;
-  const auto& groups = shape.groups;
-  std::string text = Rank == 0 ? "linear" : "conv" + std::to_string(Rank) + "d";
-  text += " " + std::to_string(shape.in) + "->" + std::to_string(shape.out);
-  if (Rank > 0) text += " @" + to_string(shape.kernel_size);
-  if (stride != 1) text += " s" + to_string(stride);
-  if (padding.start != 0 || padding.end != 0) {
-    text += " p" + to_string(padding.start);
-    if (padding.start != padding.end) text += ":" + to_string(padding.end);
-  }
-  if (dilation != 1) text += " d" + to_string(dilation);
-  if (groups != 1) text += " g" + std::to_string(groups);
-  return shape.bias ? text + " +bias" : text;
+  return detail::to_string(detail::AnyShape(shape));
 }
 
-/// Throws ShapeError naming the shape, or SizeError where its weight does not fit an Index, unless
-/// channels, kernel, stride, dilation and groups are positive and the groups divide the channels.
-template <int Rank>
-constexpr void validate(const ConvShape<Rank>& shape) {
-  const auto refuse = [&](const std::string& why) {
-    throw ShapeError(why + " (" + to_string(shape) + ")");
-  };
-  const Index groups = shape.groups;
+namespace detail {
+
+constexpr void validate(const AnyShape& shape) {
+  const auto refuse = [&](const char* why) { fail<ShapeError>({why, " (", shape, ")"}); };
   if (shape.out < 1 || shape.in < 1) refuse("a layer needs at least one channel on each side");
-  if (groups < 1 || shape.in % groups != 0 || shape.out % groups != 0) {
+  if (shape.groups < 1 || shape.in % shape.groups != 0 || shape.out % shape.groups != 0) {
     refuse("groups must divide the channels on both sides");
   }
-  for (int axis = 0; axis < Rank; ++axis) {
+  for (int axis = 0; axis < max_rank; ++axis) {
     if (shape.kernel_size[axis] < 1) refuse("an empty kernel");
     if (shape.stride[axis] < 1) refuse("strides start at 1");
     if (shape.dilation[axis] < 1) refuse("dilations start at 1");
-    static_cast<void>(span(shape, axis));
-    constexpr Index farthest = Index{1}
-                               << 48;  // so that sums of paddings and positions fit an Index
-    const Index start = shape.padding.start[axis], end = shape.padding.end[axis];
-    if (start > farthest || start < -farthest || end > farthest || end < -farthest) {
-      throw SizeError("a padding beyond any map (" + to_string(shape) + ")");
+    static_cast<void>(effective_kernel_size(shape, axis));
+    constexpr Index farthest = Index{1} << 48;  // so that sums of paddings and positions fit
+    for (const Index padding : {shape.padding.start[axis], shape.padding.end[axis]}) {
+      if (padding > farthest || padding < -farthest) {
+        fail<SizeError>({"a padding beyond any map (", shape, ")"});
+      }
     }
   }
   constexpr Index largest_scalar = 256;  // bytes
-  static_cast<void>(detail::checked_multiply(weight_numel(shape), largest_scalar, "weight"));
+  static_cast<void>(checked_multiply(weight_numel(shape), largest_scalar, "weight"));
+}
+
+}  // namespace detail
+
+/// Throws ShapeError naming the shape, or SizeError where its weight does not fit an Index, unless
+/// channels, kernel size, stride, dilation and groups are positive and the groups divide the
+/// channels.
+template <int Rank>
+constexpr void validate(const ConvShape<Rank>& shape) {
+  detail::validate(detail::AnyShape(shape));
 }
 
 /// Positions of the kernel along `axis` on an input of `size`, 0 or less where the kernel does not
 /// fit.
-/// Source  ONNX Conv: floor((size + padding - span - 1) / stride) + 1
+/// Source  ONNX Conv: floor((size + padding - effective kernel size) / stride) + 1
 template <int Rank>
 constexpr Index output_size(const ConvShape<Rank>& shape, Index size, int axis) {
-  const auto& padding = shape.padding;
-  Index room = detail::checked_add(size, padding.start[axis], "output size");
-  room = detail::checked_add(room, padding.end[axis], "output size");
-  room = detail::checked_add(room, -span(shape, axis) - 1, "output size");
+  constexpr const char* what = "output size";
+  Index room = detail::checked_add(size, shape.padding.start[axis], what);
+  room = detail::checked_add(room, shape.padding.end[axis], what);
+  room = detail::checked_add(room, -effective_kernel_size(shape, axis), what);
   return detail::floor_divide(room, shape.stride[axis]) + 1;
 }
+
+namespace detail {
+
+constexpr Axes output_size(const AnyShape& shape, const Axes& input_size) {
+  Axes result;
+  for (int axis = 0; axis < max_rank; ++axis) {
+    result[axis] =
+        input_size[axis] < 1 ? 0 : concertina::output_size(shape, input_size[axis], axis);
+    if (result[axis] < 1) {
+      fail<ShapeError>({"an input of size ", Extents{input_size, shape.rank},
+                        " is smaller than the kernel (", shape, ")"});
+    }
+  }
+  return result;
+}
+
+}  // namespace detail
 
 /// The spatial size of the output. Throws ShapeError where the padded input is smaller than the
 /// kernel.
 template <int Rank>
 constexpr PerAxis<Rank> output_size(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
-  PerAxis<Rank> result;
-  for (int axis = 0; axis < Rank; ++axis) {
-    result[axis] = input_size[axis] < 1 ? 0 : output_size(shape, input_size[axis], axis);
-    if (result[axis] < 1) {
-      throw ShapeError("an input of size " + to_string(input_size) +
-                       " is smaller than the kernel (" + to_string(shape) + ")");
-    }
-  }
-  return result;
+  return detail::first_axes<Rank>(
+      detail::output_size(detail::AnyShape(shape), detail::all_axes(input_size, 1)));
 }
 
 }  // namespace concertina

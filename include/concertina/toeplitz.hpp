@@ -4,7 +4,8 @@
 #pragma once
 
 #include <concertina/conv.hpp>
-#include <concertina/transposed.hpp>
+#include <concertina/detail/apply_matrix.hpp>
+#include <concertina/detail/row_major.hpp>
 
 #include <Eigen/Core>
 #include <Eigen/SparseCore>
@@ -71,6 +72,9 @@ struct Entry {
 /// Calls visit(row, entries) for each row of the matrix; entries by ascending column.
 template <int Rank, class Visit>
 void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size, Visit&& visit) {
+  const auto& stride = shape.stride;
+  const auto& padding = shape.padding;
+  const auto& dilation = shape.dilation;
   const auto& groups = shape.groups;
   const Index in = shape.in / groups, out = shape.out / groups;
   const Index taps = numel(shape.kernel_size), size = numel(input_size);
@@ -82,8 +86,7 @@ void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size,
       for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& a) {
         PerAxis<Rank> i;
         for (int axis = 0; axis < Rank; ++axis) {
-          i[axis] = j[axis] * shape.stride[axis] - shape.padding.start[axis] +
-                    a[axis] * shape.dilation[axis];
+          i[axis] = j[axis] * stride[axis] - padding.start[axis] + a[axis] * dilation[axis];
           if (i[axis] < 0 || i[axis] >= input_size[axis]) return;
         }
         reads.push_back({flat(i, input_size), flat(a, shape.kernel_size)});
@@ -105,8 +108,8 @@ using RowMajorSparse = Eigen::SparseMatrix<Scalar, Eigen::RowMajor>;
 
 /// The matrix T, or [T b; 0 1].
 template <class Scalar, int Rank>
-RowMajorSparse<Scalar> sparse(const ConvView<Scalar, Rank>& layer, const PerAxis<Rank>& input_size,
-                              bool augment, MemoryLimit limit) {
+RowMajorSparse<Scalar> sparse(const ConvView<const Scalar, Rank>& layer,
+                              const PerAxis<Rank>& input_size, bool augment, MemoryLimit limit) {
   using StorageIndex = typename RowMajorSparse<Scalar>::StorageIndex;
   constexpr const char* what = "toeplitz";
   MatrixSize size = toeplitz_size(layer.shape(), input_size);
@@ -308,7 +311,7 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
   static constexpr bool IsRowMajor = false;
 
   /// Throws ShapeError for an input smaller than the kernel, SizeError where a map overflows.
-  ToeplitzOperator(const ConvView<Scalar, Rank>& layer, const PerAxis<Rank>& input_size)
+  ToeplitzOperator(const ConvView<const Scalar, Rank>& layer, const PerAxis<Rank>& input_size)
       : size_(detail::toeplitz_size(layer.shape(), input_size)),
         parts_(std::make_shared<const Parts>(Parts{detail::linear_part(layer), input_size,
                                                    detail::tap_runs(layer.shape(), input_size)})) {}

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <concertina/contract.hpp>
-#include <concertina/conv.hpp>
+#include <concertina/detail/apply_matrix.hpp>
 
 #include <algorithm>
 #include <span>
@@ -13,113 +13,6 @@
 #include <vector>
 
 namespace concertina {
-
-namespace detail {
-
-/// Output positions first .. last - 1 of an axis: those at which a tap reads the map rather than
-/// its padding.
-struct Reach {
-  Index first, last;
-
-  Index count() const noexcept { return std::max<Index>(0, last - first); }
-};
-
-template <int Rank>
-Reach reach(const ConvShape<Rank>& shape, Index input_size, Index tap, int axis) {
-  const auto& stride = shape.stride;
-  const Index offset = tap * shape.dilation[axis] - shape.padding.start[axis];
-  return {.first = std::max<Index>(0, -floor_divide(offset, stride[axis])),
-          .last = std::min(output_size(shape, input_size, axis),
-                           floor_divide(input_size - 1 - offset, stride[axis]) + 1)};
-}
-
-/// Neighbouring outputs that read evenly spaced inputs through one tap: positions row, row + 1, ...
-/// of an output channel, and column, column + step, ... of an input channel. All are row-major, the
-/// tap in the kernel too.
-struct TapRun {
-  Index tap, row, column, count;
-};
-
-/// Every run of one pair of channels, the same for each pair: the block of a Toeplitz matrix,
-/// diagonal by diagonal.
-template <int Rank>
-std::vector<TapRun> tap_runs(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
-  const PerAxis<Rank> positions = output_size(shape, input_size);
-  std::vector<TapRun> result;
-  Index index = 0;
-  for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& tap) {
-    PerAxis<Rank> first, starts;  // one start for each line of the box of outputs
-    Index count = 1;
-    for (int axis = 0; axis < Rank; ++axis) {
-      const Reach along = reach(shape, input_size[axis], tap[axis], axis);
-      first[axis] = along.first;
-      count = along.count();
-      starts[axis] = axis == Rank - 1 ? std::min<Index>(count, 1) : count;
-    }
-    for_each_position(starts, [&](const PerAxis<Rank>& start) {
-      PerAxis<Rank> j, i;
-      for (int axis = 0; axis < Rank; ++axis) {
-        j[axis] = first[axis] + start[axis];
-        i[axis] = j[axis] * shape.stride[axis] - shape.padding.start[axis] +
-                  tap[axis] * shape.dilation[axis];
-      }
-      result.push_back({index, flat(j, positions), flat(i, input_size), count});
-    });
-    ++index;
-  });
-  return result;
-}
-
-/// y[n * y_step] += factor * x[n * x_step]. The contiguous case is spelt out so that it is
-/// vectorised.
-template <class Scalar>
-void add_scaled(Index count, const Scalar factor, const Scalar* x, Index x_step, Scalar* y,
-                Index y_step) {
-  if (x_step == 1 && y_step == 1) {
-    for (Index n = 0; n < count; ++n) y[n] = y[n] + factor * x[n];
-  } else {
-    for (Index n = 0; n < count; ++n) y[n * y_step] = y[n * y_step] + factor * x[n * x_step];
-  }
-}
-
-/// Which of a matrix and its transpose is applied.
-enum class Direction { forward, adjoint };
-
-/// to += T(layer) from, or to += T(layer)^T from; both flat, [channels][positions].
-/// Cost  one multiply-add for each entry of the matrix that is not structurally zero
-template <class Scalar, int Rank>
-void apply_matrix(Direction direction, const ConvView<Scalar, Rank>& layer,
-                  const PerAxis<Rank>& input_size, std::span<const TapRun> runs, const Scalar* from,
-                  Scalar* to) {
-  const ConvShape<Rank>& shape = layer.shape();
-  const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
-  const Index positions = numel(output_size(shape, input_size)), size = numel(input_size);
-  const Index taps = numel(shape.kernel_size);
-  Index step = 1;
-  for (const Index stride : shape.stride) step = stride;  // that of the last axis
-  const Scalar* weight = layer.weight().data();
-  for (Index o = 0; o < shape.out; ++o) {
-    for (Index c = o / out * in; c < (o / out + 1) * in; ++c, weight += taps) {
-      for (const TapRun& run : runs) {
-        const Index row = o * positions + run.row, column = c * size + run.column;
-        if (direction == Direction::forward) {
-          add_scaled(run.count, weight[run.tap], from + column, step, to + row, 1);
-        } else {
-          add_scaled(run.count, weight[run.tap], from + row, 1, to + column, step);
-        }
-      }
-    }
-  }
-}
-
-template <class Scalar, int Rank>
-Conv<Scalar, Rank> linear_part(const ConvView<Scalar, Rank>& layer) {
-  ConvShape<Rank> shape = layer.shape();
-  shape.bias = false;
-  return Conv<Scalar, Rank>(ConvView<Scalar, Rank>(shape, layer.weight()));
-}
-
-}  // namespace detail
 
 /// The adjoint of a layer F: from F's output maps to its input maps, by the transposed matrix, plus
 /// a bias of its own. This is PyTorch's ConvTranspose and ONNX's, with F's weight as it lies: their
@@ -134,7 +27,7 @@ class Transposed {
 
   /// bias [F.in], or empty for none; copies F's weight. Throws ShapeError for a bias of another
   /// length.
-  explicit Transposed(const ConvView<Scalar, Rank>& layer, std::vector<Scalar> bias = {})
+  explicit Transposed(const ConvView<const Scalar, Rank>& layer, std::vector<Scalar> bias = {})
       : layer_(detail::linear_part(layer)), bias_(std::move(bias)) {
     if (!bias_.empty() && static_cast<Index>(bias_.size()) != layer_.shape().in) {
       throw ShapeError("transposed: bias has " + std::to_string(bias_.size()) +
@@ -152,14 +45,15 @@ class Transposed {
   /// less and 1 will do.
   /// Throws  ShapeError where there is none
   PerAxis<Rank> output_size(const PerAxis<Rank>& size) const {
+    const auto& stride = layer_.shape().stride;
     const auto& padding = layer_.shape().padding;
     PerAxis<Rank> result;
     for (int axis = 0; axis < Rank; ++axis) {
       constexpr const char* what = "transposed";
       Index& extent = result[axis];
-      extent = detail::checked_multiply(detail::checked_add(size[axis], -1, what),
-                                        layer_.shape().stride[axis], what);
-      extent = detail::checked_add(extent, span(layer_.shape(), axis) + 1, what);
+      extent =
+          detail::checked_multiply(detail::checked_add(size[axis], -1, what), stride[axis], what);
+      extent = detail::checked_add(extent, effective_kernel_size(layer_.shape(), axis), what);
       extent = detail::checked_add(extent, -padding.start[axis], what);
       extent = std::max<Index>(1, detail::checked_add(extent, -padding.end[axis], what));
     }
@@ -251,11 +145,10 @@ static_assert(!Layer<Transposed<float, 2>>, "it reads what a layer of its shape 
 
 /// The adjoint of F's linear part, with `bias` [F.in] or none; F is copied. A product is contracted
 /// first.
-template <Factor F>
-Transposed<typename F::Scalar, F::Rank> transposed(const F& layer,
-                                                   std::vector<typename F::Scalar> bias = {}) {
+template <LinearMap F>
+Transposed<ScalarOf<F>, rank_of<F>> transposed(const F& layer, std::vector<ScalarOf<F>> bias = {}) {
   if constexpr (Layer<F>) {
-    return Transposed<typename F::Scalar, F::Rank>(layer, std::move(bias));
+    return Transposed<ScalarOf<F>, rank_of<F>>(layer, std::move(bias));
   } else {
     return transposed(contract(layer), std::move(bias));
   }
@@ -289,8 +182,8 @@ Conv<Scalar, Rank> as_conv(const Transposed<Scalar, Rank>& adjoint) {
                         .groups = f.groups,
                         .bias = !adjoint.bias().empty()};
   for (int axis = 0; axis < Rank; ++axis) {
-    shape.padding.start[axis] = span(f, axis) - f.padding.start[axis];
-    shape.padding.end[axis] = span(f, axis) - f.padding.end[axis];
+    shape.padding.start[axis] = effective_kernel_size(f, axis) - 1 - f.padding.start[axis];
+    shape.padding.end[axis] = effective_kernel_size(f, axis) - 1 - f.padding.end[axis];
   }
   Conv<Scalar, Rank> result(shape);
   const Index in = f.in / f.groups, out = f.out / f.groups;

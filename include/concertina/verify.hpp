@@ -37,7 +37,7 @@ struct Report {
 };
 
 /// The smallest input on which every layer fits, every tap of the contraction is used, and an
-/// output lies between the borders. Throws as contracted_shape and exactness do.
+/// output lies between the borders. Throws as Form::shape and exactness do.
 template <int Rank>
 PerAxis<Rank> smallest_input(const Form<Rank>& form);
 
@@ -51,9 +51,9 @@ PerAxis<Rank> smallest_input(const Form<Rank>& form);
 /// Cost      the contraction, and chain and layer by their definition on the input, at some 5 ns a multiply-add
 /// Throws    ShapeError, SizeError as `contract`; VerificationError for too many layers
 /// Source    Schwartz 1980, Zippel 1979
-template <Expression E, Layer F>
+template <LinearMap E, Layer F>
 Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed = 1,
-                     std::optional<PerAxis<rank_of<E>>> input_size = std::nullopt);
+                     const std::optional<PerAxis<rank_of<E>>>& input_size = {});
 
 /// Proves that `contraction`, computed in A (by default as contract does), is off by no more than
 /// rounding explains: each number against a plain-loop contraction in the next wider scalar, within
@@ -66,7 +66,7 @@ Report prove_algebra(const E& expression, const F& contraction, std::uint64_t se
 /// Cost      the contraction in plain loops, from the first layer on, twice
 /// Throws    VerificationError where n*u >= 1
 /// Source    Higham, Accuracy and Stability of Numerical Algorithms, Section 3.1
-template <class A = void, Expression E, Layer F>
+template <class A = void, LinearMap E, Layer F>
 Report prove_rounding(const E& expression, const F& contraction);
 
 /// Proves that the matrices multiply: the product of the factors' [T b; 0 1] is that of
@@ -74,7 +74,7 @@ Report prove_rounding(const E& expression, const F& contraction);
 /// rounding bound in others.
 /// Cost    the sparse matrices of all layers at this input size, and their products
 /// Throws  SizeError where a matrix would exceed `limit`, before allocating; ShapeError for an input too small
-template <class A = void, Expression E, Layer F>
+template <class A = void, LinearMap E, Layer F>
 Report prove_structure(const E& expression, const F& contraction,
                        const PerAxis<rank_of<E>>& input_size, MemoryLimit limit = {});
 
@@ -91,7 +91,7 @@ struct Verification {
 };
 
 /// All three proofs, algebra and structure on the smallest input that shows every tap.
-template <class A = void, Expression E, Layer F>
+template <class A = void, LinearMap E, Layer F>
 Verification verify(const E& expression, const F& contraction, std::uint64_t seed = 1,
                     MemoryLimit limit = {});
 

@@ -49,7 +49,7 @@ template <class Block>
 void check_contracts(const Block& block) {
   const auto expression = block.expression();
   const auto layer = contract<double>(expression);
-  INFO(to_string(form(expression)) << "\n" << verify<double>(expression, layer));
+  INFO(to_string(Form(expression)) << "\n" << verify<double>(expression, layer));
   CHECK(exactness(expression).exact());
   CHECK(verify<double>(expression, layer));
 }

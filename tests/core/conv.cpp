@@ -82,7 +82,7 @@ void check_application(const ConvShape<Rank>& shape, Rng& rng) {
   const auto x = small_integers<Scalar, Rank>(
       {.batch = 2, .channels = shape.in, .size = random_input_size(shape, rng, 3)}, rng);
   CHECK(layer(x) == applied_in_loops(layer, x));
-  CHECK(ConvView<Scalar, Rank>(layer)(x) == layer(x));
+  CHECK(ConvView<const Scalar, Rank>(layer)(x) == layer(x));
 }
 
 /// a + b i for integers a and b, with no more operations than a ring has.
@@ -192,12 +192,13 @@ TEST_CASE("a layer starts as zeros, or takes vectors over", "[conv]") {
 
 TEST_CASE("a view shows foreign memory without a copy", "[conv]") {
   std::vector<float> weight{1, 2, 3, 4}, bias{5, 6};
-  const ConvView<float, 1> view({.out = 2, .in = 1, .kernel_size = 2, .bias = true}, weight, bias);
+  const ConvView<const float, 1> view({.out = 2, .in = 1, .kernel_size = 2, .bias = true}, weight,
+                                      bias);
   CHECK(view.weight().data() == weight.data());
   CHECK(view.bias().data() == bias.data());
-  CHECK(ConvView<float, 1>({.out = 2, .in = 1, .kernel_size = 2}, weight, bias).shape() ==
+  CHECK(ConvView<const float, 1>({.out = 2, .in = 1, .kernel_size = 2}, weight, bias).shape() ==
         view.shape());
-  CHECK(ConvView<float, 1>({.out = 2, .in = 1, .kernel_size = 2}, weight).bias().empty());
+  CHECK(ConvView<const float, 1>({.out = 2, .in = 1, .kernel_size = 2}, weight).bias().empty());
   weight[3] = 7;
   CHECK(view({{.size = 2}, std::array{0.f, 1.f}}).values()[1] == 7 + 6);
 
@@ -206,29 +207,96 @@ TEST_CASE("a view shows foreign memory without a copy", "[conv]") {
   CHECK(copy == view);
   weight[3] = 8;
   CHECK(copy != view);
-  const ConvView<float, 1> of_owner = copy;
+  const ConvView<const float, 1> of_owner = copy;
   CHECK(of_owner.weight().data() == copy.weight().data());
   CHECK(of_owner.bias().data() == copy.bias().data());
   CHECK(of_owner.shape() == copy.shape());
 }
 
-TEST_CASE("numbers that do not fill the shape are refused", "[conv]") {
+TEST_CASE("a view of elements that may change writes through", "[conv]") {
+  static_assert(Layer<ConvView<int, 2>> && Layer<ConvView<const int, 2>> && Layer<Conv2d<int>>);
+  static_assert(std::is_same_v<ConvView<int, 2>::Scalar, int> &&
+                std::is_same_v<ConvView<const int, 2>::Scalar, int>);
+  using Writes = ConvView<int, 2>;
+  using Reads = ConvView<const int, 2>;
+  static_assert(
+      std::is_convertible_v<Conv2d<int>&, Writes> && std::is_convertible_v<Conv2d<int>&, Reads> &&
+      std::is_convertible_v<const Conv2d<int>&, Reads> && std::is_convertible_v<Writes, Reads>);
+  static_assert(!std::is_constructible_v<Writes, const Conv2d<int>&> &&
+                !std::is_constructible_v<Writes, Reads> &&
+                !std::is_constructible_v<Writes, Conv2d<int>> &&
+                !std::is_constructible_v<Reads, Conv2d<int>>);
+  static_assert(!std::is_constructible_v<Writes, ConvShape<2>, std::span<const int>>);
+  static_assert(std::is_same_v<decltype(std::declval<const Writes&>().weight()), std::span<int>> &&
+                std::is_same_v<decltype(std::declval<Reads&>().weight()), std::span<const int>>);
+
+  Rng rng(9);
+  Conv2d<int> layer =
+      small_integers<int, 2>({.out = 2, .in = 3, .kernel_size = 2, .bias = true}, rng);
+  const Conv2d<int> before = layer;
+  const auto x = small_integers<int, 2>({.channels = 3, .size = 4}, rng);
+  const Writes view = layer;
+  const Reads reads = view, direct = layer;
+  CHECK(view(x) == before(x));
+  CHECK(view.shape() == layer.shape());
+  CHECK(view == before);
+  CHECK(before == view);
+  CHECK(reads == view);
+  view.weight()[23] += 5;
+  view.bias()[1] = 9;
+  CHECK(layer.weight()[23] == before.weight()[23] + 5);
+  CHECK(layer.bias()[1] == 9);
+  CHECK(reads.weight()[23] == layer.weight()[23]);
+  CHECK(direct.bias().data() == layer.bias().data());
+  CHECK(view != before);
+  CHECK(view(x) == layer(x));
+  CHECK(view.cast<double>() == layer.cast<double>());
+  CHECK(Conv2d<int>(view) == layer);
+  CHECK(3 * view == 3 * layer);
+  CHECK(-view == -layer);
+
+  // Of memory that is no layer's.
+  std::vector<int> weight{1, 2, 3, 4}, bias{5, 6};
+  const ConvShape<1> shape{.out = 2, .in = 1, .kernel_size = 2};
+  const ConvView<int, 1> foreign(shape, weight, bias);
+  const ConvView<int, 1> unbiased(shape, weight);
+  unbiased.weight()[0] = 10;
+  foreign.bias()[0] = 50;
+  CHECK(weight == std::vector{10, 2, 3, 4});
+  CHECK(bias == std::vector{50, 6});
+  CHECK_THROWS_AS((ConvView<int, 1>(shape, std::span(weight).first(3))), ShapeError);
+
+  // It stands in expressions and lists as a reading one does.
+  Conv2d<int> after = small_integers<int, 2>({.out = 2, .in = 2}, rng);
+  const Conv2d<int> product = after * layer;
+  const Writes view_after = after;
+  CHECK(view_after * view == product);
+  CHECK(view_after * layer == product);
+  CHECK(after * view == product);
+  CHECK(view + view == 2 * layer);
+  CHECK(view - reads == 0 * layer);
+  CHECK(contract(std::vector{view, view_after}) == product);
+  CHECK(contract(view) == layer);
+}
+
+TEST_CASE("elements that do not fill the shape are refused", "[conv]") {
   const ConvShape<2> shape{.out = 2, .in = 3, .kernel_size = {1, 2}};
   const auto refuses = [](const ConvShape<2>& of, std::size_t weights, std::size_t biases,
                           const std::string& why) {
     const std::vector<int> weight(weights), bias(biases);
-    CHECK_THAT(message_of<ShapeError>([&] { ConvView<int, 2>(of, weight, bias); }), Contains(why));
+    CHECK_THAT(message_of<ShapeError>([&] { ConvView<const int, 2>(of, weight, bias); }),
+               Contains(why));
     CHECK_THAT(message_of<ShapeError>([&] { Conv2d<int>(of, weight, bias); }), Contains(why));
   };
   ConvShape<2> biased = shape, grouped = shape, huge = shape;
   biased.bias = true;
   grouped.groups = 2;
   huge.kernel_size = Index{1} << 32;
-  refuses(shape, 11, 0, "weight has 11 numbers instead of 12 (conv2d 3->2 @1x2)");
-  refuses(shape, 13, 0, "weight has 13 numbers instead of 12");
-  refuses(shape, 0, 0, "weight has 0 numbers");
-  refuses(shape, 12, 3, "bias has 3 numbers instead of 2 (conv2d 3->2 @1x2 +bias)");
-  refuses(biased, 12, 1, "bias has 1 numbers instead of 2");
+  refuses(shape, 11, 0, "weight has 11 elements instead of 12 (conv2d 3->2 @1x2)");
+  refuses(shape, 13, 0, "weight has 13 elements instead of 12");
+  refuses(shape, 0, 0, "weight has 0 elements");
+  refuses(shape, 12, 3, "bias has 3 elements instead of 2 (conv2d 3->2 @1x2 +bias)");
+  refuses(biased, 12, 1, "bias has 1 elements instead of 2");
   refuses(biased, 12, 0, "the shape has a bias, but none was given (conv2d 3->2 @1x2 +bias)");
   refuses(grouped, 12, 0, "groups must divide the channels");
   refuses({.out = 2, .in = 3, .kernel_size = 0}, 0, 0, "an empty kernel");
@@ -260,7 +328,7 @@ TEST_CASE("numbers are converted one by one, and rounded once", "[conv]") {
   const auto narrow = layer.cast<float>();
   static_assert(std::is_same_v<decltype(narrow), const Linear<float>>);
   CHECK(narrow == Linear<float>({.out = 2, .in = 2}, {1, -0.1f, 0, 1}, {0x1p-149f, 3}));
-  CHECK(ConvView<double, 0>(layer).cast<float>() == narrow);
+  CHECK(ConvView<const double, 0>(layer).cast<float>() == narrow);
   CHECK(narrow.cast<double>().cast<float>() == narrow);
   CHECK(layer.cast<long double>().cast<double>() == layer);
   CHECK(layer.cast<int>() == Linear<int>({.out = 2, .in = 2}, {1, 0, 0, 1}, {0, 3}));
@@ -327,8 +395,8 @@ TEMPLATE_TEST_CASE_SIG("layers are equal as maps, not as numbers", "[conv]", ((i
     REQUIRE(layer(x) == wide(x));  // so they should be equal
     CHECK(layer == wide);
     CHECK(wide == layer);
-    CHECK(ConvView<int, Rank>(layer) == wide);
-    CHECK(wide == ConvView<int, Rank>(layer));
+    CHECK(ConvView<const int, Rank>(layer) == wide);
+    CHECK(wide == ConvView<const int, Rank>(layer));
 
     // Any other number anywhere is another map.
     auto changed = wide;

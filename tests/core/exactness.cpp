@@ -17,11 +17,9 @@ ConvShape<2> conv(Index kernel, Index padding, bool bias, Index stride = 1) {
       .out = 2, .in = 2, .kernel_size = kernel, .stride = stride, .padding = padding, .bias = bias};
 }
 
-Exactness<2> worst(const std::vector<ConvShape<2>>& shapes) {
-  return exactness<2>(std::span<const ConvShape<2>>(shapes));
-}
+Exactness<2> worst(const std::vector<ConvShape<2>>& shapes) { return exactness(shapes); }
 Exactness<2> at(const std::vector<ConvShape<2>>& shapes, const PerAxis<2>& size) {
-  return exactness<2>(std::span<const ConvShape<2>>(shapes), size);
+  return exactness(shapes, size);
 }
 
 }  // namespace
@@ -79,12 +77,12 @@ TEST_CASE("a padding that no output reads does not matter", "[exactness]") {
                            .stride = 2,
                            .padding = Padding<1>::sides({2}, {0}),
                            .dilation = 2};
-  CHECK(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, skips})));
+  CHECK(exactness(std::vector{first, skips}));
   // By the pairwise rule it would need padding 1 on the first layer: position -1 would see the
   // input.
   ConvShape<1> reads = skips;
   reads.dilation = 1;
-  CHECK_FALSE(exactness<1>(std::span<const ConvShape<1>>(std::vector{first, reads})));
+  CHECK_FALSE(exactness(std::vector{first, reads}));
 }
 
 TEST_CASE("exactness needs a chain that fits, and an input that fits it", "[exactness]") {

@@ -61,7 +61,7 @@ void check_preserving(const ConvShape<Rank>& shape, const std::vector<ConvShape<
   Rng rng(11);
   const auto layer = random_layer<Scalar>(shape, rng);
   const auto layers = preserve(layer, shapes, rng, ends);
-  REQUIRE(concertina::shapes(layers) == shapes);
+  REQUIRE(Form(layers).leaves() == shapes);
   const Report report = prove_rounding(layers, layer);
   INFO(report);
   CHECK(report);
@@ -230,7 +230,7 @@ template <int Rank>
 void check_expansion(const ConvShape<Rank>& shape, const std::vector<ConvShape<Rank>>& layers,
                      const ExpandOptions& options) {
   INFO(to_string(shape) << " into " << text(layers));
-  CHECK(product_shape<Rank>(layers) == without_idle_dilation(shape));
+  CHECK(Form(layers).shape() == without_idle_dilation(shape));
   CHECK(layers.front().padding == shape.padding);
   CHECK(layers.back().bias == shape.bias);
   for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -271,7 +271,7 @@ TEST_CASE("random layers come from one generator in order", "[expand]") {
   const auto shapes = expand_ck(ConvShape<2>{.out = 3, .in = 2, .kernel_size = 5, .bias = true});
   Rng a(5), b(5), c(6);
   const auto layers = initialize<float>(shapes, a);
-  REQUIRE(concertina::shapes(layers) == shapes);
+  REQUIRE(Form(layers).leaves() == shapes);
   for (const auto& layer : layers) CHECK(layer == random_layer<float>(layer.shape(), b));
   CHECK(a == b);
   CHECK(initialize<float>(shapes, c)[0] != layers[0]);
@@ -371,7 +371,7 @@ TEMPLATE_TEST_CASE("shift: exact in every scalar", "[expand]", std::int64_t, Pri
     INFO(to_string(shape) << " into " << text(shapes));
     const auto layer = small_integers<TestType>(shape, rng);
     const auto layers = preserve(layer, shapes, rng, Ends::shift);
-    CHECK(concertina::shapes(layers) == shapes);
+    CHECK(Form(layers).leaves() == shapes);
     CHECK(contract(layers) == layer);
   };
   for (const auto& [shape, shapes] : optional_shapes()) check(shape, shapes);
@@ -424,7 +424,7 @@ TEST_CASE("zeros and the views of foreign memory are layers too", "[expand]") {
   const auto layer = random_layer<double>(shape, rng);
   Rng a(7), b(7);
   const auto from_owner = preserve(layer, expand_ck(shape), a);
-  const auto from_view = preserve(ConvView<double, 2>(layer), expand_ck(shape), b);
+  const auto from_view = preserve(ConvView<const double, 2>(layer), expand_ck(shape), b);
   REQUIRE(from_owner.size() == from_view.size());
   for (std::size_t l = 0; l < from_owner.size(); ++l) CHECK(from_owner[l] == from_view[l]);
 }
@@ -515,7 +515,7 @@ TEST_CASE("layers that do not contract to the layer are refused", "[expand]") {
       {.out = 8, .in = 2, .kernel_size = 2, .padding = 1},
       {.out = 8, .in = 8, .kernel_size = 2, .groups = 8},
       {.out = 3, .in = 8}};
-  REQUIRE(product_shape<2>(kernels_around) == other);
+  REQUIRE(Form(kernels_around).shape() == other);
   const auto unbiased = random_layer<double>(other, rng);
   CHECK_THROWS_AS(preserve(unbiased, kernels_around, rng), ShapeError);
   CHECK_THROWS_AS(preserve(unbiased, kernels_around, rng, Ends::shift), ShapeError);

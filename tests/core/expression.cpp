@@ -1,7 +1,9 @@
-// The product as an expression: what it keeps and what it views, and that it leaves others'
-// operators alone.
+// Expressions: what they keep and what they view, products, sums and concatenations against their
+// own parts, forms, refusals, and that others' operators are left alone.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/contract.hpp>
+#include <concertina/expression.hpp>
+#include <concertina/layers.hpp>
 
 #include "support.hpp"
 
@@ -9,7 +11,10 @@
 #include <list>
 #include <optional>
 #include <span>
+#include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 namespace concertina::test {
 namespace {
@@ -23,11 +28,41 @@ struct Chain3 {
   FeatureMap<int, 2> x;
 };
 
-Chain3 chain(Rng& rng) {
+Chain3 three(Rng& rng) {
   return {small_integers<int, 2>({.out = 3, .in = 2, .kernel_size = 3, .padding = 1}, rng),
           small_integers<int, 2>({.out = 4, .in = 3, .bias = true}, rng),
           small_integers<int, 2>({.out = 2, .in = 4, .kernel_size = 2, .bias = true}, rng),
           small_integers<int, 2>({.batch = 2, .channels = 2, .size = {5, 4}}, rng)};
+}
+
+Layer2 layer(const ConvShape<2>& shape, std::uint64_t seed) {
+  Rng rng(seed);
+  return small_integers<int, 2>(shape, rng);
+}
+
+FeatureMap<int, 2> input(Index channels, PerAxis<2> size) {
+  Rng rng(99);
+  return small_integers<int, 2>({.batch = 2, .channels = channels, .size = size}, rng);
+}
+
+/// f(x) + g(x), element by element.
+FeatureMap<int, 2> added(FeatureMap<int, 2> y, const FeatureMap<int, 2>& z) {
+  REQUIRE(y.shape() == z.shape());
+  for (std::size_t i = 0; i < y.values().size(); ++i) y.values()[i] += z.values()[i];
+  return y;
+}
+
+/// Channels first .. first + count of a batch.
+FeatureMap<int, 2> channels_of(const FeatureMap<int, 2>& x, Index first, Index count) {
+  MapShape<2> shape = x.shape();
+  shape.channels = count;
+  std::vector<int> values;
+  const Index size = numel(shape.size);
+  for (Index n = 0; n < shape.batch; ++n) {
+    const auto from = x.values().begin() + (n * x.shape().channels + first) * size;
+    values.insert(values.end(), from, from + count * size);
+  }
+  return {shape, std::move(values)};
 }
 
 /// Overwrites what a dangling view would look at, as far as one can.
@@ -51,12 +86,12 @@ static_assert(!Multiply<Layer2&, int>);
 static_assert(!Multiply<Eigen::MatrixXi&, Layer2&>);
 static_assert(!Multiply<Layer2&, Eigen::MatrixXi&>);
 static_assert(!std::is_convertible_v<Eigen::MatrixXf, Linear<float>>);
-static_assert(!std::is_constructible_v<ConvView<int, 2>, Layer2>);
+static_assert(!std::is_constructible_v<ConvView<const int, 2>, Layer2>);
 static_assert(!std::is_constructible_v<Expr<int, 2>, const Layer2>);
 
 TEST_CASE("a product is a flat list of views, the first applied first", "[expression]") {
   Rng rng(1);
-  const auto [a, b, c, x] = chain(rng);
+  const auto [a, b, c, x] = three(rng);
   const auto product = c * b * a;
   static_assert(std::is_same_v<decltype(product), const Expr<int, 2>>);
   const auto factors = product.layers();
@@ -64,7 +99,7 @@ TEST_CASE("a product is a flat list of views, the first applied first", "[expres
   CHECK(factors[0].weight().data() == a.weight().data());
   CHECK(factors[1].weight().data() == b.weight().data());
   CHECK(factors[2].weight().data() == c.weight().data());
-  CHECK(shapes(product) == std::vector{a.shape(), b.shape(), c.shape()});
+  CHECK(Form(product).leaves() == std::vector{a.shape(), b.shape(), c.shape()});
   CHECK(product(x) == c(b(a(x))));
   CHECK(Layer2(product)(x) == c(b(a(x))));
   CHECK(Expr<int, 2>(a)(x) == a(x));
@@ -73,7 +108,7 @@ TEST_CASE("a product is a flat list of views, the first applied first", "[expres
 
 TEST_CASE("parentheses do not matter", "[expression]") {
   Rng rng(2);
-  const auto [a, b, c, x] = chain(rng);
+  const auto [a, b, c, x] = three(rng);
   const Layer2 flat = c * b * a, right = c * (b * a), left = (c * b) * a;
   const auto inner = b * a;
   const auto outer = c * b;
@@ -85,14 +120,14 @@ TEST_CASE("parentheses do not matter", "[expression]") {
   const auto last = small_integers<int, 2>({.out = 2, .in = 2}, rng);
   const Layer2 balanced = (last * c) * (b * a);
   CHECK(balanced(x) == last(c(b(a(x)))));
-  CHECK(shapes((last * c) * (b * a)).size() == 4);
+  CHECK(Form((last * c) * (b * a)).leaves().size() == 4);
   // Evaluated on the way, it is the same layer too.
   CHECK(Layer2(contract(c * b) * a) == flat);
 }
 
 TEST_CASE("temporaries are kept, wherever they stand", "[expression]") {
   Rng rng(3);
-  const auto [a, b, c, x] = chain(rng);
+  const auto [a, b, c, x] = three(rng);
   const FeatureMap<int, 2> expected = c(b(a(x)));
   const auto left = Layer2(c) * b * a;
   const auto middle = c * Layer2(b) * a;
@@ -109,7 +144,7 @@ TEST_CASE("temporaries are kept, wherever they stand", "[expression]") {
 
 TEST_CASE("a moved layer is kept without a copy", "[expression]") {
   Rng rng(4);
-  auto [a, b, c, x] = chain(rng);
+  auto [a, b, c, x] = three(rng);
   const FeatureMap<int, 2> expected = b(a(x));
   const int* const memory = a.weight().data();
   const auto product = b * std::move(a);
@@ -119,7 +154,7 @@ TEST_CASE("a moved layer is kept without a copy", "[expression]") {
 
 TEST_CASE("copies share what is kept and outlive the original", "[expression]") {
   Rng rng(5);
-  const auto [a, b, c, x] = chain(rng);
+  const auto [a, b, c, x] = three(rng);
   const FeatureMap<int, 2> expected = c(b(a(x)));
   std::optional<Expr<int, 2>> original = c * (Layer2(b) * Layer2(a));
   const Expr<int, 2> copy = *original;
@@ -133,15 +168,15 @@ TEST_CASE("copies share what is kept and outlive the original", "[expression]") 
 
   Expr<int, 2> grown = copy;  // growing a copy leaves the original as it is
   grown.then(small_integers<int, 2>({.out = 1, .in = 2}, rng));
-  CHECK(shapes(grown).size() == 4);
-  CHECK(shapes(copy).size() == 3);
+  CHECK(Form(grown).leaves().size() == 4);
+  CHECK(Form(copy).leaves().size() == 3);
   const Expr<int, 2> moved = std::move(grown);
   CHECK(moved(x).shape().channels == 1);
 }
 
 TEST_CASE("a function may return the product of its own layers", "[expression]") {
   Rng rng(6);
-  const auto [a, b, c, x] = chain(rng);
+  const auto [a, b, c, x] = three(rng);
   const auto make = [&] {
     Layer2 first = a;
     Layer2 second = b;
@@ -162,7 +197,7 @@ TEST_CASE("a named layer is viewed: its later numbers count", "[expression]") {
 
 TEST_CASE("a layer may be assigned a product of itself", "[expression]") {
   Rng rng(7);
-  const auto [first, b, c, x] = chain(rng);
+  const auto [first, b, c, x] = three(rng);
   Layer2 layer = first;
   const auto after =
       small_integers<int, 2>({.out = 3, .in = 3, .kernel_size = 2, .bias = true}, rng);
@@ -176,10 +211,10 @@ TEST_CASE("a layer may be assigned a product of itself", "[expression]") {
 
 TEST_CASE("run-time lists are chains as products are", "[expression]") {
   Rng rng(8);
-  const auto [a, b, c, x] = chain(rng);
+  const auto [a, b, c, x] = three(rng);
   const Layer2 expected = c * b * a;
   const std::vector<Layer2> owners{a, b, c};
-  const std::vector<ConvView<int, 2>> views{a, b, c};
+  const std::vector<ConvView<const int, 2>> views{a, b, c};
   CHECK(contract(owners) == expected);
   CHECK(contract(views) == expected);
   CHECK(contract(std::span(owners)) == expected);
@@ -187,33 +222,36 @@ TEST_CASE("run-time lists are chains as products are", "[expression]") {
   CHECK(contract(std::array{a, b, c}) == expected);
   CHECK(contract(std::list<Layer2>{a, b, c}) == expected);
   CHECK(contract(std::vector{a}) == a);
-  CHECK(shapes(views) == shapes(c * b * a));
+  CHECK(Form(views).leaves() == Form(c * b * a).leaves());
   CHECK(exactness(owners).exact());
   static_assert(std::is_same_v<ScalarOf<decltype(views)>, int> && rank_of<decltype(owners)> == 2);
-  static_assert(Expression<std::vector<Layer2>> && Expression<Expr<int, 2>> &&
-                !Expression<Layer2> && !Expression<std::vector<int>>);
+  static_assert(LinearMap<std::vector<Layer2>> && LinearMap<Expr<int, 2>> && LinearMap<Layer2> &&
+                LinearMap<ConvView<int, 2>> && LinearMap<std::vector<Expr<int, 2>>> &&
+                !LinearMap<std::vector<int>> && !LinearMap<Expr<int, any_rank>> &&
+                !LinearMap<FeatureMap<int, 2>> && !LinearMap<std::vector<std::vector<Layer2>>>);
 
   CHECK_THAT(message_of<ShapeError>([] { contract(std::vector<Layer2>{}); }),
-             Contains("contract: no layers"));
+             Contains("an expression of no layers"));
   CHECK_THAT(message_of<ShapeError>([&] { contract(std::vector{b, a}); }),
-             Contains("contract: layer 2 reads 2 channels (conv2d 2->3 @3x3 p1x1)") &&
+             Contains("product: layer 2 reads 2 channels (conv2d 2->3 @3x3 p1x1)") &&
                  Contains("layer 1 writes 4 (conv2d 3->4 @1x1 +bias)"));
 }
 
 TEST_CASE("views multiply as their owners do", "[expression]") {
   Rng rng(9);
-  const auto [a, b, c, x] = chain(rng);
-  const ConvView<int, 2> view_a = a, view_b = b;
+  const auto [a, b, c, x] = three(rng);
+  const ConvView<const int, 2> view_a = a, view_b = b;
   const Layer2 expected = b * a;
   CHECK(Layer2(view_b * a) == expected);
   CHECK(Layer2(b * view_a) == expected);
-  CHECK(Layer2(ConvView<int, 2>(b) * ConvView<int, 2>(a)) == expected);  // a temporary view is fine
+  CHECK(Layer2(ConvView<const int, 2>(b) * ConvView<const int, 2>(a)) ==
+        expected);  // a temporary view is fine
   CHECK((view_b * view_a).operator Layer2() == expected);
 }
 
 TEST_CASE("channels that do not fit are refused when the product is written", "[expression]") {
   Rng rng(10);
-  const auto [a, b, c, x] = chain(rng);
+  const auto [a, b, c, x] = three(rng);
   const auto refused = [](auto&& product) { return message_of<ShapeError>([&] { product(); }); };
   CHECK_THAT(refused([&] { return a * b; }),
              Contains("product: layer 2 reads 2 channels (conv2d 2->3 @3x3 p1x1)") &&
@@ -224,7 +262,7 @@ TEST_CASE("channels that do not fit are refused when the product is written", "[
              Contains("reads 2 channels") && Contains("writes 3"));
   Expr<int, 2> product(a);
   CHECK_THROWS_AS(product.then(c), ShapeError);
-  CHECK(shapes(product).size() == 1);  // as it was
+  CHECK(Form(product).leaves().size() == 1);  // as it was
 }
 
 TEST_CASE("Eigen's own products are untouched", "[expression]") {
@@ -237,6 +275,265 @@ TEST_CASE("Eigen's own products are untouched", "[expression]") {
   CHECK((a == a));
   CHECK(a.cwiseProduct(b).sum() == 5);
   CHECK((Eigen::Vector2i(a * Eigen::Vector2i(1, 1)) == Eigen::Vector2i(3, 7)));
+}
+
+// ---- forms --------------------------------------------------------------------------------------
+
+TEST_CASE("a form is what an expression is without its weights", "[expression]") {
+  Rng rng(31);
+  const auto [a, b, c, x] = three(rng);
+  const std::vector<ConvShape<2>> shapes{a.shape(), b.shape(), c.shape()};
+  const Form form(c * b * a);
+  static_assert(std::is_same_v<decltype(form), const Form<2>>);
+  CHECK(form.leaves() == shapes);
+  CHECK(form == Form(shapes));
+  CHECK(form == Form(std::span(shapes)));
+  CHECK(form == Form(std::vector{a, b, c}));
+  CHECK(form == Form(std::vector<ConvView<const int, 2>>{a, b, c}));
+  CHECK(form == Form(std::vector<Expr<int, 2>>{a, c * b}));
+  CHECK(form == Form(std::vector{Form(b * a), Form(c)}));
+  CHECK(form == Form(std::vector{std::vector{shapes[0], shapes[1]}, std::vector{shapes[2]}}));
+  CHECK(form == Form(std::vector{std::vector{a, b}, std::vector{c}}));
+  CHECK(form == Form<2>(form));
+  CHECK_FALSE(form == Form(b * a));
+  CHECK_FALSE(Form(b + b) == Form(b + identity<int>(4) * b));
+  static_assert(FormSource<Layer2> && FormSource<ConvShape<2>> && FormSource<Form<1>> &&
+                FormSource<std::vector<ConvShape<0>>> && FormSource<std::list<Form<3>>> &&
+                !FormSource<Expr<int, any_rank>> && !FormSource<int> &&
+                !FormSource<std::vector<int>>);
+
+  CHECK(form.join() == Join::chain);
+  REQUIRE(form.parts().size() == 3);
+  CHECK(form.parts()[1] == Form(b.shape()));
+  CHECK(form.parts()[1].join() == Join::none);
+  CHECK(form.parts()[1].parts().empty());
+  CHECK(form.shape() == Layer2(c * b * a).shape());
+  CHECK(form.output_size({5, 4}) == (c * b * a)(x).shape().size);
+  CHECK(to_string(form) ==
+        "(conv2d 2->3 @3x3 p1x1, conv2d 3->4 @1x1 +bias, conv2d 4->2 @2x2 +bias)");
+  CHECK(Form(a).shape() == a.shape());
+  CHECK(Form(a).leaves() == std::vector{a.shape()});
+  CHECK(to_string(Form(a)) == to_string(a.shape()));
+
+  const Form nested(c * (b + identity<int>(4) * b) * identity<int>(3));
+  CHECK(nested.leaves().size() == 5);
+  CHECK(nested.leaves()[0] == ConvShape<2>{.out = 3, .in = 3, .groups = 3});
+  CHECK(nested.join() == Join::chain);
+  CHECK(nested.parts()[1].join() == Join::sum);
+  CHECK(nested.parts()[1].parts()[1].join() == Join::chain);
+  CHECK(to_string(nested.parts()[1]) ==
+        "(conv2d 3->4 @1x1 +bias + (conv2d 3->4 @1x1 +bias, conv2d 4->4 @1x1 g4))");
+  CHECK(to_string(Form(concat_outputs(std::vector<Expr<int, 2>>{b, b}))) ==
+        "(conv2d 3->4 @1x1 +bias | conv2d 3->4 @1x1 +bias)");
+  CHECK(to_string(Form(concat_inputs(std::vector<Expr<int, 2>>{b, b}))) ==
+        "(conv2d 3->4 @1x1 +bias & conv2d 3->4 @1x1 +bias)");
+}
+
+TEST_CASE("a form counts the multiply-adds of the order that is taken", "[expression]") {
+  Rng rng(32);
+  const auto [a, b, c, x] = three(rng);
+  CHECK(Form(a).multiply_adds() == 0);
+  CHECK(Form(b * a).multiply_adds() == 4 * 3 * 2 * 9);
+  CHECK(Form(b + b).multiply_adds() == 0);
+  CHECK(Form((b + b) * a).multiply_adds() == 4 * 3 * 2 * 9);
+  CHECK(Form(b * a + b * a).multiply_adds() == 2 * 4 * 3 * 2 * 9);
+}
+
+TEST_CASE("forms that do not fit are refused", "[expression]") {
+  const ConvShape<2> first{.out = 6, .in = 3, .kernel_size = 3}, second{.out = 4, .in = 5};
+  CHECK_THAT(message_of<ShapeError>([&] { Form(std::vector{first, second}); }),
+             Contains("layer 2 reads 5 channels (conv2d 5->4 @1x1)") &&
+                 Contains("layer 1 writes 6 (conv2d 3->6 @3x3)"));
+  CHECK_THAT(message_of<ShapeError>([] { Form(std::vector<ConvShape<2>>{}); }),
+             Contains("no layers"));
+  CHECK_THAT(message_of<ShapeError>([] { Form(std::vector<Layer2>{}); }), Contains("no layers"));
+  CHECK_THROWS_AS(Form(first).output_size({2, 9}), ShapeError);
+  const ConvShape<2> strided{.out = 6, .in = 3, .kernel_size = 2, .stride = 2},
+      beside{.out = 6, .in = 3, .stride = 2};
+  const Form<2> both = joined<2>(Join::sum, {Form(strided), Form(beside)});
+  CHECK_THROWS_AS(both.shape(), ShapeError);
+  CHECK_THROWS_AS(both.multiply_adds(), ShapeError);
+  CHECK(both.shape(PerAxis<2>{6, 8}) ==
+        ConvShape<2>{.out = 6, .in = 3, .kernel_size = 2, .stride = 2});
+  CHECK(both.output_size({6, 8}) == PerAxis<2>{3, 4});
+  CHECK_THROWS_AS(both.shape(PerAxis<2>{6, 7}), ShapeError);
+  CHECK_THROWS_AS(both.output_size({6, 7}), ShapeError);
+  const Form far(std::vector<ConvShape<1>>(3, {.out = 1, .in = 1, .stride = Index{1} << 40}));
+  CHECK_THROWS_AS(far.shape(), SizeError);
+}
+
+// ---- sums and concatenations --------------------------------------------------------------------
+
+TEST_CASE("kernels of different extents are aligned by their paddings and united", "[expression]") {
+  const Layer2 square = layer({.out = 2, .in = 3, .kernel_size = 3, .padding = 1}, 1);
+  const Layer2 pointwise = layer({.out = 2, .in = 3, .bias = true}, 2);
+  const Layer2 row = layer({.out = 2, .in = 3, .kernel_size = {1, 3}, .padding = {0, 1}}, 3);
+  const Layer2 united = square + pointwise + row;
+  CHECK(united.shape() ==
+        ConvShape<2>{.out = 2, .in = 3, .kernel_size = 3, .padding = 1, .bias = true});
+  for (std::size_t pair = 0; pair < 6; ++pair) {  // the middle row, and the middle
+    const auto number = [&](std::size_t tap) { return united.weight()[9 * pair + tap]; };
+    const auto own = [&](std::size_t tap) { return square.weight()[9 * pair + tap]; };
+    CHECK(number(0) == own(0));
+    CHECK(number(3) == own(3) + row.weight()[3 * pair]);
+    CHECK(number(4) == own(4) + row.weight()[3 * pair + 1] + pointwise.weight()[pair]);
+    CHECK(number(7) == own(7));
+  }
+  const auto x = input(3, {5, 6});
+  CHECK(united(x) == added(added(square(x), pointwise(x)), row(x)));
+  CHECK((square + pointwise + row)(x) == united(x));
+}
+
+TEST_CASE("groups become their greatest common divisor", "[expression]") {
+  const Layer2 four = layer({.out = 12, .in = 24, .kernel_size = 3, .padding = 1, .groups = 4}, 4);
+  const Layer2 six = layer({.out = 12, .in = 24, .groups = 6, .bias = true}, 5);
+  const Layer2 united = six + four;
+  CHECK(united.shape().groups == 2);
+  const auto x = input(24, {4, 3});
+  CHECK(united(x) == added(six(x), four(x)));
+}
+
+TEST_CASE("a negative padding is a crop, and sums like any other", "[expression]") {
+  // ACNet with padding 1 around a 5x5: its column crops the columns that it does not read.
+  const Layer2 square = layer({.out = 2, .in = 2, .kernel_size = 5, .padding = 1}, 6);
+  const Layer2 column = layer({.out = 2, .in = 2, .kernel_size = {5, 1}, .padding = {1, -1}}, 7);
+  const Layer2 row = layer({.out = 2, .in = 2, .kernel_size = {1, 5}, .padding = {-1, 1}}, 8);
+  const Layer2 united = square + column + row;
+  CHECK(united.shape() == square.shape());
+  const auto x = input(2, {6, 7});
+  CHECK(united(x) == added(added(square(x), column(x)), row(x)));
+}
+
+TEST_CASE("differences, factors and equality of expressions", "[expression]") {
+  const Layer2 f = layer({.out = 3, .in = 3, .kernel_size = 3, .padding = 1, .bias = true}, 9);
+  const Layer2 g = layer({.out = 3, .in = 3}, 10);
+  const ConvView<const int, 2> view = g;
+  CHECK(Layer2(f - f) == 0 * f);
+  CHECK(f - g == f + (-1) * g);
+  CHECK(f - view == f + (-view));
+  CHECK(2 * (f + g) == f + f + 2 * g);
+  CHECK(-(g * f) == (-g) * f);
+  CHECK(3 * (g * f) == g * (3 * f));
+  CHECK(g * (f + g) == g * f + g * g);  // the distributive laws
+  CHECK((f + g) * g == f * g + g * g);
+  CHECK_FALSE(f + g == f);
+  CHECK(view * f == g * f);
+  static_assert(std::is_same_v<decltype(f - g), Expr<int, 2>>);
+}
+
+TEST_CASE("products of sums are exact where every path is", "[expression]") {
+  const Layer2 padded = layer({.out = 2, .in = 2, .kernel_size = 3, .padding = 1}, 11);
+  const Layer2 unbiased = layer({.out = 2, .in = 2}, 12),
+               biased = layer({.out = 2, .in = 2, .bias = true}, 13);
+  CHECK(exactness(padded * (unbiased + unbiased)).exact());
+  CHECK_FALSE(exactness(padded * (unbiased + biased)).exact());
+  CHECK_FALSE(exactness(padded * (unbiased + padded)).exact());
+  CHECK(exactness((padded + unbiased) * unbiased).exact());
+  CHECK(exactness(biased * (padded + padded) + biased).exact());
+  const auto message = message_of<InexactError>([&] { contract(unbiased + padded * biased); });
+  CHECK_THAT(message,
+             Contains("layer 2 (conv2d 2->2 @3x3 p1x1) pads") && Contains("border of 1x1"));
+}
+
+TEST_CASE("outputs side by side", "[expression]") {
+  const Layer2 f = layer({.out = 2, .in = 4, .kernel_size = 3, .padding = 1}, 14);
+  const Layer2 g = layer({.out = 4, .in = 4, .groups = 2, .bias = true}, 15);
+  const std::vector<Expr<int, 2>> parts{f, g};
+  const auto both = concat_outputs(parts);
+  const Layer2 joined = both;
+  CHECK(joined.shape() ==
+        ConvShape<2>{.out = 6, .in = 4, .kernel_size = 3, .padding = 1, .bias = true});
+  const auto x = input(4, {4, 5});
+  const auto y = joined(x);
+  CHECK(y == both(x));
+  CHECK(channels_of(y, 0, 2) == f(x));
+  CHECK(channels_of(y, 2, 4) == g(x));
+}
+
+TEST_CASE("inputs side by side", "[expression]") {
+  const Layer2 f = layer({.out = 2, .in = 3, .kernel_size = 3, .stride = 2, .padding = 1}, 16);
+  const Layer2 g = layer({.out = 2, .in = 4, .stride = 2, .groups = 2, .bias = true}, 17);
+  const std::vector<Layer2> parts{f, g};
+  const auto both = concat_inputs(parts);
+  const Layer2 joined = both;
+  CHECK(joined.shape() ==
+        ConvShape<2>{.out = 2, .in = 7, .kernel_size = 3, .stride = 2, .padding = 1, .bias = true});
+  const auto x = input(7, {5, 6});
+  CHECK(joined(x) == both(x));
+  CHECK(joined(x) == added(f(channels_of(x, 0, 3)), g(channels_of(x, 3, 4))));
+  // Cutting a layer along its channels and joining the halves gives the layer.
+  const Layer2 whole = layer({.out = 6, .in = 4, .bias = true}, 18);
+  CHECK_THROWS_AS(both(input(6, {5, 6})), ShapeError);
+  CHECK_THROWS_AS(joined * whole, ShapeError);
+}
+
+TEST_CASE("run-time lists sum as operators do", "[expression]") {
+  const std::vector<Layer2> layers{layer({.out = 2, .in = 2}, 19),
+                                   layer({.out = 2, .in = 2, .kernel_size = 3, .padding = 1}, 20),
+                                   layer({.out = 2, .in = 2, .bias = true}, 21)};
+  CHECK(sum(layers) == layers[0] + layers[1] + layers[2]);
+  CHECK(chain(std::span(layers)) == layers[2] * layers[1] * layers[0]);
+  const std::vector<Expr<int, 2>> nested{chain(std::span(layers).first(2)), layers[1]};
+  CHECK(sum(nested) == layers[1] * layers[0] + layers[1]);
+  CHECK_THAT(message_of<ShapeError>([] { sum(std::vector<Expr<int, 2>>{}); }),
+             Contains("no layers"));
+}
+
+TEST_CASE("branches that do not fit are refused, naming both", "[expression]") {
+  const Layer2 f = layer({.out = 2, .in = 3, .kernel_size = 3, .padding = 1}, 22);
+  const auto refused = [&](const ConvShape<2>& shape) {
+    const Layer2 g = layer(shape, 23);
+    return message_of<ShapeError>([&] { contract(f + g); });
+  };
+  CHECK_THAT(refused({.out = 2, .in = 4}), Contains("read 3 and 4 channels") &&
+                                               Contains("conv2d 3->2 @3x3 p1x1") &&
+                                               Contains("conv2d 4->2 @1x1"));
+  CHECK_THAT(refused({.out = 1, .in = 3}),
+             Contains("write 2 and 1 channels") && Contains("conv2d 3->1 @1x1"));
+  CHECK_THAT(refused({.out = 2, .in = 3, .stride = 2}),
+             Contains("branch 1 (conv2d 3->2 @3x3 p1x1) and branch 2 (conv2d 3->2 @1x1 s2x2)") &&
+                 Contains("strides differ, 1x1 and 2x2"));
+  CHECK_THAT(
+      refused({.out = 2, .in = 3, .kernel_size = 3}),
+      Contains("output sizes differ along axis 0, by 0 and -2") && Contains("conv2d 3->2 @3x3)"));
+  const Layer2 g = layer({.out = 2, .in = 3, .kernel_size = 3}, 24);
+  CHECK_THROWS_AS((f + g)(input(3, {5, 5})), ShapeError);
+}
+
+TEST_CASE("sizes that agree only for some inputs need the input size named", "[expression]") {
+  // With stride 2 a 2x2 kernel and a 1x1 kernel have as many positions on even maps, not on odd
+  // ones.
+  const Layer2 f = layer({.out = 2, .in = 2, .kernel_size = 2, .stride = 2}, 25);
+  const Layer2 g = layer({.out = 2, .in = 2, .stride = 2, .bias = true}, 26);
+  CHECK_THROWS_AS(contract(f + g), ShapeError);
+  CHECK_THROWS_AS(contract(f + g, interior_only), ShapeError);
+  const Layer2 united = contract(f + g, exact_at(6, 8));
+  const auto x = input(2, {6, 8});
+  CHECK(united(x) == added(f(x), g(x)));
+  CHECK_THAT(message_of<ShapeError>([&] { contract(f + g, exact_at(6, 7)); }),
+             Contains("their outputs have 3 and 4 positions for an input of size 6x7"));
+  // Behind a layer that changes the size, it is the size there that counts.
+  const Layer2 first = layer({.out = 2, .in = 2, .kernel_size = 2}, 27);
+  CHECK(contract((f + g) * first, exact_at(7, 9))(input(2, {7, 9})) ==
+        ((f + g) * first)(input(2, {7, 9})));
+}
+
+TEST_CASE("a sum that would be almost only zeros is refused before it is made", "[expression]") {
+  const ConvShape<1> near{.out = 64, .in = 64, .kernel_size = 2};
+  ConvShape<1> far = near;
+  far.padding = Padding<1>::sides(Index{1} << 30, -(Index{1} << 30));
+  const Conv1d<int> f(near), g(far);
+  CHECK(Form(f + g).shape().kernel_size == PerAxis<1>((Index{1} << 30) + 2));
+  CHECK_THAT(message_of<SizeError>([&] { contract(f + g); }), Contains("almost only zeros"));
+}
+
+TEST_CASE("half layers add in float", "[expression]") {
+  using Half = Conv<Eigen::half, 0>;
+  const Half one({.out = 1, .in = 1}, {Eigen::half(2048)}),
+      small({.out = 1, .in = 1}, {Eigen::half(1)});
+  // 2048 + 1 is a tie in half precision; in float 2048 + 1 + 1 is 2050, which half holds.
+  const Half total = one + small + small;
+  CHECK(static_cast<float>(total.weight()[0]) == 2050);
 }
 
 }  // namespace

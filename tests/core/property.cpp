@@ -56,7 +56,7 @@ ConvShape<Rank> random_branch(const ConvShape<Rank>& first, Rng& rng) {
     branch.dilation[axis] = random_index(rng, 1, 3);
     auto& [start, end] = branch.padding;
     start[axis] = random_index(rng, -2, 2);
-    end[axis] = detail::growth(first, axis) + span(branch, axis) - start[axis];
+    end[axis] = detail::growth(first, axis) + effective_kernel_size(branch, axis) - 1 - start[axis];
   }
   return branch;
 }
@@ -77,7 +77,7 @@ Form<Rank> random_form(const ConvShape<Rank>& like, int depth, Rng& rng) {
   const Index kind = depth == 0 ? 0 : random_index(rng, 0, 6);
   std::vector<Form<Rank>> parts;
   const Index count = random_index(rng, 2, 3);
-  if (kind <= 1) return like;
+  if (kind <= 1) return Form(like);
   if (kind == 2) {  // a chain: the layer, and 1x1 layers around it
     const Index between = random_index(rng, 1, 4);
     const bool first = random_index(rng, 0, 1) == 1;
@@ -90,7 +90,7 @@ Form<Rank> random_form(const ConvShape<Rank>& like, int depth, Rng& rng) {
       parts.push_back(random_form(with_channels(like, like.in, between), depth - 1, rng));
       parts.push_back(random_form(with_channels(pointwise, between, like.out), depth - 1, rng));
     }
-    return {Join::chain, std::move(parts)};
+    return joined(Join::chain, parts);
   }
   const Join join = kind <= 4 ? Join::sum : kind == 5 ? Join::concat_outputs : Join::concat_inputs;
   const Index channels = join == Join::concat_inputs ? like.in : like.out;
@@ -106,8 +106,8 @@ Form<Rank> random_form(const ConvShape<Rank>& like, int depth, Rng& rng) {
     }
     parts.push_back(random_form(branch, depth - 1, rng));
   }
-  if (join != Join::sum && used < channels) return like;
-  return {join, std::move(parts)};
+  if (join != Join::sum && used < channels) return Form(like);
+  return joined(join, parts);
 }
 
 /// One to three of them one after another.
@@ -120,7 +120,7 @@ Form<Rank> random_form(Rng& rng) {
     if (n > 0) shape = random_shape_after(shape, rng, {.stride = 2, .padding = 1});
     parts.push_back(random_form(shape, 2, rng));
   }
-  return {Join::chain, std::move(parts)};
+  return joined(Join::chain, parts);
 }
 
 /// The smallest size that every layer takes, and up to three more; none below 40.
@@ -145,7 +145,7 @@ std::optional<PerAxis<Rank>> random_size(const std::vector<ConvShape<Rank>>& sha
 
 struct Tally {
   Index chains = 0, exact = 0, bordered = 0;
-  std::set<detail::PairPath> paths;
+  std::set<detail::Algorithm> algorithms;
 };
 
 /// Checks one chain at one size; an empty string, or what is wrong.
@@ -216,7 +216,7 @@ std::string check(const std::vector<ConvShape<Rank>>& shapes, const PerAxis<Rank
   ++tally.chains;
   ++(here ? tally.exact : tally.bordered);
   for (std::size_t l = 1; l < shapes.size(); ++l) {
-    tally.paths.insert(detail::pair_path(shapes[l], shapes[l - 1]));
+    tally.algorithms.insert(detail::algorithm_for(shapes[l], shapes[l - 1]));
   }
   return "";
 }
@@ -224,9 +224,9 @@ std::string check(const std::vector<ConvShape<Rank>>& shapes, const PerAxis<Rank
 /// Random numbers in an expression's layers.
 template <int Rank>
 Expr<PrimeField, Rank> random_expression(const Form<Rank>& form, Rng& rng) {
-  using Leaf = detail::Operator<PrimeField, Rank>;
-  return Expr<PrimeField, Rank>(form.map([&](const ConvShape<Rank>& shape) {
-    Conv<PrimeField, Rank> layer(shape);
+  using Leaf = detail::Leaf<PrimeField, Rank>;
+  return Expr<PrimeField, Rank>(form.tree().map([&](const detail::AnyShape& shape) {
+    Conv<PrimeField, Rank> layer(shape.as<Rank>());
     fill_random(layer.weight(), rng);
     fill_random(layer.bias(), rng);
     return Leaf(std::move(layer));
@@ -238,13 +238,13 @@ struct MixedTally {
 };
 
 template <class Leaf>
-void count_joins(const Tree<Leaf>& tree, MixedTally& tally) {
+void count_joins(const detail::Tree<Leaf>& tree, MixedTally& tally) {
   ++tally.joins[static_cast<int>(tree.join())];
   for (const auto& part : tree.parts()) count_joins(part, tally);
 }
 
 template <class Leaf>
-bool concatenates(const Tree<Leaf>& tree) {
+bool concatenates(const detail::Tree<Leaf>& tree) {
   return tree.join() == Join::concat_outputs || tree.join() == Join::concat_inputs ||
          std::ranges::any_of(tree.parts(), [](const auto& part) { return concatenates(part); });
 }
@@ -253,14 +253,14 @@ bool concatenates(const Tree<Leaf>& tree) {
 template <int Rank>
 std::string check(const Form<Rank>& form, const PerAxis<Rank>& size, Rng& rng, MixedTally& tally) {
   const Expr<PrimeField, Rank> expression = random_expression(form, rng);
-  const ConvShape<Rank> shape = contracted_shape(form);
+  const ConvShape<Rank> shape = form.shape();
   const Conv<PrimeField, Rank> whole = contract(expression, interior_only);
   if (whole.shape() != shape) return "the contraction has another shape than was said";
   FeatureMap<PrimeField, Rank> x({.channels = shape.in, .size = size});
   fill_random(x.values(), rng);
   const FeatureMap<PrimeField, Rank> y = expression(x), z = whole(x);
   if (y.shape() != z.shape()) return "the output's size is wrong";
-  if (output_size(form, size) != y.shape().size) return "output_size is wrong";
+  if (form.output_size(size) != y.shape().size) return "output_size is wrong";
   const Exactness<Rank> here = exactness(form, size), everywhere = exactness(form);
   if (everywhere.exact() && !here.exact()) return "exact everywhere, but not here";
   if (here.exact() != here.reason.empty()) return "a reason without a border, or none with one";
@@ -278,7 +278,7 @@ std::string check(const Form<Rank>& form, const PerAxis<Rank>& size, Rng& rng, M
     });
   }
   // Concatenated channels are not told apart, so there a border may be stated too wide.
-  if (!here.exact() && !differs && !concatenates(form)) {
+  if (!here.exact() && !differs && !concatenates(form.tree())) {
     return "a border is stated where nothing differs";
   }
   bool refused = false;
@@ -290,7 +290,7 @@ std::string check(const Form<Rank>& form, const PerAxis<Rank>& size, Rng& rng, M
   if (refused == everywhere.exact()) return "refused although exact, or not although inexact";
   ++tally.expressions;
   if (here) ++tally.exact;
-  count_joins(form, tally);
+  count_joins(form.tree(), tally);
   return wrong;
 }
 
@@ -333,16 +333,16 @@ Tally run(Index chains) {
 TEST_CASE("10,500 random chains equal their contraction off a border that is exactly as stated",
           "[property]") {
   const std::array tallies{run<0>(1000), run<1>(5000), run<2>(3500), run<3>(1000)};
-  std::set<detail::PairPath> paths;
+  std::set<detail::Algorithm> algorithms;
   Index chains = 0;
   for (const Tally& tally : tallies) {
     chains += tally.chains;
-    paths.insert(tally.paths.begin(), tally.paths.end());
+    algorithms.insert(tally.algorithms.begin(), tally.algorithms.end());
     CHECK(tally.exact >= tally.chains / 20);
   }
   for (std::size_t rank = 1; rank < tallies.size(); ++rank) CHECK(tallies[rank].bordered >= 100);
   CHECK(chains >= 10'000);
-  CHECK(paths.size() == 6);  // every algorithm was proved
+  CHECK(algorithms.size() == 6);  // every algorithm was proved
 }
 
 TEST_CASE("10,000 random expressions of sums, products and concatenations equal their contraction",
@@ -369,8 +369,8 @@ TEST_CASE(
   Rng rng(7);
   for (int n = 0; n < 1500; ++n) {
     const std::vector<ConvShape<1>> shapes = random_chain<1>(rng);
-    const std::span<const ConvShape<1>> chain(shapes);
-    const Exactness<1> worst = exactness<1>(chain);
+    const Form<1> chain(shapes);
+    const Exactness<1> worst = exactness(chain);
     Index start = 0, end = 0;
     for (Index size = 1; size <= 250; ++size) {
       Index extent = size;
@@ -378,7 +378,7 @@ TEST_CASE(
         if (extent > 0) extent = counted_positions(shape, extent, 0);
       }
       if (extent < 1) continue;
-      const Exactness<1> here = exactness<1>(chain, size);
+      const Exactness<1> here = exactness(chain, PerAxis<1>(size));
       start = std::max(start, here.start[0]);
       end = std::max(end, here.end[0]);
     }

@@ -38,9 +38,9 @@ TEST_CASE("one number means all axes, several mean one each", "[geometry]") {
   static_assert(PerAxis<2>(3)[1] == 3);
 
   CHECK_THAT(message_of<ShapeError>([] { PerAxis<2>{1, 2, 3}; }),
-             Contains("3 numbers for 2 spatial axes"));
-  CHECK_THAT(message_of<ShapeError>([] { PerAxis<2>{1}; }), Contains("1 numbers for 2"));
-  CHECK_THAT(message_of<ShapeError>([] { PerAxis<0>{1}; }), Contains("1 numbers for 0"));
+             Contains("3 values for 2 spatial axes"));
+  CHECK_THAT(message_of<ShapeError>([] { PerAxis<2>{1}; }), Contains("1 values for 2"));
+  CHECK_THAT(message_of<ShapeError>([] { PerAxis<0>{1}; }), Contains("1 values for 0"));
 }
 
 TEST_CASE("a padding means both sides, unless the sides are named", "[geometry]") {
@@ -107,8 +107,8 @@ TEST_CASE("counts multiply, or are refused", "[geometry]") {
   const ConvShape<2> shape{
       .out = 6, .in = 4, .kernel_size = {2, 3}, .dilation = {3, 2}, .groups = 2};
   CHECK(weight_numel(shape) == 6 * 2 * 6);
-  CHECK(span(shape, 0) == 3);
-  CHECK(span(shape, 1) == 4);
+  CHECK(effective_kernel_size(shape, 0) == 4);  // taps 0 and 3
+  CHECK(effective_kernel_size(shape, 1) == 5);
 }
 
 TEST_CASE("checked arithmetic fits or throws", "[geometry]") {
@@ -260,7 +260,7 @@ TEST_CASE("a shape whose numbers cannot be counted is refused", "[geometry]") {
   }
   SECTION("distance between the taps") {
     shape.dilation = {1, most / 2 + 1};
-    CHECK_THAT(message_of<SizeError>([&] { validate(shape); }), Contains("span"));
+    CHECK_THAT(message_of<SizeError>([&] { validate(shape); }), Contains("effective kernel size"));
     shape.kernel_size = 1;
     CHECK_NOTHROW(validate(shape));
   }

@@ -4,8 +4,8 @@
 #include <concertina/toeplitz.hpp>
 
 #include <concertina/contract.hpp>
-
 #include <concertina/modular.hpp>
+#include <concertina/transposed.hpp>
 
 #include "support.hpp"
 
@@ -120,7 +120,8 @@ TEMPLATE_TEST_CASE_SIG("matrices multiply as layers do, biases included", "[toep
     const PerAxis<Rank> size = random_input_size(std::vector{shape, after}, rng);
     const PerAxis<Rank> between = output_size(shape, size);
     try {
-      const Conv<PrimeField, Rank> product = contract(outer * inner, ExactAt<Rank>{size});
+      const Conv<PrimeField, Rank> product =
+          contract(outer * inner, Border<Rank>{.input_size = size});
       CHECK((toeplitz(product, size).toDense() ==
              (toeplitz(outer, between) * toeplitz(inner, size)).toDense()));
       CHECK((augmented(product, size).toDense() ==

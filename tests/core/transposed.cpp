@@ -179,7 +179,7 @@ TEST_CASE("a bias of zeros equals none", "[transposed]") {
 TEST_CASE("temporaries, views and products can be transposed", "[transposed]") {
   const Linear<int> layer({.out = 1, .in = 2}, {1, 2});
   const FeatureMap<int, 0> y({}, {3});
-  CHECK(transposed(ConvView<int, 0>(layer))(y) == transposed(layer)(y));
+  CHECK(transposed(ConvView<const int, 0>(layer))(y) == transposed(layer)(y));
   CHECK(transposed(Linear<int>(layer))(y) == transposed(layer)(y));
   const Linear<int> twice({.out = 1, .in = 1}, {2});
   CHECK(transposed(twice * layer)(y) == FeatureMap<int, 0>({.channels = 2}, {6, 12}));

@@ -3,7 +3,9 @@
 
 #include "support.hpp"
 
+#include <concertina/blocks.hpp>
 #include <concertina/expand.hpp>
+#include <concertina/layers.hpp>
 
 #include <span>
 #include <string>
@@ -13,13 +15,13 @@
 namespace concertina::test {
 namespace {
 
-using cuda::Chain, cuda::ContractionPlan, cuda::PlanOptions, cuda::TensorUse;
+using cuda::ContractionPlan, cuda::PlannedForm, cuda::PlanOptions, cuda::TensorUse;
 
 TEST_CASE("without a gradient a plan has none", "[cuda]") {
-  const std::vector<Chain> chains{
-      Chain(expand_cl<2>({.out = 8, .in = 4, .kernel_size = 3, .bias = true})),
-      Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
-  const ContractionPlan both(chains), one(chains, {.gradient = false});
+  const std::vector<PlannedForm> forms{
+      PlannedForm(expand_cl<2>({.out = 8, .in = 4, .kernel_size = 3, .bias = true})),
+      PlannedForm(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
+  const ContractionPlan both(forms), one(forms, {.gradient = false});
   CHECK(one.backward().stages.empty());
   CHECK(one.tensors().size() == both.tensors().size() / 2);
   CHECK(one.tensors(TensorUse::Role::layer_gradient).empty());
@@ -27,34 +29,35 @@ TEST_CASE("without a gradient a plan has none", "[cuda]") {
   CHECK(one.forward().multiply_adds == both.forward().multiply_adds);
 }
 
-TEST_CASE("a plan's multiply-adds are those of its chains", "[cuda]") {
+TEST_CASE("a plan's multiply-adds are those of its forms", "[cuda]") {
   const std::vector<ConvShape<2>> cl{
       {.out = 8, .in = 4}, {.out = 16, .in = 8, .kernel_size = 3}, {.out = 5, .in = 16}};
-  const std::vector<Chain> chains{
-      Chain(cl), Chain(std::vector<ConvShape<0>>{{.out = 7, .in = 3}, {.out = 2, .in = 7}})};
-  CHECK(ContractionPlan(chains).forward().multiply_adds ==
+  const std::vector<PlannedForm> forms{
+      PlannedForm(cl),
+      PlannedForm(std::vector<ConvShape<0>>{{.out = 7, .in = 3}, {.out = 2, .in = 7}})};
+  CHECK(ContractionPlan(forms).forward().multiply_adds ==
         5 * 16 * 8 * 9 + 5 * 8 * 4 * 9 + 2 * 7 * 3);
 }
 
 TEST_CASE("a network's expanded layers are contracted in one launch", "[cuda]") {
   const auto smallnet = [](auto&& expand) {
-    std::vector<Chain> chains;
+    std::vector<PlannedForm> forms;
     for (const Index in : {4, 8, 16}) {
-      chains.emplace_back(
+      forms.emplace_back(
           expand({.out = 2 * in, .in = in, .kernel_size = 7, .padding = 3, .bias = true}));
     }
-    chains.emplace_back(expand_fc({.out = 64, .in = 512, .bias = true}));
-    return chains;
+    forms.emplace_back(expand_fc({.out = 64, .in = 512, .bias = true}));
+    return forms;
   };
-  std::vector<Chain> mobilenet;
+  std::vector<PlannedForm> mobilenet;
   for (const Index channels : {32, 64, 128, 256, 512, 512, 512, 512, 512, 1024}) {
     mobilenet.emplace_back(expand_cl<2>(
         {.out = channels, .in = channels, .kernel_size = 3, .padding = 1, .groups = channels}));
   }
-  for (const auto& chains :
+  for (const auto& forms :
        {smallnet([](const ConvShape<2>& shape) { return expand_cl(shape); }),
         smallnet([](const ConvShape<2>& shape) { return expand_ck(shape); }), mobilenet}) {
-    const ContractionPlan plan(chains);
+    const ContractionPlan plan(forms);
     CHECK(plan.forward().launches() == 1);
     CHECK(plan.backward().launches() == 1);
     CHECK(plan.forward().gemms.empty());
@@ -64,24 +67,62 @@ TEST_CASE("a network's expanded layers are contracted in one launch", "[cuda]") 
 }
 
 TEST_CASE("products large enough are cuBLAS's", "[cuda]") {
-  const std::vector<Chain> chains{
-      Chain(expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .bias = true}))};
-  const ContractionPlan plan(chains);
+  const std::vector<PlannedForm> forms{
+      PlannedForm(expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .bias = true}))};
+  const ContractionPlan plan(forms);
   CHECK(plan.forward().gemms.size() == 2);
   CHECK(plan.backward().gemms.size() == 4);
   for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
     Index multiply_adds = 0;
     for (const cuda::Gemm& gemm : sequence->gemms) {
-      multiply_adds += Index{gemm.rows} * gemm.columns * gemm.inner;
+      multiply_adds += Index{gemm.m} * gemm.n * gemm.k;
     }
     CHECK(multiply_adds == sequence->multiply_adds);
   }
 }
 
+TEST_CASE("branches are added in a phase of their own, whatever their number", "[cuda]") {
+  Rng rng(1);
+  const ConvShape<2> shape{.out = 8, .in = 8, .kernel_size = 3, .padding = 1};
+  const auto repvgg = initialize_repvgg<float>(shape, rng);
+  const auto square = small_integers<float>(shape, rng), another = square;
+  const auto phases = [](const std::vector<PlannedForm>& forms) {
+    const ContractionPlan plan(forms);
+    CHECK(plan.forward().launches() == 1);
+    CHECK(plan.backward().launches() == 1);
+    CHECK(plan.forward().phases.size() == plan.backward().phases.size());
+    return plan.forward().phases.size();
+  };
+  CHECK(phases({square}) == 1);
+  CHECK(phases({square + another}) == 1);
+  CHECK(phases({sum(std::vector(9, ConvView<const float, 2>(square)))}) == 1);
+  CHECK(phases({repvgg.expression()}) == 2);  // batch norms, then the branches
+  CHECK(phases({repvgg.expression(), repvgg.expression(), square + another}) == 2);
+}
+
+TEST_CASE("whatever has a form is planned", "[cuda]") {
+  Rng rng(2);
+  const auto square = small_integers<float>(
+      ConvShape<2>{.out = 4, .in = 4, .kernel_size = 3, .padding = 1, .bias = true}, rng);
+  const std::vector<ConvShape<2>> shapes{square.shape(), {.out = 2, .in = 4}};
+  const std::vector<Conv<float, 2>> layers{square, Conv<float, 2>(shapes[1])};
+  const std::vector<PlannedForm> forms{
+      square,          ConvView<const float, 2>(square),
+      square.shape(),  shapes,
+      Form<2>(shapes), layers,
+      square + square, channel_scale(std::vector<float>(4, 2)) * square};
+  const ContractionPlan plan(forms);
+  const auto uses = plan.tensors(TensorUse::Role::layer);
+  REQUIRE(uses.size() == 2 * (1 + 1 + 1 + 2 + 2 + 2 + 2 + 2));
+  CHECK(uses.back().size == 0);
+  CHECK(uses.end()[-2].size == 4);  // a scale is a depthwise 1x1 layer
+  CHECK(uses.end()[-2].name() == "form 8, layer 2, weight (conv2d 4->4 @1x1 g4)");
+}
+
 TEST_CASE("what cannot be planned is refused", "[cuda]") {
-  const auto plan = [](Chain chain) {
-    const std::vector<Chain> chains{std::move(chain)};
-    return ContractionPlan(chains);
+  const auto plan = [](PlannedForm form) {
+    const std::vector<PlannedForm> forms{std::move(form)};
+    return ContractionPlan(forms);
   };
   using Shapes = std::vector<ConvShape<2>>;
   CHECK_THROWS_AS(plan(Shapes{}), ShapeError);
@@ -89,32 +130,44 @@ TEST_CASE("what cannot be planned is refused", "[cuda]") {
   const Shapes padded{{.out = 2, .in = 2, .bias = true},
                       {.out = 2, .in = 2, .kernel_size = 3, .padding = 1}};
   CHECK_THROWS_AS(plan(padded), InexactError);
-  CHECK_NOTHROW(plan(Chain(padded, interior_only)));
+  CHECK_NOTHROW(plan(PlannedForm(padded, interior_only)));
+  const ConvShape<2> twice{.out = 2, .in = 2, .kernel_size = 3, .stride = 2, .padding = 1};
+  const Shapes at_even{{.out = 2, .in = 2, .kernel_size = 3, .padding = 1}, twice};
+  CHECK_THROWS_AS(plan(at_even), InexactError);
+  CHECK_THROWS_AS(plan(PlannedForm(at_even, exact_at(7, 7))), InexactError);
+  const Conv<float, 2> strided(twice), dense(at_even.front()),
+      unequal(ConvShape<2>{.out = 2, .in = 2, .kernel_size = 3});
+  CHECK_THROWS_AS(plan(strided + dense), ShapeError);
+  CHECK_THROWS_AS(plan(dense + unequal), ShapeError);
+  const Conv<float, 2> pooled(ConvShape<2>{.out = 2, .in = 2, .kernel_size = 2, .stride = 2});
+  CHECK_THROWS_AS(plan(strided + pooled), ShapeError);
+  CHECK_NOTHROW(plan(PlannedForm(strided + pooled, exact_at(8, 8))));
   CHECK_THROWS_AS(plan(Shapes{{.out = 1 << 16, .in = 1 << 16}}), SizeError);
-  const std::vector<Chain> many(257, Chain(Shapes{{.out = 1, .in = 1}, {.out = 1, .in = 1}}));
+  const std::vector<PlannedForm> many(
+      257, PlannedForm(Shapes{{.out = 1, .in = 1}, {.out = 1, .in = 1}}));
   CHECK(message_of<SizeError>([&] { ContractionPlan{many}; }).find("2048") != std::string::npos);
-  CHECK(ContractionPlan(std::span<const Chain>()).forward().stages.empty());
+  CHECK(ContractionPlan(std::span<const PlannedForm>()).forward().stages.empty());
   for (const PlanOptions& options : {PlanOptions{.least_gemm = 0}, PlanOptions{.wanted_tiles = 0},
                                      PlanOptions{.least_split = 0}}) {
-    CHECK_THROWS_AS(ContractionPlan(std::span<const Chain>(), options), SizeError);
+    CHECK_THROWS_AS(ContractionPlan(std::span<const PlannedForm>(), options), SizeError);
   }
 }
 
 TEST_CASE("a plan names its tensors", "[cuda]") {
-  const std::vector<Chain> chains{
-      Chain(std::vector<ConvShape<1>>{{.out = 2, .in = 1, .kernel_size = 3, .bias = true},
-                                      {.out = 4, .in = 2}}),
-      Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
-  const ContractionPlan plan(chains);
+  const std::vector<PlannedForm> forms{
+      PlannedForm(std::vector<ConvShape<1>>{{.out = 2, .in = 1, .kernel_size = 3, .bias = true},
+                                            {.out = 4, .in = 2}}),
+      PlannedForm(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
+  const ContractionPlan plan(forms);
   REQUIRE(plan.tensors().size() == 20);
-  CHECK(plan.tensors()[0].name() == "chain 1, layer 1, weight (conv1d 1->2 @3 +bias)");
-  CHECK(plan.tensors()[1].numbers == 2);
-  CHECK(plan.tensors()[3].numbers == 0);
+  CHECK(plan.tensors()[0].name() == "form 1, layer 1, weight (conv1d 1->2 @3 +bias)");
+  CHECK(plan.tensors()[1].size == 2);
+  CHECK(plan.tensors()[3].size == 0);
   CHECK(plan.tensors(TensorUse::Role::result).size() == 4);
   CHECK(plan.tensors(TensorUse::Role::result)[1].name() ==
-        "chain 1, result, bias (conv1d 1->4 @3 +bias)");
+        "form 1, result, bias (conv1d 1->4 @3 +bias)");
   CHECK(plan.tensors(TensorUse::Role::layer_gradient).back().name() ==
-        "chain 2, gradient of layer 1, bias (linear 3->2)");
+        "form 2, gradient of layer 1, bias (linear 3->2)");
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ enum class Mistake {
   no_barrier,      // threads read what others have just written
   unwritten,       // read before anything is there
   outside,         // beyond the buffer
-  twice,           // two blocks write one number
+  twice,           // two blocks write one element
   across_blocks,   // a block reads what another writes
   shared_outside,  // beyond the block's memory
   shared_bytes     // more of it than announced
@@ -37,7 +37,7 @@ struct Reverse {
   Index blocks() const { return 3; }
   std::size_t shared_bytes() const { return concertina::cuda::shared_size<float>(threads); }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   void operator()(B& block, Index number) const {
     const bool more = mistake == Mistake::shared_bytes;
     auto tile = block.template shared<float>(more ? 2 * threads : threads);
@@ -101,14 +101,14 @@ TEST_CASE("the executor finds what a program must not do", "[executor]") {
   CHECK(run(Mistake::outside).find("outside") != std::string::npos);
   CHECK(run(Mistake::twice).find("no barrier") != std::string::npos);
   CHECK(run(Mistake::across_blocks).find("no barrier") != std::string::npos);
-  CHECK(run(Mistake::shared_outside).find("shared number 8 of 8") != std::string::npos);
+  CHECK(run(Mistake::shared_outside).find("shared element 8 of 8") != std::string::npos);
   CHECK(run(Mistake::shared_bytes).find("64 bytes") != std::string::npos);
   const Reverse in_place{from.data(), from.data()};
   CHECK(message_of<ProgramError>([&] { execute(in_place, memory); }).find("only read") !=
         std::string::npos);
 }
 
-/// to[i] = 2 * from[n - 1 - i], through doubled numbers that other blocks may have written; with
+/// to[i] = 2 * from[n - 1 - i], through doubled elements that other blocks may have written; with
 /// one of the faults.
 struct DoubleAndReverse {
   enum class Fault { none, no_barrier, same_phase, barrier_of_some };

@@ -32,7 +32,7 @@ struct ProgramError : std::logic_error {
   using std::logic_error::logic_error;
 };
 
-/// Who touched a number last, and when.
+/// Who touched an element last, and when.
 struct Trace {
   struct Access {
     std::int64_t epoch = -1;  // launches, or barriers of the grid
@@ -57,7 +57,7 @@ struct Trace {
     return now;
   }
 
-  /// describe() names the number in messages.
+  /// describe() names the element in messages.
   template <class Describe>
   void on_read(const Access& now, Describe&& describe) {
     if (!initialised) throw ProgramError("read before it was written: " + describe());
@@ -73,37 +73,37 @@ struct Trace {
   }
 };
 
-/// The device's memory: buffers of the test's, with a trace for each number.
+/// The device's memory: buffers of the test's, with a trace for each element.
 class Memory {
  public:
   explicit Memory(std::uint64_t seed = 1) : random_(seed) {}
 
-  /// Lends numbers that a program may read and write.
+  /// Lends elements that a program may read and write.
   template <class T>
-  void lend(std::vector<T>& numbers) {
-    add(numbers.data(), numbers.size(), sizeof(T), true, true);
+  void lend(std::vector<T>& elements) {
+    add(elements.data(), elements.size(), sizeof(T), true, true);
   }
   template <class T>
-  void lend(const std::vector<T>& numbers) {
-    add(numbers.data(), numbers.size(), sizeof(T), true, false);
+  void lend(const std::vector<T>& elements) {
+    add(elements.data(), elements.size(), sizeof(T), true, false);
   }
 
-  /// Lends numbers that have no value until they are written; they are poisoned.
+  /// Lends elements that are uninitialised until they are written; they are poisoned.
   template <class T>
     requires std::is_trivially_copyable_v<T>
-  void lend_unwritten(std::vector<T>& numbers) {
-    if (numbers.empty()) return;
-    std::memset(static_cast<void*>(numbers.data()), 0xff, numbers.size() * sizeof(T));
-    add(numbers.data(), numbers.size(), sizeof(T), false, true);
+  void lend_unwritten(std::vector<T>& elements) {
+    if (elements.empty()) return;
+    std::memset(static_cast<void*>(elements.data()), 0xff, elements.size() * sizeof(T));
+    add(elements.data(), elements.size(), sizeof(T), false, true);
   }
 
-  /// Throws ProgramError unless every number has been written.
+  /// Throws ProgramError unless every element has been written.
   template <class T>
-  void require_written(const std::vector<T>& numbers) {
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      if (!find(&numbers[i], sizeof(T), "require_written").trace->initialised) {
-        throw ProgramError("number " + std::to_string(i) + " of " + std::to_string(numbers.size()) +
-                           " was never written");
+  void require_written(const std::vector<T>& elements) {
+    for (std::size_t i = 0; i < elements.size(); ++i) {
+      if (!find(&elements[i], sizeof(T), "require_written").trace->initialised) {
+        throw ProgramError("element " + std::to_string(i) + " of " +
+                           std::to_string(elements.size()) + " was never written");
       }
     }
   }
@@ -127,17 +127,17 @@ class Memory {
 
  private:
   struct Buffer {
-    std::size_t count, size;  // numbers, bytes of one
+    std::size_t count, size;  // elements, bytes of one
     bool writable;
     std::vector<Trace> traces;
   };
   struct Found {
     Buffer* buffer;
-    std::size_t number;
+    std::size_t index;
     Trace* trace;
 
     std::string name() const {
-      return "number " + std::to_string(number) + " of a buffer of " +
+      return "element " + std::to_string(index) + " of a buffer of " +
              std::to_string(buffer->count);
     }
   };
@@ -158,7 +158,7 @@ class Memory {
     const std::size_t offset = at - std::prev(after)->first, number = offset / buffer.size;
     if (number >= buffer.count || offset % buffer.size != 0 || size != buffer.size) {
       throw ProgramError(std::string(what) + " outside all buffers: " + std::to_string(offset) +
-                         " bytes from the start of " + std::to_string(buffer.count) + " numbers");
+                         " bytes from the start of " + std::to_string(buffer.count) + " elements");
     }
     return {&buffer, number, &buffer.traces[number]};
   }
@@ -192,12 +192,12 @@ class HostBlock {
   class Shared {
    public:
     Shared(HostBlock& block, std::size_t count)
-        : block_(block), numbers_(std::make_shared<Numbers>(count)) {}
+        : block_(block), elements_(std::make_shared<Elements>(count)) {}
 
     T get(int i) const {
       const std::size_t at = index(i);
-      numbers_->traces[at].on_read(block_.now(), [&] { return name(i); });
-      return numbers_->values[at];
+      elements_->traces[at].on_read(block_.now(), [&] { return name(i); });
+      return elements_->values[at];
     }
     template <int N>
     void get(int i, T (&to)[N]) const {
@@ -206,28 +206,28 @@ class HostBlock {
     }
     void set(int i, const T& value) const {
       const std::size_t at = index(i);
-      numbers_->traces[at].on_write(block_.now(), [&] { return name(i); });
-      numbers_->values[at] = value;
+      elements_->traces[at].on_write(block_.now(), [&] { return name(i); });
+      elements_->values[at] = value;
     }
 
    private:
-    struct Numbers {
-      explicit Numbers(std::size_t count) : values(count), traces(count) {}
+    struct Elements {
+      explicit Elements(std::size_t count) : values(count), traces(count) {}
       std::vector<T> values;
       std::vector<Trace> traces;
     };
     std::string name(int i) const {
-      return "shared number " + std::to_string(i) + " of " +
-             std::to_string(numbers_->values.size());
+      return "shared element " + std::to_string(i) + " of " +
+             std::to_string(elements_->values.size());
     }
     std::size_t index(int i) const {
-      if (i < 0 || static_cast<std::size_t>(i) >= numbers_->values.size()) {
+      if (i < 0 || static_cast<std::size_t>(i) >= elements_->values.size()) {
         throw ProgramError(name(i));
       }
       return static_cast<std::size_t>(i);
     }
     HostBlock& block_;
-    std::shared_ptr<Numbers> numbers_;
+    std::shared_ptr<Elements> elements_;
   };
 
   template <class F>
@@ -272,7 +272,7 @@ class HostBlock {
   std::vector<int> order_ = std::vector<int>(static_cast<std::size_t>(Threads));
 };
 
-static_assert(cuda::Block<HostBlock<32>>);
+static_assert(cuda::ThreadBlock<HostBlock<32>>);
 
 /// What a launch does: every block once, in a shuffled order.
 template <cuda::BlockProgram Program>

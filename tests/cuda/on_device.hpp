@@ -15,7 +15,7 @@ namespace concertina::test {
 /// False where there is no device: says so, and by that ctest knows that the test was skipped.
 bool can_run();
 
-/// Both passes, each tensor's numbers as 16, 32 or 64 bits.
+/// Both passes, each tensor's elements as 16, 32 or 64 bits.
 template <class Bits>
 void run_on_device(Storage storage, const cuda::ContractionPlan& plan, Passes<Bits>& passes);
 
@@ -32,10 +32,10 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
   const auto cast = [](const auto& from, auto&& to) {
     to.clear();
     for (const auto& tensor : from) {
-      auto& numbers = to.emplace_back();
-      for (const auto& number : tensor) {
-        numbers.push_back(
-            std::bit_cast<typename std::decay_t<decltype(numbers)>::value_type>(number));
+      auto& elements = to.emplace_back();
+      for (const auto& element : tensor) {
+        elements.push_back(
+            std::bit_cast<typename std::decay_t<decltype(elements)>::value_type>(element));
       }
     }
   };

@@ -18,27 +18,24 @@ namespace concertina::test {
 
 inline bool can_run() { return true; }
 
-/// A matrix product by its definition.
+/// A GEMM by its definition.
 template <class Stored, class Sum>
 void execute(const cuda::Gemm& gemm, const cuda::ContractionMemory<Stored, Sum>& at,
              Memory& memory) {
   HostBlock<1> block(memory, 0, 0);
   block.each_thread([&](int) {
-    for (int row = 0; row < gemm.rows; ++row) {
-      for (int column = 0; column < gemm.columns; ++column) {
+    for (int row = 0; row < gemm.m; ++row) {
+      for (int column = 0; column < gemm.n; ++column) {
         Sum sum(0);
-        for (int inner = 0; inner < gemm.inner; ++inner) {
-          const auto offset = [](bool transposed, cuda::Offset step, int i, int j) {
-            return transposed ? j * step + i : i * step + j;
+        for (int k = 0; k < gemm.k; ++k) {
+          const auto offset = [](bool transpose, cuda::Offset ld, int i, int j) {
+            return transpose ? j * ld + i : i * ld + j;
           };
           sum +=
-              at.read(block, gemm.left,
-                      gemm.left.offset + offset(gemm.left_transposed, gemm.left_step, row, inner)) *
-              at.read(block, gemm.right,
-                      gemm.right.offset +
-                          offset(gemm.right_transposed, gemm.right_step, inner, column));
+              at.read(block, gemm.a, gemm.a.offset + offset(gemm.transpose_a, gemm.lda, row, k)) *
+              at.read(block, gemm.b, gemm.b.offset + offset(gemm.transpose_b, gemm.ldb, k, column));
         }
-        at.write(block, gemm.result, gemm.result.offset + row * gemm.result_step + column, sum);
+        at.write(block, gemm.c, gemm.c.offset + row * gemm.ldc + column, sum);
       }
     }
   });
@@ -52,12 +49,13 @@ void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& ad
              Sum* workspace, int most_blocks, Memory& memory) {
   const auto launch = [&](int first, int last, int blocks) {
     execute(
-        cuda::PhaseProgram<Stored, Sum, Capacity>{{sequence.jobs.data(), sequence.taps.data(),
-                                                   sequence.pairs.data(), sequence.phases.data()},
-                                                  workspace,
-                                                  first,
-                                                  last,
-                                                  addresses},
+        cuda::PhaseProgram<Stored, Sum, Capacity>{
+            {sequence.jobs.data(), sequence.taps.data(), sequence.pairs.data(),
+             sequence.branches.data(), sequence.phases.data()},
+            workspace,
+            first,
+            last,
+            addresses},
         blocks, memory);
   };
   for (const cuda::Stage& stage : sequence.stages) {
@@ -72,7 +70,7 @@ void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& ad
   }
 }
 
-/// Runs both passes, in launches that the seed chooses: every number that they must write is
+/// Runs both passes, in launches that the seed chooses: every element that they must write is
 /// checked to be written, and every other rule of the executor's.
 template <class Stored>
 void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_t seed) {

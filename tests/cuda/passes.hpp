@@ -10,10 +10,10 @@
 
 namespace concertina::test {
 
-/// What a tensor's numbers are.
+/// What a tensor's elements are.
 enum class Storage { float32, float64, float16, bfloat16 };
 
-/// The tensors of a network's chains, each weight followed by its bias: what passes read, and what
+/// The tensors of a network's forms, each weight followed by its bias: what passes read, and what
 /// they write.
 template <class Stored>
 struct Passes {

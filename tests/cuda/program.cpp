@@ -8,10 +8,10 @@
 #endif
 #include "support.hpp"
 
+#include <concertina/blocks.hpp>
 #include <concertina/contract.hpp>
 #include <concertina/cuda/contraction.hpp>
 #include <concertina/expand.hpp>
-#include <concertina/pullback.hpp>
 #include <concertina/random.hpp>
 #include <concertina/verify.hpp>
 
@@ -21,6 +21,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <set>
 #include <span>
 #include <type_traits>
@@ -30,7 +31,17 @@
 namespace concertina::test {
 namespace {
 
-using cuda::Chain, cuda::ContractionPlan, cuda::PlanOptions;
+using cuda::ContractionPlan, cuda::PlannedForm, cuda::PlanOptions;
+
+/// The form as an expression that views the layers from `next` on.
+template <class Scalar, int Rank>
+Expr<Scalar, Rank> expression_of(const Form<Rank>& form,
+                                 typename std::vector<Conv<Scalar, Rank>>::const_iterator& next) {
+  if (form.join() == Join::none) return ConvView<const Scalar, Rank>(*next++);
+  std::vector<Expr<Scalar, Rank>> parts;
+  for (const Form<Rank>& part : form.parts()) parts.push_back(expression_of<Scalar>(part, next));
+  return {form.join(), parts};
+}
 
 /// A network's tensors in the order of a plan, and what they must become.
 template <class Stored>
@@ -42,22 +53,30 @@ class Network {
   explicit Network(Rng& rng, Index most = 4) : rng_(rng), most_(most) {}
 
   template <int Rank>
-  void add(const std::vector<ConvShape<Rank>>& shapes) {
-    chains_.emplace_back(shapes, interior_only);
+  void add_form(const Form<Rank>& form) {
+    forms_.emplace_back(form, interior_only);
     std::vector<Conv<Sum, Rank>> layers;
-    for (const auto& shape : shapes) layers.push_back(integers(shape));
-    Contraction<Sum, Rank> contraction(chain_form<Rank>(shapes), interior_only);
-    const Conv<Sum, Rank> result = contraction.forward(layers);
+    for (const auto& shape : form.leaves()) layers.push_back(integers(shape));
+    auto next = layers.cbegin();
+    const Expr<Sum, Rank> expression = expression_of<Sum>(form, next);
+    Contraction<Sum, Rank> contraction(form, interior_only);
+    const Conv<Sum, Rank> result = contraction.forward(expression);
     const Conv<Sum, Rank> gradient = integers(result.shape());
     for (const auto& layer : layers) keep(layers_, layer);
     keep(results_, result);
     keep(result_gradients_, gradient);
-    for (const auto& each : contraction.backward(layers, gradient)) keep(layer_gradients_, each);
+    for (const auto& each : contraction.backward(expression, gradient)) {
+      keep(layer_gradients_, each);
+    }
+  }
+  template <int Rank>
+  void add(const std::vector<ConvShape<Rank>>& shapes) {
+    add_form(Form<Rank>(shapes));
   }
 
-  const std::vector<Chain>& chains() const { return chains_; }
+  const std::vector<PlannedForm>& forms() const { return forms_; }
 
-  /// Runs both passes of the plan and compares every number.
+  /// Runs both passes of the plan and compares every element.
   void check(const ContractionPlan& plan) {
     if (!can_run()) return;
     Passes<Stored> passes{layers_, blank(results_), result_gradients_, blank(layer_gradients_)};
@@ -72,19 +91,19 @@ class Network {
   template <int Rank>
   Conv<Sum, Rank> integers(const ConvShape<Rank>& shape) {
     Conv<Sum, Rank> layer(shape);
-    for (const std::span<Sum> numbers : {layer.weight(), layer.bias()}) {
-      for (Sum& number : numbers) number = static_cast<Sum>(random_index(rng_, -most_, most_));
+    for (const std::span<Sum> elements : {layer.weight(), layer.bias()}) {
+      for (Sum& element : elements) element = static_cast<Sum>(random_index(rng_, -most_, most_));
     }
     return layer;
   }
 
   template <int Rank>
   static void keep(Tensors& to, const Conv<Sum, Rank>& layer) {
-    for (const std::span<const Sum> numbers : {layer.weight(), layer.bias()}) {
+    for (const std::span<const Sum> elements : {layer.weight(), layer.bias()}) {
       auto& tensor = to.emplace_back();
-      for (const Sum number : numbers) {
-        tensor.push_back(static_cast<Stored>(number));
-        REQUIRE(static_cast<Sum>(tensor.back()) == number);  // or == would not be the assertion
+      for (const Sum element : elements) {
+        tensor.push_back(static_cast<Stored>(element));
+        REQUIRE(static_cast<Sum>(tensor.back()) == element);  // or == would not be the assertion
       }
     }
   }
@@ -95,7 +114,7 @@ class Network {
   }
   Rng& rng_;
   Index most_;
-  std::vector<Chain> chains_;
+  std::vector<PlannedForm> forms_;
   Tensors layers_, results_, result_gradients_, layer_gradients_;
 };
 
@@ -127,7 +146,7 @@ TEMPLATE_TEST_CASE_SIG("pairs of every geometry are contracted and differentiate
       network.add<Rank>({inner, {.out = 3, .in = inner.out, .bias = true}});
       network.add<Rank>({{.out = inner.in, .in = 2, .bias = true}, inner});
       network.add<Rank>({inner});
-      network.check(ContractionPlan(network.chains(), options));
+      network.check(ContractionPlan(network.forms(), options));
     }
   }
 }
@@ -142,12 +161,12 @@ TEST_CASE("networks of random chains are contracted and differentiated on blocks
       network.add(random_chain<1>(rng, {}, random_index(rng, 1, 4)));
       network.add(random_chain<2>(rng, few, random_index(rng, 1, 4)));
       network.add(random_chain<3>(rng, few, random_index(rng, 1, 3)));
-      network.check(ContractionPlan(network.chains(), options));
+      network.check(ContractionPlan(network.forms(), options));
     }
   }
 }
 
-TEST_CASE("tiles, splits and lanes of every size are contracted on blocks", "[cuda]") {
+TEST_CASE("tiles, splits and thread counts of every size are contracted on blocks", "[cuda]") {
   Rng rng(3);
   const Index channels = GENERATE(1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 129);
   for (const PlanOptions& options : every_plan()) {
@@ -160,7 +179,7 @@ TEST_CASE("tiles, splits and lanes of every size are contracted on blocks", "[cu
                     {.out = 35, .in = 34, .kernel_size = 3}});
     network.add<1>({{.out = channels, .in = channels, .groups = channels},
                     {.out = channels, .in = channels, .kernel_size = 3, .groups = channels}});
-    network.check(ContractionPlan(network.chains(), options));
+    network.check(ContractionPlan(network.forms(), options));
   }
 }
 
@@ -180,7 +199,7 @@ TEST_CASE("groups that fill tiles, with biases, are contracted on blocks", "[cud
     network.add<1>({conv(16, 16, 3, groups), conv(16, 16, 2, groups)});
     network.add<1>({conv(16, 16, 3, groups), conv(16, 16, 2, 1)});
     network.add<1>({conv(16, 16, 1, 1), conv(16, 16, 3, groups)});
-    network.check(ContractionPlan(network.chains(), options));
+    network.check(ContractionPlan(network.forms(), options));
   }
 }
 
@@ -190,49 +209,55 @@ TEST_CASE("sums too long for one block's threads are contracted on blocks", "[cu
     Network<double> network(rng);
     network.add<1>({{.out = 300, .in = 3, .kernel_size = 2, .bias = true},
                     {.out = 9, .in = 300, .kernel_size = 9, .bias = true}});
-    network.check(ContractionPlan(network.chains(), options));
+    network.check(ContractionPlan(network.forms(), options));
   }
 }
 
 TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   // What a plan chooses follows from sizes; should that change, so must the cases above.
   std::set<std::pair<cuda::Job::Kind, bool>> kinds;
-  int most_lanes = 0;
+  int most_threads = 0;
   for (const PlanOptions& options : every_plan()) {
-    const std::vector<Chain> chains{
-        Chain(std::vector<ConvShape<1>>{{.out = 33, .in = 34},
-                                        {.out = 35, .in = 33, .kernel_size = 3}}),
-        Chain(std::vector<ConvShape<1>>{{.out = 129, .in = 9, .kernel_size = 2},
-                                        {.out = 10, .in = 129, .kernel_size = 2, .bias = true}}),
-        Chain(std::vector<ConvShape<1>>{{.out = 300, .in = 3, .kernel_size = 2, .bias = true},
-                                        {.out = 9, .in = 300, .kernel_size = 9, .bias = true}}),
-        Chain(std::vector<ConvShape<1>>{{.out = 4, .in = 4, .groups = 2},
-                                        {.out = 4, .in = 4, .kernel_size = 3}})};
-    const ContractionPlan plan(chains, options);
+    const std::vector<PlannedForm> forms{
+        PlannedForm(std::vector<ConvShape<1>>{{.out = 33, .in = 34},
+                                              {.out = 35, .in = 33, .kernel_size = 3}}),
+        PlannedForm(
+            std::vector<ConvShape<1>>{{.out = 129, .in = 9, .kernel_size = 2},
+                                      {.out = 10, .in = 129, .kernel_size = 2, .bias = true}}),
+        PlannedForm(
+            std::vector<ConvShape<1>>{{.out = 300, .in = 3, .kernel_size = 2, .bias = true},
+                                      {.out = 9, .in = 300, .kernel_size = 9, .bias = true}}),
+        PlannedForm(std::vector<ConvShape<1>>{{.out = 4, .in = 4, .groups = 2},
+                                              {.out = 4, .in = 4, .kernel_size = 3}}),
+        Form<1>(detail::AnyForm(
+            Join::sum, std::vector<detail::AnyForm>{
+                           detail::AnyShape(ConvShape<1>{.out = 2, .in = 2}),
+                           detail::AnyShape(ConvShape<1>{.out = 2, .in = 2, .groups = 2})}))};
+    const ContractionPlan plan(forms, options);
     for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
       for (const cuda::Job& job : sequence->jobs) {
         kinds.insert({job.kind, job.splits > 1});
-        most_lanes = std::max(most_lanes, job.lanes);
+        most_threads = std::max(most_threads, job.threads_per_element);
       }
     }
   }
   using Kind = cuda::Job::Kind;
   for (const Kind kind : {Kind::multiply, Kind::multiply_small, Kind::multiply_narrow, Kind::reduce,
-                          Kind::move, Kind::copy}) {
+                          Kind::move, Kind::copy, Kind::add_branches, Kind::take_branch}) {
     CAPTURE(static_cast<int>(kind));
     CHECK(kinds.contains({kind, false}));
   }
   CHECK(kinds.contains({Kind::multiply_small, true}));
   CHECK(kinds.contains({Kind::multiply_narrow, true}));
   CHECK(kinds.contains({Kind::combine, true}));
-  CHECK(most_lanes == cuda::contraction_threads);
+  CHECK(most_threads == cuda::contraction_threads);
 }
 
 TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[cuda]", float,
                    double, Eigen::half, Eigen::bfloat16) {
   Rng rng(4);
   constexpr bool mixed = !std::is_same_v<TestType, typename DefaultAccumulator<TestType>::type>;
-  // One term for each number, so that 8 bits hold every result.
+  // One term for each element, so that 8 bits hold every result.
   const std::vector<ConvShape<2>> thin{{.out = 2, .in = 1, .kernel_size = 2},
                                        {.out = 2, .in = 2, .groups = 2},
                                        {.out = 2, .in = 2, .kernel_size = 1, .groups = 2}};
@@ -240,7 +265,7 @@ TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[
     Network<TestType> network(rng);
     network.add(thin);
     network.add(std::vector<ConvShape<0>>{{.out = 1, .in = 1}, {.out = 1, .in = 1}});
-    network.check(ContractionPlan(network.chains(), options));
+    network.check(ContractionPlan(network.forms(), options));
   }
 }
 
@@ -253,7 +278,7 @@ TEMPLATE_TEST_CASE("half precision fills tiles, splits sums and adds biases", "[
                                           {.out = 9, .in = 16, .bias = true}});
     network.add(std::vector<ConvShape<1>>{{.out = 16, .in = 8, .bias = true},
                                           {.out = 9, .in = 16, .kernel_size = 3, .bias = true}});
-    network.check(ContractionPlan(network.chains(), options));
+    network.check(ContractionPlan(network.forms(), options));
   }
 }
 
@@ -269,9 +294,9 @@ TEST_CASE("the paper's expansions are contracted and differentiated on blocks", 
     network.add(expand_ck(compact, {.rate = 2}));
     network.add(expand_cl(depthwise, {.rate = 2}));
     network.add(expand_fc(linear, {.rate = 2}));
-    const ContractionPlan plan(network.chains(), options);
+    const ContractionPlan plan(network.forms(), options);
     network.check(plan);
-    // Without cuBLAS everything is one launch, whatever the number of chains.
+    // Without cuBLAS everything is one launch, whatever the number of forms.
     if (plan.forward().gemms.empty()) {
       CHECK(plan.forward().launches() == 1);
       CHECK(plan.backward().launches() == 1);
@@ -282,16 +307,192 @@ TEST_CASE("the paper's expansions are contracted and differentiated on blocks", 
   }
 }
 
+// ---- sums and concatenations --------------------------------------------------------------------
+
+/// What every branch of a sum must have in common: channels and, along each axis, stride and
+/// padding.start + padding.end + 1 - effective kernel size.
+template <int Rank>
+struct Ends {
+  Index out, in;
+  PerAxis<Rank> stride, growth;
+};
+
+/// Draws forms of these ends.
+template <int Rank>
+class RandomForms {
+ public:
+  RandomForms(Rng& rng, Index most_kernel_size = 3) : rng_(rng), most_(most_kernel_size) {}
+
+  detail::AnyForm leaf(const Ends<Rank>& ends) {
+    ConvShape<Rank> shape{
+        .out = ends.out, .in = ends.in, .stride = ends.stride, .bias = draw(0, 1) == 1};
+    const Index common = std::gcd(ends.out, ends.in);
+    do {
+      shape.groups = draw(1, common);
+    } while (common % shape.groups != 0);
+    for (int axis = 0; axis < Rank; ++axis) {
+      shape.kernel_size[axis] = draw(1, most_);
+      shape.dilation[axis] = draw(1, 2);
+      Padding<Rank>& padding = shape.padding;
+      padding.start[axis] = draw(-1, 2);
+      padding.end[axis] =
+          ends.growth[axis] + effective_kernel_size(shape, axis) - 1 - padding.start[axis];
+    }
+    return detail::AnyShape(shape);
+  }
+
+  detail::AnyForm join(Join join, const Ends<Rank>& ends, int depth) {
+    std::vector<detail::AnyForm> parts;
+    if (join == Join::chain) {
+      Ends<Rank> inner = ends, outer = ends;
+      inner.out = outer.in = draw(1, 6);
+      const bool strides_first = draw(0, 1) == 1;
+      (strides_first ? outer : inner).stride = 1;
+      for (int axis = 0; axis < Rank; ++axis) {
+        outer.growth[axis] = draw(-1, 1);
+        inner.growth[axis] = ends.growth[axis] - inner.stride[axis] * outer.growth[axis];
+      }
+      return {join, std::vector{form(inner, depth), form(outer, depth)}};
+    }
+    for (Index count = draw(2, 3); count > 0; --count) {
+      Ends<Rank> part = ends;
+      if (join == Join::concat_outputs) part.out = draw(1, 4);
+      if (join == Join::concat_inputs) part.in = draw(1, 4);
+      parts.push_back(form(part, depth));
+    }
+    return {join, parts};
+  }
+
+  detail::AnyForm form(const Ends<Rank>& ends, int depth) {
+    if (depth == 0 || draw(0, 3) == 0) return leaf(ends);
+    // Concatenations choose their own channels, so below the top they would have to fit.
+    return join(draw(0, 1) == 1 ? Join::chain : Join::sum, ends, depth - 1);
+  }
+
+  Ends<Rank> ends() {
+    Ends<Rank> ends{.out = 2 * draw(1, 3), .in = 2 * draw(1, 3), .stride = {}, .growth = {}};
+    for (int axis = 0; axis < Rank; ++axis) {
+      ends.stride[axis] = draw(1, 2);
+      ends.growth[axis] = draw(-2, 1);
+    }
+    return ends;
+  }
+
+ private:
+  Index draw(Index least, Index most) { return random_index(rng_, least, most); }
+
+  Rng& rng_;
+  Index most_;
+};
+
+TEMPLATE_TEST_CASE_SIG("branches of every geometry are joined and differentiated on blocks",
+                       "[cuda]", ((int Rank), Rank), 0, 1, 2, 3) {
+  Rng rng(10);
+  RandomForms<Rank> random(rng, Rank == 3 ? 2 : 3);
+  for (const PlanOptions& options : every_plan()) {
+    Network<double> network(rng);
+    for (const Join join : {Join::sum, Join::concat_outputs, Join::concat_inputs}) {
+      for (int n = 0; n < 6; ++n) {
+        network.add_form(Form<Rank>(random.join(join, random.ends(), 0)));  // of leaves
+      }
+    }
+    network.check(ContractionPlan(network.forms(), options));
+  }
+}
+
+TEMPLATE_TEST_CASE_SIG("nested chains of sums and sums of chains are contracted on blocks",
+                       "[cuda]", ((int Rank), Rank), 0, 1, 2) {
+  Rng rng(11);
+  RandomForms<Rank> random(rng, 2);
+  for (const PlanOptions& options : every_plan()) {
+    Network<double> network(rng, 2);
+    for (const Join join : {Join::chain, Join::sum, Join::concat_outputs, Join::concat_inputs}) {
+      for (int n = 0; n < 4; ++n) {
+        network.add_form(Form<Rank>(random.join(join, random.ends(), 2)));
+      }
+    }
+    // A concatenation that another one undoes, inside a chain.
+    const auto wide = [&](Index out, Index in) {
+      return random.leaf({.out = out, .in = in, .stride = 1, .growth = 0});
+    };
+    const detail::AnyForm cut(Join::concat_outputs, std::vector{wide(2, 3), wide(4, 3)}),
+        joined(Join::concat_inputs, std::vector{wide(5, 2), wide(5, 4)});
+    network.add_form(
+        Form<Rank>(detail::AnyForm(Join::chain, std::vector{cut, joined, wide(2, 5)})));
+    network.check(ContractionPlan(network.forms(), options));
+  }
+}
+
+TEST_CASE("branches that fill several tiles are joined on blocks", "[cuda]") {
+  Rng rng(12);
+  using Branches = std::vector<detail::AnyForm>;
+  const auto leaf = [](const ConvShape<2>& shape) {
+    return detail::AnyForm(detail::AnyShape(shape));
+  };
+  const Index groups = GENERATE(1, 2, 8, 16);
+  for (const PlanOptions& options : every_plan()) {
+    Network<float> network(rng);
+    network.add_form(Form<2>(detail::AnyForm(
+        Join::sum,
+        Branches{
+            leaf({.out = 32, .in = 16, .kernel_size = 3, .padding = 1, .groups = groups}),
+            leaf({.out = 32, .in = 16, .kernel_size = {1, 3}, .padding = {0, 1}, .bias = true}),
+            leaf({.out = 32,
+                  .in = 16,
+                  .kernel_size = 3,
+                  .padding = 2,
+                  .dilation = 2,
+                  .groups = 2 * groups > 16 ? 16 : 2 * groups,
+                  .bias = true}),
+            leaf({.out = 32, .in = 16, .groups = 16})})));
+    network.check(ContractionPlan(network.forms(), options));
+  }
+}
+
+/// What contracts in half precision is added up before it is rounded.
+TEMPLATE_TEST_CASE("half precision adds branches", "[cuda]", Eigen::half, Eigen::bfloat16) {
+  Rng rng(13);
+  RandomForms<2> random(rng);
+  for (const PlanOptions& options : every_plan(true)) {
+    Network<TestType> network(rng, 1);
+    network.add_form(Form<2>(random.join(Join::sum, random.ends(), 0)));
+    network.add_form(Form<2>(random.join(Join::concat_outputs, random.ends(), 0)));
+    network.check(ContractionPlan(network.forms(), options));
+  }
+}
+
+TEST_CASE("blocks are contracted in one launch, batch norms as 1x1 depthwise layers", "[cuda]") {
+  Rng rng(14);
+  const ConvShape<2> shape{.out = 8, .in = 8, .kernel_size = 3, .padding = 1, .groups = 2};
+  const auto acnet = initialize_acnet<double>(shape, rng);
+  const auto repvgg = initialize_repvgg<double>(shape, rng);
+  const auto branches = initialize_diverse_branch_block<double>(shape, rng);
+  const ConvShape<2> norm{.out = 8, .in = 8, .groups = 8, .bias = true};
+  CHECK(std::ranges::count(Form(repvgg.expression()).leaves(), norm) == 3);
+  for (const PlanOptions& options : every_plan()) {
+    Network<double> network(rng);
+    network.add_form(Form(acnet.expression()));
+    network.add_form(Form(repvgg.expression()));
+    network.add_form(Form(branches.expression()));
+    const ContractionPlan plan(network.forms(), options);
+    if (plan.forward().gemms.empty()) {
+      CHECK(plan.forward().launches() == 1);
+      CHECK(plan.backward().launches() == 1);
+    }
+    network.check(plan);
+  }
+}
+
 #ifndef CONCERTINA_ON_DEVICE
 TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
-  const std::vector<Chain> chains{Chain(
+  const std::vector<PlannedForm> forms{PlannedForm(
       std::vector<ConvShape<0>>{{.out = 9, .in = 8}, {.out = 7, .in = 9}, {.out = 6, .in = 7}})};
-  const ContractionPlan plan(chains);
+  const ContractionPlan plan(forms);
   cuda::Sequence sequence = plan.forward();
   REQUIRE(sequence.phases.size() == 2);
   cuda::Phase &first = sequence.phases[0], &second = sequence.phases[1];
-  for (int number = second.first_job; number < second.last_job; ++number) {
-    sequence.jobs[static_cast<std::size_t>(number)].first_tile += first.tiles;
+  for (int index = second.first_job; index < second.last_job; ++index) {
+    sequence.jobs[static_cast<std::size_t>(index)].first_tile += first.tiles;
   }
   first.tiles += second.tiles;
   first.last_job = second.last_job;
@@ -302,7 +503,7 @@ TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
   Memory memory(GENERATE(1, 2, 3));
   memory.lend_unwritten(workspace);
   for (const auto& use : plan.tensors()) {
-    auto& tensor = tensors.emplace_back(static_cast<std::size_t>(use.numbers));
+    auto& tensor = tensors.emplace_back(static_cast<std::size_t>(use.size));
     addresses.at[tensors.size() - 1] = tensor.data();
     memory.lend(tensor);
   }
@@ -311,23 +512,23 @@ TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
 }
 #endif
 
-/// The most additions and products that a number of a pass's results has gone through.
+/// The most additions and products that an element of a pass's results has gone through.
 Index longest_sum(const cuda::Sequence& sequence) {
   Index sum = 0;
   for (const cuda::Phase& phase : sequence.phases) {
     Index longest = 0;
-    for (int number = phase.first_job; number < phase.last_job; ++number) {
-      const cuda::Job& job = sequence.jobs[static_cast<std::size_t>(number)];
+    for (int index = phase.first_job; index < phase.last_job; ++index) {
+      const cuda::Job& job = sequence.jobs[static_cast<std::size_t>(index)];
       Index terms = job.splits + 2;  // and what the epilogue adds
       for (int t = job.first_tap; t < job.first_tap + job.taps; ++t) {
         const cuda::Tap& tap = sequence.taps[static_cast<std::size_t>(t)];
-        terms = std::max<Index>(terms, Index{job.inner} * (tap.last_pair - tap.first_pair) + 2);
+        terms = std::max<Index>(terms, Index{job.k} * (tap.last_pair - tap.first_pair) + 2);
       }
       longest = std::max(longest, terms);
     }
     sum += longest;
   }
-  for (const cuda::Gemm& gemm : sequence.gemms) sum += gemm.inner;
+  for (const cuda::Gemm& gemm : sequence.gemms) sum += gemm.k;
   return sum;
 }
 
@@ -337,11 +538,11 @@ TEST_CASE("floats on blocks are within the certified bound, gradients within the
   const ConvShape<2> compact{.out = 8, .in = 4, .kernel_size = 5, .padding = 2, .bias = true};
   for (const auto& shapes : {expand_cl(compact, {.rate = 2}), expand_ck(compact, {.rate = 2})}) {
     const auto layers = initialize<float>(shapes, rng);
-    Contraction<double, 2> exact(chain_form<2>(shapes)), sizes(chain_form<2>(shapes));
+    Contraction<double, 2> exact(shapes), sizes(shapes);
     std::vector<Conv<double, 2>> wide, absolute;
     const auto absolute_of = [](Conv<double, 2> layer) {
-      for (double& number : layer.weight()) number = std::abs(number);
-      for (double& number : layer.bias()) number = std::abs(number);
+      for (double& element : layer.weight()) element = std::abs(element);
+      for (double& element : layer.bias()) element = std::abs(element);
       return layer;
     };
     for (const auto& layer : layers) {
@@ -351,16 +552,16 @@ TEST_CASE("floats on blocks are within the certified bound, gradients within the
     exact.forward(wide);
     sizes.forward(absolute);
     Conv<float, 2> gradient(exact.shape());
-    for (float& number : gradient.weight()) number = static_cast<float>(random_uniform(rng, 1));
-    for (float& number : gradient.bias()) number = static_cast<float>(random_uniform(rng, 1));
+    for (float& element : gradient.weight()) element = static_cast<float>(random_uniform(rng, 1));
+    for (float& element : gradient.bias()) element = static_cast<float>(random_uniform(rng, 1));
     const Conv<double, 2> wide_gradient = gradient.cast<double>(),
                           absolute_gradient = absolute_of(wide_gradient);
     const auto gradients = exact.backward(wide, wide_gradient);
     const auto bounds = sizes.backward(absolute, absolute_gradient);
 
     for (const PlanOptions& options : every_plan()) {
-      const std::vector<Chain> chains{Chain(shapes)};
-      const ContractionPlan plan(chains, options);
+      const std::vector<PlannedForm> forms{shapes};
+      const ContractionPlan plan(forms, options);
       Passes<float> passes;
       const auto keep = [](auto& to, const Conv<float, 2>& layer) {
         to.emplace_back(layer.weight().begin(), layer.weight().end());

@@ -12,15 +12,15 @@
 namespace concertina::test {
 namespace {
 
-using cuda::Chain, cuda::ContractionPlan, cuda::TensorUse;
+using cuda::ContractionPlan, cuda::PlannedForm, cuda::TensorUse;
 
 TEST_CASE("addresses that do not fit a plan are refused", "[cuda]") {
-  const std::vector<Chain> chains{Chain(std::vector<ConvShape<1>>{
+  const std::vector<PlannedForm> forms{PlannedForm(std::vector<ConvShape<1>>{
       {.out = 2, .in = 1, .kernel_size = 3, .bias = true}, {.out = 4, .in = 2}})};
-  const ContractionPlan plan(chains);
-  std::vector<float> numbers(64);
+  const ContractionPlan plan(forms);
+  std::vector<float> elements(64);
   using Layer = cuda::DeviceLayer<const float>;
-  const auto of = [&](std::size_t count) { return std::span<const float>(numbers).first(count); };
+  const auto of = [&](std::size_t count) { return std::span<const float>(elements).first(count); };
   const auto refusal = [&](const std::vector<Layer>& layers) {
     cuda::AddressTable table(plan);
     return message_of<ShapeError>([&] { table.add<const float>(TensorUse::Role::layer, layers); });
@@ -29,29 +29,29 @@ TEST_CASE("addresses that do not fit a plan are refused", "[cuda]") {
   cuda::AddressTable table(plan);
   const std::vector<Layer> right{first, second};
   CHECK_NOTHROW(table.add<const float>(TensorUse::Role::layer, right));
-  CHECK(table[0] == numbers.data());
+  CHECK(table[0] == elements.data());
   CHECK(table[3] == nullptr);
   CHECK(refusal({first}).find("1 layers, where the plan has 2") != std::string::npos);
   CHECK(refusal({first, {of(7)}}) ==
-        "chain 1, layer 2, weight (conv1d 2->4 @1): 7 numbers, where the plan has 8");
+        "form 1, layer 2, weight (conv1d 2->4 @1): 7 elements, where the plan has 8");
   CHECK(refusal({{of(6)}, second}).find("layer 1, bias") != std::string::npos);
   CHECK(refusal({first, {of(8), of(4)}}).find("layer 2, bias") != std::string::npos);
   const auto at = [&](std::uintptr_t address) {
     return std::span(reinterpret_cast<const float*>(address), 8);
   };
   CHECK(refusal({first, {at(0)}}).find("null") != std::string::npos);
-  const auto odd = reinterpret_cast<std::uintptr_t>(numbers.data()) + 1;
+  const auto odd = reinterpret_cast<std::uintptr_t>(elements.data()) + 1;
   CHECK(refusal({first, {at(odd)}}).find("multiple of 4") != std::string::npos);
 }
 
 TEST_CASE("what is written overlaps nothing", "[cuda]") {
-  const std::vector<Chain> chains{
-      Chain(std::vector<ConvShape<0>>{{.out = 2, .in = 4}, {.out = 3, .in = 2, .bias = true}}),
-      Chain(std::vector<ConvShape<0>>{{.out = 3, .in = 4}})};
-  const ContractionPlan plan(chains);
-  std::vector<float> numbers(64);
+  const std::vector<PlannedForm> forms{PlannedForm(std::vector<ConvShape<0>>{
+                                           {.out = 2, .in = 4}, {.out = 3, .in = 2, .bias = true}}),
+                                       PlannedForm(std::vector<ConvShape<0>>{{.out = 3, .in = 4}})};
+  const ContractionPlan plan(forms);
+  std::vector<float> elements(64);
   const auto at = [&](std::size_t first, std::size_t count) {
-    return std::span(numbers).subspan(first, count);
+    return std::span(elements).subspan(first, count);
   };
   const auto check = [&](std::size_t layer, std::size_t result, std::size_t bias,
                          std::size_t other_result) {
@@ -70,14 +70,14 @@ TEST_CASE("what is written overlaps nothing", "[cuda]") {
   CHECK_NOTHROW(check(17, 29, 41, 44));
   CHECK_NOTHROW(check(2, 29, 41, 44));  // what is only read may overlap
   CHECK(refusal(17, 28, 41, 44) ==
-        "chain 1, result, weight (linear 4->3 +bias): overlaps chain 2, layer 1, weight (linear "
+        "form 1, result, weight (linear 4->3 +bias): overlaps form 2, layer 1, weight (linear "
         "4->3) by 4 bytes, "
         "and one of them is written");
   CHECK(refusal(40, 29, 52, 17) ==
-        "chain 2, layer 1, weight (linear 4->3): overlaps chain 1, result, weight (linear 4->3 "
+        "form 2, layer 1, weight (linear 4->3): overlaps form 1, result, weight (linear 4->3 "
         "+bias) by 4 bytes, "
         "and one of them is written");
-  CHECK(refusal(17, 29, 30, 44).find("result, bias") == 9);
+  CHECK(refusal(17, 29, 30, 44).find("result, bias") == 8);
   CHECK(refusal(17, 29, 41, 29).find("by 48 bytes") != std::string::npos);
   CHECK(refusal(17, 29, 15, 44).find("layer 2, bias") != std::string::npos);
 }

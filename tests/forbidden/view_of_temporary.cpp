@@ -10,7 +10,7 @@ Conv2d<float> make() { return Conv2d<float>({.out = 1, .in = 1}); }
 
 #ifdef CONCERTINA_CONTROL
 const Conv2d<float> named = make();
-const ConvView<float, 2> view = named;
+const ConvView<const float, 2> view = named;
 #else
-const ConvView<float, 2> view = make();
+const ConvView<const float, 2> view = make();
 #endif

@@ -9,7 +9,7 @@ using concertina::ConvView;
 
 #ifdef CONCERTINA_CONTROL
 const std::vector<float> named{1};
-const ConvView<float, 0> view({.out = 1, .in = 1}, named);
+const ConvView<const float, 0> view({.out = 1, .in = 1}, named);
 #else
-const ConvView<float, 0> view({.out = 1, .in = 1}, std::vector<float>{1});
+const ConvView<const float, 0> view({.out = 1, .in = 1}, std::vector<float>{1});
 #endif

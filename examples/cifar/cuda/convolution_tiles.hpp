@@ -182,7 +182,7 @@ CONCERTINA_DEVICE void fill(const Memory& memory, int count, int thread, const L
   }
 }
 
-template <class Scalar, concertina::cuda::Block B, class Memory>
+template <class Scalar, concertina::cuda::ThreadBlock B, class Memory>
 CONCERTINA_DEVICE void fill_maps(B& block, const Memory& memory, int thread, const MapTile& tile,
                                  const MapSource<Scalar>& from) {
   fill<B::threads, Scalar>(memory, tile.count(), thread, [&](int rest) {

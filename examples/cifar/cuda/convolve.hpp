@@ -77,7 +77,7 @@ class Convolve {
   Index blocks() const { return blocks_; }
   std::size_t shared_bytes() const { return shared_bytes_; }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto memory = block.template shared<Four>(fours_);
     typename B::template PerThread<Sums> sums(block);

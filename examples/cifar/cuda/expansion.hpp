@@ -14,7 +14,7 @@
 
 namespace cifar::cuda {
 
-/// The chains, and where the numbers are that the two passes read and write.
+/// Their forms, and where the numbers are that the two passes read and write.
 template <class Scalar>
 struct Expansions {
   explicit Expansions(const std::vector<ExpandedLayer<Scalar>>& expanded) {
@@ -27,13 +27,13 @@ struct Expansions {
           {span(from.weight_gradient, from.weights), span(from.bias_gradient, from.biases)});
     };
     for (const ExpandedLayer<Scalar>& layer : expanded) {
-      std::visit([&](const auto& shapes) { chains.emplace_back(shapes); }, layer.shapes);
+      std::visit([&](const auto& shapes) { forms.emplace_back(shapes); }, layer.shapes);
       for (const LayerNumbers<Scalar>& each : layer.layers) add(each, layers, layer_gradients);
       add(layer.product, products, product_gradients);
     }
   }
 
-  std::vector<concertina::cuda::Chain> chains;
+  std::vector<concertina::cuda::PlannedForm> forms;
   std::vector<concertina::cuda::DeviceLayer<const Scalar>> layers, product_gradients;
   std::vector<concertina::cuda::DeviceLayer<Scalar>> products, layer_gradients;
 };

@@ -76,7 +76,7 @@ class KernelGradientSlices {
   Index blocks() const { return blocks_; }
   std::size_t shared_bytes() const { return shared_bytes_; }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto memory = block.template shared<Four>(fours_);
     typename B::template PerThread<Sums> sums(block);
@@ -293,7 +293,7 @@ class KernelGradientSum {
   Index blocks() const { return detail::divide_up(slice_numbers_, numbers); }
   std::size_t shared_bytes() const { return concertina::cuda::shared_size<Scalar>(threads); }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto parts = block.template shared<Scalar>(threads);
     const int first = static_cast<int>(number) * numbers;

@@ -81,7 +81,7 @@ struct LoadImages {
   Index blocks() const { return images; }
   std::size_t shared_bytes() const { return 0; }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index image) const {
     constexpr int width = side, plane = width * width, size = image_size;
     block.each_thread([&](int thread) {
@@ -261,7 +261,7 @@ struct NormMoments : detail::NormProgram<Scalar> {
 
   std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto at = this->part(number);
     const double count = at.slices.images_of(at.slice) * size.positions();
@@ -307,7 +307,7 @@ struct NormReluPool : detail::NormProgram<Scalar> {
     return shared_size<Scalar>(2) + shared_size<double>(Base::slice_numbers);
   }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto at = this->part(number);
     auto affine = block.template shared<Scalar>(2);
@@ -389,7 +389,7 @@ struct NormReluPoolSums : detail::NormProgram<Scalar> {
 
   std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto at = this->part(number);
     auto sums = block.template shared<double>(threads),
@@ -435,7 +435,7 @@ struct NormReluPoolGradient : detail::NormProgram<Scalar> {
     return shared_size<Scalar>(2) + shared_size<double>(Base::slice_numbers);
   }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto at = this->part(number);
     auto line = block.template shared<Scalar>(2);
@@ -542,7 +542,7 @@ struct Product {
     return 2 * shared_size<Scalar>(tile * step) + 2 * shared_size<Scalar>(threads);
   }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const int column_tiles = (columns + tile - 1) / tile, at = static_cast<int>(number);
     const int first_row = at / column_tiles * tile, first_column = at % column_tiles * tile;
@@ -676,7 +676,7 @@ struct CrossEntropy {
     return shared_size<double>(threads) + shared_size<std::int32_t>(threads);
   }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index) const {
     auto sums = block.template shared<double>(threads);
     auto counts = block.template shared<std::int32_t>(threads);
@@ -746,7 +746,7 @@ struct Descend {
   Index blocks() const { return detail::blocks_for(count, threads); }
   std::size_t shared_bytes() const { return 0; }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     block.each_thread([&](int thread) {
       const Index i = number * threads + thread;
@@ -775,7 +775,7 @@ struct AddDecay {
   Index blocks() const { return detail::blocks_for(count, threads); }
   std::size_t shared_bytes() const { return 0; }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     block.each_thread([&](int thread) {
       const Index i = number * threads + thread;
@@ -796,7 +796,7 @@ struct Fill {
   Index blocks() const { return detail::blocks_for(count, threads); }
   std::size_t shared_bytes() const { return 0; }
 
-  template <concertina::cuda::Block B>
+  template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     block.each_thread([&](int thread) {
       const Index i = number * threads + thread;

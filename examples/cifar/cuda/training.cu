@@ -20,7 +20,7 @@ class CudaContractor final : public Contractor {
   CudaContractor(CudaBackend& backend, const std::vector<ExpandedLayer<Scalar>>& layers)
       : backend_(backend),
         at_(layers),
-        contraction_(concertina::cuda::ContractionPlan(at_.chains)) {}
+        contraction_(concertina::cuda::ContractionPlan(at_.forms)) {}
 
   void forward() override { contraction_.forward(at_.layers, at_.products, backend_.stream()); }
   void backward() override {

@@ -1,5 +1,5 @@
-// A network's contraction on the device, again and again, with its gradient: for training loops
-// that contract in every step, and for tools that fold networks.
+// The contractions of a network on the device, again and again, with their gradient: for training
+// loops that contract in every step, and for tools that fold networks.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -23,18 +23,18 @@
 
 namespace concertina::cuda {
 
-/// How cuBLAS multiplies floats: in full, or with factors rounded to ten bits on tensor cores.
+/// How cuBLAS multiplies floats: in full precision, or in TF32 on tensor cores.
 enum class Math { strict, tf32 };
 
 /// By intrinsics: PyTorch's flags for extensions take the conversions of CUDA's half types away.
 template <>
 struct Conversion<__half, float> {
-  __device__ static float load(__half number) { return __half2float(number); }
+  __device__ static float load(__half element) { return __half2float(element); }
   __device__ static __half store(float sum) { return __float2half_rn(sum); }
 };
 template <>
 struct Conversion<__nv_bfloat16, float> {
-  __device__ static float load(__nv_bfloat16 number) { return __bfloat162float(number); }
+  __device__ static float load(__nv_bfloat16 element) { return __bfloat162float(element); }
   __device__ static __nv_bfloat16 store(float sum) { return __float2bfloat16_rn(sum); }
 };
 
@@ -62,8 +62,8 @@ struct BlasDeleter {
 /// frees, which no stream may be capturing meanwhile; what is thrown during a capture leaves that
 /// open.
 ///
-/// Stored is float, double, __half or __nv_bfloat16; the last two are added up in float.
-/// Ensures   results within the bound of prove_rounding(), but for Math::tf32; equal to contract()'s
+/// Stored is float, double, __half or __nv_bfloat16; the last two are accumulated in float.
+/// Ensures   results within the bound of prove_rounding(), but for Math::tf32; those of contract()
 ///           where all sums are exact; the same bit for bit each time
 /// Throws    DeviceError naming the call, its reason and its purpose
 template <class Stored>
@@ -75,9 +75,9 @@ class Contraction {
   /// Phases are one cooperative launch of as many blocks as the device can run at a time, or of
   /// most_blocks where these are fewer, which leaves room for other kernels. With 0 each phase is a
   /// launch of its own, for where cooperative launches are refused.
-  /// Cost    allocates the workspace and the tables, and waits for them; where the plan has products
-  ///         for cuBLAS also its workspace of 32 MiB, and runs each product three times, on
-  ///         addresses of every alignment, because what it loads then cannot be captured
+  /// Cost    allocates the workspace and the tables, and waits for them; where the plan has GEMMs
+  ///         for cuBLAS also its workspace of 32 MiB, and runs each of them three times, on
+  ///         addresses of every alignment
   /// Throws  Error where the plan is not mixed for half precision or mixed for another, tf32 is
   ///         asked for double, or most_blocks is negative
   explicit Contraction(ContractionPlan plan, Math math = Math::strict,
@@ -100,9 +100,8 @@ class Contraction {
 
   const ContractionPlan& plan() const { return plan_; }
 
-  /// One layer for each chain: results from layers, which are listed chain after chain, the first
-  /// applied first.
-  /// Throws    ShapeError naming the chain, the layer and its shape where an address is missing or
+  /// One result for each form, from all forms' layers in the order of Form::leaves.
+  /// Throws    ShapeError naming the form, the layer and its shape where an address is missing or
   ///           misaligned, a length is another than the plan's, or a result overlaps another
   ///           tensor, before anything is launched
   /// Gradient  backward()
@@ -176,32 +175,33 @@ class Contraction {
     });
   }
 
-  /// Runs cuBLAS's products on numbers of no meaning. It chooses kernels by how operands are
-  /// aligned, and tensors may be parts of one flat buffer, at multiples of a number's size.
+  /// Runs every planned GEMM once on uninitialised buffers, so that cuBLAS allocates before a graph
+  /// capture; for each alignment, by which it chooses kernels: tensors may be parts of one flat
+  /// buffer.
   void warm_up() {
-    constexpr Index shifts = 3;  // by 1 and 2 numbers: floats at multiples of 16, 4 and 8 bytes
+    constexpr Index shifts = 3;  // by 1 and 2 elements: floats at multiples of 16, 4 and 8 bytes
     Index most = 0;
     for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
-        const auto numbers = [](Offset step, int height, int width, bool transposed) {
-          return step * (transposed ? width : height);
+        const auto elements = [](Offset ld, int rows, int columns, bool transposed) {
+          return ld * (transposed ? columns : rows);
         };
-        most = std::max({most, numbers(gemm.left_step, gemm.rows, gemm.inner, gemm.left_transposed),
-                         numbers(gemm.right_step, gemm.inner, gemm.columns, gemm.right_transposed),
-                         numbers(gemm.result_step, gemm.rows, gemm.columns, false)});
+        most = std::max({most, elements(gemm.lda, gemm.m, gemm.k, gemm.transpose_a),
+                         elements(gemm.ldb, gemm.k, gemm.n, gemm.transpose_b),
+                         elements(gemm.ldc, gemm.m, gemm.n, false)});
       }
     }
-    const Buffer<Sum> left(most + shifts, "a first product"),
-        right(most + shifts, "a first product"), result(most + shifts, "a first product");
+    const Buffer<Sum> a(most + shifts, "a first GEMM"), b(most + shifts, "a first GEMM"),
+        c(most + shifts, "a first GEMM");
     bind_blas(nullptr);
     for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
         for (Index shift = 0; shift < shifts; ++shift) {
-          multiply(gemm, left.data() + shift, right.data() + shift, result.data() + shift);
+          multiply(gemm, a.data() + shift, b.data() + shift, c.data() + shift);
         }
       }
     }
-    check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize", "the first products");
+    check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize", "the first GEMMs");
   }
 
   /// In this order: a new stream resets the workspace.
@@ -218,10 +218,12 @@ class Contraction {
         : jobs(sequence.jobs, purpose),
           taps(sequence.taps, purpose),
           pairs(sequence.pairs, purpose),
+          branches(sequence.branches, purpose),
           phases(sequence.phases, purpose) {}
     Buffer<Job> jobs;
     Buffer<Tap> taps;
     Buffer<TapPair> pairs;
+    Buffer<Branch> branches;
     Buffer<Phase> phases;
   };
 
@@ -245,13 +247,13 @@ class Contraction {
     for (const Stage& stage : sequence.stages) {
       if (stage.is_gemm) {
         const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(stage.first)];
-        const auto at = [&](const Place& place) {
-          Sum* const numbers = place.operand == Place::workspace
-                                   ? workspace_.data()
-                                   : static_cast<Sum*>(table[place.operand]);
-          return numbers + place.offset;
+        const auto at = [&](const TensorRef& ref) {
+          Sum* const first = ref.operand == TensorRef::workspace
+                                 ? workspace_.data()
+                                 : static_cast<Sum*>(table[ref.operand]);
+          return first + ref.offset;
         };
-        multiply(gemm, at(gemm.left), at(gemm.right), at(gemm.result));
+        multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c));
       } else {
         launch_phases(sequence, tables, table, stage.first, stage.last, stream);
       }
@@ -261,12 +263,12 @@ class Contraction {
   void launch_phases(const Sequence& sequence, const DeviceTables& tables,
                      const AddressTable& table, int first, int last, cudaStream_t stream) {
     with_program([&]<class Program>(const Program*) {
-      Program program{
-          {tables.jobs.data(), tables.taps.data(), tables.pairs.data(), tables.phases.data()},
-          workspace_.data(),
-          first,
-          last,
-          table.template addresses<Program::capacity>()};
+      Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
+                       tables.branches.data(), tables.phases.data()},
+                      workspace_.data(),
+                      first,
+                      last,
+                      table.template addresses<Program::capacity>()};
       using Call = cudaError_t(const void*, dim3, dim3, void**, std::size_t, cudaStream_t);
       const auto start = [&](int most_blocks, Call* call, const char* name_of_call) {
         int tiles = 0;
@@ -291,45 +293,44 @@ class Contraction {
     });
   }
 
-  /// For messages: a chain's contraction, or its gradient.
-  std::string name(int chain, bool is_gradient) const {
+  /// For messages: a form's contraction, or its gradient.
+  std::string name(int form, bool is_gradient) const {
     const auto results = plan_.tensors(TensorUse::Role::result);
-    return std::string(is_gradient ? "the gradient of chain " : "chain ") +
-           std::to_string(chain + 1) + ", " + results[static_cast<std::size_t>(2 * chain)].shape;
+    return std::string(is_gradient ? "the gradient of form " : "form ") + std::to_string(form + 1) +
+           ", " + results[static_cast<std::size_t>(2 * form)].shape;
   }
   std::string name(const Sequence& sequence, int first_phase, int last_phase) const {
-    std::set<int> chains;
+    std::set<int> forms;
     for (int phase = first_phase; phase < last_phase; ++phase) {
       const auto& [first_job, last_job, tiles] = sequence.phases[static_cast<std::size_t>(phase)];
       for (int job = first_job; job < last_job; ++job) {
-        chains.insert(sequence.jobs[static_cast<std::size_t>(job)].chain);
+        forms.insert(sequence.jobs[static_cast<std::size_t>(job)].form);
       }
     }
     std::string text;
-    for (const int chain : chains) {
-      text += (text.empty() ? "" : "; ") + name(chain, &sequence == &plan_.backward());
+    for (const int form : forms) {
+      text += (text.empty() ? "" : "; ") + name(form, &sequence == &plan_.backward());
     }
     return text;
   }
 
   /// cuBLAS's matrices are column-major: it computes the transposed product.
-  void multiply(const Gemm& gemm, const Sum* left, const Sum* right, Sum* result) {
+  void multiply(const Gemm& gemm, const Sum* a, const Sum* b, Sum* c) {
     constexpr bool is_double = std::is_same_v<Sum, double>;
     constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;
     const cublasComputeType_t compute = is_double             ? CUBLAS_COMPUTE_64F
                                         : math_ == Math::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                               : CUBLAS_COMPUTE_32F;
     const Sum one(1), zero(0);
-    const auto operation = [](bool transposed) { return transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
-    check(cublasGemmEx(blas_.get(), operation(gemm.right_transposed),
-                       operation(gemm.left_transposed), gemm.columns, gemm.rows, gemm.inner, &one,
-                       right, type, static_cast<int>(gemm.right_step), left, type,
-                       static_cast<int>(gemm.left_step), &zero, result, type,
-                       static_cast<int>(gemm.result_step), compute, CUBLAS_GEMM_DEFAULT),
+    const auto operation = [](bool transpose) { return transpose ? CUBLAS_OP_T : CUBLAS_OP_N; };
+    check(cublasGemmEx(blas_.get(), operation(gemm.transpose_b), operation(gemm.transpose_a),
+                       gemm.n, gemm.m, gemm.k, &one, b, type, static_cast<int>(gemm.ldb), a, type,
+                       static_cast<int>(gemm.lda), &zero, c, type, static_cast<int>(gemm.ldc),
+                       compute, CUBLAS_GEMM_DEFAULT),
           "cublasGemmEx", [&] {
-            return "a product of " + std::to_string(gemm.rows) + "x" + std::to_string(gemm.inner) +
-                   " and " + std::to_string(gemm.inner) + "x" + std::to_string(gemm.columns) +
-                   " of " + name(gemm.chain, false);
+            return "a GEMM of " + std::to_string(gemm.m) + "x" + std::to_string(gemm.k) + " and " +
+                   std::to_string(gemm.k) + "x" + std::to_string(gemm.n) + " of " +
+                   name(gemm.form, false);
           });
   }
 

@@ -111,7 +111,7 @@ Block preserve(const F& layer, Block block) {
   using Scalar = typename F::Scalar;
   constexpr int Rank = F::Rank;
   using Wide = std::conditional_t<(std::numeric_limits<Scalar>::digits > 53), long double, double>;
-  const ConvView<Scalar, Rank> target(layer);
+  const ConvView<const Scalar, Rank> target(layer);
   ConvBatchNorm<Scalar, Rank>& branch = block.principal();
 
   // What the other branches do: the block without its principal kernel.
@@ -120,7 +120,7 @@ Block preserve(const F& layer, Block block) {
   branch.norm.bias.assign(branch.norm.running_mean.size(), Scalar(0));
   const Expr<Scalar, Rank> expression = block.expression();
   const auto& tree = expression.tree();
-  const ConvShape<Rank> shape = contracted_shape(detail::form_of(tree));
+  const ConvShape<Rank> shape = Form(expression).shape();
   ConvShape<Rank> wanted = target.shape(), principal = branch.conv.shape();
   wanted.bias = principal.bias = shape.bias;
   if (shape != wanted || principal != wanted) {

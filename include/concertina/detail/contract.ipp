@@ -1,85 +1,87 @@
-// How an expression is evaluated: parts first, then their join.
+// How an expression is contracted, and how a contraction is differentiated.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <concertina/contract.hpp>
 
-#include <deque>
-#include <span>
-#include <vector>
+#include <algorithm>
+#include <ranges>
+#include <string>
+#include <utility>
 
 namespace concertina {
 
+template <int Rank>
+Index Form<Rank>::multiply_adds() const {
+  static_cast<void>(shape());  // throws where parts do not fit
+  return detail::Program(tree_).multiply_adds();
+}
+
 namespace detail {
 
-/// A node as one layer, computed in A. Requires what contracted_shape checks.
+template <class Layer>
+auto data_of(Layer&& layer) -> LayerData<std::remove_reference_t<decltype(layer.weight()[0])>> {
+  return {layer.weight().data(), layer.bias().empty() ? nullptr : layer.bias().data()};
+}
+
+/// The tree as one layer, computed in A. Requires what contracted_shape checks.
 template <class A, class Scalar, int Rank>
-Conv<A, Rank> evaluate(const Tree<Operator<Scalar, Rank>>& node) {
-  if (node.is_leaf()) return node.leaf().template to<A>();
-  std::deque<Conv<A, Rank>> made;  // which views point into
-  std::vector<ConvView<A, Rank>> parts;
-  std::vector<ConvShape<Rank>> shapes;
-  for (const auto& part : node.parts()) {
+Conv<A, Rank> evaluate(const Tree<Leaf<Scalar, Rank>>& tree, const ParallelFor& run = serial_for,
+                       bool parallel = false) {
+  Program program(form_of(tree));
+  Conv<A, Rank> result(program.shape(program.result()).template as<Rank>());
+  std::vector<const Leaf<Scalar, Rank>*> leaves;
+  tree.for_each_leaf([&](const Leaf<Scalar, Rank>& leaf) { leaves.push_back(&leaf); });
+  std::vector<std::optional<Conv<A, Rank>>> made(leaves.size());  // in A where they are not
+  const auto load = [&](Value leaf) -> LayerData<const A> {
     if constexpr (std::is_same_v<A, Scalar>) {
-      if (part.is_leaf() && part.leaf().view()) {
-        parts.push_back(*part.leaf().view());
-        shapes.push_back(parts.back().shape());
-        continue;
-      }
+      if (leaves[leaf]->view()) return data_of(*leaves[leaf]->view());
     }
-    made.push_back(evaluate<A>(part));
-    parts.emplace_back(made.back());
-    shapes.push_back(parts.back().shape());
-  }
-  if (node.join() == Join::chain) return multiply<A, Rank>(parts);
-  return add<A, Rank>(node.join(), joined_shape<Rank>(node.join(), shapes), parts);
+    if (!made[leaf]) made[leaf] = leaves[leaf]->template to<A>();
+    return data_of(std::as_const(*made[leaf]));
+  };
+  using Once = Evaluator<A>;
+  Once(std::move(program), Once::Keep::nothing, parallel)
+      .forward(load, [&](Value leaf) { made[leaf].reset(); }, data_of(result), run);
+  return result;
+}
+
+template <class Scalar, int Rank>
+bool has_form(const Tree<Leaf<Scalar, Rank>>& tree, const AnyForm& form) {
+  if (tree.join() != form.join()) return false;
+  if (tree.is_leaf()) return AnyShape(tree.leaf().shape()) == form.leaf();
+  return std::ranges::equal(tree.parts(), form.parts(), [](const auto& part, const auto& planned) {
+    return has_form(part, planned);
+  });
 }
 
 }  // namespace detail
 
-template <int Rank>
-Index multiply_adds(const Form<Rank>& form) {
-  if (form.is_leaf()) return 0;
-  constexpr const char* what = "multiply-adds";
-  Index sum = 0;
-  std::vector<ConvShape<Rank>> shapes;
-  for (const Form<Rank>& part : form.parts()) {
-    sum = detail::checked_add(sum, multiply_adds(part), what);
-    shapes.push_back(contracted_shape(part));
-  }
-  if (form.join() != Join::chain) return sum;
-  const std::span<const ConvShape<Rank>> all(shapes);
-  const detail::ChainOrder<Rank> order(all);
-  const auto count = [&](const auto& self, std::size_t first, std::size_t last) -> void {
-    if (first == last) return;
-    const std::size_t middle = order.split(first, last);
-    const auto inner = product_shape<Rank>(all.subspan(first, middle - first));
-    const auto outer = product_shape<Rank>(all.subspan(middle, last - middle + 1));
-    sum = detail::checked_add(sum, multiply_adds(outer, inner), what);
-    self(self, first, middle - 1);
-    self(self, middle, last);
-  };
-  count(count, 0, shapes.size() - 1);
-  return sum;
-}
+namespace detail {
 
-template <class A, Expression E>
-Conv<ScalarOf<E>, rank_of<E>> contract(
-    const E& expression, const std::type_identity_t<BorderPolicy<rank_of<E>>>& policy) {
-  using Scalar = ScalarOf<E>;
-  constexpr int Rank = rank_of<E>;
-  using Accumulator =
-      std::conditional_t<std::is_void_v<A>, typename DefaultAccumulator<Scalar>::type, A>;
-  const auto tree = detail::tree_of(expression, "contract");
-  const Form<Rank> form = detail::form_of(tree);
-  static_cast<void>(contracted_shape(form, policy.input_size()));  // throws where it overflows
-  policy.require(form);
-  Conv<Accumulator, Rank> result = detail::evaluate<Accumulator>(tree);
-  if constexpr (std::is_same_v<Accumulator, Scalar>) {
+/// Contracts a tree whatever it was made of.
+template <class A, class Scalar, int Rank>
+Conv<Scalar, Rank> contract_tree(const Tree<Leaf<Scalar, Rank>>& tree, const Border<Rank>& border,
+                                 const ParallelFor& run) {
+  const Form<Rank> form(form_of(tree));
+  static_cast<void>(form.shape(border.input_size));  // throws where it overflows
+  border.require(form);
+  Conv<A, Rank> result = evaluate<A>(tree, run, true);
+  if constexpr (std::is_same_v<A, Scalar>) {
     return result;
   } else {
     return result.template cast<Scalar>();
   }
+}
+
+}  // namespace detail
+
+template <class A, LinearMap E>
+Conv<ScalarOf<E>, rank_of<E>> contract(const E& expression,
+                                       const std::type_identity_t<Border<rank_of<E>>>& border,
+                                       const ParallelFor& run) {
+  return detail::contract_tree<detail::AccumulatorOf<A, ScalarOf<E>>>(detail::tree_of(expression),
+                                                                      border, run);
 }
 
 template <class Scalar, int Rank>
@@ -87,6 +89,196 @@ Expr<Scalar, Rank>::operator Owner() const
   requires(Rank >= 0)
 {
   return contract(*this);
+}
+
+template <class Scalar_, int Rank_>
+Contraction<Scalar_, Rank_>::Contraction(const Form<Rank>& form, const Border<Rank>& border)
+    : form_(form),
+      shape_(form.shape(border.input_size)),
+      leaf_shapes_(form.leaves()),
+      evaluator_((border.require(form), detail::Program(form.tree())),
+                 detail::Evaluator<Scalar>::Keep::everything),
+      leaves_(leaf_shapes_.size()),
+      maps_(leaf_shapes_.size()) {
+  for (std::size_t leaf = 0; leaf < maps_.size(); ++leaf) {
+    if (detail::is_diagonal(leaf_shapes_[leaf])) maps_[leaf].emplace(leaf_shapes_[leaf]);
+  }
+}
+
+template <class Scalar_, int Rank_>
+template <class E>
+bool Contraction<Scalar_, Rank_>::has_form_of(const E& expression) const {
+  if constexpr (Layer<E>) {
+    return form_.join() == Join::none && expression.shape() == leaf_shapes_.front();
+  } else if constexpr (requires { expression.tree(); }) {
+    return detail::has_form(expression.tree(), form_.tree());
+  } else if constexpr (Layer<std::ranges::range_value_t<E>>) {
+    if (form_.join() != Join::none &&
+        (form_.join() != Join::chain || form_.tree().parts().size() != leaf_shapes_.size())) {
+      return false;
+    }
+    return std::ranges::equal(expression, leaf_shapes_, {},
+                              [](const auto& layer) { return layer.shape(); });
+  } else {
+    return detail::has_form(detail::tree_of(expression), form_.tree());
+  }
+}
+
+template <class Scalar_, int Rank_>
+void Contraction<Scalar_, Rank_>::bind_map(std::size_t leaf, const ChannelMap<Scalar>& map,
+                                           bool write) {
+  std::optional<Conv<Scalar, Rank>>& layer = maps_[leaf];
+  if (!layer) layer.emplace(leaf_shapes_[leaf]);
+  if (write) {
+    if (!map.source.empty()) std::ranges::fill(layer->weight(), Scalar(0));
+    detail::write_layer(map, *layer);
+  }
+  leaves_[leaf] = detail::data_of(std::as_const(*layer));
+}
+
+template <class Scalar_, int Rank_>
+template <class E>
+void Contraction<Scalar_, Rank_>::bind(const E& expression, bool write_maps) {
+  static_assert(std::is_same_v<ScalarOf<E>, Scalar> && rank_of<E> == Rank,
+                "the expression is of another scalar or rank than the contraction");
+  if (!has_form_of(expression)) {
+    detail::fail<ShapeError>(
+        {"a contraction of ", form_, ", given an expression of ", Form<Rank>(expression)});
+  }
+  std::size_t leaf = 0;
+  const auto bind_leaves = [&](const auto& tree) {
+    tree.for_each_leaf([&](const detail::Leaf<Scalar, Rank>& at) {
+      if (at.view()) {
+        leaves_[leaf] = detail::data_of(*at.view());
+      } else {
+        bind_map(leaf, *at.channel_map(), write_maps);
+      }
+      ++leaf;
+    });
+  };
+  if constexpr (Layer<E>) {
+    leaves_[leaf] = detail::data_of(ConvView<const Scalar, Rank>(expression));
+  } else if constexpr (requires { expression.tree(); }) {
+    bind_leaves(expression.tree());
+  } else {
+    for (const auto& part : expression) {
+      if constexpr (Layer<std::remove_cvref_t<decltype(part)>>) {
+        leaves_[leaf++] = detail::data_of(ConvView<const Scalar, Rank>(part));
+      } else {
+        bind_leaves(part.tree());
+      }
+    }
+  }
+}
+
+template <class Scalar_, int Rank_>
+template <LinearMap E>
+void Contraction<Scalar_, Rank_>::forward(const E& expression, const ConvView<Scalar, Rank>& result,
+                                          const ParallelFor& run) {
+  computed_ = false;  // also where `run` throws midway
+  if (result.shape() != shape_) {
+    detail::fail<ShapeError>(
+        {"forward: a result of shape ", result.shape(), ", where the contraction is ", shape_});
+  }
+  bind(expression, true);
+  evaluator_.forward([&](detail::Value leaf) { return leaves_[leaf]; }, [](detail::Value) {},
+                     detail::data_of(result), run);
+  computed_ = true;
+}
+
+template <class Scalar_, int Rank_>
+template <LinearMap E>
+auto Contraction<Scalar_, Rank_>::forward(const E& expression, const ParallelFor& run)
+    -> const Conv<Scalar, Rank>& {
+  if (!result_) result_.emplace(shape_);
+  forward(expression, ConvView<Scalar, Rank>(*result_), run);
+  return *result_;
+}
+
+template <class Scalar_, int Rank_>
+template <LinearMap E>
+void Contraction<Scalar_, Rank_>::backward(
+    const E& expression, const std::type_identity_t<ConvView<const Scalar, Rank>>& gradient,
+    std::span<const ConvView<Scalar, Rank>> leaf_gradients, const ParallelFor& run) {
+  if (!computed_) throw Error("backward: forward has not been called");
+  if (gradient.shape() != shape_) {
+    detail::fail<ShapeError>({"backward: a gradient of shape ", gradient.shape(),
+                              ", where the contraction is ", shape_});
+  }
+  if (leaf_gradients.size() != leaf_shapes_.size()) {
+    detail::fail<ShapeError>(
+        {"backward: ", leaf_gradients.size(), " gradients for ", leaf_shapes_.size(), " layers"});
+  }
+  for (std::size_t leaf = 0; leaf < leaf_shapes_.size(); ++leaf) {
+    if (leaf_gradients[leaf].shape() == leaf_shapes_[leaf]) continue;
+    detail::fail<ShapeError>({"backward: gradient ", leaf + 1, " of shape ",
+                              leaf_gradients[leaf].shape(), ", where the layer is ",
+                              leaf_shapes_[leaf]});
+  }
+  bind(expression, false);
+  evaluator_.backward([&](detail::Value leaf) { return leaves_[leaf]; }, detail::data_of(gradient),
+                      [&](detail::Value leaf) { return detail::data_of(leaf_gradients[leaf]); },
+                      run);
+}
+
+template <class Scalar_, int Rank_>
+template <LinearMap E>
+auto Contraction<Scalar_, Rank_>::backward(
+    const E& expression, const std::type_identity_t<ConvView<const Scalar, Rank>>& gradient,
+    const ParallelFor& run) -> std::span<const Conv<Scalar, Rank>> {
+  if (gradients_.empty()) {
+    for (const ConvShape<Rank>& shape : leaf_shapes_) gradients_.emplace_back(shape);
+  }
+  gradient_views_.clear();  // of a copy they would be the original's
+  for (Conv<Scalar, Rank>& each : gradients_) gradient_views_.emplace_back(each);
+  backward(expression, gradient, gradient_views_, run);
+  return gradients_;
+}
+
+template <class Scalar, int Rank>
+ChannelMap<Scalar> channel_map_gradient(const ChannelMap<Scalar>& map,
+                                        const Conv<Scalar, Rank>& gradient) {
+  if (gradient.shape() != map.template shape<Rank>()) {
+    throw ShapeError("channel_map_gradient: a gradient of shape " + to_string(gradient.shape()) +
+                     ", where the map's layer is " + to_string(map.template shape<Rank>()));
+  }
+  using Wide = detail::WideFor<Scalar>;
+  ChannelMap<Scalar> result{.in = map.in,
+                            .out = map.out,
+                            .source = map.source,
+                            .mean = std::vector<Scalar>(map.mean.size(), Scalar(0)),
+                            .variance = std::vector<Scalar>(map.variance.size(), Scalar(0)),
+                            .weight = std::vector<Scalar>(map.weight.size(), Scalar(0)),
+                            .bias = std::vector<Scalar>(map.bias.size(), Scalar(0)),
+                            .eps = map.eps,
+                            .divisor = map.divisor};
+  // factor = weight / sqrt(variance + eps) / divisor, shift = bias - mean * factor
+  for (std::size_t o = 0; o < static_cast<std::size_t>(map.out); ++o) {
+    Wide of_factor = detail::convert<Wide>(gradient.weight()[detail::factor_position(map, o)]);
+    Wide scale(1);  // factor / weight
+    if constexpr (requires { scale / scale; }) {
+      if (!map.variance.empty()) scale = scale / detail::deviation<Wide>(map, o);
+      if (map.divisor != 1) scale = scale / static_cast<Wide>(map.divisor);
+    }
+    const Wide weight = map.weight.empty() ? Wide(1) : detail::convert<Wide>(map.weight[o]);
+    if (!map.bias.empty()) result.bias[o] = gradient.bias()[o];
+    if constexpr (requires { -scale; }) {
+      if (!map.mean.empty()) {
+        const Wide of_shift = detail::convert<Wide>(gradient.bias()[o]);
+        of_factor = of_factor + -(of_shift * detail::convert<Wide>(map.mean[o]));
+        result.mean[o] = detail::convert<Scalar>(-(of_shift * weight * scale));
+      }
+    }
+    if (!map.weight.empty()) result.weight[o] = detail::convert<Scalar>(of_factor * scale);
+    if constexpr (detail::rounds<Wide>) {
+      if (!map.variance.empty()) {
+        const Wide deviation = detail::deviation<Wide>(map, o);
+        result.variance[o] =
+            detail::convert<Scalar>(-of_factor * weight * scale / 2 / (deviation * deviation));
+      }
+    }
+  }
+  return result;
 }
 
 }  // namespace concertina

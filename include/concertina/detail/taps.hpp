@@ -1,18 +1,21 @@
-// Two layers tap by tap, wherever their kernels lie: what equality as maps and the proofs stand on.
+// A layer tap by tap: which outputs a tap reaches, and what ties two channels at an offset.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <concertina/conv.hpp>
 
+#include <algorithm>
+#include <string>
+#include <vector>
+
 namespace concertina::detail {
 
-/// Why two layers of these shapes cannot be the same map whatever their numbers; empty where they
+/// Why two layers of these shapes cannot be the same map whatever their weights; empty where they
 /// can.
 template <int Rank>
 std::string incomparable(const ConvShape<Rank>& f, const ConvShape<Rank>& g) {
   const auto growth = [](const ConvShape<Rank>& shape, int axis) {
-    const Padding<Rank>& padding = shape.padding;
-    return padding.start[axis] + padding.end[axis] - span(shape, axis);
+    return shape.padding.start[axis] + shape.padding.end[axis] - effective_kernel_size(shape, axis);
   };
   if (f.in != g.in || f.out != g.out) return "channels differ";
   if (f.stride != g.stride) return "strides differ";
@@ -22,17 +25,19 @@ std::string incomparable(const ConvShape<Rank>& f, const ConvShape<Rank>& g) {
   return "";
 }
 
-/// The number that ties output channel o to input channel c at `offset` from the start of the
+/// The weight that ties output channel o to input channel c at `offset` from the start of the
 /// stride; zero where the layer has no tap there.
 template <class Scalar, int Rank>
-Scalar tap_at(const ConvView<Scalar, Rank>& layer, Index o, Index c, const PerAxis<Rank>& offset) {
+Scalar tap_at(const ConvView<const Scalar, Rank>& layer, Index o, Index c,
+              const PerAxis<Rank>& offset) {
+  const auto& padding = layer.shape().padding;
   const auto& dilation = layer.shape().dilation;
   const auto& groups = layer.shape().groups;
   const Index in = layer.shape().in / groups, group = o / (layer.shape().out / groups);
   if (c / in != group) return Scalar(0);
   PerAxis<Rank> tap;
   for (int axis = 0; axis < Rank; ++axis) {
-    const Index distance = offset[axis] + layer.shape().padding.start[axis];
+    const Index distance = offset[axis] + padding.start[axis];
     tap[axis] = distance / dilation[axis];
     if (distance < 0 || distance % dilation[axis] != 0 ||
         tap[axis] >= layer.shape().kernel_size[axis]) {
@@ -43,33 +48,35 @@ Scalar tap_at(const ConvView<Scalar, Rank>& layer, Index o, Index c, const PerAx
   return layer.weight()[static_cast<std::size_t>(row + flat(tap, layer.shape().kernel_size))];
 }
 
-/// Calls visit(o, c, offset, number) for every number in the weight.
+/// Calls visit(o, c, offset, element) for every element of the weight, in memory order.
 template <class Scalar, int Rank, class Visit>
-void for_each_tap(const ConvView<Scalar, Rank>& layer, Visit&& visit) {
+void for_each_weight(const ConvView<const Scalar, Rank>& layer, Visit&& visit) {
+  const auto& padding = layer.shape().padding;
+  const auto& dilation = layer.shape().dilation;
   const auto& groups = layer.shape().groups;
   const Index in = layer.shape().in / groups, out = layer.shape().out / groups;
-  auto number = layer.weight().begin();
+  auto element = layer.weight().begin();
   for (Index o = 0; o < layer.shape().out; ++o) {
     for (Index c = o / out * in; c < (o / out + 1) * in; ++c) {
       for_each_position(layer.shape().kernel_size, [&](const PerAxis<Rank>& tap) {
         PerAxis<Rank> offset;
         for (int axis = 0; axis < Rank; ++axis) {
-          offset[axis] =
-              tap[axis] * layer.shape().dilation[axis] - layer.shape().padding.start[axis];
+          offset[axis] = tap[axis] * dilation[axis] - padding.start[axis];
         }
-        visit(o, c, offset, *number++);
+        visit(o, c, offset, *element++);
       });
     }
   }
 }
 
 template <class Scalar, int Rank>
-bool same_map(const ConvView<Scalar, Rank>& f, const ConvView<Scalar, Rank>& g) {
+bool same_map(const ConvView<const Scalar, Rank>& f, const ConvView<const Scalar, Rank>& g) {
   if (!incomparable(f.shape(), g.shape()).empty()) return false;
-  const auto holds = [](const ConvView<Scalar, Rank>& a, const ConvView<Scalar, Rank>& b) {
+  const auto holds = [](const ConvView<const Scalar, Rank>& a,
+                        const ConvView<const Scalar, Rank>& b) {
     bool same = true;
-    for_each_tap(a, [&](Index o, Index c, const PerAxis<Rank>& offset, const Scalar& number) {
-      same = same && number == tap_at(b, o, c, offset);
+    for_each_weight(a, [&](Index o, Index c, const PerAxis<Rank>& offset, const Scalar& element) {
+      same = same && element == tap_at(b, o, c, offset);
     });
     return same;
   };
@@ -81,6 +88,64 @@ bool same_map(const ConvView<Scalar, Rank>& f, const ConvView<Scalar, Rank>& g) 
     }
   }
   return holds(f, g) && holds(g, f);
+}
+
+/// Output positions first .. last - 1 of an axis: those at which a tap reads the map rather than
+/// its padding.
+struct Reach {
+  Index first, last;
+
+  Index count() const noexcept { return std::max<Index>(0, last - first); }
+};
+
+template <int Rank>
+Reach reach(const ConvShape<Rank>& shape, Index input_size, Index tap, int axis) {
+  const auto& stride = shape.stride;
+  const auto& padding = shape.padding;
+  const auto& dilation = shape.dilation;
+  const Index offset = tap * dilation[axis] - padding.start[axis];
+  return {.first = std::max<Index>(0, -floor_divide(offset, stride[axis])),
+          .last = std::min(output_size(shape, input_size, axis),
+                           floor_divide(input_size - 1 - offset, stride[axis]) + 1)};
+}
+
+/// Neighbouring outputs that read evenly spaced inputs through one tap: positions row, row + 1, ...
+/// of an output channel, and column, column + step, ... of an input channel. All are row-major, the
+/// tap in the kernel too.
+struct TapRun {
+  Index tap, row, column, count;
+};
+
+/// Every run of one pair of channels, the same for each pair: the block of a Toeplitz matrix,
+/// diagonal by diagonal.
+template <int Rank>
+std::vector<TapRun> tap_runs(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
+  const auto& stride = shape.stride;
+  const auto& padding = shape.padding;
+  const auto& dilation = shape.dilation;
+  const PerAxis<Rank> positions = output_size(shape, input_size);
+  std::vector<TapRun> result;
+  Index index = 0;
+  for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& tap) {
+    PerAxis<Rank> first, starts;  // one start for each line of the box of outputs
+    Index count = 1;
+    for (int axis = 0; axis < Rank; ++axis) {
+      const Reach along = reach(shape, input_size[axis], tap[axis], axis);
+      first[axis] = along.first;
+      count = along.count();
+      starts[axis] = axis == Rank - 1 ? std::min<Index>(count, 1) : count;
+    }
+    for_each_position(starts, [&](const PerAxis<Rank>& start) {
+      PerAxis<Rank> j, i;
+      for (int axis = 0; axis < Rank; ++axis) {
+        j[axis] = first[axis] + start[axis];
+        i[axis] = j[axis] * stride[axis] - padding.start[axis] + tap[axis] * dilation[axis];
+      }
+      result.push_back({index, flat(j, positions), flat(i, input_size), count});
+    });
+    ++index;
+  });
+  return result;
 }
 
 }  // namespace concertina::detail

@@ -110,7 +110,7 @@ class HostBackend {
 
     Index blocks() const { return 1; }
     std::size_t shared_bytes() const { return 0; }
-    template <concertina::cuda::Block B>
+    template <concertina::cuda::ThreadBlock B>
     void operator()(B& block, Index) const {
       block.each_thread([&](int) {
         for (std::size_t i = 0; i < from.size(); ++i) block.write(to + i, from[i]);
@@ -125,7 +125,7 @@ class HostBackend {
 
     Index blocks() const { return 1; }
     std::size_t shared_bytes() const { return 0; }
-    template <concertina::cuda::Block B>
+    template <concertina::cuda::ThreadBlock B>
     void operator()(B& block, Index) const {
       block.each_thread([&](int) {
         for (std::size_t i = 0; i < to.size(); ++i) to[i] = block.read(from + i);

@@ -14,7 +14,7 @@
 #endif
 #include "support.hpp"
 
-#include <concertina/pullback.hpp>
+#include <concertina/contract.hpp>
 
 #include <catch2/catch.hpp>
 
@@ -88,7 +88,7 @@ class HostContractor final : public cuda::Contractor {
     Chain(const cuda::ExpandedLayer<double>& layer_,
           const std::vector<concertina::ConvShape<Rank>>& shapes)
         : layer(layer_),
-          contraction(concertina::form(convs_of(shapes))),
+          contraction(shapes),
           convs(convs_of(shapes)),
           gradient(contraction.shape()) {}
 
@@ -131,7 +131,7 @@ class PlannedContractor final : public cuda::Contractor {
   PlannedContractor(HostBackend& backend, const std::vector<cuda::ExpandedLayer<Scalar>>& layers)
       : backend_(backend),
         at_(layers),
-        plan_(at_.chains),
+        plan_(at_.forms),
         workspace_(backend.allocate<Scalar>(plan_.workspace())) {}
 
   void forward() override {
@@ -155,22 +155,23 @@ class PlannedContractor final : public cuda::Contractor {
            const concertina::cuda::AddressTable& table) {
     constexpr int most = concertina::cuda::ContractionPlan::most_tensors;
     const auto addresses = table.addresses<most>();
-    const concertina::cuda::ContractionTables tables{sequence.jobs.data(), sequence.taps.data(),
-                                                     sequence.pairs.data(), sequence.phases.data()};
+    const concertina::cuda::ContractionTables tables{
+        sequence.jobs.data(), sequence.taps.data(), sequence.pairs.data(), sequence.branches.data(),
+        sequence.phases.data()};
     for (const concertina::cuda::Stage& stage : sequence.stages) {
-      for (int number = stage.first; number < stage.last; ++number) {
-        const auto at = static_cast<std::size_t>(number);
-        if (stage.is_gemm) {
-          backend_.issue([this, addresses, &gemm = sequence.gemms[at]] {
-            using At = concertina::cuda::ContractionMemory<Scalar, Scalar>;
-            execute(gemm, At{addresses.at, workspace_.data()}, backend_.memory());
-          });
-        } else {
-          backend_.run(
-              concertina::cuda::PhaseProgram<Scalar, Scalar, most>{
-                  tables, workspace_.data(), number, sequence.phases[at].tiles, addresses},
-              "a phase of the contraction");
-        }
+      if (stage.is_gemm) {
+        const auto& gemm = sequence.gemms[static_cast<std::size_t>(stage.first)];
+        backend_.issue([this, addresses, &gemm] {
+          using At = concertina::cuda::ContractionMemory<Scalar, Scalar>;
+          execute(gemm, At{addresses.at, workspace_.data()}, backend_.memory());
+        });
+      } else {
+        const concertina::cuda::PhaseProgram<Scalar, Scalar, most> program{
+            tables, workspace_.data(), stage.first, stage.last, addresses};
+        backend_.issue([this, program] {
+          constexpr int blocks = 3;
+          concertina::test::execute(program, blocks, backend_.memory());
+        });
       }
     }
   }

@@ -10,8 +10,8 @@ int main() {
   namespace cuda = concertina::cuda;
   const std::vector<ConvShape<2>> shapes{{.out = 4, .in = 2},
                                          {.out = 3, .in = 4, .kernel_size = 3}};
-  const std::vector<cuda::Chain> chains{cuda::Chain(shapes)};
-  const cuda::ContractionPlan plan(chains);
+  const std::vector<cuda::PlannedForm> forms{shapes};
+  const cuda::ContractionPlan plan(forms);
 
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
@@ -21,7 +21,7 @@ int main() {
   std::vector<cuda::Buffer<float>> weights;
   for (const auto& use : plan.tensors(cuda::TensorUse::Role::layer)) {
     if (!use.bias) {
-      const std::vector<float> ones(static_cast<std::size_t>(use.numbers), 1.0F);
+      const std::vector<float> ones(static_cast<std::size_t>(use.size), 1.0F);
       weights.emplace_back(ones, "a layer");
     }
   }
@@ -31,10 +31,10 @@ int main() {
   const std::vector<cuda::DeviceLayer<float>> results{{product.span()}};
   cuda::Contraction<float> contraction(plan);
   contraction.forward(layers, results, nullptr);
-  std::vector<float> numbers(3 * 2 * 9);
-  product.copy_to(numbers, "the product");
-  for (const float number : numbers) {
-    if (number != 4.0F) return 1;  // the sum over the four channels between
+  std::vector<float> elements(3 * 2 * 9);
+  product.copy_to(elements, "the product");
+  for (const float element : elements) {
+    if (element != 4.0F) return 1;  // the sum over the four channels between
   }
   return 0;
 }

@@ -24,17 +24,17 @@
 
 namespace concertina::cuda {
 
-/// A block of threads, and what a program asks of it:
+/// A thread block, and what a program asks of it:
 /// - each_thread(f) calls f(thread) for every thread, and is a barrier;
-/// - shared<T>(count) is memory of the block without values: get(i), set(i, value), and get(i, to)
+/// - shared<T>(count) is shared memory, uninitialised: get(i), set(i, value), and get(i, to)
 ///   for as many neighbours as `to` has, a power of two of them from a multiple of it on;
 /// - PerThread<T> is a T for each thread, x[thread], kept across barriers;
-/// - read(address) and write(address, value) touch the device's memory.
+/// - read(address) and write(address, value) access global memory.
 ///
 /// Between two barriers no thread may touch what another one writes, and between two launches, or
 /// two barriers of the grid, no block may touch what another block writes.
 template <class B>
-concept Block =
+concept ThreadBlock =
     requires(B& block, const float* from, float* to, float number, float (&neighbours)[4]) {
       { B::threads } -> std::convertible_to<int>;
       { block.read(from) } -> std::same_as<float>;
@@ -47,7 +47,7 @@ concept Block =
 
 /// A program that each block of a launch runs, a value that is copied to the device: blocks(), the
 /// number of blocks; shared_bytes(), what it asks of shared() at most; and the call operator, with
-/// the block and its number.
+/// the block and its index.
 template <class P>
 concept BlockProgram = std::copyable<P> && requires(const P& program) {
   { P::threads } -> std::convertible_to<int>;
@@ -57,8 +57,8 @@ concept BlockProgram = std::copyable<P> && requires(const P& program) {
 
 /// The blocks of a launch that run at a time, as one of them sees it, and what a program asks of
 /// it:
-/// - number() is the block's own, of blocks();
-/// - run(f) calls f(block); shared memory is without values each time;
+/// - number() is the block's index, of blocks();
+/// - run(f) calls f(block); shared memory is uninitialised each time;
 /// - sync() is a barrier of the grid.
 template <class G>
 concept Grid = requires(G& grid) {

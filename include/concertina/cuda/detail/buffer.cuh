@@ -15,7 +15,7 @@
 
 namespace concertina::cuda {
 
-/// Numbers in the device's memory, uninitialised unless they are copied from the host.
+/// Elements in the device's memory, uninitialised unless they are copied from the host.
 template <class T>
   requires std::is_trivially_copyable_v<T>
 class Buffer {
@@ -26,9 +26,9 @@ class Buffer {
   Buffer(Index count, const std::string& purpose) : count_(count) {
     if (count > 0) check(cudaMalloc(&data_, bytes()), "cudaMalloc", purpose);
   }
-  Buffer(std::span<const T> numbers, const std::string& purpose)
-      : Buffer(std::ssize(numbers), purpose) {
-    copy_from(numbers, purpose);
+  Buffer(std::span<const T> elements, const std::string& purpose)
+      : Buffer(std::ssize(elements), purpose) {
+    copy_from(elements, purpose);
   }
   Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
@@ -46,19 +46,19 @@ class Buffer {
   std::span<T> span() const { return {data_, static_cast<std::size_t>(count_)}; }
 
   /// Copies that return when they are done. Throw ShapeError where the counts differ.
-  void copy_from(std::span<const T> numbers, const std::string& purpose) {
-    require_count(numbers.size(), purpose);
+  void copy_from(std::span<const T> elements, const std::string& purpose) {
+    require_count(elements.size(), purpose);
     if (count_ == 0) return;
-    check(cudaMemcpy(data_, numbers.data(), bytes(), cudaMemcpyHostToDevice), "cudaMemcpy",
+    check(cudaMemcpy(data_, elements.data(), bytes(), cudaMemcpyHostToDevice), "cudaMemcpy",
           purpose);
-    // From pageable memory it returns when the numbers are on their way, which streams that do not
+    // From pageable memory it returns when the elements are on their way, which streams that do not
     // wait for the default one would not notice.
     check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize", purpose);
   }
-  void copy_to(std::span<T> numbers, const std::string& purpose) const {
-    require_count(numbers.size(), purpose);
+  void copy_to(std::span<T> elements, const std::string& purpose) const {
+    require_count(elements.size(), purpose);
     if (count_ == 0) return;
-    check(cudaMemcpy(numbers.data(), data_, bytes(), cudaMemcpyDeviceToHost), "cudaMemcpy",
+    check(cudaMemcpy(elements.data(), data_, bytes(), cudaMemcpyDeviceToHost), "cudaMemcpy",
           purpose);
   }
 
@@ -66,7 +66,7 @@ class Buffer {
   std::size_t bytes() const { return static_cast<std::size_t>(count_) * sizeof(T); }
   void require_count(std::size_t count, const std::string& purpose) const {
     if (static_cast<Index>(count) == count_) return;
-    throw ShapeError("a copy of " + std::to_string(count) + " numbers, where the buffer has " +
+    throw ShapeError("a copy of " + std::to_string(count) + " elements, where the buffer has " +
                      std::to_string(count_) + ", for " + purpose);
   }
 

@@ -35,26 +35,26 @@ class DeviceBlock {
   template <class T>
   class Shared {
    public:
-    __device__ explicit Shared(T* numbers) : numbers_(numbers) {}
-    __device__ T get(int i) const { return numbers_[i]; }
+    __device__ explicit Shared(T* elements) : elements_(elements) {}
+    __device__ T get(int i) const { return elements_[i]; }
     /// In one access of up to 16 bytes.
     template <int N>
     __device__ void get(int i, T (&to)[N]) const {
       constexpr int at_once = N * sizeof(T) <= 16 ? N : static_cast<int>(16 / sizeof(T));
       struct alignas(at_once * sizeof(T)) Neighbours {
-        T numbers[at_once];
+        T elements[at_once];
       };
       CONCERTINA_UNROLL
       for (int n = 0; n < N; n += at_once) {
-        const auto some = *reinterpret_cast<const Neighbours*>(numbers_ + i + n);
+        const auto some = *reinterpret_cast<const Neighbours*>(elements_ + i + n);
         CONCERTINA_UNROLL
-        for (int k = 0; k < at_once; ++k) to[n + k] = some.numbers[k];
+        for (int k = 0; k < at_once; ++k) to[n + k] = some.elements[k];
       }
     }
-    __device__ void set(int i, T value) const { numbers_[i] = value; }
+    __device__ void set(int i, T value) const { elements_[i] = value; }
 
    private:
-    T* numbers_;
+    T* elements_;
   };
 
   template <class F>
@@ -65,9 +65,9 @@ class DeviceBlock {
 
   template <class T>
   __device__ Shared<T> shared(int count) {
-    T* const numbers = reinterpret_cast<T*>(memory_ + used_);
+    T* const elements = reinterpret_cast<T*>(memory_ + used_);
     used_ += shared_size<T>(static_cast<std::size_t>(count));
-    return Shared<T>(numbers);
+    return Shared<T>(elements);
   }
 
   template <class T>

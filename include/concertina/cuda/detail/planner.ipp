@@ -1,14 +1,16 @@
-// How a plan is made: the jobs of each product and of its gradient, and the order of all.
+// How a plan is made: the jobs of each instruction and of its gradient, and the order of all.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <concertina/cuda/contraction.hpp>
-#include <concertina/detail/product/plan.hpp>
+#include <concertina/detail/program.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <initializer_list>
 #include <limits>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -17,59 +19,61 @@
 namespace concertina::cuda {
 namespace detail {
 
-/// Jobs and matrix products by levels: those of a level depend on lower ones only.
+using concertina::detail::AnyShape, concertina::detail::DenseBlock, concertina::detail::Instruction,
+    concertina::detail::ProductPlan, concertina::detail::Value;
+
+/// Jobs and GEMMs by levels: those of a level depend on lower ones only.
 class Schedule {
  public:
-  explicit Schedule(const PlanOptions& options) : options_(options) { identity_tap_ = add_taps(1); }
+  explicit Schedule(const PlanOptions& options) : options_(options) { add_tap(0, {TapPair{}}); }
 
   Sequence sequence;
 
-  int chain = 0;  ///< of what is added, for messages
+  int form = 0;  ///< of what is added, for messages
 
   void add(int level, Job job) {
-    job.chain = chain;
+    job.form = form;
     at(level).jobs.push_back(job);
   }
   void add(int level, Gemm gemm) {
-    gemm.chain = chain;
+    gemm.form = form;
     at(level).gemms.push_back(gemm);
   }
 
-  /// Taps of the result that no pair reaches are zeros.
-  int add_taps(int count) {
-    const int first = static_cast<int>(sequence.taps.size());
-    if (count == 1) add_tap(0, {TapPair{}});
-    return first;
-  }
-  void add_tap(int result, const std::vector<TapPair>& pairs) {
+  /// Taps of C that no pair reaches are zeros.
+  void add_tap(int c, std::span<const TapPair> pairs) {
     const int first = static_cast<int>(sequence.pairs.size());
     sequence.pairs.insert(sequence.pairs.end(), pairs.begin(), pairs.end());
-    sequence.taps.push_back({result, first, static_cast<int>(sequence.pairs.size())});
+    sequence.taps.push_back({c, first, static_cast<int>(sequence.pairs.size())});
+  }
+  void add_tap(int c, std::initializer_list<TapPair> pairs) {
+    add_tap(c, std::span(pairs.begin(), pairs.size()));
   }
   int next_tap() const { return static_cast<int>(sequence.taps.size()); }
-  int identity_tap() const { return identity_tap_; }
+  /// Of jobs of one tap: one pair, both at offset 0.
+  static constexpr int identity_tap = 0;
 
-  /// A matrix product on our own kernels, split where it has too few tiles. Returns the level from
-  /// which on its result can be read. `workspace(numbers)` allocates.
+  int next_branch() const { return static_cast<int>(sequence.branches.size()); }
+  void add_branch(const Branch& branch) { sequence.branches.push_back(branch); }
+
+  /// A GEMM on our own kernels, split along k where it has too few tiles. Returns the level from
+  /// which on C can be read. `workspace(elements)` allocates.
   template <class Allocate>
   int add_product(int level, Job job, Allocate&& workspace) {
     Index terms = 0;
     for (int t = 0; t < job.taps; ++t) {
       const Tap& tap = sequence.taps[static_cast<std::size_t>(job.first_tap + t)];
-      terms = std::max<Index>(terms, Index{tap.last_pair - tap.first_pair} * job.inner);
+      terms = std::max<Index>(terms, Index{tap.last_pair - tap.first_pair} * job.k);
     }
-    constexpr int narrow_columns = 16, least_rows = 32, least_terms = 8;
-    const bool is_narrow = job.columns > 1 && job.columns <= narrow_columns &&
-                           job.rows >= least_rows && terms >= least_terms;
-    constexpr int least_side = 8;  // of a matrix that fills tiles halfway well
-    const bool is_thin = std::min(job.rows, job.columns) < least_side;
-    if (job.inner == 0 || (is_thin && !is_narrow)) {
+    const bool is_narrow = job.n > 1 && job.n <= tuning::narrow_n &&
+                           job.m >= tuning::narrow_least_m && terms >= tuning::narrow_least_k;
+    const bool is_thin = std::min(job.m, job.n) < tuning::least_tiled_side;
+    if (job.k == 0 || (is_thin && !is_narrow)) {
       job.kind = Job::Kind::reduce;
-      // So many lanes that a thread adds some 8 terms, or that threads are as many as the device's.
-      constexpr Index each = 8, most_threads = Index{264} * 1024;
-      while (job.lanes < contraction_threads && terms > each * job.lanes &&
-             job.numbers() * job.lanes < most_threads) {
-        job.lanes *= 2;
+      while (job.threads_per_element < contraction_threads &&
+             terms > tuning::terms_per_thread * job.threads_per_element &&
+             job.size() * job.threads_per_element < tuning::most_threads) {
+        job.threads_per_element *= 2;
       }
       add(level, job);
       return level + 1;
@@ -78,33 +82,32 @@ class Schedule {
       job.kind = kind;
       return tiles_of(job);
     };
-    job.split_inner = std::max(job.inner, 1);
+    job.split_k = std::max(job.k, 1);
     if (is_narrow) {
       job.kind = Job::Kind::multiply_narrow;
     } else if (tiles(Job::Kind::multiply) < options_.wanted_tiles) {
       job.kind = Job::Kind::multiply_small;
     }
     const int enough = options_.wanted_tiles / std::max(tiles_of(job), 1),
-              splits = std::min(enough, job.inner / options_.least_split);
-    constexpr int worthwhile = 4;  // a split adds a barrier of the grid, some 2 us, and its sum
-    if (splits < worthwhile) {
+              splits = std::min(enough, job.k / options_.least_split);
+    if (splits < tuning::least_splits) {
       add(level, job);
       return level + 1;
     }
-    job.split_inner = (job.inner + splits - 1) / splits;
-    job.splits = (job.inner + job.split_inner - 1) / job.split_inner;
+    job.split_k = (job.k + splits - 1) / splits;
+    job.splits = (job.k + job.split_k - 1) / job.split_k;
     Job sum = job;
     sum.kind = Job::Kind::combine;
-    sum.left = {.operand = Place::workspace, .offset = workspace(job.splits * job.numbers())};
-    job.result = sum.left;
-    job.addend = job.factors = job.bias = {};
+    sum.a = {.operand = TensorRef::workspace, .offset = workspace(job.splits * job.size())};
+    job.c = sum.a;
+    job.epilogue = {};
     add(level, job);
     add(level + 1, sum);
     return level + 2;
   }
 
-  /// Everything in order: each level's jobs in a phase, as many phases in a launch as matrix
-  /// products between them allow.
+  /// Everything in order: each level's jobs in a phase, as many phases in a launch as GEMMs between
+  /// them allow.
   void finish() {
     bool open = false;  // the last stage is a launch that can have more phases
     for (Level& level : levels_) {
@@ -116,19 +119,19 @@ class Schedule {
           sequence.jobs.push_back(job);
         }
         phase.last_job = static_cast<int>(sequence.jobs.size());
-        const int number = static_cast<int>(sequence.phases.size());
+        const int index = static_cast<int>(sequence.phases.size());
         sequence.phases.push_back(phase);
         if (open) {
-          sequence.stages.back().last = number + 1;
+          sequence.stages.back().last = index + 1;
         } else {
-          sequence.stages.push_back({false, number, number + 1});
+          sequence.stages.push_back({false, index, index + 1});
         }
         open = true;
       }
       for (const Gemm& gemm : level.gemms) {
-        const int number = static_cast<int>(sequence.gemms.size());
+        const int index = static_cast<int>(sequence.gemms.size());
         sequence.gemms.push_back(gemm);
-        sequence.stages.push_back({true, number, number + 1});
+        sequence.stages.push_back({true, index, index + 1});
         open = false;
       }
     }
@@ -150,10 +153,9 @@ class Schedule {
 
   PlanOptions options_;
   std::vector<Level> levels_;
-  int identity_tap_ = 0;
 };
 
-/// What the planners of all chains share.
+/// What the planners of all forms share.
 struct Planning {
   explicit Planning(const PlanOptions& with) : options(with), forward(with), backward(with) {}
 
@@ -161,209 +163,328 @@ struct Planning {
   Schedule forward, backward;
   Index workspace = 0;
 
-  Place allocate(Index numbers) {
-    constexpr Index alignment = 64;
+  TensorRef allocate(Index elements) {
+    constexpr Index alignment = tuning::workspace_alignment;
     const Offset at = workspace;
     workspace = concertina::detail::checked_add(
-        workspace, (numbers + alignment - 1) / alignment * alignment, "the workspace");
-    return {.operand = Place::workspace, .offset = at};
+        workspace, (elements + alignment - 1) / alignment * alignment, "the workspace");
+    return {.operand = TensorRef::workspace, .offset = at};
   }
 
   int multiply(Schedule& schedule, int level, const Job& job) {
     return schedule.add_product(level, job,
-                                [&](Index numbers) { return allocate(numbers).offset; });
+                                [&](Index elements) { return allocate(elements).offset; });
   }
 };
 
 /// Blocks of a product that are alike and equally far apart, and the channels at which they start.
 struct BlockRun {
-  concertina::detail::Block first;
-  Index out = 0, between = 0;  ///< first channels
+  DenseBlock first;
+  Index out = 0, hidden = 0;  ///< first channels
   int count = 1;
-  Index outer_step = 0, inner_step = 0, result_step = 0, out_step = 0, between_step = 0;
+  Index outer_stride = 0, inner_stride = 0, result_stride = 0, out_stride = 0, hidden_stride = 0;
 };
 
-template <int Rank>
-std::vector<BlockRun> block_runs(const concertina::detail::PairPlan<Rank>& pair) {
-  using concertina::detail::Block;
+inline std::vector<BlockRun> block_runs(const ProductPlan& plan) {
   std::vector<BlockRun> runs;
-  pair.for_each_block([&](const Block& block) {
-    const Index out = block.outer / block.outer_step, between = block.inner / block.inner_step;
+  for (const DenseBlock& block : plan.blocks) {
+    const Index out = block.outer / block.outer_ld, hidden = block.inner / block.inner_ld;
     if (!runs.empty()) {
       BlockRun& run = runs.back();
-      const Block& first = run.first;
+      const DenseBlock& first = run.first;
       const bool alike =
-          block.out == first.out && block.between == first.between && block.in == first.in;
-      const auto continues = [&](Index now, Index start, Index& step) {
-        if (run.count == 1) step = now - start;
-        return now == start + run.count * step;
+          block.out == first.out && block.hidden == first.hidden && block.in == first.in;
+      const auto continues = [&](Index now, Index start, Index& stride) {
+        if (run.count == 1) stride = now - start;
+        return now == start + run.count * stride;
       };
-      if (alike && continues(block.outer, first.outer, run.outer_step) &&
-          continues(block.inner, first.inner, run.inner_step) &&
-          continues(block.result, first.result, run.result_step) &&
-          continues(out, run.out, run.out_step) &&
-          continues(between, run.between, run.between_step)) {
+      if (alike && continues(block.outer, first.outer, run.outer_stride) &&
+          continues(block.inner, first.inner, run.inner_stride) &&
+          continues(block.result, first.result, run.result_stride) &&
+          continues(out, run.out, run.out_stride) &&
+          continues(hidden, run.hidden, run.hidden_stride)) {
         ++run.count;
-        return;
+        continue;
       }
       if (run.count == 1) {
-        run.outer_step = run.inner_step = run.result_step = run.out_step = run.between_step = 0;
+        run.outer_stride = run.inner_stride = run.result_stride = run.out_stride =
+            run.hidden_stride = 0;
       }
     }
-    runs.push_back({.first = block, .out = out, .between = between});
-  });
+    runs.push_back({.first = block, .out = out, .hidden = hidden});
+  }
   return runs;
 }
 
-/// Time of a product in multiply-adds: on an H100 a number that comes from or goes to memory takes
-/// as long as some 16. For cuBLAS, taps between the channels are moved out of the way and back.
-template <int Rank>
-double device_cost(const PlanOptions& options, const ConvShape<Rank>& outer,
-                   const ConvShape<Rank>& inner) {
-  const auto numbers = [](const ConvShape<Rank>& shape) {
+/// Time of a product in multiply-adds. For cuBLAS, taps between the channels are moved out of the
+/// way and back.
+inline double device_cost(const PlanOptions& options, const AnyShape& outer,
+                          const AnyShape& inner) {
+  const auto elements = [](const AnyShape& shape) {
     return static_cast<double>(weight_numel(shape));
   };
-  const Index work = multiply_adds(outer, inner);
-  const double result = numbers(product_shape(outer, inner));
+  const Index work = concertina::detail::multiply_adds(outer, inner);
+  const double result = elements(concertina::detail::product_shape(outer, inner));
   const bool moves = numel(outer.kernel_size) > 1 && numel(inner.kernel_size) == 1 &&
                      work / outer.groups >= options.least_gemm;
-  const double moved = moves ? 2 * (numbers(outer) + result) : 0;
-  return static_cast<double>(work) + 16 * (numbers(outer) + numbers(inner) + result + moved);
+  const double moved = moves ? 2 * (elements(outer) + result) : 0;
+  return static_cast<double>(work) +
+         tuning::multiply_adds_per_element * (elements(outer) + elements(inner) + result + moved);
 }
 
-/// Plans one chain.
-template <int Rank>
-class ChainPlanner {
- public:
-  /// A layer or an intermediate: where its numbers and those of its gradient are, and from which
-  /// level on.
-  struct Value {
-    ConvShape<Rank> shape;
-    Place weight = {}, bias = {}, weight_gradient = {}, bias_gradient = {};
-    int ready = 0, gradient_ready = 0;
-  };
+/// A value of a form's program: where its elements and those of its gradient are, and from which
+/// level on.
+struct PlannedValue {
+  AnyShape shape;
+  TensorRef weight = {}, bias = {}, weight_gradient = {}, bias_gradient = {};
+  int ready = 0, gradient_ready = 0;
+};
 
-  ChainPlanner(Planning& planning, std::vector<Value> layers, Value result)
-      : planning_(planning), values_(std::move(layers)), result_(std::move(result)) {}
+inline void require_int_offsets(const AnyShape& shape) {
+  if (weight_numel(shape) <= std::numeric_limits<int>::max()) return;
+  throw SizeError("a tensor of " + std::to_string(weight_numel(shape)) +
+                  " elements, where a plan for a device takes less than 2^31 (" + to_string(shape) +
+                  ")");
+}
+
+/// Plans one form.
+class FormPlanner {
+ public:
+  /// `layers` are the program's leaves.
+  FormPlanner(Planning& planning, const concertina::detail::Program& program,
+              std::vector<PlannedValue> layers, PlannedValue result)
+      : planning_(planning),
+        program_(program),
+        values_(std::move(layers)),
+        result_(std::move(result)) {}
 
   void plan() {
-    std::vector<ConvShape<Rank>> shapes;
-    for (const Value& layer : values_) shapes.push_back(layer.shape);
-    if (values_.size() == 1) return plan_copy();
-    const concertina::detail::ChainOrder<Rank> order(
-        std::span<const ConvShape<Rank>>(shapes), [&](const auto& outer, const auto& inner) {
-          return device_cost<Rank>(planning_.options, outer, inner);
-        });
-    plan_run(order, 0, shapes.size() - 1, true);
+    const auto instructions = program_.instructions();
+    if (instructions.empty()) return plan_copy();
+    for (const Instruction& instruction : instructions) {
+      add_value(instruction.shape);
+      if (instruction.join == Join::chain) {
+        products_.push_back(Product(program_, instruction, values_.size() - 1));
+        multiply(*products_.back());
+      } else {
+        products_.emplace_back();
+        add_branches(instruction, values_.back());
+      }
+    }
     if (!planning_.options.gradient) return;
-    for (auto product = products_.rbegin(); product != products_.rend(); ++product) {
-      differentiate(*product);
+    for (std::size_t i = instructions.size(); i-- > 0;) {
+      if (products_[i]) {
+        differentiate(*products_[i]);
+      } else {
+        take_branches(instructions[i], values_[program_.leaves().size() + i]);
+      }
     }
   }
 
  private:
   struct Product {
-    concertina::detail::PairPlan<Rank> pair;
-    std::vector<BlockRun> runs;
-    std::size_t outer, inner, result;
-    std::map<std::pair<std::size_t, int>, Place> moved;  // outer kernels, taps before channels
+    Product(const concertina::detail::Program& program, const Instruction& instruction, Value value)
+        : plan(program.shape(instruction.outer()), program.shape(instruction.inner()),
+               concertina::detail::Algorithm::direct),
+          runs(block_runs(plan)),
+          outer(instruction.outer()),
+          inner(instruction.inner()),
+          result(value) {}
 
-    Index outer_taps() const { return pair.outer_count(); }
-    Index inner_taps() const { return pair.inner_count(); }
+    ProductPlan plan;
+    std::vector<BlockRun> runs;
+    Value outer, inner, result;
+    std::map<std::pair<std::size_t, int>, TensorRef> moved = {};  // W2, taps before channels
+
+    Index outer_taps() const { return plan.outer_count(); }
+    Index inner_taps() const { return plan.inner_count(); }
   };
   struct Matrix {
-    Place place;
-    Offset step;
+    TensorRef ref;
+    Offset ld;
     bool transposed = false;
+  };
+  struct PlacedBranch {
+    Value value;
+    Index first_out, first_in;  // its channels in the whole
+    std::vector<Index> taps;    // the position of each of its taps in the whole's kernel
   };
 
   static int narrow(Index value) { return static_cast<int>(value); }
-  static Stride stride(Index high, Index low = 0) { return {narrow(high), narrow(low)}; }
+  static TwoModeStride stride(Index outer, Index inner = 0) {
+    return {narrow(outer), narrow(inner)};
+  }
 
-  static Place shifted(Place place, Index offset, Index group_step = 0) {
-    place.offset += offset;
-    place.group_step = group_step;
-    return place;
+  static TensorRef shifted(TensorRef ref, Index offset, Index group_stride = 0) {
+    ref.offset += offset;
+    ref.group_stride = group_stride;
+    return ref;
+  }
+  static Job copy(const TensorRef& from, const TensorRef& to, Index elements) {
+    return {.kind = Job::Kind::copy, .n = narrow(elements), .a = from, .c = to};
   }
 
   /// A layer alone is its contraction.
   void plan_copy() {
-    const Value& layer = values_.front();
-    const auto copy = [](Schedule& schedule, const Place& from, const Place& to, Index numbers) {
-      schedule.add(
-          0, Job{.kind = Job::Kind::copy, .columns = narrow(numbers), .left = from, .result = to});
-    };
-    const Index numbers = weight_numel(layer.shape);
-    copy(planning_.forward, layer.weight, result_.weight, numbers);
-    if (layer.shape.bias) copy(planning_.forward, layer.bias, result_.bias, layer.shape.out);
+    const PlannedValue& layer = values_.front();
+    const AnyShape& shape = layer.shape;
+    const Index elements = weight_numel(shape);
+    planning_.forward.add(0, copy(layer.weight, result_.weight, elements));
+    if (shape.bias) planning_.forward.add(0, copy(layer.bias, result_.bias, shape.out));
     if (!planning_.options.gradient) return;
-    copy(planning_.backward, result_.weight_gradient, layer.weight_gradient, numbers);
-    if (!layer.shape.bias) return;
-    copy(planning_.backward, result_.bias_gradient, layer.bias_gradient, layer.shape.out);
+    planning_.backward.add(0, copy(result_.weight_gradient, layer.weight_gradient, elements));
+    if (!shape.bias) return;
+    planning_.backward.add(0, copy(result_.bias_gradient, layer.bias_gradient, shape.out));
   }
 
-  /// The value of layers first .. last.
-  std::size_t plan_run(const concertina::detail::ChainOrder<Rank>& order, std::size_t first,
-                       std::size_t last, bool whole) {
-    if (first == last) return first;
-    const std::size_t middle = order.split(first, last);
-    const std::size_t inner = plan_run(order, first, middle - 1, false),
-                      outer = plan_run(order, middle, last, false);
-    Product product{
-        {values_[outer].shape, values_[inner].shape, concertina::detail::PairPath::direct},
-        {},
-        outer,
-        inner,
-        values_.size(),
-        {}};
-    product.runs = block_runs(product.pair);
-    const ConvShape<Rank>& shape = product.pair.product;
-    require_narrow(shape);
-    if (whole) {
-      values_.push_back(result_);
-    } else {
-      Value value{.shape = shape};
-      const Index numbers = weight_numel(shape), biases = shape.bias ? shape.out : 0;
-      value.weight = planning_.allocate(numbers);
-      value.bias = planning_.allocate(biases);
-      if (planning_.options.gradient) {
-        value.weight_gradient = planning_.allocate(numbers);
-        value.bias_gradient = planning_.allocate(biases);
-      }
-      values_.push_back(std::move(value));
+  /// The result of the next instruction.
+  void add_value(const AnyShape& shape) {
+    require_int_offsets(shape);
+    if (values_.size() == program_.result()) return values_.push_back(result_);
+    PlannedValue value{.shape = shape};
+    const Index elements = weight_numel(shape), biases = shape.bias ? shape.out : 0;
+    value.weight = planning_.allocate(elements);
+    value.bias = planning_.allocate(biases);
+    if (planning_.options.gradient) {
+      value.weight_gradient = planning_.allocate(elements);
+      value.bias_gradient = planning_.allocate(biases);
     }
-    multiply(product);
-    products_.push_back(std::move(product));
-    return values_.size() - 1;
+    values_.push_back(std::move(value));
   }
 
- public:
-  static void require_narrow(const ConvShape<Rank>& shape) {
-    if (weight_numel(shape) <= std::numeric_limits<int>::max()) return;
-    throw SizeError("a tensor of " + std::to_string(weight_numel(shape)) +
-                    " numbers, where a plan for a device takes less than 2^31 (" +
-                    to_string(shape) + ")");
-  }
-
- private:
   bool is_large(const Product& product, const BlockRun& run) const {
     const bool pointwise = product.outer_taps() == 1 || product.inner_taps() == 1;
-    return pointwise && product.pair.work(run.first) >= planning_.options.least_gemm;
+    return pointwise && product.plan.multiply_adds_of(run.first) >= planning_.options.least_gemm;
   }
 
-  // ---- forward ---------------------------------------------------------------------------------
+  // ---- sums and concatenations -----------------------------------------------------------------
+
+  /// As concertina::detail::BranchPlace has it.
+  std::vector<PlacedBranch> placed(const Instruction& instruction) const {
+    const AnyShape& whole = instruction.shape;
+    std::vector<PlacedBranch> branches;
+    Index out = 0, in = 0;  // channels of the branches before
+    for (const Value value : instruction.operands) {
+      const AnyShape& shape = values_[value].shape;
+      concertina::detail::Axes shift;
+      for (int axis = 0; axis < concertina::detail::max_rank; ++axis) {
+        shift[axis] =
+            (whole.padding.start[axis] - shape.padding.start[axis]) / whole.dilation[axis];
+      }
+      PlacedBranch branch{value, out, in,
+                          concertina::detail::tap_positions(shape, shape.dilation, whole)};
+      for (Index& tap : branch.taps) tap += concertina::detail::flat(shift, whole.kernel_size);
+      branches.push_back(std::move(branch));
+      if (instruction.join == Join::concat_outputs) out += shape.out;
+      if (instruction.join == Join::concat_inputs) in += shape.in;
+    }
+    return branches;
+  }
+
+  /// The entry of the device's table.
+  Branch entry(const PlacedBranch& branch, const AnyShape& whole) const {
+    const AnyShape& shape = values_[branch.value].shape;
+    return {.tensor = values_[branch.value].weight,
+            .first_m = narrow(branch.first_out),
+            .m = narrow(shape.out),
+            .group_m = narrow(shape.out / shape.groups),
+            .first_n = narrow(branch.first_in),
+            .n = narrow(shape.in / shape.groups),
+            .whole_n = narrow(whole.in / whole.groups),
+            .taps = narrow(numel(shape.kernel_size))};
+  }
+
+  void add_branches(const Instruction& instruction, PlannedValue& result) {
+    Schedule& schedule = planning_.forward;
+    const AnyShape& whole = instruction.shape;
+    const std::vector<PlacedBranch> branches = placed(instruction);
+    int level = 0;
+    for (const PlacedBranch& branch : branches) {
+      level = std::max(level, values_[branch.value].ready);
+    }
+    std::vector<std::vector<TapPair>> reaching(
+        static_cast<std::size_t>(numel(whole.kernel_size)));  // each tap of the whole
+    for (std::size_t b = 0; b < branches.size(); ++b) {
+      for (std::size_t t = 0; t < branches[b].taps.size(); ++t) {
+        reaching[static_cast<std::size_t>(branches[b].taps[t])].push_back(
+            {static_cast<int>(b), static_cast<int>(t)});
+      }
+    }
+    schedule.add(level, Job{.kind = Job::Kind::add_branches,
+                            .taps = static_cast<int>(reaching.size()),
+                            .m = narrow(whole.out),
+                            .n = narrow(whole.in / whole.groups),
+                            .c = result.weight,
+                            .first_tap = schedule.next_tap(),
+                            .first_branch = schedule.next_branch()});
+    for (std::size_t t = 0; t < reaching.size(); ++t) {
+      schedule.add_tap(static_cast<int>(t), reaching[t]);
+    }
+    for (const PlacedBranch& branch : branches) schedule.add_branch(entry(branch, whole));
+    result.ready = level + 1;
+    if (!whole.bias) return;
+
+    std::vector<TapPair> biased;
+    const int first_branch = schedule.next_branch();
+    for (const PlacedBranch& branch : branches) {
+      const PlannedValue& value = values_[branch.value];
+      if (!value.shape.bias) continue;
+      biased.push_back({static_cast<int>(biased.size()), 0});
+      const int out = narrow(value.shape.out);
+      schedule.add_branch({.tensor = value.bias,
+                           .first_m = narrow(branch.first_out),
+                           .m = out,
+                           .group_m = out,
+                           .n = 1,
+                           .whole_n = 1});
+    }
+    schedule.add(level, Job{.kind = Job::Kind::add_branches,
+                            .m = narrow(whole.out),
+                            .c = result.bias,
+                            .first_tap = schedule.next_tap(),
+                            .first_branch = first_branch});
+    schedule.add_tap(0, biased);
+  }
+
+  void take_branches(const Instruction& instruction, const PlannedValue& result) {
+    Schedule& schedule = planning_.backward;
+    const AnyShape& whole = instruction.shape;
+    const Index taps = numel(whole.kernel_size);
+    const int level = result.gradient_ready;
+    for (const PlacedBranch& branch : placed(instruction)) {
+      PlannedValue& value = values_[branch.value];
+      const AnyShape& shape = value.shape;
+      schedule.add(level, Job{.kind = Job::Kind::take_branch,
+                              .taps = static_cast<int>(branch.taps.size()),
+                              .m = narrow(shape.out),
+                              .n = narrow(shape.in / shape.groups),
+                              .a = result.weight_gradient,
+                              .c = value.weight_gradient,
+                              .a_m = stride(whole.in / whole.groups * taps),
+                              .a_n = narrow(taps),
+                              .first_tap = schedule.next_tap(),
+                              .first_branch = schedule.next_branch()});
+      for (const Index tap : branch.taps) schedule.add_tap(narrow(tap), {});
+      schedule.add_branch(entry(branch, whole));
+      if (shape.bias) {
+        schedule.add(level, copy(shifted(result.bias_gradient, branch.first_out),
+                                 value.bias_gradient, shape.out));
+      }
+      value.gradient_ready = level + 1;
+    }
+  }
+
+  // ---- products, forward -----------------------------------------------------------------------
 
   void multiply(Product& product) {
     Schedule& schedule = planning_.forward;
-    const Value &outer = values_[product.outer], &inner = values_[product.inner];
-    Value& result = values_[product.result];
+    const PlannedValue &outer = values_[product.outer], &inner = values_[product.inner];
+    PlannedValue& result = values_[product.result];
     int level = std::max(outer.ready, inner.ready);
-    Index covered = 0;
-    for (const BlockRun& run : product.runs) covered += run.count * run.first.out * run.first.in;
-    const Index numbers = weight_numel(result.shape);
-    if (covered * product.pair.taps < numbers) {  // zeros between the blocks
-      schedule.add(
-          0, Job{.kind = Job::Kind::copy, .columns = narrow(numbers), .result = result.weight});
+    Index written = 0;
+    for (const BlockRun& run : product.runs) written += run.count * run.first.out * run.first.in;
+    if (written * product.plan.taps < weight_numel(result.shape)) {  // zeros between the blocks
+      schedule.add(0, copy({}, result.weight, weight_numel(result.shape)));
       level = std::max(level, 1);
     }
     for (std::size_t r = 0; r < product.runs.size(); ++r) {
@@ -375,39 +496,39 @@ class ChainPlanner {
     if (result.shape.bias) {
       result.ready = std::max(result.ready, multiply_bias(product, level));
     }
-    schedule.sequence.multiply_adds += multiply_adds(outer.shape, inner.shape);
+    schedule.sequence.multiply_adds += concertina::detail::multiply_adds(outer.shape, inner.shape);
   }
 
-  /// What all jobs of a run's forward product have in common.
+  /// P[o][c][t] = sum over the pairs that meet at t, and m, of W2[o][m][b] W1[m][c][a].
   int multiply_small(const Product& product, const BlockRun& run, int level) {
     Schedule& schedule = planning_.forward;
-    const auto& block = run.first;
+    const DenseBlock& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps();
     Job job{.groups = run.count,
-            .rows = narrow(block.out),
-            .columns = narrow(block.in),
-            .inner = narrow(block.between),
-            .left = shifted(values_[product.outer].weight, block.outer, run.outer_step),
-            .right = shifted(values_[product.inner].weight, block.inner, run.inner_step),
-            .result = shifted(values_[product.result].weight, block.result, run.result_step),
-            .left_row = stride(block.outer_step),
-            .left_inner = stride(outer_taps),
-            .right_inner = stride(block.inner_step),
-            .result_row = stride(block.result_step),
-            .right_column = narrow(inner_taps),
-            .result_column = narrow(product.pair.taps),
-            .first_tap = schedule.identity_tap()};
-    if (outer_taps == 1) {  // channel and tap of the inner kernel are one axis
-      job.columns = narrow(block.in * inner_taps);
-      job.right_column = job.result_column = 1;
+            .m = narrow(block.out),
+            .n = narrow(block.in),
+            .k = narrow(block.hidden),
+            .a = shifted(values_[product.outer].weight, block.outer, run.outer_stride),
+            .b = shifted(values_[product.inner].weight, block.inner, run.inner_stride),
+            .c = shifted(values_[product.result].weight, block.result, run.result_stride),
+            .a_m = stride(block.outer_ld),
+            .a_k = stride(outer_taps),
+            .b_k = stride(block.inner_ld),
+            .c_m = stride(block.result_ld),
+            .b_n = narrow(inner_taps),
+            .c_n = narrow(product.plan.taps),
+            .first_tap = Schedule::identity_tap};
+    if (outer_taps == 1) {  // channel and tap of the inner kernel are one mode
+      job.n = narrow(block.in * inner_taps);
+      job.b_n = job.c_n = 1;
     } else if (inner_taps == 1) {  // output channel and tap of the outer kernel are one
-      job.rows = narrow(block.out * outer_taps);
-      job.row_divisor = narrow(outer_taps);
-      job.left_row = stride(block.outer_step, 1);
-      job.result_row = stride(block.result_step, 1);
-      job.left_inner_is_near = false;
+      job.m = narrow(block.out * outer_taps);
+      job.m_inner_extent = narrow(outer_taps);
+      job.a_m = stride(block.outer_ld, 1);
+      job.c_m = stride(block.result_ld, 1);
+      job.a_is_k_major = false;
     } else {
-      job.taps = narrow(product.pair.taps);
+      job.taps = narrow(product.plan.taps);
       job.first_tap = result_taps(schedule, product);
     }
     return planning_.multiply(schedule, level, job);
@@ -415,11 +536,10 @@ class ChainPlanner {
 
   /// For each tap of the product the pairs that meet there.
   static int result_taps(Schedule& schedule, const Product& product) {
-    const auto& pair = product.pair;
-    std::vector<std::vector<TapPair>> meeting(static_cast<std::size_t>(pair.taps));
+    std::vector<std::vector<TapPair>> meeting(static_cast<std::size_t>(product.plan.taps));
     for (Index b = 0; b < product.outer_taps(); ++b) {
       for (Index a = 0; a < product.inner_taps(); ++a) {
-        meeting[static_cast<std::size_t>(meeting_tap(pair, b, a))].push_back(
+        meeting[static_cast<std::size_t>(meeting_tap(product.plan, b, a))].push_back(
             {narrow(b), narrow(a)});
       }
     }
@@ -429,180 +549,166 @@ class ChainPlanner {
     }
     return first;
   }
-  static Index meeting_tap(const concertina::detail::PairPlan<Rank>& pair, Index b, Index a) {
-    return pair.outer_taps[static_cast<std::size_t>(b)] +
-           pair.inner_taps[static_cast<std::size_t>(a)];
+  static Index meeting_tap(const ProductPlan& plan, Index b, Index a) {
+    return plan.outer_taps[static_cast<std::size_t>(b)] +
+           plan.inner_taps[static_cast<std::size_t>(a)];
   }
 
-  /// On cuBLAS, which wants one axis of each matrix to be dense: where the taps of the outer kernel
-  /// lie between the channels, they are moved before them, and those of the result moved back.
-  int multiply_large(Product& product, std::size_t number, int level) {
+  /// On cuBLAS, which wants one mode of each matrix to be contiguous: where the taps of the outer
+  /// kernel lie between the channels, they are moved before them, and those of the result back.
+  int multiply_large(Product& product, std::size_t r, int level) {
     Schedule& schedule = planning_.forward;
-    const BlockRun& run = product.runs[number];
-    const auto& block = run.first;
+    const BlockRun& run = product.runs[r];
+    const DenseBlock& block = run.first;
     const Index taps = product.outer_taps();
     int ready = level;
     for (int group = 0; group < run.count; ++group) {
-      const Place outer =
-                      shifted(values_[product.outer].weight, block.outer + group * run.outer_step),
-                  inner =
-                      shifted(values_[product.inner].weight, block.inner + group * run.inner_step),
-                  result = shifted(values_[product.result].weight,
-                                   block.result + group * run.result_step);
+      const TensorRef outer = shifted(values_[product.outer].weight,
+                                      block.outer + group * run.outer_stride),
+                      inner = shifted(values_[product.inner].weight,
+                                      block.inner + group * run.inner_stride),
+                      result = shifted(values_[product.result].weight,
+                                       block.result + group * run.result_stride);
       if (taps == 1) {
-        ready = std::max(ready, gemm(schedule, level, {outer, block.outer_step},
-                                     {inner, block.inner_step}, {result, block.result_step},
-                                     block.out, block.in * product.inner_taps(), block.between));
+        ready = std::max(ready, gemm(schedule, level, {outer, block.outer_ld},
+                                     {inner, block.inner_ld}, {result, block.result_ld}, block.out,
+                                     block.in * product.inner_taps(), block.hidden));
         continue;
       }
-      const Place kernels = planning_.allocate(block.out * taps * block.between),
-                  sums = planning_.allocate(block.out * taps * block.in);
+      const TensorRef kernels = planning_.allocate(block.out * taps * block.hidden),
+                      sums = planning_.allocate(block.out * taps * block.in);
       schedule.add(level,
-                   taps_first(outer, block.outer_step, kernels, block.out, taps, block.between));
-      product.moved[{number, group}] = kernels;
-      const int done =
-          gemm(schedule, level + 1, {kernels, block.between}, {inner, block.inner_step},
-               {sums, block.in}, block.out * taps, block.in, block.between);
-      schedule.add(done,
-                   channels_first(sums, result, block.result_step, block.out, taps, block.in));
+                   taps_first(outer, block.outer_ld, kernels, block.out, taps, block.hidden));
+      product.moved[{r, group}] = kernels;
+      const int done = gemm(schedule, level + 1, {kernels, block.hidden}, {inner, block.inner_ld},
+                            {sums, block.in}, block.out * taps, block.in, block.hidden);
+      schedule.add(done, channels_first(sums, result, block.result_ld, block.out, taps, block.in));
       ready = std::max(ready, done + 1);
     }
     return ready;
   }
 
-  /// From [row][channel][tap], rows `step` apart, to [row][tap][channel].
-  static Job taps_first(const Place& from, Index step, const Place& to, Index rows, Index taps,
-                        Index channels) {
+  /// From [row][channel][tap] to [row][tap][channel].
+  static Job taps_first(const TensorRef& from, Index ld, const TensorRef& to, Index rows,
+                        Index taps, Index channels) {
     return {.kind = Job::Kind::move,
-            .rows = narrow(rows * taps),
-            .columns = narrow(channels),
-            .row_divisor = narrow(taps),
-            .left = from,
-            .result = to,
-            .left_row = stride(step, 1),
-            .result_row = stride(taps * channels, channels),
-            .result_column = 1,
-            .left_column = narrow(taps),
-            .right_column_is_near = false};
+            .m = narrow(rows * taps),
+            .n = narrow(channels),
+            .m_inner_extent = narrow(taps),
+            .a = from,
+            .c = to,
+            .a_m = stride(ld, 1),
+            .c_m = stride(taps * channels, channels),
+            .c_n = 1,
+            .a_n = narrow(taps),
+            .a_is_k_major = false};
   }
   /// The other way round.
-  static Job channels_first(const Place& from, const Place& to, Index step, Index rows, Index taps,
-                            Index channels) {
+  static Job channels_first(const TensorRef& from, const TensorRef& to, Index ld, Index rows,
+                            Index taps, Index channels) {
     return {.kind = Job::Kind::move,
-            .rows = narrow(rows * taps),
-            .columns = narrow(channels),
-            .row_divisor = narrow(taps),
-            .left = from,
-            .result = to,
-            .left_row = stride(taps * channels, channels),
-            .result_row = stride(step, 1),
-            .result_column = narrow(taps),
-            .left_column = 1};
+            .m = narrow(rows * taps),
+            .n = narrow(channels),
+            .m_inner_extent = narrow(taps),
+            .a = from,
+            .c = to,
+            .a_m = stride(taps * channels, channels),
+            .c_m = stride(ld, 1),
+            .c_n = narrow(taps),
+            .a_n = 1};
   }
 
-  /// result = left * right; returns the level from which on it can be read. Where tensors are
-  /// stored narrower than sums, cuBLAS reads copies and writes one. `epilogue` may add to what is
-  /// moved.
-  int gemm(Schedule& schedule, int level, Matrix left, Matrix right, Matrix result, Index rows,
-           Index columns, Index inner, const Job& epilogue = {}) {
-    const auto rows_of = [](const Matrix& matrix, Index height, Index width) {
-      return matrix.transposed ? std::pair(width, height) : std::pair(height, width);
-    };
-    const auto dense_move = [](const Matrix& from, const Matrix& to, Index height, Index width) {
+  /// C = A B; returns the level from which on it can be read. Where tensors are stored narrower
+  /// than sums, cuBLAS reads copies and writes one; the epilogue, which needs a rank-one update, is
+  /// added as C is moved.
+  int gemm(Schedule& schedule, int level, Matrix a, Matrix b, const Matrix& c, Index m, Index n,
+           Index k, const Epilogue& epilogue = {}) {
+    const auto dense_move = [](const Matrix& from, const Matrix& to, Index rows, Index columns) {
       return Job{.kind = Job::Kind::move,
-                 .rows = narrow(height),
-                 .columns = narrow(width),
-                 .left = from.place,
-                 .result = to.place,
-                 .left_row = stride(from.step),
-                 .result_row = stride(to.step),
-                 .result_column = 1,
-                 .left_column = 1};
+                 .m = narrow(rows),
+                 .n = narrow(columns),
+                 .a = from.ref,
+                 .c = to.ref,
+                 .a_m = stride(from.ld),
+                 .c_m = stride(to.ld),
+                 .c_n = 1,
+                 .a_n = 1};
     };
     const auto is_stored = [&](const Matrix& matrix) {
-      return planning_.options.mixed && matrix.place.operand != Place::workspace;
+      return planning_.options.mixed && matrix.ref.operand != TensorRef::workspace;
     };
     int start = level;
-    const auto stage = [&](Matrix& matrix, Index height, Index width) {
+    const auto stage = [&](Matrix& matrix, Index rows, Index columns) {
       if (!is_stored(matrix)) return;
-      const auto [stored_rows, stored_columns] = rows_of(matrix, height, width);
-      const Matrix copy{planning_.allocate(stored_rows * stored_columns), stored_columns,
-                        matrix.transposed};
-      schedule.add(level, dense_move(matrix, copy, stored_rows, stored_columns));
-      matrix = copy;
+      if (matrix.transposed) std::swap(rows, columns);  // as it is stored
+      const Matrix copied{planning_.allocate(rows * columns), columns, matrix.transposed};
+      schedule.add(level, dense_move(matrix, copied, rows, columns));
+      matrix = copied;
       start = level + 1;
     };
-    stage(left, rows, inner);
-    stage(right, inner, columns);
-    const bool moves = is_stored(result) || epilogue.factors.exists();
-    const Matrix sums = moves ? Matrix{planning_.allocate(rows * columns), columns} : result;
-    schedule.add(start, Gemm{.left = left.place,
-                             .right = right.place,
-                             .result = sums.place,
-                             .rows = narrow(rows),
-                             .columns = narrow(columns),
-                             .inner = narrow(inner),
-                             .left_step = left.step,
-                             .right_step = right.step,
-                             .result_step = sums.step,
-                             .left_transposed = left.transposed,
-                             .right_transposed = right.transposed});
+    stage(a, m, k);
+    stage(b, k, n);
+    const bool moves = is_stored(c) || epilogue.u.exists();
+    const Matrix sums = moves ? Matrix{planning_.allocate(m * n), n} : c;
+    schedule.add(start, Gemm{.a = a.ref,
+                             .b = b.ref,
+                             .c = sums.ref,
+                             .m = narrow(m),
+                             .n = narrow(n),
+                             .k = narrow(k),
+                             .lda = a.ld,
+                             .ldb = b.ld,
+                             .ldc = sums.ld,
+                             .transpose_a = a.transposed,
+                             .transpose_b = b.transposed});
     if (!moves) return start + 1;
-    Job move = dense_move(sums, result, rows, columns);
-    move.factors = epilogue.factors;
-    move.bias = epilogue.bias;
+    Job move = dense_move(sums, c, m, n);
+    move.epilogue = epilogue;
     schedule.add(start + 1, move);
     return start + 2;
   }
 
   /// b2 + (sum over the taps of W2) b1, for each group of the outer layer.
   int multiply_bias(const Product& product, int level) {
-    const Value &outer = values_[product.outer], &inner = values_[product.inner],
-                &result = values_[product.result];
+    const PlannedValue &outer = values_[product.outer], &inner = values_[product.inner],
+                       &result = values_[product.result];
     Schedule& schedule = planning_.forward;
     if (!inner.shape.bias) {
-      schedule.add(level, Job{.kind = Job::Kind::copy,
-                              .columns = narrow(result.shape.out),
-                              .left = outer.bias,
-                              .result = result.bias});
+      schedule.add(level, copy(outer.bias, result.bias, result.shape.out));
       return level + 1;
     }
     const Index groups = outer.shape.groups, out = outer.shape.out / groups,
                 in = outer.shape.in / groups, taps = product.outer_taps();
     Job job{.groups = narrow(groups),
-            .rows = narrow(out),
-            .inner = narrow(in * taps),
-            .inner_divisor = narrow(taps),
-            .left = shifted(outer.weight, 0, out * in * taps),
-            .right = shifted(inner.bias, 0, in),
-            .result = shifted(result.bias, 0, out),
-            .left_row = stride(in * taps),
-            .left_inner = inner_axis(taps, taps),
-            .right_inner = stride(1),
-            .result_row = stride(1),
-            .first_tap = schedule.identity_tap()};
-    if (outer.shape.bias) job.addend = shifted(outer.bias, 0, out);
+            .m = narrow(out),
+            .k = narrow(in * taps),
+            .k_inner_extent = narrow(taps),
+            .a = shifted(outer.weight, 0, out * in * taps),
+            .b = shifted(inner.bias, 0, in),
+            .c = shifted(result.bias, 0, out),
+            .a_m = stride(in * taps),
+            .a_k = channels_and_taps(taps, taps),
+            .b_k = stride(1),
+            .c_m = stride(1),
+            .first_tap = Schedule::identity_tap};
+    if (outer.shape.bias) job.epilogue.bias = shifted(outer.bias, 0, out);
     return planning_.multiply(schedule, level, job);
   }
 
-  /// Channels `step` apart and their neighbouring taps, as one axis.
-  static Stride inner_axis(Index taps, Index step) {
-    return taps == 1 ? stride(step) : stride(step, 1);
+  /// Channels so far apart, and their neighbouring taps, as one mode.
+  static TwoModeStride channels_and_taps(Index taps, Index channel_stride) {
+    return taps == 1 ? stride(channel_stride) : stride(channel_stride, 1);
   }
 
-  // ---- the gradient ----------------------------------------------------------------------------
+  // ---- products, backward ----------------------------------------------------------------------
 
   void differentiate(const Product& product) {
-    const Value& result = values_[product.result];
-    Value &outer = values_[product.outer], &inner = values_[product.inner];
+    const PlannedValue& result = values_[product.result];
+    PlannedValue &outer = values_[product.outer], &inner = values_[product.inner];
     Schedule& schedule = planning_.backward;
     const int level = result.gradient_ready;
-    const bool rank_one = inner.shape.bias;  // W2's share of the product's bias
     if (outer.shape.bias) {
-      schedule.add(level, Job{.kind = Job::Kind::copy,
-                              .columns = narrow(outer.shape.out),
-                              .left = result.bias_gradient,
-                              .result = outer.bias_gradient});
+      schedule.add(level, copy(result.bias_gradient, outer.bias_gradient, outer.shape.out));
       outer.gradient_ready = level + 1;
     }
     if (inner.shape.bias) {
@@ -610,10 +716,10 @@ class ChainPlanner {
     }
     for (std::size_t r = 0; r < product.runs.size(); ++r) {
       const BlockRun& run = product.runs[r];
-      Job epilogue;
-      if (rank_one) {
-        epilogue.factors = shifted(result.bias_gradient, run.out, run.out_step);
-        epilogue.bias = shifted(inner.bias, run.between, run.between_step);
+      Epilogue epilogue;
+      if (inner.shape.bias) {  // W2's share of the product's bias
+        epilogue.u = shifted(result.bias_gradient, run.out, run.out_stride);
+        epilogue.v = shifted(inner.bias, run.hidden, run.hidden_stride);
       }
       if (is_large(product, run)) {
         differentiate_large(product, r, level, epilogue);
@@ -623,48 +729,49 @@ class ChainPlanner {
         inner.gradient_ready = std::max(inner.gradient_ready, inner_gradient(product, run, level));
       }
     }
-    schedule.sequence.multiply_adds += 2 * multiply_adds(outer.shape, inner.shape);
+    schedule.sequence.multiply_adds +=
+        2 * concertina::detail::multiply_adds(outer.shape, inner.shape);
   }
 
   /// dW2[o][m][b] = sum over c and a of G[o][c][tap of (b, a)] W1[m][c][a].
-  int outer_gradient(const Product& product, const BlockRun& run, int level, const Job& epilogue) {
+  int outer_gradient(const Product& product, const BlockRun& run, int level,
+                     const Epilogue& epilogue) {
     Schedule& schedule = planning_.backward;
-    const auto& block = run.first;
+    const DenseBlock& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps(),
-                taps = product.pair.taps;
+                taps = product.plan.taps;
     Job job{.groups = run.count,
-            .rows = narrow(block.out),
-            .columns = narrow(block.between),
-            .inner = narrow(block.in),
-            .left = shifted(values_[product.result].weight_gradient, block.result, run.result_step),
-            .right = shifted(values_[product.inner].weight, block.inner, run.inner_step),
-            .result = shifted(values_[product.outer].weight_gradient, block.outer, run.outer_step),
-            .left_row = stride(block.result_step),
-            .left_inner = stride(taps),
-            .right_inner = stride(inner_taps),
-            .result_row = stride(block.outer_step),
-            .right_column = narrow(block.inner_step),
-            .result_column = narrow(outer_taps),
-            .first_tap = schedule.identity_tap(),
-            .right_column_is_near = false,
-            .factors = epilogue.factors,
-            .bias = epilogue.bias};
+            .m = narrow(block.out),
+            .n = narrow(block.hidden),
+            .k = narrow(block.in),
+            .a = shifted(values_[product.result].weight_gradient, block.result, run.result_stride),
+            .b = shifted(values_[product.inner].weight, block.inner, run.inner_stride),
+            .c = shifted(values_[product.outer].weight_gradient, block.outer, run.outer_stride),
+            .a_m = stride(block.result_ld),
+            .a_k = stride(taps),
+            .b_k = stride(inner_taps),
+            .c_m = stride(block.outer_ld),
+            .b_n = narrow(block.inner_ld),
+            .c_n = narrow(outer_taps),
+            .first_tap = Schedule::identity_tap,
+            .b_is_n_major = false,
+            .epilogue = epilogue};
     if (outer_taps == 1) {
-      job.inner = narrow(block.in * inner_taps);
-      job.left_inner = job.right_inner = stride(1);
+      job.k = narrow(block.in * inner_taps);
+      job.a_k = job.b_k = stride(1);
     } else if (inner_taps == 1) {
-      job.rows = narrow(block.out * outer_taps);
-      job.row_divisor = narrow(outer_taps);
-      job.left_row = stride(block.result_step, 1);
-      job.result_row = stride(block.outer_step, 1);
-      job.left_inner_is_near = false;
+      job.m = narrow(block.out * outer_taps);
+      job.m_inner_extent = narrow(outer_taps);
+      job.a_m = stride(block.result_ld, 1);
+      job.c_m = stride(block.outer_ld, 1);
+      job.a_is_k_major = false;
     } else {
       job.taps = narrow(outer_taps);
       job.first_tap = schedule.next_tap();
       for (Index b = 0; b < outer_taps; ++b) {
         std::vector<TapPair> pairs;
         for (Index a = 0; a < inner_taps; ++a) {
-          pairs.push_back({narrow(meeting_tap(product.pair, b, a)), narrow(a)});
+          pairs.push_back({narrow(meeting_tap(product.plan, b, a)), narrow(a)});
         }
         schedule.add_tap(narrow(b), pairs);
       }
@@ -675,42 +782,41 @@ class ChainPlanner {
   /// dW1[m][c][a] = sum over o and b of W2[o][m][b] G[o][c][tap of (b, a)].
   int inner_gradient(const Product& product, const BlockRun& run, int level) {
     Schedule& schedule = planning_.backward;
-    const auto& block = run.first;
+    const DenseBlock& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps(),
-                taps = product.pair.taps;
-    Job job{
-        .groups = run.count,
-        .rows = narrow(block.between),
-        .columns = narrow(block.in),
-        .inner = narrow(block.out),
-        .left = shifted(values_[product.outer].weight, block.outer, run.outer_step),
-        .right = shifted(values_[product.result].weight_gradient, block.result, run.result_step),
-        .result = shifted(values_[product.inner].weight_gradient, block.inner, run.inner_step),
-        .left_row = stride(outer_taps),
-        .left_inner = stride(block.outer_step),
-        .right_inner = stride(block.result_step),
-        .result_row = stride(block.inner_step),
-        .right_column = narrow(taps),
-        .result_column = narrow(inner_taps),
-        .first_tap = schedule.identity_tap(),
-        .left_inner_is_near = false};
+                taps = product.plan.taps;
+    Job job{.groups = run.count,
+            .m = narrow(block.hidden),
+            .n = narrow(block.in),
+            .k = narrow(block.out),
+            .a = shifted(values_[product.outer].weight, block.outer, run.outer_stride),
+            .b = shifted(values_[product.result].weight_gradient, block.result, run.result_stride),
+            .c = shifted(values_[product.inner].weight_gradient, block.inner, run.inner_stride),
+            .a_m = stride(outer_taps),
+            .a_k = stride(block.outer_ld),
+            .b_k = stride(block.result_ld),
+            .c_m = stride(block.inner_ld),
+            .b_n = narrow(taps),
+            .c_n = narrow(inner_taps),
+            .first_tap = Schedule::identity_tap,
+            .a_is_k_major = false};
     if (outer_taps == 1) {
-      job.columns = narrow(block.in * inner_taps);
-      job.right_column = job.result_column = 1;
-    } else if (inner_taps == 1) {  // output channel and tap of the outer kernel are one axis
-      job.inner = narrow(block.out * outer_taps);
-      job.inner_divisor = narrow(outer_taps);
-      job.left_inner = stride(block.outer_step, 1);
-      job.right_inner = stride(block.result_step, 1);
-      job.left_inner_is_near = true;
-      job.right_column_is_near = false;
+      job.n = narrow(block.in * inner_taps);
+      job.b_n = job.c_n = 1;
+    } else if (inner_taps == 1) {  // output channel and tap of the outer kernel are one mode
+      job.k = narrow(block.out * outer_taps);
+      job.k_inner_extent = narrow(outer_taps);
+      job.a_k = stride(block.outer_ld, 1);
+      job.b_k = stride(block.result_ld, 1);
+      job.a_is_k_major = true;
+      job.b_is_n_major = false;
     } else {
       job.taps = narrow(inner_taps);
       job.first_tap = schedule.next_tap();
       for (Index a = 0; a < inner_taps; ++a) {
         std::vector<TapPair> pairs;
         for (Index b = 0; b < outer_taps; ++b) {
-          pairs.push_back({narrow(b), narrow(meeting_tap(product.pair, b, a))});
+          pairs.push_back({narrow(b), narrow(meeting_tap(product.plan, b, a))});
         }
         schedule.add_tap(narrow(a), pairs);
       }
@@ -718,52 +824,49 @@ class ChainPlanner {
     return planning_.multiply(schedule, level, job);
   }
 
-  void differentiate_large(const Product& product, std::size_t number, int level,
-                           const Job& epilogue) {
+  void differentiate_large(const Product& product, std::size_t r, int level,
+                           const Epilogue& epilogue) {
     Schedule& schedule = planning_.backward;
-    const BlockRun& run = product.runs[number];
-    const auto& block = run.first;
-    Value &outer = values_[product.outer], &inner = values_[product.inner];
+    const BlockRun& run = product.runs[r];
+    const DenseBlock& block = run.first;
+    PlannedValue &outer = values_[product.outer], &inner = values_[product.inner];
     const Index taps = product.outer_taps(), width = block.in * product.inner_taps();
     const auto raise = [](int& ready, int to) { ready = std::max(ready, to); };
     for (int group = 0; group < run.count; ++group) {
-      const auto at = [&](const Place& place, Index offset, Index step) {
-        return place.exists() ? shifted(place, offset + group * step) : place;
+      const auto at = [&](const TensorRef& ref, Index offset, Index group_stride) {
+        return ref.exists() ? shifted(ref, offset + group * group_stride) : ref;
       };
-      Job added = epilogue;
-      added.factors = at(epilogue.factors, 0, run.out_step);
-      added.bias = at(epilogue.bias, 0, run.between_step);
-      const Place weight = at(outer.weight, block.outer, run.outer_step),
-                  weight_gradient = at(outer.weight_gradient, block.outer, run.outer_step),
-                  gradient =
-                      at(values_[product.result].weight_gradient, block.result, run.result_step);
-      const Matrix inner_weight{at(inner.weight, block.inner, run.inner_step), block.inner_step,
+      const Epilogue added{.u = at(epilogue.u, 0, run.out_stride),
+                           .v = at(epilogue.v, 0, run.hidden_stride)};
+      const TensorRef weight = at(outer.weight, block.outer, run.outer_stride),
+                      weight_gradient = at(outer.weight_gradient, block.outer, run.outer_stride),
+                      gradient = at(values_[product.result].weight_gradient, block.result,
+                                    run.result_stride);
+      const Matrix inner_weight{at(inner.weight, block.inner, run.inner_stride), block.inner_ld,
                                 true},
-          inner_gradient{at(inner.weight_gradient, block.inner, run.inner_step), block.inner_step};
+          inner_gradient{at(inner.weight_gradient, block.inner, run.inner_stride), block.inner_ld};
       if (taps == 1) {
         raise(outer.gradient_ready,
-              gemm(schedule, level, {gradient, block.result_step}, inner_weight,
-                   {weight_gradient, block.outer_step}, block.out, block.between, width, added));
+              gemm(schedule, level, {gradient, block.result_ld}, inner_weight,
+                   {weight_gradient, block.outer_ld}, block.out, block.hidden, width, added));
         raise(inner.gradient_ready,
-              gemm(schedule, level, {weight, block.outer_step, true}, {gradient, block.result_step},
-                   inner_gradient, block.between, width, block.out));
+              gemm(schedule, level, {weight, block.outer_ld, true}, {gradient, block.result_ld},
+                   inner_gradient, block.hidden, width, block.out));
         continue;
       }
       const Index rows = block.out * taps;
-      const Place moved = planning_.allocate(rows * block.in),
-                  sums = planning_.allocate(rows * block.between),
-                  kernels = product.moved.at({number, group});
-      schedule.add(level,
-                   taps_first(gradient, block.result_step, moved, block.out, taps, block.in));
+      const TensorRef moved = planning_.allocate(rows * block.in),
+                      sums = planning_.allocate(rows * block.hidden),
+                      kernels = product.moved.at({r, group});
+      schedule.add(level, taps_first(gradient, block.result_ld, moved, block.out, taps, block.in));
       raise(inner.gradient_ready,
-            gemm(schedule, level + 1, {kernels, block.between, true}, {moved, block.in},
-                 inner_gradient, block.between, block.in, rows));
+            gemm(schedule, level + 1, {kernels, block.hidden, true}, {moved, block.in},
+                 inner_gradient, block.hidden, block.in, rows));
       const int done = gemm(schedule, level + 1, {moved, block.in}, inner_weight,
-                            {sums, block.between}, rows, block.between, block.in);
+                            {sums, block.hidden}, rows, block.hidden, block.in);
       Job move =
-          channels_first(sums, weight_gradient, block.outer_step, block.out, taps, block.between);
-      move.factors = added.factors;
-      move.bias = added.bias;
+          channels_first(sums, weight_gradient, block.outer_ld, block.out, taps, block.hidden);
+      move.epilogue = added;
       schedule.add(done, move);
       raise(outer.gradient_ready, done + 1);
     }
@@ -771,37 +874,40 @@ class ChainPlanner {
 
   /// db1[m] = sum over o and b of W2[o][m][b] db[o].
   int inner_bias(const Product& product, int level) {
-    const Value &outer = values_[product.outer], &inner = values_[product.inner],
-                &result = values_[product.result];
+    const PlannedValue &outer = values_[product.outer], &inner = values_[product.inner],
+                       &result = values_[product.result];
     Schedule& schedule = planning_.backward;
     const Index groups = outer.shape.groups, out = outer.shape.out / groups,
                 in = outer.shape.in / groups, taps = product.outer_taps();
     return planning_.multiply(schedule, level,
                               {.groups = narrow(groups),
-                               .rows = narrow(in),
-                               .inner = narrow(out * taps),
-                               .inner_divisor = narrow(taps),
-                               .left = shifted(outer.weight, 0, out * in * taps),
-                               .right = shifted(result.bias_gradient, 0, out),
-                               .result = shifted(inner.bias_gradient, 0, in),
-                               .left_row = stride(taps),
-                               .left_inner = inner_axis(taps, in * taps),
-                               .right_inner = stride(1),
-                               .result_row = stride(1),
-                               .first_tap = schedule.identity_tap()});
+                               .m = narrow(in),
+                               .k = narrow(out * taps),
+                               .k_inner_extent = narrow(taps),
+                               .a = shifted(outer.weight, 0, out * in * taps),
+                               .b = shifted(result.bias_gradient, 0, out),
+                               .c = shifted(inner.bias_gradient, 0, in),
+                               .a_m = stride(taps),
+                               .a_k = channels_and_taps(taps, in * taps),
+                               .b_k = stride(1),
+                               .c_m = stride(1),
+                               .first_tap = Schedule::identity_tap});
   }
 
   Planning& planning_;
-  std::vector<Value> values_;
-  Value result_;
-  std::vector<Product> products_;
+  const concertina::detail::Program& program_;
+  std::vector<PlannedValue> values_;
+  PlannedValue result_;
+  std::vector<std::optional<Product>> products_;  // of each instruction that is one
 };
 
 }  // namespace detail
 
-inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const PlanOptions& options)
+inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
+                                        const PlanOptions& options)
     : options_(options) {
   using Role = TensorUse::Role;
+  using concertina::detail::AnyShape;
   const auto require = [](bool holds, const char* option, Index value) {
     if (holds) return;
     throw SizeError(std::string("PlanOptions::") + option + " " + std::to_string(value) +
@@ -811,11 +917,11 @@ inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const Pla
   require(options.wanted_tiles > 0, "wanted_tiles", options.wanted_tiles);
   require(options.least_split > 0, "least_split", options.least_split);
   int layers = 0;
-  for (const Chain& chain : chains) {
-    chain.visit([&](const auto& of) { layers += static_cast<int>(of.layers.size()); });
+  for (const PlannedForm& form : forms) {
+    form.tree().for_each_leaf([&](const AnyShape&) { ++layers; });
   }
-  const int chain_count = static_cast<int>(chains.size());
-  const int count = (options.gradient ? 4 : 2) * (layers + chain_count);
+  const int form_count = static_cast<int>(forms.size());
+  const int count = (options.gradient ? 4 : 2) * (layers + form_count);
   if (count > most_tensors) {
     throw SizeError("a plan of " + std::to_string(count) + " tensors, where " +
                     std::to_string(most_tensors) +
@@ -823,42 +929,39 @@ inline ContractionPlan::ContractionPlan(std::span<const Chain> chains, const Pla
   }
   std::vector<TensorUse> results, result_gradients, layer_gradients;
   detail::Planning planning(options);
-  int number = 0, first_layer = 0;
-  for (const Chain& chain : chains) {
-    planning.forward.chain = planning.backward.chain = number;
-    chain.visit([&]<int Rank>(const Chain::Of<Rank>& of) {
-      const Form<Rank> form = chain_form<Rank>(of.layers);
-      const ConvShape<Rank> shape = contracted_shape(form, of.policy.input_size());
-      of.policy.require(form);
-      using Planner = detail::ChainPlanner<Rank>;
-      const auto use = [&](Role role, int layer, const ConvShape<Rank>& of_shape,
-                           std::vector<TensorUse>& to) {
-        Planner::require_narrow(of_shape);
-        for (const bool bias : {false, true}) {
-          const Index numbers = !bias ? weight_numel(of_shape) : of_shape.bias ? of_shape.out : 0;
-          to.push_back({role, number, layer, bias, numbers, to_string(of_shape)});
-        }
-      };
-      const auto value = [&](const ConvShape<Rank>& of_shape, int at, int gradient_at) {
-        return typename Planner::Value{
-            of_shape, {2 * at}, {2 * at + 1}, {2 * gradient_at}, {2 * gradient_at + 1}};
-      };
-      std::vector<typename Planner::Value> values;
-      for (const ConvShape<Rank>& layer : of.layers) {
-        const int at = static_cast<int>(values.size());
-        use(Role::layer, at, layer, tensors_);
-        use(Role::layer_gradient, at, layer, layer_gradients);
-        values.push_back(
-            value(layer, first_layer + at, layers + 2 * chain_count + first_layer + at));
+  int index = 0, first_layer = 0;
+  for (const PlannedForm& form : forms) {
+    planning.forward.form = planning.backward.form = index;
+    const AnyShape contracted = form.contracted();
+    const auto use = [&](Role role, int layer, const AnyShape& shape, std::vector<TensorUse>& to) {
+      detail::require_int_offsets(shape);
+      for (const bool bias : {false, true}) {
+        const Index size = !bias ? weight_numel(shape) : shape.bias ? shape.out : 0;
+        to.push_back({role, index, layer, bias, size, to_string(shape)});
       }
-      use(Role::result, 0, shape, results);
-      use(Role::result_gradient, 0, shape, result_gradients);
-      Planner(planning, std::move(values),
-              value(shape, layers + number, layers + chain_count + number))
-          .plan();
-      first_layer += static_cast<int>(of.layers.size());
-    });
-    ++number;
+    };
+    const auto value = [&](const AnyShape& shape, int at, int gradient_at) {
+      return detail::PlannedValue{
+          shape, {2 * at}, {2 * at + 1}, {2 * gradient_at}, {2 * gradient_at + 1}};
+    };
+    const concertina::detail::Program program(form.tree(),
+                                              [&](const AnyShape& outer, const AnyShape& inner) {
+                                                return detail::device_cost(options, outer, inner);
+                                              });
+    std::vector<detail::PlannedValue> values;
+    for (const AnyShape& layer : program.leaves()) {
+      const int at = static_cast<int>(values.size());
+      use(Role::layer, at, layer, tensors_);
+      use(Role::layer_gradient, at, layer, layer_gradients);
+      values.push_back(value(layer, first_layer + at, layers + 2 * form_count + first_layer + at));
+    }
+    first_layer += static_cast<int>(values.size());
+    use(Role::result, 0, contracted, results);
+    use(Role::result_gradient, 0, contracted, result_gradients);
+    detail::FormPlanner(planning, program, std::move(values),
+                        value(contracted, layers + index, layers + form_count + index))
+        .plan();
+    ++index;
   }
   if (!options.gradient) {
     result_gradients.clear();

@@ -1,9 +1,10 @@
-// The block programs that contract and differentiate: a launch runs the tiles of many jobs, each a
-// matrix product over strided numbers, or what has to happen before or after one.
+// The contraction kernels: a launch runs the tiles of many jobs, each a strided GEMM or what has to
+// happen before or after one.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <concertina/cuda/detail/block.hpp>
+#include <concertina/cuda/detail/tuning.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -13,70 +14,95 @@ namespace concertina::cuda {
 
 using Offset = std::int64_t;
 
-/// Where an index along an axis lies: (i / divisor) * high + (i % divisor) * low, the divisor being
-/// the job's. So channels and taps can be one axis although other channels lie between. No tensor
-/// has 2^31 numbers.
-struct Stride {
-  int high = 0, low = 0;
+/// The strides of a mode of two: index i stands for (i / extent, i % extent), where `extent` is
+/// that of the inner mode, and lies at their inner product with (outer, inner). So channels and
+/// taps can be one mode of a GEMM although other channels lie between. With extent 1 it is an
+/// ordinary stride. Offsets fit an int: no tensor has 2^31 elements.
+struct TwoModeStride {
+  int outer = 0, inner = 0;
 
-  CONCERTINA_HOST_DEVICE constexpr int operator()(int i, int divisor) const {
-    return divisor == 1 ? i * high : (i / divisor) * high + (i % divisor) * low;
+  CONCERTINA_HOST_DEVICE constexpr int operator()(int i, int extent) const {
+    return extent == 1 ? i * outer : (i / extent) * outer + (i % extent) * inner;
   }
 };
 
-/// The first number of a matrix, and how far apart those of a job's groups are.
-struct Place {
+/// A matrix of a tensor: its first element, and the stride between the matrices of a job's groups.
+struct TensorRef {
   static constexpr int workspace = -1, none = -2;
 
-  int operand = none;  ///< number in the table of addresses, or one of the above
-  Offset offset = 0, group_step = 0;
+  int operand = none;  ///< index into the table of addresses, or one of the above
+  Offset offset = 0, group_stride = 0;
 
   CONCERTINA_HOST_DEVICE constexpr bool exists() const { return operand != none; }
   CONCERTINA_HOST_DEVICE constexpr Offset of_group(int group) const {
-    return offset + group * group_step;
+    return offset + group * group_stride;
   }
 };
 
-/// result(row, column) = sum over a tap's pairs, and over `inner`, of left(row, inner) *
-/// right(inner, column), for every group and tap; then what the epilogue adds.
+/// Added to C as it is written: bias(m) + u(m / m_inner_extent) v(n).
+struct Epilogue {
+  TensorRef bias = {}, u = {}, v = {};
+};
+
+/// C(m, n) = sum over a tap's pairs, and over k, of A(m, k) B(k, n), for every group and tap; plus
+/// the epilogue.
 struct Job {
   enum class Kind {
     multiply,         ///< tiles of 64 x 64
     multiply_small,   ///< tiles of 32 x 32
     multiply_narrow,  ///< tiles of 128 x 8
-    reduce,           ///< `lanes` threads for each number of the result
-    combine,          ///< result = sum of the splits of a product, at `left`
-    move,             ///< result(row, column) = left(row, column)
-    copy              ///< `columns` numbers in a row; zeros where there is no left
+    reduce,           ///< a dot product by `threads_per_element` threads for each element of C
+    combine,          ///< C = sum of the split-K partial sums of a product, at A
+    move,             ///< C(m, n) = A(m, n)
+    copy,             ///< n contiguous elements; zeros where there is no A
+    add_branches,     ///< C(m, n, tap) = the sum of the branches' elements there
+    take_branch       ///< C(m, n, tap) = A's element at the branch's place
   };
 
   Kind kind = Kind::multiply;
   int first_tile = 0;  ///< in its phase
-  int groups = 1, taps = 1, rows = 1, columns = 1, inner = 0;
-  int row_divisor = 1, inner_divisor = 1;
-  Place left = {}, right = {}, result = {};
-  Stride left_row = {}, left_inner = {}, right_inner = {}, result_row = {};
-  int right_column = 0, result_column = 0, left_column = 0;  // left_column: move
+  int groups = 1, taps = 1, m = 1, n = 1, k = 0;
+  int m_inner_extent = 1, k_inner_extent = 1;
+  TensorRef a = {}, b = {}, c = {};
+  TwoModeStride a_m = {}, a_k = {}, b_k = {}, c_m = {};
+  int b_n = 0, c_n = 0, a_n = 0;  ///< strides along n; a_n: move
   int first_tap = 0;
-  int splits = 1, split_inner = 0;  ///< parts of the inner length, and the length of one
-  int lanes = 1;
-  bool left_inner_is_near = true;    ///< neighbours along it lie nearer than along the rows
-  bool right_column_is_near = true;  ///< move: of the left's columns
-  /// Epilogue: + addend(row) + factors(row / row_divisor) * bias(column).
-  Place addend = {}, factors = {}, bias = {};
-  int chain = 0;  ///< for messages
+  int first_branch = 0;         ///< add_branches: that of pair 0; take_branch
+  int splits = 1, split_k = 0;  ///< of split-K: how many, and the k of one
+  int threads_per_element = 1;  ///< reduce
+  bool a_is_k_major = true;     ///< neighbours along k (move: n) lie nearer than along m
+  bool b_is_n_major = true;     ///< neighbours along n lie nearer than along k
+  Epilogue epilogue = {};
+  int form = 0;  ///< for messages
 
-  CONCERTINA_HOST_DEVICE constexpr Offset numbers() const {
-    return static_cast<Offset>(groups) * taps * rows * columns;
+  /// Elements of C.
+  CONCERTINA_HOST_DEVICE constexpr Offset size() const {
+    return static_cast<Offset>(groups) * taps * m * n;
   }
 };
 
-/// A tap of the result, and the pairs of factors' taps that meet there.
+/// A tap of C, at offset c, and the pairs of operands' taps that contribute to it.
 struct Tap {
-  int result = 0, first_pair = 0, last_pair = 0;
+  int c = 0, first_pair = 0, last_pair = 0;
 };
+/// Offsets of two taps; of add_branches the branch, counted from the job's first, and its tap.
 struct TapPair {
-  int left = 0, right = 0;
+  int a = 0, b = 0;
+};
+
+/// Where a branch lies in a sum or concatenation: its output channels in rows first_m .. first_m +
+/// m - 1, and the input channels of each of its groups, in order, from first_n on, counted within
+/// a group of the whole, which has whole_n. Weights of both are [m][n][tap].
+struct Branch {
+  TensorRef tensor;
+  int first_m = 0, m = 0, group_m = 0;
+  int first_n = 0, n = 0, whole_n = 0;
+  int taps = 1;
+
+  /// The whole's input channel that is the first of the branch's row m.
+  CONCERTINA_HOST_DEVICE constexpr int n_of(int row) const {
+    return (first_n + row / group_m * n) % whole_n;
+  }
 };
 
 /// Jobs that do not depend on each other, and the tiles that they have together.
@@ -84,27 +110,7 @@ struct Phase {
   int first_job = 0, last_job = 0, tiles = 0;
 };
 
-inline constexpr int contraction_threads = 256;
-
 namespace detail {
-
-/// A tile of a result, how far the factors' tiles reach along the inner length, and the numbers of
-/// the result that one thread keeps.
-struct TileShape {
-  int rows, columns, depth, each_row, each_column;
-
-  CONCERTINA_HOST_DEVICE constexpr int left_loads() const {
-    return (rows * depth + contraction_threads - 1) / contraction_threads;
-  }
-  CONCERTINA_HOST_DEVICE constexpr int right_loads() const {
-    return (columns * depth + contraction_threads - 1) / contraction_threads;
-  }
-  /// Threads along a row.
-  CONCERTINA_HOST_DEVICE constexpr int across() const { return columns / each_column; }
-};
-inline constexpr TileShape large_tile{64, 64, 16, 4, 4}, small_tile{32, 32, 32, 2, 2},
-    narrow_tile{128, 8, 16, 4, 1};
-inline constexpr int elementwise_tile = 4 * contraction_threads, move_side = 32;
 
 constexpr int tiles_along(Offset count, int side) {
   return static_cast<int>((count + side - 1) / side);
@@ -113,34 +119,33 @@ constexpr int tiles_along(Offset count, int side) {
 /// Tiles that a job has.
 constexpr int tiles_of(const Job& job) {
   const auto product = [&](TileShape tile) {
-    return job.groups * job.taps * job.splits * tiles_along(job.rows, tile.rows) *
-           tiles_along(job.columns, tile.columns);
+    return job.groups * job.taps * job.splits * tiles_along(job.m, tile.m) *
+           tiles_along(job.n, tile.n);
   };
   switch (job.kind) {
-    case Job::Kind::multiply: return product(large_tile);
-    case Job::Kind::multiply_small: return product(small_tile);
-    case Job::Kind::multiply_narrow: return product(narrow_tile);
-    case Job::Kind::reduce: return tiles_along(job.numbers(), contraction_threads / job.lanes);
-    case Job::Kind::combine: return tiles_along(job.numbers(), elementwise_tile);
+    case Job::Kind::multiply: return product(tuning::large_tile);
+    case Job::Kind::multiply_small: return product(tuning::small_tile);
+    case Job::Kind::multiply_narrow: return product(tuning::narrow_tile);
+    case Job::Kind::reduce:
+      return tiles_along(job.size(), contraction_threads / job.threads_per_element);
     case Job::Kind::move:
-      return tiles_along(job.rows, move_side) * tiles_along(job.columns, move_side);
-    case Job::Kind::copy: return tiles_along(job.columns, elementwise_tile);
+      return tiles_along(job.m, tuning::move_side) * tiles_along(job.n, tuning::move_side);
+    case Job::Kind::copy: return tiles_along(job.n, tuning::elementwise_tile);
+    case Job::Kind::combine:
+    case Job::Kind::add_branches:
+    case Job::Kind::take_branch: break;
   }
-  return 0;
+  return tiles_along(job.size(), tuning::elementwise_tile);
 }
-
-/// So that a column of a tile, which is what threads read together, does not fall on one bank.
-inline constexpr int padding = 4;
 
 template <class Sum>
 constexpr std::size_t contraction_shared_bytes() {
   std::size_t most = 0;
-  for (const TileShape tile : {large_tile, small_tile, narrow_tile}) {
-    const auto numbers = [&](int side) {
-      return static_cast<std::size_t>((side + padding) * tile.depth);
+  for (const TileShape tile : {tuning::large_tile, tuning::small_tile, tuning::narrow_tile}) {
+    const auto bytes_of = [&](int side) {
+      return shared_size<Sum>(static_cast<std::size_t>((side + tuning::bank_padding) * tile.k));
     };
-    const std::size_t bytes =
-        shared_size<Sum>(numbers(tile.rows)) + shared_size<Sum>(numbers(tile.columns));
+    const std::size_t bytes = bytes_of(tile.m) + bytes_of(tile.n);
     most = bytes > most ? bytes : most;
   }
   return most;
@@ -153,35 +158,36 @@ struct ContractionTables {
   const Job* jobs;
   const Tap* taps;
   const TapPair* pairs;
+  const Branch* branches;
   const Phase* phases;
 };
 
-/// From a stored number to a sum and back, rounded to nearest. Specialised where that is not a
+/// From a stored element to a sum and back, rounded to nearest. Specialised where that is not a
 /// cast: for CUDA's half types in contraction.cuh.
 template <class Stored, class Sum>
 struct Conversion {
-  CONCERTINA_DEVICE static Sum load(Stored number) { return static_cast<Sum>(number); }
+  CONCERTINA_DEVICE static Sum load(Stored element) { return static_cast<Sum>(element); }
   CONCERTINA_DEVICE static Stored store(Sum sum) { return static_cast<Stored>(sum); }
 };
 
-/// Where tensors of Stored lie, and the workspace, whose numbers are sums.
+/// Where tensors of Stored lie, and the workspace, whose elements are sums.
 template <class Stored, class Sum>
 struct ContractionMemory {
   void* const* addresses;
   Sum* workspace;
 
   template <class B>
-  CONCERTINA_DEVICE Sum read(B& block, const Place& place, Offset at) const {
-    if (place.operand == Place::workspace) return block.read(workspace + at);
+  CONCERTINA_DEVICE Sum read(B& block, const TensorRef& ref, Offset at) const {
+    if (ref.operand == TensorRef::workspace) return block.read(workspace + at);
     return Conversion<Stored, Sum>::load(
-        block.read(static_cast<const Stored*>(addresses[place.operand]) + at));
+        block.read(static_cast<const Stored*>(addresses[ref.operand]) + at));
   }
   template <class B>
-  CONCERTINA_DEVICE void write(B& block, const Place& place, Offset at, Sum value) const {
-    if (place.operand == Place::workspace) {
+  CONCERTINA_DEVICE void write(B& block, const TensorRef& ref, Offset at, Sum value) const {
+    if (ref.operand == TensorRef::workspace) {
       block.write(workspace + at, value);
     } else {
-      block.write(static_cast<Stored*>(addresses[place.operand]) + at,
+      block.write(static_cast<Stored*>(addresses[ref.operand]) + at,
                   Conversion<Stored, Sum>::store(value));
     }
   }
@@ -191,15 +197,15 @@ struct ContractionMemory {
 template <class Stored, class Sum>
 class Source {
  public:
-  CONCERTINA_DEVICE Source(const ContractionMemory<Stored, Sum>& memory, const Place& place,
+  CONCERTINA_DEVICE Source(const ContractionMemory<Stored, Sum>& memory, const TensorRef& ref,
                            int group) {
-    const Offset at = place.of_group(group);
-    if (place.operand == Place::workspace) {
+    const Offset at = ref.of_group(group);
+    if (ref.operand == TensorRef::workspace) {
       sums_ = memory.workspace + at;
     } else if constexpr (is_mixed) {
-      stored_ = static_cast<const Stored*>(memory.addresses[place.operand]) + at;
+      stored_ = static_cast<const Stored*>(memory.addresses[ref.operand]) + at;
     } else {
-      sums_ = static_cast<const Sum*>(memory.addresses[place.operand]) + at;
+      sums_ = static_cast<const Sum*>(memory.addresses[ref.operand]) + at;
     }
   }
 
@@ -217,8 +223,8 @@ class Source {
   const Stored* stored_ = nullptr;
 };
 
-/// What one block does for a tile of a job.
-template <class Stored, class Sum, Block B>
+/// What one thread block does for a tile of a job.
+template <class Stored, class Sum, ThreadBlock B>
 class ContractionTile {
  public:
   CONCERTINA_DEVICE ContractionTile(B& block, const ContractionTables& tables,
@@ -227,118 +233,112 @@ class ContractionTile {
 
   CONCERTINA_DEVICE void run(int tile) {
     switch (job_.kind) {
-      case Job::Kind::multiply: return multiply<detail::large_tile>(tile);
-      case Job::Kind::multiply_small: return multiply<detail::small_tile>(tile);
-      case Job::Kind::multiply_narrow: return multiply<detail::narrow_tile>(tile);
+      case Job::Kind::multiply: return multiply<detail::tuning::large_tile>(tile);
+      case Job::Kind::multiply_small: return multiply<detail::tuning::small_tile>(tile);
+      case Job::Kind::multiply_narrow: return multiply<detail::tuning::narrow_tile>(tile);
       case Job::Kind::reduce: return reduce(tile);
       case Job::Kind::combine: return combine(tile);
       case Job::Kind::move: return move(tile);
       case Job::Kind::copy: return copy(tile);
+      case Job::Kind::add_branches: return add_branches(tile);
+      case Job::Kind::take_branch: return take_branch(tile);
     }
   }
 
  private:
-  /// Each thread keeps neighbouring sums in registers: in the large tile it reads twice four
-  /// numbers of shared memory for sixteen multiply-adds, in the others two and two or four and one
-  /// for four. Where a thread's numbers of the factors lie is worked out once; the next tiles are
-  /// on their way from memory while this one's are multiplied.
+  /// A tiled GEMM, double-buffered through registers: the next step's loads are in flight while
+  /// this one's tiles are multiplied. A thread's offsets are computed once.
   template <detail::TileShape shape>
   CONCERTINA_DEVICE void multiply(int tile) {
-    constexpr int left_loads = shape.left_loads(), right_loads = shape.right_loads(),
-                  left_step = shape.rows + detail::padding,
-                  right_step = shape.columns + detail::padding;
-    static_assert(shape.rows / shape.each_row * shape.across() == contraction_threads);
+    constexpr int a_loads = shape.a_loads(), b_loads = shape.b_loads(),
+                  a_ld = shape.m + detail::tuning::bank_padding,
+                  b_ld = shape.n + detail::tuning::bank_padding;
+    static_assert(shape.m / shape.thread_m * shape.threads_n() == contraction_threads);
     struct Registers {
-      Sum sums[shape.each_row][shape.each_column], left[left_loads], right[right_loads];
-      int left_at[left_loads], right_at[right_loads];  // of the first step; negative for none
+      Sum sums[shape.thread_m][shape.thread_n], a[a_loads], b[b_loads];
+      int a_at[a_loads], b_at[b_loads];  // of the first step; negative for none
     };
     const Job& job = job_;
-    const int column_tiles = (job.columns + shape.columns - 1) / shape.columns,
-              row_tiles = (job.rows + shape.rows - 1) / shape.rows;
-    const int first_column = tile % column_tiles * shape.columns;
+    const int column_tiles = (job.n + shape.n - 1) / shape.n,
+              row_tiles = (job.m + shape.m - 1) / shape.m;
+    const int first_column = tile % column_tiles * shape.n;
     tile /= column_tiles;
-    const int first_row = tile % row_tiles * shape.rows;
+    const int first_row = tile % row_tiles * shape.m;
     tile /= row_tiles;
     const int split = tile % job.splits;
     tile /= job.splits;
-    const int tap_number = tile % job.taps, group = tile / job.taps;
-    const Tap tap = tables_.taps[job.first_tap + tap_number];
-    const int first_inner = split * job.split_inner,
-              end_inner = first_inner + job.split_inner < job.inner ? first_inner + job.split_inner
-                                                                    : job.inner;
-    const int chunks = (end_inner - first_inner + shape.depth - 1) / shape.depth,
+    const int tap_index = tile % job.taps, group = tile / job.taps;
+    const Tap tap = tables_.taps[job.first_tap + tap_index];
+    const int first_k = split * job.split_k,
+              end_k = first_k + job.split_k < job.k ? first_k + job.split_k : job.k;
+    const int chunks = (end_k - first_k + shape.k - 1) / shape.k,
               steps = (tap.last_pair - tap.first_pair) * chunks;
-    const Source<Stored, Sum> left(memory_, job.left, group), right(memory_, job.right, group);
-    // What each step needs, or it would be read again after each barrier.
-    const Stride left_inner = job.left_inner, right_inner = job.right_inner;
-    const int inner_divisor = job.inner_divisor;
-    const bool inner_is_even = inner_divisor == 1, left_inner_is_near = job.left_inner_is_near,
-               right_inner_is_near = !job.right_column_is_near;
+    const Source<Stored, Sum> a(memory_, job.a, group), b(memory_, job.b, group);
+    // In registers, or it would be read again after each barrier.
+    const TwoModeStride a_k = job.a_k, b_k = job.b_k;
+    const int k_inner_extent = job.k_inner_extent;
+    const bool k_is_one_mode = k_inner_extent == 1, a_is_k_major = job.a_is_k_major,
+               b_is_k_major = !job.b_is_n_major;
 
-    auto left_tile = block_.template shared<Sum>(left_step * shape.depth),
-         right_tile = block_.template shared<Sum>(right_step * shape.depth);
+    auto a_tile = block_.template shared<Sum>(a_ld * shape.k),
+         b_tile = block_.template shared<Sum>(b_ld * shape.k);
     typename B::template PerThread<Registers> registers(block_);
 
-    // Which of a tile's numbers a thread loads: neighbours in memory by neighbouring threads.
+    // Coalesced: neighbours in memory are loaded by neighbouring threads.
     struct Position {
-      int side, depth;
+      int side, k;
     };
-    const auto position = [](int thread, int load, int side, bool depth_is_near) {
-      const int number = thread + load * contraction_threads;
-      return depth_is_near ? Position{number / shape.depth, number % shape.depth}
-                           : Position{number % side, number / side};
+    const auto position = [](int thread, int load, int side, bool is_k_major) {
+      const int element = thread + load * contraction_threads;
+      return is_k_major ? Position{element / shape.k, element % shape.k}
+                        : Position{element % side, element / side};
     };
-    const auto left_position = [&](int thread, int load) {
-      return position(thread, load, shape.rows, left_inner_is_near);
+    const auto a_position = [&](int thread, int load) {
+      return position(thread, load, shape.m, a_is_k_major);
     };
-    const auto right_position = [&](int thread, int load) {
-      return position(thread, load, shape.columns, right_inner_is_near);
+    const auto b_position = [&](int thread, int load) {
+      return position(thread, load, shape.n, b_is_k_major);
     };
     const auto load = [&](Registers& to, int thread, int step) {
       const TapPair pair = tables_.pairs[tap.first_pair + step / chunks];
-      const int inner = first_inner + step % chunks * shape.depth;
-      const auto read = [&](const Source<Stored, Sum>& source, int at, int depth, int pair_offset,
-                            const Stride& stride) {
-        if (at < 0 || inner + depth >= end_inner) return Sum(0);
-        const int along =
-            inner_is_even ? inner * stride.high : stride(inner + depth, inner_divisor);
+      const int chunk = first_k + step % chunks * shape.k;
+      const auto read = [&](const Source<Stored, Sum>& source, int at, int k, int pair_offset,
+                            const TwoModeStride& stride) {
+        if (at < 0 || chunk + k >= end_k) return Sum(0);
+        const int along = k_is_one_mode ? chunk * stride.outer : stride(chunk + k, k_inner_extent);
         return source.read(block_, at + pair_offset + along);
       };
       CONCERTINA_UNROLL
-      for (int l = 0; l < left_loads; ++l) {
-        to.left[l] =
-            read(left, to.left_at[l], left_position(thread, l).depth, pair.left, left_inner);
+      for (int l = 0; l < a_loads; ++l) {
+        to.a[l] = read(a, to.a_at[l], a_position(thread, l).k, pair.a, a_k);
       }
       CONCERTINA_UNROLL
-      for (int l = 0; l < right_loads; ++l) {
-        to.right[l] =
-            read(right, to.right_at[l], right_position(thread, l).depth, pair.right, right_inner);
+      for (int l = 0; l < b_loads; ++l) {
+        to.b[l] = read(b, to.b_at[l], b_position(thread, l).k, pair.b, b_k);
       }
     };
 
     block_.each_thread([&](int thread) {
       Registers& mine = registers[thread];
       CONCERTINA_UNROLL
-      for (int l = 0; l < left_loads; ++l) {
-        const auto [row, depth] = left_position(thread, l);
-        const bool inside = depth < shape.depth && row < shape.rows && first_row + row < job.rows;
-        mine.left_at[l] = !inside ? -1
-                                  : job.left_row(first_row + row, job.row_divisor) +
-                                        (inner_is_even ? depth * left_inner.high : 0);
+      for (int l = 0; l < a_loads; ++l) {
+        const auto [row, k] = a_position(thread, l);
+        const bool inside = k < shape.k && row < shape.m && first_row + row < job.m;
+        mine.a_at[l] = !inside ? -1
+                               : job.a_m(first_row + row, job.m_inner_extent) +
+                                     (k_is_one_mode ? k * a_k.outer : 0);
       }
       CONCERTINA_UNROLL
-      for (int l = 0; l < right_loads; ++l) {
-        const auto [column, depth] = right_position(thread, l);
-        const bool inside =
-            depth < shape.depth && column < shape.columns && first_column + column < job.columns;
-        mine.right_at[l] = !inside ? -1
-                                   : (first_column + column) * job.right_column +
-                                         (inner_is_even ? depth * right_inner.high : 0);
+      for (int l = 0; l < b_loads; ++l) {
+        const auto [column, k] = b_position(thread, l);
+        const bool inside = k < shape.k && column < shape.n && first_column + column < job.n;
+        mine.b_at[l] =
+            !inside ? -1 : (first_column + column) * job.b_n + (k_is_one_mode ? k * b_k.outer : 0);
       }
       CONCERTINA_UNROLL
-      for (int i = 0; i < shape.each_row; ++i) {
+      for (int i = 0; i < shape.thread_m; ++i) {
         CONCERTINA_UNROLL
-        for (int j = 0; j < shape.each_column; ++j) mine.sums[i][j] = Sum(0);
+        for (int j = 0; j < shape.thread_n; ++j) mine.sums[i][j] = Sum(0);
       }
       if (steps > 0) load(mine, thread, 0);
     });
@@ -346,17 +346,17 @@ class ContractionTile {
       block_.each_thread([&](int thread) {
         const Registers& mine = registers[thread];
         CONCERTINA_UNROLL
-        for (int l = 0; l < left_loads; ++l) {
-          const auto [row, depth] = left_position(thread, l);
-          if (depth < shape.depth && row < shape.rows) {
-            left_tile.set(depth * left_step + row, mine.left[l]);
+        for (int l = 0; l < a_loads; ++l) {
+          const auto [row, k] = a_position(thread, l);
+          if (k < shape.k && row < shape.m) {
+            a_tile.set(k * a_ld + row, mine.a[l]);
           }
         }
         CONCERTINA_UNROLL
-        for (int l = 0; l < right_loads; ++l) {
-          const auto [column, depth] = right_position(thread, l);
-          if (depth < shape.depth && column < shape.columns) {
-            right_tile.set(depth * right_step + column, mine.right[l]);
+        for (int l = 0; l < b_loads; ++l) {
+          const auto [column, k] = b_position(thread, l);
+          if (k < shape.k && column < shape.n) {
+            b_tile.set(k * b_ld + column, mine.b[l]);
           }
         }
       });
@@ -364,14 +364,14 @@ class ContractionTile {
         Registers& mine = registers[thread];
         if (step + 1 < steps) load(mine, thread, step + 1);
         CONCERTINA_UNROLL_BY(8)
-        for (int depth = 0; depth < shape.depth; ++depth) {
-          Sum rows[shape.each_row], columns[shape.each_column];
-          left_tile.get(depth * left_step + thread / shape.across() * shape.each_row, rows);
-          right_tile.get(depth * right_step + thread % shape.across() * shape.each_column, columns);
+        for (int k = 0; k < shape.k; ++k) {
+          Sum rows[shape.thread_m], columns[shape.thread_n];
+          a_tile.get(k * a_ld + thread / shape.threads_n() * shape.thread_m, rows);
+          b_tile.get(k * b_ld + thread % shape.threads_n() * shape.thread_n, columns);
           CONCERTINA_UNROLL
-          for (int i = 0; i < shape.each_row; ++i) {
+          for (int i = 0; i < shape.thread_m; ++i) {
             CONCERTINA_UNROLL
-            for (int j = 0; j < shape.each_column; ++j) mine.sums[i][j] += rows[i] * columns[j];
+            for (int j = 0; j < shape.thread_n; ++j) mine.sums[i][j] += rows[i] * columns[j];
           }
         }
       });
@@ -379,17 +379,16 @@ class ContractionTile {
     block_.each_thread([&](int thread) {
       const Registers& mine = registers[thread];
       CONCERTINA_UNROLL
-      for (int i = 0; i < shape.each_row; ++i) {
+      for (int i = 0; i < shape.thread_m; ++i) {
         CONCERTINA_UNROLL
-        for (int j = 0; j < shape.each_column; ++j) {
-          const int row = first_row + thread / shape.across() * shape.each_row + i,
-                    column = first_column + thread % shape.across() * shape.each_column + j;
-          if (row >= job.rows || column >= job.columns) continue;
+        for (int j = 0; j < shape.thread_n; ++j) {
+          const int row = first_row + thread / shape.threads_n() * shape.thread_m + i,
+                    column = first_column + thread % shape.threads_n() * shape.thread_n + j;
+          if (row >= job.m || column >= job.n) continue;
           if (job.splits > 1) {
             const Offset matrix =
-                (static_cast<Offset>(split) * job.groups + group) * job.taps + tap_number;
-            memory_.write(block_, job.result,
-                          job.result.offset + (matrix * job.rows + row) * job.columns + column,
+                (static_cast<Offset>(split) * job.groups + group) * job.taps + tap_index;
+            memory_.write(block_, job.c, job.c.offset + (matrix * job.m + row) * job.n + column,
                           mine.sums[i][j]);
           } else {
             finish(job, group, tap, row, column, mine.sums[i][j]);
@@ -399,52 +398,41 @@ class ContractionTile {
     });
   }
 
-  /// Threads of a number add what is `lanes` apart, and then each other's sums.
+  /// The threads of an element add every threads_per_element-th term, and then each other's sums
+  /// in a tree.
   CONCERTINA_DEVICE void reduce(int tile) {
     const Job job = job_;
-    const int numbers = contraction_threads / job.lanes;
+    const int threads = job.threads_per_element, elements = contraction_threads / threads;
     auto sums = block_.template shared<Sum>(contraction_threads);
-    // Taps lie next to each other, then columns.
-    const auto position = [&](int thread) {
-      Offset number = static_cast<Offset>(tile) * numbers + thread / job.lanes;
-      Element element{};
-      element.exists = number < job.numbers();
-      element.tap = static_cast<int>(number % job.taps);
-      number /= job.taps;
-      element.column = static_cast<int>(number % job.columns);
-      number /= job.columns;
-      element.row = static_cast<int>(number % job.rows);
-      element.group = static_cast<int>(number / job.rows);
-      return element;
+    const auto index_of = [&](int thread) {
+      return static_cast<Offset>(tile) * elements + thread / threads;
     };
     block_.each_thread([&](int thread) {
-      const Element at = position(thread);
       Sum sum(0);
-      if (at.exists) {
+      if (const Offset index = index_of(thread); index < job.size()) {
+        const Element at = element(job, index);
         const Tap tap = tables_.taps[job.first_tap + at.tap];
-        const Source<Stored, Sum> left(memory_, job.left, at.group),
-            right(memory_, job.right, at.group);
-        const int left_at = job.left_row(at.row, job.row_divisor),
-                  right_at = at.column * job.right_column;
-        const int terms = (tap.last_pair - tap.first_pair) * job.inner;
-        for (int term = thread % job.lanes; term < terms; term += job.lanes) {
-          const TapPair pair = tables_.pairs[tap.first_pair + term / job.inner];
-          const int inner = term % job.inner;
-          sum +=
-              left.read(block_, left_at + pair.left + job.left_inner(inner, job.inner_divisor)) *
-              right.read(block_, right_at + pair.right + job.right_inner(inner, job.inner_divisor));
+        const Source<Stored, Sum> a(memory_, job.a, at.group), b(memory_, job.b, at.group);
+        const int a_at = job.a_m(at.row, job.m_inner_extent), b_at = at.column * job.b_n;
+        const int terms = (tap.last_pair - tap.first_pair) * job.k;
+        for (int term = thread % threads; term < terms; term += threads) {
+          const TapPair pair = tables_.pairs[tap.first_pair + term / job.k];
+          const int k = term % job.k;
+          sum += a.read(block_, a_at + pair.a + job.a_k(k, job.k_inner_extent)) *
+                 b.read(block_, b_at + pair.b + job.b_k(k, job.k_inner_extent));
         }
       }
       sums.set(thread, sum);
     });
-    for (int half = job.lanes / 2; half > 0; half /= 2) {
+    for (int half = threads / 2; half > 0; half /= 2) {
       block_.each_thread([&](int thread) {
-        if (thread % job.lanes < half) sums.set(thread, sums.get(thread) + sums.get(thread + half));
+        if (thread % threads < half) sums.set(thread, sums.get(thread) + sums.get(thread + half));
       });
     }
     block_.each_thread([&](int thread) {
-      const Element at = position(thread);
-      if (!at.exists || thread % job.lanes != 0) return;
+      const Offset index = index_of(thread);
+      if (index >= job.size() || thread % threads != 0) return;
+      const Element at = element(job, index);
       finish(job, at.group, tables_.taps[job.first_tap + at.tap], at.row, at.column,
              sums.get(thread));
     });
@@ -452,92 +440,136 @@ class ContractionTile {
 
   CONCERTINA_DEVICE void combine(int tile) {
     const Job job = job_;
-    each_element(tile, job.numbers(), [&](Offset number) {
+    each_element(tile, job.size(), [&](Offset index) {
       Sum sum(0);
       for (int split = 0; split < job.splits; ++split) {
-        sum += memory_.read(block_, job.left, job.left.offset + split * job.numbers() + number);
+        sum += memory_.read(block_, job.a, job.a.offset + split * job.size() + index);
       }
-      const int column = static_cast<int>(number % job.columns);
-      number /= job.columns;
-      const int row = static_cast<int>(number % job.rows);
-      number /= job.rows;
-      finish(job, static_cast<int>(number / job.taps),
-             tables_.taps[job.first_tap + static_cast<int>(number % job.taps)], row, column, sum);
+      const int column = static_cast<int>(index % job.n);
+      index /= job.n;
+      const int row = static_cast<int>(index % job.m);
+      index /= job.m;
+      finish(job, static_cast<int>(index / job.taps),
+             tables_.taps[job.first_tap + static_cast<int>(index % job.taps)], row, column, sum);
     });
   }
 
-  /// Through shared memory, so that both sides are touched along their near axis.
+  /// Through shared memory, so that reads and writes are both coalesced.
   CONCERTINA_DEVICE void move(int tile) {
-    constexpr int side = detail::move_side, step = side + 1;
+    constexpr int side = detail::tuning::move_side, ld = side + 1;
     const Job job = job_;
-    const int column_tiles = (job.columns + side - 1) / side;
+    const int column_tiles = (job.n + side - 1) / side;
     const int first_column = tile % column_tiles * side, first_row = tile / column_tiles * side;
-    const Source<Stored, Sum> left(memory_, job.left, 0);
-    auto numbers = block_.template shared<Sum>(side * step);
-    const auto for_each = [&](int thread, bool columns_are_near, auto&& visit) {
+    const Source<Stored, Sum> a(memory_, job.a, 0);
+    auto elements = block_.template shared<Sum>(side * ld);
+    const auto for_each = [&](int thread, bool is_n_major, auto&& visit) {
       CONCERTINA_UNROLL
-      for (int number = thread; number < side * side; number += contraction_threads) {
-        const int near = number % side, far = number / side;
-        const int row = columns_are_near ? far : near, column = columns_are_near ? near : far;
-        if (first_row + row < job.rows && first_column + column < job.columns) visit(row, column);
+      for (int index = thread; index < side * side; index += contraction_threads) {
+        const int near = index % side, far = index / side;
+        const int row = is_n_major ? far : near, column = is_n_major ? near : far;
+        if (first_row + row < job.m && first_column + column < job.n) visit(row, column);
       }
     };
     block_.each_thread([&](int thread) {
-      for_each(thread, job.right_column_is_near, [&](int row, int column) {
-        numbers.set(row * step + column,
-                    left.read(block_, job.left_row(first_row + row, job.row_divisor) +
-                                          (first_column + column) * job.left_column));
+      for_each(thread, job.a_is_k_major, [&](int row, int column) {
+        elements.set(row * ld + column,
+                     a.read(block_, job.a_m(first_row + row, job.m_inner_extent) +
+                                        (first_column + column) * job.a_n));
       });
     });
     block_.each_thread([&](int thread) {
-      for_each(thread, job.result_column == 1, [&](int row, int column) {
+      for_each(thread, job.c_n == 1, [&](int row, int column) {
         finish(job, 0, Tap{}, first_row + row, first_column + column,
-               numbers.get(row * step + column));
+               elements.get(row * ld + column));
       });
     });
   }
 
   CONCERTINA_DEVICE void copy(int tile) {
     const Job job = job_;
-    each_element(tile, job.columns, [&](Offset number) {
-      memory_.write(
-          block_, job.result, job.result.offset + number,
-          job.left.exists() ? memory_.read(block_, job.left, job.left.offset + number) : Sum(0));
+    each_element(tile, job.n, [&](Offset index) {
+      memory_.write(block_, job.c, job.c.offset + index,
+                    job.a.exists() ? memory_.read(block_, job.a, job.a.offset + index) : Sum(0));
+    });
+  }
+
+  /// Each element of the whole gathers those of the branches, in their order; zero where none has
+  /// one.
+  CONCERTINA_DEVICE void add_branches(int tile) {
+    const Job job = job_;
+    each_element(tile, job.size(), [&](Offset index) {
+      const Element at = element(job, index);
+      const Tap tap = tables_.taps[job.first_tap + at.tap];
+      Sum sum(0);
+      for (int p = tap.first_pair; p < tap.last_pair; ++p) {
+        const TapPair pair = tables_.pairs[p];
+        const Branch branch = tables_.branches[job.first_branch + pair.a];
+        const int row = at.row - branch.first_m;
+        if (row < 0 || row >= branch.m) continue;
+        const int column = at.column - branch.n_of(row);
+        if (column < 0 || column >= branch.n) continue;
+        sum +=
+            memory_.read(block_, branch.tensor,
+                         branch.tensor.offset + (row * branch.n + column) * branch.taps + pair.b);
+      }
+      memory_.write(block_, job.c, job.c.offset + index, sum);
+    });
+  }
+
+  /// The gradient of add_branches for one branch: the whole's elements at its place.
+  CONCERTINA_DEVICE void take_branch(int tile) {
+    const Job job = job_;
+    const Branch branch = tables_.branches[job.first_branch];
+    each_element(tile, job.size(), [&](Offset index) {
+      const Element at = element(job, index);
+      const int row = branch.first_m + at.row, column = branch.n_of(at.row) + at.column;
+      memory_.write(block_, job.c, job.c.offset + index,
+                    memory_.read(block_, job.a,
+                                 job.a.offset + row * job.a_m.outer + column * job.a_n +
+                                     tables_.taps[job.first_tap + at.tap].c));
     });
   }
 
   struct Element {
-    int group, tap, row, column;
-    bool exists;
+    int group, row, column, tap;
   };
+
+  /// In the order of weights: taps lie next to each other, then columns.
+  CONCERTINA_DEVICE static Element element(const Job& job, Offset index) {
+    Element at{};
+    at.tap = static_cast<int>(index % job.taps);
+    index /= job.taps;
+    at.column = static_cast<int>(index % job.n);
+    index /= job.n;
+    at.row = static_cast<int>(index % job.m);
+    at.group = static_cast<int>(index / job.m);
+    return at;
+  }
 
   template <class Visit>
   CONCERTINA_DEVICE void each_element(int tile, Offset count, Visit&& visit) {
     block_.each_thread([&](int thread) {
-      const Offset first = static_cast<Offset>(tile) * detail::elementwise_tile;
-      for (Offset number = first + thread;
-           number < count && number < first + detail::elementwise_tile;
-           number += contraction_threads) {
-        visit(number);
+      const Offset first = static_cast<Offset>(tile) * detail::tuning::elementwise_tile;
+      for (Offset index = first + thread;
+           index < count && index < first + detail::tuning::elementwise_tile;
+           index += contraction_threads) {
+        visit(index);
       }
     });
   }
 
-  /// Writes a number of the result, with what the epilogue adds.
+  /// Writes an element of C, after the epilogue.
   CONCERTINA_DEVICE void finish(const Job& job, int group, const Tap& tap, int row, int column,
                                 Sum sum) {
-    if (job.addend.exists()) {
-      sum += memory_.read(block_, job.addend, job.addend.of_group(group) + row);
+    const auto& [bias, u, v] = job.epilogue;
+    if (bias.exists()) sum += memory_.read(block_, bias, bias.of_group(group) + row);
+    if (u.exists()) {
+      sum += memory_.read(block_, u, u.of_group(group) + row / job.m_inner_extent) *
+             memory_.read(block_, v, v.of_group(group) + column);
     }
-    if (job.factors.exists()) {
-      sum +=
-          memory_.read(block_, job.factors, job.factors.of_group(group) + row / job.row_divisor) *
-          memory_.read(block_, job.bias, job.bias.of_group(group) + column);
-    }
-    memory_.write(block_, job.result,
-                  job.result.of_group(group) + tap.result + job.result_row(row, job.row_divisor) +
-                      column * job.result_column,
-                  sum);
+    memory_.write(
+        block_, job.c,
+        job.c.of_group(group) + tap.c + job.c_m(row, job.m_inner_extent) + column * job.c_n, sum);
   }
 
   B& block_;
@@ -546,19 +578,19 @@ class ContractionTile {
   const Job& job_;
 };
 
-/// Addresses of tensors by their number in the plan, copied to the device with each launch.
+/// Addresses of tensors by their index in the plan, passed as a kernel parameter.
 template <int Capacity>
 struct Addresses {
   void* at[Capacity];
 };
 
-/// Phases one after another, on any number of blocks: each runs its share of a phase's tiles, and
-/// waits for the others before the next phase.
+/// A persistent kernel: phases one after another, on any number of blocks, with a barrier of the
+/// grid between.
 /// Requires  everything that earlier phases write to be written
 template <class Stored, class Sum, int Capacity>
 struct PhaseProgram {
   static constexpr int threads = contraction_threads, capacity = Capacity;
-  /// Blocks that a multiprocessor is to hold, whatever the compiler would rather keep in registers.
+  /// Minimum of resident blocks for each multiprocessor, of __launch_bounds__.
   static constexpr int resident = sizeof(Sum) == sizeof(double) ? 1 : 2;
 
   ContractionTables tables;
@@ -580,7 +612,7 @@ struct PhaseProgram {
   }
 
  private:
-  template <Block B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void run(B& block, const Phase& phase, int tile) const {
     int first = phase.first_job, last = phase.last_job;  // the job is in first .. last - 1
     while (last - first > 1) {

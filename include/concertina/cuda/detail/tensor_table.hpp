@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/device_layer.hpp>
 
 #include <algorithm>
 #include <array>
@@ -14,22 +15,14 @@
 
 namespace concertina::cuda {
 
-/// A layer's numbers in the device's memory: weight [out][in / groups][kernel...], and bias [out]
-/// or nothing. Of const numbers where they are only read.
-template <class T>
-struct DeviceLayer {
-  std::span<T> weight;
-  std::span<T> bias = {};
-};
-
-/// The addresses that one pass needs, by their number in the plan; others are null.
+/// The addresses that one pass needs, by their index in the plan; others are null.
 class AddressTable {
  public:
   explicit AddressTable(const ContractionPlan& plan) : plan_(plan) {}
   explicit AddressTable(const ContractionPlan&&) = delete;
 
-  /// Tensors of one role: layers chain after chain, the first applied first; or one result for each
-  /// chain.
+  /// Tensors of one role: the layers of each form in the order of Form::leaves; or one result for
+  /// each form.
   /// Throws  ShapeError naming the tensor and its shape, where there are more or fewer than the
   ///         plan's, or an address is missing or misaligned, or a length is another one
   template <class T>
@@ -77,21 +70,21 @@ class AddressTable {
 
  private:
   template <class T>
-  void set(const TensorUse& use, std::span<T> numbers) {
+  void set(const TensorUse& use, std::span<T> elements) {
     const auto refuse = [&](const std::string& why) { throw ShapeError(use.name() + ": " + why); };
-    if (std::ssize(numbers) != use.numbers) {
-      refuse(std::to_string(numbers.size()) + " numbers, where the plan has " +
-             std::to_string(use.numbers));
+    if (std::ssize(elements) != use.size) {
+      refuse(std::to_string(elements.size()) + " elements, where the plan has " +
+             std::to_string(use.size));
     }
-    if (use.numbers > 0 && !numbers.data()) refuse("a null address");
-    if (reinterpret_cast<std::uintptr_t>(numbers.data()) % alignof(T) != 0) {
+    if (use.size > 0 && !elements.data()) refuse("a null address");
+    if (reinterpret_cast<std::uintptr_t>(elements.data()) % alignof(T) != 0) {
       refuse("an address that is not a multiple of " + std::to_string(alignof(T)));
     }
     addresses_[static_cast<std::size_t>(&use - plan_.tensors().data())] =
-        const_cast<void*>(static_cast<const void*>(numbers.data()));
-    if (numbers.empty()) return;
-    const auto first = reinterpret_cast<std::uintptr_t>(numbers.data());
-    ranges_.push_back({first, first + numbers.size_bytes(), &use});
+        const_cast<void*>(static_cast<const void*>(elements.data()));
+    if (elements.empty()) return;
+    const auto first = reinterpret_cast<std::uintptr_t>(elements.data());
+    ranges_.push_back({first, first + elements.size_bytes(), &use});
   }
 
   /// A tensor's addresses.

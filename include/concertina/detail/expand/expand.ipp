@@ -78,7 +78,7 @@ std::vector<ConvShape<Rank>> lay_out(const ConvShape<Rank>& shape,
     validate(layer);
     layers.push_back(normalized(layer));
   }
-  if (stride_on >= kernels.size() || product_shape<Rank>(layers) != normalized(shape)) {
+  if (stride_on >= kernels.size() || Form(layers).shape() != normalized(shape)) {
     throw ShapeError("the stride cannot stand on layer " + std::to_string(stride_on) + " of " +
                      std::to_string(kernels.size()) +
                      " (counted from 0): only 1x1 layers may follow it (" + to_string(shape) + ")");
@@ -125,10 +125,10 @@ namespace detail {
 
 /// 1x1, one kernel a hidden channel, 1x1, for one group of `target`. The middle is linear in the
 /// target tap by tap.
-template <class Real, int Rank, BitGenerator Generator>
+template <class Real, int Rank>
 std::vector<Conv<Real, Rank>> preserve_depthwise_middle(const Conv<Real, Rank>& target,
                                                         const std::vector<ConvShape<Rank>>& shapes,
-                                                        Generator& generator, Ends ends) {
+                                                        AnyGenerator& generator, Ends ends) {
   std::vector<Conv<Real, Rank>> layers(shapes.begin(), shapes.end());
   const Index in = target.shape().in, out = target.shape().out, hidden = shapes[1].in;
   const Index taps = numel(target.shape().kernel_size);
@@ -166,7 +166,7 @@ std::vector<Conv<Real, Rank>> preserve_depthwise_middle(const Conv<Real, Rank>& 
 /// Throws ExpansionError unless the layers contract to the target within what rounding explains.
 template <class Scalar, int Rank>
 void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
-                       const ConvView<Scalar, Rank>& target) {
+                       const ConvView<const Scalar, Rank>& target) {
   using A = typename DefaultAccumulator<Scalar>::type;
   using Ref = Reference<A>;
   std::vector<Conv<Ref, Rank>> wide, sizes;
@@ -182,8 +182,8 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
   long double error = 0, norm = 0;
   if constexpr (rounds<Scalar>) {
     const Conv<Ref, Rank> magnitude = contract(sizes, interior_only);
-    const Index count = terms<Rank>(form(layers)).weight;
-    const ErrorBound<Scalar, A> bound(count, underflow<A>(tree_of(layers, "expand"), count));
+    const Index count = terms(any_form(layers)).weight;
+    const ErrorBound<Scalar, A> bound(count, underflow<A>(tree_of(layers), count));
     for (std::size_t i = 0; i < target.weight().size(); ++i) {
       const auto t = static_cast<long double>(target.weight()[i]);
       const long double difference = static_cast<long double>(product.weight()[i]) - t;
@@ -192,7 +192,7 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
       norm += t * t;
     }
   } else {
-    holds = ConvView<Scalar, Rank>(product) == target;
+    holds = ConvView<const Scalar, Rank>(product) == target;
   }
   if (holds) return;
   std::ostringstream message;
@@ -206,34 +206,30 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
   throw ExpansionError(message.str());
 }
 
-}  // namespace detail
-
-template <Layer F, BitGenerator Generator>
-std::vector<Conv<typename F::Scalar, F::Rank>> preserve(
-    const F& layer, const std::vector<ConvShape<F::Rank>>& shapes, Generator& generator,
-    Ends ends) {
-  using Scalar = typename F::Scalar;
-  constexpr int Rank = F::Rank;
+/// See concertina::preserve.
+template <class Scalar, int Rank>
+std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& target,
+                                         const std::vector<ConvShape<Rank>>& shapes,
+                                         AnyGenerator generator, Ends ends) {
   // Shifts only copy numbers, so any scalar will do; a system is solved in double, or in what is
   // wider.
   using Real = std::conditional_t<
-      !detail::rounds<Scalar>, Scalar,
+      !rounds<Scalar>, Scalar,
       std::conditional_t<(std::numeric_limits<Scalar>::digits > 53), long double, double>>;
-  const ConvView<Scalar, Rank> target(layer);
   const ConvShape<Rank>& shape = target.shape();
-  if (product_shape<Rank>(shapes) != detail::normalized(shape)) {
-    throw ShapeError("these layers contract to " + to_string(product_shape<Rank>(shapes)) +
-                     ", not to " + to_string(shape));
+  if (Form(shapes).shape() != normalized(shape)) {
+    throw ShapeError("these layers contract to " + to_string(Form(shapes).shape()) + ", not to " +
+                     to_string(shape));
   }
   if (shapes.back().bias != shape.bias) {
     throw ShapeError("the last layer (" + to_string(shapes.back()) +
                      ") must have a bias just where the layer it expands has one (" +
                      to_string(shape) + ")");
   }
-  if (!detail::rounds<Scalar> && ends == Ends::orthonormal) {
+  if (!rounds<Scalar> && ends == Ends::orthonormal) {
     throw ShapeError("orthonormal ends need a floating-point scalar; use Ends::shift");
   }
-  if constexpr (detail::rounds<Scalar>) {
+  if constexpr (rounds<Scalar>) {
     const auto finite = [](const Scalar& n) { return std::isfinite(static_cast<long double>(n)); };
     if (!std::ranges::all_of(target.weight(), finite) ||
         !std::ranges::all_of(target.bias(), finite)) {
@@ -275,11 +271,11 @@ std::vector<Conv<typename F::Scalar, F::Rank>> preserve(
     }
     std::vector<Conv<Real, Rank>> found;
     if (depthwise_middle) {
-      found = detail::preserve_depthwise_middle(wanted, parts, generator, ends);
+      found = preserve_depthwise_middle(wanted, parts, generator, ends);
     } else if (ends == Ends::shift) {
-      found = detail::ShiftEnds<Real, Rank, Generator>(wanted, parts, generator).layers();
-    } else if constexpr (detail::rounds<Real>) {
-      found = detail::OrthonormalEnds<Real, Rank, Generator>(wanted, parts, generator).layers();
+      found = ShiftEnds<Real, Rank>(wanted, parts, generator).layers();
+    } else if constexpr (rounds<Real>) {
+      found = OrthonormalEnds<Real, Rank>(wanted, parts, generator).layers();
     }
     if (found.empty()) {
       throw ExpansionError(
@@ -295,8 +291,19 @@ std::vector<Conv<typename F::Scalar, F::Rank>> preserve(
     }
   }
   std::ranges::copy(target.bias(), layers.back().bias().begin());
-  detail::require_preserved(layers, target);
+  require_preserved(layers, target);
   return layers;
+}
+
+}  // namespace detail
+
+template <Layer F, BitGenerator Generator>
+std::vector<Conv<typename F::Scalar, F::Rank>> preserve(
+    const F& layer, const std::vector<ConvShape<F::Rank>>& shapes, Generator& generator,
+    Ends ends) {
+  const auto bits = [&] { return random_bits(generator); };
+  return detail::preserve<typename F::Scalar, F::Rank>(layer, shapes, detail::AnyGenerator(bits),
+                                                       ends);
 }
 
 }  // namespace concertina

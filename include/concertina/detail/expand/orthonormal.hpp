@@ -5,6 +5,7 @@
 
 #include <concertina/contract.hpp>
 #include <concertina/detail/expand/order.hpp>
+#include <concertina/detail/row_major.hpp>
 #include <concertina/random.hpp>
 
 #include <Eigen/Dense>
@@ -21,8 +22,8 @@ namespace concertina::detail {
 template <class Real>
 using Dense = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic>;
 
-template <class Real, BitGenerator Generator>
-Dense<Real> random_matrix(Index rows, Index columns, Generator& generator) {
+template <class Real>
+Dense<Real> random_matrix(Index rows, Index columns, AnyGenerator& generator) {
   Dense<Real> matrix(rows, columns);
   for (Index i = 0; i < rows; ++i) {
     for (Index j = 0; j < columns; ++j)
@@ -32,8 +33,8 @@ Dense<Real> random_matrix(Index rows, Index columns, Generator& generator) {
 }
 
 /// Random with orthonormal columns, or rows where there are fewer of them.
-template <class Real, BitGenerator Generator>
-Dense<Real> random_orthonormal(Index rows, Index columns, Generator& generator) {
+template <class Real>
+Dense<Real> random_orthonormal(Index rows, Index columns, AnyGenerator& generator) {
   if (rows < columns) return random_orthonormal<Real>(columns, rows, generator).transpose();
   const Dense<Real> random = random_matrix<Real>(rows, columns, generator);
   return Eigen::HouseholderQR<Dense<Real>>(random).householderQ() *
@@ -53,13 +54,13 @@ inline Index part_begin(Index total, Index parts, Index i) { return total * i / 
 /// of outputs in L; each pair of blocks is then a small system, and all pairs share one matrix. A
 /// random rotation of each map between two layers, absorbed by the layers on its sides, mixes the
 /// blocks again.
-template <class Real, int Rank, BitGenerator Generator>
+template <class Real, int Rank>
 class OrthonormalEnds {
  public:
   using Layers = std::vector<Conv<Real, Rank>>;
 
   OrthonormalEnds(const Conv<Real, Rank>& target, std::vector<ConvShape<Rank>> shapes,
-                  Generator& generator)
+                  AnyGenerator& generator)
       : target_(target), shapes_(std::move(shapes)), generator_(generator) {}
 
   /// The layers, or those of the smallest residual where no choice of the free layer can represent
@@ -191,18 +192,19 @@ class OrthonormalEnds {
   /// [out][in][tap].
   Dense<Real> system(const Side& left, const Side& right, std::size_t free) const {
     const ConvShape<Rank> identity{.out = 1, .in = 1};
-    const ConvShape<Rank> after = left.product ? left.product->shape() : identity;
-    const ConvShape<Rank> before = right.product ? right.product->shape() : identity;
+    const AnyShape after = left.product ? left.product->shape() : identity;
+    const AnyShape before = right.product ? right.product->shape() : identity;
+    const AnyShape x = shapes_[free], target = target_.shape();
     const Index out = left.widths.back(), x_out = left.widths.front();
     const Index in = right.widths.front(), x_in = right.widths.back();
-    PerAxis<Rank> after_spacing, x_spacing;
-    for (int axis = 0; axis < Rank; ++axis) {
-      x_spacing[axis] = shapes_[free].dilation[axis] * before.stride[axis];
-      after_spacing[axis] = after.dilation[axis] * before.stride[axis] * shapes_[free].stride[axis];
+    Axes after_spacing, x_spacing;
+    for (int axis = 0; axis < max_rank; ++axis) {
+      x_spacing[axis] = x.dilation[axis] * before.stride[axis];
+      after_spacing[axis] = after.dilation[axis] * before.stride[axis] * x.stride[axis];
     }
-    const auto after_at = tap_positions(after, after_spacing, target_.shape());
-    const auto x_at = tap_positions(shapes_[free], x_spacing, target_.shape());
-    const auto before_at = tap_positions(before, before.dilation, target_.shape());
+    const auto after_at = tap_positions(after, after_spacing, target);
+    const auto x_at = tap_positions(x, x_spacing, target);
+    const auto before_at = tap_positions(before, before.dilation, target);
     const auto number = [](const Side& side, Index o, Index c, std::size_t tap) {
       if (!side.product) return o == c ? Real(1) : Real(0);
       const Index taps = numel(side.product->shape().kernel_size);
@@ -357,7 +359,7 @@ class OrthonormalEnds {
 
   Conv<Real, Rank> target_;
   std::vector<ConvShape<Rank>> shapes_;
-  Generator& generator_;
+  AnyGenerator& generator_;
   Real residual_ = std::numeric_limits<Real>::infinity();  // relative, in the Frobenius norm
 };
 

@@ -57,13 +57,13 @@ inline std::optional<Shifts> cover(Index kernel, Index free, Index reach_before,
 /// output channel; the free layer's taps hold the target's. Hidden channels that no copy uses carry
 /// zeros into the free layer, or are not read after it; what else they touch is random, so that
 /// training can wake them.
-template <class Scalar, int Rank, BitGenerator Generator>
+template <class Scalar, int Rank>
 class ShiftEnds {
  public:
   using Layers = std::vector<Conv<Scalar, Rank>>;
 
   ShiftEnds(const Conv<Scalar, Rank>& target, std::vector<ConvShape<Rank>> shapes,
-            Generator& generator)
+            AnyGenerator& generator)
       : target_(target), shapes_(std::move(shapes)), generator_(generator) {}
 
   /// The layers, or none where no layer's neighbours can hold the copies that the kernel takes.
@@ -209,7 +209,7 @@ class ShiftEnds {
 
   Conv<Scalar, Rank> target_;
   std::vector<ConvShape<Rank>> shapes_;
-  Generator& generator_;
+  AnyGenerator& generator_;
   std::array<Shifts, static_cast<std::size_t>(Rank)> shifts_;
 };
 

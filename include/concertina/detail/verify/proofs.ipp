@@ -80,17 +80,13 @@ class Worst {
 };
 
 template <class A, class Scalar, int Rank>
-auto error_bound(const Tree<Operator<Scalar, Rank>>& expression, Index count) {
+auto error_bound(const Tree<Leaf<Scalar, Rank>>& expression, Index count) {
   if constexpr (rounds<Scalar>) {
     return ErrorBound<Scalar, A>(count, underflow<A>(expression, count));
   } else {
     return 0;
   }
 }
-
-template <class A, class Scalar>
-using AccumulatorOf =
-    std::conditional_t<std::is_void_v<A>, typename DefaultAccumulator<Scalar>::type, A>;
 
 /// Why `given` cannot be a contraction of shape `expected`, or nothing.
 template <int Rank>
@@ -101,52 +97,51 @@ std::string misfit(const ConvShape<Rank>& expected, const ConvShape<Rank>& given
                            to_string(given);
 }
 
-/// The layer along one axis, as a single-channel layer.
-template <int Rank>
-ConvShape<1> along(const ConvShape<Rank>& shape, int axis) {
-  const auto& padding = shape.padding;
-  return {.out = 1,
-          .in = 1,
-          .kernel_size = shape.kernel_size[axis],
-          .stride = shape.stride[axis],
-          .padding = Padding<1>::sides(padding.start[axis], padding.end[axis]),
-          .dilation = shape.dilation[axis],
-          .bias = shape.bias};
+/// The form along one axis, of a single channel. Channels do not matter there: concatenations
+/// become sums.
+inline AnyForm along(const AnyForm& form, int axis) {
+  if (form.is_leaf()) {
+    const AnyShape& layer = form.leaf();
+    return AnyForm(AnyShape(ConvShape<1>{
+        .out = 1,
+        .in = 1,
+        .kernel_size = layer.kernel_size[axis],
+        .stride = layer.stride[axis],
+        .padding = Padding<1>::sides(layer.padding.start[axis], layer.padding.end[axis]),
+        .dilation = layer.dilation[axis],
+        .bias = layer.bias}));
+  }
+  std::vector<AnyForm> parts;
+  for (const AnyForm& part : form.parts()) parts.push_back(along(part, axis));
+  return {form.join() == Join::chain ? Join::chain : Join::sum, parts};
 }
 
-/// Channels do not matter along an axis: concatenations become sums.
-template <int Rank>
-Form<1> along(const Form<Rank>& form, int axis) {
-  if (form.is_leaf()) return along(form.leaf(), axis);
-  std::vector<Form<1>> parts;
-  for (const Form<Rank>& part : form.parts()) parts.push_back(along(part, axis));
-  return {form.join() == Join::chain ? Join::chain : Join::sum, std::move(parts)};
-}
+/// A size along one axis.
+inline Axes line(Index size) { return all_axes(PerAxis<1>(size), 1); }
 
-/// Whether every layer fits on an input of this size.
-inline bool fits(const Form<1>& form, Index size) {
+/// Whether every layer of a form along one axis fits on an input of this size.
+inline bool fits(const AnyForm& form, Index size) {
   if (size < 1) return false;
-  if (form.is_leaf()) return output_size(form.leaf(), size, 0) >= 1;
-  for (const Form<1>& part : form.parts()) {
+  if (form.is_leaf()) return concertina::output_size(form.leaf(), size, 0) >= 1;
+  for (const AnyForm& part : form.parts()) {
     if (!fits(part, size)) return false;
-    if (form.join() == Join::chain) size = output_size(part, PerAxis<1>(size))[0];
+    if (form.join() == Join::chain) size = output_size(part, line(size))[0];
   }
   return true;
 }
 
 /// Whether every layer fits, every tap of the contraction reads the map, and an output lies off the
 /// border.
-inline bool shows_everything(const Form<1>& form, const ConvShape<1>& contraction, Index size) {
+inline bool shows_everything(const AnyForm& form, const AnyShape& contraction, Index size) {
   if (!fits(form, size)) return false;
-  const Index positions = output_size(form, PerAxis<1>(size))[0];
-  const auto& stride = contraction.stride;
+  const Index positions = output_size(form, line(size))[0], stride = contraction.stride[0];
   for (Index tap = 0; tap < contraction.kernel_size[0]; ++tap) {
     const Index offset = tap * contraction.dilation[0] - contraction.padding.start[0];
-    const Index first = std::max<Index>(0, -floor_divide(offset, stride[0]));
-    if (first >= positions || first * stride[0] + offset >= size) return false;
+    const Index first = std::max<Index>(0, -floor_divide(offset, stride));
+    if (first >= positions || first * stride + offset >= size) return false;
   }
-  const Exactness<1> border = exactness(form, size);
-  return border.start[0] + border.end[0] < positions;
+  const AnyExactness found = find_exactness(form, line(size));
+  return found.start[0] + found.end[0] < positions;
 }
 
 /// A proof that looked at nothing proves nothing.
@@ -172,14 +167,14 @@ bool off_border(const PerAxis<Rank>& position, const PerAxis<Rank>& size,
 
 template <int Rank>
 PerAxis<Rank> smallest_input(const Form<Rank>& form) {
-  const ConvShape<Rank> contraction = contracted_shape(form);
+  const ConvShape<Rank> contraction = form.shape();
   PerAxis<Rank> size;
   for (int axis = 0; axis < Rank; ++axis) {
-    const Form<1> line = detail::along(form, axis);
-    const ConvShape<1> whole = detail::along(contraction, axis);
-    const Padding<1>& padding = whole.padding;
+    const detail::AnyForm line = detail::along(form.tree(), axis);
+    const detail::AnyShape whole = detail::along(detail::AnyForm(contraction), axis).leaf();
     Index& extent = size[axis];
-    extent = std::max<Index>(1, span(whole, 0) + 1 - padding.start[0] - padding.end[0]);
+    extent = std::max<Index>(
+        1, effective_kernel_size(whole, 0) - whole.padding.start[0] - whole.padding.end[0]);
     constexpr Index most_steps = 4096;  // real layers take a few
     const Index least = extent;
     while (!detail::shows_everything(line, whole, extent)) {
@@ -193,90 +188,82 @@ PerAxis<Rank> smallest_input(const Form<Rank>& form) {
   return size;
 }
 
-template <Expression E, Layer F>
-Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed,
-                     std::optional<PerAxis<rank_of<E>>> input_size) {
-  constexpr int Rank = rank_of<E>;
-  const Form<Rank> form = concertina::form(expression);
-  std::size_t count = 0;
-  form.for_each_leaf([&](const ConvShape<Rank>&) { ++count; });
-  if (count + 1 >= (std::size_t{1} << 11)) {
-    throw VerificationError("an expression of " + std::to_string(count) +
+namespace detail {
+
+template <int Rank>
+Report prove_algebra(const Form<Rank>& form, const ConvShape<Rank>& contraction, std::uint64_t seed,
+                     const std::optional<PerAxis<Rank>>& input_size) {
+  const std::vector<ConvShape<Rank>> leaves = form.leaves();
+  if (leaves.size() + 1 >= (std::size_t{1} << 11)) {
+    throw VerificationError("an expression of " + std::to_string(leaves.size()) +
                             " layers is too long for the field of 2^61 - 1 elements");
   }
   Report report{.proof = "algebra"};
-  report.failure = detail::misfit<Rank>(contracted_shape(form, input_size), contraction.shape());
+  report.failure = misfit(form.shape(input_size), contraction);
   if (!report) return report;
 
   std::mt19937_64 generator(seed);
-  using Leaf = detail::Operator<PrimeField, Rank>;
-  const Tree<Leaf> random = form.map([&](const ConvShape<Rank>& shape) {
-    Conv<PrimeField, Rank> layer(shape);
-    for (PrimeField& number : layer.weight()) number = random_bits(generator);
-    for (PrimeField& number : layer.bias()) number = random_bits(generator);
-    return Leaf(std::move(layer));
+  using Random = Leaf<PrimeField, Rank>;
+  const Tree<Random> random = form.tree().map([&](const AnyShape& shape) {
+    Conv<PrimeField, Rank> layer(shape.as<Rank>());
+    for (PrimeField& element : layer.weight()) element = random_bits(generator);
+    for (PrimeField& element : layer.bias()) element = random_bits(generator);
+    return Random(std::move(layer));
   });
   const PerAxis<Rank> size = input_size ? *input_size : smallest_input(form);
-  FeatureMap<PrimeField, Rank> x({.channels = contraction.shape().in, .size = size});
+  FeatureMap<PrimeField, Rank> x({.channels = contraction.in, .size = size});
   for (PrimeField& number : x.values()) number = random_bits(generator);
 
-  const FeatureMap<PrimeField, Rank> whole = detail::evaluate<PrimeField>(random)(x);
+  const FeatureMap<PrimeField, Rank> whole = evaluate<PrimeField>(random)(x);
   x = Expr<PrimeField, Rank>(random)(x);
   const Exactness<Rank> border = exactness(form, size);
   const MapShape<Rank>& shape = x.shape();
   std::size_t at = 0;
   for (Index channel = 0; channel < shape.channels; ++channel) {
-    detail::for_each_position(shape.size, [&](const PerAxis<Rank>& position) {
+    for_each_position(shape.size, [&](const PerAxis<Rank>& position) {
       const bool same = whole.values()[at] == x.values()[at];
       ++at;
-      if (!detail::off_border(position, shape.size, border)) return;
+      if (!off_border(position, shape.size, border)) return;
       ++report.compared;
       if (!same && report) {
         report.failure = "output channel " + std::to_string(channel) + " at position " +
-                         to_string(position) + " differs over the prime field";
+                         concertina::to_string(position) + " differs over the prime field";
       }
     });
   }
-  if (report.compared == 0) detail::refuse_empty(report, size);
+  if (report.compared == 0) refuse_empty(report, size);
   return report;
 }
 
-template <class A, Expression E, Layer F>
-Report prove_rounding(const E& expression, const F& contraction) {
-  using Scalar = ScalarOf<E>;
-  using Accumulator = detail::AccumulatorOf<A, Scalar>;
-  using Ref = detail::Reference<Accumulator>;
-  constexpr int Rank = rank_of<E>;
-  static_assert(std::is_same_v<Scalar, typename F::Scalar>);
-  static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
-  const auto tree = detail::tree_of(expression, "prove_rounding");
+template <class A, class Scalar, int Rank>
+Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
+                      const ConvView<const Scalar, Rank>& given) {
+  using Ref = Reference<A>;
   Report report{.proof = "rounding"};
-  report.failure =
-      detail::misfit<Rank>(contracted_shape(detail::form_of(tree)), contraction.shape());
+  report.failure = misfit(Form<Rank>(form_of(tree)).shape(), given.shape());
   if (!report) return report;
 
-  const auto reference = detail::contract_by_definition<Ref>(tree, detail::Part::value);
-  const auto magnitude = detail::contract_by_definition<Ref>(tree, detail::Part::magnitude);
-  const detail::Terms count = detail::terms<Rank>(tree);
-  const auto weight_bound = detail::error_bound<Accumulator>(tree, count.weight);
-  const auto bias_bound = detail::error_bound<Accumulator>(tree, count.bias);
+  const auto reference = contract_by_definition<Ref>(tree, Part::value);
+  const auto magnitude = contract_by_definition<Ref>(tree, Part::magnitude);
+  const Terms count = terms(tree);
+  const auto weight_bound = error_bound<A>(tree, count.weight);
+  const auto bias_bound = error_bound<A>(tree, count.bias);
 
-  const ConvView<Scalar, Rank> given(contraction);
-  const ConvView<Ref, Rank> right(reference), size(magnitude);
-  detail::Worst<Scalar, Accumulator> worst(report);
+  const ConvView<const Ref, Rank> right(reference), size(magnitude);
+  Worst<Scalar, A> worst(report);
   const auto place = [](Index o, Index c, const PerAxis<Rank>& offset) {
     std::string text = "weight[" + std::to_string(o) + "][" + std::to_string(c) + "]";
-    return Rank == 0 ? text : text + " at offset " + to_string(offset);
+    return Rank == 0 ? text : text + " at offset " + concertina::to_string(offset);
   };
-  detail::for_each_tap(right, [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& r) {
-    worst.compare(detail::tap_at(given, o, c, offset), r, detail::tap_at(size, o, c, offset),
-                  weight_bound, [&] { return place(o, c, offset); });
+  for_each_weight(right, [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& r) {
+    worst.compare(tap_at(given, o, c, offset), r, tap_at(size, o, c, offset), weight_bound,
+                  [&] { return place(o, c, offset); });
   });
-  detail::for_each_tap(given, [&](Index o, Index c, const PerAxis<Rank>& offset, const Scalar& n) {
+  for_each_weight(given, [&](Index o, Index c, const PerAxis<Rank>& offset, const Scalar& n) {
     if (n == Scalar(0))
       return;  // nothing to explain, and taps beyond the chain's reach must be zero
-    worst.compare(n, detail::tap_at(right, o, c, offset), detail::tap_at(size, o, c, offset),
-                  weight_bound, [&] { return place(o, c, offset); });
+    worst.compare(n, tap_at(right, o, c, offset), tap_at(size, o, c, offset), weight_bound,
+                  [&] { return place(o, c, offset); });
     --report.compared;
   });
   const auto number = [](auto bias, std::size_t o) {
@@ -291,37 +278,33 @@ Report prove_rounding(const E& expression, const F& contraction) {
   return report;
 }
 
-namespace detail {
-
 /// Throws SizeError where the matrix of a chain's part, which products fill in, exceeds the limit.
 template <class Ref, int Rank>
-void require_structure_fits(const Form<Rank>& form, PerAxis<Rank> input_size, MemoryLimit limit) {
-  if (form.is_leaf()) return;
-  const ConvShape<Rank> shape = contracted_shape(form, std::optional(input_size));
-  require_memory(
-      toeplitz_size(shape, input_size),
-      checked_multiply(toeplitz_entries(shape, input_size), sizeof(Ref) + sizeof(int), "structure"),
-      limit);
-  PerAxis<Rank> size = input_size;
-  for (std::size_t p = 0; p < form.parts().size(); ++p) {
-    const Form<Rank>& part = form.parts()[p];
-    require_structure_fits<Ref>(part, size, limit);
-    if (form.join() != Join::chain) continue;
-    size = output_size(part, size);
-    if (p == 0) continue;
-    const Form<Rank> so_far(
-        Join::chain, {form.parts().begin(), form.parts().begin() + static_cast<Index>(p) + 1});
-    const ConvShape<Rank> front = contracted_shape(so_far, std::optional(input_size));
-    require_memory(toeplitz_size(front, input_size),
-                   checked_multiply(toeplitz_entries(front, input_size), sizeof(Ref) + sizeof(int),
+void require_structure_fits(const Form<Rank>& form, const PerAxis<Rank>& input_size,
+                            MemoryLimit limit) {
+  if (form.join() == Join::none) return;
+  const auto require_fits = [&](const Form<Rank>& whole) {
+    const ConvShape<Rank> shape = whole.shape(input_size);
+    require_memory(toeplitz_size(shape, input_size),
+                   checked_multiply(toeplitz_entries(shape, input_size), sizeof(Ref) + sizeof(int),
                                     "structure"),
                    limit);
+  };
+  require_fits(form);
+  PerAxis<Rank> size = input_size;
+  const std::span<const AnyForm> parts(form.tree().parts());
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const Form<Rank> part(parts[p]);
+    require_structure_fits<Ref>(part, size, limit);
+    if (form.join() != Join::chain) continue;
+    size = part.output_size(size);
+    if (p > 0) require_fits(Form<Rank>(AnyForm(Join::chain, parts.first(p + 1))));
   }
 }
 
 /// The matrix [T b; 0 1] of an expression, from those of its leaves.
 template <class Ref, class Scalar, int Rank>
-RowMajorSparse<Ref> augmented_by_definition(const Tree<Operator<Scalar, Rank>>& node, Part part,
+RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Part part,
                                             const PerAxis<Rank>& input_size, MemoryLimit limit) {
   if (node.is_leaf()) {
     return augmented(leaf_by_definition<Ref>(node.leaf(), part), input_size, limit);
@@ -331,7 +314,7 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Operator<Scalar, Rank>>& 
     PerAxis<Rank> size = input_size;
     for (const auto& each : node.parts()) {
       RowMajorSparse<Ref> matrix = augmented_by_definition<Ref>(each, part, size, limit);
-      size = output_size(form_of(each), size);
+      size = Form<Rank>(form_of(each)).output_size(size);
       if (product.rows() == 0) {
         product = std::move(matrix);
       } else {
@@ -342,7 +325,8 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Operator<Scalar, Rank>>& 
   }
   // Rows of branches are added, or stacked; columns stand where the branch's channels do.
   const Channels whole = channels(node);
-  const Index positions = numel(output_size(form_of(node), input_size)), inputs = numel(input_size);
+  const Index positions = numel(Form<Rank>(form_of(node)).output_size(input_size)),
+              inputs = numel(input_size);
   const Index rows = checked_multiply(whole.out, positions, "structure"),
               columns = checked_multiply(whole.in, inputs, "structure");
   std::vector<Eigen::Triplet<Ref>> entries;
@@ -366,36 +350,29 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Operator<Scalar, Rank>>& 
   return sum;
 }
 
-}  // namespace detail
-
-template <class A, Expression E, Layer F>
-Report prove_structure(const E& expression, const F& contraction,
-                       const PerAxis<rank_of<E>>& input_size, MemoryLimit limit) {
-  using Scalar = ScalarOf<E>;
-  using Accumulator = detail::AccumulatorOf<A, Scalar>;
-  using Ref = detail::Reference<Accumulator>;
-  constexpr int Rank = rank_of<E>;
-  static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
-  const auto tree = detail::tree_of(expression, "prove_structure");
-  const Form<Rank> form = detail::form_of(tree);
+template <class A, class Scalar, int Rank>
+Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
+                       const ConvView<const Scalar, Rank>& contraction,
+                       const PerAxis<Rank>& input_size, MemoryLimit limit) {
+  using Ref = Reference<A>;
+  const Form<Rank> form(form_of(tree));
   Report report{.proof = "structure"};
-  report.failure =
-      detail::misfit<Rank>(contracted_shape(form, std::optional(input_size)), contraction.shape());
+  report.failure = misfit(form.shape(input_size), contraction.shape());
   if (!report) return report;
 
-  detail::require_structure_fits<Ref>(form, input_size, limit);
-  const auto from_leaves = [&](detail::Part part) {
-    return detail::augmented_by_definition<Ref>(tree, part, input_size, limit);
+  require_structure_fits<Ref>(form, input_size, limit);
+  const auto from_leaves = [&](Part part) {
+    return augmented_by_definition<Ref>(tree, part, input_size, limit);
   };
-  const auto reference = from_leaves(detail::Part::value);
-  const auto magnitude = from_leaves(detail::Part::magnitude);
+  const auto reference = from_leaves(Part::value);
+  const auto magnitude = from_leaves(Part::magnitude);
   const auto given = augmented(contraction, input_size, limit);
-  const detail::Terms count = detail::terms<Rank>(tree);
-  const auto bound = detail::error_bound<Accumulator>(tree, count.bias);
+  const Terms count = terms(tree);
+  const auto bound = error_bound<A>(tree, count.bias);
 
   const Exactness<Rank> border = exactness(form, input_size);
-  const PerAxis<Rank> positions = output_size(contraction.shape(), input_size);
-  detail::Worst<Scalar, Accumulator> worst(report);
+  const PerAxis<Rank> positions = concertina::output_size(contraction.shape(), input_size);
+  Worst<Scalar, A> worst(report);
   const auto columns = static_cast<std::size_t>(given.cols());
   std::vector<Scalar> computed(columns, Scalar(0));
   std::vector<Ref> right(columns, Ref(0)), size(columns, Ref(0));
@@ -422,20 +399,47 @@ Report prove_structure(const E& expression, const F& contraction,
     scatter(magnitude, row, size, true);
   };
   for (Index o = 0; o < contraction.shape().out; ++o) {
-    detail::for_each_position(positions, [&](const PerAxis<Rank>& position) {
-      if (detail::off_border(position, positions, border)) compare_row();
+    for_each_position(positions, [&](const PerAxis<Rank>& position) {
+      if (off_border(position, positions, border)) compare_row();
       ++row;
     });
   }
-  if (report.compared == 0) detail::refuse_empty(report, input_size);
+  if (report.compared == 0) refuse_empty(report, input_size);
   compare_row();  // [0 1]
   return report;
 }
 
-template <class A, Expression E, Layer F>
+}  // namespace detail
+
+template <LinearMap E, Layer F>
+Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed,
+                     const std::optional<PerAxis<rank_of<E>>>& input_size) {
+  return detail::prove_algebra<rank_of<E>>(Form(expression), contraction.shape(), seed, input_size);
+}
+
+template <class A, LinearMap E, Layer F>
+Report prove_rounding(const E& expression, const F& contraction) {
+  using Scalar = ScalarOf<E>;
+  static_assert(std::is_same_v<Scalar, typename F::Scalar>);
+  static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
+  return detail::prove_rounding<detail::AccumulatorOf<A, Scalar>, Scalar, rank_of<E>>(
+      detail::tree_of(expression), contraction);
+}
+
+template <class A, LinearMap E, Layer F>
+Report prove_structure(const E& expression, const F& contraction,
+                       const PerAxis<rank_of<E>>& input_size, MemoryLimit limit) {
+  using Scalar = ScalarOf<E>;
+  static_assert(std::is_same_v<Scalar, typename F::Scalar>);
+  static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
+  return detail::prove_structure<detail::AccumulatorOf<A, Scalar>, Scalar, rank_of<E>>(
+      detail::tree_of(expression), contraction, input_size, limit);
+}
+
+template <class A, LinearMap E, Layer F>
 Verification verify(const E& expression, const F& contraction, std::uint64_t seed,
                     MemoryLimit limit) {
-  const PerAxis<rank_of<E>> size = smallest_input(form(expression));
+  const PerAxis<rank_of<E>> size = smallest_input(Form(expression));
   return {.algebra = prove_algebra(expression, contraction, seed),
           .rounding = prove_rounding<A>(expression, contraction),
           .structure = prove_structure<A>(expression, contraction, size, limit)};

@@ -9,42 +9,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <vector>
 
 namespace concertina::detail {
-
-/// Whether the proofs know how a scalar rounds, if it does: complex numbers of rounding parts they
-/// do not.
-template <class Scalar>
-inline constexpr bool provable = rounds<Scalar> || !rounds<typename Eigen::NumTraits<Scalar>::Real>;
-
-/// The scalar in which a computation in A is checked: the next wider one. Exact scalars check
-/// themselves, and so does the widest, with a bound that counts both roundings.
-template <class A>
-using Reference = std::conditional_t<
-    !rounds<A>, A, std::conditional_t<(std::numeric_limits<A>::digits < 53), double, long double>>;
-
-/// Largest relative error of one rounding to nearest.
-template <class Scalar>
-long double unit_roundoff() {
-  return std::ldexp(1.0L, -std::numeric_limits<Scalar>::digits);
-}
-
-template <class Scalar>
-long double smallest_subnormal() {
-  return std::ldexp(
-      1.0L, std::numeric_limits<Scalar>::min_exponent - std::numeric_limits<Scalar>::digits);
-}
-
-/// Distance between neighbouring numbers of type Scalar at the size of x.
-template <class Scalar>
-long double ulp(long double x) {
-  constexpr int least = std::numeric_limits<Scalar>::min_exponent;
-  const int exponent = x == 0 ? least : std::max(std::ilogb(x) + 1, least);
-  return std::ldexp(1.0L, exponent - std::numeric_limits<Scalar>::digits);
-}
 
 /// gamma_n(u) = n*u / (1 - n*u) bounds the relative error of n roundings in a row (Higham, Accuracy
 /// and Stability of Numerical Algorithms, Lemma 3.1). Throws VerificationError where n*u reaches 1
@@ -65,64 +35,50 @@ struct Terms {
   Index weight = 0, bias = 0;
 };
 
-/// Roundings in the numbers of a leaf: none where they are stored, see to_conv where they are not.
+/// The shape of a form that fits.
+inline AnyShape whole_shape(const AnyForm& form) {
+  if (form.is_leaf()) return form.leaf();
+  std::vector<AnyShape> parts;
+  for (const AnyForm& part : form.parts()) parts.push_back(whole_shape(part));
+  return joined_shape(form.join(), parts);
+}
+
+/// Roundings in the elements of a leaf: none where they are stored, see to_conv where they are not.
 template <class Scalar, int Rank>
-Terms own_terms(const Operator<Scalar, Rank>& leaf) {
+Terms own_terms(const Leaf<Scalar, Rank>& leaf) {
   const ChannelMap<Scalar>* map = leaf.channel_map();
   if (!map) return {};
   const Index weight = (map->variance.empty() ? 0 : 4) + (map->divisor == 1 ? 0 : 2);
   return {.weight = weight, .bias = map->mean.empty() ? 0 : weight + 3};
 }
-template <int Rank>
-Terms own_terms(const ConvShape<Rank>&) {
-  return {};
-}
-
-template <class Scalar, int Rank>
-ConvShape<Rank> shape_of(const Operator<Scalar, Rank>& leaf) {
-  return leaf.shape();
-}
-template <int Rank>
-const ConvShape<Rank>& shape_of(const ConvShape<Rank>& leaf) {
-  return leaf;
-}
-
-/// The shape of a tree that fits, whatever is at its leaves.
-template <int Rank, class Leaf>
-ConvShape<Rank> whole_shape(const Tree<Leaf>& tree) {
-  if (tree.is_leaf()) return shape_of(tree.leaf());
-  std::vector<ConvShape<Rank>> parts;
-  for (const Tree<Leaf>& part : tree.parts()) parts.push_back(whole_shape<Rank>(part));
-  return joined_shape<Rank>(tree.join(), parts);
-}
 
 /// At the boundary between two parts of a chain, an element of the product sums over the channels
 /// there and over the tap pairs that meet. In every order the two sides are parts of what stands
 /// left and right of the boundary, so the counts for the whole sides bound them all. Branches add
-/// one rounding for each but the first. Summed over all stages and branches.
-template <int Rank, class Leaf>
-Terms terms(const Tree<Leaf>& tree) {
-  if (tree.is_leaf()) return own_terms(tree.leaf());
+/// one rounding for each but the first. Summed over all stages and branches. `leaf` is the index of
+/// the next leaf, whose own roundings leaf_terms has, or none has any.
+inline Terms terms(const AnyForm& form, std::span<const Terms> leaf_terms, std::size_t& leaf) {
+  if (form.is_leaf()) return leaf_terms.empty() ? Terms{} : leaf_terms[leaf++];
   Terms count;
   Index own_bias = 0;
-  for (const Tree<Leaf>& part : tree.parts()) {
-    const Terms own = terms<Rank>(part);
+  std::vector<AnyShape> shapes;
+  for (const AnyForm& part : form.parts()) {
+    const Terms own = terms(part, leaf_terms, leaf);
     count.weight = checked_add(count.weight, own.weight, "terms");
     own_bias = checked_add(own_bias, own.bias, "terms");
+    shapes.push_back(whole_shape(part));
   }
-  if (tree.join() != Join::chain) {
-    const Index additions = std::ssize(tree.parts()) - 1;
+  if (form.join() != Join::chain) {
+    const Index additions = std::ssize(form.parts()) - 1;
     return {count.weight + additions, own_bias + additions};
   }
-  std::vector<ConvShape<Rank>> shapes;
-  for (const Tree<Leaf>& part : tree.parts()) shapes.push_back(whole_shape<Rank>(part));
-  const std::span<const ConvShape<Rank>> layers(shapes);
+  const std::span<const AnyShape> layers(shapes);
   for (std::size_t boundary = 1; boundary < layers.size(); ++boundary) {
-    const ConvShape<Rank> inner = product_shape(layers.first(boundary));
-    const ConvShape<Rank> outer = product_shape(layers.subspan(boundary));
+    const AnyShape inner = joined_shape(Join::chain, layers.first(boundary)),
+                   outer = joined_shape(Join::chain, layers.subspan(boundary));
     const Index channels = std::min(outer.in / outer.groups, inner.out / inner.groups);
     Index pairs = 1;
-    for (int axis = 0; axis < Rank; ++axis) {
+    for (int axis = 0; axis < max_rank; ++axis) {
       pairs = checked_multiply(pairs, std::min(outer.kernel_size[axis], inner.kernel_size[axis]),
                                "terms");
     }
@@ -133,10 +89,18 @@ Terms terms(const Tree<Leaf>& tree) {
   return count;
 }
 
-/// Of layers one after another, the first applied first.
-template <int Rank>
-Terms terms(std::span<const ConvShape<Rank>> layers) {
-  return terms<Rank>(chain_form(layers));
+/// Of shapes whose elements are stored.
+inline Terms terms(const AnyForm& form) {
+  std::size_t leaf = 0;
+  return terms(form, {}, leaf);
+}
+
+template <class Scalar, int Rank>
+Terms terms(const Tree<Leaf<Scalar, Rank>>& tree) {
+  std::vector<Terms> own;
+  tree.for_each_leaf([&](const Leaf<Scalar, Rank>& leaf) { own.push_back(own_terms(leaf)); });
+  std::size_t leaf = 0;
+  return terms(form_of(tree), own, leaf);
 }
 
 /// `inner`, then `outer`, written from the rule of a product in plain loops: a second opinion for
@@ -144,7 +108,7 @@ Terms terms(std::span<const ConvShape<Rank>> layers) {
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
                                           const Conv<Scalar, Rank>& inner) {
-  Conv<Scalar, Rank> product(product_shape(outer.shape(), inner.shape()));
+  Conv<Scalar, Rank> product(product_shape(outer.shape(), inner.shape()).template as<Rank>());
   const Index outer_taps = numel(outer.shape().kernel_size),
               inner_taps = numel(inner.shape().kernel_size);
   const Index taps = numel(product.shape().kernel_size);
@@ -229,7 +193,7 @@ Conv<Ref, Rank> channel_map_by_definition(const ChannelMap<Scalar>& map, Part pa
 
 /// A leaf of an expression in the reference scalar.
 template <class Ref, class Scalar, int Rank>
-Conv<Ref, Rank> leaf_by_definition(const Operator<Scalar, Rank>& leaf, Part part) {
+Conv<Ref, Rank> leaf_by_definition(const Leaf<Scalar, Rank>& leaf, Part part) {
   if (leaf.channel_map()) return channel_map_by_definition<Ref, Rank>(*leaf.channel_map(), part);
   Conv<Ref, Rank> layer = leaf.view()->template cast<Ref>();
   if (part == Part::value) return layer;
@@ -246,17 +210,18 @@ Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
   const Index width = shape.in / shape.groups;
   Index first_out = 0, first_in = 0;
   for (const Conv<Ref, Rank>& branch : branches) {
-    for_each_tap(ConvView<Ref, Rank>(branch),
-                 [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& number) {
-                   PerAxis<Rank> tap;
-                   for (int axis = 0; axis < Rank; ++axis) {
-                     tap[axis] = (offset[axis] + shape.padding.start[axis]) / shape.dilation[axis];
-                   }
-                   const Index row = (first_out + o) * width + (first_in + c) % width;
-                   Ref& at = sum.weight()[static_cast<std::size_t>(row * numel(shape.kernel_size) +
-                                                                   flat(tap, shape.kernel_size))];
-                   at = at + number;
-                 });
+    for_each_weight(ConvView<const Ref, Rank>(branch),
+                    [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& number) {
+                      PerAxis<Rank> tap;
+                      for (int axis = 0; axis < Rank; ++axis) {
+                        tap[axis] =
+                            (offset[axis] + shape.padding.start[axis]) / shape.dilation[axis];
+                      }
+                      const Index row = (first_out + o) * width + (first_in + c) % width;
+                      Ref& at = sum.weight()[static_cast<std::size_t>(
+                          row * numel(shape.kernel_size) + flat(tap, shape.kernel_size))];
+                      at = at + number;
+                    });
     for (std::size_t o = 0; o < branch.bias().size(); ++o) {
       Ref& at = sum.bias()[static_cast<std::size_t>(first_out) + o];
       at = at + branch.bias()[o];
@@ -269,12 +234,12 @@ Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
 
 /// An expression in the reference scalar, contracted from the first layer on in plain loops.
 template <class Ref, class Scalar, int Rank>
-Conv<Ref, Rank> contract_by_definition(const Tree<Operator<Scalar, Rank>>& node, Part part) {
+Conv<Ref, Rank> contract_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Part part) {
   if (node.is_leaf()) return leaf_by_definition<Ref>(node.leaf(), part);
   std::vector<Conv<Ref, Rank>> parts;
   for (const auto& each : node.parts()) parts.push_back(contract_by_definition<Ref>(each, part));
   if (node.join() != Join::chain) {
-    return add_by_definition(node.join(), whole_shape<Rank>(node), parts);
+    return add_by_definition(node.join(), whole_shape(form_of(node)).template as<Rank>(), parts);
   }
   Conv<Ref, Rank> product = std::move(parts.front());
   for (std::size_t p = 1; p < parts.size(); ++p) {
@@ -286,16 +251,16 @@ Conv<Ref, Rank> contract_by_definition(const Tree<Operator<Scalar, Rank>>& node,
 /// The largest absolute row or column sum of [weight bias; 0 1], at least 1; of an expression a
 /// number that its matrix and those of its parts do not exceed.
 template <class Scalar, int Rank>
-long double scale_bound(const Tree<Operator<Scalar, Rank>>& node) {
+long double scale_bound(const Tree<Leaf<Scalar, Rank>>& node) {
   if (node.is_leaf()) {
     const auto layer = leaf_by_definition<long double>(node.leaf(), Part::magnitude);
     std::vector<long double> rows(static_cast<std::size_t>(layer.shape().out));
     std::vector<long double> columns(static_cast<std::size_t>(layer.shape().in + 1));
-    for_each_tap(ConvView<long double, Rank>(layer),
-                 [&](Index o, Index c, const PerAxis<Rank>&, long double number) {
-                   rows[static_cast<std::size_t>(o)] += number;
-                   columns[static_cast<std::size_t>(c)] += number;
-                 });
+    for_each_weight(ConvView<const long double, Rank>(layer),
+                    [&](Index o, Index c, const PerAxis<Rank>&, long double number) {
+                      rows[static_cast<std::size_t>(o)] += number;
+                      columns[static_cast<std::size_t>(c)] += number;
+                    });
     for (std::size_t o = 0; o < layer.bias().size(); ++o) {
       rows[o] += layer.bias()[o];
       columns.back() += layer.bias()[o];
@@ -314,7 +279,7 @@ long double scale_bound(const Tree<Operator<Scalar, Rank>>& node) {
 /// Bounds what underflow adds to any number of a contraction: each of `terms` products loses at
 /// most one smallest subnormal, which the remaining factors then scale.
 template <class A, class Scalar, int Rank>
-long double underflow(const Tree<Operator<Scalar, Rank>>& expression, Index terms) {
+long double underflow(const Tree<Leaf<Scalar, Rank>>& expression, Index terms) {
   return static_cast<long double>(terms) * smallest_subnormal<A>() * scale_bound(expression);
 }
 

@@ -6,16 +6,12 @@
 #include <concertina/conv.hpp>
 
 #include <cmath>
-#include <concepts>
-#include <limits>
-#include <string>
-#include <type_traits>
 #include <vector>
 
 namespace concertina {
 
 /// y[o] = (x[source[o]] - mean[o]) / sqrt(variance[o] + eps) / divisor * weight[o] + bias[o], at
-/// every position. What is empty or 1 does nothing; no source means channel o itself. The numbers
+/// every position. What is empty or 1 does nothing; no source means channel o itself. The fields
 /// are as they were given: what follows from them is computed in the scalar of the contraction, so
 /// nothing is rounded twice. Made by the functions of layers.hpp, which check it.
 template <class Scalar>
@@ -40,16 +36,6 @@ struct ChannelMap {
 };
 
 namespace detail {
-
-/// True for types that round; integers, primes and rationals are exact.
-template <class Scalar>
-inline constexpr bool rounds =
-    std::numeric_limits<Scalar>::is_specialized && !std::numeric_limits<Scalar>::is_exact;
-
-/// Where A has fewer digits than double, the numbers that a map's layer is made of are computed in
-/// double and rounded once.
-template <class A>
-using WideFor = std::conditional_t<rounds<A> && (std::numeric_limits<A>::digits < 53), double, A>;
 
 /// What a map divides channel o by but its divisor: the root of its variance plus eps, or 1.
 template <class Wide, class Scalar>

@@ -1,7 +1,7 @@
-// Products: weights against the definition on every path, refusals.
+// Products of two layers: every algorithm against the definition, panels, refusals.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/contract.hpp>
-
+#include <concertina/detail/product/product.hpp>
 #include <concertina/detail/verify/rounding.hpp>
 #include <concertina/modular.hpp>
 
@@ -69,10 +69,35 @@ TEST_CASE("a product acts like its factors in turn", "[product]") {
   SECTION("prime field") { check_pairs<PrimeField>(); }
 }
 
-TEST_CASE("the pairs above take every path", "[product]") {
-  std::set<detail::PairPath> paths;
-  for (const auto& [outer, inner] : pairs()) paths.insert(detail::pair_path(outer, inner));
-  CHECK(paths.size() == 6);
+TEST_CASE("the pairs above take every algorithm", "[product]") {
+  std::set<detail::Algorithm> algorithms;
+  for (const auto& [outer, inner] : pairs()) algorithms.insert(detail::algorithm_for(outer, inner));
+  CHECK(algorithms.size() == 6);
+}
+
+TEST_CASE("panels cover a result once, and never its inner length", "[product]") {
+  Rng rng(11);
+  for (int n = 0; n < 300; ++n) {
+    const Index rows = random_index(rng, 1, 700), columns = random_index(rng, 1, 2500),
+                inner = random_index(rng, 1, 3000);
+    const detail::Panels panels(rows, columns, inner);
+    Index covered = 0;
+    for (Index i = 0; i < panels.count(); ++i) {
+      const auto panel = panels[i];
+      REQUIRE(panel.rows > 0);
+      REQUIRE(panel.columns > 0);
+      REQUIRE(panel.row + panel.rows <= rows);
+      REQUIRE(panel.column + panel.columns <= columns);
+      covered += panel.rows * panel.columns;
+      for (Index k = 0; k < i; ++k) {
+        const auto other = panels[k];
+        REQUIRE((other.row + other.rows <= panel.row || panel.row + panel.rows <= other.row ||
+                 other.column + other.columns <= panel.column ||
+                 panel.column + panel.columns <= other.column));
+      }
+    }
+    CHECK(covered == rows * columns);
+  }
 }
 
 TEST_CASE("products that make no sense are refused with both shapes", "[product]") {

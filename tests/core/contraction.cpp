@@ -1,17 +1,18 @@
-// Gradients of contractions: forward against contract, gradients against directions in exact
+// Contractions that are kept: forward against contract, gradients against directions in exact
 // arithmetic, central differences and layer-by-layer backpropagation; storage, threads, refusals.
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/pullback.hpp>
-
+#include <concertina/contract.hpp>
 #include <concertina/detail/verify/rounding.hpp>
 #include <concertina/expand.hpp>
 #include <concertina/layers.hpp>
 #include <concertina/modular.hpp>
+#include <concertina/threads.hpp>
 
 #include "support.hpp"
 
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -19,8 +20,10 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <numeric>
 #include <set>
-#include <thread>
+#include <span>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -51,8 +54,7 @@ namespace {
 
 using Catch::Contains;
 
-// ---- numbers
-// -------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------
 
 template <class Scalar>
 void fill(std::span<Scalar> numbers, Rng& rng) {
@@ -120,7 +122,7 @@ std::vector<Conv<Scalar, Rank>> leaves_of(const Expr<Scalar, Rank>& expression) 
 template <class Scalar, int Rank>
 Expr<Scalar, Rank> with_leaf(const Expr<Scalar, Rank>& expression, std::size_t number,
                              const Conv<Scalar, Rank>& layer) {
-  using Leaf = detail::Operator<Scalar, Rank>;
+  using Leaf = detail::Leaf<Scalar, Rank>;
   std::size_t at = 0;
   return Expr<Scalar, Rank>(expression.tree().map(
       [&](const Leaf& leaf) { return at++ == number ? Leaf(Conv<Scalar, Rank>(layer)) : leaf; }));
@@ -132,8 +134,7 @@ Conv<Scalar, Rank> by_definition(const Expr<Scalar, Rank>& expression) {
   return detail::contract_by_definition<Scalar>(expression.tree(), detail::Part::value);
 }
 
-// ---- forms
-// ---------------------------------------------------------------------------------------
+// ---- forms --------------------------------------------------------------------------------------
 
 /// Pairs of layers as real networks have them, and one or more for each algorithm, with tails that
 /// fill no panel; outer, inner.
@@ -173,8 +174,8 @@ ConvShape<Rank> random_branch(const ConvShape<Rank>& like, Rng& rng) {
   while (shape.in % groups != 0 || shape.out % groups != 0) --groups;
   shape.stride = like.stride;
   for (int axis = 0; axis < Rank; ++axis) {
-    shape.padding.end[axis] =
-        detail::growth(like, axis) - shape.padding.start[axis] + span(shape, axis);
+    shape.padding.end[axis] = detail::growth(like, axis) - shape.padding.start[axis] +
+                              effective_kernel_size(shape, axis) - 1;
   }
   return shape;
 }
@@ -254,7 +255,7 @@ std::vector<Expr<Scalar, Rank>> random_expressions(int count, Rng& rng) {
   for (int n = 0; n < count; ++n) {
     Expr<Scalar, Rank> chain = random_layer<Scalar, Rank>(random_shape<Rank>(rng), rng);
     for (Index layers = random_index(rng, 0, 2); layers > 0; --layers) {
-      const ConvShape<Rank> before = contracted_shape(form(chain), {});
+      const ConvShape<Rank> before = Form(chain).shape();
       chain.then(random_layer<Scalar, Rank>(random_shape_after<Rank>(before, rng), rng));
     }
     result.push_back(std::move(chain));
@@ -265,15 +266,14 @@ std::vector<Expr<Scalar, Rank>> random_expressions(int count, Rng& rng) {
   return result;
 }
 
-// ---- checks
-// --------------------------------------------------------------------------------------
+// ---- checks -------------------------------------------------------------------------------------
 
 /// Every leaf moved in a random direction: what the contraction gains is what the gradient says.
 /// Over the prime field a wrong gradient agrees by chance once in 2^61.
 template <class Scalar, int Rank>
 void check_directions(const Expr<Scalar, Rank>& expression, Rng& rng) {
-  INFO(to_string(form(expression)));
-  Contraction<Scalar, Rank> contraction(form(expression), interior_only);
+  INFO(to_string(Form(expression)));
+  Contraction<Scalar, Rank> contraction(expression, interior_only);
   const Conv<Scalar, Rank> whole = contraction.forward(expression);
   REQUIRE(whole == by_definition(expression));
   const auto gradient = random_layer<Scalar, Rank>(contraction.shape(), rng);
@@ -355,24 +355,61 @@ struct Reversed {
   }
 };
 
-/// Two threads take the tasks in turn.
-struct TwoThreads {
-  template <class Task>
-  void operator()(Index count, Task&& task) const {
-    std::atomic<Index> next = 0;
-    const auto work = [&] {
-      for (Index i = next++; i < count; i = next++) task(i);
-    };
-    std::thread other(work);
-    work();
-    other.join();
+/// Calls its tasks in another order each time.
+struct Shuffled {
+  Rng rng{1};
+
+  void operator()(Index count, ParallelFor::Task task) {
+    std::vector<Index> order(static_cast<std::size_t>(count));
+    std::iota(order.begin(), order.end(), Index{0});
+    std::ranges::shuffle(order, rng);
+    for (const Index i : order) task(i);
   }
 };
 
+/// Memory of a caller: layers one after another, each with a guard behind its weight and its bias.
+template <class Scalar, int Rank>
+class Arena {
+ public:
+  explicit Arena(const std::vector<ConvShape<Rank>>& shapes) {
+    std::size_t size = 0;
+    for (const auto& shape : shapes) {
+      size += static_cast<std::size_t>(weight_numel(shape) + shape.out) + 2;
+    }
+    elements_.resize(size, guard);
+    std::size_t at = 0;
+    const auto take = [&](Index count) {
+      const std::span<Scalar> taken =
+          std::span(elements_).subspan(at, static_cast<std::size_t>(count));
+      at += taken.size() + 1;
+      return taken;
+    };
+    for (const auto& shape : shapes) {
+      const auto weight = take(weight_numel(shape));
+      const auto bias = take(shape.bias ? shape.out : 0);
+      views_.emplace_back(shape, weight, bias);
+    }
+  }
+
+  const std::vector<ConvView<Scalar, Rank>>& views() const { return views_; }
+
+  /// Elements that hold what was there before anyone wrote.
+  Index untouched() const { return std::ranges::count(elements_, guard); }
+
+ private:
+  static constexpr Scalar guard = Scalar(12345);
+  std::vector<Scalar> elements_;
+  std::vector<ConvView<Scalar, Rank>> views_;
+};
+
+template <class Scalar, int Rank>
+bool same_bits(const ConvView<Scalar, Rank>& f, const Conv<Scalar, Rank>& g) {
+  return same_bits(Conv<Scalar, Rank>(f), g);
+}
+
 }  // namespace
 
-// ---- forward
-// -------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------
 
 TEST_CASE("forward is contract, bit for bit, again and again", "[backward]") {
   Rng rng(1);
@@ -381,11 +418,11 @@ TEST_CASE("forward is contract, bit for bit, again and again", "[backward]") {
     expressions.push_back(random_layer<float>(outer, rng) * random_layer<float>(inner, rng));
   }
   for (const auto& expression : expressions) {
-    INFO(to_string(form(expression)));
-    Contraction<float, 2> contraction(form(expression), interior_only);
+    INFO(to_string(Form(expression)));
+    Contraction<float, 2> contraction(expression, interior_only);
     const auto expected = contract(expression, interior_only);
     CHECK(contraction.shape() == expected.shape());
-    CHECK(contraction.form() == form(expression));
+    CHECK(contraction.form() == Form(expression));
     CHECK(same_bits(contraction.forward(expression), expected));
     // Other numbers in between leave no trace.
     const auto leaves = leaves_of(expression);
@@ -407,48 +444,70 @@ TEST_CASE("layers in a list, in views and joined by operators are one form", "[b
     }
     return result;
   }();
-  const std::vector<ConvView<float, 1>> views(layers.begin(), layers.end());
+  const std::vector<ConvView<const float, 1>> views(layers.begin(), layers.end());
   const auto expression = layers[2] * layers[1] * layers[0];
-  Contraction<float, 1> contraction(form(expression));
+  Contraction<float, 1> contraction(expression);
   const Conv1d<float> expected = expression;
   CHECK(same_bits(contraction.forward(expression), expected));
   CHECK(same_bits(contraction.forward(layers), expected));
   CHECK(same_bits(contraction.forward(views), expected));
+  std::vector<Conv1d<float>> owners = layers;
+  const std::vector<ConvView<float, 1>> writing(owners.begin(), owners.end());
+  CHECK(same_bits(contraction.forward(writing), expected));
+  const std::vector<Expr<float, 1>> parts{layers[0], layers[2] * layers[1]};
+  CHECK(same_bits(contraction.forward(parts), expected));
   const auto gradient = random_layer<float>(expected.shape(), rng);
   const auto spans = contraction.backward(expression, gradient);
   const std::vector<Conv1d<float>> gradients(spans.begin(), spans.end());
   const auto again = contraction.backward(views, gradient);
   for (std::size_t l = 0; l < 3; ++l) CHECK(same_bits(again[l], gradients[l]));
+  for (std::size_t l = 0; l < 3; ++l) {
+    CHECK(same_bits(contraction.backward(writing, gradient)[l], gradients[l]));
+    CHECK(same_bits(contraction.backward(parts, gradient)[l], gradients[l]));
+  }
 
   // Copies have storage of their own.
   Contraction<float, 1> copy = contraction;
-  contraction = Contraction<float, 1>(form(expression));
+  const auto twice = moved(gradient, gradient, 1.0F);
+  const auto of_twice = copy.backward(layers, twice);
+  for (std::size_t l = 0; l < 3; ++l) {
+    CHECK(same_bits(again[l], gradients[l]));
+    CHECK(same_bits(of_twice[l], moved(gradients[l], gradients[l], 1.0F)));
+  }
+  contraction = Contraction<float, 1>(Form(expression));
   const auto other = random_layer<float>(layers[1].shape(), rng);
   contraction.forward(layers[2] * other * layers[0]);
   CHECK(same_bits(copy.forward(layers), expected));
   const auto of_copy = copy.backward(layers, gradient);
   for (std::size_t l = 0; l < 3; ++l) CHECK(same_bits(of_copy[l], gradients[l]));
 
-  Contraction<float, 1> one(Form<1>(layers[0].shape()));
-  CHECK(same_bits(one.forward(std::span(layers).first(1)), layers[0]));
+  // A layer alone is what it is, and so is its gradient.
+  Contraction<float, 1> one(layers[0]);
   const auto same = random_layer<float>(layers[0].shape(), rng);
-  CHECK(same_bits(one.backward(std::span(layers).first(1), same)[0], same));
+  const auto check_one = [&](const auto& source) {
+    CHECK(same_bits(one.forward(source), layers[0]));
+    CHECK(same_bits(one.backward(source, same)[0], same));
+  };
+  check_one(layers[0]);
+  check_one(views[0]);
+  check_one(std::span(layers).first(1));
+  check_one(Expr<float, 1>(layers[0]));
 }
 
-// ---- gradients, exactly
-// --------------------------------------------------------------------------
+// ---- gradients, exactly -------------------------------------------------------------------------
 
-TEST_CASE("the pairs take every path, and each path's gradients are the product's", "[backward]") {
+TEST_CASE("the pairs take every algorithm, and each one's gradients are the product's",
+          "[backward]") {
   Rng rng(3);
-  std::set<detail::PairPath> paths;
+  std::set<detail::Algorithm> algorithms;
   for (const auto& [outer, inner] : pairs()) {
-    paths.insert(detail::pair_path(outer, inner));
+    algorithms.insert(detail::algorithm_for(outer, inner));
     check_directions<PrimeField, 2>(
         random_layer<PrimeField>(outer, rng) * random_layer<PrimeField>(inner, rng), rng);
     check_directions<std::int64_t, 2>(
         random_layer<std::int64_t>(outer, rng) * random_layer<std::int64_t>(inner, rng), rng);
   }
-  CHECK(paths.size() == 6);
+  CHECK(algorithms.size() == 6);
 }
 
 TEST_CASE("each leaf's gradient is the transposed of what the contraction does with it",
@@ -471,8 +530,7 @@ TEST_CASE("large pairs, whose panels are many", "[backward]") {
   check({.out = 130, .in = 140, .bias = true}, {.out = 140, .in = 30, .kernel_size = {3, 5}});
 }
 
-// ---- gradients, rounded
-// --------------------------------------------------------------------------
+// ---- gradients, rounded -------------------------------------------------------------------------
 
 TEST_CASE("gradients in double against central differences", "[backward]") {
   // A contraction is linear in each leaf, so a difference of any width is the derivative but for
@@ -481,8 +539,8 @@ TEST_CASE("gradients in double against central differences", "[backward]") {
   // one side: with absolute values everywhere that bounds the sum, gamma_n times it the error.
   Rng rng(5);
   for (const auto& expression : random_expressions<double, 2>(40, rng)) {
-    INFO(to_string(form(expression)));
-    Contraction<double, 2> contraction(form(expression), interior_only);
+    INFO(to_string(Form(expression)));
+    Contraction<double, 2> contraction(expression, interior_only);
     contraction.forward(expression);
     const auto gradient = random_layer<double>(contraction.shape(), rng);
     const auto gradients = contraction.backward(expression, gradient);
@@ -537,7 +595,7 @@ TEST_CASE("a loss after the compact convolution", "[backward]") {
     for (const double number : y.values()) sum += std::tanh(number) * std::tanh(number);
     return sum;
   };
-  Contraction<double, 2> contraction(form(expression));
+  Contraction<double, 2> contraction(expression);
   const Conv2d<double>& compact = contraction.forward(expression);
   auto y = compact(x);
   for (double& number : y.values()) {
@@ -559,8 +617,7 @@ TEST_CASE("a loss after the compact convolution", "[backward]") {
   }
 }
 
-// ---- channel maps
-// --------------------------------------------------------------------------------
+// ---- channel maps -------------------------------------------------------------------------------
 
 TEST_CASE("gradients of batch norms' and scales' own numbers", "[backward]") {
   Rng rng(7);
@@ -592,7 +649,7 @@ TEST_CASE("gradients of batch norms' and scales' own numbers", "[backward]") {
   for (const Map& map : maps) {
     const auto expression_of = [&](const Map& m) { return Expr<double, any_rank>(m) * conv; };
     const auto expression = expression_of(map);
-    Contraction<double, 2> contraction(form(expression));
+    Contraction<double, 2> contraction(expression);
     contraction.forward(expression);
     const auto gradient = random_layer<double>(contraction.shape(), rng);
     const Map found = channel_map_gradient(map, contraction.backward(expression, gradient)[1]);
@@ -648,8 +705,7 @@ TEST_CASE("channel maps' gradients are exact where their scalars are", "[backwar
              Contains("conv2d 3->3 @1x1") && Contains("conv2d 4->4 @1x1 g4"));
 }
 
-// ---- storage
-// -------------------------------------------------------------------------------------
+// ---- storage ------------------------------------------------------------------------------------
 
 TEST_CASE("neither pass allocates after the first", "[backward]") {
   Rng rng(9);
@@ -658,39 +714,112 @@ TEST_CASE("neither pass allocates after the first", "[backward]") {
     expressions.push_back(random_layer<float>(outer, rng) * random_layer<float>(inner, rng));
   }
   for (const auto& expression : expressions) {
-    INFO(to_string(form(expression)));
-    Contraction<float, 2> contraction(form(expression), interior_only);
-    const Conv2d<float> gradient = contraction.forward(expression);
+    INFO(to_string(Form(expression)));
+    // Where the caller has the memory the first does not either, but for a permutation.
+    Contraction<float, 2> contraction(expression, interior_only);
+    const auto gradient = random_layer<float>(contraction.shape(), rng);
+    const Arena<float, 2> results({contraction.shape()}), gradients(contraction.form().leaves());
+    bool permutes = false;
+    expression.tree().for_each_leaf([&](const auto& leaf) {
+      permutes = permutes || (leaf.channel_map() && !leaf.channel_map()->source.empty());
+    });
+    const auto pass = [&] {
+      contraction.forward(expression, results.views()[0]);
+      contraction.backward(expression, gradient, gradients.views());
+    };
+    const std::size_t unused = allocations;
+    pass();
+    if (!permutes) CHECK(allocations == unused);
+    const std::size_t placed = allocations;
+    pass();
+    CHECK(allocations == placed);
+
+    const auto own_pass = [&] {
+      contraction.forward(expression);
+      contraction.backward(expression, gradient);
+    };
+    own_pass();
     const std::size_t before = allocations;
-    contraction.backward(expression, gradient);
-    contraction.forward(expression);
-    contraction.backward(expression, gradient);
+    own_pass();
+    own_pass();
+    pass();
     CHECK(allocations == before);
   }
-  // Nor does the first, but for a permutation; lists of layers are no exception.
+  // Lists of layers are no exception.
   std::vector<Conv2d<float>> layers;
   for (const auto& shape :
        expand_cl(ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3}, {.rate = 2})) {
     layers.push_back(random_layer<float>(shape, rng));
   }
-  const Form<2> planned = form(layers);
+  const Form<2> planned(layers);
   Contraction<float, 2> contraction(planned);
   const auto gradient = random_layer<float>(contraction.shape(), rng);
+  const Arena<float, 2> results({contraction.shape()}), gradients(planned.leaves());
+  const std::size_t unused = allocations;
+  contraction.forward(layers, results.views()[0]);
+  contraction.backward(layers, gradient, gradients.views());
+  CHECK(allocations == unused);
+  contraction.forward(layers);
+  contraction.backward(layers, gradient);
   const std::size_t before = allocations;
   contraction.forward(layers);
   contraction.backward(layers, gradient);
   CHECK(allocations == before);
 }
 
-// ---- threads
-// -------------------------------------------------------------------------------------
+TEST_CASE("results and gradients are written where the caller says, and nowhere else",
+          "[backward]") {
+  Rng rng(14);
+  std::vector<Expr<float, 2>> expressions = random_expressions<float, 2>(20, rng);
+  for (const auto& [outer, inner] : pairs()) {
+    expressions.push_back(random_layer<float>(outer, rng) * random_layer<float>(inner, rng));
+  }
+  expressions.push_back(random_layer<float>(ConvShape<2>{.out = 3, .in = 2, .bias = true}, rng));
+  for (const auto& expression : expressions) {
+    INFO(to_string(Form(expression)));
+    Contraction<float, 2> own(expression, interior_only), placed = own;
+    const Arena<float, 2> results({own.shape()}), gradients(own.form().leaves());
+    placed.forward(expression, results.views()[0]);
+    const Conv2d<float> whole = own.forward(expression);
+    CHECK(same_bits(results.views()[0], whole));
+    const auto gradient = random_layer<float>(own.shape(), rng);
+    placed.backward(expression, gradient, gradients.views());
+    const auto expected = own.backward(expression, gradient);
+    Index guards = 0;
+    for (std::size_t l = 0; l < expected.size(); ++l) {
+      CHECK(same_bits(gradients.views()[l], expected[l]));
+      const ConvShape<2>& shape = expected[l].shape();
+      guards += 2 + (shape.bias ? 0 : shape.out);
+    }
+    CHECK(gradients.untouched() == guards);
+    CHECK(results.untouched() == 2 + (own.shape().bias ? 0 : own.shape().out));
+
+    // A layer's gradient may be a view as well, and its own results stay as they were.
+    placed.backward(expression, ConvView<const float, 2>(gradient), gradients.views(), serial_for);
+    placed.forward(expression, results.views()[0], serial_for);
+    CHECK(same_bits(results.views()[0], whole));
+    for (std::size_t l = 0; l < expected.size(); ++l) {
+      CHECK(same_bits(gradients.views()[l], expected[l]));
+    }
+  }
+
+  // A layer that is not a view can be named as the result.
+  const auto f = random_layer<float>(ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3}, rng);
+  const auto g = random_layer<float>(ConvShape<2>{.out = 2, .in = 4}, rng);
+  Contraction<float, 2> contraction(g * f);
+  Conv2d<float> result(contraction.shape());
+  contraction.forward(g * f, result);
+  CHECK(same_bits(result, contract(g * f)));
+}
+
+// ---- threads ------------------------------------------------------------------------------------
 
 TEST_CASE("results are the same bit for bit whatever runs the panels", "[backward]") {
   Rng rng(10);
   const auto check = [&]<int Rank>(const std::vector<ConvShape<Rank>>& shapes) {
     std::vector<Conv<float, Rank>> layers;
     for (const auto& shape : shapes) layers.push_back(random_layer<float>(shape, rng));
-    Contraction<float, Rank> contraction(form(layers), interior_only);
+    Contraction<float, Rank> contraction(layers, interior_only);
     INFO(to_string(contraction.form()));
     const Conv<float, Rank> whole = contraction.forward(layers);
     CHECK(same_bits(whole, contract(layers, interior_only)));
@@ -704,8 +833,26 @@ TEST_CASE("results are the same bit for bit whatever runs the panels", "[backwar
     };
     Reversed reversed;
     check_run(reversed);
-    check_run(TwoThreads());
-    check_run(detail::InTurn());
+    Shuffled shuffled;
+    check_run(shuffled);
+    check_run(Threads{2});
+    check_run(Threads{3});
+    check_run(Threads{1});
+    check_run(serial_for);
+    check_run([](Index count, ParallelFor::Task task) { Threads{2}(count, task); });
+
+    // Once, and to the caller's memory.
+    CHECK(same_bits(contract(layers, interior_only, Threads{3}), whole));
+    CHECK(same_bits(contract(layers, interior_only, shuffled), whole));
+    CHECK(same_bits(contract(layers, interior_only, reversed), whole));
+    reversed.counts.clear();
+    const Arena<float, Rank> results({contraction.shape()}), placed(contraction.form().leaves());
+    contraction.forward(layers, results.views()[0], reversed);
+    CHECK(same_bits(results.views()[0], whole));
+    contraction.backward(layers, gradient, placed.views(), reversed);
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      CHECK(same_bits(placed.views()[l], gradients[l]));
+    }
     return reversed.counts;
   };
   const auto fully_connected = check(expand_fc({.out = 64, .in = 512, .bias = true}));
@@ -721,40 +868,53 @@ TEST_CASE("results are the same bit for bit whatever runs the panels", "[backwar
             .empty());  // too small to spread
 }
 
-TEST_CASE("panels cover a result once, and never its inner length", "[backward]") {
-  Rng rng(11);
-  for (int n = 0; n < 300; ++n) {
-    const Index rows = random_index(rng, 1, 700), columns = random_index(rng, 1, 2500),
-                inner = random_index(rng, 1, 3000);
-    const detail::Panels panels(rows, columns, inner);
-    Index covered = 0;
-    for (Index i = 0; i < panels.count(); ++i) {
-      const auto panel = panels[i];
-      REQUIRE(panel.rows > 0);
-      REQUIRE(panel.columns > 0);
-      REQUIRE(panel.row + panel.rows <= rows);
-      REQUIRE(panel.column + panel.columns <= columns);
-      covered += panel.rows * panel.columns;
-      for (Index k = 0; k < i; ++k) {
-        const auto other = panels[k];
-        REQUIRE((other.row + other.rows <= panel.row || panel.row + panel.rows <= other.row ||
-                 other.column + other.columns <= panel.column ||
-                 panel.column + panel.columns <= other.column));
-      }
-    }
-    CHECK(covered == rows * columns);
+TEST_CASE("what a task throws comes out, and the contraction can be used again", "[backward]") {
+  Rng rng(15);
+  std::vector<Conv<float, 0>> layers;
+  for (const auto& shape : expand_fc({.out = 64, .in = 512, .bias = true})) {
+    layers.push_back(random_layer<float>(shape, rng));
   }
+  Contraction<float, 0> contraction(layers);
+  const Conv<float, 0> whole = contraction.forward(layers);
+  const auto gradient = random_layer<float>(contraction.shape(), rng);
+  const auto own = contraction.backward(layers, gradient);
+  const std::vector<Conv<float, 0>> gradients(own.begin(), own.end());
+
+  struct TaskFailed : std::runtime_error {
+    using std::runtime_error::runtime_error;
+  };
+  const auto failing = [](auto run) {
+    return [run](Index count, ParallelFor::Task task) {
+      run(count, [&](Index i) {
+        if (i == count - 1) throw TaskFailed("the last task");
+        task(i);
+      });
+    };
+  };
+  const auto check = [&](auto run) {
+    CHECK_THROWS_AS(contract(layers, {}, run), TaskFailed);
+    CHECK_THROWS_AS(contraction.backward(layers, gradient, run), TaskFailed);
+    const auto again = contraction.backward(layers, gradient);
+    for (std::size_t l = 0; l < layers.size(); ++l) CHECK(same_bits(again[l], gradients[l]));
+    CHECK_THROWS_AS(contraction.forward(layers, run), TaskFailed);
+    // Intermediates are of half a pass, so there is nothing to go back from.
+    CHECK_THAT(message_of<Error>([&] { contraction.backward(layers, gradient); }),
+               Contains("forward has not been called"));
+    CHECK(same_bits(contraction.forward(layers), whole));
+  };
+  check(failing(serial_for));
+  check(failing(Threads{2}));
+  check(failing(Threads{3}));
 }
 
-// ---- refusals
-// ------------------------------------------------------------------------------------
+// ---- refusals -----------------------------------------------------------------------------------
 
 TEST_CASE("what does not fit the plan is refused", "[backward]") {
   Rng rng(12);
   const auto f = random_layer<float>(ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3}, rng);
   const auto g = random_layer<float>(ConvShape<2>{.out = 2, .in = 4, .bias = true}, rng);
   const auto h = random_layer<float>(ConvShape<2>{.out = 2, .in = 4}, rng);
-  Contraction<float, 2> contraction(form(g * f));
+  Contraction<float, 2> contraction(g * f);
   const Conv2d<float> gradient(contraction.shape());
   CHECK_THAT(message_of<Error>([&] { contraction.backward(g * f, gradient); }),
              Contains("forward has not been called"));
@@ -774,32 +934,51 @@ TEST_CASE("what does not fit the plan is refused", "[backward]") {
   CHECK_THAT(message_of<ShapeError>([&] { contraction.backward(g * f, unbiased); }),
              Contains("conv2d 3->2 @3x3, where the contraction is conv2d 3->2 @3x3 +bias"));
 
-  Contraction<float, 2> sum(form(f + f));
+  // Where the caller has the memory, it is of the shapes that are written.
+  Conv2d<float> result(contraction.shape()), other(unbiased), of_f(f), of_g(g), of_h(h);
+  using Views = std::vector<ConvView<float, 2>>;
+  CHECK_THAT(message_of<ShapeError>([&] { contraction.forward(g * f, other); }),
+             Contains("a result of shape conv2d 3->2 @3x3, where the contraction is conv2d 3->2 "
+                      "@3x3 +bias"));
+  const auto refused = [&](const Views& gradients) {
+    return message_of<ShapeError>([&] { contraction.backward(g * f, gradient, gradients); });
+  };
+  CHECK_THAT(message_of<Error>([&] { refused({of_f, of_g}); }),
+             Contains("forward has not been called"));  // the refused pass was none
+  contraction.forward(g * f, result);
+  CHECK_THAT(refused({of_f}), Contains("1 gradients for 2 layers"));
+  CHECK_THAT(refused({of_f, of_g, of_g}), Contains("3 gradients for 2 layers"));
+  CHECK_THAT(refused({of_f, of_h}),
+             Contains("gradient 2 of shape conv2d 4->2 @1x1, where the layer is conv2d 4->2 @1x1 "
+                      "+bias"));
+  CHECK_THAT(refused({of_g, of_f}), Contains("gradient 1 of shape"));
+  CHECK_THROWS_AS(contraction.backward(g * f, unbiased, Views{of_f, of_g}), ShapeError);
+  CHECK_NOTHROW(contraction.backward(g * f, gradient, Views{of_f, of_g}));
+
+  Contraction<float, 2> sum(f + f);
   CHECK_THROWS_AS(sum.forward(std::vector{f, f}), ShapeError);
-  Contraction<float, 2> nested(form(g * (f + f)));
+  Contraction<float, 2> nested(g * (f + f));
   CHECK_THROWS_AS(nested.forward(std::vector{f, f, g}), ShapeError);
 }
 
 TEST_CASE("borders are refused as contract refuses them", "[backward]") {
-  const Form<2> padded(Join::chain,
-                       {ConvShape<2>{.out = 2, .in = 2, .bias = true},
-                        ConvShape<2>{.out = 2, .in = 2, .kernel_size = 3, .padding = 1}});
+  const Form padded(std::vector<ConvShape<2>>{{.out = 2, .in = 2, .bias = true},
+                                              {.out = 2, .in = 2, .kernel_size = 3, .padding = 1}});
   CHECK_THAT(message_of<InexactError>([&] { Contraction<float, 2> refused(padded); }),
              Contains("layer 2 (conv2d 2->2 @3x3 p1x1) pads"));
   CHECK_NOTHROW(Contraction<float, 2>(padded, interior_only));
-  const Form<2> even(Join::sum, {ConvShape<2>{.out = 2, .in = 2, .kernel_size = 2, .stride = 2},
-                                 ConvShape<2>{.out = 2, .in = 2, .stride = 2}});
+  const Form<2> even =
+      joined<2>(Join::sum, {Form(ConvShape<2>{.out = 2, .in = 2, .kernel_size = 2, .stride = 2}),
+                            Form(ConvShape<2>{.out = 2, .in = 2, .stride = 2})});
   CHECK_THROWS_AS((Contraction<float, 2>(even)), ShapeError);
   CHECK_NOTHROW(Contraction<float, 2>(even, exact_at(6, 8)));
-  const Form<1> far(
-      Join::chain,
-      {ConvShape<1>{.out = 64, .in = 64, .kernel_size = 2},
-       ConvShape<1>{.out = 64, .in = 64, .kernel_size = 2, .dilation = (Index{1} << 30) + 1}});
+  const Form far(std::vector<ConvShape<1>>{
+      {.out = 64, .in = 64, .kernel_size = 2},
+      {.out = 64, .in = 64, .kernel_size = 2, .dilation = (Index{1} << 30) + 1}});
   CHECK_THROWS_AS((Contraction<float, 1>(far)), SizeError);
 }
 
-// ---- a training step
-// -----------------------------------------------------------------------------
+// ---- a training step ----------------------------------------------------------------------------
 
 TEMPLATE_TEST_CASE_SIG("a contracted training step computes the layers' own gradients",
                        "[backward]", ((int Rank), Rank), 0, 1, 2, 3) {
@@ -811,7 +990,7 @@ TEMPLATE_TEST_CASE_SIG("a contracted training step computes the layers' own grad
     }
     std::vector<Conv<std::int64_t, Rank>> layers;
     for (const auto& shape : shapes) layers.push_back(small_integers<std::int64_t>(shape, rng));
-    Contraction<std::int64_t, Rank> contraction(form(layers));
+    Contraction<std::int64_t, Rank> contraction(layers);
     INFO(to_string(contraction.form()));
 
     // Layer by layer: forward through all, then back through all.

@@ -1,16 +1,17 @@
-// The shapes of products and of sums, by the rule.
+// The shapes of products and of sums, by the serial and the parallel rule.
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/form.hpp>
+#include <concertina/detail/rules.hpp>
 
 #include "support.hpp"
 
 #include <catch2/catch.hpp>
 
+#include <array>
 #include <vector>
 
 namespace concertina::test {
 
-TEST_CASE("the shape of a product follows the rule", "[form]") {
+TEST_CASE("the shape of a product follows the rule", "[rules]") {
   const ConvShape<2> inner{.out = 6,
                            .in = 4,
                            .kernel_size = {3, 1},
@@ -36,20 +37,22 @@ TEST_CASE("the shape of a product follows the rule", "[form]") {
       .dilation = {3, 6},
       .groups = 2,
       .bias = true};
-  CHECK(product_shape(outer, inner) == expected);
+  CHECK(detail::product_shape(outer, inner).as<2>() == expected);
 
   const ConvShape<1> pointwise{.out = 1, .in = 1, .dilation = 7};
-  CHECK(product_shape(pointwise, pointwise).dilation == PerAxis<1>(1));  // the gcd of nothing
+  CHECK(detail::product_shape(pointwise, pointwise).as<1>().dilation ==
+        PerAxis<1>(1));  // the gcd
+                         // of nothing
 }
 
 TEST_CASE("the sum's dilation divides every difference of tap offsets, the alignment included",
-          "[form]") {
+          "[rules]") {
   const auto dilated = [](Index kernel, Index dilation, Index padding) {
     return ConvShape<1>{
         .out = 1, .in = 1, .kernel_size = kernel, .padding = padding, .dilation = dilation};
   };
   const auto of = [](const ConvShape<1>& f, const ConvShape<1>& g) {
-    return sum_shape<1>(std::vector{f, g});
+    return detail::parallel_shape(Join::sum, std::array<detail::AnyShape, 2>{f, g}).as<1>();
   };
   CHECK(of(dilated(3, 2, 2), dilated(5, 2, 4)) == dilated(5, 2, 4));
   CHECK(of(dilated(3, 2, 2), dilated(3, 4, 4)) == dilated(5, 2, 4));
@@ -65,13 +68,13 @@ TEST_CASE("the sum's dilation divides every difference of tap offsets, the align
           .out = 1, .in = 1, .kernel_size = 6, .padding = Padding<1>::sides(2, 3), .dilation = 1});
 }
 
-TEST_CASE("a form is contracted to the shape that its parts make", "[form]") {
+TEST_CASE("a form is contracted to the shape that its parts make", "[rules]") {
   const ConvShape<2> first{.out = 6, .in = 3, .kernel_size = 1, .padding = 1};
   const ConvShape<2> second{.out = 4, .in = 6, .kernel_size = 3, .bias = true};
   const std::vector<ConvShape<2>> layers = {first, second};
-  const ConvShape<2> whole = product_shape(second, first);
-  CHECK(product_shape<2>(layers) == whole);
-  CHECK(contracted_shape(chain_form<2>(layers)) == whole);
+  const ConvShape<2> whole = detail::product_shape(second, first).as<2>();
+  CHECK(Form(layers).shape() == whole);
+  CHECK(detail::contracted_shape(Form(layers).tree()).as<2>() == whole);
   CHECK(whole == ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3, .padding = 1, .bias = true});
 }
 

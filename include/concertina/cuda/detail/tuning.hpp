@@ -1,0 +1,83 @@
+// Constants of the device planner and its kernels that a machine decides. None changes a result by
+// more than rounding. "Estimated" ones follow from an H100's data sheet (132 multiprocessors, 67
+// Tflop/s of float, 3.35 TB/s), not from a measurement.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/cuda/detail/block.hpp>
+
+namespace concertina::cuda {
+
+/// Of every thread block. Estimated: two blocks of 64x64 tiles fit a multiprocessor's registers.
+inline constexpr int contraction_threads = 256;
+
+namespace detail {
+
+/// A thread block's tile of C, m x n, staged through shared memory k deep, and the part of it that
+/// one thread keeps in registers.
+struct TileShape {
+  int m, n, k, thread_m, thread_n;
+
+  CONCERTINA_HOST_DEVICE constexpr int a_loads() const {
+    return (m * k + contraction_threads - 1) / contraction_threads;
+  }
+  CONCERTINA_HOST_DEVICE constexpr int b_loads() const {
+    return (n * k + contraction_threads - 1) / contraction_threads;
+  }
+  /// Threads along a row.
+  CONCERTINA_HOST_DEVICE constexpr int threads_n() const { return n / thread_n; }
+};
+
+}  // namespace detail
+
+namespace detail::tuning {
+
+/// Estimated: 4x4 for each thread reads shared memory twice, 16 bytes each, for 16 multiply-adds.
+inline constexpr TileShape large_tile{64, 64, 16, 4, 4};
+/// Estimated: four times as many tiles of products that do not fill the device.
+inline constexpr TileShape small_tile{32, 32, 32, 2, 2};
+/// Estimated: for depth-wise expansions and biases, of a few columns.
+inline constexpr TileShape narrow_tile{128, 8, 16, 4, 1};
+
+/// Elements of shared memory between columns of a tile beyond its height, so that a warp's accesses
+/// fall on different banks, and are still aligned to 16 bytes.
+inline constexpr int bank_padding = 4;
+
+/// Elements for each block of an elementwise job, and the side of a transposed tile. Estimated.
+inline constexpr int elementwise_tile = 4 * contraction_threads, move_side = 32;
+
+/// Default of PlanOptions::least_gemm. Estimated: some 10 us on an H100, about what a launch and
+/// the copies for cuBLAS cost.
+inline constexpr Index least_gemm = Index{1} << 27;
+
+/// Default of PlanOptions::wanted_tiles: two for each of an H100's 132 multiprocessors, which is
+/// how many blocks are resident.
+inline constexpr int wanted_tiles = 264;
+
+/// Default of PlanOptions::least_split. Estimated.
+inline constexpr int least_split = 128;
+/// Fewer splits are not worth their reduction and the barrier of the grid before it. Estimated: 2
+/// us each.
+inline constexpr int least_splits = 4;
+
+/// Products of at most so many columns, at least so many rows and terms, have narrow tiles.
+/// Estimated.
+inline constexpr int narrow_n = 16, narrow_least_m = 32, narrow_least_k = 8;
+
+/// A product of fewer rows or columns fills tiles less than halfway, and is computed as one dot
+/// product for each element. Estimated.
+inline constexpr int least_tiled_side = 8;
+/// There each thread adds some terms, unless threads are already as many as the device holds (132
+/// multiprocessors of 2048). Estimated.
+inline constexpr Index terms_per_thread = 8, most_threads = Index{264} * 1024;
+
+/// Multiply-adds in the time of moving an element to or from memory: 33.5 T/s of the ones, 0.84 T/s
+/// of the others is 40; about half of the elements are found in the second-level cache. Estimated.
+inline constexpr double multiply_adds_per_element = 16;
+
+/// Elements to whose multiples tensors in the workspace are aligned: 256 bytes of float, as
+/// cudaMalloc aligns, so that cuBLAS chooses its vectorised kernels.
+inline constexpr Index workspace_alignment = 64;
+
+}  // namespace detail::tuning
+}  // namespace concertina::cuda

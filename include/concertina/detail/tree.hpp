@@ -1,0 +1,136 @@
+// Leaves joined by products, sums and concatenations: what expressions and their forms are.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/detail/text.hpp>
+#include <concertina/error.hpp>
+#include <concertina/parallel.hpp>
+#include <concertina/shape.hpp>
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace concertina {
+
+/// How the parts of a node make one map.
+enum class Join {
+  none,            ///< a leaf
+  chain,           ///< one after another, the first part first
+  sum,             ///< all on the same input, outputs added
+  concat_outputs,  ///< all on the same input, outputs side by side along the channels
+  concat_inputs    ///< each on channels of its own, outputs added
+};
+
+namespace detail {
+
+/// Leaves, joined. Chains of chains and sums of sums are flattened, and one part alone is that
+/// part, so equal expressions have equal trees whatever their parentheses. Trees do not change, so
+/// copies share their nodes.
+template <class T>
+class Tree {
+ public:
+  Tree(T leaf) : node_(std::make_shared<const Node>(Node{Join::none, std::move(leaf), {}})) {}
+
+  /// Throws ShapeError where there are no parts.
+  Tree(Join join, std::span<const Tree> parts);
+
+  Join join() const noexcept { return node_->join; }
+  bool is_leaf() const noexcept { return join() == Join::none; }
+  const T& leaf() const { return *node_->leaf; }
+  const std::vector<Tree>& parts() const noexcept { return node_->parts; }
+
+  /// The same tree with each(leaf) at its leaves.
+  template <class Each>
+  auto map(Each&& each) const -> Tree<std::invoke_result_t<Each&, const T&>> {
+    using Result = Tree<std::invoke_result_t<Each&, const T&>>;
+    if (is_leaf()) return Result(each(leaf()));
+    std::vector<Result> mapped;
+    for (const Tree& part : parts()) mapped.push_back(part.map(each));
+    return Result(join(), mapped);
+  }
+
+  /// Calls visit(leaf) for every leaf, in the order in which they are written down.
+  template <class Visit>
+  void for_each_leaf(Visit&& visit) const {
+    if (is_leaf()) return static_cast<void>(visit(leaf()));
+    for (const Tree& part : parts()) part.for_each_leaf(visit);
+  }
+
+  friend bool operator==(const Tree& f, const Tree& g) {
+    return f.node_ == g.node_ ||
+           (f.join() == g.join() && f.node_->leaf == g.node_->leaf && f.parts() == g.parts());
+  }
+
+ private:
+  struct Node {
+    Join join;
+    std::optional<T> leaf;
+    std::vector<Tree> parts;
+  };
+
+  std::shared_ptr<const Node> node_;
+};
+
+template <class T>
+Tree<T>::Tree(Join join, std::span<const Tree> parts) {
+  if (parts.empty()) throw ShapeError("an expression of no layers");
+  if (parts.size() == 1) {
+    node_ = parts.front().node_;
+    return;
+  }
+  Node node{join, {}, {}};
+  for (const Tree& part : parts) {
+    if (part.join() == join) {
+      for (const Tree& inner : part.parts()) node.parts.push_back(inner);
+    } else {
+      node.parts.push_back(part);
+    }
+  }
+  node_ = std::make_shared<const Node>(std::move(node));
+}
+
+struct Channels {
+  Index in, out;
+};
+
+template <class T>
+Channels channels(const Tree<T>& tree) {
+  if (tree.is_leaf()) return {tree.leaf().in, tree.leaf().out};
+  Channels first = channels(tree.parts().front()), last = channels(tree.parts().back());
+  if (tree.join() == Join::chain) return {first.in, last.out};
+  for (const Tree<T>& part : std::span(tree.parts()).subspan(1)) {
+    const Channels more = channels(part);
+    if (tree.join() == Join::concat_outputs) first.out = checked_add(first.out, more.out, "concat");
+    if (tree.join() == Join::concat_inputs) first.in = checked_add(first.in, more.in, "concat");
+  }
+  return first;
+}
+
+/// Throws ShapeError where the channels of parts that are to be joined differ. describe(p) names a
+/// part in the message.
+inline void require_channels(Join join, std::span<const Channels> parts,
+                             FunctionRef<std::string(std::size_t)> describe) {
+  for (std::size_t p = 1; p < parts.size(); ++p) {
+    const Channels before = parts[p - 1], here = parts[p];
+    if (join == Join::chain) {
+      if (before.out == here.in) continue;
+      fail<ShapeError>({"product: layer ", p + 1, " reads ", here.in, " channels (", describe(p),
+                        "), layer ", p, " writes ", before.out, " (", describe(p - 1), ")"});
+    }
+    const bool reads_other = join != Join::concat_inputs && before.in != here.in,
+               writes_other = join != Join::concat_outputs && before.out != here.out;
+    if (!reads_other && !writes_other) continue;
+    fail<ShapeError>({"branch ", p, " (", describe(p - 1), ") and branch ", p + 1, " (",
+                      describe(p), ") cannot be joined: they ", reads_other ? "read " : "write ",
+                      reads_other ? before.in : before.out, " and ",
+                      reads_other ? here.in : here.out, " channels"});
+  }
+}
+
+}  // namespace detail
+}  // namespace concertina

@@ -1,0 +1,44 @@
+// Constants that a machine decides, each with its measurement; none changes a result by more than
+// rounding.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/shape.hpp>
+
+namespace concertina::detail::tuning {
+
+/// Multiply-adds of a dense block below which plain loops are as fast as a matrix product, whose
+/// packing and call cost about what they do.
+inline constexpr Index smallest_gemm = 256;
+
+/// Multiply-adds that an element moved costs, and a multiply-add outside a matrix product (AVX-512,
+/// both from cache).
+inline constexpr double slow = 16;
+
+/// Output channels side by side in one matrix product of kxk after 1x1 make so many columns.
+inline constexpr Index panel_columns = 512;
+
+/// Products of fewer multiply-adds are not shared out: threads take some 10 us to start, one takes
+/// 100 for these.
+inline constexpr Index least_shared = Index{1} << 22;
+
+/// Eigen sizes its blocks by the last-level cache, which for a very wide product spills the second:
+/// 512 x 2048 x 18432 in float took 41 G multiply-adds/s at once and 51 in panels of 1024 columns
+/// (Xeon, AVX-512).
+inline constexpr Index widest_panel = 1024;
+
+/// Eight threads have two panels each where a panel keeps enough multiply-adds and is not so narrow
+/// that packing its operands costs more than threads gain.
+inline constexpr Index enough_panels = 16, least_panel = Index{1} << 21, least_panel_side = 64;
+
+/// Rows transposed together, so that what is written with a stride is written so many elements at a
+/// time: an element at a time took twice as long.
+inline constexpr Index transposed_rows = 8;
+
+/// Columns transposed together stay in the first-level cache.
+inline constexpr Index transposed_columns = 256;
+
+/// Partial sums of a dot product, which vectorise and do not wait for each other.
+inline constexpr Index dot_lanes = 16;
+
+}  // namespace concertina::detail::tuning

@@ -1,0 +1,69 @@
+// Who runs independent tasks: a plain loop, or the caller's threads.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/shape.hpp>
+
+#include <concepts>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+namespace concertina {
+
+namespace detail {
+
+/// A callable that somebody else owns and that outlives the call: two pointers, no allocation.
+template <class Signature>
+class FunctionRef;
+template <class Result, class... Arguments>
+class FunctionRef<Result(Arguments...)> {
+ public:
+  template <class F>
+    requires(!std::same_as<std::remove_cvref_t<F>, FunctionRef>) &&
+                std::is_invocable_r_v<Result, F&, Arguments...>
+  FunctionRef(F&& callable) noexcept
+      : callable_(const_cast<void*>(reinterpret_cast<const void*>(std::addressof(callable)))),
+        call_([](void* to, Arguments... arguments) -> Result {
+          return (*reinterpret_cast<std::add_pointer_t<F>>(to))(
+              std::forward<Arguments>(arguments)...);
+        }) {}
+
+  Result operator()(Arguments... arguments) const {
+    return call_(callable_, std::forward<Arguments>(arguments)...);
+  }
+
+ private:
+  void* callable_;
+  Result (*call_)(void*, Arguments...);
+};
+
+}  // namespace detail
+
+/// The caller's threads: anything that is called as run(count, task), calls task(i) once for each i
+/// in 0 .. count - 1, in any order, at the same time if it likes, and returns when all are done. A
+/// reference: the callable must outlive it, as a temporary argument of a function does.
+class ParallelFor {
+ public:
+  using Task = detail::FunctionRef<void(Index)>;
+
+  template <class Run>
+    requires(!std::same_as<std::remove_cvref_t<Run>, ParallelFor>) &&
+            std::invocable<Run&, Index, Task>
+  ParallelFor(Run&& run) noexcept : run_(run) {}
+
+  void operator()(Index count, Task task) const { run_(count, task); }
+
+ private:
+  detail::FunctionRef<void(Index, Task)> run_;
+};
+
+/// A plain loop.
+struct SerialFor {
+  void operator()(Index count, ParallelFor::Task task) const {
+    for (Index i = 0; i < count; ++i) task(i);
+  }
+};
+inline constexpr SerialFor serial_for{};
+
+}  // namespace concertina
