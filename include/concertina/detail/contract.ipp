@@ -282,3 +282,5 @@ ChannelMap<Scalar> channel_map_gradient(const ChannelMap<Scalar>& map,
 }
 
 }  // namespace concertina
+
+#include <concertina/detail/compiled/contract.hpp>

@@ -307,3 +307,5 @@ std::vector<Conv<typename F::Scalar, F::Rank>> preserve(
 }
 
 }  // namespace concertina
+
+#include <concertina/detail/compiled/expand.hpp>

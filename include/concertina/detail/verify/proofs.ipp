@@ -446,3 +446,5 @@ Verification verify(const E& expression, const F& contraction, std::uint64_t see
 }
 
 }  // namespace concertina
+
+#include <concertina/detail/compiled/verify.hpp>

@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+#define CONCERTINA_COMPILING_CONTRACT
+#include <concertina/contract.hpp>

@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+#define CONCERTINA_COMPILING_EXPANSIONS_OF double
+#include <concertina/expand.hpp>
