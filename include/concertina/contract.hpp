@@ -48,7 +48,8 @@ Conv<ScalarOf<E>, rank_of<E>> contract(const E& expression,
 /// in float, contract and differentiate those, and convert the contraction.
 ///
 /// Expressions are anything that contract() takes and that has this form: an Expr that is built
-/// once and views layers whose elements change in place, or a list of layers.
+/// once and views layers whose elements change in place, or a list of layers (a list of expressions
+/// is joined in every pass, which allocates).
 /// Cost    backward() two multiply-adds for each of forward(); kernels of all intermediates and
 ///         their gradients, what the algorithms copy
 /// Source  reverse accumulation: Griewank, Walther, Evaluating Derivatives, SIAM 2008, Chapter 3;
@@ -72,6 +73,7 @@ class Contraction {
   const ConvShape<Rank>& shape() const noexcept { return shape_; }
 
   /// Writes the layer that acts as the expression does to `result`, a view of shape().
+  /// Requires  a result that does not overlap the expression's elements
   /// Ensures   result == contract(e) bit for bit
   /// Throws    ShapeError naming both forms where the expression has another one, or `result` is of
   ///           another shape

@@ -141,8 +141,8 @@ class ConvView {
 
 /// An affine map between feature maps, y = T(weight) x + bias, where T is the block-Toeplitz matrix
 /// that a kernel determines. Rank 0 is a fully connected layer, ranks 1 to 3 are the usual
-/// convolutions. Scalar may be any commutative ring: copied, made from
-/// 0 and 1, added (+, +=) and multiplied.
+/// convolutions. Scalar may be any commutative ring: default-constructible,
+/// copied, made from 0 and 1, added (+, +=) and multiplied.
 /// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, Section 3
 template <class Scalar_, int Rank_>
 class Conv {
@@ -188,7 +188,7 @@ class Conv {
 
   /// Every element times `factor`, as `factor * layer` is.
   Conv scaled(const Scalar& factor) const& { return Conv(*this).scaled(factor); }
-  Conv scaled(const Scalar& factor) && {
+  Conv scaled(Scalar factor) && {
     for (Scalar& element : weight_) element = factor * element;
     for (Scalar& element : bias_) element = factor * element;
     return std::move(*this);

@@ -145,7 +145,7 @@ class Form {
 
   /// Multiply-adds of the contraction, in the order that it takes; additions of branches not
   /// counted. Throws as shape() does.
-  Index multiply_adds() const;
+  Index multiply_adds(const std::optional<PerAxis<Rank>>& input_size = {}) const;
 
   /// The shapes of the layers, in the order in which they are applied, branch after branch.
   std::vector<ConvShape<Rank>> leaves() const {
@@ -393,8 +393,10 @@ namespace detail {
 template <class R>
 concept FactorRange = std::ranges::forward_range<R> && Factor<std::ranges::range_value_t<R>>;
 template <class R>
-concept TemporaryLayers = FactorRange<R> && !std::ranges::borrowed_range<R> &&
-                          requires(std::ranges::range_value_t<R>& layer) { layer.weight()[0] = 0; };
+concept TemporaryLayers =
+    FactorRange<R> && !std::ranges::borrowed_range<R> &&
+    std::same_as<std::ranges::range_value_t<R>, Conv<FactorScalar<std::ranges::range_value_t<R>>,
+                                                     factor_rank<std::ranges::range_value_t<R>>>>;
 
 template <FactorRange R>
 auto join(Join join, const R& parts) {

@@ -40,6 +40,8 @@ class FunctionRef<Result(Arguments...)> {
 
 }  // namespace detail
 
+struct SerialFor;
+
 /// The caller's threads: anything that is called as run(count, task), calls task(i) once for each i
 /// in 0 .. count - 1, in any order, at the same time if it likes, and returns when all are done. A
 /// reference: the callable must outlive it, as a temporary argument of a function does.
@@ -49,13 +51,18 @@ class ParallelFor {
 
   template <class Run>
     requires(!std::same_as<std::remove_cvref_t<Run>, ParallelFor>) &&
-            std::invocable<Run&, Index, Task>
-  ParallelFor(Run&& run) noexcept : run_(run) {}
+                std::invocable<Run&, Index, Task>
+  ParallelFor(Run&& run) noexcept
+      : run_(run), is_serial_(std::same_as<std::remove_cvref_t<Run>, SerialFor>) {}
 
   void operator()(Index count, Task task) const { run_(count, task); }
 
+  /// Whether it is serial_for, so that tasks can share memory.
+  bool is_serial() const noexcept { return is_serial_; }
+
  private:
   detail::FunctionRef<void(Index, Task)> run_;
+  bool is_serial_;
 };
 
 /// A plain loop.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -30,11 +31,14 @@ struct Threads {
         if (!failed.test_and_set()) error = std::current_exception();
       }
     };
-    {
-      std::vector<std::jthread> others;
+    std::vector<std::thread> others;
+    try {
       for (Index t = 1; t < std::min<Index>(count, tasks); ++t) others.emplace_back(work);
-      work();
+    } catch (const std::system_error&) {
+      // As many as there are.
     }
+    work();
+    for (std::thread& other : others) other.join();
     if (error) std::rethrow_exception(error);
   }
 };

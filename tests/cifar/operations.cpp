@@ -1186,8 +1186,8 @@ TEST_CASE("any number of threads gives the same result, bit for bit", "[cifar][o
     // The chain of linear layers is large enough for all threads to contract it together.
     typename Everything<float>::Options options{.capacity = 83, .threads = threads};
     options.linears = {700, 900};
-    REQUIRE(concertina::multiply_adds<0>(ConvShape<0>{.out = 900, .in = 700},
-                                         ConvShape<0>{.out = 700, .in = 64}) >= 40'000'000);
+    const std::vector<ConvShape<0>> chain{{.out = 700, .in = 64}, {.out = 900, .in = 700}};
+    REQUIRE(concertina::Form(chain).multiply_adds() >= 40'000'000);
     Everything<float> network(options);
     for (int time = 0; time < 3; ++time) {
       network.run(x, labels);

@@ -65,7 +65,8 @@ TEST_CASE("whatever is called with a count and a task runs tasks", "[parallel]")
   static_assert(std::is_convertible_v<SerialFor, ParallelFor> &&
                 !std::is_convertible_v<int, ParallelFor> &&
                 !std::is_convertible_v<void (*)(Index), ParallelFor>);
-  static_assert(sizeof(ParallelFor) == 2 * sizeof(void*));
+  CHECK(ParallelFor(serial_for).is_serial());
+  CHECK_FALSE(run.is_serial());
 }
 
 TEST_CASE("what a task throws passes through", "[parallel]") {

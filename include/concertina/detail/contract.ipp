@@ -12,8 +12,8 @@
 namespace concertina {
 
 template <int Rank>
-Index Form<Rank>::multiply_adds() const {
-  static_cast<void>(shape());  // throws where parts do not fit
+Index Form<Rank>::multiply_adds(const std::optional<PerAxis<Rank>>& input_size) const {
+  static_cast<void>(shape(input_size));  // throws where parts do not fit
   return detail::Program(tree_).multiply_adds();
 }
 
@@ -66,7 +66,7 @@ Conv<Scalar, Rank> contract_tree(const Tree<Leaf<Scalar, Rank>>& tree, const Bor
   const Form<Rank> form(form_of(tree));
   static_cast<void>(form.shape(border.input_size));  // throws where it overflows
   border.require(form);
-  Conv<A, Rank> result = evaluate<A>(tree, run, true);
+  Conv<A, Rank> result = evaluate<A>(tree, run, !run.is_serial());
   if constexpr (std::is_same_v<A, Scalar>) {
     return result;
   } else {

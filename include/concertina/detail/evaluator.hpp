@@ -28,13 +28,13 @@ class Buffer {
   Scratch<Scalar> weight_, bias_;
 };
 
-/// What a program's instructions need is made by their first run; kept, or freed as soon as nothing
-/// reads it any more.
+/// Runs a program once, freeing each intermediate as soon as nothing reads it any more, or again
+/// and again with its gradient, keeping everything.
 template <class Scalar>
 class Evaluator {
  public:
-  /// For repeated runs and their gradients, everything is allocated now. For one run, `parallel`
-  /// says whether its tasks run at the same time.
+  /// With Keep::everything all memory is allocated here. `parallel` says whether tasks may run at
+  /// the same time.
   enum class Keep { nothing, everything };
   Evaluator(Program program, Keep keep, bool parallel = true)
       : program_(std::move(program)),

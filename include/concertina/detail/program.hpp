@@ -86,7 +86,10 @@ class Program {
     const std::size_t middle = order.split(first, last);
     const Value inner = add_run(order, parts, first, middle - 1),
                 outer = add_run(order, parts, middle, last);
-    return emit({Join::chain, {inner, outer}, product_shape(shape(outer), shape(inner))});
+    const AnyShape product = product_shape(shape(outer), shape(inner));
+    require_few_zeros(product, detail::multiply_adds(shape(outer), shape(inner)),
+                      [&] { return text({shape(outer), " after ", shape(inner)}); });
+    return emit({Join::chain, {inner, outer}, product});
   }
 
   Value emit(Instruction instruction) {

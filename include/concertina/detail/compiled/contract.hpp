@@ -15,6 +15,24 @@
 
 namespace concertina {
 
+namespace detail {
+
+/// Defined for the alignment that the library was compiled with, so that linking it with what was
+/// compiled for another processor fails instead of crashing.
+template <int MaxAlignBytes>
+struct CompiledFor {
+  static const char processor;
+};
+#ifdef CONCERTINA_COMPILING_CONTRACT
+template <int MaxAlignBytes>
+const char CompiledFor<MaxAlignBytes>::processor = 0;
+#endif
+CONCERTINA_EXTERN template struct CompiledFor<EIGEN_MAX_ALIGN_BYTES>;
+[[gnu::used]] inline const char* const compiled_for =
+    &CompiledFor<EIGEN_MAX_ALIGN_BYTES>::processor;
+
+}  // namespace detail
+
 #define CONCERTINA_INSTANTIATE(Scalar, Rank)                                                 \
   CONCERTINA_EXTERN template class Conv<Scalar, Rank>;                                       \
   CONCERTINA_EXTERN template class ConvView<const Scalar, Rank>;                             \

@@ -115,7 +115,6 @@ struct ProductPlan {
   std::vector<PairRun> runs;                  // general: those of tap t are
   std::vector<std::size_t> first_run;         // first_run[t] .. first_run[t + 1]
 
-  /// Throws SizeError where the product would be almost only zeros.
   ProductPlan(const AnyShape& outer_shape, const AnyShape& inner_shape)
       : ProductPlan(outer_shape, inner_shape, algorithm_for(outer_shape, inner_shape)) {}
 
@@ -126,8 +125,6 @@ struct ProductPlan {
         product(product_shape(outer, inner)),
         algorithm(chosen),
         taps(numel(product.kernel_size)) {
-    require_few_zeros(product, multiply_adds(outer, inner),
-                      [&] { return text({outer, " after ", inner}); });
     if (is_diagonal()) return;
     Axes spacing;
     for (int axis = 0; axis < max_rank; ++axis) {
