@@ -193,12 +193,14 @@ struct ContractionMemory {
   }
 };
 
-/// A matrix that is read again and again, with its address looked up once.
+/// A matrix that is read again and again, with its address looked up once; or none.
 template <class Stored, class Sum>
 class Source {
  public:
+  Source() = default;
   CONCERTINA_DEVICE Source(const ContractionMemory<Stored, Sum>& memory, const TensorRef& ref,
                            int group) {
+    if (!ref.exists()) return;
     const Offset at = ref.of_group(group);
     if (ref.operand == TensorRef::workspace) {
       sums_ = memory.workspace + at;
@@ -216,11 +218,69 @@ class Source {
     }
     return block.read(sums_ + at);
   }
+  CONCERTINA_DEVICE explicit operator bool() const {
+    return sums_ != nullptr || stored_ != nullptr;
+  }
 
  private:
   static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
   const Sum* sums_ = nullptr;
   const Stored* stored_ = nullptr;
+};
+
+/// C's matrix for a group and a tap, and its epilogue, with addresses looked up once.
+template <class Stored, class Sum>
+class Destination {
+ public:
+  /// What the elements of a row have in common.
+  struct Row {
+    int at;
+    Sum bias, u;
+  };
+
+  CONCERTINA_DEVICE Destination(const ContractionMemory<Stored, Sum>& memory, const Job& job,
+                                int group, const Tap& tap)
+      : c_m_(job.c_m),
+        c_n_(job.c_n),
+        m_inner_extent_(job.m_inner_extent),
+        bias_(memory, job.epilogue.bias, group),
+        u_(memory, job.epilogue.u, group),
+        v_(memory, job.epilogue.v, group) {
+    const Offset at = job.c.of_group(group) + tap.c;
+    if (job.c.operand == TensorRef::workspace) {
+      sums_ = memory.workspace + at;
+    } else {
+      stored_ = static_cast<Stored*>(memory.addresses[job.c.operand]) + at;
+    }
+  }
+
+  /// One of a product's partial sums: dense, without an epilogue.
+  CONCERTINA_DEVICE Destination(Sum* partial_sums, int columns)
+      : sums_(partial_sums), c_m_{columns}, c_n_(1) {}
+
+  template <class B>
+  CONCERTINA_DEVICE Row row(B& block, int m) const {
+    return {c_m_(m, m_inner_extent_), bias_ ? bias_.read(block, m) : Sum(0),
+            u_ ? u_.read(block, m_inner_extent_ == 1 ? m : m / m_inner_extent_) : Sum(0)};
+  }
+  template <class B>
+  CONCERTINA_DEVICE void write(B& block, const Row& row, int n, Sum sum) const {
+    sum += row.bias;
+    if (u_) sum += row.u * v_.read(block, n);
+    const int at = row.at + n * c_n_;
+    if (sums_) {
+      block.write(sums_ + at, sum);
+    } else {
+      block.write(stored_ + at, Conversion<Stored, Sum>::store(sum));
+    }
+  }
+
+ private:
+  Sum* sums_ = nullptr;
+  Stored* stored_ = nullptr;
+  TwoModeStride c_m_;
+  int c_n_, m_inner_extent_ = 1;
+  Source<Stored, Sum> bias_ = {}, u_ = {}, v_ = {};
 };
 
 /// What one thread block does for a tile of a job.
@@ -376,23 +436,25 @@ class ContractionTile {
         }
       });
     }
+    const Offset matrix = (static_cast<Offset>(split) * job.groups + group) * job.taps + tap_index;
+    const Destination<Stored, Sum> c =
+        job.splits > 1
+            ? Destination<Stored, Sum>(
+                  memory_.workspace + job.c.offset + matrix * job.m * job.n, job.n)
+            : Destination<Stored, Sum>(memory_, job, group, tap);
+    const int rows = job.m - first_row, columns = job.n - first_column;
     block_.each_thread([&](int thread) {
       const Registers& mine = registers[thread];
+      const int row = thread / shape.threads_n() * shape.thread_m,
+                column = thread % shape.threads_n() * shape.thread_n;
       CONCERTINA_UNROLL
       for (int i = 0; i < shape.thread_m; ++i) {
+        if (row + i >= rows) break;
+        const auto row_of_c = c.row(block_, first_row + row + i);
         CONCERTINA_UNROLL
         for (int j = 0; j < shape.thread_n; ++j) {
-          const int row = first_row + thread / shape.threads_n() * shape.thread_m + i,
-                    column = first_column + thread % shape.threads_n() * shape.thread_n + j;
-          if (row >= job.m || column >= job.n) continue;
-          if (job.splits > 1) {
-            const Offset matrix =
-                (static_cast<Offset>(split) * job.groups + group) * job.taps + tap_index;
-            memory_.write(block_, job.c, job.c.offset + (matrix * job.m + row) * job.n + column,
-                          mine.sums[i][j]);
-          } else {
-            finish(job, group, tap, row, column, mine.sums[i][j]);
-          }
+          if (column + j >= columns) break;
+          c.write(block_, row_of_c, first_column + column + j, mine.sums[i][j]);
         }
       }
     });
@@ -561,15 +623,8 @@ class ContractionTile {
   /// Writes an element of C, after the epilogue.
   CONCERTINA_DEVICE void finish(const Job& job, int group, const Tap& tap, int row, int column,
                                 Sum sum) {
-    const auto& [bias, u, v] = job.epilogue;
-    if (bias.exists()) sum += memory_.read(block_, bias, bias.of_group(group) + row);
-    if (u.exists()) {
-      sum += memory_.read(block_, u, u.of_group(group) + row / job.m_inner_extent) *
-             memory_.read(block_, v, v.of_group(group) + column);
-    }
-    memory_.write(
-        block_, job.c,
-        job.c.of_group(group) + tap.c + job.c_m(row, job.m_inner_extent) + column * job.c_n, sum);
+    const Destination<Stored, Sum> c(memory_, job, group, tap);
+    c.write(block_, c.row(block_, row), column, sum);
   }
 
   B& block_;
