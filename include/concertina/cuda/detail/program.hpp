@@ -306,17 +306,74 @@ class ContractionTile {
   }
 
  private:
+  /// A thread's part of an operand's tile, `size` x `depth`: elements on their way from global to
+  /// shared memory.
+  template <int size, int depth>
+  class Part {
+   public:
+    static constexpr int ld = size + detail::tuning::bank_padding;
+
+    /// Coalesced: neighbours in memory are loaded by neighbouring threads. offset(side, k) is where
+    /// an element is in the first step.
+    template <class Offsets>
+    CONCERTINA_DEVICE void place(int thread, bool is_k_major, Offsets&& offset) {
+      const int side = is_k_major ? thread / depth : thread % size,
+                side_step = is_k_major ? contraction_threads / depth : 0;
+      k_ = is_k_major ? thread % depth : thread / size;
+      k_step_ = is_k_major ? 0 : contraction_threads / size;
+      shared_ = k_ * ld + side;
+      shared_step_ = k_step_ * ld + side_step;
+      CONCERTINA_UNROLL
+      for (int l = 0; l < loads; ++l) at_[l] = offset(side + l * side_step, k_ + l * k_step_);
+    }
+    /// A step's elements, so much further on, and zeros from k = rest on.
+    CONCERTINA_DEVICE void load(B& block, int thread, const Source<Stored, Sum>& from, int offset,
+                                int rest) {
+      const auto load_if = [&](auto&& inside) {
+        CONCERTINA_UNROLL
+        for (int l = 0; l < loads; ++l) {
+          elements_[l] =
+              exists(thread, l) && inside(l) ? from.read(block, offset + at_[l]) : Sum(0);
+        }
+      };
+      if (rest >= depth) {
+        load_if([](int) { return true; });
+      } else {
+        load_if([&](int l) { return k_ + l * k_step_ < rest; });
+      }
+    }
+    template <class Tile>
+    CONCERTINA_DEVICE void store(int thread, Tile& tile) const {
+      CONCERTINA_UNROLL
+      for (int l = 0; l < loads; ++l) {
+        if (exists(thread, l)) tile.set(shared_ + l * shared_step_, elements_[l]);
+      }
+    }
+
+   private:
+    static constexpr int loads = (size * depth + contraction_threads - 1) / contraction_threads;
+    CONCERTINA_DEVICE static bool exists(int thread, int l) {
+      return size * depth % contraction_threads == 0 ||
+             thread + l * contraction_threads < size * depth;
+    }
+
+    Sum elements_[loads];
+    int at_[loads], k_, k_step_, shared_, shared_step_;
+  };
+
   /// A tiled GEMM, double-buffered through registers: the next step's loads are in flight while
-  /// this one's tiles are multiplied. A thread's offsets are computed once.
+  /// this one's tiles are multiplied. Rows and columns beyond C's are computed from its last ones
+  /// and not written.
   template <detail::TileShape shape>
   CONCERTINA_DEVICE void multiply(int tile) {
-    constexpr int a_loads = shape.a_loads(), b_loads = shape.b_loads(),
-                  a_ld = shape.m + detail::tuning::bank_padding,
-                  b_ld = shape.n + detail::tuning::bank_padding;
     static_assert(shape.m / shape.thread_m * shape.threads_n() == contraction_threads);
+    using PartOfA = Part<shape.m, shape.k>;
+    using PartOfB = Part<shape.n, shape.k>;
     struct Registers {
-      Sum sums[shape.thread_m][shape.thread_n], a[a_loads], b[b_loads];
-      int a_at[a_loads], b_at[b_loads];  // of the first step; negative for none
+      Sum sums[shape.thread_m][shape.thread_n];
+      PartOfA a;
+      PartOfB b;
+      int k_outer, k_inner, first_k_outer, first_k_inner;  // of the step, of a pair's first
     };
     const Job& job = job_;
     const int column_tiles = (job.n + shape.n - 1) / shape.n,
@@ -331,103 +388,81 @@ class ContractionTile {
     const Tap tap = tables_.taps[job.first_tap + tap_index];
     const int first_k = split * job.split_k,
               end_k = first_k + job.split_k < job.k ? first_k + job.split_k : job.k;
-    const int chunks = (end_k - first_k + shape.k - 1) / shape.k,
-              steps = (tap.last_pair - tap.first_pair) * chunks;
     const Source<Stored, Sum> a(memory_, job.a, group), b(memory_, job.b, group);
     // In registers, or it would be read again after each barrier.
     const TwoModeStride a_k = job.a_k, b_k = job.b_k;
-    const int k_inner_extent = job.k_inner_extent;
-    const bool k_is_one_mode = k_inner_extent == 1, a_is_k_major = job.a_is_k_major,
-               b_is_k_major = !job.b_is_n_major;
+    const int k_inner_extent = job.k_inner_extent, outer_step = shape.k / k_inner_extent,
+              inner_step = shape.k % k_inner_extent;
+    // Where k is two modes, a thread's elements have one k, that of both operands.
+    const bool k_is_one_mode = k_inner_extent == 1,
+               a_is_k_major = job.a_is_k_major || !k_is_one_mode,
+               b_is_k_major = !job.b_is_n_major || !k_is_one_mode;
 
-    auto a_tile = block_.template shared<Sum>(a_ld * shape.k),
-         b_tile = block_.template shared<Sum>(b_ld * shape.k);
+    auto a_tile = block_.template shared<Sum>(PartOfA::ld * shape.k),
+         b_tile = block_.template shared<Sum>(PartOfB::ld * shape.k);
     typename B::template PerThread<Registers> registers(block_);
 
-    // Coalesced: neighbours in memory are loaded by neighbouring threads.
-    struct Position {
-      int side, k;
-    };
-    const auto position = [](int thread, int load, int side, bool is_k_major) {
-      const int element = thread + load * contraction_threads;
-      return is_k_major ? Position{element / shape.k, element % shape.k}
-                        : Position{element % side, element / side};
-    };
-    const auto a_position = [&](int thread, int load) {
-      return position(thread, load, shape.m, a_is_k_major);
-    };
-    const auto b_position = [&](int thread, int load) {
-      return position(thread, load, shape.n, b_is_k_major);
-    };
-    const auto load = [&](Registers& to, int thread, int step) {
-      const TapPair pair = tables_.pairs[tap.first_pair + step / chunks];
-      const int chunk = first_k + step % chunks * shape.k;
-      const auto read = [&](const Source<Stored, Sum>& source, int at, int k, int pair_offset,
-                            const TwoModeStride& stride) {
-        if (at < 0 || chunk + k >= end_k) return Sum(0);
-        const int along = k_is_one_mode ? chunk * stride.outer : stride(chunk + k, k_inner_extent);
-        return source.read(block_, at + pair_offset + along);
+    int pair_index = tap.first_pair, rest = end_k - first_k;  // of the step that is loaded next
+    bool more = pair_index < tap.last_pair && rest > 0;
+    TapPair pair = more ? tables_.pairs[pair_index] : TapPair{};
+    const auto load = [&](Registers& mine, int thread) {
+      const auto along = [&](const TwoModeStride& stride) {
+        return mine.k_outer * stride.outer + mine.k_inner * stride.inner;
       };
-      CONCERTINA_UNROLL
-      for (int l = 0; l < a_loads; ++l) {
-        to.a[l] = read(a, to.a_at[l], a_position(thread, l).k, pair.a, a_k);
-      }
-      CONCERTINA_UNROLL
-      for (int l = 0; l < b_loads; ++l) {
-        to.b[l] = read(b, to.b_at[l], b_position(thread, l).k, pair.b, b_k);
-      }
+      mine.a.load(block_, thread, a, pair.a + along(a_k), rest);
+      mine.b.load(block_, thread, b, pair.b + along(b_k), rest);
     };
 
     block_.each_thread([&](int thread) {
       Registers& mine = registers[thread];
-      CONCERTINA_UNROLL
-      for (int l = 0; l < a_loads; ++l) {
-        const auto [row, k] = a_position(thread, l);
-        const bool inside = k < shape.k && row < shape.m && first_row + row < job.m;
-        mine.a_at[l] = !inside ? -1
-                               : job.a_m(first_row + row, job.m_inner_extent) +
-                                     (k_is_one_mode ? k * a_k.outer : 0);
-      }
-      CONCERTINA_UNROLL
-      for (int l = 0; l < b_loads; ++l) {
-        const auto [column, k] = b_position(thread, l);
-        const bool inside = k < shape.k && column < shape.n && first_column + column < job.n;
-        mine.b_at[l] =
-            !inside ? -1 : (first_column + column) * job.b_n + (k_is_one_mode ? k * b_k.outer : 0);
-      }
+      const auto inside = [](int i, int size) { return i < size ? i : size - 1; };
+      mine.a.place(thread, a_is_k_major, [&](int row, int k) {
+        return job.a_m(inside(first_row + row, job.m), job.m_inner_extent) +
+               (k_is_one_mode ? k * a_k.outer : 0);
+      });
+      mine.b.place(thread, b_is_k_major, [&](int column, int k) {
+        return inside(first_column + column, job.n) * job.b_n + (k_is_one_mode ? k * b_k.outer : 0);
+      });
       CONCERTINA_UNROLL
       for (int i = 0; i < shape.thread_m; ++i) {
         CONCERTINA_UNROLL
         for (int j = 0; j < shape.thread_n; ++j) mine.sums[i][j] = Sum(0);
       }
-      if (steps > 0) load(mine, thread, 0);
+      const int k = first_k + (k_is_one_mode ? 0 : thread % shape.k);
+      mine.first_k_outer = mine.k_outer = k / k_inner_extent;
+      mine.first_k_inner = mine.k_inner = k % k_inner_extent;
+      if (more) load(mine, thread);
     });
-    for (int step = 0; step < steps; ++step) {
+    while (more) {
       block_.each_thread([&](int thread) {
-        const Registers& mine = registers[thread];
-        CONCERTINA_UNROLL
-        for (int l = 0; l < a_loads; ++l) {
-          const auto [row, k] = a_position(thread, l);
-          if (k < shape.k && row < shape.m) {
-            a_tile.set(k * a_ld + row, mine.a[l]);
-          }
-        }
-        CONCERTINA_UNROLL
-        for (int l = 0; l < b_loads; ++l) {
-          const auto [column, k] = b_position(thread, l);
-          if (k < shape.k && column < shape.n) {
-            b_tile.set(k * b_ld + column, mine.b[l]);
-          }
-        }
+        registers[thread].a.store(thread, a_tile);
+        registers[thread].b.store(thread, b_tile);
       });
+      rest -= shape.k;
+      const bool starts_pair = rest <= 0;
+      if (starts_pair) {
+        rest = end_k - first_k;
+        more = ++pair_index < tap.last_pair;
+        if (more) pair = tables_.pairs[pair_index];
+      }
       block_.each_thread([&](int thread) {
         Registers& mine = registers[thread];
-        if (step + 1 < steps) load(mine, thread, step + 1);
-        CONCERTINA_UNROLL_BY(8)
+        mine.k_outer += outer_step;
+        mine.k_inner += inner_step;
+        if (mine.k_inner >= k_inner_extent) {
+          mine.k_inner -= k_inner_extent;
+          ++mine.k_outer;
+        }
+        if (starts_pair) {
+          mine.k_outer = mine.first_k_outer;
+          mine.k_inner = mine.first_k_inner;
+        }
+        if (more) load(mine, thread);
+        CONCERTINA_UNROLL
         for (int k = 0; k < shape.k; ++k) {
           Sum rows[shape.thread_m], columns[shape.thread_n];
-          a_tile.get(k * a_ld + thread / shape.threads_n() * shape.thread_m, rows);
-          b_tile.get(k * b_ld + thread % shape.threads_n() * shape.thread_n, columns);
+          a_tile.get(k * PartOfA::ld + thread / shape.threads_n() * shape.thread_m, rows);
+          b_tile.get(k * PartOfB::ld + thread % shape.threads_n() * shape.thread_n, columns);
           CONCERTINA_UNROLL
           for (int i = 0; i < shape.thread_m; ++i) {
             CONCERTINA_UNROLL
@@ -438,10 +473,9 @@ class ContractionTile {
     }
     const Offset matrix = (static_cast<Offset>(split) * job.groups + group) * job.taps + tap_index;
     const Destination<Stored, Sum> c =
-        job.splits > 1
-            ? Destination<Stored, Sum>(
-                  memory_.workspace + job.c.offset + matrix * job.m * job.n, job.n)
-            : Destination<Stored, Sum>(memory_, job, group, tap);
+        job.splits > 1 ? Destination<Stored, Sum>(
+                             memory_.workspace + job.c.offset + matrix * job.m * job.n, job.n)
+                       : Destination<Stored, Sum>(memory_, job, group, tap);
     const int rows = job.m - first_row, columns = job.n - first_column;
     block_.each_thread([&](int thread) {
       const Registers& mine = registers[thread];

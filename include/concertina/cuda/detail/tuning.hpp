@@ -18,12 +18,6 @@ namespace detail {
 struct TileShape {
   int m, n, k, thread_m, thread_n;
 
-  CONCERTINA_HOST_DEVICE constexpr int a_loads() const {
-    return (m * k + contraction_threads - 1) / contraction_threads;
-  }
-  CONCERTINA_HOST_DEVICE constexpr int b_loads() const {
-    return (n * k + contraction_threads - 1) / contraction_threads;
-  }
   /// Threads along a row.
   CONCERTINA_HOST_DEVICE constexpr int threads_n() const { return n / thread_n; }
 };
