@@ -13,6 +13,8 @@
 namespace concertina::cuda {
 
 using Offset = std::int64_t;
+/// Of an element of a tensor, which has less than 2^31.
+using ElementIndex = std::uint32_t;
 
 /// The strides of a mode of two: index i stands for (i / extent, i % extent), where `extent` is
 /// that of the inner mode, and lies at their inner product with (outer, inner). So channels and
@@ -85,8 +87,9 @@ struct Job {
 struct Tap {
   int c = 0, first_pair = 0, last_pair = 0;
 };
-/// Offsets of two taps; of add_branches the branch, counted from the job's first, and its tap.
-struct TapPair {
+/// Offsets of two taps, read at once; of add_branches the branch, counted from the job's first, and
+/// its tap.
+struct alignas(8) TapPair {
   int a = 0, b = 0;
 };
 
@@ -111,6 +114,18 @@ struct Phase {
 };
 
 namespace detail {
+
+struct Quotient {
+  int quotient, remainder;
+};
+
+/// Divisors are often 1, or greater than the number.
+CONCERTINA_HOST_DEVICE constexpr Quotient divide(ElementIndex number, int divisor) {
+  const auto by = static_cast<ElementIndex>(divisor);
+  if (by == 1) return {static_cast<int>(number), 0};
+  if (number < by) return {0, static_cast<int>(number)};
+  return {static_cast<int>(number / by), static_cast<int>(number % by)};
+}
 
 constexpr int tiles_along(Offset count, int side) {
   return static_cast<int>((count + side - 1) / side);
@@ -306,6 +321,25 @@ class ContractionTile {
   }
 
  private:
+  struct Element {
+    int group, row, column, tap;
+  };
+
+  /// In the order of weights: taps lie next to each other, then columns.
+  CONCERTINA_DEVICE static Element element(const Job& job, ElementIndex index) {
+    const auto [in_row, tap] = detail::divide(index, job.taps);
+    const auto [row_index, column] = detail::divide(static_cast<ElementIndex>(in_row), job.n);
+    const auto [group, row] = detail::divide(static_cast<ElementIndex>(row_index), job.m);
+    return {group, row, column, tap};
+  }
+  /// In the order of a product's partial sums.
+  CONCERTINA_DEVICE static Element element_of_sums(const Job& job, ElementIndex index) {
+    const auto [row_index, column] = detail::divide(index, job.n);
+    const auto [matrix, row] = detail::divide(static_cast<ElementIndex>(row_index), job.m);
+    const auto [group, tap] = detail::divide(static_cast<ElementIndex>(matrix), job.taps);
+    return {group, row, column, tap};
+  }
+
   /// A thread's part of an operand's tile, `size` x `depth`: elements on their way from global to
   /// shared memory.
   template <int size, int depth>
@@ -494,59 +528,108 @@ class ContractionTile {
     });
   }
 
-  /// The threads of an element add every threads_per_element-th term, and then each other's sums
-  /// in a tree.
+  /// The threads of an element, neighbours, add every threads_per_element-th term, and then each
+  /// other's sums in a tree.
   CONCERTINA_DEVICE void reduce(int tile) {
-    const Job job = job_;
+    const Job& job = job_;
     const int threads = job.threads_per_element, elements = contraction_threads / threads;
+    const auto size = static_cast<ElementIndex>(job.size());
     auto sums = block_.template shared<Sum>(contraction_threads);
     const auto index_of = [&](int thread) {
-      return static_cast<Offset>(tile) * elements + thread / threads;
+      return static_cast<ElementIndex>(tile) * static_cast<ElementIndex>(elements) +
+             static_cast<ElementIndex>(thread * elements / contraction_threads);
     };
+    const auto lane_of = [&](int thread) { return thread & (threads - 1); };
     block_.each_thread([&](int thread) {
       Sum sum(0);
-      if (const Offset index = index_of(thread); index < job.size()) {
+      if (const ElementIndex index = index_of(thread); index < size) {
         const Element at = element(job, index);
         const Tap tap = tables_.taps[job.first_tap + at.tap];
-        const Source<Stored, Sum> a(memory_, job.a, at.group), b(memory_, job.b, at.group);
-        const int a_at = job.a_m(at.row, job.m_inner_extent), b_at = at.column * job.b_n;
-        const int terms = (tap.last_pair - tap.first_pair) * job.k;
-        for (int term = thread % threads; term < terms; term += threads) {
-          const TapPair pair = tables_.pairs[tap.first_pair + term / job.k];
-          const int k = term % job.k;
-          sum += a.read(block_, a_at + pair.a + job.a_k(k, job.k_inner_extent)) *
-                 b.read(block_, b_at + pair.b + job.b_k(k, job.k_inner_extent));
-        }
+        sum = sum_of_terms(job, at, tap, lane_of(thread));
+        if (threads == 1) finish(job, at, tap, sum);
       }
-      sums.set(thread, sum);
+      if (threads > 1) sums.set(thread, sum);
     });
+    if (threads == 1) return;
     for (int half = threads / 2; half > 0; half /= 2) {
       block_.each_thread([&](int thread) {
-        if (thread % threads < half) sums.set(thread, sums.get(thread) + sums.get(thread + half));
+        if (lane_of(thread) < half) sums.set(thread, sums.get(thread) + sums.get(thread + half));
       });
     }
     block_.each_thread([&](int thread) {
-      const Offset index = index_of(thread);
-      if (index >= job.size() || thread % threads != 0) return;
+      const ElementIndex index = index_of(thread);
+      if (index >= size || lane_of(thread) != 0) return;
       const Element at = element(job, index);
-      finish(job, at.group, tables_.taps[job.first_tap + at.tap], at.row, at.column,
-             sums.get(thread));
+      finish(job, at, tables_.taps[job.first_tap + at.tap], sums.get(thread));
     });
+  }
+
+  /// Where a term of an element is.
+  struct Term {
+    int pair, k_outer, k_inner;
+  };
+  CONCERTINA_DEVICE static Term term(int index, int k_outer_extent, int k_inner_extent) {
+    const auto [rest, k_inner] = detail::divide(static_cast<ElementIndex>(index), k_inner_extent);
+    const auto [pair, k_outer] = detail::divide(static_cast<ElementIndex>(rest), k_outer_extent);
+    return {pair, k_outer, k_inner};
+  }
+
+  CONCERTINA_DEVICE Sum sum_of_terms(const Job& job, const Element& at, const Tap& tap, int lane) {
+    if (job.k == 0) return Sum(0);
+    const Source<Stored, Sum> a(memory_, job.a, at.group), b(memory_, job.b, at.group);
+    const int a_at = job.a_m(at.row, job.m_inner_extent), b_at = at.column * job.b_n;
+    const TwoModeStride a_k = job.a_k, b_k = job.b_k;
+    const int k_inner_extent = job.k_inner_extent,
+              k_outer_extent =
+                  detail::divide(static_cast<ElementIndex>(job.k), k_inner_extent).quotient;
+    Term now = term(lane, k_outer_extent, k_inner_extent);
+    const Term step = term(job.threads_per_element, k_outer_extent, k_inner_extent);
+    now.pair += tap.first_pair;
+    const auto advance = [&] {
+      now.pair += step.pair;
+      now.k_outer += step.k_outer;
+      now.k_inner += step.k_inner;
+      if (now.k_inner >= k_inner_extent) {
+        now.k_inner -= k_inner_extent;
+        ++now.k_outer;
+      }
+      if (now.k_outer >= k_outer_extent) {
+        now.k_outer -= k_outer_extent;
+        ++now.pair;
+      }
+    };
+    constexpr int at_once = 4;  // loads in flight
+    Sum sum(0);
+    while (now.pair < tap.last_pair) {
+      Sum left[at_once], right[at_once];
+      CONCERTINA_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        left[i] = right[i] = Sum(0);
+        if (now.pair < tap.last_pair) {
+          const TapPair pair = tables_.pairs[now.pair];
+          left[i] =
+              a.read(block_, a_at + pair.a + now.k_outer * a_k.outer + now.k_inner * a_k.inner);
+          right[i] =
+              b.read(block_, b_at + pair.b + now.k_outer * b_k.outer + now.k_inner * b_k.inner);
+        }
+        advance();
+      }
+      CONCERTINA_UNROLL
+      for (int i = 0; i < at_once; ++i) sum += left[i] * right[i];
+    }
+    return sum;
   }
 
   CONCERTINA_DEVICE void combine(int tile) {
     const Job job = job_;
-    each_element(tile, job.size(), [&](Offset index) {
+    const Offset size = job.size();
+    each_element(tile, size, [&](ElementIndex index) {
       Sum sum(0);
       for (int split = 0; split < job.splits; ++split) {
-        sum += memory_.read(block_, job.a, job.a.offset + split * job.size() + index);
+        sum += memory_.read(block_, job.a, job.a.offset + split * size + index);
       }
-      const int column = static_cast<int>(index % job.n);
-      index /= job.n;
-      const int row = static_cast<int>(index % job.m);
-      index /= job.m;
-      finish(job, static_cast<int>(index / job.taps),
-             tables_.taps[job.first_tap + static_cast<int>(index % job.taps)], row, column, sum);
+      const Element at = element_of_sums(job, index);
+      finish(job, at, tables_.taps[job.first_tap + at.tap], sum);
     });
   }
 
@@ -573,17 +656,18 @@ class ContractionTile {
                                         (first_column + column) * job.a_n));
       });
     });
+    const Destination<Stored, Sum> c(memory_, job, 0, Tap{});
     block_.each_thread([&](int thread) {
       for_each(thread, job.c_n == 1, [&](int row, int column) {
-        finish(job, 0, Tap{}, first_row + row, first_column + column,
-               elements.get(row * ld + column));
+        c.write(block_, c.row(block_, first_row + row), first_column + column,
+                elements.get(row * ld + column));
       });
     });
   }
 
   CONCERTINA_DEVICE void copy(int tile) {
     const Job job = job_;
-    each_element(tile, job.n, [&](Offset index) {
+    each_element(tile, job.n, [&](ElementIndex index) {
       memory_.write(block_, job.c, job.c.offset + index,
                     job.a.exists() ? memory_.read(block_, job.a, job.a.offset + index) : Sum(0));
     });
@@ -593,7 +677,7 @@ class ContractionTile {
   /// one.
   CONCERTINA_DEVICE void add_branches(int tile) {
     const Job job = job_;
-    each_element(tile, job.size(), [&](Offset index) {
+    each_element(tile, job.size(), [&](ElementIndex index) {
       const Element at = element(job, index);
       const Tap tap = tables_.taps[job.first_tap + at.tap];
       Sum sum(0);
@@ -616,7 +700,7 @@ class ContractionTile {
   CONCERTINA_DEVICE void take_branch(int tile) {
     const Job job = job_;
     const Branch branch = tables_.branches[job.first_branch];
-    each_element(tile, job.size(), [&](Offset index) {
+    each_element(tile, job.size(), [&](ElementIndex index) {
       const Element at = element(job, index);
       const int row = branch.first_m + at.row, column = branch.n_of(at.row) + at.column;
       memory_.write(block_, job.c, job.c.offset + index,
@@ -626,39 +710,23 @@ class ContractionTile {
     });
   }
 
-  struct Element {
-    int group, row, column, tap;
-  };
-
-  /// In the order of weights: taps lie next to each other, then columns.
-  CONCERTINA_DEVICE static Element element(const Job& job, Offset index) {
-    Element at{};
-    at.tap = static_cast<int>(index % job.taps);
-    index /= job.taps;
-    at.column = static_cast<int>(index % job.n);
-    index /= job.n;
-    at.row = static_cast<int>(index % job.m);
-    at.group = static_cast<int>(index / job.m);
-    return at;
-  }
-
   template <class Visit>
   CONCERTINA_DEVICE void each_element(int tile, Offset count, Visit&& visit) {
+    constexpr auto elements = static_cast<ElementIndex>(detail::tuning::elementwise_tile);
+    const auto size = static_cast<ElementIndex>(count),
+               first = static_cast<ElementIndex>(tile) * elements;
     block_.each_thread([&](int thread) {
-      const Offset first = static_cast<Offset>(tile) * detail::tuning::elementwise_tile;
-      for (Offset index = first + thread;
-           index < count && index < first + detail::tuning::elementwise_tile;
-           index += contraction_threads) {
+      for (ElementIndex index = first + static_cast<ElementIndex>(thread);
+           index < size && index < first + elements; index += contraction_threads) {
         visit(index);
       }
     });
   }
 
   /// Writes an element of C, after the epilogue.
-  CONCERTINA_DEVICE void finish(const Job& job, int group, const Tap& tap, int row, int column,
-                                Sum sum) {
-    const Destination<Stored, Sum> c(memory_, job, group, tap);
-    c.write(block_, c.row(block_, row), column, sum);
+  CONCERTINA_DEVICE void finish(const Job& job, const Element& at, const Tap& tap, Sum sum) {
+    const Destination<Stored, Sum> c(memory_, job, at.group, tap);
+    c.write(block_, c.row(block_, at.row), at.column, sum);
   }
 
   B& block_;
