@@ -213,10 +213,20 @@ TEST_CASE("sums too long for one block's threads are contracted on blocks", "[cu
   }
 }
 
+TEST_CASE("partial sums of every number are combined on blocks", "[cuda]") {
+  Rng rng(15);
+  const Index k = GENERATE(8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 66, 98);  // 4 to 49 of 2 terms
+  Network<float> network(rng);
+  network.add<0>({{.out = k, .in = 9, .bias = true}, {.out = 11, .in = k, .bias = true}});
+  network.add<1>({{.out = k, .in = 8, .kernel_size = 2},
+                  {.out = 33, .in = k, .kernel_size = 2, .bias = true}});
+  network.check(ContractionPlan(network.forms(), every_plan()[2]));
+}
+
 TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   // What a plan chooses follows from sizes; should that change, so must the cases above.
   std::set<std::pair<cuda::Job::Kind, bool>> kinds;
-  int most_threads = 0;
+  std::set<int> reducing, combining;  // threads for each element
   for (const PlanOptions& options : every_plan()) {
     const std::vector<PlannedForm> forms{
         PlannedForm(std::vector<ConvShape<1>>{{.out = 33, .in = 34},
@@ -237,7 +247,8 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
     for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
       for (const cuda::Job& job : sequence->jobs) {
         kinds.insert({job.kind, job.splits > 1});
-        most_threads = std::max(most_threads, job.threads_per_element);
+        if (job.kind == cuda::Job::Kind::reduce) reducing.insert(job.threads_per_element);
+        if (job.kind == cuda::Job::Kind::combine) combining.insert(job.threads_per_element);
       }
     }
   }
@@ -250,7 +261,10 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   CHECK(kinds.contains({Kind::multiply_small, true}));
   CHECK(kinds.contains({Kind::multiply_narrow, true}));
   CHECK(kinds.contains({Kind::combine, true}));
-  CHECK(most_threads == cuda::contraction_threads);
+  CHECK(*reducing.begin() == 1);
+  CHECK(*reducing.rbegin() == cuda::contraction_threads);
+  CHECK(*combining.begin() == 1);
+  CHECK(*combining.rbegin() == cuda::detail::tuning::most_combining_threads);
 }
 
 TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[cuda]", float,

@@ -98,6 +98,11 @@ class Schedule {
     job.splits = (job.k + job.split_k - 1) / job.split_k;
     Job sum = job;
     sum.kind = Job::Kind::combine;
+    while (sum.threads_per_element < tuning::most_combining_threads &&
+           sum.splits > tuning::loads_in_flight * sum.threads_per_element &&
+           sum.size() * sum.threads_per_element < tuning::most_threads) {
+      sum.threads_per_element *= 2;
+    }
     sum.a = {.operand = TensorRef::workspace, .offset = workspace(job.splits * job.size())};
     job.c = sum.a;
     job.epilogue = {};

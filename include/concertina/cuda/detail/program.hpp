@@ -53,7 +53,7 @@ struct Job {
     multiply,         ///< tiles of 64 x 64
     multiply_small,   ///< tiles of 32 x 32
     multiply_narrow,  ///< tiles of 128 x 8
-    reduce,           ///< a dot product by `threads_per_element` threads for each element of C
+    reduce,           ///< a dot product for each element of C
     combine,          ///< C = sum of the split-K partial sums of a product, at A
     move,             ///< C(m, n) = A(m, n)
     copy,             ///< n contiguous elements; zeros where there is no A
@@ -71,7 +71,7 @@ struct Job {
   int first_tap = 0;
   int first_branch = 0;         ///< add_branches: that of pair 0; take_branch
   int splits = 1, split_k = 0;  ///< of split-K: how many, and the k of one
-  int threads_per_element = 1;  ///< reduce
+  int threads_per_element = 1;  ///< reduce and combine; a power of two
   bool a_is_k_major = true;     ///< neighbours along k (move: n) lie nearer than along m
   bool b_is_n_major = true;     ///< neighbours along n lie nearer than along k
   Epilogue epilogue = {};
@@ -142,11 +142,11 @@ constexpr int tiles_of(const Job& job) {
     case Job::Kind::multiply_small: return product(tuning::small_tile);
     case Job::Kind::multiply_narrow: return product(tuning::narrow_tile);
     case Job::Kind::reduce:
+    case Job::Kind::combine:
       return tiles_along(job.size(), contraction_threads / job.threads_per_element);
     case Job::Kind::move:
       return tiles_along(job.m, tuning::move_side) * tiles_along(job.n, tuning::move_side);
     case Job::Kind::copy: return tiles_along(job.n, tuning::elementwise_tile);
-    case Job::Kind::combine:
     case Job::Kind::add_branches:
     case Job::Kind::take_branch: break;
   }
@@ -528,39 +528,65 @@ class ContractionTile {
     });
   }
 
-  /// The threads of an element, neighbours, add every threads_per_element-th term, and then each
-  /// other's sums in a tree.
   CONCERTINA_DEVICE void reduce(int tile) {
-    const Job& job = job_;
-    const int threads = job.threads_per_element, elements = contraction_threads / threads;
-    const auto size = static_cast<ElementIndex>(job.size());
+    add_up<true>(
+        tile, [&](ElementIndex index) { return element(job_, index); },
+        [&](const Element& at, ElementIndex, int lane) { return sum_of_terms(at, lane); });
+  }
+
+  CONCERTINA_DEVICE void combine(int tile) {
+    add_up<false>(
+        tile, [&](ElementIndex index) { return element_of_sums(job_, index); },
+        [&](const Element&, ElementIndex index, int lane) {
+          const Offset size = job_.size();
+          const Sum* const sums = memory_.workspace + job_.a.offset + index;
+          const int splits = job_.splits, threads = job_.threads_per_element;
+          Sum sum(0);
+          CONCERTINA_UNROLL_BY(detail::tuning::loads_in_flight)
+          for (int split = lane; split < splits; split += threads) {
+            sum += block_.read(sums + split * size);
+          }
+          return sum;
+        });
+  }
+
+  /// C, each element the sum of what its threads find, which is added in a tree. The threads of an
+  /// element are neighbours, or those of neighbouring elements are: whose loads lie side by side.
+  template <bool are_neighbours, class Place, class Find>
+  CONCERTINA_DEVICE void add_up(int tile, Place&& place, Find&& find) {
+    const int threads = job_.threads_per_element, elements = contraction_threads / threads,
+              distance = are_neighbours ? 1 : elements;
+    const auto size = static_cast<ElementIndex>(job_.size());
     auto sums = block_.template shared<Sum>(contraction_threads);
+    // Both numbers are powers of two.
+    const auto lane_of = [&](int thread) {
+      return are_neighbours ? thread & (threads - 1) : thread * threads / contraction_threads;
+    };
     const auto index_of = [&](int thread) {
       return static_cast<ElementIndex>(tile) * static_cast<ElementIndex>(elements) +
-             static_cast<ElementIndex>(thread * elements / contraction_threads);
+             static_cast<ElementIndex>(are_neighbours ? thread * elements / contraction_threads
+                                                      : thread & (elements - 1));
     };
-    const auto lane_of = [&](int thread) { return thread & (threads - 1); };
     block_.each_thread([&](int thread) {
       Sum sum(0);
       if (const ElementIndex index = index_of(thread); index < size) {
-        const Element at = element(job, index);
-        const Tap tap = tables_.taps[job.first_tap + at.tap];
-        sum = sum_of_terms(job, at, tap, lane_of(thread));
-        if (threads == 1) finish(job, at, tap, sum);
+        const Element at = place(index);
+        sum = find(at, index, lane_of(thread));
+        if (threads == 1) finish(at, sum);
       }
       if (threads > 1) sums.set(thread, sum);
     });
     if (threads == 1) return;
     for (int half = threads / 2; half > 0; half /= 2) {
       block_.each_thread([&](int thread) {
-        if (lane_of(thread) < half) sums.set(thread, sums.get(thread) + sums.get(thread + half));
+        if (lane_of(thread) < half) {
+          sums.set(thread, sums.get(thread) + sums.get(thread + half * distance));
+        }
       });
     }
     block_.each_thread([&](int thread) {
       const ElementIndex index = index_of(thread);
-      if (index >= size || lane_of(thread) != 0) return;
-      const Element at = element(job, index);
-      finish(job, at, tables_.taps[job.first_tap + at.tap], sums.get(thread));
+      if (index < size && lane_of(thread) == 0) finish(place(index), sums.get(thread));
     });
   }
 
@@ -574,8 +600,10 @@ class ContractionTile {
     return {pair, k_outer, k_inner};
   }
 
-  CONCERTINA_DEVICE Sum sum_of_terms(const Job& job, const Element& at, const Tap& tap, int lane) {
+  CONCERTINA_DEVICE Sum sum_of_terms(const Element& at, int lane) {
+    const Job& job = job_;
     if (job.k == 0) return Sum(0);
+    const Tap tap = tables_.taps[job.first_tap + at.tap];
     const Source<Stored, Sum> a(memory_, job.a, at.group), b(memory_, job.b, at.group);
     const int a_at = job.a_m(at.row, job.m_inner_extent), b_at = at.column * job.b_n;
     const TwoModeStride a_k = job.a_k, b_k = job.b_k;
@@ -598,7 +626,7 @@ class ContractionTile {
         ++now.pair;
       }
     };
-    constexpr int at_once = 4;  // loads in flight
+    constexpr int at_once = detail::tuning::loads_in_flight;
     Sum sum(0);
     while (now.pair < tap.last_pair) {
       Sum left[at_once], right[at_once];
@@ -618,19 +646,6 @@ class ContractionTile {
       for (int i = 0; i < at_once; ++i) sum += left[i] * right[i];
     }
     return sum;
-  }
-
-  CONCERTINA_DEVICE void combine(int tile) {
-    const Job job = job_;
-    const Offset size = job.size();
-    each_element(tile, size, [&](ElementIndex index) {
-      Sum sum(0);
-      for (int split = 0; split < job.splits; ++split) {
-        sum += memory_.read(block_, job.a, job.a.offset + split * size + index);
-      }
-      const Element at = element_of_sums(job, index);
-      finish(job, at, tables_.taps[job.first_tap + at.tap], sum);
-    });
   }
 
   /// Through shared memory, so that reads and writes are both coalesced.
@@ -724,8 +739,9 @@ class ContractionTile {
   }
 
   /// Writes an element of C, after the epilogue.
-  CONCERTINA_DEVICE void finish(const Job& job, const Element& at, const Tap& tap, Sum sum) {
-    const Destination<Stored, Sum> c(memory_, job, at.group, tap);
+  CONCERTINA_DEVICE void finish(const Element& at, Sum sum) {
+    const Destination<Stored, Sum> c(memory_, job_, at.group,
+                                     tables_.taps[job_.first_tap + at.tap]);
     c.write(block_, c.row(block_, at.row), at.column, sum);
   }
 

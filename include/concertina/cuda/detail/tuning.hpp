@@ -61,9 +61,15 @@ inline constexpr int narrow_n = 16, narrow_least_m = 32, narrow_least_k = 8;
 /// A product of fewer rows or columns fills tiles less than halfway, and is computed as one dot
 /// product for each element. Estimated.
 inline constexpr int least_tiled_side = 8;
+/// Terms whose loads are in flight together there. Estimated.
+inline constexpr int loads_in_flight = 4;
 /// There each thread adds some terms, unless threads are already as many as the device holds (132
 /// multiprocessors of 2048). Estimated.
 inline constexpr Index terms_per_thread = 8, most_threads = Index{264} * 1024;
+
+/// With more threads for each element, a sum of partial sums would read less than 32 neighbours,
+/// a cache line. Estimated.
+inline constexpr int most_combining_threads = contraction_threads / 32;
 
 /// Multiply-adds in the time of moving an element to or from memory: 33.5 T/s of the ones, 0.84 T/s
 /// of the others is 40; about half of the elements are found in the second-level cache. Estimated.
