@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <initializer_list>
 #include <limits>
 #include <map>
@@ -60,11 +61,7 @@ class Schedule {
   /// which on C can be read. `workspace(elements)` allocates.
   template <class Allocate>
   int add_product(int level, Job job, Allocate&& workspace) {
-    Index terms = 0;
-    for (int t = 0; t < job.taps; ++t) {
-      const Tap& tap = sequence.taps[static_cast<std::size_t>(job.first_tap + t)];
-      terms = std::max<Index>(terms, Index{tap.last_pair - tap.first_pair} * job.k);
-    }
+    const Index terms = most_pairs(job) * job.k;
     const bool is_narrow = job.n > 1 && job.n <= tuning::narrow_n &&
                            job.m >= tuning::narrow_least_m && terms >= tuning::narrow_least_k;
     const bool is_thin = std::min(job.m, job.n) < tuning::least_tiled_side;
@@ -118,6 +115,9 @@ class Schedule {
     for (Level& level : levels_) {
       if (!level.jobs.empty()) {
         Phase phase{static_cast<int>(sequence.jobs.size()), 0, 0};
+        // Heavy tiles first, so that none is left when the others are done.
+        std::ranges::stable_sort(level.jobs, std::greater<>{},
+                                 [&](const Job& job) { return steps_of(job); });
         for (Job& job : level.jobs) {
           job.first_tile = phase.tiles;
           phase.tiles += tiles_of(job);
@@ -154,6 +154,36 @@ class Schedule {
       levels_.resize(static_cast<std::size_t>(level) + 1);
     }
     return levels_[static_cast<std::size_t>(level)];
+  }
+
+  /// Of a tap, at most.
+  Index most_pairs(const Job& job) const {
+    Index pairs = 0;
+    for (int t = job.first_tap; t < job.first_tap + job.taps; ++t) {
+      const Tap& tap = sequence.taps[static_cast<std::size_t>(t)];
+      pairs = std::max(pairs, Index{tap.last_pair - tap.first_pair});
+    }
+    return pairs;
+  }
+
+  /// Loads of a tile that wait for each other, which is about its time.
+  Index steps_of(const Job& job) const {
+    const auto rounds = [&](Index terms) {
+      return tiles_along(terms, job.threads_per_element * tuning::loads_in_flight);
+    };
+    switch (job.kind) {
+      case Job::Kind::multiply:
+      case Job::Kind::multiply_small:
+      case Job::Kind::multiply_narrow:
+        return most_pairs(job) * tiles_along(job.split_k, tile_shape(job.kind).k);
+      case Job::Kind::reduce: return rounds(most_pairs(job) * job.k);
+      case Job::Kind::combine: return rounds(job.splits);
+      case Job::Kind::move:
+      case Job::Kind::copy:
+      case Job::Kind::add_branches:
+      case Job::Kind::take_branch: break;
+    }
+    return 1;
   }
 
   PlanOptions options_;

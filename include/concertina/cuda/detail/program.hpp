@@ -131,16 +131,23 @@ constexpr int tiles_along(Offset count, int side) {
   return static_cast<int>((count + side - 1) / side);
 }
 
+/// Of a kind of product.
+constexpr TileShape tile_shape(Job::Kind kind) {
+  return kind == Job::Kind::multiply         ? tuning::large_tile
+         : kind == Job::Kind::multiply_small ? tuning::small_tile
+                                             : tuning::narrow_tile;
+}
+
 /// Tiles that a job has.
 constexpr int tiles_of(const Job& job) {
-  const auto product = [&](TileShape tile) {
-    return job.groups * job.taps * job.splits * tiles_along(job.m, tile.m) *
-           tiles_along(job.n, tile.n);
-  };
   switch (job.kind) {
-    case Job::Kind::multiply: return product(tuning::large_tile);
-    case Job::Kind::multiply_small: return product(tuning::small_tile);
-    case Job::Kind::multiply_narrow: return product(tuning::narrow_tile);
+    case Job::Kind::multiply:
+    case Job::Kind::multiply_small:
+    case Job::Kind::multiply_narrow: {
+      const TileShape tile = tile_shape(job.kind);
+      return job.groups * job.taps * job.splits * tiles_along(job.m, tile.m) *
+             tiles_along(job.n, tile.n);
+    }
     case Job::Kind::reduce:
     case Job::Kind::combine:
       return tiles_along(job.size(), contraction_threads / job.threads_per_element);
