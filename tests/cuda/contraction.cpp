@@ -61,7 +61,7 @@ TEST_CASE("a network's expanded layers are contracted in one launch", "[cuda]") 
     CHECK(plan.forward().launches() == 1);
     CHECK(plan.backward().launches() == 1);
     CHECK(plan.forward().gemms.empty());
-    CHECK(plan.forward().phases.size() <= 3);  // two products, and the sum of split ones
+    CHECK(plan.forward().phases.size() <= 4);  // two products, and the sums of split ones
     CHECK(plan.backward().phases.size() <= 4);
   }
 }
@@ -79,6 +79,45 @@ TEST_CASE("products large enough are cuBLAS's", "[cuda]") {
     }
     CHECK(multiply_adds == sequence->multiply_adds);
   }
+}
+
+TEST_CASE("sums that are long for their tiles are split", "[cuda]") {
+  const auto product = [](const std::vector<ConvShape<1>>& shapes) {
+    const std::vector<PlannedForm> forms{shapes};
+    const ContractionPlan plan(forms, {.gradient = false});
+    const cuda::Job job = plan.forward().jobs.front();
+    CHECK(plan.forward().phases.size() == (job.splits > 1 ? 2 : 1));
+    return job;
+  };
+  const cuda::Job lonely = product({{.out = 392, .in = 64}, {.out = 16, .in = 392}});
+  CHECK(lonely.splits == 4);  // of 13 steps
+  CHECK(lonely.split_k == 128);
+  CHECK_FALSE(lonely.shares_pairs());
+  CHECK(product({{.out = 256, .in = 64}, {.out = 16, .in = 256}}).splits == 1);
+  CHECK(product({{.out = 392, .in = 1024}, {.out = 256, .in = 392}}).splits == 1);  // 256 tiles
+  const auto kernels = [&](Index size) {
+    return product(
+        {{.out = 8, .in = 32, .kernel_size = size}, {.out = 32, .in = 8, .kernel_size = size}});
+  };
+  CHECK(kernels(12).splits == 1);
+  const cuda::Job pairs = kernels(13);
+  CHECK(pairs.splits == 4);
+  CHECK(pairs.shares_pairs());
+}
+
+TEST_CASE("a phase begins with its longest sums", "[cuda]") {
+  std::vector<PlannedForm> forms;
+  for (const Index k : {32, 256, 64, 128, 96}) {
+    forms.emplace_back(std::vector<ConvShape<0>>{{.out = k, .in = 32}, {.out = 32, .in = k}});
+  }
+  const ContractionPlan plan(forms, {.gradient = false});
+  std::vector<int> sums, tiles;
+  for (const cuda::Job& job : plan.forward().jobs) {
+    sums.push_back(job.k);
+    tiles.push_back(job.first_tile);
+  }
+  CHECK(sums == std::vector{256, 128, 96, 64, 32});
+  CHECK(tiles == std::vector{0, 1, 2, 3, 4});
 }
 
 TEST_CASE("branches are added in a phase of their own, whatever their number", "[cuda]") {

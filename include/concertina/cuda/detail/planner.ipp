@@ -57,7 +57,7 @@ class Schedule {
   int next_branch() const { return static_cast<int>(sequence.branches.size()); }
   void add_branch(const Branch& branch) { sequence.branches.push_back(branch); }
 
-  /// A GEMM on our own kernels, split along k where it has too few tiles. Returns the level from
+  /// A GEMM on our own kernels, its sums split where it has too few tiles. Returns the level from
   /// which on C can be read. `workspace(elements)` allocates.
   template <class Allocate>
   int add_product(int level, Job job, Allocate&& workspace) {
@@ -79,20 +79,16 @@ class Schedule {
       job.kind = kind;
       return tiles_of(job);
     };
-    job.split_k = std::max(job.k, 1);
+    job.split_k = job.k;
     if (is_narrow) {
       job.kind = Job::Kind::multiply_narrow;
     } else if (tiles(Job::Kind::multiply) < options_.wanted_tiles) {
       job.kind = Job::Kind::multiply_small;
     }
-    const int enough = options_.wanted_tiles / std::max(tiles_of(job), 1),
-              splits = std::min(enough, job.k / options_.least_split);
-    if (splits < tuning::least_splits) {
+    if (!split(job)) {
       add(level, job);
       return level + 1;
     }
-    job.split_k = (job.k + splits - 1) / splits;
-    job.splits = (job.k + job.split_k - 1) / job.split_k;
     Job sum = job;
     sum.kind = Job::Kind::combine;
     while (sum.threads_per_element < tuning::most_combining_threads &&
@@ -156,6 +152,22 @@ class Schedule {
     return levels_[static_cast<std::size_t>(level)];
   }
 
+  /// Splits a product with few tiles along k, or where a tap's pairs are more, shares those out.
+  /// Whether that saves more than it costs.
+  bool split(Job& job) const {
+    const int depth = std::min(tile_shape(job.kind).k, options_.least_split),
+              chunks = tiles_along(job.k, depth), pairs = static_cast<int>(most_pairs(job)),
+              longer = std::max(chunks, pairs), shorter = std::min(chunks, pairs),
+              enough = options_.wanted_tiles / std::max(tiles_of(job), 1);
+    if (enough < 2 || shorter == 0) return false;
+    const int of_split =
+        std::max(tiles_along(longer, enough), tiles_along(options_.least_split / depth, shorter));
+    if (Index{longer - of_split} * shorter < tuning::least_saved_steps) return false;
+    job.splits = tiles_along(longer, of_split);
+    if (chunks >= pairs) job.split_k = of_split * depth;
+    return true;
+  }
+
   /// Of a tap, at most.
   Index most_pairs(const Job& job) const {
     Index pairs = 0;
@@ -175,7 +187,8 @@ class Schedule {
       case Job::Kind::multiply:
       case Job::Kind::multiply_small:
       case Job::Kind::multiply_narrow:
-        return most_pairs(job) * tiles_along(job.split_k, tile_shape(job.kind).k);
+        return (job.shares_pairs() ? tiles_along(most_pairs(job), job.splits) : most_pairs(job)) *
+               tiles_along(job.split_k, tile_shape(job.kind).k);
       case Job::Kind::reduce: return rounds(most_pairs(job) * job.k);
       case Job::Kind::combine: return rounds(job.splits);
       case Job::Kind::move:

@@ -70,12 +70,15 @@ struct Job {
   int b_n = 0, c_n = 0, a_n = 0;  ///< strides along n; a_n: move
   int first_tap = 0;
   int first_branch = 0;         ///< add_branches: that of pair 0; take_branch
-  int splits = 1, split_k = 0;  ///< of split-K: how many, and the k of one
+  int splits = 1, split_k = 0;  ///< of split-K: how many, and the k of one; all of k where a tap's
+                                ///< pairs are shared out instead
   int threads_per_element = 1;  ///< reduce and combine; a power of two
   bool a_is_k_major = true;     ///< neighbours along k (move: n) lie nearer than along m
   bool b_is_n_major = true;     ///< neighbours along n lie nearer than along k
   Epilogue epilogue = {};
   int form = 0;  ///< for messages
+
+  CONCERTINA_HOST_DEVICE constexpr bool shares_pairs() const { return splits > 1 && split_k >= k; }
 
   /// Elements of C.
   CONCERTINA_HOST_DEVICE constexpr Offset size() const {
@@ -427,7 +430,12 @@ class ContractionTile {
     tile /= job.splits;
     const int tap_index = tile % job.taps, group = tile / job.taps;
     const Tap tap = tables_.taps[job.first_tap + tap_index];
-    const int first_k = split * job.split_k,
+    const bool shares_pairs = job.shares_pairs();
+    const int pairs = tap.last_pair - tap.first_pair,
+              first_pair = tap.first_pair + (shares_pairs ? pairs * split / job.splits : 0),
+              last_pair =
+                  shares_pairs ? tap.first_pair + pairs * (split + 1) / job.splits : tap.last_pair;
+    const int first_k = shares_pairs ? 0 : split * job.split_k,
               end_k = first_k + job.split_k < job.k ? first_k + job.split_k : job.k;
     const Source<Stored, Sum> a(memory_, job.a, group), b(memory_, job.b, group);
     // In registers, or it would be read again after each barrier.
@@ -443,8 +451,8 @@ class ContractionTile {
          b_tile = block_.template shared<Sum>(PartOfB::ld * shape.k);
     typename B::template PerThread<Registers> registers(block_);
 
-    int pair_index = tap.first_pair, rest = end_k - first_k;  // of the step that is loaded next
-    bool more = pair_index < tap.last_pair && rest > 0;
+    int pair_index = first_pair, rest = end_k - first_k;  // of the step that is loaded next
+    bool more = pair_index < last_pair && rest > 0;
     TapPair pair = more ? tables_.pairs[pair_index] : TapPair{};
     const auto load = [&](Registers& mine, int thread) {
       const auto along = [&](const TwoModeStride& stride) {
@@ -483,7 +491,7 @@ class ContractionTile {
       const bool starts_pair = rest <= 0;
       if (starts_pair) {
         rest = end_k - first_k;
-        more = ++pair_index < tap.last_pair;
+        more = ++pair_index < last_pair;
         if (more) pair = tables_.pairs[pair_index];
       }
       block_.each_thread([&](int thread) {
