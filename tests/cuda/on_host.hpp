@@ -48,15 +48,22 @@ template <class Stored, class Sum, int Capacity>
 void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& addresses,
              Sum* workspace, int most_blocks, Memory& memory) {
   const auto launch = [&](int first, int last, int blocks) {
-    execute(
-        cuda::PhaseProgram<Stored, Sum, Capacity>{
-            {sequence.jobs.data(), sequence.taps.data(), sequence.pairs.data(),
-             sequence.branches.data(), sequence.phases.data()},
-            workspace,
-            first,
-            last,
-            addresses},
-        blocks, memory);
+    const auto execute_with = [&]<bool Products>(std::bool_constant<Products>) {
+      execute(
+          cuda::PhaseProgram<Stored, Sum, Capacity, Products>{
+              {sequence.jobs.data(), sequence.taps.data(), sequence.pairs.data(),
+               sequence.branches.data(), sequence.phases.data()},
+              workspace,
+              first,
+              last,
+              addresses},
+          blocks, memory);
+    };
+    if (sequence.has_products(first, last)) {
+      execute_with(std::true_type());
+    } else {
+      execute_with(std::false_type());
+    }
   };
   for (const cuda::Stage& stage : sequence.stages) {
     if (stage.is_gemm) {

@@ -85,7 +85,8 @@ class Contraction {
       : plan_(accepted(std::move(plan), math, most_blocks)),
         math_(math),
         device_(current_device()),
-        cooperative_blocks_(std::min(most_blocks, resident_blocks(device_))),
+        cooperative_blocks_{std::min(most_blocks, resident_blocks(device_, false)),
+                            std::min(most_blocks, resident_blocks(device_, true))},
         forward_(plan_.forward(), "the tables of a contraction"),
         backward_(plan_.backward(), "the tables of a contraction's gradient"),
         workspace_(plan_.workspace(), "the workspace of a contraction") {
@@ -158,7 +159,7 @@ class Contraction {
   }
 
   /// Blocks that run at a time; 0 where launches cannot cooperate.
-  int resident_blocks(int device) const {
+  int resident_blocks(int device, bool products) const {
     const auto attribute = [&](cudaDeviceAttr which) {
       int value = 0;
       check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute",
@@ -166,7 +167,7 @@ class Contraction {
       return value;
     };
     if (!attribute(cudaDevAttrCooperativeLaunch)) return 0;
-    return with_program([&]<class Program>(const Program*) {
+    return with_program(products, [&]<class Program>(const Program*) {
       int blocks = 0;
       check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, detail::run_phases<Program>,
                                                           Program::threads, shared_bytes),
@@ -228,12 +229,15 @@ class Contraction {
   };
 
   template <class Use>
-  auto with_program(Use&& use) const {
+  auto with_program(bool products, Use&& use) const {
+    const auto with_capacity = [&]<int Capacity>(std::integral_constant<int, Capacity>) {
+      if (products) return use(static_cast<const PhaseProgram<Stored, Sum, Capacity>*>(nullptr));
+      return use(static_cast<const PhaseProgram<Stored, Sum, Capacity, false>*>(nullptr));
+    };
     if (std::ssize(plan_.tensors()) <= few_tensors) {
-      return use(static_cast<const PhaseProgram<Stored, Sum, few_tensors>*>(nullptr));
+      return with_capacity(std::integral_constant<int, few_tensors>());
     }
-    return use(
-        static_cast<const PhaseProgram<Stored, Sum, ContractionPlan::most_tensors>*>(nullptr));
+    return with_capacity(std::integral_constant<int, ContractionPlan::most_tensors>());
   }
 
   void run(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
@@ -262,7 +266,8 @@ class Contraction {
 
   void launch_phases(const Sequence& sequence, const DeviceTables& tables,
                      const AddressTable& table, int first, int last, cudaStream_t stream) {
-    with_program([&]<class Program>(const Program*) {
+    const bool products = sequence.has_products(first, last);
+    with_program(products, [&]<class Program>(const Program*) {
       Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
                        tables.branches.data(), tables.phases.data()},
                       workspace_.data(),
@@ -282,9 +287,8 @@ class Contraction {
               name_of_call,
               [&] { return name(sequence, program.first_phase, program.last_phase); });
       };
-      if (last - first > 1 && cooperative_blocks_ > 0) {
-        return start(cooperative_blocks_, &cudaLaunchCooperativeKernel,
-                     "cudaLaunchCooperativeKernel");
+      if (const int blocks = cooperative_blocks_[products]; last - first > 1 && blocks > 0) {
+        return start(blocks, &cudaLaunchCooperativeKernel, "cudaLaunchCooperativeKernel");
       }
       for (int phase = first; phase < last; ++phase) {
         program.first_phase = phase, program.last_phase = phase + 1;
@@ -336,7 +340,7 @@ class Contraction {
 
   ContractionPlan plan_;
   Math math_;
-  int device_, cooperative_blocks_;
+  int device_, cooperative_blocks_[2];  // of programs without products, and with them
   DeviceTables forward_, backward_;
   Buffer<Sum> workspace_;
   Buffer<unsigned char> blas_workspace_;

@@ -106,6 +106,13 @@ struct Sequence {
   std::vector<Stage> stages;
   Index multiply_adds = 0;  ///< of products; additions of branches not counted
 
+  /// Whether any job of phases first .. last - 1 is a tiled product.
+  bool has_products(int first, int last) const {
+    const auto phase = [&](int index) { return phases[static_cast<std::size_t>(index)]; };
+    return std::any_of(jobs.begin() + phase(first).first_job,
+                       jobs.begin() + phase(last - 1).last_job,
+                       [](const Job& job) { return detail::is_product(job.kind); });
+  }
   int launches() const {
     return static_cast<int>(std::ranges::count(stages, false, &Stage::is_gemm));
   }

@@ -141,6 +141,11 @@ constexpr TileShape tile_shape(Job::Kind kind) {
                                              : tuning::narrow_tile;
 }
 
+constexpr bool is_product(Job::Kind kind) {
+  return kind == Job::Kind::multiply || kind == Job::Kind::multiply_small ||
+         kind == Job::Kind::multiply_narrow;
+}
+
 /// Tiles that a job has.
 constexpr int tiles_of(const Job& job) {
   switch (job.kind) {
@@ -308,8 +313,8 @@ class Destination {
   Source<Stored, Sum> bias_ = {}, u_ = {}, v_ = {};
 };
 
-/// What one thread block does for a tile of a job.
-template <class Stored, class Sum, ThreadBlock B>
+/// What one thread block does for a tile of a job, with code for tiled products or without.
+template <class Stored, class Sum, bool Products, ThreadBlock B>
 class ContractionTile {
  public:
   CONCERTINA_DEVICE ContractionTile(B& block, const ContractionTables& tables,
@@ -317,16 +322,22 @@ class ContractionTile {
       : block_(block), tables_(tables), memory_(memory), job_(job) {}
 
   CONCERTINA_DEVICE void run(int tile) {
+    if constexpr (Products) {
+      switch (job_.kind) {
+        case Job::Kind::multiply: return multiply<detail::tuning::large_tile>(tile);
+        case Job::Kind::multiply_small: return multiply<detail::tuning::small_tile>(tile);
+        case Job::Kind::multiply_narrow: return multiply<detail::tuning::narrow_tile>(tile);
+        default: break;
+      }
+    }
     switch (job_.kind) {
-      case Job::Kind::multiply: return multiply<detail::tuning::large_tile>(tile);
-      case Job::Kind::multiply_small: return multiply<detail::tuning::small_tile>(tile);
-      case Job::Kind::multiply_narrow: return multiply<detail::tuning::narrow_tile>(tile);
       case Job::Kind::reduce: return reduce(tile);
       case Job::Kind::combine: return combine(tile);
       case Job::Kind::move: return move(tile);
       case Job::Kind::copy: return copy(tile);
       case Job::Kind::add_branches: return add_branches(tile);
       case Job::Kind::take_branch: return take_branch(tile);
+      default: break;
     }
   }
 
@@ -774,12 +785,14 @@ struct Addresses {
 
 /// A persistent kernel: phases one after another, on any number of blocks, with a barrier of the
 /// grid between.
-/// Requires  everything that earlier phases write to be written
-template <class Stored, class Sum, int Capacity>
+/// Requires  everything that earlier phases write to be written; without Products, no job to be one
+template <class Stored, class Sum, int Capacity, bool Products = true>
 struct PhaseProgram {
   static constexpr int threads = contraction_threads, capacity = Capacity;
-  /// Minimum of resident blocks for each multiprocessor, of __launch_bounds__.
-  static constexpr int resident = sizeof(Sum) == sizeof(double) ? 1 : 2;
+  static constexpr bool products = Products;
+  /// Minimum of resident blocks for each multiprocessor, of __launch_bounds__. What waits for
+  /// memory and needs few registers has more.
+  static constexpr int resident = !Products ? 4 : sizeof(Sum) == sizeof(double) ? 1 : 2;
 
   ContractionTables tables;
   Sum* workspace;
@@ -813,7 +826,8 @@ struct PhaseProgram {
     }
     const Job& job = tables.jobs[first];
     const ContractionMemory<Stored, Sum> memory{addresses.at, workspace};
-    ContractionTile<Stored, Sum, B>(block, tables, memory, job).run(tile - job.first_tile);
+    ContractionTile<Stored, Sum, Products, B>(block, tables, memory, job)
+        .run(tile - job.first_tile);
   }
 };
 
