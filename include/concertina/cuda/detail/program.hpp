@@ -16,6 +16,22 @@ using Offset = std::int64_t;
 /// Of an element of a tensor, which has less than 2^31.
 using ElementIndex = std::uint32_t;
 
+namespace detail {
+
+struct Quotient {
+  int quotient, remainder;
+};
+
+/// Divisors are often 1, or greater than the number.
+CONCERTINA_HOST_DEVICE constexpr Quotient divide(ElementIndex number, int divisor) {
+  const auto by = static_cast<ElementIndex>(divisor);
+  if (by == 1) return {static_cast<int>(number), 0};
+  if (number < by) return {0, static_cast<int>(number)};
+  return {static_cast<int>(number / by), static_cast<int>(number % by)};
+}
+
+}  // namespace detail
+
 /// The strides of a mode of two: index i stands for (i / extent, i % extent), where `extent` is
 /// that of the inner mode, and lies at their inner product with (outer, inner). So channels and
 /// taps can be one mode of a GEMM although other channels lie between. With extent 1 it is an
@@ -24,7 +40,8 @@ struct TwoModeStride {
   int outer = 0, inner = 0;
 
   CONCERTINA_HOST_DEVICE constexpr int operator()(int i, int extent) const {
-    return extent == 1 ? i * outer : (i / extent) * outer + (i % extent) * inner;
+    const auto at = detail::divide(static_cast<ElementIndex>(i), extent);
+    return at.quotient * outer + at.remainder * inner;
   }
 };
 
@@ -117,18 +134,6 @@ struct Phase {
 };
 
 namespace detail {
-
-struct Quotient {
-  int quotient, remainder;
-};
-
-/// Divisors are often 1, or greater than the number.
-CONCERTINA_HOST_DEVICE constexpr Quotient divide(ElementIndex number, int divisor) {
-  const auto by = static_cast<ElementIndex>(divisor);
-  if (by == 1) return {static_cast<int>(number), 0};
-  if (number < by) return {0, static_cast<int>(number)};
-  return {static_cast<int>(number / by), static_cast<int>(number % by)};
-}
 
 constexpr int tiles_along(Offset count, int side) {
   return static_cast<int>((count + side - 1) / side);
@@ -290,8 +295,9 @@ class Destination {
 
   template <class B>
   CONCERTINA_DEVICE Row row(B& block, int m) const {
-    return {c_m_(m, m_inner_extent_), bias_ ? bias_.read(block, m) : Sum(0),
-            u_ ? u_.read(block, m_inner_extent_ == 1 ? m : m / m_inner_extent_) : Sum(0)};
+    const auto at = detail::divide(static_cast<ElementIndex>(m), m_inner_extent_);
+    return {at.quotient * c_m_.outer + at.remainder * c_m_.inner,
+            bias_ ? bias_.read(block, m) : Sum(0), u_ ? u_.read(block, at.quotient) : Sum(0)};
   }
   template <class B>
   CONCERTINA_DEVICE void write(B& block, const Row& row, int n, Sum sum) const {
@@ -431,15 +437,14 @@ class ContractionTile {
       int k_outer, k_inner, first_k_outer, first_k_inner;  // of the step, of a pair's first
     };
     const Job& job = job_;
-    const int column_tiles = (job.n + shape.n - 1) / shape.n,
-              row_tiles = (job.m + shape.m - 1) / shape.m;
-    const int first_column = tile % column_tiles * shape.n;
-    tile /= column_tiles;
-    const int first_row = tile % row_tiles * shape.m;
-    tile /= row_tiles;
-    const int split = tile % job.splits;
-    tile /= job.splits;
-    const int tap_index = tile % job.taps, group = tile / job.taps;
+    const auto next = [&](int extent) {  // mode of the tile's index
+      const auto [rest, index] = detail::divide(static_cast<ElementIndex>(tile), extent);
+      tile = rest;
+      return index;
+    };
+    const int first_column = next((job.n + shape.n - 1) / shape.n) * shape.n,
+              first_row = next((job.m + shape.m - 1) / shape.m) * shape.m;
+    const int split = next(job.splits), tap_index = next(job.taps), group = tile;
     const Tap tap = tables_.taps[job.first_tap + tap_index];
     const bool shares_pairs = job.shares_pairs();
     const int pairs = tap.last_pair - tap.first_pair,
@@ -451,8 +456,8 @@ class ContractionTile {
     const Source<Stored, Sum> a(memory_, job.a, group), b(memory_, job.b, group);
     // In registers, or it would be read again after each barrier.
     const TwoModeStride a_k = job.a_k, b_k = job.b_k;
-    const int k_inner_extent = job.k_inner_extent, outer_step = shape.k / k_inner_extent,
-              inner_step = shape.k % k_inner_extent;
+    const int k_inner_extent = job.k_inner_extent;
+    const auto k_step = detail::divide(shape.k, k_inner_extent);
     // Where k is two modes, a thread's elements have one k, that of both operands.
     const bool k_is_one_mode = k_inner_extent == 1,
                a_is_k_major = job.a_is_k_major || !k_is_one_mode,
@@ -489,8 +494,9 @@ class ContractionTile {
         for (int j = 0; j < shape.thread_n; ++j) mine.sums[i][j] = Sum(0);
       }
       const int k = first_k + (k_is_one_mode ? 0 : thread % shape.k);
-      mine.first_k_outer = mine.k_outer = k / k_inner_extent;
-      mine.first_k_inner = mine.k_inner = k % k_inner_extent;
+      const auto [k_outer, k_inner] = detail::divide(static_cast<ElementIndex>(k), k_inner_extent);
+      mine.first_k_outer = mine.k_outer = k_outer;
+      mine.first_k_inner = mine.k_inner = k_inner;
       if (more) load(mine, thread);
     });
     while (more) {
@@ -507,8 +513,8 @@ class ContractionTile {
       }
       block_.each_thread([&](int thread) {
         Registers& mine = registers[thread];
-        mine.k_outer += outer_step;
-        mine.k_inner += inner_step;
+        mine.k_outer += k_step.quotient;
+        mine.k_inner += k_step.remainder;
         if (mine.k_inner >= k_inner_extent) {
           mine.k_inner -= k_inner_extent;
           ++mine.k_outer;
