@@ -374,13 +374,19 @@ class ContractionTile {
    public:
     static constexpr int ld = size + detail::tuning::bank_padding;
 
+    /// The k of all elements of a thread where k is the major mode: 8 threads load neighbours, a
+    /// sector of global memory, and 4 groups of them store to different banks.
+    CONCERTINA_DEVICE static int k_of(int thread) {
+      return thread / 32 % (depth / 8) * 8 + thread % 8;
+    }
+
     /// Coalesced: neighbours in memory are loaded by neighbouring threads. offset(side, k) is where
     /// an element is in the first step.
     template <class Offsets>
     CONCERTINA_DEVICE void place(int thread, bool is_k_major, Offsets&& offset) {
-      const int side = is_k_major ? thread / depth : thread % size,
+      const int side = is_k_major ? thread / (4 * depth) * 4 + thread / 8 % 4 : thread % size,
                 side_step = is_k_major ? contraction_threads / depth : 0;
-      k_ = is_k_major ? thread % depth : thread / size;
+      k_ = is_k_major ? k_of(thread) : thread / size;
       k_step_ = is_k_major ? 0 : contraction_threads / size;
       shared_ = k_ * ld + side;
       shared_step_ = k_step_ * ld + side_step;
@@ -493,7 +499,7 @@ class ContractionTile {
         CONCERTINA_UNROLL
         for (int j = 0; j < shape.thread_n; ++j) mine.sums[i][j] = Sum(0);
       }
-      const int k = first_k + (k_is_one_mode ? 0 : thread % shape.k);
+      const int k = first_k + (k_is_one_mode ? 0 : PartOfA::k_of(thread));
       const auto [k_outer, k_inner] = detail::divide(static_cast<ElementIndex>(k), k_inner_extent);
       mine.first_k_outer = mine.k_outer = k_outer;
       mine.first_k_inner = mine.k_inner = k_inner;
