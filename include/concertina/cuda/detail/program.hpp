@@ -173,17 +173,20 @@ constexpr int tiles_of(const Job& job) {
   return tiles_along(job.size(), tuning::elementwise_tile);
 }
 
+/// Of a tile's operands, and later its slices' sums.
+CONCERTINA_HOST_DEVICE constexpr int shared_elements(TileShape tile) {
+  const int operands = (tile.m + tile.n + 2 * tuning::bank_padding) * tile.k,
+            sums = tile.slices() > 1 ? tile.slices() * tile.m * tile.n : 0;
+  return operands > sums ? operands : sums;
+}
+
 template <class Sum>
 constexpr std::size_t contraction_shared_bytes() {
-  std::size_t most = 0;
+  int most = tuning::move_side * (tuning::move_side + 1);
   for (const TileShape tile : {tuning::large_tile, tuning::small_tile, tuning::narrow_tile}) {
-    const auto bytes_of = [&](int side) {
-      return shared_size<Sum>(static_cast<std::size_t>((side + tuning::bank_padding) * tile.k));
-    };
-    const std::size_t bytes = bytes_of(tile.m) + bytes_of(tile.n);
-    most = bytes > most ? bytes : most;
+    most = shared_elements(tile) > most ? shared_elements(tile) : most;
   }
-  return most;
+  return shared_size<Sum>(static_cast<std::size_t>(most));
 }
 
 }  // namespace detail
@@ -410,10 +413,10 @@ class ContractionTile {
       }
     }
     template <class Tile>
-    CONCERTINA_DEVICE void store(int thread, Tile& tile) const {
+    CONCERTINA_DEVICE void store(int thread, Tile& tiles, int first) const {
       CONCERTINA_UNROLL
       for (int l = 0; l < loads; ++l) {
-        if (exists(thread, l)) tile.set(shared_ + l * shared_step_, elements_[l]);
+        if (exists(thread, l)) tiles.set(first + shared_ + l * shared_step_, elements_[l]);
       }
     }
 
@@ -433,7 +436,10 @@ class ContractionTile {
   /// and not written.
   template <detail::TileShape shape>
   CONCERTINA_DEVICE void multiply(int tile) {
-    static_assert(shape.m / shape.thread_m * shape.threads_n() == contraction_threads);
+    constexpr int slices = shape.slices(), slice_k = shape.k / slices,
+                  rows_of_slice = shape.thread_m / slices;
+    static_assert(slices * shape.threads() == contraction_threads && slice_k * slices == shape.k &&
+                  rows_of_slice * slices == shape.thread_m);
     using PartOfA = Part<shape.m, shape.k>;
     using PartOfB = Part<shape.n, shape.k>;
     struct Registers {
@@ -469,8 +475,9 @@ class ContractionTile {
                a_is_k_major = job.a_is_k_major || !k_is_one_mode,
                b_is_k_major = !job.b_is_n_major || !k_is_one_mode;
 
-    auto a_tile = block_.template shared<Sum>(PartOfA::ld * shape.k),
-         b_tile = block_.template shared<Sum>(PartOfB::ld * shape.k);
+    constexpr int b_tile = PartOfA::ld * shape.k,  // after A's
+        shared_elements = detail::shared_elements(shape);
+    auto tiles = block_.template shared<Sum>(shared_elements);
     typename B::template PerThread<Registers> registers(block_);
 
     int pair_index = first_pair, rest = end_k - first_k;  // of the step that is loaded next
@@ -483,6 +490,12 @@ class ContractionTile {
       mine.a.load(block_, thread, a, pair.a + along(a_k), rest);
       mine.b.load(block_, thread, b, pair.b + along(b_k), rest);
     };
+
+    // Of a thread's sums.
+    const auto row_of = [](int thread) {
+      return thread % shape.threads() / shape.threads_n() * shape.thread_m;
+    };
+    const auto column_of = [](int thread) { return thread % shape.threads_n() * shape.thread_n; };
 
     block_.each_thread([&](int thread) {
       Registers& mine = registers[thread];
@@ -507,8 +520,8 @@ class ContractionTile {
     });
     while (more) {
       block_.each_thread([&](int thread) {
-        registers[thread].a.store(thread, a_tile);
-        registers[thread].b.store(thread, b_tile);
+        registers[thread].a.store(thread, tiles, 0);
+        registers[thread].b.store(thread, tiles, b_tile);
       });
       rest -= shape.k;
       const bool starts_pair = rest <= 0;
@@ -530,11 +543,12 @@ class ContractionTile {
           mine.k_inner = mine.first_k_inner;
         }
         if (more) load(mine, thread);
+        const int first = thread / shape.threads() * slice_k;
         CONCERTINA_UNROLL
-        for (int k = 0; k < shape.k; ++k) {
+        for (int k = 0; k < slice_k; ++k) {
           Sum rows[shape.thread_m], columns[shape.thread_n];
-          a_tile.get(k * PartOfA::ld + thread / shape.threads_n() * shape.thread_m, rows);
-          b_tile.get(k * PartOfB::ld + thread % shape.threads_n() * shape.thread_n, columns);
+          tiles.get((first + k) * PartOfA::ld + row_of(thread), rows);
+          tiles.get(b_tile + (first + k) * PartOfB::ld + column_of(thread), columns);
           CONCERTINA_UNROLL
           for (int i = 0; i < shape.thread_m; ++i) {
             CONCERTINA_UNROLL
@@ -548,19 +562,43 @@ class ContractionTile {
         job.splits > 1 ? Destination<Stored, Sum>(
                              memory_.workspace + job.c.offset + matrix * job.m * job.n, job.n)
                        : Destination<Stored, Sum>(memory_, job, group, tap);
+    // The slices' sums are exchanged, and each writes some of the rows.
+    const auto sum_at = [](int slice, int i, int j, int thread) {
+      return ((slice * shape.thread_m + i) * shape.thread_n + j) * shape.threads() +
+             thread % shape.threads();
+    };
+    if constexpr (slices > 1) {
+      block_.each_thread([&](int thread) {
+        CONCERTINA_UNROLL
+        for (int i = 0; i < shape.thread_m; ++i) {
+          CONCERTINA_UNROLL
+          for (int j = 0; j < shape.thread_n; ++j) {
+            tiles.set(sum_at(thread / shape.threads(), i, j, thread), registers[thread].sums[i][j]);
+          }
+        }
+      });
+    }
     const int rows = job.m - first_row, columns = job.n - first_column;
     block_.each_thread([&](int thread) {
-      const Registers& mine = registers[thread];
-      const int row = thread / shape.threads_n() * shape.thread_m,
-                column = thread % shape.threads_n() * shape.thread_n;
       CONCERTINA_UNROLL
-      for (int i = 0; i < shape.thread_m; ++i) {
-        if (row + i >= rows) break;
-        const auto row_of_c = c.row(block_, first_row + row + i);
+      for (int r = 0; r < rows_of_slice; ++r) {
+        const int i = thread / shape.threads() * rows_of_slice + r, row = row_of(thread) + i;
+        if (row >= rows) break;
+        const auto row_of_c = c.row(block_, first_row + row);
         CONCERTINA_UNROLL
         for (int j = 0; j < shape.thread_n; ++j) {
-          if (column + j >= columns) break;
-          c.write(block_, row_of_c, first_column + column + j, mine.sums[i][j]);
+          const int column = column_of(thread) + j;
+          if (column >= columns) break;
+          Sum sum(0);
+          if constexpr (slices == 1) {
+            sum = registers[thread].sums[r][j];
+          } else {
+            CONCERTINA_UNROLL
+            for (int slice = 0; slice < slices; ++slice) {
+              sum += tiles.get(sum_at(slice, i, j, thread));
+            }
+          }
+          c.write(block_, row_of_c, first_column + column, sum);
         }
       }
     });

@@ -14,24 +14,28 @@ inline constexpr int contraction_threads = 256;
 namespace detail {
 
 /// A thread block's tile of C, m x n, staged through shared memory k deep, and the part of it that
-/// one thread keeps in registers.
+/// one thread keeps in registers. Where the tile takes fewer threads than a block has, slices of
+/// them share k out.
 struct TileShape {
   int m, n, k, thread_m, thread_n;
 
-  /// Threads along a row.
+  /// Threads along a row, and of a slice.
   CONCERTINA_HOST_DEVICE constexpr int threads_n() const { return n / thread_n; }
+  CONCERTINA_HOST_DEVICE constexpr int threads() const { return m / thread_m * threads_n(); }
+  CONCERTINA_HOST_DEVICE constexpr int slices() const { return contraction_threads / threads(); }
 };
 
 }  // namespace detail
 
 namespace detail::tuning {
 
-/// Estimated: 4x4 for each thread reads shared memory twice, 16 bytes each, for 16 multiply-adds.
+/// Estimated: 4x4 for each thread reads shared memory twice, 16 bytes each, for 16 multiply-adds;
+/// with 2x2 or 4x1 instead of slices of k, the smaller tiles waited for shared memory.
 inline constexpr TileShape large_tile{64, 64, 16, 4, 4};
 /// Estimated: four times as many tiles of products that do not fill the device.
-inline constexpr TileShape small_tile{32, 32, 32, 2, 2};
+inline constexpr TileShape small_tile{32, 32, 32, 4, 4};
 /// Estimated: for depth-wise expansions and biases, of a few columns.
-inline constexpr TileShape narrow_tile{128, 8, 16, 4, 1};
+inline constexpr TileShape narrow_tile{128, 8, 16, 4, 4};
 
 /// Elements of shared memory between columns of a tile beyond its height, so that a warp's accesses
 /// fall on different banks, and are still aligned to 16 bytes.
