@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <functional>
 #include <initializer_list>
 #include <limits>
 #include <map>
@@ -112,9 +111,13 @@ class Schedule {
       if (!level.jobs.empty()) {
         Phase phase{static_cast<int>(sequence.jobs.size()), 0, 0};
         // Heavy tiles first, so that none is left when the others are done.
-        std::ranges::stable_sort(level.jobs, std::greater<>{},
-                                 [&](const Job& job) { return steps_of(job); });
-        for (Job& job : level.jobs) {
+        std::vector<std::pair<Index, std::size_t>> order;
+        for (std::size_t j = 0; j < level.jobs.size(); ++j) {
+          order.emplace_back(-steps_of(level.jobs[j]), j);
+        }
+        std::ranges::sort(order);
+        for (const auto& [steps, j] : order) {
+          Job& job = level.jobs[j];
           job.first_tile = phase.tiles;
           phase.tiles += tiles_of(job);
           sequence.jobs.push_back(job);
