@@ -287,8 +287,10 @@ class Destination {
     const Offset at = job.c.of_group(group) + tap.c;
     if (job.c.operand == TensorRef::workspace) {
       sums_ = memory.workspace + at;
-    } else {
+    } else if constexpr (is_mixed) {
       stored_ = static_cast<Stored*>(memory.addresses[job.c.operand]) + at;
+    } else {
+      sums_ = static_cast<Sum*>(memory.addresses[job.c.operand]) + at;
     }
   }
 
@@ -307,14 +309,14 @@ class Destination {
     sum += row.bias;
     if (u_) sum += row.u * v_.read(block, n);
     const int at = row.at + n * c_n_;
-    if (sums_) {
-      block.write(sums_ + at, sum);
-    } else {
-      block.write(stored_ + at, Conversion<Stored, Sum>::store(sum));
+    if constexpr (is_mixed) {
+      if (stored_) return block.write(stored_ + at, Conversion<Stored, Sum>::store(sum));
     }
+    block.write(sums_ + at, sum);
   }
 
  private:
+  static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
   Sum* sums_ = nullptr;
   Stored* stored_ = nullptr;
   TwoModeStride c_m_;
