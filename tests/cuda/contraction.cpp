@@ -120,6 +120,22 @@ TEST_CASE("a phase begins with its longest sums", "[cuda]") {
   CHECK(tiles == std::vector{0, 1, 2, 3, 4});
 }
 
+TEST_CASE("a large product of kernels is one matrix product, its gradient two", "[cuda]") {
+  for (const Index channels : {128, 256, 512}) {
+    const std::vector<PlannedForm> forms{PlannedForm(std::vector<ConvShape<2>>(
+        2, {.out = channels, .in = channels, .kernel_size = 3, .bias = true}))};
+    const ContractionPlan plan(forms);
+    REQUIRE(plan.forward().gemms.size() == 1);
+    CHECK(plan.backward().gemms.size() == 2);
+    CHECK(plan.forward().launches() == 2);
+    CHECK(plan.backward().launches() == 2);
+    const cuda::Gemm& gemm = plan.forward().gemms.front();
+    CHECK(gemm.m == 9 * channels);
+    CHECK(gemm.n == 9 * channels);
+    CHECK(gemm.k == channels);
+  }
+}
+
 TEST_CASE("branches are added in a phase of their own, whatever their number", "[cuda]") {
   Rng rng(1);
   const ConvShape<2> shape{.out = 8, .in = 8, .kernel_size = 3, .padding = 1};

@@ -183,6 +183,28 @@ TEST_CASE("tiles, splits and thread counts of every size are contracted on block
   }
 }
 
+TEST_CASE("kernels of every geometry are multiplied on cuBLAS", "[cuda]") {
+  Rng rng(15);
+  for (const bool only_large : {false, true}) {  // or every product, however small
+    const PlanOptions options{.least_gemm = only_large ? 20'000 : 1};
+    Network<float> network(rng);
+    // More columns than a block folds at a time, and more taps.
+    network.add<1>({{.out = 3, .in = 300, .kernel_size = 5, .bias = true},
+                    {.out = 4, .in = 3, .kernel_size = 4, .bias = true}});
+    network.add<2>(
+        {{.out = 9, .in = 33, .kernel_size = {3, 9}, .stride = {1, 2}, .dilation = {2, 1}},
+         {.out = 5, .in = 9, .kernel_size = {7, 2}, .dilation = {1, 3}, .bias = true}});
+    network.add<2>({{.out = 8, .in = 4, .kernel_size = 3, .groups = 2, .bias = true},
+                    {.out = 12, .in = 8, .kernel_size = {2, 3}, .groups = 4, .bias = true},
+                    {.out = 6, .in = 12, .kernel_size = 3, .dilation = 3, .groups = 3}});
+    network.add<3>({{.out = 5, .in = 6, .kernel_size = {3, 1, 2}, .stride = {2, 1, 3}},
+                    {.out = 7, .in = 5, .kernel_size = {2, 3, 3}, .bias = true}});
+    const ContractionPlan plan(network.forms(), options);
+    CHECK_FALSE(plan.forward().gemms.empty());
+    network.check(plan);
+  }
+}
+
 TEST_CASE("groups that fill tiles, with biases, are contracted on blocks", "[cuda]") {
   Rng rng(7);
   const Index groups = GENERATE(2, 3);
@@ -263,8 +285,9 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
     }
   }
   using Kind = cuda::Job::Kind;
-  for (const Kind kind : {Kind::multiply, Kind::multiply_small, Kind::multiply_narrow, Kind::reduce,
-                          Kind::move, Kind::copy, Kind::add_branches, Kind::take_branch}) {
+  for (const Kind kind :
+       {Kind::multiply, Kind::multiply_small, Kind::multiply_narrow, Kind::reduce, Kind::fold,
+        Kind::unfold, Kind::copy, Kind::add_branches, Kind::take_branch}) {
     CAPTURE(static_cast<int>(kind));
     CHECK(kinds.contains({kind, false}));
   }
@@ -545,7 +568,8 @@ Index longest_sum(const cuda::Sequence& sequence) {
       Index terms = job.splits + 2;  // and what the epilogue adds
       for (int t = job.first_tap; t < job.first_tap + job.taps; ++t) {
         const cuda::Tap& tap = sequence.taps[static_cast<std::size_t>(t)];
-        terms = std::max<Index>(terms, Index{job.k} * (tap.last_pair - tap.first_pair) + 2);
+        const Index pairs = tap.last_pair - tap.first_pair;  // a fold adds them up
+        terms = std::max<Index>(terms, std::max(job.k, 1) * pairs + 2);
       }
       longest = std::max(longest, terms);
     }

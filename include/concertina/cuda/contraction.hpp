@@ -123,17 +123,17 @@ struct Sequence {
 /// Products are computed in the cheapest order of each chain; sums and concatenations gather their
 /// branches, element by element and in the branches' order, so without atomics. What does not
 /// depend on each other runs side by side, whatever form it is of: each step of all forms is a
-/// phase of one launch, with a barrier of the grid between phases. A product with a 1x1 side that
-/// is large enough for cuBLAS runs there, between launches; kxk after kxk never does.
+/// phase of one launch, with a barrier of the grid between phases. A product that is large enough
+/// for cuBLAS runs there, between launches.
 ///
 /// Layers are the leaves of the forms. A leaf that is a batch norm or a scale is given, and its
 /// gradient taken, as its 1x1 depthwise layer: weight [C] and, where it shifts, bias [C]; a
 /// permutation as a dense 1x1 layer. channel_map_gradient goes on from there.
 /// Cost    L - 1 phases for chains of up to L layers, and one for each sum or concatenation on the
 ///         way; one more for each step with split-K partial sums, one where groups leave zeros
-///         between them, two around a GEMM of cuBLAS's whose taps have to be moved. The workspace
-///         holds every intermediate and its gradient, partial sums and what is moved; nothing is
-///         used twice
+///         between them, two around a GEMM of cuBLAS's whose taps have to be unfolded. The
+///         workspace holds every intermediate and its gradient, partial sums and what is unfolded:
+///         of kxk after lxl on cuBLAS, out * in * k * k * l * l elements. Only these are used twice
 /// Source  the products and their gradients are those of docs/product.md and docs/backward.md
 class ContractionPlan {
  public:

@@ -194,7 +194,8 @@ class Schedule {
                tiles_along(job.split_k, tile_shape(job.kind).k);
       case Job::Kind::reduce: return rounds(most_pairs(job) * job.k);
       case Job::Kind::combine: return rounds(job.splits);
-      case Job::Kind::move:
+      case Job::Kind::fold:
+      case Job::Kind::unfold:
       case Job::Kind::copy:
       case Job::Kind::add_branches:
       case Job::Kind::take_branch: break;
@@ -267,8 +268,8 @@ inline std::vector<BlockRun> block_runs(const ProductPlan& plan) {
   return runs;
 }
 
-/// Time of a product in multiply-adds. For cuBLAS, taps between the channels are moved out of the
-/// way and back.
+/// Time of a product in multiply-adds. For cuBLAS, the taps of kernels are unfolded, and the
+/// product folded.
 inline double device_cost(const PlanOptions& options, const AnyShape& outer,
                           const AnyShape& inner) {
   const auto elements = [](const AnyShape& shape) {
@@ -276,9 +277,13 @@ inline double device_cost(const PlanOptions& options, const AnyShape& outer,
   };
   const Index work = concertina::detail::multiply_adds(outer, inner);
   const double result = elements(concertina::detail::product_shape(outer, inner));
-  const bool moves = numel(outer.kernel_size) > 1 && numel(inner.kernel_size) == 1 &&
-                     work / outer.groups >= options.least_gemm;
-  const double moved = moves ? 2 * (elements(outer) + result) : 0;
+  double moved = 0;  // read and written
+  if (numel(outer.kernel_size) > 1 && work / outer.groups >= options.least_gemm) {
+    const Index inner_taps = numel(inner.kernel_size);
+    moved = 2 * (elements(outer) + static_cast<double>(outer.out * numel(outer.kernel_size)) *
+                                       static_cast<double>(inner.in / inner.groups * inner_taps));
+    if (inner_taps > 1) moved += 2 * elements(inner);
+  }
   return static_cast<double>(work) +
          tuning::multiply_adds_per_element * (elements(outer) + elements(inner) + result + moved);
 }
@@ -333,6 +338,20 @@ class FormPlanner {
   }
 
  private:
+  struct Matrix {
+    TensorRef ref;
+    Offset ld;
+    bool transposed = false;
+
+    Matrix transpose() const { return {ref, ld, !transposed}; }
+  };
+  /// A large product's weights, rows (o, b) and columns m, rows m and columns (a, c), and the
+  /// matrix of its elements before they are added up, rows (o, b) and columns (a, c); later of its
+  /// gradient's.
+  struct Unfolded {
+    Matrix outer, inner;
+    TensorRef product;
+  };
   struct Product {
     Product(const concertina::detail::Program& program, const Instruction& instruction, Value value)
         : plan(program.shape(instruction.outer()), program.shape(instruction.inner()),
@@ -345,15 +364,11 @@ class FormPlanner {
     ProductPlan plan;
     std::vector<BlockRun> runs;
     Value outer, inner, result;
-    std::map<std::pair<std::size_t, int>, TensorRef> moved = {};  // W2, taps before channels
+    std::map<std::pair<std::size_t, int>, Unfolded> unfolded = {};  // of each run and group
 
     Index outer_taps() const { return plan.outer_count(); }
     Index inner_taps() const { return plan.inner_count(); }
-  };
-  struct Matrix {
-    TensorRef ref;
-    Offset ld;
-    bool transposed = false;
+    bool is_pointwise() const { return outer_taps() == 1 || inner_taps() == 1; }
   };
   struct PlacedBranch {
     Value value;
@@ -404,8 +419,10 @@ class FormPlanner {
   }
 
   bool is_large(const Product& product, const BlockRun& run) const {
-    const bool pointwise = product.outer_taps() == 1 || product.inner_taps() == 1;
-    return pointwise && product.plan.multiply_adds_of(run.first) >= planning_.options.least_gemm;
+    const DenseBlock& block = run.first;
+    const Index taps = product.outer_taps() * product.inner_taps();
+    return product.plan.multiply_adds_of(block) >= planning_.options.least_gemm &&
+           (product.is_pointwise() || block.out * block.in * taps <= tuning::most_unfolded);
   }
 
   // ---- sums and concatenations -----------------------------------------------------------------
@@ -580,18 +597,19 @@ class FormPlanner {
       job.a_is_k_major = false;
     } else {
       job.taps = narrow(product.plan.taps);
-      job.first_tap = result_taps(schedule, product);
+      job.first_tap = result_taps(schedule, product,
+                                  [](Index b, Index a) { return TapPair{narrow(b), narrow(a)}; });
     }
     return planning_.multiply(schedule, level, job);
   }
 
-  /// For each tap of the product the pairs that meet there.
-  static int result_taps(Schedule& schedule, const Product& product) {
+  /// For each tap of the product the pairs that meet there, as pair(b, a) has them.
+  template <class Pair>
+  static int result_taps(Schedule& schedule, const Product& product, Pair&& pair) {
     std::vector<std::vector<TapPair>> meeting(static_cast<std::size_t>(product.plan.taps));
     for (Index b = 0; b < product.outer_taps(); ++b) {
       for (Index a = 0; a < product.inner_taps(); ++a) {
-        meeting[static_cast<std::size_t>(meeting_tap(product.plan, b, a))].push_back(
-            {narrow(b), narrow(a)});
+        meeting[static_cast<std::size_t>(meeting_tap(product.plan, b, a))].push_back(pair(b, a));
       }
     }
     const int first = schedule.next_tap();
@@ -605,68 +623,100 @@ class FormPlanner {
            plan.inner_taps[static_cast<std::size_t>(a)];
   }
 
-  /// On cuBLAS, which wants one mode of each matrix to be contiguous: where the taps of the outer
-  /// kernel lie between the channels, they are moved before them, and those of the result back.
+  /// On cuBLAS, which wants one mode of each matrix to be contiguous: taps that lie between
+  /// channels are moved before them. Then W2 [(o, b)][m] times W1 [m][(a, c)] is one matrix
+  /// product, and folding adds up its elements where taps (b, a) meet.
   int multiply_large(Product& product, std::size_t r, int level) {
     Schedule& schedule = planning_.forward;
     const BlockRun& run = product.runs[r];
     const DenseBlock& block = run.first;
-    const Index taps = product.outer_taps();
+    const Index taps = product.outer_taps(), rows = block.out * taps,
+                width = block.in * product.inner_taps();
+    const int meeting = taps == 1 ? 0 : unfolded_taps(schedule, product, block);
     int ready = level;
     for (int group = 0; group < run.count; ++group) {
       const TensorRef outer = shifted(values_[product.outer].weight,
                                       block.outer + group * run.outer_stride),
-                      inner = shifted(values_[product.inner].weight,
-                                      block.inner + group * run.inner_stride),
                       result = shifted(values_[product.result].weight,
                                        block.result + group * run.result_stride);
+      Matrix inner{shifted(values_[product.inner].weight, block.inner + group * run.inner_stride),
+                   block.inner_ld};
       if (taps == 1) {
-        ready = std::max(ready, gemm(schedule, level, {outer, block.outer_ld},
-                                     {inner, block.inner_ld}, {result, block.result_ld}, block.out,
-                                     block.in * product.inner_taps(), block.hidden));
+        ready = std::max(ready, gemm(schedule, level, {outer, block.outer_ld}, inner,
+                                     {result, block.result_ld}, block.out, width, block.hidden));
         continue;
       }
-      const TensorRef kernels = planning_.allocate(block.out * taps * block.hidden),
-                      sums = planning_.allocate(block.out * taps * block.in);
-      schedule.add(level,
-                   taps_first(outer, block.outer_ld, kernels, block.out, taps, block.hidden));
-      product.moved[{r, group}] = kernels;
-      const int done = gemm(schedule, level + 1, {kernels, block.hidden}, {inner, block.inner_ld},
-                            {sums, block.in}, block.out * taps, block.in, block.hidden);
-      schedule.add(done, channels_first(sums, result, block.result_ld, block.out, taps, block.in));
+      if (product.inner_taps() > 1) {
+        inner.ref = taps_first(level, inner, block.hidden, product.inner_taps(), block.in);
+        inner.ld = width;
+      }
+      const Matrix kernels{
+          taps_first(level, {outer, block.outer_ld}, block.out, taps, block.hidden), block.hidden},
+          sums{planning_.allocate(rows * width), width};
+      product.unfolded[{r, group}] = {kernels, inner, sums.ref};
+      const int done = gemm(schedule, level + 1, kernels, inner, sums, rows, width, block.hidden);
+      schedule.add(done, fold({sums.ref, taps * width}, {result, block.result_ld}, block.out,
+                              block.in, product.plan.taps, meeting));
       ready = std::max(ready, done + 1);
     }
     return ready;
   }
 
-  /// From [row][channel][tap] to [row][tap][channel].
-  static Job taps_first(const TensorRef& from, Index ld, const TensorRef& to, Index rows,
-                        Index taps, Index channels) {
-    return {.kind = Job::Kind::move,
-            .m = narrow(rows * taps),
-            .n = narrow(channels),
-            .m_inner_extent = narrow(taps),
-            .a = from,
-            .c = to,
-            .a_m = stride(ld, 1),
-            .c_m = stride(taps * channels, channels),
-            .c_n = 1,
-            .a_n = narrow(taps),
-            .a_is_k_major = false};
+  /// The product's taps in the unfolded matrix, rows (o, b) and columns (a, c).
+  static int unfolded_taps(Schedule& schedule, const Product& product, const DenseBlock& block) {
+    const Index width = block.in * product.inner_taps();
+    return result_taps(schedule, product,
+                       [&](Index b, Index a) { return TapPair{narrow(b * width + a * block.in)}; });
   }
-  /// The other way round.
-  static Job channels_first(const TensorRef& from, const TensorRef& to, Index ld, Index rows,
-                            Index taps, Index channels) {
-    return {.kind = Job::Kind::move,
-            .m = narrow(rows * taps),
+  /// Taps so far apart.
+  static int strided_taps(Schedule& schedule, Index taps, Index stride) {
+    const int first = schedule.next_tap();
+    for (Index t = 0; t < taps; ++t) schedule.add_tap(narrow(t), {TapPair{narrow(t * stride)}});
+    return first;
+  }
+
+  /// [row][channel][tap] from rows of an unfolded matrix, where each tap has the sum of its pairs.
+  static Job fold(const Matrix& from, const Matrix& to, Index rows, Index channels, Index taps,
+                  int first_tap) {
+    return {.kind = Job::Kind::fold,
+            .taps = narrow(taps),
+            .m = narrow(rows),
             .n = narrow(channels),
-            .m_inner_extent = narrow(taps),
-            .a = from,
-            .c = to,
-            .a_m = stride(taps * channels, channels),
-            .c_m = stride(ld, 1),
+            .a = from.ref,
+            .c = to.ref,
+            .a_m = stride(from.ld),
+            .c_m = stride(to.ld),
             .c_n = narrow(taps),
-            .a_n = 1};
+            .first_tap = first_tap};
+  }
+  /// The other way round: each of a tap's pairs has its element.
+  static Job unfold(const Matrix& from, const Matrix& to, Index rows, Index channels, Index taps,
+                    int first_tap) {
+    return {.kind = Job::Kind::unfold,
+            .taps = narrow(taps),
+            .m = narrow(rows),
+            .n = narrow(channels),
+            .a = from.ref,
+            .c = to.ref,
+            .a_m = stride(from.ld),
+            .c_m = stride(to.ld),
+            .a_n = narrow(taps),
+            .first_tap = first_tap};
+  }
+
+  /// A layer's kernels [row][channel][tap] as [row][tap][channel], in the workspace.
+  TensorRef taps_first(int level, const Matrix& kernels, Index rows, Index taps, Index channels) {
+    Schedule& schedule = planning_.forward;
+    const TensorRef to = planning_.allocate(rows * taps * channels);
+    schedule.add(level, unfold(kernels, {to, taps * channels}, rows, channels, taps,
+                               strided_taps(schedule, taps, channels)));
+    return to;
+  }
+  /// The other way round, of a gradient.
+  Job channels_first(const TensorRef& from, const Matrix& kernels, Index rows, Index taps,
+                     Index channels) {
+    return fold({from, taps * channels}, kernels, rows, channels, taps,
+                strided_taps(planning_.backward, taps, channels));
   }
 
   /// C = A B; returns the level from which on it can be read. Where tensors are stored narrower
@@ -674,16 +724,8 @@ class FormPlanner {
   /// added as C is moved.
   int gemm(Schedule& schedule, int level, Matrix a, Matrix b, const Matrix& c, Index m, Index n,
            Index k, const Epilogue& epilogue = {}) {
-    const auto dense_move = [](const Matrix& from, const Matrix& to, Index rows, Index columns) {
-      return Job{.kind = Job::Kind::move,
-                 .m = narrow(rows),
-                 .n = narrow(columns),
-                 .a = from.ref,
-                 .c = to.ref,
-                 .a_m = stride(from.ld),
-                 .c_m = stride(to.ld),
-                 .c_n = 1,
-                 .a_n = 1};
+    const auto move = [](const Matrix& from, const Matrix& to, Index rows, Index columns) {
+      return fold(from, to, rows, columns, 1, Schedule::identity_tap);
     };
     const auto is_stored = [&](const Matrix& matrix) {
       return planning_.options.mixed && matrix.ref.operand != TensorRef::workspace;
@@ -693,7 +735,7 @@ class FormPlanner {
       if (!is_stored(matrix)) return;
       if (matrix.transposed) std::swap(rows, columns);  // as it is stored
       const Matrix copied{planning_.allocate(rows * columns), columns, matrix.transposed};
-      schedule.add(level, dense_move(matrix, copied, rows, columns));
+      schedule.add(level, move(matrix, copied, rows, columns));
       matrix = copied;
       start = level + 1;
     };
@@ -713,9 +755,9 @@ class FormPlanner {
                              .transpose_a = a.transposed,
                              .transpose_b = b.transposed});
     if (!moves) return start + 1;
-    Job move = dense_move(sums, c, m, n);
-    move.epilogue = epilogue;
-    schedule.add(start + 1, move);
+    Job last = move(sums, c, m, n);
+    last.epilogue = epilogue;
+    schedule.add(start + 1, last);
     return start + 2;
   }
 
@@ -875,13 +917,16 @@ class FormPlanner {
     return planning_.multiply(schedule, level, job);
   }
 
+  /// With the gradient unfolded, rows (o, b) and columns (a, c), both are one matrix product each.
   void differentiate_large(const Product& product, std::size_t r, int level,
                            const Epilogue& epilogue) {
     Schedule& schedule = planning_.backward;
     const BlockRun& run = product.runs[r];
     const DenseBlock& block = run.first;
     PlannedValue &outer = values_[product.outer], &inner = values_[product.inner];
-    const Index taps = product.outer_taps(), width = block.in * product.inner_taps();
+    const Index taps = product.outer_taps(), inner_taps = product.inner_taps(),
+                rows = block.out * taps, width = block.in * inner_taps;
+    const int meeting = taps == 1 ? 0 : unfolded_taps(schedule, product, block);
     const auto raise = [](int& ready, int to) { ready = std::max(ready, to); };
     for (int group = 0; group < run.count; ++group) {
       const auto at = [&](const TensorRef& ref, Index offset, Index group_stride) {
@@ -889,36 +934,40 @@ class FormPlanner {
       };
       const Epilogue added{.u = at(epilogue.u, 0, run.out_stride),
                            .v = at(epilogue.v, 0, run.hidden_stride)};
-      const TensorRef weight = at(outer.weight, block.outer, run.outer_stride),
-                      weight_gradient = at(outer.weight_gradient, block.outer, run.outer_stride),
-                      gradient = at(values_[product.result].weight_gradient, block.result,
-                                    run.result_stride);
-      const Matrix inner_weight{at(inner.weight, block.inner, run.inner_stride), block.inner_ld,
-                                true},
-          inner_gradient{at(inner.weight_gradient, block.inner, run.inner_stride), block.inner_ld};
+      const Matrix outer_gradient{at(outer.weight_gradient, block.outer, run.outer_stride),
+                                  block.outer_ld},
+          inner_gradient{at(inner.weight_gradient, block.inner, run.inner_stride), block.inner_ld},
+          gradient{at(values_[product.result].weight_gradient, block.result, run.result_stride),
+                   block.result_ld};
       if (taps == 1) {
-        raise(outer.gradient_ready,
-              gemm(schedule, level, {gradient, block.result_ld}, inner_weight,
-                   {weight_gradient, block.outer_ld}, block.out, block.hidden, width, added));
-        raise(inner.gradient_ready,
-              gemm(schedule, level, {weight, block.outer_ld, true}, {gradient, block.result_ld},
-                   inner_gradient, block.hidden, width, block.out));
+        const Matrix weight{at(outer.weight, block.outer, run.outer_stride), block.outer_ld},
+            inner_weight{at(inner.weight, block.inner, run.inner_stride), block.inner_ld};
+        raise(outer.gradient_ready, gemm(schedule, level, gradient, inner_weight.transpose(),
+                                         outer_gradient, block.out, block.hidden, width, added));
+        raise(inner.gradient_ready, gemm(schedule, level, weight.transpose(), gradient,
+                                         inner_gradient, block.hidden, width, block.out));
         continue;
       }
-      const Index rows = block.out * taps;
-      const TensorRef moved = planning_.allocate(rows * block.in),
-                      sums = planning_.allocate(rows * block.hidden),
-                      kernels = product.moved.at({r, group});
-      schedule.add(level, taps_first(gradient, block.result_ld, moved, block.out, taps, block.in));
-      raise(inner.gradient_ready,
-            gemm(schedule, level + 1, {kernels, block.hidden, true}, {moved, block.in},
-                 inner_gradient, block.hidden, block.in, rows));
-      const int done = gemm(schedule, level + 1, {moved, block.in}, inner_weight,
-                            {sums, block.hidden}, rows, block.hidden, block.in);
-      Job move =
-          channels_first(sums, weight_gradient, block.outer_ld, block.out, taps, block.hidden);
-      move.epilogue = added;
-      schedule.add(done, move);
+      const auto& [kernels, inner_matrix, unfolded] = product.unfolded.at({r, group});
+      const Matrix gradients{unfolded, width},
+          sums{planning_.allocate(rows * block.hidden), block.hidden};
+      schedule.add(level, unfold(gradient, {unfolded, taps * width}, block.out, block.in,
+                                 product.plan.taps, meeting));
+      const Matrix inner_sums = inner_taps == 1
+                                    ? inner_gradient
+                                    : Matrix{planning_.allocate(block.hidden * width), width};
+      int done = gemm(schedule, level + 1, kernels.transpose(), gradients, inner_sums, block.hidden,
+                      width, rows);
+      if (inner_taps > 1) {
+        schedule.add(done++, channels_first(inner_sums.ref, inner_gradient, block.hidden,
+                                            inner_taps, block.in));
+      }
+      raise(inner.gradient_ready, done);
+      done = gemm(schedule, level + 1, gradients, inner_matrix.transpose(), sums, rows,
+                  block.hidden, width);
+      Job last = channels_first(sums.ref, outer_gradient, block.out, taps, block.hidden);
+      last.epilogue = added;
+      schedule.add(done, last);
       raise(outer.gradient_ready, done + 1);
     }
   }

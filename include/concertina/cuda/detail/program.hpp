@@ -72,7 +72,8 @@ struct Job {
     multiply_narrow,  ///< tiles of 128 x 8
     reduce,           ///< a dot product for each element of C
     combine,          ///< C = sum of the split-K partial sums of a product, at A
-    move,             ///< C(m, n) = A(m, n)
+    fold,             ///< C(m, n, tap) = the sum of A(m, n) at the tap's pairs
+    unfold,           ///< C(m, n) at the tap's pairs = A(m, n, tap)
     copy,             ///< n contiguous elements; zeros where there is no A
     add_branches,     ///< C(m, n, tap) = the sum of the branches' elements there
     take_branch       ///< C(m, n, tap) = A's element at the branch's place
@@ -84,13 +85,13 @@ struct Job {
   int m_inner_extent = 1, k_inner_extent = 1;
   TensorRef a = {}, b = {}, c = {};
   TwoModeStride a_m = {}, a_k = {}, b_k = {}, c_m = {};
-  int b_n = 0, c_n = 0, a_n = 0;  ///< strides along n; a_n: move
+  int b_n = 0, c_n = 0, a_n = 0;  ///< strides along n; a_n: unfold, take_branch
   int first_tap = 0;
   int first_branch = 0;         ///< add_branches: that of pair 0; take_branch
   int splits = 1, split_k = 0;  ///< of split-K: how many, and the k of one; all of k where a tap's
                                 ///< pairs are shared out instead
   int threads_per_element = 1;  ///< reduce and combine; a power of two
-  bool a_is_k_major = true;     ///< neighbours along k (move: n) lie nearer than along m
+  bool a_is_k_major = true;     ///< neighbours along k lie nearer than along m
   bool b_is_n_major = true;     ///< neighbours along n lie nearer than along k
   Epilogue epilogue = {};
   int form = 0;  ///< for messages
@@ -108,7 +109,7 @@ struct Tap {
   int c = 0, first_pair = 0, last_pair = 0;
 };
 /// Offsets of two taps, read at once; of add_branches the branch, counted from the job's first, and
-/// its tap.
+/// its tap; of fold and unfold one offset, `a`.
 struct alignas(8) TapPair {
   int a = 0, b = 0;
 };
@@ -151,6 +152,19 @@ constexpr bool is_product(Job::Kind kind) {
          kind == Job::Kind::multiply_narrow;
 }
 
+/// What a block folds at a time: some columns of a row, and some of their taps.
+struct FoldTile {
+  int columns, taps;
+
+  /// Odd, so that neither neighbouring columns nor neighbouring taps share a bank.
+  CONCERTINA_HOST_DEVICE constexpr int ld() const { return taps | 1; }
+};
+CONCERTINA_HOST_DEVICE constexpr FoldTile fold_tile(int taps) {
+  FoldTile tile{0, taps < tuning::most_fold_taps ? taps : tuning::most_fold_taps};
+  tile.columns = tuning::fold_elements / tile.ld() / warp_size * warp_size;
+  return tile;
+}
+
 /// Tiles that a job has.
 constexpr int tiles_of(const Job& job) {
   switch (job.kind) {
@@ -164,8 +178,11 @@ constexpr int tiles_of(const Job& job) {
     case Job::Kind::reduce:
     case Job::Kind::combine:
       return tiles_along(job.size(), contraction_threads / job.threads_per_element);
-    case Job::Kind::move:
-      return tiles_along(job.m, tuning::move_side) * tiles_along(job.n, tuning::move_side);
+    case Job::Kind::fold:
+    case Job::Kind::unfold: {
+      const FoldTile tile = fold_tile(job.taps);
+      return job.m * tiles_along(job.n, tile.columns) * tiles_along(job.taps, tile.taps);
+    }
     case Job::Kind::copy: return tiles_along(job.n, tuning::elementwise_tile);
     case Job::Kind::add_branches:
     case Job::Kind::take_branch: break;
@@ -182,7 +199,7 @@ CONCERTINA_HOST_DEVICE constexpr int shared_elements(TileShape tile) {
 
 template <class Sum>
 constexpr std::size_t contraction_shared_bytes() {
-  int most = tuning::move_side * (tuning::move_side + 1);
+  int most = tuning::fold_elements;
   for (const TileShape tile : {tuning::large_tile, tuning::small_tile, tuning::narrow_tile}) {
     most = shared_elements(tile) > most ? shared_elements(tile) : most;
   }
@@ -344,7 +361,8 @@ class ContractionTile {
     switch (job_.kind) {
       case Job::Kind::reduce: return reduce(tile);
       case Job::Kind::combine: return combine(tile);
-      case Job::Kind::move: return move(tile);
+      case Job::Kind::fold: return fold(tile);
+      case Job::Kind::unfold: return unfold(tile);
       case Job::Kind::copy: return copy(tile);
       case Job::Kind::add_branches: return add_branches(tile);
       case Job::Kind::take_branch: return take_branch(tile);
@@ -726,37 +744,122 @@ class ContractionTile {
     return sum;
   }
 
-  /// Through shared memory, so that reads and writes are both coalesced.
-  CONCERTINA_DEVICE void move(int tile) {
-    constexpr int side = detail::tuning::move_side, ld = side + 1;
-    const Job job = job_;
-    const int column_tiles = (job.n + side - 1) / side;
-    const int first_column = tile % column_tiles * side, first_row = tile / column_tiles * side;
-    const Source<Stored, Sum> a(memory_, job.a, 0);
-    auto elements = block_.template shared<Sum>(side * ld);
-    const auto for_each = [&](int thread, bool is_n_major, auto&& visit) {
-      CONCERTINA_UNROLL
-      for (int index = thread; index < side * side; index += contraction_threads) {
-        const int near = index % side, far = index / side;
-        const int row = is_n_major ? far : near, column = is_n_major ? near : far;
-        if (first_row + row < job.m && first_column + column < job.n) visit(row, column);
+  /// Both of these go through shared memory, so that neighbouring threads are at neighbouring
+  /// columns of the unfolded matrix, and at neighbouring taps of the other.
+  CONCERTINA_DEVICE void fold(int tile) {
+    const FoldPart part(job_, tile);
+    auto elements = block_.template shared<Sum>(detail::tuning::fold_elements);
+    block_.each_thread([&](int thread) {
+      const Source<Stored, Sum> a(memory_, job_.a, 0);
+      const int row = job_.a_m(part.row, job_.m_inner_extent) + part.first_column;
+      // Several columns at once, so that their loads are in flight together.
+      constexpr int together = 4;
+      const int apart = (part.columns + together - 1) / together;
+      for (Walk at(thread, apart); at.far < part.taps; at.advance()) {
+        const Tap tap = tables_.taps[part.tap + at.far];
+        Sum sums[together] = {};
+        CONCERTINA_UNROLL_BY(2)
+        for (int p = tap.first_pair; p < tap.last_pair; ++p) {
+          const int pair = row + tables_.pairs[p].a;
+          CONCERTINA_UNROLL
+          for (int c = 0; c < together; ++c) {
+            const int column = at.near + c * apart;
+            sums[c] += a.read(block_, pair + (column < part.columns ? column : at.near));
+          }
+        }
+        CONCERTINA_UNROLL
+        for (int c = 0; c < together; ++c) {
+          const int column = at.near + c * apart;
+          if (column < part.columns) elements.set(column * part.ld + at.far, sums[c]);
+        }
       }
-    };
-    block_.each_thread([&](int thread) {
-      for_each(thread, job.a_is_k_major, [&](int row, int column) {
-        elements.set(row * ld + column,
-                     a.read(block_, job.a_m(first_row + row, job.m_inner_extent) +
-                                        (first_column + column) * job.a_n));
-      });
     });
-    const Destination<Stored, Sum> c(memory_, job, 0, Tap{});
+    const Destination<Stored, Sum> c(memory_, job_, 0, Tap{});
     block_.each_thread([&](int thread) {
-      for_each(thread, job.c_n == 1, [&](int row, int column) {
-        c.write(block_, c.row(block_, first_row + row), first_column + column,
-                elements.get(row * ld + column));
-      });
+      const auto row = c.row(block_, part.row);
+      for (Walk at(thread, part.taps); at.far < part.columns; at.advance()) {
+        auto row_of_tap = row;
+        row_of_tap.at += tables_.taps[part.tap + at.near].c;
+        c.write(block_, row_of_tap, part.first_column + at.far,
+                elements.get(at.far * part.ld + at.near));
+      }
     });
   }
+
+  CONCERTINA_DEVICE void unfold(int tile) {
+    const FoldPart part(job_, tile);
+    auto elements = block_.template shared<Sum>(detail::tuning::fold_elements);
+    block_.each_thread([&](int thread) {
+      // All loads before the first of them is waited for.
+      constexpr int loads = detail::tuning::fold_elements / contraction_threads;
+      Sum loaded[loads];
+      const Source<Stored, Sum> a(memory_, job_.a, 0);
+      const int stride = job_.a_n, first = job_.a_m(part.row, job_.m_inner_extent) +
+                                           part.first_column * stride + part.first_tap;
+      Walk from(thread, part.taps);
+      CONCERTINA_UNROLL
+      for (int l = 0; l < loads; ++l, from.advance()) {
+        if (from.far < part.columns) {
+          loaded[l] = a.read(block_, first + from.far * stride + from.near);
+        }
+      }
+      Walk to(thread, part.taps);
+      CONCERTINA_UNROLL
+      for (int l = 0; l < loads; ++l, to.advance()) {
+        if (to.far < part.columns) elements.set(to.far * part.ld + to.near, loaded[l]);
+      }
+    });
+    block_.each_thread([&](int thread) {
+      const TensorRef c = job_.c;
+      const Offset row = c.offset + job_.c_m(part.row, job_.m_inner_extent) + part.first_column;
+      for (Walk at(thread, part.columns); at.far < part.taps; at.advance()) {
+        const Tap tap = tables_.taps[part.tap + at.far];
+        const Sum element = elements.get(at.near * part.ld + at.far);
+        for (int p = tap.first_pair; p < tap.last_pair; ++p) {
+          memory_.write(block_, c, row + at.near + tables_.pairs[p].a, element);
+        }
+      }
+    });
+  }
+
+  /// Of a tile of fold or unfold.
+  struct FoldPart {
+    int row, first_column, first_tap, columns, taps, ld;
+    int tap;  ///< first_tap's place in the table
+
+    CONCERTINA_DEVICE FoldPart(const Job& job, int tile) {
+      const detail::FoldTile most = detail::fold_tile(job.taps);
+      const int column_tiles = (job.n + most.columns - 1) / most.columns,
+                tap_tiles = (job.taps + most.taps - 1) / most.taps;
+      first_tap = tile % tap_tiles * most.taps;
+      tile /= tap_tiles;
+      first_column = tile % column_tiles * most.columns;
+      row = tile / column_tiles;
+      columns = job.n - first_column < most.columns ? job.n - first_column : most.columns;
+      taps = job.taps - first_tap < most.taps ? job.taps - first_tap : most.taps;
+      ld = most.ld();
+      tap = job.first_tap + first_tap;
+    }
+  };
+
+  /// A thread's elements of a row-major matrix with `size` columns, without divisions on the way.
+  struct Walk {
+    int near, far;  // column and row
+    int size, near_step, far_step;
+
+    CONCERTINA_DEVICE Walk(int thread, int columns)
+        : near(thread % columns),
+          far(thread / columns),
+          size(columns),
+          near_step(contraction_threads % columns),
+          far_step(contraction_threads / columns) {}
+
+    CONCERTINA_DEVICE void advance() {
+      near += near_step;
+      far += far_step;
+      if (near >= size) near -= size, ++far;
+    }
+  };
 
   CONCERTINA_DEVICE void copy(int tile) {
     const Job job = job_;

@@ -13,6 +13,8 @@ inline constexpr int contraction_threads = 256;
 
 namespace detail {
 
+inline constexpr int warp_size = 32;
+
 /// A thread block's tile of C, m x n, staged through shared memory k deep, and the part of it that
 /// one thread keeps in registers. Where the tile takes fewer threads than a block has, slices of
 /// them share k out.
@@ -41,12 +43,19 @@ inline constexpr TileShape narrow_tile{128, 8, 16, 4, 4};
 /// fall on different banks, and are still aligned to 16 bytes.
 inline constexpr int bank_padding = 4;
 
-/// Elements for each block of an elementwise job, and the side of a transposed tile. Estimated.
-inline constexpr int elementwise_tile = 4 * contraction_threads, move_side = 32;
+/// Elements for each block of an elementwise job. Estimated.
+inline constexpr int elementwise_tile = 4 * contraction_threads;
+
+/// Elements of shared memory in which a block folds or unfolds: what the tiles above take; and the
+/// most taps of one column there, so that they have at least a warp of columns. Estimated.
+inline constexpr int fold_elements = 9 * contraction_threads, most_fold_taps = 64;
 
 /// Default of PlanOptions::least_gemm. Estimated: some 10 us on an H100, about what a launch and
 /// the copies for cuBLAS cost.
 inline constexpr Index least_gemm = Index{1} << 27;
+
+/// Elements of the unfolded product of two kernels larger than 1x1, for cuBLAS: 1 GiB of float.
+inline constexpr Index most_unfolded = Index{1} << 28;
 
 /// Default of PlanOptions::wanted_tiles: two for each of an H100's 132 multiprocessors, which is
 /// how many blocks are resident.
