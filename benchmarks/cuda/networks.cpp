@@ -62,6 +62,12 @@ std::vector<cuda::PlannedForm> unet() {
   return {cuda::PlannedForm(expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .bias = true}))};
 }
 
+/// So many 3x3 layers one after another.
+std::vector<cuda::PlannedForm> kernels(Index channels, std::size_t layers) {
+  return {cuda::PlannedForm(
+      std::vector<ConvShape<2>>(layers, {.out = channels, .in = channels, .kernel_size = 3}))};
+}
+
 }  // namespace
 
 std::vector<NamedForms> networks() {
@@ -71,7 +77,11 @@ std::vector<NamedForms> networks() {
           {"SmallNet_CK_FC", with_linear(smallnet(true))},
           {"MobileNet_CL", mobilenet()},
           {"AlexNet_CK_11_5", alexnet()},
-          {"UNet_CL_512", unet()}};
+          {"UNet_CL_512", unet()},
+          {"CK_128", kernels(128, 2)},
+          {"CK_256", kernels(256, 2)},
+          {"CK_512", kernels(512, 2)},
+          {"CK_256_of_3", kernels(256, 3)}};
 }
 
 bool are_contracted(const std::vector<cuda::PlannedForm>& forms,

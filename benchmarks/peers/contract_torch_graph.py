@@ -2,8 +2,8 @@
 """Contracts the networks of bench_cuda_contraction in PyTorch as fast as it goes: batched products, in one CUDA graph.
 
 The published code, which contract_torch_cuda.py times, loops over channels and groups in Python. Here every product is
-one einsum or one transposed convolution, and a network's are captured in one graph; each is checked against the layers
-applied one after another. Weights alone: the biases are left out, which bench_cuda_contraction contracts too. Also
+one einsum, or for two kernels a convolution or a matrix product that is folded, whichever is fastest; a network's are
+captured in one graph; each is checked against the layers applied one after another. Weights alone: the biases are left out, which bench_cuda_contraction contracts too. Also
 measured is what the card gives PyTorch at most, in large products and in copies.
 
     benchmarks/peers/contract_torch_graph.py [--json] [--device cuda]
@@ -24,6 +24,27 @@ except ImportError:
     sys.exit("contract_torch_graph.py: PyTorch is not installed; nothing measured")
 
 
+def transposed(outer, inner):
+    """The full convolution of two kernels as a transposed one."""
+    return functional.conv_transpose2d(outer, inner)
+
+
+def padded(outer, inner):
+    """The same as a convolution of the outer kernel with zeros around it."""
+    height, width = inner.shape[2:]
+    return functional.conv2d(outer, inner.flip(2, 3).transpose(0, 1), padding=(height - 1, width - 1))
+
+
+def folded(outer, inner):
+    """One matrix product for all pairs of taps, whose results are added up where they meet."""
+    kernel, taps = inner.shape[2:], outer.shape[2:]
+    pairs = torch.einsum("omp,mk->okp", outer.flatten(2), inner.flatten(1))
+    return functional.fold(pairs, [k + t - 1 for k, t in zip(kernel, taps)], tuple(kernel))
+
+
+KERNEL_PRODUCTS = {function.__name__: function for function in (transposed, padded, folded)}
+
+
 class Dense:
     """Layers [out][in][k][k], the first applied first."""
 
@@ -31,15 +52,15 @@ class Dense:
         self.layers = [torch.rand(o, i, k, k) - 0.5 for i, o, k in zip(widths, widths[1:], kernels)]
         self.groups = 1
 
-    def contract(self):
+    def contract(self, multiply):
         product = self.layers[0]
         for layer in self.layers[1:]:
             if layer.shape[-1] == 1:
                 product = torch.einsum("om,mcab->ocab", layer[:, :, 0, 0], product)
             elif product.shape[-1] == 1:
                 product = torch.einsum("omab,mc->ocab", layer, product[:, :, 0, 0])
-            else:  # the full convolution of both kernels
-                product = functional.conv_transpose2d(layer, product)
+            else:
+                product = multiply(layer, product)
         return product
 
 
@@ -54,7 +75,7 @@ class Depthwise:
         ]
         self.groups = channels
 
-    def contract(self):
+    def contract(self, _):
         first, middle, last = self.layers
         c, r = self.groups, last.shape[1]
         product = torch.einsum("cr,crmk,cm->ck", last.view(c, r), middle.view(c, r, r, 9), first.view(c, r))
@@ -80,12 +101,16 @@ def networks():
         "MobileNet_CL": [cl(3, 12, 128, 32, 3)] + [Depthwise(channels) for channels in depthwise],
         "AlexNet_CK_11_5": [ck(3, 12, 256, 256, 256, 64), ck(64, 256, 192)],
         "UNet_CL_512": [cl(512, 2048, 2048, 512, 3)],
+        "CK_128": [ck(128, 128, 128)],
+        "CK_256": [ck(256, 256, 256)],
+        "CK_512": [ck(512, 512, 512)],
+        "CK_256_of_3": [ck(256, 256, 256, 256)],
     }
 
 
-def check(chain):
+def check(chain, multiply):
     """Throws AssertionError unless the product acts as the layers do."""
-    product = chain.contract()
+    product = chain.contract(multiply)
     side = product.shape[-1] + 2
     x = torch.rand(2, chain.layers[0].shape[1] * chain.groups, side, side)
     expected = x
@@ -153,18 +178,26 @@ def main():
         sys.exit("contract_torch_graph.py: there is no CUDA device; nothing measured")
     torch.manual_seed(0)
     torch.set_default_device(options.device)
+    torch.backends.cudnn.benchmark = True
     allow_tf32(False)
     chains = networks()
     for network in chains.values():
         for chain in network:
-            check(chain)
+            for multiply in KERNEL_PRODUCTS.values():
+                check(chain, multiply)
     if options.device == "cpu":
         print("contract_torch_graph.py: the products act as the layers do; nothing measured")
         return
-    report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "most": most(), "microseconds": {}}
+    report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "most": most()}
+    report["microseconds"], report["kernel_products"] = {}, {}
     for name, network in chains.items():
-        time = microseconds(lambda: [chain.contract() for chain in network])
-        report["microseconds"][name] = round(time, 1)
+        times = {
+            how: round(microseconds(lambda: [chain.contract(multiply) for chain in network]), 1)
+            for how, multiply in KERNEL_PRODUCTS.items()
+            if "CK" in name or multiply is transposed  # others have no product of two kernels
+        }
+        report["microseconds"][name] = min(times.values())
+        report["kernel_products"][name] = times
     if options.json:
         print(json.dumps(report, indent=1))
         return
