@@ -120,7 +120,10 @@ class Network {
  public:
   explicit Network(const NamedForms& network)
       : name_(network.name), contraction_(cuda::ContractionPlan(network.forms)) {
-    for (const TensorUse& use : plan().tensors()) buffers_.push_back(random_elements(use.size));
+    for (const TensorUse& use : plan().tensors()) {
+      const bool is_used = use.role != Role::layer_gradient;  // read, or compared
+      buffers_.push_back(is_used ? random_elements(use.size) : Buffer<float>(use.size, what));
+    }
     constexpr std::type_identity<const float> read;
     constexpr std::type_identity<float> written;
     layers_ = layers(Role::layer, read);

@@ -3,6 +3,7 @@
 
 #include <concertina/detail/evaluator.hpp>
 #include <concertina/expand.hpp>
+#include <concertina/threads.hpp>
 
 #include <algorithm>
 #include <array>
@@ -102,7 +103,7 @@ bool are_contracted(const std::vector<cuda::PlannedForm>& forms,
             [&](std::size_t leaf) -> LayerData<const double> {
               return {tensors[2 * leaf].data(), tensors[2 * leaf + 1].data()};
             },
-            [](std::size_t) {}, {weight.data(), bias.data()}, serial_for);
+            [](std::size_t) {}, {weight.data(), bias.data()}, Threads{});
     const auto agree = [](const std::vector<double>& expected, const std::vector<float>& found) {
       double largest = 0;
       for (const double element : expected) largest = std::max(largest, std::abs(element));
