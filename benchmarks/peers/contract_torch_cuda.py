@@ -6,8 +6,8 @@ and composes kxk kernels by a transposed convolution; each layer's is checked ag
 
     benchmarks/peers/contract_torch_cuda.py build/cuda/benchmarks/bench_cuda_contraction
 
-Both are timed by CUDA events, warm, on the same GPU in alternating rounds; medians are compared. With --device cpu the
-method alone is checked, without the other side.
+Both are timed by CUDA events, warm, on the same GPU in alternating rounds; medians are compared. Without the binary the
+published method alone is checked and timed, with --device cpu on the CPU. Each network is printed when it is done.
 SPDX-License-Identifier: Apache-2.0
 """
 
@@ -26,40 +26,45 @@ except ImportError:
 
 
 def networks():
-    """The networks of bench_cuda_contraction: layers, and how a network's are contracted."""
+    """The networks of bench_cuda_contraction: what makes and checks a network, and returns what contracts it."""
     import contract_torch
     import fold_torch
 
     def conv(inside, outside, kernel, **options):
         return nn.Conv2d(inside, outside, kernel, **options)
 
-    def plain(chains):
+    def plain(*chains):
+        chains = [chain() for chain in chains]
         for layers in chains:
             contract_torch.check(layers)
         return lambda: [contract_torch.contract(layers) for layers in chains]
 
-    def cl(widths, kernel):
+    def cl(*widths, kernel=7):
         kernels = [1, kernel, 1]
-        return nn.Sequential(*(conv(i, o, k) for i, o, k in zip(widths, widths[1:], kernels)))
+        return lambda: nn.Sequential(*(conv(i, o, k) for i, o, k in zip(widths, widths[1:], kernels)))
 
-    def ck(widths):
-        return nn.Sequential(*(conv(i, o, 3) for i, o in zip(widths, widths[1:])))
+    def ck(*widths):
+        return lambda: nn.Sequential(*(conv(i, o, 3) for i, o in zip(widths, widths[1:])))
 
-    fc = nn.Sequential(nn.Linear(512, 2048), nn.Linear(2048, 256), nn.Linear(256, 64))
-    small_cl = [cl(widths, 7) for widths in ([3, 3, 32, 8], [8, 32, 64, 16], [16, 64, 128, 32])]
-    small_ck = [ck(widths) for widths in ([3, 3, 32, 8], [8, 32, 64, 16], [16, 64, 128, 32])]
-    folded = fold_torch.network()
-    for layers, norm in folded:
-        fold_torch.check(layers, norm)
-    mobilenet = [layers for layers, _ in folded if len(layers) > 1]
+    def fc():
+        return nn.Sequential(nn.Linear(512, 2048), nn.Linear(2048, 256), nn.Linear(256, 64))
+
+    def mobilenet():
+        chains = [(layers, norm) for layers, norm in fold_torch.network() if len(layers) > 1]
+        for layers, norm in chains:
+            fold_torch.check(layers, norm)
+        return lambda: [fold_torch.contract(layers) for layers, _ in chains]
+
+    small_cl = [cl(3, 3, 32, 8), cl(8, 32, 64, 16), cl(16, 64, 128, 32)]
+    small_ck = [ck(3, 3, 32, 8), ck(8, 32, 64, 16), ck(16, 64, 128, 32)]
     return {
-        "SmallNet_CL": plain(small_cl),
-        "SmallNet_CK": plain(small_ck),
-        "SmallNet_CL_FC": plain(small_cl + [fc]),
-        "SmallNet_CK_FC": plain(small_ck + [fc]),
-        "MobileNet_CL": lambda: [fold_torch.contract(layers) for layers in mobilenet],
-        "AlexNet_CK_11_5": plain([ck([3, 12, 256, 256, 256, 64]), ck([64, 256, 192])]),
-        "UNet_CL_512": plain([cl([512, 2048, 2048, 512], 3)]),
+        "SmallNet_CL": lambda: plain(*small_cl),
+        "SmallNet_CK": lambda: plain(*small_ck),
+        "SmallNet_CL_FC": lambda: plain(*small_cl, fc),
+        "SmallNet_CK_FC": lambda: plain(*small_ck, fc),
+        "MobileNet_CL": mobilenet,
+        "AlexNet_CK_11_5": lambda: plain(ck(3, 12, 256, 256, 256, 64), ck(64, 256, 192)),
+        "UNet_CL_512": lambda: plain(cl(512, 2048, 2048, 512, kernel=3)),
     }
 
 
@@ -93,29 +98,35 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("binary", nargs="?", help="bench_cuda_contraction, as built by the preset cuda")
     arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--networks", default="", help="those whose names begin so")
     arguments.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    arguments.add_argument("--json", action="store_true", help="print a line of JSON for each network")
     options = arguments.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("contract_torch_cuda.py: there is no CUDA device; nothing compared")
-    if options.device == "cuda" and not options.binary:
-        arguments.error("the binary is missing")
     torch.manual_seed(0)
     torch.set_default_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    print(f"PyTorch {torch.__version__}, {where}; microseconds, medians of {options.rounds} alternating rounds")
-    for name, contract in networks().items():
+    if not options.json:
+        print(f"PyTorch {torch.__version__}, {where}; microseconds, medians of {options.rounds} alternating rounds")
+    for name, make in networks().items():
+        if not name.startswith(options.networks):
+            continue
+        contract = make()
         ours, theirs = [], []
         for _ in range(options.rounds):
             if options.binary:
                 ours.append(microseconds_ours(options.binary, name))
             theirs.append(microseconds_torch(contract, options.device))
-        torch_time = statistics.median(theirs)
-        compared = ""
+        row = {"network": name, "torch": statistics.median(theirs)}
         if ours:
-            mine = statistics.median(ours)
-            compared = f"   ours {mine:>10.1f}   torch / ours {torch_time / mine:.1f}"
-        print(f"{name:<20}torch {torch_time:>12.1f}{compared}")
+            row["ours"] = statistics.median(ours)
+        if options.json:
+            print(json.dumps(row), flush=True)
+            continue
+        compared = f"   ours {row['ours']:>10.1f}   torch / ours {row['torch'] / row['ours']:.1f}" if ours else ""
+        print(f"{name:<20}torch {row['torch']:>12.1f}{compared}", flush=True)
 
 
 if __name__ == "__main__":
