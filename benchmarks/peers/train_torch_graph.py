@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Times PyTorch's training step of compact SmallNet on a GPU as fast as it goes: a whole step in one CUDA graph.
+"""Times PyTorch's training step of SmallNet on a GPU as fast as it goes: a whole step in one CUDA graph.
 
 A step is zero_grad, forward, cross entropy, backward and the fused torch.optim.SGD with momentum, on one random batch
-in the device's memory, without augmentation. Timed in both memory formats, with and without TF32, eager and as a graph;
-`cifar bench --device cuda` is the other side.
+in the device's memory, without augmentation; an expanded network's layers are computed in turn, as the published code
+does. Timed in both memory formats, with and without TF32, eager and as a graph; `cifar bench --device cuda` is the
+other side. Each way is printed when it is done.
 
-    benchmarks/peers/train_torch_graph.py [--kernel 7] [--batches 128,512] [--seconds 0.4] [--json]
+    benchmarks/peers/train_torch_graph.py [--kernel 7] [--models compact,cl] [--batches 128,512] [--ways graph,eager]
+        [--cudnn search] [--seconds 0.4] [--within 60] [--json]
+
+cuDNN's kernels are searched for, which takes seconds for each model and way, or what its heuristics propose.
 
 SPDX-License-Identifier: Apache-2.0
 """
@@ -22,27 +26,22 @@ try:
 except ImportError:
     sys.exit("train_torch_graph.py: PyTorch is not installed; nothing measured")
 
+from train_torch import network
 
-def smallnet(kernel):
-    layers, channels = [], 3
-    for out in (8, 16, 32):
-        layers.append(nn.Conv2d(channels, out, kernel, padding=(kernel - 1) // 2))
-        layers += [nn.BatchNorm2d(out), nn.ReLU(), nn.MaxPool2d(2)]
-        channels = out
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
+RATE = 4
 
 
-def step_of(kernel, batch, memory_format):
+def step_of(model, kernel, batch, memory_format):
     """A function that does one training step."""
-    model = smallnet(kernel).to(memory_format=memory_format)
+    layers = network(model, kernel, RATE).to(memory_format=memory_format)
     loss = nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    optimizer = torch.optim.SGD(layers.parameters(), lr=0.01, momentum=0.9, fused=True)
     images = torch.randn(batch, 3, 32, 32).to(memory_format=memory_format)
     labels = torch.randint(10, (batch,))
 
     def step():
         optimizer.zero_grad(set_to_none=False)
-        loss(model(images), labels).backward()
+        loss(layers(images), labels).backward()
         optimizer.step()
 
     return step
@@ -82,30 +81,36 @@ def steps_per_second(step, at_least):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--kernel", type=int, default=7)
+    arguments.add_argument("--models", default="compact,cl", help="with commas")
     arguments.add_argument("--batches", default="128,512", help="images of a step, with commas")
+    arguments.add_argument("--ways", default="graph,eager", help="with commas")
+    arguments.add_argument("--cudnn", choices=["search", "heuristics"], default="search", help="its kernels")
     arguments.add_argument("--seconds", type=float, default=0.4, help="for each way, at least")
-    arguments.add_argument("--json", action="store_true", help="print JSON")
+    arguments.add_argument("--within", type=float, help="seconds after which nothing more is begun")
+    arguments.add_argument("--json", action="store_true", help="print a line of JSON for each way")
     options = arguments.parse_args()
     if not torch.cuda.is_available():
         sys.exit("train_torch_graph.py: there is no CUDA device; nothing measured")
     torch.set_default_device("cuda")
-    torch.backends.cudnn.benchmark = True
-    rates = {}
+    torch.backends.cudnn.benchmark = options.cudnn == "search"
+    if not options.json:
+        print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}: images a second, kernel {options.kernel}")
+    runs = {"eager": lambda step: step, "graph": captured}
     formats = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
     batches = [int(batch) for batch in options.batches.split(",")]
-    for batch, tf32, (name, memory_format) in itertools.product(batches, (False, True), formats.items()):
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-        for way, run in (("eager", lambda step: step), ("graph", captured)):
-            step = run(step_of(options.kernel, batch, memory_format))
-            rate = batch * steps_per_second(step, options.seconds)
-            rates[f"batch {batch}, {'tf32' if tf32 else 'float'}, {name}, {way}"] = round(rate)
-    if options.json:
-        report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "images_per_second": rates}
-        print(json.dumps(report, indent=1))
-        return
-    print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}: images a second, kernel {options.kernel}")
-    for name, rate in rates.items():
-        print(f"{name:<40}{rate:>12,}")
+    ways, models = options.ways.split(","), options.models.split(",")
+    start = time.perf_counter()
+    for batch, precision, layout, way, model in itertools.product(batches, ("float", "tf32"), formats, ways, models):
+        if options.within and time.perf_counter() - start > options.within:
+            break
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        step = runs[way](step_of(model, options.kernel, batch, formats[layout]))
+        rate = round(batch * steps_per_second(step, options.seconds))
+        name = f"{model}, batch {batch}, {precision}, {layout}, {way}"
+        if options.json:
+            print(json.dumps({"way": f"{name}, {options.cudnn}", "images_per_second": rate}), flush=True)
+        else:
+            print(f"{name:<48}{rate:>12,}", flush=True)
 
 
 if __name__ == "__main__":
