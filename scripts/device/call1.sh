@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 folder=$(dirname "$(realpath "$0")")
 # shellcheck source=scripts/device/steps.sh
-source "$folder/steps.sh" "$(dirname "$folder")"
+source "$folder/steps.sh" "$(dirname "$folder")" 110
 rm -f "$OUT"/results.{json,md}
 
 step info 10 bash -c \

@@ -1,9 +1,10 @@
-# What both calls share, sourced by them: the first argument is the pack's folder; results go to $OUT.
+# What both calls share, sourced by them with the pack's folder and the seconds that the call may take;
+# results go to $OUT, in files named by letters, digits, '.', '_' and '-' alone.
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 set -uo pipefail
 
-pack=$1
+pack=$1 deadline=$2
 OUT=$(realpath -m "${OUT:-device_results}")
 work=${TMPDIR:-/tmp}/concertina-device  # both calls' on one machine
 mkdir -p "$OUT" "$work/data"
@@ -31,12 +32,17 @@ record() {
 }
 skip() { record "$1" "skipped: $2" 0; }
 
-# step NAME SECONDS COMMAND...: its output is in steps/NAME.out and .err, the end of both in $OUT.
+# step NAME SECONDS COMMAND...: its output is in steps/NAME.out and .err, the end of both in $OUT. What
+# is left until the deadline may be less than its seconds.
 step() {
   local name=$1 most=$2 start=$SECONDS code status
   shift 2
+  ((most <= deadline - start)) || most=$((deadline - start))
   if [[ -n ${no_device-} && $name != info ]]; then
     skip "$name" "$no_device"
+    return
+  elif ((most < 3)); then
+    skip "$name" 'no time is left'
     return
   fi
   timeout --kill-after 5 "$most" "$@" >"$work/steps/$name.out" 2>"$work/steps/$name.err" </dev/null
