@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On the machine with the device: tests, sanitizers, contraction beside cuBLAS and PyTorch.
+# On the machine with the device: tests, contraction beside cuBLAS and PyTorch, sanitizers.
 # SPDX-License-Identifier: Apache-2.0
 folder=$(dirname "$(realpath "$0")")
 # shellcheck source=scripts/device/steps.sh
@@ -9,16 +9,32 @@ rm -f "$OUT"/results.{json,md}
 step info 10 bash -c \
   'nvidia-smi; lscpu | grep "Model name"; ldd bench_cuda_contraction | grep cublas; ! ldd * | grep "not found"'
 
-# Tests beside the sanitizers: neither is timed. Sanitized kernels take more registers, so that fewer
-# blocks run at a time than were asked for; three always do.
-step tests_contraction 80 ./test_cuda_program_device --durations yes &
-step tests_cifar 80 ./test_cifar_cuda_network_device --durations yes &
+step tests_contraction 45 ./test_cuda_program_device --durations yes &
+step tests_cifar 45 ./test_cifar_cuda_network_device --durations yes &
+wait
+
+# A step for each network, so that a cut one leaves the others.
+measured=(--benchmark_min_time=0.05 --benchmark_format=json)
+networks=$(timeout 20 ./bench_cuda_contraction --benchmark_list_tests 2>/dev/null |
+  sed -E 's,(_with_gradient)?/.*,,' | uniq)
+for network in $networks; do
+  step "contraction-$network" 15 \
+    ./bench_cuda_contraction --benchmark_filter="^$network(_with_gradient)?/" "${measured[@]}"
+done
+[[ -n $networks ]] || step contraction 15 ./bench_cuda_contraction "${measured[@]}"
+with_torch contraction_torch_graph 20 python3 "$work/src/contract_torch_graph.py" --json
+if needs products 'bench_cuda_products in the pack' test -x bench_cuda_products; then
+  step products 40 ./bench_cuda_products "${measured[@]}"
+fi
+
+# Side by side: none is timed. Sanitized kernels take more registers, so that fewer blocks run at a
+# time than were asked for; three always do.
 sanitize() { # NAME TOOL PROGRAM TESTS [OPTION...]
   local name=$1 tool=$2 program=$3 tests=$4
   [[ -n $("./$program" --list-test-names-only "$tests") ]] ||
     { record "$name" "failed: $program has no tests '$tests'" 0; return; }
   needs "$name" compute-sanitizer command -v compute-sanitizer || return
-  step "$name" 75 env CONCERTINA_MOST_BLOCKS=3 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+  step "$name" 40 env CONCERTINA_MOST_BLOCKS=3 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     --print-limit 20 "${@:5}" "./$program" "$tests"
 }
 contraction=test_cuda_program_device
@@ -28,11 +44,5 @@ sanitize synccheck synccheck $contraction 'the paper*' &
 sanitize memcheck_cifar memcheck test_cifar_cuda_network_device 'a training goes on*' &
 wait
 
-step contraction 70 ./bench_cuda_contraction --benchmark_min_time=0.05 --benchmark_format=json
-with_torch() {
-  needs "$1" PyTorch python3 -c 'import torch' || return
-  step "$@"
-}
-with_torch contraction_torch_graph 30 python3 "$work/src/contract_torch_graph.py" --json
-with_torch contraction_torch 45 python3 "$work/src/contract_torch_cuda.py" ./bench_cuda_contraction --rounds 1
+with_torch contraction_torch 30 python3 "$work/src/contract_torch_cuda.py" --rounds 1 --json
 finish call1

@@ -27,6 +27,29 @@ def parsed(path):
         return None
 
 
+def parsed_lines(path):
+    """The lines that are JSON objects; of a step that was cut, the last may not be."""
+    rows = []
+    for line in read(path).splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def medians(path):
+    """Google Benchmark's, by name; of a step that was cut, those that it had written."""
+    report, text = parsed(path), read(path)
+    if report is None and "\n    }" in text:
+        report = json.loads(text[: text.rindex("\n    }")] + "}]}")
+    named = {}
+    for row in (report or {}).get("benchmarks", []):
+        if row.get("aggregate_name", "median") == "median":
+            named[re.sub("/(repeats|iterations|min_time|manual_time).*", "", row["run_name"])] = row
+    return named
+
+
 def training(log):
     """The last and the best of a training's epochs."""
     rows = list(csv.DictReader(line for line in read(log).splitlines() if not line.startswith("#")))
@@ -40,25 +63,24 @@ def collected(work):
     """What each step found."""
     steps, results = work / "steps", {}
     results["machine"] = read(steps / "info.out")[:4000]
-    if report := parsed(steps / "contraction.out"):
-        results["contraction"] = {
-            row["run_name"].split("/")[0]: {
+    for path in sorted(steps.glob("contraction-*.out"), key=lambda path: path.stat().st_mtime):
+        for name, row in medians(path).items():
+            results.setdefault("contraction", {})[name] = {
                 "microseconds": row["real_time"],
                 "tflops": row["flop/s"] / 1e12,
                 "share_of_cublas": row["share_of_cublas"],
             }
-            for row in report["benchmarks"]
-            if row.get("aggregate_name") == "median"
-        }
-    for name in ("contraction_torch_graph", "rate_torch_graph"):
-        if report := parsed(steps / f"{name}.out"):
-            results[name] = report
-    if text := read(steps / "contraction_torch.out"):
-        results["contraction_torch"] = text.splitlines()
+    results["products"] = medians(steps / "products.out")
+    results["contraction_torch_graph"] = parsed(steps / "contraction_torch_graph.out")
+    results["contraction_torch"] = {
+        row["network"]: row["torch"] for row in parsed_lines(steps / "contraction_torch.out")
+    }
     for path in sorted(steps.glob("rate_k*.out")):
         if report := parsed(path):
             rates = {row["model"]: row["images_per_second"] for row in report["rows"]}
             results.setdefault("rates", {})[path.stem] = rates
+    if report := parsed(steps / "rate_torch_graph.out"):
+        results["rate_torch_graph"] = report
     for path in sorted(work.glob("runs/*/log.csv")):
         results.setdefault("trainings", {})[path.parent.name] = training(path)
     for path in sorted(steps.glob("*check*.out")):
@@ -86,10 +108,15 @@ def table(head, rows):
 def markdown(results):
     steps = [[name, step["status"], step["seconds"]] for name, step in results["steps"].items()]
     graph = results.get("contraction_torch_graph", {}).get("microseconds", {})
+    loops = results.get("contraction_torch", {})
     contraction = []
     for name, row in results.get("contraction", {}).items():
         numbers = [f"{row['microseconds']:.1f}", f"{row['tflops']:.2f}", f"{row['share_of_cublas']:.2f}"]
-        contraction.append([name, *numbers, graph.get(name, "")])
+        published = f"{loops[name]:.0f}" if name in loops else ""
+        contraction.append([name, *numbers, graph.get(name, ""), published])
+    products = [
+        [name, f"{row['real_time']:.1f} {row['time_unit']}"] for name, row in results.get("products", {}).items()
+    ]
     rates = [
         [name, model, f"{rate:,.0f}"]
         for name, by_model in results.get("rates", {}).items()
@@ -104,7 +131,8 @@ def markdown(results):
     parts = [
         "# A check on a device\n",
         table(["step", "status", "s"], steps),
-        table(["network", "us", "TFLOP/s", "of cuBLAS", "PyTorch, batched, in one graph, us"], contraction),
+        table(["network", "us", "TFLOP/s", "of cuBLAS", "PyTorch in a graph, us", "as published, us"], contraction),
+        table(["product", "time"], products),
         table(["training step", "model", "images/s"], rates),
         table(["training", "epochs", "test accuracy", "best"], trainings),
     ]

@@ -66,6 +66,13 @@ needs() {
   return 1
 }
 
+# A step for which PyTorch is needed.
+with_torch() {
+  needs "$1" PyTorch python3 -c 'import sys, importlib.util as util; sys.exit(not util.find_spec("torch"))' ||
+    return
+  step "$@"
+}
+
 finish() {
   report  # steps side by side may have missed each other
   cat "$work"/steps/*.log 2>/dev/null | tail -c 8000000 >"$OUT/$1.log"
