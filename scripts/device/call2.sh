@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On the machine with the device: training rates, and trainings of SmallNet's forms.
+# On the machine with the device: training rates beside PyTorch, and two trainings of SmallNet.
 # SPDX-License-Identifier: Apache-2.0
 folder=$(dirname "$(realpath "$0")")
 # shellcheck source=scripts/device/steps.sh
@@ -22,23 +22,24 @@ unpack() {
 }
 unpack &  # on the processor, beside what runs on the device
 for batch in 128 512; do
-  step "rate_k7_b$batch" 15 ./cifar bench --device cuda --kernel 7 --batch $batch --seconds 0.7 --json
+  step "rate_k7_b$batch" 15 ./cifar bench --device cuda --kernel 7 --batch $batch --seconds 0.5 --json
 done
-step rate_k3_b128 8 ./cifar bench --device cuda --kernel 3 --models compact,cl --seconds 0.7 --json
-if needs rate_torch_graph PyTorch python3 -c 'import torch'; then
-  step rate_torch_graph 25 python3 "$work/src/train_torch_graph.py" --json
-fi
+step rate_k3_b128 8 ./cifar bench --device cuda --kernel 3 --models compact,cl --seconds 0.5 --json
+rate_torch() {
+  with_torch "rate_torch_$1" 20 python3 "$work/src/train_torch_graph.py" --json --cudnn "$1" --batches 128 \
+    --ways graph --seconds 0.2 --within "$2"
+}
+rate_torch heuristics 8
 wait
 
 batches=$(find -L "$work/images" -name data_batch_1.bin -print -quit 2>/dev/null)
 [[ -z $batches ]] || images=(--data "$(dirname "$batches")")
-train() {
+train() {  # alone: its time is reported
   step "train_$1" "$2" ./cifar train --device cuda "${images[@]}" --kernel 7 --model "$1" --epochs 150 \
     --seed 1 --out "$work/runs/$1"
+  cp "$work/runs/$1/log.csv" "$OUT/log-${1//+/-}.csv" 2>/dev/null
 }
-train compact 45  # alone: its time is reported
-train cl+fc 60
-for model in cl ck ck+fc; do train $model 60 & done  # side by side: for accuracies only
-wait
-for model in compact cl+fc; do cp "$work/runs/$model/log.csv" "$OUT/log-$model.csv" 2>/dev/null; done
+train compact 25
+train cl 38
+rate_torch search 12
 finish call2

@@ -79,8 +79,9 @@ def collected(work):
         if report := parsed(path):
             rates = {row["model"]: row["images_per_second"] for row in report["rows"]}
             results.setdefault("rates", {})[path.stem] = rates
-    if report := parsed(steps / "rate_torch_graph.out"):
-        results["rate_torch_graph"] = report
+    for path in sorted(steps.glob("rate_torch_*.out")):
+        for row in parsed_lines(path):
+            results.setdefault("rates_torch", {})[row["way"]] = row["images_per_second"]
     for path in sorted(work.glob("runs/*/log.csv")):
         results.setdefault("trainings", {})[path.parent.name] = training(path)
     for path in sorted(steps.glob("*check*.out")):
@@ -122,7 +123,7 @@ def markdown(results):
         for name, by_model in results.get("rates", {}).items()
         for model, rate in by_model.items()
     ]
-    for way, rate in results.get("rate_torch_graph", {}).get("images_per_second", {}).items():
+    for way, rate in results.get("rates_torch", {}).items():
         rates.append(["PyTorch", way, f"{rate:,}"])
     trainings = [
         [name, run["epochs"], run.get("test_accuracy", ""), run.get("best_test_accuracy", "")]
