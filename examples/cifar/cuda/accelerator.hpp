@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -46,12 +47,23 @@ struct ImageSet {
   std::span<const std::uint8_t> pixels, labels;
 };
 
+/// What of a step runs side by side; numbers are the same whatever it is.
+struct Overlap {
+  bool forked = true;
+  /// The most thread blocks of a layer's contraction, which wait for each other: those of all
+  /// layers must fit the device at a time. With 0 none waits: each phase is a launch of its own.
+  int contraction_blocks = 0;
+
+  static Overlap none() { return {false, std::numeric_limits<int>::max()}; }
+};
+
 struct TrainingPlan {
   NetworkPlan network;
   Descent descent;
   Index batch = 128;
   std::uint64_t seed = 1;  ///< of the crops
   bool augmented = true;
+  Overlap overlap{};
   std::array<double, 3> mean{}, deviation{};
   ImageSet train, test;
 };

@@ -1,4 +1,4 @@
-// The CUDA device that is current, as a backend of the network: one stream, whose launches are
+// The CUDA device that is current, as a backend of the network: streams, whose launches are
 // recorded and replayed.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -17,6 +17,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace cifar::cuda {
 
@@ -27,16 +28,29 @@ class CudaBackend {
 
   /// Throws  DeviceError where there is no device; so do all calls that fail
   CudaBackend() {
-    cudaStream_t stream = nullptr;
-    // Not a non-blocking one: copies by others, on the default stream, are done before it goes on.
-    check(cudaStreamCreate(&stream), "cudaStreamCreate",
-          "a training on a device; without one use --device cpu");
-    stream_.reset(stream);
+    const std::string purpose = "a training on a device; without one use --device cpu";
+    int least = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &first_priority_),
+          "cudaDeviceGetStreamPriorityRange", purpose);
+    add_stream(first_priority_, purpose);
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags",
+          purpose);
+    event_.reset(event);
   }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
 
-  cudaStream_t stream() const { return stream_.get(); }
+  cudaStream_t handle(Stream stream = Stream::origin) const {
+    return streams_[static_cast<std::size_t>(stream)].get();
+  }
+
+  /// The smaller a priority's number, the earlier; the device takes what is out of its range as the
+  /// nearest that is not.
+  Stream stream(int rank) {
+    add_stream(first_priority_ + rank, "a layer's stream");
+    return static_cast<Stream>(streams_.size() - 1);
+  }
 
   template <class T>
   Buffer<T> allocate(Index count) {
@@ -53,8 +67,16 @@ class CudaBackend {
   }
 
   template <class Program>
-  void run(const Program& program, const std::string& purpose) {
-    concertina::cuda::launch(program, stream(), purpose);
+  void run(const Program& program, const std::string& purpose, Stream stream) {
+    concertina::cuda::launch(program, handle(stream), purpose);
+  }
+
+  /// An event that is recorded again does not change what waits for it already.
+  void wait(Stream later, Stream earlier) {
+    if (later == earlier) return;
+    const std::string purpose = "the streams of a step";
+    check(cudaEventRecord(event_.get(), handle(earlier)), "cudaEventRecord", purpose);
+    check(cudaStreamWaitEvent(handle(later), event_.get(), 0), "cudaStreamWaitEvent", purpose);
   }
 
   /// The first time they are just launched: what kernels load and libraries allocate when they are
@@ -68,18 +90,19 @@ class CudaBackend {
       return;
     }
     if (!found->second) found->second = recorded(launches);
-    check(cudaGraphLaunch(found->second.get(), stream()), "cudaGraphLaunch", "a step");
+    check(cudaGraphLaunch(found->second.get(), handle()), "cudaGraphLaunch", "a step");
   }
 
   void forget() noexcept {
     // A failure is thrown where numbers are copied; here nobody waits for them any more.
-    static_cast<void>(cudaStreamSynchronize(stream()));
+    for (const auto& stream : streams_) static_cast<void>(cudaStreamSynchronize(stream.get()));
     graphs_.clear();
   }
 
  private:
   struct Deleter {
     void operator()(cudaStream_t stream) const { static_cast<void>(cudaStreamDestroy(stream)); }
+    void operator()(cudaEvent_t event) const { static_cast<void>(cudaEventDestroy(event)); }
     void operator()(cudaGraph_t graph) const { static_cast<void>(cudaGraphDestroy(graph)); }
     void operator()(cudaGraphExec_t graph) const { static_cast<void>(cudaGraphExecDestroy(graph)); }
   };
@@ -90,35 +113,46 @@ class CudaBackend {
     concertina::cuda::check(status, call, purpose);
   }
 
+  /// Not a non-blocking one: copies by others, on the default stream, are done before it goes on.
+  void add_stream(int priority, const std::string& purpose) {
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithPriority(&stream, cudaStreamDefault, priority),
+          "cudaStreamCreateWithPriority", purpose);
+    streams_.emplace_back(stream);
+  }
+
   void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
     if (bytes == 0) return;
-    check(cudaMemcpyAsync(to, from, bytes, kind, stream()), "cudaMemcpyAsync",
+    check(cudaMemcpyAsync(to, from, bytes, kind, handle()), "cudaMemcpyAsync",
           "a training's numbers");
-    check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize", "a training");
+    check(cudaStreamSynchronize(handle()), "cudaStreamSynchronize", "a training");
   }
 
   template <class Launches>
   Owner<cudaGraphExec_t> recorded(Launches&& launches) {
     const std::string purpose = "the graph of a step";
-    check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal),
+    check(cudaStreamBeginCapture(handle(), cudaStreamCaptureModeThreadLocal),
           "cudaStreamBeginCapture", purpose);
     cudaGraph_t graph = nullptr;
     try {
       launches();
     } catch (...) {  // or the stream would go on recording
-      static_cast<void>(cudaStreamEndCapture(stream(), &graph));
+      static_cast<void>(cudaStreamEndCapture(handle(), &graph));
       const Owner<cudaGraph_t> owner(graph);
       static_cast<void>(cudaGetLastError());
       throw;
     }
-    check(cudaStreamEndCapture(stream(), &graph), "cudaStreamEndCapture", purpose);
+    check(cudaStreamEndCapture(handle(), &graph), "cudaStreamEndCapture", purpose);
     const Owner<cudaGraph_t> owner(graph);
     cudaGraphExec_t executable = nullptr;
-    check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate", purpose);
+    check(cudaGraphInstantiate(&executable, graph, cudaGraphInstantiateFlagUseNodePriority),
+          "cudaGraphInstantiate", purpose);
     return Owner<cudaGraphExec_t>(executable);
   }
 
-  Owner<cudaStream_t> stream_;
+  int first_priority_ = 0;
+  std::vector<Owner<cudaStream_t>> streams_;  // the origin first
+  Owner<cudaEvent_t> event_;
   std::map<StepKind, Owner<cudaGraphExec_t>> graphs_;
 };
 

@@ -1,4 +1,4 @@
-// A network's expanded layers as the library's contraction takes them.
+// An expanded layer as the library's contraction takes it.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -14,10 +14,12 @@
 
 namespace cifar::cuda {
 
-/// Their forms, and where the numbers are that the two passes read and write.
+/// Its form, and where the numbers are that the two passes read and write.
 template <class Scalar>
-struct Expansions {
-  explicit Expansions(const std::vector<ExpandedLayer<Scalar>>& expanded) {
+struct Expansion {
+  explicit Expansion(const ExpandedLayer<Scalar>& layer)
+      : forms{std::visit([](const auto& shapes) { return concertina::cuda::PlannedForm(shapes); },
+                         layer.shapes)} {
     const auto span = [](auto* numbers, Index count) {
       return std::span(numbers, static_cast<std::size_t>(count));
     };
@@ -26,14 +28,11 @@ struct Expansions {
       gradients.push_back(
           {span(from.weight_gradient, from.weights), span(from.bias_gradient, from.biases)});
     };
-    for (const ExpandedLayer<Scalar>& layer : expanded) {
-      std::visit([&](const auto& shapes) { forms.emplace_back(shapes); }, layer.shapes);
-      for (const LayerNumbers<Scalar>& each : layer.layers) add(each, layers, layer_gradients);
-      add(layer.product, products, product_gradients);
-    }
+    for (const LayerNumbers<Scalar>& each : layer.layers) add(each, layers, layer_gradients);
+    add(layer.product, products, product_gradients);
   }
 
-  std::vector<concertina::cuda::PlannedForm> forms;
+  std::vector<concertina::cuda::PlannedForm> forms;  // one, and so of the products
   std::vector<concertina::cuda::DeviceLayer<const Scalar>> layers, product_gradients;
   std::vector<concertina::cuda::DeviceLayer<Scalar>> products, layer_gradients;
 };

@@ -34,13 +34,20 @@ struct StepKind {
   friend auto operator<=>(const StepKind&, const StepKind&) = default;
 };
 
+/// Programs on a stream run one after another, those on different streams side by side.
+enum class Stream : int { origin };
+
 /// Where programs run and numbers lie:
 /// - allocate<T>(count): a Buffer<T>, which owns numbers without a value, at data();
-/// - upload(span, address): a copy from the host, done when it returns;
+/// - upload(span, address): a copy from the host, after what the origin runs; done when it returns;
 /// - download(address, span): a copy to the host, likewise;
-/// - run(program, purpose): runs it after what was run before, and returns at once;
+/// - stream(rank): one more; the lower its rank, the earlier its programs have their turn, and the
+///   origin's before all;
+/// - run(program, purpose, stream): runs it after what was run there before, and returns at once;
+/// - wait(later, earlier): what will be run on `later` comes after what was run on `earlier`;
 /// - repeat(kind, launches): launches(), which runs programs and does nothing else; from the second
-///   time on they may be those that were recorded for the kind;
+///   time on they may be those that were recorded for the kind. Other streams fork from the origin
+///   by waiting for it, and are joined by its waiting for them;
 /// - forget(): drops what was recorded, when it is done; throws nothing.
 template <class B>
 concept Backend = requires(B& backend, std::span<const float> from, std::span<float> to,
@@ -51,7 +58,9 @@ concept Backend = requires(B& backend, std::span<const float> from, std::span<fl
   { backend.template allocate<float>(Index{1}).data() } -> std::same_as<float*>;
   backend.upload(from, numbers);
   backend.download(numbers, to);
-  backend.run(Fill<float>{}, "");
+  { backend.stream(0) } -> std::same_as<Stream>;
+  backend.run(Fill<float>{}, "", Stream::origin);
+  backend.wait(Stream::origin, Stream::origin);
   backend.repeat(StepKind{}, launches);
   backend.forget();
 };
@@ -62,7 +71,7 @@ concept Backend = requires(B& backend, std::span<const float> from, std::span<fl
 class Layout {
  public:
   static constexpr Index alignment = 32;  ///< numbers
-  struct Gap {
+  struct Range {
     Index first, count;
   };
 
@@ -74,11 +83,11 @@ class Layout {
     return first;
   }
   Index count() const { return count_; }  ///< numbers, with gaps
-  const std::vector<Gap>& gaps() const { return gaps_; }
+  const std::vector<Range>& gaps() const { return gaps_; }
 
  private:
   Index count_ = 0;
-  std::vector<Gap> gaps_;
+  std::vector<Range> gaps_;
 };
 
 /// A layer's numbers on the device, and their gradients.
@@ -98,18 +107,18 @@ struct ExpandedLayer {
   LayerNumbers<Scalar> product;
 };
 
-/// Contracts a network's expanded layers, and pulls gradients back. Either runs programs and
+/// Contracts an expanded layer, and pulls gradients back. Either runs programs on one stream and
 /// returns at once; the same ones each time.
 class Contractor {
  public:
   virtual ~Contractor() = default;
-  virtual void forward() = 0;   ///< sets the products' numbers
-  virtual void backward() = 0;  ///< sets the layers' gradients, from those of the products
+  virtual void forward() = 0;   ///< sets the product's numbers
+  virtual void backward() = 0;  ///< sets the layers' gradients, from those of the product
 };
 
 template <class Scalar, Backend B>
 using MakeContractor = std::function<std::unique_ptr<Contractor>(
-    B& backend, const std::vector<ExpandedLayer<Scalar>>& layers)>;
+    B& backend, const ExpandedLayer<Scalar>& layer, Stream stream)>;
 
 /// A set of images on the device, and a pass over it in batches.
 template <class Scalar>
@@ -126,29 +135,30 @@ struct Pass {
 };
 
 /// The network, its gradients and its velocities, for batches of up to `capacity` images.
+///
+/// Of a training's step, the origin has what all layers wait for: forward, and backward to the
+/// layers' inputs. If `forked`, each layer has a stream for the rest: its contraction, the gradient
+/// of its weights, that of its expansion, and the descent of the latter. Numbers are the same
+/// either way.
 template <class Scalar, Backend B>
 class SmallNet {
  public:
   /// Throws  ShapeError where a tensor is missing, or no layer uses it, or the network has expanded
   ///         layers and nothing to contract them
-  SmallNet(B& backend, const NetworkPlan& plan, const Descent& descent, int capacity,
+  SmallNet(B& backend, const NetworkPlan& plan, const Descent& descent, int capacity, bool forked,
            const MakeContractor<Scalar, B>& make_contractor = {})
       : backend_(backend),
         plan_(plan),
         descent_(descent),
         capacity_(capacity),
+        forked_(forked),
+        make_contractor_(make_contractor),
         images_(allocate(Index{capacity} * image_size)) {
     place_parameters();
     place_statistics();
     make_layers();
     require_all_used();
     reserve(capacity);
-    if (expanded_.empty()) return;
-    if (!make_contractor) {
-      throw concertina::ShapeError(expanded_.front().name +
-                                   " is expanded, and nothing was given to contract it");
-    }
-    contractor_ = make_contractor(backend_, expanded_);
   }
   SmallNet(const SmallNet&) = delete;
   SmallNet& operator=(const SmallNet&) = delete;
@@ -156,11 +166,11 @@ class SmallNet {
   /// Makes room for batches of just so many images, before the first of any; for those of
   /// `capacity` there is.
   void reserve(int images) {
-    for (const ConvBlock& block : blocks_) {
+    for (ConvBlock& block : blocks_) {
       const Index count = convolution_workspace<Scalar>(of_batch(block.conv, images));
-      if (count <= workspace_count_) continue;
-      workspace_ = allocate(count);
-      workspace_count_ = count;
+      if (count <= block.workspace_count) continue;
+      block.workspace = allocate(count);
+      block.workspace_count = count;
     }
   }
 
@@ -188,27 +198,23 @@ class SmallNet {
     require_lengths(numbers, false);
     upload(numbers.parameters, places_, weights_);
     upload(numbers.statistics, statistics_places_, statistics_);
-    if (contractor_) contractor_->forward();
+    contract();
+    for_each_layer([&](Layer& layer) { await_contraction(layer); });
   }
 
   /// One step of a training: forward, backward, update.
   void train(const Pass<Scalar>& pass, int images) {
-    if (contractor_) contractor_->forward();
+    contract();
     forward(pass, images, true);
-    backward(images);
-    if (contractor_) {
-      if (descent_.decay_products) {
-        run(AddDecay<Scalar>{products_.data(), product_gradients_.data(), product_layout_.count(),
-                             decay()},
-            "the decay of products");
-      }
-      contractor_->backward();
-    }
-    const Index count = layout_.count();
-    run(Descend<Scalar>{weights_.device.data(), gradients_.data(), velocities_.device.data(),
-                        pass.clock, count, descent_.decay_products ? own_count_ : count,
-                        static_cast<Scalar>(descent_.momentum), decay()},
-        "the descent");
+    backward(pass, images);
+    const auto join = [&](bool expanded) {
+      for_each_layer([&](const Layer& layer) {
+        if (layer.is_expanded() == expanded) backend_.wait(Stream::origin, layer.stream);
+      });
+    };
+    join(false);
+    descend(own_, decay(), pass, "the descent", Stream::origin);
+    join(true);
   }
 
   /// One step of a test: forward.
@@ -224,26 +230,38 @@ class SmallNet {
     std::vector<Scalar> host;  // gaps are zero
   };
 
+  /// What the operation of a layer reads: its parameters, or the product of an expansion.
+  struct Layer {
+    std::string name;
+    LayerNumbers<Scalar> numbers;
+    Stream stream;
+    Layout::Range expansion;  // where the parameters of its layers are
+    Buffer<Scalar> product, product_gradient;
+    Index product_count;
+    std::unique_ptr<Contractor> contractor;
+
+    bool is_expanded() const { return contractor != nullptr; }
+  };
   /// A convolution with the norm, ReLU and pool behind it.
-  struct ConvBlock {
-    std::string name;
-    ConvolutionShape conv;  // of a batch as large as there can be
-    LayerNumbers<Scalar> numbers;
-    Norm<Scalar> norm;
+  struct ConvBlock : Layer {
+    ConvolutionShape conv{};  // of a batch as large as there can be
+    Norm<Scalar> norm{};
     Scalar *norm_weight_gradient = nullptr, *norm_bias_gradient = nullptr;
-    Buffer<Scalar> maps, pooled;
-    Buffer<double> norm_sums;
-    Buffer<Scalar> norm_batch;
+    Buffer<Scalar> maps{}, maps_gradient{}, pooled{}, workspace{};
+    Index workspace_count = 0;
+    Buffer<double> norm_sums{};
+    Buffer<Scalar> norm_batch{};
   };
-  struct ProductPlace {
-    Index weight, weights, bias, biases;  // where they start, how many
-  };
-  struct Linear {
-    std::string name;
+  struct Linear : Layer {
     int in, out;
-    LayerNumbers<Scalar> numbers;
     Buffer<Scalar> result, gradient;
   };
+
+  template <class Each>
+  void for_each_layer(Each&& each) {
+    for (ConvBlock& block : blocks_) each(block);
+    for (Linear& layer : linear_) each(layer);
+  }
 
   Buffer<Scalar> allocate(Index count) { return backend_.template allocate<Scalar>(count); }
   Packed pack(Index count) {
@@ -297,12 +315,12 @@ class SmallNet {
   }
 
   template <class Program>
-  void run(const Program& program, const std::string& purpose) {
-    backend_.run(program, purpose);
+  void run(const Program& program, const std::string& purpose, Stream stream = Stream::origin) {
+    backend_.run(program, purpose, stream);
   }
-  auto runner(const std::string& name) {
-    return [this, &name](const auto& program, const std::string& purpose) {
-      this->run(program, name + ", " + purpose);
+  auto runner(const std::string& name, Stream stream = Stream::origin) {
+    return [this, &name, stream](const auto& program, const std::string& purpose) {
+      this->run(program, name + ", " + purpose, stream);
     };
   }
   static ConvolutionShape of_batch(ConvolutionShape shape, Index images) {
@@ -321,18 +339,21 @@ class SmallNet {
     return dot + 1 < name.size() && std::isdigit(static_cast<unsigned char>(name[dot + 1])) != 0;
   }
 
-  /// Those of expansions last, so that the others alone can decay.
+  /// Those of each expansion together, so that they alone can descend.
   void place_parameters() {
     places_.resize(plan_.parameters.size());
     is_used_.resize(plan_.parameters.size());
-    for (const bool expansions : {false, true}) {
-      for (std::size_t t = 0; t < places_.size(); ++t) {
-        const NamedShape& tensor = plan_.parameters[t];
-        if (is_of_expansion(tensor.name) != expansions) continue;
-        parameter_at_[tensor.name] = t;
-        places_[t] = layout_.add(tensor.count());
-      }
-      if (!expansions) own_count_ = layout_.count();
+    std::map<std::string, std::vector<std::size_t>> tensors;  // of expansions, and "" of the others
+    for (std::size_t t = 0; t < places_.size(); ++t) {
+      const std::string& name = plan_.parameters[t].name;
+      parameter_at_[name] = t;
+      tensors[is_of_expansion(name) ? name.substr(0, name.find('.')) : ""].push_back(t);
+    }
+    for (const auto& [name, of_one] : tensors) {
+      const Index first = layout_.count();
+      for (const std::size_t t : of_one) places_[t] = layout_.add(plan_.parameters[t].count());
+      Layout::Range& range = name.empty() ? own_ : expansion_at_[name];
+      range = {first, layout_.count() - first};
     }
     weights_ = pack(layout_.count());
     velocities_ = pack(layout_.count());
@@ -417,21 +438,13 @@ class SmallNet {
   }
 
   void make_layers() {
-    std::vector<std::pair<std::string, Index>> layers;  // names and taps
-    for (Index b = 0; b < plan_.blocks; ++b) {
-      layers.emplace_back("conv" + std::to_string(b + 1), plan_.kernel * plan_.kernel);
-    }
-    layers.emplace_back("fc1", 1), layers.emplace_back("fc2", 1);
-    place_products(layers);
-
     // As Network's: only SmallNet's kernel of 3 shrinks the maps.
     const Index padding = plan_.kernel == 3 && plan_.blocks == 3 ? 0 : (plan_.kernel - 1) / 2;
-    Index size = side, channels = colours, most_maps = 0, most_pooled = 0;
+    Index size = side, channels = colours, most_pooled = 0;
     for (Index b = 0; b < plan_.blocks; ++b) {
-      const std::string& name = layers[static_cast<std::size_t>(b)].first;
+      const std::string name = "conv" + std::to_string(b + 1);
       const auto chain = chain_of(name);
-      ConvBlock& block = blocks_.emplace_back();
-      block.name = name;
+      ConvBlock& block = blocks_.emplace_back(ConvBlock{layer_of<2>(name, chain, padding)});
       const Index out = shape_of(chain.back() + ".weight")[0];
       block.conv = {.batch = capacity_,
                     .in = channels,
@@ -441,18 +454,16 @@ class SmallNet {
                     .kernel = plan_.kernel,
                     .padding = padding};
       validate(block.conv);
-      block.numbers = computed(name, chain, shapes_of<2>(chain, padding));
       if (plan_.norms) add_norm(block, static_cast<int>(out));
       const MapSize maps = maps_of(block, capacity_);
       size = maps.height / 2;
       channels = out;
       const Index pooled = channels * size * size * capacity_;
       block.maps = allocate(maps.numbers());
+      block.maps_gradient = allocate(maps.numbers());
       block.pooled = allocate(pooled);
-      most_maps = std::max(most_maps, maps.numbers());
       most_pooled = std::max(most_pooled, pooled);
     }
-    maps_gradient_ = allocate(most_maps);
     pooled_gradient_ = allocate(most_pooled);
     Index in = channels * size * size;
     for (const std::string name : {"fc1", "fc2"}) {
@@ -463,9 +474,8 @@ class SmallNet {
                                      " numbers, and there are " + std::to_string(in));
       }
       const Index out = shape_of(chain.back() + ".weight")[0];
-      linear_.push_back({name, static_cast<int>(in), static_cast<int>(out),
-                         computed(name, chain, shapes_of<0>(chain, 0)), allocate(out * capacity_),
-                         allocate(out * capacity_)});
+      linear_.push_back({layer_of<0>(name, chain, 0), static_cast<int>(in), static_cast<int>(out),
+                         allocate(out * capacity_), allocate(out * capacity_)});
       in = out;
     }
   }
@@ -485,37 +495,74 @@ class SmallNet {
     block.norm_bias_gradient = own.bias_gradient;
   }
 
-  /// A weight and a bias for each chain of several layers.
-  void place_products(const std::vector<std::pair<std::string, Index>>& layers) {
-    for (const auto& [name, taps] : layers) {
-      const auto chain = chain_of(name);
-      if (chain.size() == 1) continue;
-      const Index out = shape_of(chain.back() + ".weight")[0],
-                  weights = out * shape_of(chain.front() + ".weight")[1] * taps;
-      const Index weight = product_layout_.add(weights), bias = product_layout_.add(out);
-      product_at_[name] = {weight, weights, bias, out};
+  /// A layer of its own parameters, or the product of an expansion.
+  template <int Rank>
+  Layer layer_of(const std::string& name, const std::vector<std::string>& chain, Index padding) {
+    auto shapes = shapes_of<Rank>(chain, padding);
+    Layer layer{};
+    layer.name = name;
+    if (forked_) layer.stream = backend_.stream(static_cast<int>(blocks_.size() + linear_.size()));
+    if (chain.size() == 1) {
+      layer.numbers = numbers_of(name);
+      return layer;
     }
-    products_ = allocate(product_layout_.count());
-    product_gradients_ = allocate(product_layout_.count());
-    zero_gaps(product_layout_, products_.data());
-    zero_gaps(product_layout_, product_gradients_.data());
+    if (!make_contractor_) {
+      throw concertina::ShapeError(name + " is expanded, and nothing was given to contract it");
+    }
+    const Index biases = shapes.back().out, taps = Rank == 0 ? 1 : plan_.kernel * plan_.kernel,
+                weights = biases * shapes.front().in * taps;
+    Layout layout;
+    const Index weight = layout.add(weights), bias = layout.add(biases);
+    const auto allocated = [&] {
+      auto buffer = allocate(layout.count());
+      zero_gaps(layout, buffer.data());
+      return buffer;
+    };
+    layer.product = allocated();
+    layer.product_gradient = allocated();
+    layer.product_count = layout.count();
+    Scalar* const numbers = layer.product.data();
+    Scalar* const gradients = layer.product_gradient.data();
+    layer.numbers = {numbers + weight, numbers + bias, gradients + weight,
+                     gradients + bias, weights,        biases};
+    ExpandedLayer<Scalar> expanded{
+        .name = name, .shapes = std::move(shapes), .layers = {}, .product = layer.numbers};
+    for (const std::string& each : chain) expanded.layers.push_back(numbers_of(each));
+    layer.expansion = expansion_at_.at(name);
+    layer.contractor = make_contractor_(backend_, expanded, layer.stream);
+    return layer;
   }
 
-  /// The numbers that the operation of a layer reads: the parameters, or a product of them.
-  template <int Rank>
-  LayerNumbers<Scalar> computed(const std::string& name, const std::vector<std::string>& chain,
-                                std::vector<concertina::ConvShape<Rank>> shapes) {
-    if (chain.size() == 1) return numbers_of(name);
-    ExpandedLayer<Scalar> layer{
-        .name = name, .shapes = std::move(shapes), .layers = {}, .product = {}};
-    for (const std::string& each : chain) layer.layers.push_back(numbers_of(each));
-    const ProductPlace& at = product_at_.at(name);
-    Scalar* const numbers = products_.data();
-    Scalar* const gradients = product_gradients_.data();
-    layer.product = {numbers + at.weight, numbers + at.bias, gradients + at.weight,
-                     gradients + at.bias, at.weights,        at.biases};
-    expanded_.push_back(std::move(layer));
-    return expanded_.back().product;
+  /// Sets what expanded layers are contracted to, on their streams.
+  void contract() {
+    for_each_layer([&](Layer& layer) {
+      if (!layer.is_expanded()) return;
+      backend_.wait(layer.stream, Stream::origin);
+      layer.contractor->forward();
+    });
+  }
+  void await_contraction(const Layer& layer) {
+    if (layer.is_expanded()) backend_.wait(Stream::origin, layer.stream);
+  }
+
+  /// Behind the gradient of an expanded layer's product: that of its expansion, which descends.
+  void pull_back(Layer& layer, const Pass<Scalar>& pass) {
+    if (!layer.is_expanded()) return;
+    if (descent_.decay_products) {
+      run(AddDecay<Scalar>{layer.product.data(), layer.product_gradient.data(), layer.product_count,
+                           decay()},
+          layer.name + ", the decay of its product", layer.stream);
+    }
+    layer.contractor->backward();
+    descend(layer.expansion, descent_.decay_products ? Scalar(0) : decay(), pass,
+            layer.name + ", the descent", layer.stream);
+  }
+  void descend(const Layout::Range& range, Scalar decay, const Pass<Scalar>& pass,
+               const std::string& purpose, Stream stream) {
+    run(Descend<Scalar>{weights_.device.data() + range.first, gradients_.data() + range.first,
+                        velocities_.device.data() + range.first, pass.clock, range.count,
+                        static_cast<Scalar>(descent_.momentum), decay},
+        purpose, stream);
   }
 
   void forward(const Pass<Scalar>& pass, int images, bool training) {
@@ -524,6 +571,7 @@ class SmallNet {
         "images");
     const Scalar* x = images_.data();
     for (ConvBlock& block : blocks_) {
+      if (training) await_contraction(block);
       convolution_forward<Scalar>({.shape = of_batch(block.conv, images),
                                    .x = x,
                                    .weight = block.numbers.weight,
@@ -537,6 +585,7 @@ class SmallNet {
     }
     for (Linear& layer : linear_) {
       const bool last = &layer == &linear_.back();
+      if (training) await_contraction(layer);
       run(linear<Scalar>(images, layer.in, layer.out, x, layer.numbers.weight, layer.numbers.bias,
                          layer.result.data(), !last),
           layer.name);
@@ -549,15 +598,17 @@ class SmallNet {
         "the loss");
   }
 
-  void backward(int images) {
+  void backward(const Pass<Scalar>& pass, int images) {
     for (std::size_t l = linear_.size(); l-- > 0;) {
       Linear& layer = linear_[l];
       const Scalar* const x = l > 0 ? linear_[l - 1].result.data() : blocks_.back().pooled.data();
       Scalar* const x_gradient = l > 0 ? linear_[l - 1].gradient.data() : pooled_gradient_.data();
+      backend_.wait(layer.stream, Stream::origin);
       run(linear_weight_gradient<Scalar>(images, layer.in, layer.out, x, layer.gradient.data(),
                                          layer.numbers.weight_gradient,
                                          layer.numbers.bias_gradient),
-          layer.name + ", gradient");
+          layer.name + ", gradient", layer.stream);
+      pull_back(layer, pass);
       run(linear_input_gradient<Scalar>(images, layer.in, layer.out, layer.gradient.data(),
                                         layer.numbers.weight, x_gradient, l > 0 ? x : nullptr),
           layer.name + ", gradient of its input");
@@ -568,21 +619,23 @@ class SmallNet {
       if (block.norm.exists()) {
         run(NormReluPoolSums<Scalar>{norm, pooled_gradient_.data()}, block.name + ", norm's sums");
       }
-      run(NormReluPoolGradient<Scalar>{norm, pooled_gradient_.data(), maps_gradient_.data(),
+      run(NormReluPoolGradient<Scalar>{norm, pooled_gradient_.data(), block.maps_gradient.data(),
                                        block.norm_weight_gradient, block.norm_bias_gradient},
           block.name + ", gradient of its maps");
       const ConvolutionShape conv = of_batch(block.conv, images);
       const Scalar* const x = b > 0 ? blocks_[b - 1].pooled.data() : images_.data();
+      backend_.wait(block.stream, Stream::origin);
       convolution_weight_gradient<Scalar>({.shape = conv,
                                            .x = x,
-                                           .dy = maps_gradient_.data(),
-                                           .workspace = workspace_.data(),
+                                           .dy = block.maps_gradient.data(),
+                                           .workspace = block.workspace.data(),
                                            .dw = block.numbers.weight_gradient,
                                            .db = block.numbers.bias_gradient},
-                                          runner(block.name));
+                                          runner(block.name, block.stream));
+      pull_back(block, pass);
       if (b == 0) continue;
       convolution_input_gradient<Scalar>({.shape = conv,
-                                          .dy = maps_gradient_.data(),
+                                          .dy = block.maps_gradient.data(),
                                           .weight = block.numbers.weight,
                                           .dx = pooled_gradient_.data()},
                                          runner(block.name));
@@ -593,19 +646,18 @@ class SmallNet {
   NetworkPlan plan_;
   Descent descent_;
   int capacity_;
+  bool forked_;
+  MakeContractor<Scalar, B> make_contractor_;
   std::map<std::string, std::size_t> parameter_at_, statistic_at_;  // numbers in the plan
-  std::map<std::string, ProductPlace> product_at_;
+  std::map<std::string, Layout::Range> expansion_at_;
   std::vector<Index> places_, statistics_places_;
   std::vector<bool> is_used_;  // of the parameters
-  Layout layout_, product_layout_;
-  Index own_count_ = 0, workspace_count_ = 0;
+  Layout layout_;
+  Layout::Range own_{};  // parameters of no expansion
   Packed weights_, velocities_, statistics_;
-  Buffer<Scalar> gradients_, products_, product_gradients_;
-  Buffer<Scalar> images_, maps_gradient_, pooled_gradient_, workspace_;
+  Buffer<Scalar> gradients_, images_, pooled_gradient_;
   std::vector<ConvBlock> blocks_;
   std::vector<Linear> linear_;
-  std::vector<ExpandedLayer<Scalar>> expanded_;
-  std::unique_ptr<Contractor> contractor_;
 };
 
 }  // namespace cifar::cuda

@@ -730,8 +730,8 @@ struct CrossEntropy {
 
 // ---- the descent --------------------------------------------------------------------------------
 
-/// v = momentum * v + gradient + decay * w; w -= learning_rate * v, as Sgd; for all tensors at
-/// once, which lie one behind the other.
+/// v = momentum * v + gradient + decay * w; w -= learning_rate * v, as Sgd; for tensors that lie
+/// one behind the other.
 template <class Scalar>
 struct Descend {
   static constexpr int threads = detail::program_threads;
@@ -740,7 +740,7 @@ struct Descend {
   const Scalar* gradients;
   Scalar* velocities;
   const Clock* clock;
-  Index count, decayed;  ///< numbers; the first ones, which decay
+  Index count;
   Scalar momentum, decay;
 
   Index blocks() const { return detail::blocks_for(count, threads); }
@@ -753,8 +753,7 @@ struct Descend {
       if (i >= count) return;
       const auto rate = static_cast<Scalar>(block.read(clock).learning_rate);
       const Scalar weight = block.read(weights + i);
-      const Scalar gradient =
-          block.read(gradients + i) + (i < decayed ? decay : Scalar(0)) * weight;
+      const Scalar gradient = block.read(gradients + i) + decay * weight;
       const Scalar velocity = momentum * block.read(velocities + i) + gradient;
       block.write(velocities + i, velocity);
       block.write(weights + i, weight - rate * velocity);

@@ -8,29 +8,29 @@
 #include <concertina/cuda/contraction.cuh>
 
 #include <memory>
-#include <vector>
 
 namespace cifar::cuda {
 namespace {
 
-/// All expanded layers of a network by the library's contraction.
+/// An expanded layer by the library's contraction.
 template <class Scalar>
 class CudaContractor final : public Contractor {
  public:
-  CudaContractor(CudaBackend& backend, const std::vector<ExpandedLayer<Scalar>>& layers)
-      : backend_(backend),
-        at_(layers),
-        contraction_(concertina::cuda::ContractionPlan(at_.forms)) {}
+  CudaContractor(CudaBackend& backend, const ExpandedLayer<Scalar>& layer, Stream stream,
+                 int most_blocks)
+      : stream_(backend.handle(stream)),
+        at_(layer),
+        contraction_(concertina::cuda::ContractionPlan(at_.forms), concertina::cuda::Math::strict,
+                     most_blocks) {}
 
-  void forward() override { contraction_.forward(at_.layers, at_.products, backend_.stream()); }
+  void forward() override { contraction_.forward(at_.layers, at_.products, stream_); }
   void backward() override {
-    contraction_.backward(at_.layers, at_.product_gradients, at_.layer_gradients,
-                          backend_.stream());
+    contraction_.backward(at_.layers, at_.product_gradients, at_.layer_gradients, stream_);
   }
 
  private:
-  CudaBackend& backend_;
-  Expansions<Scalar> at_;
+  cudaStream_t stream_;
+  Expansion<Scalar> at_;
   concertina::cuda::Contraction<Scalar> contraction_;
 };
 
@@ -39,8 +39,9 @@ class CudaContractor final : public Contractor {
 template <class Scalar>
 std::unique_ptr<Accelerator<Scalar>> cuda_accelerator(const TrainingPlan& plan) {
   return std::make_unique<BackendTraining<Scalar, CudaBackend>>(
-      plan, [](CudaBackend& backend, const auto& layers) {
-        return std::make_unique<CudaContractor<Scalar>>(backend, layers);
+      plan, [most_blocks = plan.overlap.contraction_blocks](CudaBackend& backend, const auto& layer,
+                                                            Stream stream) {
+        return std::make_unique<CudaContractor<Scalar>>(backend, layer, stream, most_blocks);
       });
 }
 

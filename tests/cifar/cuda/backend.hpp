@@ -1,5 +1,6 @@
 // A backend of the CIFAR example on the host: programs run in the executor, which checks them, and
-// are recorded and replayed as on a device.
+// are recorded and replayed as on a device. Programs of different streams run in a random order,
+// which each backend draws anew, but for what waits for another.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -9,9 +10,12 @@
 #include <concertina/error.hpp>
 
 #include <cstddef>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
+#include <random>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -47,20 +51,28 @@ class HostBackend {
   template <class T>
   void upload(std::span<const T> from, T* to) {
     refuse_to_record("an upload");
+    finish();
     execute(Upload<T>{from, to}, memory_);
     ++uploads;
   }
   template <class T>
   void download(const T* from, std::span<T> to) {
     refuse_to_record("a download");
+    finish();
     execute(Download<T>{from, to}, memory_);
     ++downloads;
   }
 
-  /// Throws  concertina::Error naming the purpose, where a program does what it must not
+  cuda::Stream stream(int) {
+    queues_.emplace_back();
+    return static_cast<cuda::Stream>(queues_.size() - 1);
+  }
+
+  /// Until a copy. There it throws  concertina::Error naming the purpose, where a program does what
+  /// it must not
   template <class Program>
-  void run(const Program& program, const std::string& purpose) {
-    issue([this, program, purpose] {
+  void run(const Program& program, const std::string& purpose, cuda::Stream stream) {
+    issue(stream, [this, program, purpose] {
       try {
         execute(program, memory_);
       } catch (const concertina::test::ProgramError& error) {
@@ -71,28 +83,35 @@ class HostBackend {
   }
 
   /// What is no program takes part in recordings too.
-  void issue(std::function<void()> work) {
-    if (recording_) {
-      recording_->push_back(std::move(work));
-    } else {
-      work();
-    }
+  void issue(cuda::Stream stream, std::function<void()> work) {
+    add({stream, stream, std::move(work)});
+  }
+
+  void wait(cuda::Stream later, cuda::Stream earlier) {
+    if (later != earlier) add({later, earlier, [] {}});
   }
 
   /// As on a device: launched, then recorded with the values that programs have then, then
   /// replayed.
+  /// Throws  concertina::Error where a capture would not have all that is launched
   template <class Launches>
   void repeat(const cuda::StepKind& kind, Launches&& launches) {
     const auto [found, first] = recordings_.try_emplace(kind);
     if (first) return launches();
     if (found->second.empty()) {
       recording_ = &found->second;
+      forked_ = {cuda::Stream::origin};
+      open_ = {};
       launches();
       recording_ = nullptr;
+      if (!open_.empty()) throw concertina::Error("a stream is not joined");
     }
-    for (const auto& work : found->second) work();
+    for (const Item& item : found->second) enqueue(item);
   }
-  void forget() { recordings_.clear(); }
+  void forget() {
+    queues_.assign(queues_.size(), {});
+    recordings_.clear();
+  }
   std::size_t recordings() const { return recordings_.size(); }
 
   concertina::test::Memory& memory() { return memory_; }
@@ -101,6 +120,57 @@ class HostBackend {
   int uploads = 0, downloads = 0;
 
  private:
+  /// What runs on a stream, after what was issued there before and so far on `earlier`.
+  struct Item {
+    cuda::Stream stream, earlier;
+    std::function<void()> work;
+  };
+  struct Queue {
+    struct Entry {
+      Item item;
+      std::size_t earlier;  // how many of that stream
+    };
+    std::deque<Entry> entries;
+    std::size_t issued = 0, done = 0;
+  };
+  Queue& queue(cuda::Stream stream) { return queues_[static_cast<std::size_t>(stream)]; }
+
+  void add(Item item) {
+    if (!recording_) return enqueue(item);
+    if (!forked_.contains(item.earlier)) throw concertina::Error("a stream is not forked");
+    forked_.insert(item.stream);
+    if (item.stream != cuda::Stream::origin) open_.insert(item.stream);
+    if (item.stream == cuda::Stream::origin) open_.erase(item.earlier);
+    recording_->push_back(std::move(item));
+  }
+  void enqueue(const Item& item) {
+    const std::size_t earlier = queue(item.earlier).issued;
+    queue(item.stream).entries.push_back({item, earlier});
+    ++queue(item.stream).issued;
+  }
+  /// Runs all that was issued, unless it is running.
+  void finish() {
+    if (std::exchange(finishing_, true)) return;
+    const auto is_ready = [this](const Queue& which) {
+      if (which.entries.empty()) return false;
+      const auto& [item, earlier] = which.entries.front();
+      return queue(item.earlier).done >= (item.earlier == item.stream ? 0 : earlier);
+    };
+    for (;;) {
+      std::vector<Queue*> ready;
+      for (Queue& which : queues_) {
+        if (is_ready(which)) ready.push_back(&which);
+      }
+      if (ready.empty()) break;
+      Queue& next = *ready[random_() % ready.size()];
+      const auto work = std::move(next.entries.front().item.work);
+      next.entries.pop_front();
+      work();
+      ++next.done;
+    }
+    finishing_ = false;
+  }
+
   /// The executor sees one side; the other is the test's.
   template <class T>
   struct Upload {
@@ -139,8 +209,13 @@ class HostBackend {
 
   concertina::test::Memory memory_;
   std::vector<std::shared_ptr<void>> buffers_;
-  std::map<cuda::StepKind, std::vector<std::function<void()>>> recordings_;
-  std::vector<std::function<void()>>* recording_ = nullptr;
+  inline static unsigned seed_ = 0;
+  std::minstd_rand random_{++seed_};
+  std::vector<Queue> queues_ = std::vector<Queue>(1);
+  bool finishing_ = false;
+  std::map<cuda::StepKind, std::vector<Item>> recordings_;
+  std::vector<Item>* recording_ = nullptr;
+  std::set<cuda::Stream> forked_, open_;  // in the recording; not joined yet
 };
 
 static_assert(cuda::Backend<HostBackend>);

@@ -56,22 +56,21 @@ using OnHost = cuda::BackendTraining<double, HostBackend>;
 /// Contracts on the host what lies on the backend, by the library itself.
 class HostContractor final : public cuda::Contractor {
  public:
-  HostContractor(HostBackend& backend, const std::vector<cuda::ExpandedLayer<double>>& layers)
-      : backend_(backend) {
-    for (const auto& layer : layers) {
-      std::visit(
-          [&]<int Rank>(const std::vector<concertina::ConvShape<Rank>>& shapes) {
-            chains_.push_back(std::make_unique<Chain<Rank>>(layer, shapes));
-          },
-          layer.shapes);
-    }
+  HostContractor(HostBackend& backend, const cuda::ExpandedLayer<double>& layer,
+                 cuda::Stream stream)
+      : backend_(backend), stream_(stream) {
+    std::visit(
+        [&]<int Rank>(const std::vector<concertina::ConvShape<Rank>>& shapes) {
+          chain_ = std::make_unique<Chain<Rank>>(layer, shapes);
+        },
+        layer.shapes);
   }
 
   void forward() override {
-    for (const auto& chain : chains_) backend_.issue([this, &chain] { chain->forward(backend_); });
+    backend_.issue(stream_, [this] { chain_->forward(backend_); });
   }
   void backward() override {
-    for (const auto& chain : chains_) backend_.issue([this, &chain] { chain->backward(backend_); });
+    backend_.issue(stream_, [this] { chain_->backward(backend_); });
   }
 
  private:
@@ -121,16 +120,19 @@ class HostContractor final : public cuda::Contractor {
   };
 
   HostBackend& backend_;
-  std::vector<std::unique_ptr<AnyChain>> chains_;
+  cuda::Stream stream_;
+  std::unique_ptr<AnyChain> chain_;
 };
 
 /// Contracts as a device does: the plan's programs, on the numbers where they lie.
 template <class Scalar>
 class PlannedContractor final : public cuda::Contractor {
  public:
-  PlannedContractor(HostBackend& backend, const std::vector<cuda::ExpandedLayer<Scalar>>& layers)
+  PlannedContractor(HostBackend& backend, const cuda::ExpandedLayer<Scalar>& layer,
+                    cuda::Stream stream)
       : backend_(backend),
-        at_(layers),
+        stream_(stream),
+        at_(layer),
         plan_(at_.forms),
         workspace_(backend.allocate<Scalar>(plan_.workspace())) {}
 
@@ -161,14 +163,14 @@ class PlannedContractor final : public cuda::Contractor {
     for (const concertina::cuda::Stage& stage : sequence.stages) {
       if (stage.is_gemm) {
         const auto& gemm = sequence.gemms[static_cast<std::size_t>(stage.first)];
-        backend_.issue([this, addresses, &gemm] {
+        backend_.issue(stream_, [this, addresses, &gemm] {
           using At = concertina::cuda::ContractionMemory<Scalar, Scalar>;
           execute(gemm, At{addresses.at, workspace_.data()}, backend_.memory());
         });
       } else {
         const concertina::cuda::PhaseProgram<Scalar, Scalar, most> program{
             tables, workspace_.data(), stage.first, stage.last, addresses};
-        backend_.issue([this, program] {
+        backend_.issue(stream_, [this, program] {
           constexpr int blocks = 3;
           concertina::test::execute(program, blocks, backend_.memory());
         });
@@ -177,7 +179,8 @@ class PlannedContractor final : public cuda::Contractor {
   }
 
   HostBackend& backend_;
-  cuda::Expansions<Scalar> at_;
+  cuda::Stream stream_;
+  cuda::Expansion<Scalar> at_;
   concertina::cuda::ContractionPlan plan_;
   HostBackend::Buffer<Scalar> workspace_;
 };
@@ -185,8 +188,8 @@ class PlannedContractor final : public cuda::Contractor {
 template <class Scalar, class Contractor>
 Accelerator<Scalar> on_host(const cuda::TrainingPlan& plan) {
   return std::make_unique<cuda::BackendTraining<Scalar, HostBackend>>(
-      plan, [](HostBackend& backend, const auto& layers) {
-        return std::make_unique<Contractor>(backend, layers);
+      plan, [](HostBackend& backend, const auto& layer, cuda::Stream stream) {
+        return std::make_unique<Contractor>(backend, layer, stream);
       });
 }
 const std::vector<MakeAccelerator<double>> accelerators = {
@@ -354,6 +357,56 @@ TEST_CASE("an epoch in float follows the CPU's and repeats to the bit", "[cuda][
 #endif
 }
 
+/// What epochs in float leave.
+struct Outcome {
+  std::vector<double> losses;
+  OwnNumbers<float> numbers;
+  friend bool operator==(const Outcome&, const Outcome&) = default;
+};
+Outcome outcome_of(cuda::TrainingPlan plan, const cuda::Overlap& overlap, Network<float>& network,
+                   const Recipe& recipe) {
+  plan.overlap = overlap;
+  const auto accelerator = in_float(plan);
+  Outcome outcome{{}, OwnNumbers<float>(network)};
+  for (Index number = 1; number <= epochs; ++number) {
+    const auto order = epoch_order(std::ssize(plan.train.labels), recipe.seed, number);
+    const cuda::Steps steps = accelerator->epoch(
+        {.number = number, .learning_rate = 0.1, .order = order}, outcome.numbers.spans());
+    outcome.losses.insert(outcome.losses.end(), steps.losses.begin(), steps.losses.end());
+  }
+  return outcome;
+}
+
+TEST_CASE("streams of a step change no bit", "[cuda][cifar]") {
+  if (!can_run()) return;
+#ifdef CONCERTINA_ON_DEVICE
+  const Index kernel = 7, images = 1600, batch = 128;
+  const double rate = 4;
+  const std::vector<std::string> models = {"compact", "cl", "cl+fc", "ck", "ck+fc"};
+  const std::vector<int> blocks_of_contractions = {0, 3, 32};
+#else
+  const Index kernel = 3, images = 5, batch = 2;
+  const double rate = 1;
+  const std::vector<std::string> models = {"compact", "cl+fc"};
+  const std::vector<int> blocks_of_contractions = {0, 0, 0};  // each with another order of streams
+#endif
+  ThreadPool pool(2);
+  const Dataset data = generated_dataset(10, images, 1, 12);
+  for (const std::string& model : models) {
+    INFO(model);
+    const Recipe recipe{.batch = batch, .weight_decay = 0.01, .seed = 13};
+    Training<float> training({.model = model, .kernel = kernel, .rate = rate}, recipe, data, pool);
+    const auto outcome = [&](const cuda::Overlap& overlap) {
+      return outcome_of(training.accelerator_plan(), overlap, training.network(), recipe);
+    };
+    const Outcome plain = outcome(cuda::Overlap::none());
+    for (const int blocks : blocks_of_contractions) {
+      INFO(blocks << " blocks for a contraction");
+      CHECK(outcome({.forked = true, .contraction_blocks = blocks}) == plain);
+    }
+  }
+}
+
 TEST_CASE("a training goes on from a checkpoint of the other device", "[cuda][cifar]") {
   if (!can_run()) return;
   ThreadPool pool(2);
@@ -419,12 +472,12 @@ TEST_CASE("numbers are copied in few pieces, velocities only for an epoch", "[cu
   CHECK(copies_of([&] { training.test(); }) == std::pair(3, 2));
 }
 
-/// Notes where a network's expanded layers lie, and what is recorded when it is destroyed.
+/// Notes what is recorded when it is destroyed.
 class NotingContractor final : public cuda::Contractor {
  public:
-  NotingContractor(HostBackend& backend, const std::vector<cuda::ExpandedLayer<double>>& layers,
-                   std::vector<std::size_t>& recorded)
-      : backend_(backend), contractor_(backend, layers), recorded_(recorded) {}
+  NotingContractor(HostBackend& backend, const cuda::ExpandedLayer<double>& layer,
+                   cuda::Stream stream, std::vector<std::size_t>& recorded)
+      : backend_(backend), contractor_(backend, layer, stream), recorded_(recorded) {}
   ~NotingContractor() override { recorded_.push_back(backend_.recordings()); }
 
   void forward() override { contractor_.forward(); }
@@ -442,15 +495,16 @@ TEST_CASE("what was recorded goes before what it refers to", "[cuda][cifar]") {
   Training<double> training({.model = "cl", .kernel = 3, .rate = 1}, {.batch = 2}, data, pool);
   std::vector<std::size_t> recorded;
   auto accelerator = std::make_unique<OnHost>(
-      training.accelerator_plan(), [&](HostBackend& backend, const auto& layers) {
-        return std::make_unique<NotingContractor>(backend, layers, recorded);
+      training.accelerator_plan(),
+      [&](HostBackend& backend, const auto& layer, cuda::Stream stream) {
+        return std::make_unique<NotingContractor>(backend, layer, stream, recorded);
       });
   const HostBackend& backend = accelerator->backend();
   training.compute_on(std::move(accelerator));
   for (int i = 0; i < 2; ++i) training.test();
   CHECK(backend.recordings() == 1);
   training.compute_on(nullptr);
-  CHECK(recorded == std::vector<std::size_t>{0});
+  CHECK(recorded == std::vector<std::size_t>{0, 0, 0});  // of three layers
 }
 
 TEST_CASE("tensors start at multiples of 128 bytes in float", "[cuda][cifar]") {
@@ -458,24 +512,22 @@ TEST_CASE("tensors start at multiples of 128 bytes in float", "[cuda][cifar]") {
   const Dataset data = generated_dataset(10, 2, 1, 11);
   Training<double> training({.model = "cl+fc", .kernel = 3, .rate = 1}, {.batch = 2}, data, pool);
   std::vector<cuda::LayerNumbers<double>> numbers, products;
-  const OnHost accelerator(
-      training.accelerator_plan(), [&](HostBackend& backend, const auto& layers) {
-        for (const auto& layer : layers) {
-          numbers.insert(numbers.end(), layer.layers.begin(), layer.layers.end());
-          products.push_back(layer.product);
-        }
-        return std::make_unique<PlannedContractor<double>>(backend, layers);
-      });
+  const OnHost accelerator(training.accelerator_plan(), [&](HostBackend& backend, const auto& layer,
+                                                            cuda::Stream stream) {
+    numbers.insert(numbers.end(), layer.layers.begin(), layer.layers.end());
+    products.push_back(layer.product);
+    return std::make_unique<PlannedContractor<double>>(backend, layer, stream);
+  });
   REQUIRE(products.size() == 4);  // three convolutions and fc1
-  for (const auto* group : {&numbers, &products}) {
-    for (const auto& layer : *group) {
-      CHECK((layer.weight - group->front().weight) % 32 == 0);
-      CHECK((layer.weight_gradient - group->front().weight_gradient) % 32 == 0);
-      if (layer.biases == 0) continue;
-      CHECK((layer.bias - group->front().weight) % 32 == 0);
-      CHECK((layer.bias_gradient - group->front().weight_gradient) % 32 == 0);
-    }
-  }
+  const auto check_places = [](const auto& layer, const auto& first) {
+    CHECK((layer.weight - first.weight) % 32 == 0);
+    CHECK((layer.weight_gradient - first.weight_gradient) % 32 == 0);
+    if (layer.biases == 0) return;
+    CHECK((layer.bias - first.weight) % 32 == 0);
+    CHECK((layer.bias_gradient - first.weight_gradient) % 32 == 0);
+  };
+  for (const auto& layer : numbers) check_places(layer, numbers.front());
+  for (const auto& product : products) check_places(product, product);
   cuda::Layout layout;
   CHECK(layout.add(1) == 0);
   CHECK(layout.add(64) == 32);
