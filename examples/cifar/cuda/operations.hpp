@@ -203,16 +203,17 @@ struct NormProgram {
     }
   }
 
-  /// A channel's pairs of all slices, [slice][2]: a thread for each, for one would wait for each.
-  static constexpr int slice_numbers = 2 * Slices::most;
+  /// A channel's pairs of all slices, a thread for each, and zeros beyond them.
   template <class B, class Memory>
-  CONCERTINA_DEVICE void load_slices(B& block, const Part& at, const Memory& to) const {
+  CONCERTINA_DEVICE void load_slices(B& block, const Part& at, const Memory& first,
+                                     const Memory& second) const {
     block.each_thread([&](int thread) {
-      if (thread >= at.slices.count) return;
+      if (thread >= Slices::most) return;
+      const bool there = thread < at.slices.count;
       const double* const from =
           norm.sums + 2 * (static_cast<Index>(at.channel) * at.slices.count + thread);
-      to.set(2 * thread, block.read(from));
-      to.set(2 * thread + 1, block.read(from + 1));
+      first.set(thread, there ? block.read(from) : 0);
+      second.set(thread, there ? block.read(from + 1) : 0);
     });
   }
 
@@ -304,17 +305,33 @@ struct NormReluPool : detail::NormProgram<Scalar> {
   bool training;
 
   std::size_t shared_bytes() const {
-    return shared_size<Scalar>(2) + shared_size<double>(Base::slice_numbers);
+    return shared_size<Scalar>(2) + 3 * shared_size<double>(Slices::most);
   }
 
   template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto at = this->part(number);
     auto affine = block.template shared<Scalar>(2);
-    auto moments = block.template shared<double>(Base::slice_numbers);
-    if (norm.exists() && training) this->load_slices(block, at, moments);
+    auto means = block.template shared<double>(Slices::most),
+         sums = block.template shared<double>(Slices::most),
+         squares = block.template shared<double>(Slices::most);
+    if (norm.exists() && training) {
+      this->load_slices(block, at, means, squares);
+      block.each_thread([&](int thread) {
+        if (thread >= Slices::most) return;
+        sums.set(thread, at.slices.images_of(thread) * means.get(thread));
+      });
+      detail::add_up<Slices::most>(block, sums);
+      block.each_thread([&](int thread) {
+        if (thread >= at.slices.count) return;
+        const double distance = means.get(thread) - sums.get(0) / size.images;
+        const int numbers = at.slices.images_of(thread) * size.positions();
+        squares.set(thread, squares.get(thread) + distance * distance * numbers);
+      });
+      detail::add_up<Slices::most>(block, squares);
+    }
     block.each_thread([&](int thread) {
-      if (thread == 0) set_affine(block, at.slices, at.channel, at.slice == 0, moments, affine);
+      if (thread == 0) set_affine(block, at.channel, at.slice == 0, sums, squares, affine);
     });
     block.each_thread([&](int thread) {
       const Scalar factor = affine.get(0), offset = affine.get(1);
@@ -330,8 +347,8 @@ struct NormReluPool : detail::NormProgram<Scalar> {
 
  private:
   template <class B, class Moments, class Affine>
-  CONCERTINA_DEVICE void set_affine(B& block, const Slices& slices, int channel, bool keep,
-                                    const Moments& moments, const Affine& affine) const {
+  CONCERTINA_DEVICE void set_affine(B& block, int channel, bool keep, const Moments& sums,
+                                    const Moments& squares, const Affine& affine) const {
     if (!norm.exists()) {
       affine.set(0, Scalar(1));
       affine.set(1, Scalar(0));
@@ -341,17 +358,8 @@ struct NormReluPool : detail::NormProgram<Scalar> {
     double mean = 0, variance = 0;
     if (training) {
       const double all = static_cast<double>(size.images) * size.positions();
-      for (int s = 0; s < slices.count; ++s) {
-        mean += slices.images_of(s) * moments.get(2 * s);
-      }
-      mean /= size.images;
-      double squares = 0;
-      for (int s = 0; s < slices.count; ++s) {
-        const double distance = moments.get(2 * s) - mean;
-        squares +=
-            moments.get(2 * s + 1) + distance * distance * (slices.images_of(s) * size.positions());
-      }
-      variance = squares / all;
+      mean = sums.get(0) / size.images;
+      variance = squares.get(0) / all;
       if (keep) {
         Scalar* const running_mean = norm.running_mean + channel;
         Scalar* const running_var = norm.running_var + channel;
@@ -360,7 +368,7 @@ struct NormReluPool : detail::NormProgram<Scalar> {
                                      momentum * to);
         };
         block.write(running_mean, moved(running_mean, mean));
-        block.write(running_var, moved(running_var, squares / (all > 1 ? all - 1 : 1)));
+        block.write(running_var, moved(running_var, squares.get(0) / (all > 1 ? all - 1 : 1)));
       }
     } else {
       mean = static_cast<double>(block.read(norm.running_mean + channel));
@@ -432,17 +440,21 @@ struct NormReluPoolGradient : detail::NormProgram<Scalar> {
   Scalar *weight_gradient = nullptr, *bias_gradient = nullptr;
 
   std::size_t shared_bytes() const {
-    return shared_size<Scalar>(2) + shared_size<double>(Base::slice_numbers);
+    return shared_size<Scalar>(2) + 2 * shared_size<double>(Slices::most);
   }
 
   template <concertina::cuda::ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const auto at = this->part(number);
     auto line = block.template shared<Scalar>(2);
-    auto parts = block.template shared<double>(Base::slice_numbers);
-    if (norm.exists()) this->load_slices(block, at, parts);
+    auto sums = block.template shared<double>(Slices::most),
+         products = block.template shared<double>(Slices::most);
+    if (norm.exists()) {
+      this->load_slices(block, at, sums, products);
+      detail::add_up<Slices::most>(block, sums, products);
+    }
     block.each_thread([&](int thread) {
-      if (thread == 0) set_line(block, at.slices, at.channel, at.slice == 0, parts, line);
+      if (thread == 0) set_line(block, at.channel, at.slice == 0, sums, products, line);
     });
     block.each_thread([&](int thread) {
       const bool exists = norm.exists();
@@ -485,22 +497,17 @@ struct NormReluPoolGradient : detail::NormProgram<Scalar> {
  private:
   /// factor * (dy - mean(dy) - xhat * mean(dy * xhat)), with xhat = (x - mean) * inverse: the means
   /// over the batch are a level and a slope.
-  template <class B, class Parts, class Line>
-  CONCERTINA_DEVICE void set_line(B& block, const Slices& slices, int channel, bool keep,
-                                  const Parts& parts, const Line& line) const {
+  template <class B, class Sums, class Line>
+  CONCERTINA_DEVICE void set_line(B& block, int channel, bool keep, const Sums& sums,
+                                  const Sums& products, const Line& line) const {
     if (!norm.exists()) {
       line.set(0, Scalar(0));
       line.set(1, Scalar(0));
       return;
     }
-    double sum = 0, product = 0;
-    for (int s = 0; s < slices.count; ++s) {
-      sum += parts.get(2 * s);
-      product += parts.get(2 * s + 1);
-    }
     const auto inverse = static_cast<double>(block.read(norm.batch + 4 * channel + 1));
-    const double all = static_cast<double>(size.images) * size.positions();
-    product *= inverse;
+    const double all = static_cast<double>(size.images) * size.positions(), sum = sums.get(0),
+                 product = products.get(0) * inverse;
     line.set(0, static_cast<Scalar>(sum / all));
     line.set(1, static_cast<Scalar>(inverse * (product / all)));
     if (!keep) return;
