@@ -274,6 +274,7 @@ int run_bench(const BenchCommand& command) {
   struct Row {
     std::string model;
     Compute compute;
+    bool forked;
     std::unique_ptr<Training<float>> training;
     std::vector<double> rates = {};
     double median = 0;
@@ -303,9 +304,14 @@ int run_bench(const BenchCommand& command) {
       network.compute = compute;
       if (on_device) as_usage([&] { require_accelerable(network, recipe); });
       as_usage([&] { network.validate(); });
-      rows.push_back(
-          {model, compute, std::make_unique<Training<float>>(network, recipe, data, pool)});
-      rows.back().training->compute_on(command.device);
+      // On a device also one launch after another, to see what streams bring.
+      for (const bool forked : {true, false}) {
+        if (!forked && !on_device) continue;
+        rows.push_back({model, compute, forked,
+                        std::make_unique<Training<float>>(network, recipe, data, pool)});
+        rows.back().training->compute_on(command.device,
+                                         forked ? cuda::Overlap{} : cuda::Overlap::none());
+      }
     }
   }
   // Rounds of all forms in turn, so that what disturbs the machine disturbs each alike.
@@ -349,23 +355,24 @@ int run_bench(const BenchCommand& command) {
     return ratios[rounds / 2];
   };
   for (Row& row : rows) {
+    const std::string mode = name_of(row.compute) + (row.forked ? "" : ", not forked");
     auto sorted = row.rates;
     std::ranges::nth_element(sorted, sorted.begin() + rounds / 2);
     row.median = sorted[rounds / 2];
-    const std::optional<double> of_compact =
-        ratio_to(row, [](const Row& other) { return other.model == "compact"; });
+    const std::optional<double> of_compact = ratio_to(row, [&](const Row& other) {
+      return other.model == "compact" && other.forked == row.forked;
+    });
     const std::optional<double> of_layered = ratio_to(row, [&](const Row& other) {
       return other.model == row.model && other.compute == Compute::layered;
     });
     json["rows"].push_back({{"model", row.model},
-                            {"mode", name_of(row.compute)},
+                            {"mode", mode},
                             {"parameters", row.training->network().parameter_count()},
                             {"images_per_second", row.median},
                             {"of_compact", of_compact ? nlohmann::json(*of_compact) : nullptr},
                             {"of_layered", of_layered ? nlohmann::json(*of_layered) : nullptr},
                             {"images_per_second_by_round", row.rates}});
-    table.push_back({row.model, name_of(row.compute),
-                     tool::grouped(row.training->network().parameter_count()),
+    table.push_back({row.model, mode, tool::grouped(row.training->network().parameter_count()),
                      tool::grouped(static_cast<Index>(row.median)),
                      of_compact ? tool::fixed(*of_compact, 2) : "",
                      of_layered ? tool::fixed(*of_layered, 2) : ""});

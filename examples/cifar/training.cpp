@@ -293,10 +293,13 @@ Score Training<Scalar>::forward(std::span<const std::uint32_t> which) {
 }
 
 template <class Scalar>
-void Training<Scalar>::compute_on(Device device) {
+void Training<Scalar>::compute_on(Device device, [[maybe_unused]] const cuda::Overlap& overlap) {
   require_built_for(device);
 #ifdef CONCERTINA_CUDA
-  if (device == Device::cuda) compute_on(cuda::cuda_accelerator<Scalar>(accelerator_plan()));
+  if (device != Device::cuda) return;
+  cuda::TrainingPlan plan = accelerator_plan();
+  plan.overlap = overlap;
+  compute_on(cuda::cuda_accelerator<Scalar>(plan));
 #endif
 }
 

@@ -152,7 +152,7 @@ class Training {
     accelerator_ = std::move(accelerator);
   }
   /// Throws  as require_accelerable() and require_built_for(); DeviceError where there is none
-  void compute_on(Device device);
+  void compute_on(Device device, const cuda::Overlap& overlap = {});
 
   /// What an accelerator has to know. It refers to the training and its data set.
   /// Throws  as require_accelerable()

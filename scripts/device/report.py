@@ -77,7 +77,10 @@ def collected(work):
     }
     for path in sorted(steps.glob("rate_k*.out")):
         if report := parsed(path):
-            rates = {row["model"]: row["images_per_second"] for row in report["rows"]}
+            rates = {
+                row["model"] + row["mode"].removeprefix("contracted"): row["images_per_second"]
+                for row in report["rows"]
+            }
             results.setdefault("rates", {})[path.stem] = rates
     for path in sorted(steps.glob("rate_torch_*.out")):
         for row in parsed_lines(path):
