@@ -7,6 +7,7 @@
 #include <concertina/expand.hpp>
 #include <concertina/layers.hpp>
 
+#include <algorithm>
 #include <span>
 #include <string>
 #include <utility>
@@ -57,19 +58,19 @@ TEST_CASE("a network's expanded layers are contracted in one launch", "[cuda]") 
   for (const auto& forms :
        {smallnet([](const ConvShape<2>& shape) { return expand_cl(shape); }),
         smallnet([](const ConvShape<2>& shape) { return expand_ck(shape); }), mobilenet}) {
-    const ContractionPlan plan(forms);
+    const ContractionPlan plan(forms, {.math = cuda::Math::fp32});
     CHECK(plan.forward().launches() == 1);
     CHECK(plan.backward().launches() == 1);
     CHECK(plan.forward().gemms.empty());
-    CHECK(plan.forward().phases.size() <= 4);  // two products, and the sums of split ones
-    CHECK(plan.backward().phases.size() <= 4);
+    CHECK(plan.forward().phases.size() <= 7);  // of two products, unfolded, split and folded
+    CHECK(plan.backward().phases.size() <= 7);
   }
 }
 
 TEST_CASE("products large enough are cuBLAS's", "[cuda]") {
   const std::vector<PlannedForm> forms{
       PlannedForm(expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .bias = true}))};
-  const ContractionPlan plan(forms);
+  const ContractionPlan plan(forms, {.math = cuda::Math::fp32});
   CHECK(plan.forward().gemms.size() == 2);
   CHECK(plan.backward().gemms.size() == 4);
   for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
@@ -81,10 +82,43 @@ TEST_CASE("products large enough are cuBLAS's", "[cuda]") {
   }
 }
 
+TEST_CASE("products large enough are on tensor cores, of whole rounds of tiles and split ones",
+          "[cuda]") {
+  const std::vector<PlannedForm> forms{
+      PlannedForm(expand_cl<2>({.out = 512, .in = 512, .kernel_size = 3, .bias = true}))};
+  const ContractionPlan plan(forms);
+  for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
+    CHECK(sequence->gemms.empty());
+    Index multiply_adds = 0;
+    for (const cuda::Job& job : sequence->jobs) {
+      if (job.kind != cuda::Job::Kind::multiply_bf16x6) continue;
+      CHECK(job.k >= 80);  // or the bound would not hold
+      const Index of_c = (job.m + 127) / 128 * ((job.n + 127) / 128);
+      multiply_adds += Index{job.m} * job.n * job.k * job.c_tiles / of_c;
+      if (job.splits == 1) CHECK(job.c_tiles % 132 == 0);
+    }
+    CHECK(multiply_adds == sequence->multiply_adds);
+  }
+  CHECK(plan.forward().launches() == 4);
+  // Too short sums, too few rows, and too small a product are not.
+  const auto on_tensor_cores = [](Index out, Index hidden, Index in) {
+    const std::vector<PlannedForm> form{
+        std::vector<ConvShape<0>>{{.out = hidden, .in = in}, {.out = out, .in = hidden}}};
+    const ContractionPlan small(form, {.gradient = false, .least_bf16x6 = Index{1} << 20});
+    return std::ranges::any_of(small.forward().jobs, [](const cuda::Job& job) {
+      return job.kind == cuda::Job::Kind::multiply_bf16x6;
+    });
+  };
+  CHECK(on_tensor_cores(128, 128, 128));
+  CHECK_FALSE(on_tensor_cores(128, 127, 256));
+  CHECK_FALSE(on_tensor_cores(31, 256, 256));
+  CHECK_FALSE(on_tensor_cores(64, 128, 127));
+}
+
 TEST_CASE("sums that are long for their tiles are split", "[cuda]") {
   const auto product = [](const std::vector<ConvShape<1>>& shapes) {
     const std::vector<PlannedForm> forms{shapes};
-    const ContractionPlan plan(forms, {.gradient = false});
+    const ContractionPlan plan(forms, {.gradient = false, .least_unfolded = Index{1} << 40});
     const cuda::Job job = plan.forward().jobs.front();
     CHECK(plan.forward().phases.size() == (job.splits > 1 ? 2 : 1));
     return job;
@@ -124,7 +158,7 @@ TEST_CASE("a large product of kernels is one matrix product, its gradient two", 
   for (const Index channels : {128, 256, 512}) {
     const std::vector<PlannedForm> forms{PlannedForm(std::vector<ConvShape<2>>(
         2, {.out = channels, .in = channels, .kernel_size = 3, .bias = true}))};
-    const ContractionPlan plan(forms);
+    const ContractionPlan plan(forms, {.math = cuda::Math::fp32});
     REQUIRE(plan.forward().gemms.size() == 1);
     CHECK(plan.backward().gemms.size() == 2);
     CHECK(plan.forward().launches() == 2);

@@ -5,14 +5,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/cuda/detail/bf16x6.hpp>
 #include <concertina/cuda/detail/block.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -167,6 +170,37 @@ class Memory {
   std::mt19937_64 random_;
 };
 
+/// How tensor cores add up the products of bfloat16 elements, as measurements of others found:
+/// aligned to the largest, so many bits further than float has, and truncated. How many differs
+/// between devices; the seed chooses.
+/// Source  Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021
+class TensorCoreEmulation {
+ public:
+  static constexpr int terms = 16;
+
+  explicit TensorCoreEmulation(std::uint64_t seed) : more_bits_(static_cast<int>(seed % 3)) {}
+
+  float dot(const double* a, const double* b, float added) const {
+    double products[terms + 1], most = std::abs(static_cast<double>(added));
+    for (int k = 0; k < terms; ++k) {
+      products[k] = a[k] * b[k];
+      most = std::max(most, std::abs(products[k]));
+    }
+    products[terms] = static_cast<double>(added);
+    if (most == 0 || !std::isfinite(most)) return static_cast<float>(most);
+    const double quantum = std::ldexp(1.0, std::ilogb(most) + 1 - float_bits - more_bits_);
+    double sum = 0;
+    for (const double product : products) sum += std::trunc(product / quantum) * quantum;
+    if (sum == 0) return 0;
+    const double ulp = std::ldexp(1.0, std::ilogb(sum) + 1 - float_bits);
+    return static_cast<float>(std::trunc(sum / ulp) * ulp);
+  }
+
+ private:
+  static constexpr int float_bits = std::numeric_limits<float>::digits;
+  int more_bits_;
+};
+
 /// A block of threads on the host.
 template <int Threads>
 class HostBlock {
@@ -209,6 +243,8 @@ class HostBlock {
       elements_->traces[at].on_write(block_.now(), [&] { return name(i); });
       elements_->values[at] = value;
     }
+    /// Unchecked.
+    const T& peek(int i) const { return elements_->values[index(i)]; }
 
    private:
     struct Elements {
@@ -251,9 +287,97 @@ class HostBlock {
     return Shared<T>(*this, static_cast<std::size_t>(count));
   }
 
+  /// Without a barrier.
+  template <class F>
+  void each_thread_apart(F&& f) {
+    std::shuffle(order_.begin(), order_.end(), memory_.random());
+    for (const int thread : order_) {
+      thread_ = thread;
+      f(thread);
+    }
+    thread_ = -1;
+  }
+
+  // Tensor cores. What is multiplied is read when it is issued, and must still be there when it is
+  // waited for; sums are there only then, and are poisoned meanwhile.
+  void publish() {}
+  void begin_multiply() { emulation_ = TensorCoreEmulation(memory_.random()()); }
+  void end_multiply() {}
+  void wait_for_multiply() {
+    for (const auto& multiply : multiplies_) multiply();
+    multiplies_.clear();
+  }
+  template <class Registers, class Member, class Tiles>
+  void multiply_tiles(PerThread<Registers>& registers, Member member, const Tiles& tiles,
+                      int a_first, int b_first, int half, bool add) {
+    using cuda::TensorCoreTile;
+    const auto read = [this, &tiles, half](int first) {
+      std::vector<cuda::Bf16Chunk> chunks;
+      each_thread_apart([&](int thread) {
+        if (thread > 0) return;
+        for (int row = 0; row < TensorCoreTile::rows; ++row) {
+          for (const int chunk : {2 * half, 2 * half + 1}) {
+            chunks.push_back(tiles.get(first + TensorCoreTile::place(row, chunk)));
+          }
+        }
+      });
+      return chunks;
+    };
+    const auto require_same = [tiles, half](int first, const std::vector<cuda::Bf16Chunk>& chunks) {
+      for (int i = 0; i < static_cast<int>(chunks.size()); ++i) {
+        const int at = first + TensorCoreTile::place(i / 2, 2 * half + i % 2);
+        if (std::memcmp(&tiles.peek(at), &chunks[static_cast<std::size_t>(i)],
+                        sizeof(cuda::Bf16Chunk)) != 0) {
+          throw ProgramError("chunk " + std::to_string(at) + " was written while it was multiplied");
+        }
+      }
+    };
+    const auto each_sum = [&registers, member](auto&& visit) {
+      for (int thread = 0; thread < Threads; ++thread) {
+        auto& sums = registers[thread].*member;
+        for (int i = 0; i < cuda::AccumulatorLayout::elements; ++i) {
+          visit(sums[i],
+                thread / 128 * cuda::AccumulatorLayout::m +
+                    cuda::AccumulatorLayout::row(thread % 128, i),
+                cuda::AccumulatorLayout::column(thread % 128, i));
+        }
+      }
+    };
+    const auto a = read(a_first), b = read(b_first);
+    chain_ = add ? chain_ + 1 : 1;
+    if (chain_ > longest_chain) throw ProgramError("more than 32 terms before they are promoted");
+    if (!add) {
+      each_sum([](float& sum, int, int) { sum = std::numeric_limits<float>::quiet_NaN(); });
+    }
+    multiplies_.push_back([=, emulation = emulation_] {
+      require_same(a_first, a);
+      require_same(b_first, b);
+      const auto elements_of = [](const std::vector<cuda::Bf16Chunk>& chunks) {
+        std::vector<double> elements;
+        for (const cuda::Bf16Chunk& chunk : chunks) {
+          for (const std::uint32_t pair : chunk.pairs) {
+            elements.push_back(static_cast<double>(cuda::detail::bf16_low(pair)));
+            elements.push_back(static_cast<double>(cuda::detail::bf16_high(pair)));
+          }
+        }
+        return elements;
+      };
+      const auto rows = elements_of(a), columns = elements_of(b);
+      each_sum([&](float& sum, int row, int column) {
+        constexpr int k = TensorCoreEmulation::terms;
+        sum = emulation.dot(&rows[static_cast<std::size_t>(row * k)],
+                            &columns[static_cast<std::size_t>(column * k)], add ? sum : 0.0F);
+      });
+    });
+  }
+
   template <class T>
   T read(const T* address) {
     return memory_.read(address, now());
+  }
+  template <class T>
+  void read(const T* address, T (&to)[8]) {
+    for (int i = 0; i < 8; ++i) to[i] = read(address + i);
   }
   template <class T>
   void write(T* address, const std::type_identity_t<T>& value) {
@@ -269,6 +393,11 @@ class HostBlock {
   Memory& memory_;
   std::int64_t number_, phase_ = 0, thread_ = -1;
   std::size_t shared_bytes_, used_ = 0;
+  /// Six products of 32 terms, 16 at a time.
+  static constexpr int longest_chain = 6 * 32 / TensorCoreEmulation::terms;
+  int chain_ = 0;
+  TensorCoreEmulation emulation_{0};
+  std::vector<std::function<void()>> multiplies_;
   std::vector<int> order_ = std::vector<int>(static_cast<std::size_t>(Threads));
 };
 

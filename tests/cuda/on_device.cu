@@ -79,7 +79,7 @@ class DeviceTensors {
 /// first on zeros, so that whatever the second launch reads too early is wrong.
 template <class T, class Bits>
 void run_as(const cuda::ContractionPlan& plan, int most_blocks, Passes<Bits>& passes) {
-  cuda::Contraction<T> contraction(plan, cuda::Math::strict, most_blocks);
+  cuda::Contraction<T> contraction(plan, most_blocks);
   const DeviceTensors<T> layers(passes.layers), results(passes.results),
       result_gradients(passes.result_gradients), layer_gradients(passes.layer_gradients);
   const auto reads = layers.template layers<const T>();

@@ -6,6 +6,7 @@
 #include "passes.hpp"
 
 #include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/detail/bf16x6.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -66,7 +67,18 @@ void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& ad
     }
   };
   for (const cuda::Stage& stage : sequence.stages) {
-    if (stage.is_gemm) {
+    if (stage.kind == cuda::Stage::Kind::tensor_cores) {
+      if constexpr (std::is_same_v<Sum, float>) {
+        execute(
+            cuda::TensorCoreProgram<Stored, Capacity>{
+                {sequence.jobs.data(), sequence.taps.data(), sequence.pairs.data(),
+                 sequence.branches.data(), sequence.phases.data()},
+                workspace,
+                stage.first,
+                addresses},
+            std::max(most_blocks, 1), memory);
+      }
+    } else if (stage.kind == cuda::Stage::Kind::gemm) {
       execute(sequence.gemms[static_cast<std::size_t>(stage.first)],
               cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace}, memory);
     } else if (most_blocks > 0) {

@@ -49,14 +49,18 @@ class Network {
  public:
   using Sum = typename DefaultAccumulator<Stored>::type;
 
-  /// With integers of up to `most` either side of zero.
-  explicit Network(Rng& rng, Index most = 4) : rng_(rng), most_(most) {}
+  /// With integers of up to `most` either side of zero, those of each form's layers times its factor.
+  explicit Network(Rng& rng, Index most = 4, std::vector<Index> factors = {})
+      : rng_(rng), most_(most), factors_(std::move(factors)) {}
 
   template <int Rank>
   void add_form(const Form<Rank>& form) {
     forms_.emplace_back(form, interior_only);
     std::vector<Conv<Sum, Rank>> layers;
-    for (const auto& shape : form.leaves()) layers.push_back(integers(shape));
+    for (const auto& shape : form.leaves()) {
+      layers.push_back(
+          integers(shape, factors_.empty() ? 1 : factors_[layers.size() % factors_.size()]));
+    }
     auto next = layers.cbegin();
     const Expr<Sum, Rank> expression = expression_of<Sum>(form, next);
     Contraction<Sum, Rank> contraction(form, interior_only);
@@ -89,10 +93,10 @@ class Network {
   using Tensors = typename Passes<Stored>::Tensors;
 
   template <int Rank>
-  Conv<Sum, Rank> integers(const ConvShape<Rank>& shape) {
+  Conv<Sum, Rank> integers(const ConvShape<Rank>& shape, Index factor = 1) {
     Conv<Sum, Rank> layer(shape);
     for (const std::span<Sum> elements : {layer.weight(), layer.bias()}) {
-      for (Sum& element : elements) element = static_cast<Sum>(random_index(rng_, -most_, most_));
+      for (Sum& element : elements) element = static_cast<Sum>(factor * random_index(rng_, -most_, most_));
     }
     return layer;
   }
@@ -114,17 +118,28 @@ class Network {
   }
   Rng& rng_;
   Index most_;
+  std::vector<Index> factors_;
   std::vector<PlannedForm> forms_;
   Tensors layers_, results_, result_gradients_, layer_gradients_;
 };
 
-/// Ways to plan: as a device would have it; in the largest tiles; everything split; everything on
-/// cuBLAS.
-std::vector<PlanOptions> every_plan(bool mixed = false) {
-  return {{.mixed = mixed},
-          {.mixed = mixed, .wanted_tiles = 1},
-          {.mixed = mixed, .wanted_tiles = 1'000'000, .least_split = 1},
-          {.mixed = mixed, .least_gemm = 1}};
+/// Ways to plan: as a device would have it; in the largest tiles; everything split; unfolded on our
+/// own tiles; everything on cuBLAS; and, but for double, on tensor cores, split or not.
+template <class Stored>
+std::vector<PlanOptions> every_plan() {
+  constexpr bool mixed = sizeof(Stored) < sizeof(float), is_double = sizeof(Stored) == 8;
+  constexpr cuda::Math math = is_double ? cuda::Math::fp64 : cuda::Math::fp32;
+  const PlanOptions usual{.mixed = mixed, .math = is_double ? math : cuda::Math::bf16x6};
+  std::vector<PlanOptions> plans(is_double ? 5 : 7, usual);
+  plans[1].wanted_tiles = 1;
+  plans[2].wanted_tiles = 1'000'000, plans[2].least_split = 1;
+  plans[3].math = math, plans[3].least_unfolded = 1;
+  plans[4].math = math, plans[4].least_unfolded = 1, plans[4].least_gemm = 1;
+  for (std::size_t p = 5; p < plans.size(); ++p) {
+    plans[p].least_unfolded = plans[p].least_bf16x6 = plans[p].least_bf16x6_terms = 1;
+    plans[p].wanted_tiles = p == 5 ? 2 : 1'000'000;
+  }
+  return plans;
 }
 
 template <int Rank>
@@ -139,9 +154,9 @@ std::vector<ConvShape<Rank>> random_chain(Rng& rng, const Largest& largest, Inde
 TEMPLATE_TEST_CASE_SIG("pairs of every geometry are contracted and differentiated on blocks",
                        "[cuda]", ((int Rank), Rank), 0, 1, 2, 3) {
   Rng rng(1);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<float>()) {
     for (const ConvShape<Rank>& inner : edge_shapes<Rank>()) {
-      Network<double> network(rng);
+      Network<float> network(rng);
       network.add<Rank>({inner, random_shape_after(inner, rng)});
       network.add<Rank>({inner, {.out = 3, .in = inner.out, .bias = true}});
       network.add<Rank>({{.out = inner.in, .in = 2, .bias = true}, inner});
@@ -153,9 +168,9 @@ TEMPLATE_TEST_CASE_SIG("pairs of every geometry are contracted and differentiate
 
 TEST_CASE("networks of random chains are contracted and differentiated on blocks", "[cuda]") {
   Rng rng(2);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<float>()) {
     for (int n = 0; n < 10; ++n) {
-      Network<double> network(rng);
+      Network<float> network(rng);
       const Largest few{.kernel_size = 2};
       network.add(random_chain<0>(rng, {}, random_index(rng, 1, 4)));
       network.add(random_chain<1>(rng, {}, random_index(rng, 1, 4)));
@@ -169,7 +184,7 @@ TEST_CASE("networks of random chains are contracted and differentiated on blocks
 TEST_CASE("tiles, splits and thread counts of every size are contracted on blocks", "[cuda]") {
   Rng rng(3);
   const Index channels = GENERATE(1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 129);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<float>()) {
     Network<float> network(rng);
     network.add<0>(
         {{.out = channels, .in = 33, .bias = true}, {.out = 12, .in = channels, .bias = true}});
@@ -186,7 +201,9 @@ TEST_CASE("tiles, splits and thread counts of every size are contracted on block
 TEST_CASE("kernels of every geometry are multiplied on cuBLAS", "[cuda]") {
   Rng rng(15);
   for (const bool only_large : {false, true}) {  // or every product, however small
-    const PlanOptions options{.least_gemm = only_large ? 20'000 : 1};
+    const PlanOptions options{.math = cuda::Math::fp32,
+                              .least_unfolded = 1,
+                              .least_gemm = only_large ? 20'000 : 1};
     Network<float> network(rng);
     // More columns than a block folds at a time, and more taps.
     network.add<1>({{.out = 3, .in = 300, .kernel_size = 5, .bias = true},
@@ -205,10 +222,80 @@ TEST_CASE("kernels of every geometry are multiplied on cuBLAS", "[cuda]") {
   }
 }
 
+/// Everything on tensor cores.
+constexpr PlanOptions tensor_cores(int wanted_tiles = 2) {
+  return {.least_unfolded = 1,
+          .least_bf16x6 = 1,
+          .least_bf16x6_terms = 1,
+          .wanted_tiles = wanted_tiles};
+}
+
+TEST_CASE("each part of a float is multiplied on tensor cores", "[cuda]") {
+  Rng rng(31);
+  // 65793 is 65536 + 256 + 1, each of which bfloat16 has; 257 the last two.
+  for (const std::vector<Index>& factors :
+       {std::vector<Index>{1, 65793}, {65793, 1}, {257, 257}, {1, 1}}) {
+    Network<float> network(rng, 1, factors);
+    network.add(std::vector<ConvShape<0>>{{.out = 60, .in = 50, .bias = true}, {.out = 40, .in = 60}});
+    network.add(std::vector<ConvShape<1>>{{.out = 33, .in = 7, .kernel_size = 3},
+                                          {.out = 17, .in = 33, .kernel_size = 2, .bias = true}});
+    for (const int wanted_tiles : {2, 1'000'000}) {
+      network.check(ContractionPlan(network.forms(), tensor_cores(wanted_tiles)));
+    }
+  }
+}
+
+TEST_CASE("products on tensor cores are more accurate than sums of floats in order", "[cuda]") {
+  if (!can_run()) return;
+  Rng rng(32);
+  const std::vector<ConvShape<0>> shapes{{.out = 2048, .in = 3}, {.out = 4, .in = 2048}};
+  std::vector<Conv<float, 0>> layers;
+  for (const auto& shape : shapes) {
+    for (float& element : layers.emplace_back(shape).weight()) {
+      element = static_cast<float>(random_uniform(rng, 1));
+      if (element < 0) element = -element;  // so that nothing cancels
+    }
+  }
+  Passes<float> passes;
+  const auto keep = [](auto& to, std::span<const float> elements) {
+    to.emplace_back(elements.begin(), elements.end());
+    to.emplace_back();
+  };
+  for (const auto& layer : layers) keep(passes.layers, layer.weight());
+  passes.layer_gradients = passes.layers;
+  keep(passes.results, std::vector<float>(12));
+  passes.result_gradients = passes.results;
+  const std::vector<PlannedForm> forms{shapes};
+  run(ContractionPlan(forms, tensor_cores()), passes, rng());
+
+  double in_order = 0, on_tensor_cores = 0;  // largest errors
+  for (int row = 0; row < 4; ++row) {
+    for (int column = 0; column < 3; ++column) {
+      double exact = 0;
+      float sum = 0;
+      for (int k = 0; k < 2048; ++k) {
+        const float a = layers[1].weight()[static_cast<std::size_t>(row * 2048 + k)],
+                    b = layers[0].weight()[static_cast<std::size_t>(k * 3 + column)];
+        exact += static_cast<double>(a) * static_cast<double>(b);
+        sum = std::fma(a, b, sum);
+      }
+      const auto error = [&](float found) {
+        return std::abs(static_cast<double>(found) - exact) / exact;
+      };
+      in_order = std::max(in_order, error(sum));
+      on_tensor_cores = std::max(
+          on_tensor_cores, error(passes.results[0][static_cast<std::size_t>(row * 3 + column)]));
+    }
+  }
+  CHECK(on_tensor_cores < in_order);
+  const double u = std::ldexp(1.0, -std::numeric_limits<float>::digits);
+  CHECK(on_tensor_cores <= (76 + 2048 / 32) * u);  // as derived in docs/cuda.md
+}
+
 TEST_CASE("groups that fill tiles, with biases, are contracted on blocks", "[cuda]") {
   Rng rng(7);
   const Index groups = GENERATE(2, 3);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<float>()) {
     Network<float> network(rng);
     const auto conv = [&](Index out, Index in, Index kernel, Index of_groups) {
       return ConvShape<1>{.out = out * groups,
@@ -227,7 +314,7 @@ TEST_CASE("groups that fill tiles, with biases, are contracted on blocks", "[cud
 
 TEST_CASE("sums too long for one block's threads are contracted on blocks", "[cuda]") {
   Rng rng(8);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<double>()) {
     Network<double> network(rng);
     network.add<1>({{.out = 300, .in = 3, .kernel_size = 2, .bias = true},
                     {.out = 9, .in = 300, .kernel_size = 9, .bias = true}});
@@ -259,7 +346,7 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   // What a plan chooses follows from sizes; should that change, so must the cases above.
   std::set<std::pair<cuda::Job::Kind, bool>> kinds;
   std::set<int> reducing, combining;  // threads for each element
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<float>()) {
     const std::vector<PlannedForm> forms{
         PlannedForm(std::vector<ConvShape<1>>{{.out = 33, .in = 34},
                                               {.out = 35, .in = 33, .kernel_size = 3}}),
@@ -302,12 +389,11 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
 TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[cuda]", float,
                    double, Eigen::half, Eigen::bfloat16) {
   Rng rng(4);
-  constexpr bool mixed = !std::is_same_v<TestType, typename DefaultAccumulator<TestType>::type>;
   // One term for each element, so that 8 bits hold every result.
   const std::vector<ConvShape<2>> thin{{.out = 2, .in = 1, .kernel_size = 2},
                                        {.out = 2, .in = 2, .groups = 2},
                                        {.out = 2, .in = 2, .kernel_size = 1, .groups = 2}};
-  for (const PlanOptions& options : every_plan(mixed)) {
+  for (const PlanOptions& options : every_plan<TestType>()) {
     Network<TestType> network(rng);
     network.add(thin);
     network.add(std::vector<ConvShape<0>>{{.out = 1, .in = 1}, {.out = 1, .in = 1}});
@@ -318,7 +404,7 @@ TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[
 TEMPLATE_TEST_CASE("half precision fills tiles, splits sums and adds biases", "[cuda]", Eigen::half,
                    Eigen::bfloat16) {
   Rng rng(9);
-  for (const PlanOptions& options : every_plan(true)) {
+  for (const PlanOptions& options : every_plan<TestType>()) {
     Network<TestType> network(rng, 1);  // small enough that results have few bits
     network.add(std::vector<ConvShape<0>>{{.out = 16, .in = 8, .bias = true},
                                           {.out = 9, .in = 16, .bias = true}});
@@ -334,7 +420,7 @@ TEST_CASE("the paper's expansions are contracted and differentiated on blocks", 
   ConvShape<2> depthwise{
       .out = 8, .in = 8, .kernel_size = 3, .padding = 1, .groups = 8, .bias = true};
   const ConvShape<0> linear{.out = 10, .in = 24, .bias = true};
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<double>()) {
     Network<double> network(rng);
     network.add(expand_cl(compact, {.rate = 2}));
     network.add(expand_ck(compact, {.rate = 2}));
@@ -342,7 +428,7 @@ TEST_CASE("the paper's expansions are contracted and differentiated on blocks", 
     network.add(expand_fc(linear, {.rate = 2}));
     const ContractionPlan plan(network.forms(), options);
     network.check(plan);
-    // Without cuBLAS everything is one launch, whatever the number of forms.
+    // Without cuBLAS and tensor cores everything is one launch, whatever the number of forms.
     if (plan.forward().gemms.empty()) {
       CHECK(plan.forward().launches() == 1);
       CHECK(plan.backward().launches() == 1);
@@ -435,7 +521,7 @@ TEMPLATE_TEST_CASE_SIG("branches of every geometry are joined and differentiated
                        "[cuda]", ((int Rank), Rank), 0, 1, 2, 3) {
   Rng rng(10);
   RandomForms<Rank> random(rng, Rank == 3 ? 2 : 3);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<double>()) {
     Network<double> network(rng);
     for (const Join join : {Join::sum, Join::concat_outputs, Join::concat_inputs}) {
       for (int n = 0; n < 6; ++n) {
@@ -450,7 +536,7 @@ TEMPLATE_TEST_CASE_SIG("nested chains of sums and sums of chains are contracted 
                        "[cuda]", ((int Rank), Rank), 0, 1, 2) {
   Rng rng(11);
   RandomForms<Rank> random(rng, 2);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<double>()) {
     Network<double> network(rng, 2);
     for (const Join join : {Join::chain, Join::sum, Join::concat_outputs, Join::concat_inputs}) {
       for (int n = 0; n < 4; ++n) {
@@ -476,7 +562,7 @@ TEST_CASE("branches that fill several tiles are joined on blocks", "[cuda]") {
     return detail::AnyForm(detail::AnyShape(shape));
   };
   const Index groups = GENERATE(1, 2, 8, 16);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<float>()) {
     Network<float> network(rng);
     network.add_form(Form<2>(detail::AnyForm(
         Join::sum,
@@ -499,7 +585,7 @@ TEST_CASE("branches that fill several tiles are joined on blocks", "[cuda]") {
 TEMPLATE_TEST_CASE("half precision adds branches", "[cuda]", Eigen::half, Eigen::bfloat16) {
   Rng rng(13);
   RandomForms<2> random(rng);
-  for (const PlanOptions& options : every_plan(true)) {
+  for (const PlanOptions& options : every_plan<TestType>()) {
     Network<TestType> network(rng, 1);
     network.add_form(Form<2>(random.join(Join::sum, random.ends(), 0)));
     network.add_form(Form<2>(random.join(Join::concat_outputs, random.ends(), 0)));
@@ -515,7 +601,7 @@ TEST_CASE("blocks are contracted in one launch, batch norms as 1x1 depthwise lay
   const auto branches = initialize_diverse_branch_block<double>(shape, rng);
   const ConvShape<2> norm{.out = 8, .in = 8, .groups = 8, .bias = true};
   CHECK(std::ranges::count(Form(repvgg.expression()).leaves(), norm) == 3);
-  for (const PlanOptions& options : every_plan()) {
+  for (const PlanOptions& options : every_plan<double>()) {
     Network<double> network(rng);
     network.add_form(Form(acnet.expression()));
     network.add_form(Form(repvgg.expression()));
@@ -542,7 +628,7 @@ TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
   }
   first.tiles += second.tiles;
   first.last_job = second.last_job;
-  sequence.stages = {{.is_gemm = false, .first = 0, .last = 1}};
+  sequence.stages = {{cuda::Stage::Kind::phases, 0, 1}};
   std::vector<std::vector<float>> tensors;
   cuda::Addresses<ContractionPlan::most_tensors> addresses{};
   std::vector<float> workspace(static_cast<std::size_t>(plan.workspace()));
@@ -606,8 +692,9 @@ TEST_CASE("floats on blocks are within the certified bound, gradients within the
     const auto gradients = exact.backward(wide, wide_gradient);
     const auto bounds = sizes.backward(absolute, absolute_gradient);
 
-    for (const PlanOptions& options : every_plan()) {
+    for (PlanOptions options : every_plan<float>()) {
       const std::vector<PlannedForm> forms{shapes};
+      options.least_bf16x6_terms = std::max(options.least_bf16x6_terms, 80);
       const ContractionPlan plan(forms, options);
       Passes<float> passes;
       const auto keep = [](auto& to, const Conv<float, 2>& layer) {

@@ -8,6 +8,7 @@
 #include <concertina/cuda/contraction.cuh>
 
 #include <memory>
+#include <type_traits>
 
 namespace cifar::cuda {
 namespace {
@@ -20,8 +21,7 @@ class CudaContractor final : public Contractor {
                  int most_blocks)
       : stream_(backend.handle(stream)),
         at_(layer),
-        contraction_(concertina::cuda::ContractionPlan(at_.forms), concertina::cuda::Math::strict,
-                     most_blocks) {}
+        contraction_(concertina::cuda::ContractionPlan(at_.forms, {.math = math}), most_blocks) {}
 
   void forward() override { contraction_.forward(at_.layers, at_.products, stream_); }
   void backward() override {
@@ -29,6 +29,9 @@ class CudaContractor final : public Contractor {
   }
 
  private:
+  using Math = concertina::cuda::Math;
+  static constexpr Math math = std::is_same_v<Scalar, double> ? Math::fp64 : Math::bf16x6;
+
   cudaStream_t stream_;
   Expansion<Scalar> at_;
   concertina::cuda::Contraction<Scalar> contraction_;

@@ -6,6 +6,7 @@
 #include <concertina/cuda/contraction.hpp>
 #include <concertina/cuda/detail/buffer.cuh>
 #include <concertina/cuda/detail/launch.cuh>
+#include <concertina/cuda/detail/tensor_core.cuh>
 #include <concertina/cuda/detail/tensor_table.hpp>
 
 #include <cuda_bf16.h>
@@ -22,9 +23,6 @@
 #include <utility>
 
 namespace concertina::cuda {
-
-/// How cuBLAS multiplies floats: in full precision, or in TF32 on tensor cores.
-enum class Math { strict, tf32 };
 
 /// By intrinsics: PyTorch's flags for extensions take the conversions of CUDA's half types away.
 template <>
@@ -49,6 +47,16 @@ __global__ void __launch_bounds__(Program::threads, Program::resident)
   program(grid);
 }
 
+/// A phase on tensor cores. One block of a multiprocessor's, which takes most of its registers and
+/// shared memory.
+template <class Program>
+__global__ void __launch_bounds__(Program::threads, 1)
+    run_tensor_cores(const __grid_constant__ Program program) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  DeviceGrid<Program::threads, TensorCoreDeviceBlock<Program::threads>> grid(memory);
+  program(grid);
+}
+
 struct BlasDeleter {
   void operator()(cublasContext* handle) const { static_cast<void>(cublasDestroy(handle)); }
 };
@@ -63,7 +71,7 @@ struct BlasDeleter {
 /// open.
 ///
 /// Stored is float, double, __half or __nv_bfloat16; the last two are accumulated in float.
-/// Ensures   results within the bound of prove_rounding(), but for Math::tf32; those of contract()
+/// Ensures   results within the bound of prove_rounding(), but for PlanOptions::math tf32; those of contract()
 ///           where all sums are exact; the same bit for bit each time
 /// Throws    DeviceError naming the call, its reason and its purpose
 template <class Stored>
@@ -78,18 +86,18 @@ class Contraction {
   /// Cost    allocates the workspace and the tables, and waits for them; where the plan has GEMMs
   ///         for cuBLAS also its workspace of 32 MiB, and runs each of them three times, on
   ///         addresses of every alignment
-  /// Throws  Error where the plan is not mixed for half precision or mixed for another, tf32 is
-  ///         asked for double, or most_blocks is negative
-  explicit Contraction(ContractionPlan plan, Math math = Math::strict,
-                       int most_blocks = std::numeric_limits<int>::max())
-      : plan_(accepted(std::move(plan), math, most_blocks)),
-        math_(math),
+  /// Throws  Error where the plan is not mixed for half precision or mixed for another, is not of
+  ///         fp64 for double or is for another, or most_blocks is negative; DeviceError where it has
+  ///         products on tensor cores and the device's cannot compute them
+  explicit Contraction(ContractionPlan plan, int most_blocks = std::numeric_limits<int>::max())
+      : plan_(accepted(std::move(plan), most_blocks)),
         device_(current_device()),
         cooperative_blocks_{std::min(most_blocks, resident_blocks(device_, false)),
                             std::min(most_blocks, resident_blocks(device_, true))},
         forward_(plan_.forward(), "the tables of a contraction"),
         backward_(plan_.backward(), "the tables of a contraction's gradient"),
         workspace_(plan_.workspace(), "the workspace of a contraction") {
+    prepare_tensor_cores();
     if (plan_.forward().gemms.empty() && plan_.backward().gemms.empty()) return;
     cublasHandle_t handle = nullptr;
     check(cublasCreate(&handle), "cublasCreate", "a contraction");
@@ -137,13 +145,15 @@ class Contraction {
   static constexpr std::size_t shared_bytes = detail::contraction_shared_bytes<Sum>();
   static constexpr int few_tensors = 256;  // whose addresses fit the 4 KiB that cost no extra
 
-  static ContractionPlan accepted(ContractionPlan plan, Math math, int most_blocks) {
+  static ContractionPlan accepted(ContractionPlan plan, int most_blocks) {
     if (plan.options().mixed != is_mixed) {
       throw Error(is_mixed ? "a contraction in half precision needs a plan with mixed = true"
                            : "a plan with mixed = true is for half precision");
     }
-    if (math == Math::tf32 && std::is_same_v<Sum, double>) {
-      throw Error("tf32 is for products of float, not of double");
+    if ((plan.options().math == Math::fp64) != std::is_same_v<Sum, double>) {
+      throw Error(std::is_same_v<Sum, double>
+                      ? "a contraction of double needs a plan with math = Math::fp64"
+                      : "a plan with math = Math::fp64 is for double");
     }
     if (most_blocks < 0) {
       throw Error("a contraction on at most " + std::to_string(most_blocks) +
@@ -158,22 +168,50 @@ class Contraction {
     return device;
   }
 
+  static int attribute(int device, cudaDeviceAttr which) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute", "a contraction");
+    return value;
+  }
+
   /// Blocks that run at a time; 0 where launches cannot cooperate.
   int resident_blocks(int device, bool products) const {
-    const auto attribute = [&](cudaDeviceAttr which) {
-      int value = 0;
-      check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute",
-            "a contraction");
-      return value;
-    };
-    if (!attribute(cudaDevAttrCooperativeLaunch)) return 0;
+    if (!attribute(device, cudaDevAttrCooperativeLaunch)) return 0;
     return with_program(products, [&]<class Program>(const Program*) {
       int blocks = 0;
       check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, detail::run_phases<Program>,
                                                           Program::threads, shared_bytes),
             "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "a contraction");
-      return blocks * attribute(cudaDevAttrMultiProcessorCount);
+      return blocks * attribute(device, cudaDevAttrMultiProcessorCount);
     });
+  }
+
+  static bool has_tensor_cores(const Sequence& sequence) {
+    return std::ranges::any_of(sequence.stages, [](const Stage& stage) {
+      return stage.kind == Stage::Kind::tensor_cores;
+    });
+  }
+
+  void prepare_tensor_cores() {
+    if constexpr (std::is_same_v<Sum, float>) {
+      if (!has_tensor_cores(plan_.forward()) && !has_tensor_cores(plan_.backward())) return;
+      multiprocessors_ = attribute(device_, cudaDevAttrMultiProcessorCount);
+      const auto need = [](bool met, const char* what) {
+        if (met) return;
+        throw DeviceError(std::string("products on tensor cores need a device ") + what +
+                          "; plan with math = Math::fp32");
+      };
+      constexpr std::size_t bytes = TensorCoreProgram<Stored, few_tensors>::shared_bytes();
+      need(attribute(device_, cudaDevAttrComputeCapabilityMajor) >= 8,
+           "of compute capability 8.0 or more");
+      need(attribute(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin) >=
+               static_cast<int>(bytes),
+           "with 144 KiB of shared memory for a block");
+      with_tensor_core_program([&]<class Program>(const Program*) {
+        detail::allow_shared_bytes(&detail::run_tensor_cores<Program>, bytes,
+                                   "products on tensor cores");
+      });
+    }
   }
 
   /// Runs every planned GEMM once on uninitialised buffers, so that cuBLAS allocates before a graph
@@ -249,7 +287,9 @@ class Contraction {
     }
     if (!sequence.gemms.empty()) bind_blas(stream);
     for (const Stage& stage : sequence.stages) {
-      if (stage.is_gemm) {
+      if (stage.kind == Stage::Kind::tensor_cores) {
+        launch_tensor_cores(sequence, tables, table, stage.first, stream);
+      } else if (stage.kind == Stage::Kind::gemm) {
         const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(stage.first)];
         const auto at = [&](const TensorRef& ref) {
           Sum* const first = ref.operand == TensorRef::workspace
@@ -261,6 +301,34 @@ class Contraction {
       } else {
         launch_phases(sequence, tables, table, stage.first, stage.last, stream);
       }
+    }
+  }
+
+  template <class Use>
+  void with_tensor_core_program(Use&& use) const {
+    if (std::ssize(plan_.tensors()) <= few_tensors) {
+      use(static_cast<const TensorCoreProgram<Stored, few_tensors>*>(nullptr));
+    } else {
+      use(static_cast<const TensorCoreProgram<Stored, ContractionPlan::most_tensors>*>(nullptr));
+    }
+  }
+
+  void launch_tensor_cores(const Sequence& sequence, const DeviceTables& tables,
+                           const AddressTable& table, int phase, cudaStream_t stream) {
+    if constexpr (std::is_same_v<Sum, float>) {
+      with_tensor_core_program([&]<class Program>(const Program*) {
+        const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
+                               tables.branches.data(), tables.phases.data()},
+                              workspace_.data(),
+                              phase,
+                              table.template addresses<Program::capacity>()};
+        const int tiles = sequence.phases[static_cast<std::size_t>(phase)].tiles;
+        detail::run_tensor_cores<Program>
+            <<<static_cast<unsigned>(std::min(tiles, multiprocessors_)),
+               static_cast<unsigned>(Program::threads), Program::shared_bytes(), stream>>>(program);
+        check(cudaGetLastError(), "cudaLaunchKernel",
+              [&] { return name(sequence, phase, phase + 1); });
+      });
     }
   }
 
@@ -323,7 +391,7 @@ class Contraction {
     constexpr bool is_double = std::is_same_v<Sum, double>;
     constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;
     const cublasComputeType_t compute = is_double             ? CUBLAS_COMPUTE_64F
-                                        : math_ == Math::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                        : plan_.options().math == Math::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                               : CUBLAS_COMPUTE_32F;
     const Sum one(1), zero(0);
     const auto operation = [](bool transpose) { return transpose ? CUBLAS_OP_T : CUBLAS_OP_N; };
@@ -339,8 +407,8 @@ class Contraction {
   }
 
   ContractionPlan plan_;
-  Math math_;
   int device_, cooperative_blocks_[2];  // of programs without products, and with them
+  int multiprocessors_ = 0;
   DeviceTables forward_, backward_;
   Buffer<Sum> workspace_;
   Buffer<unsigned char> blas_workspace_;

@@ -48,12 +48,31 @@ class PlannedForm {
   std::optional<concertina::detail::Axes> input_size_;
 };
 
+/// How products of floats are computed. All but tf32 keep the bound of prove_rounding().
+enum class Math {
+  /// Large ones on tensor cores, of elements split into three bfloat16 ones (compute capability 8.0
+  /// on; fastest where the code is compiled for sm_90a). The absolute error of a product has up to
+  /// 2^-133 of its factors more; elements of 3.39e38 on, and infinite ones, give NaN.
+  bf16x6,
+  fp32,  ///< in float
+  tf32,  ///< large ones on tensor cores, by cuBLAS, of elements rounded to 11 bits
+  fp64   ///< for tensors of double, in double
+};
+
 struct PlanOptions {
   /// Tensors are stored in half or bfloat16, and accumulated in float.
   bool mixed = false;
   /// Whether backward() is planned too; tools that only fold networks need half the workspace.
   bool gradient = true;
-  /// From so many multiply-adds on a product is cuBLAS's.
+  Math math = Math::bf16x6;
+  /// From so many multiply-adds on a product of two kernels of several taps is one matrix product
+  /// of unfolded kernels.
+  Index least_unfolded = detail::tuning::least_unfolded;
+  /// From so many multiply-adds, and terms of a sum, on a matrix product is on tensor cores. Below
+  /// 80 terms the bound of prove_rounding() is not kept.
+  Index least_bf16x6 = detail::tuning::least_bf16x6;
+  int least_bf16x6_terms = detail::tuning::least_bf16x6_terms;
+  /// From so many multiply-adds on any other matrix product is cuBLAS's.
   Index least_gemm = detail::tuning::least_gemm;
   /// Tiles that fill the device: smaller products are split along k until they have as many.
   int wanted_tiles = detail::tuning::wanted_tiles;
@@ -89,10 +108,15 @@ struct Gemm {
   int form = 0;  ///< for messages
 };
 
-/// What run() issues one after another: phases in one launch, or a GEMM.
+/// What run() issues one after another.
 struct Stage {
-  bool is_gemm;
-  int first, last;  ///< phases first .. last - 1; or the GEMM `first`
+  enum class Kind {
+    phases,        ///< first .. last - 1, in one launch
+    tensor_cores,  ///< the phase `first`, of multiply_bf16x6 only, in a launch of its own
+    gemm           ///< the GEMM `first`
+  };
+  Kind kind;
+  int first, last;
 };
 
 /// What one pass runs.
@@ -114,7 +138,8 @@ struct Sequence {
                        [](const Job& job) { return detail::is_product(job.kind); });
   }
   int launches() const {
-    return static_cast<int>(std::ranges::count(stages, false, &Stage::is_gemm));
+    return static_cast<int>(std::ranges::count_if(
+        stages, [](const Stage& stage) { return stage.kind != Stage::Kind::gemm; }));
   }
 };
 

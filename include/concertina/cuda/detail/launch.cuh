@@ -52,6 +52,7 @@ class DeviceBlock {
       }
     }
     __device__ void set(int i, T value) const { elements_[i] = value; }
+    __device__ const T* address(int i) const { return elements_ + i; }
 
    private:
     T* elements_;
@@ -85,7 +86,7 @@ class DeviceBlock {
 };
 
 /// A grid of CUDA's, one-dimensional. Only a cooperative launch has sync().
-template <int Threads>
+template <int Threads, class Block = DeviceBlock<Threads>>
 class DeviceGrid {
  public:
   static constexpr int threads = Threads;
@@ -97,7 +98,7 @@ class DeviceGrid {
   __device__ int blocks() const { return static_cast<int>(gridDim.x); }
   template <class F>
   __device__ void run(F&& f) const {
-    DeviceBlock<Threads> block(memory_);
+    Block block(memory_);
     f(block);
   }
   __device__ void sync() const { cooperative_groups::this_grid().sync(); }

@@ -33,7 +33,8 @@ class Schedule {
 
   void add(int level, Job job) {
     job.form = form;
-    at(level).jobs.push_back(job);
+    Level& jobs = at(level);
+    (job.kind == Job::Kind::multiply_bf16x6 ? jobs.on_tensor_cores : jobs.jobs).push_back(job);
   }
   void add(int level, Gemm gemm) {
     gemm.form = form;
@@ -60,6 +61,7 @@ class Schedule {
   /// which on C can be read. `workspace(elements)` allocates.
   template <class Allocate>
   int add_product(int level, Job job, Allocate&& workspace) {
+    if (fits_tensor_cores(job)) return add_bf16x6(level, job, workspace);
     const Index terms = most_pairs(job) * job.k;
     const bool is_narrow = job.n > 1 && job.n <= tuning::narrow_n &&
                            job.m >= tuning::narrow_least_m && terms >= tuning::narrow_least_k;
@@ -103,39 +105,40 @@ class Schedule {
     return level + 2;
   }
 
-  /// Everything in order: each level's jobs in a phase, as many phases in a launch as GEMMs between
-  /// them allow.
+  /// Whether tensor cores take a matrix product of one tap.
+  bool fits_tensor_cores(const Job& job) const {
+    return job.k_inner_extent == 1 && job.taps == 1 &&
+           fits_tensor_cores(job.m, job.n, job.k, job.groups);
+  }
+  bool fits_tensor_cores(Index m, Index n, Index k, Index groups = 1) const {
+    return options_.math == Math::bf16x6 && k >= options_.least_bf16x6_terms &&
+           std::min(m, n) >= std::min<Index>(tuning::least_bf16x6_side, options_.least_bf16x6) &&
+           groups * m * n * k >= options_.least_bf16x6;
+  }
+
+  /// Everything in order: each level's jobs in a phase, as many phases in a launch as what has to
+  /// run between them allows.
   void finish() {
     bool open = false;  // the last stage is a launch that can have more phases
     for (Level& level : levels_) {
+      if (!level.on_tensor_cores.empty()) {
+        const int index = add_phase(level.on_tensor_cores);
+        sequence.stages.push_back({Stage::Kind::tensor_cores, index, index + 1});
+        open = false;
+      }
       if (!level.jobs.empty()) {
-        Phase phase{static_cast<int>(sequence.jobs.size()), 0, 0};
-        // Heavy tiles first, so that none is left when the others are done.
-        std::vector<std::pair<Index, std::size_t>> order;
-        for (std::size_t j = 0; j < level.jobs.size(); ++j) {
-          order.emplace_back(-steps_of(level.jobs[j]), j);
-        }
-        std::ranges::sort(order);
-        for (const auto& [steps, j] : order) {
-          Job& job = level.jobs[j];
-          job.first_tile = phase.tiles;
-          phase.tiles += tiles_of(job);
-          sequence.jobs.push_back(job);
-        }
-        phase.last_job = static_cast<int>(sequence.jobs.size());
-        const int index = static_cast<int>(sequence.phases.size());
-        sequence.phases.push_back(phase);
+        const int index = add_phase(level.jobs);
         if (open) {
           sequence.stages.back().last = index + 1;
         } else {
-          sequence.stages.push_back({false, index, index + 1});
+          sequence.stages.push_back({Stage::Kind::phases, index, index + 1});
         }
         open = true;
       }
       for (const Gemm& gemm : level.gemms) {
         const int index = static_cast<int>(sequence.gemms.size());
         sequence.gemms.push_back(gemm);
-        sequence.stages.push_back({true, index, index + 1});
+        sequence.stages.push_back({Stage::Kind::gemm, index, index + 1});
         open = false;
       }
     }
@@ -144,7 +147,7 @@ class Schedule {
 
  private:
   struct Level {
-    std::vector<Job> jobs;
+    std::vector<Job> jobs, on_tensor_cores;
     std::vector<Gemm> gemms;
   };
 
@@ -153,6 +156,62 @@ class Schedule {
       levels_.resize(static_cast<std::size_t>(level) + 1);
     }
     return levels_[static_cast<std::size_t>(level)];
+  }
+
+  /// Heavy tiles first, so that none is left when the others are done.
+  int add_phase(std::vector<Job>& jobs) {
+    Phase phase{static_cast<int>(sequence.jobs.size()), 0, 0};
+    std::vector<std::pair<Index, std::size_t>> order;
+    for (std::size_t j = 0; j < jobs.size(); ++j) order.emplace_back(-steps_of(jobs[j]), j);
+    std::ranges::sort(order);
+    for (const auto& [steps, j] : order) {
+      Job& job = jobs[j];
+      job.first_tile = phase.tiles;
+      phase.tiles += tiles_of(job);
+      sequence.jobs.push_back(job);
+    }
+    phase.last_job = static_cast<int>(sequence.jobs.size());
+    sequence.phases.push_back(phase);
+    return static_cast<int>(sequence.phases.size()) - 1;
+  }
+
+  /// Tiles in rounds of one for each multiprocessor; the sums of those that are left over are split
+  /// where that saves more than it costs.
+  template <class Allocate>
+  int add_bf16x6(int level, Job job, Allocate&& workspace) {
+    job.kind = Job::Kind::multiply_bf16x6;
+    const int tiles = job.groups * tiles_along(job.m, tuning::tensor_core_side) *
+                      tiles_along(job.n, tuning::tensor_core_side),
+              at_once = std::max(options_.wanted_tiles / 2, 1), rest = tiles % at_once,
+              steps = tiles_along(job.k, tuning::tensor_core_depth);
+    const auto time = [&](int splits) {
+      return tiles_along(Offset{rest} * splits, at_once) *
+                 (tiles_along(steps, splits) + tuning::tensor_core_tile_overhead) +
+             (splits > 1 ? tuning::combine_tiles_overhead : 0);
+    };
+    int splits = 1;
+    for (int more = 2; rest > 0 && more <= steps; ++more) {
+      if (time(more) < time(splits)) splits = more;
+    }
+    if (splits == 1) {
+      job.c_tiles = tiles;
+      add(level, job);
+      return level + 1;
+    }
+    job.c_tiles = tiles - rest;
+    if (job.c_tiles > 0) add(level, job);
+    job.first_c_tile = job.c_tiles;
+    job.c_tiles = rest;
+    job.splits = splits;
+    Job sum = job;
+    sum.kind = Job::Kind::combine_tiles;
+    sum.a = {.operand = TensorRef::workspace,
+             .offset = workspace(Index{splits} * rest * tuning::tensor_core_tile_size)};
+    job.c = sum.a;
+    job.epilogue = {};
+    add(level, job);
+    add(level + 1, sum);
+    return level + 2;
   }
 
   /// Splits a product with few tiles along k, or where a tap's pairs are more, shares those out.
@@ -193,7 +252,10 @@ class Schedule {
         return (job.shares_pairs() ? tiles_along(most_pairs(job), job.splits) : most_pairs(job)) *
                tiles_along(job.split_k, tile_shape(job.kind).k);
       case Job::Kind::reduce: return rounds(most_pairs(job) * job.k);
-      case Job::Kind::combine: return rounds(job.splits);
+      case Job::Kind::multiply_bf16x6:
+        return tiles_along(tiles_along(job.k, tuning::tensor_core_depth), job.splits);
+      case Job::Kind::combine:
+      case Job::Kind::combine_tiles: return rounds(job.splits);
       case Job::Kind::fold:
       case Job::Kind::unfold:
       case Job::Kind::copy:
@@ -268,8 +330,7 @@ inline std::vector<BlockRun> block_runs(const ProductPlan& plan) {
   return runs;
 }
 
-/// Time of a product in multiply-adds. For cuBLAS, the taps of kernels are unfolded, and the
-/// product folded.
+/// Time of a product in multiply-adds, where it is unfolded with that of moving elements.
 inline double device_cost(const PlanOptions& options, const AnyShape& outer,
                           const AnyShape& inner) {
   const auto elements = [](const AnyShape& shape) {
@@ -278,11 +339,12 @@ inline double device_cost(const PlanOptions& options, const AnyShape& outer,
   const Index work = concertina::detail::multiply_adds(outer, inner);
   const double result = elements(concertina::detail::product_shape(outer, inner));
   double moved = 0;  // read and written
-  if (numel(outer.kernel_size) > 1 && work / outer.groups >= options.least_gemm) {
-    const Index inner_taps = numel(inner.kernel_size);
+  const Index inner_taps = numel(inner.kernel_size);
+  if (numel(outer.kernel_size) > 1 && inner_taps > 1 &&
+      work / outer.groups >= options.least_unfolded) {
     moved = 2 * (elements(outer) + static_cast<double>(outer.out * numel(outer.kernel_size)) *
-                                       static_cast<double>(inner.in / inner.groups * inner_taps));
-    if (inner_taps > 1) moved += 2 * elements(inner);
+                                       static_cast<double>(inner.in / inner.groups * inner_taps) +
+                 elements(inner));
   }
   return static_cast<double>(work) +
          tuning::multiply_adds_per_element * (elements(outer) + elements(inner) + result + moved);
@@ -418,11 +480,28 @@ class FormPlanner {
     values_.push_back(std::move(value));
   }
 
-  bool is_large(const Product& product, const BlockRun& run) const {
+  /// Whether a product is computed as one matrix product of unfolded kernels: of two kernels of
+  /// several taps, where it is not small; with one of a single tap, where it is cuBLAS's.
+  bool is_unfolded(const Product& product, const BlockRun& run) const {
     const DenseBlock& block = run.first;
-    const Index taps = product.outer_taps() * product.inner_taps();
-    return product.plan.multiply_adds_of(block) >= planning_.options.least_gemm &&
-           (product.is_pointwise() || block.out * block.in * taps <= tuning::most_unfolded);
+    const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps(),
+                work = product.plan.multiply_adds_of(block);
+    if (!product.is_pointwise()) {
+      return work >= planning_.options.least_unfolded &&
+             block.out * block.in * outer_taps * inner_taps <= tuning::most_unfolded;
+    }
+    return work >= planning_.options.least_gemm &&
+           !planning_.forward.fits_tensor_cores(block.out * outer_taps, block.in * inner_taps,
+                                                block.hidden);
+  }
+  /// The same of its gradients; those of a kernel after a 1x1 layer also for tensor cores.
+  bool is_gradient_unfolded(const Product& product, const BlockRun& run) const {
+    const DenseBlock& block = run.first;
+    return is_unfolded(product, run) ||
+           product.plan.multiply_adds_of(block) >= planning_.options.least_gemm ||
+           (product.inner_taps() == 1 && product.outer_taps() > 1 &&
+            planning_.backward.fits_tensor_cores(block.hidden, block.in,
+                                                 block.out * product.outer_taps()));
   }
 
   // ---- sums and concatenations -----------------------------------------------------------------
@@ -557,8 +636,8 @@ class FormPlanner {
     }
     for (std::size_t r = 0; r < product.runs.size(); ++r) {
       const BlockRun& run = product.runs[r];
-      const int ready = is_large(product, run) ? multiply_large(product, r, level)
-                                               : multiply_small(product, run, level);
+      const int ready = is_unfolded(product, run) ? multiply_unfolded(product, r, level)
+                                                  : multiply_taps(product, run, level);
       result.ready = std::max(result.ready, ready);
     }
     if (result.shape.bias) {
@@ -568,7 +647,7 @@ class FormPlanner {
   }
 
   /// P[o][c][t] = sum over the pairs that meet at t, and m, of W2[o][m][b] W1[m][c][a].
-  int multiply_small(const Product& product, const BlockRun& run, int level) {
+  int multiply_taps(const Product& product, const BlockRun& run, int level) {
     Schedule& schedule = planning_.forward;
     const DenseBlock& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps();
@@ -623,10 +702,9 @@ class FormPlanner {
            plan.inner_taps[static_cast<std::size_t>(a)];
   }
 
-  /// On cuBLAS, which wants one mode of each matrix to be contiguous: taps that lie between
-  /// channels are moved before them. Then W2 [(o, b)][m] times W1 [m][(a, c)] is one matrix
+  /// Taps that lie between channels are moved before them. Then W2 [(o, b)][m] times W1 [m][(a, c)] is one matrix
   /// product, and folding adds up its elements where taps (b, a) meet.
-  int multiply_large(Product& product, std::size_t r, int level) {
+  int multiply_unfolded(Product& product, std::size_t r, int level) {
     Schedule& schedule = planning_.forward;
     const BlockRun& run = product.runs[r];
     const DenseBlock& block = run.first;
@@ -646,15 +724,20 @@ class FormPlanner {
                                      {result, block.result_ld}, block.out, width, block.hidden));
         continue;
       }
+      int unfolded = values_[product.inner].ready;
       if (product.inner_taps() > 1) {
-        inner.ref = taps_first(level, inner, block.hidden, product.inner_taps(), block.in);
+        inner.ref =
+            taps_first(schedule, unfolded++, inner, block.hidden, product.inner_taps(), block.in);
         inner.ld = width;
       }
-      const Matrix kernels{
-          taps_first(level, {outer, block.outer_ld}, block.out, taps, block.hidden), block.hidden},
+      const int outer_ready = values_[product.outer].ready;
+      unfolded = std::max({unfolded, outer_ready + 1, level});
+      const Matrix kernels{taps_first(schedule, outer_ready, {outer, block.outer_ld}, block.out,
+                                      taps, block.hidden),
+                           block.hidden},
           sums{planning_.allocate(rows * width), width};
       product.unfolded[{r, group}] = {kernels, inner, sums.ref};
-      const int done = gemm(schedule, level + 1, kernels, inner, sums, rows, width, block.hidden);
+      const int done = gemm(schedule, unfolded, kernels, inner, sums, rows, width, block.hidden);
       schedule.add(done, fold({sums.ref, taps * width}, {result, block.result_ld}, block.out,
                               block.in, product.plan.taps, meeting));
       ready = std::max(ready, done + 1);
@@ -705,8 +788,8 @@ class FormPlanner {
   }
 
   /// A layer's kernels [row][channel][tap] as [row][tap][channel], in the workspace.
-  TensorRef taps_first(int level, const Matrix& kernels, Index rows, Index taps, Index channels) {
-    Schedule& schedule = planning_.forward;
+  TensorRef taps_first(Schedule& schedule, int level, const Matrix& kernels, Index rows, Index taps,
+                       Index channels) {
     const TensorRef to = planning_.allocate(rows * taps * channels);
     schedule.add(level, unfold(kernels, {to, taps * channels}, rows, channels, taps,
                                strided_taps(schedule, taps, channels)));
@@ -724,6 +807,25 @@ class FormPlanner {
   /// added as C is moved.
   int gemm(Schedule& schedule, int level, Matrix a, Matrix b, const Matrix& c, Index m, Index n,
            Index k, const Epilogue& epilogue = {}) {
+    if (schedule.fits_tensor_cores(m, n, k) || m * n * k < planning_.options.least_gemm) {
+      return planning_.multiply(schedule, level,
+                                {.m = narrow(m),
+                                 .n = narrow(n),
+                                 .k = narrow(k),
+                                 .a = a.ref,
+                                 .b = b.ref,
+                                 .c = c.ref,
+                                 .a_m = stride(a.transposed ? 1 : a.ld),
+                                 .a_k = stride(a.transposed ? a.ld : 1),
+                                 .b_k = stride(b.transposed ? 1 : b.ld),
+                                 .c_m = stride(c.ld),
+                                 .b_n = narrow(b.transposed ? b.ld : 1),
+                                 .c_n = 1,
+                                 .first_tap = Schedule::identity_tap,
+                                 .a_is_k_major = !a.transposed,
+                                 .b_is_n_major = !b.transposed,
+                                 .epilogue = epilogue});
+    }
     const auto move = [](const Matrix& from, const Matrix& to, Index rows, Index columns) {
       return fold(from, to, rows, columns, 1, Schedule::identity_tap);
     };
@@ -814,8 +916,8 @@ class FormPlanner {
         epilogue.u = shifted(result.bias_gradient, run.out, run.out_stride);
         epilogue.v = shifted(inner.bias, run.hidden, run.hidden_stride);
       }
-      if (is_large(product, run)) {
-        differentiate_large(product, r, level, epilogue);
+      if (is_gradient_unfolded(product, run)) {
+        differentiate_unfolded(product, r, level, epilogue);
       } else {
         outer.gradient_ready =
             std::max(outer.gradient_ready, outer_gradient(product, run, level, epilogue));
@@ -918,7 +1020,7 @@ class FormPlanner {
   }
 
   /// With the gradient unfolded, rows (o, b) and columns (a, c), both are one matrix product each.
-  void differentiate_large(const Product& product, std::size_t r, int level,
+  void differentiate_unfolded(const Product& product, std::size_t r, int level,
                            const Epilogue& epilogue) {
     Schedule& schedule = planning_.backward;
     const BlockRun& run = product.runs[r];
@@ -928,6 +1030,11 @@ class FormPlanner {
                 rows = block.out * taps, width = block.in * inner_taps;
     const int meeting = taps == 1 ? 0 : unfolded_taps(schedule, product, block);
     const auto raise = [](int& ready, int to) { ready = std::max(ready, to); };
+    const bool outer_is_direct = taps > 1 && inner_taps == 1 &&
+                                 schedule.fits_tensor_cores(rows, block.hidden, block.in);
+    if (outer_is_direct) {
+      raise(outer.gradient_ready, outer_gradient(product, run, level, epilogue));
+    }
     for (int group = 0; group < run.count; ++group) {
       const auto at = [&](const TensorRef& ref, Index offset, Index group_stride) {
         return ref.exists() ? shifted(ref, offset + group * group_stride) : ref;
@@ -948,10 +1055,20 @@ class FormPlanner {
                                          inner_gradient, block.hidden, width, block.out));
         continue;
       }
-      const auto& [kernels, inner_matrix, unfolded] = product.unfolded.at({r, group});
-      const Matrix gradients{unfolded, width},
-          sums{planning_.allocate(rows * block.hidden), block.hidden};
-      schedule.add(level, unfold(gradient, {unfolded, taps * width}, block.out, block.in,
+      auto found = product.unfolded.find({r, group});
+      const Unfolded unfolded =
+          found != product.unfolded.end()
+              ? found->second
+              : Unfolded{{taps_first(schedule, level, {at(outer.weight, block.outer,
+                                                          run.outer_stride),
+                                                       block.outer_ld},
+                                     block.out, taps, block.hidden),
+                          block.hidden},
+                         {at(inner.weight, block.inner, run.inner_stride), block.inner_ld},
+                         planning_.allocate(rows * width)};
+      const auto& [kernels, inner_matrix, product_matrix] = unfolded;
+      const Matrix gradients{product_matrix, width};
+      schedule.add(level, unfold(gradient, {product_matrix, taps * width}, block.out, block.in,
                                  product.plan.taps, meeting));
       const Matrix inner_sums = inner_taps == 1
                                     ? inner_gradient
@@ -963,6 +1080,8 @@ class FormPlanner {
                                             inner_taps, block.in));
       }
       raise(inner.gradient_ready, done);
+      if (outer_is_direct) continue;
+      const Matrix sums{planning_.allocate(rows * block.hidden), block.hidden};
       done = gemm(schedule, level + 1, gradients, inner_matrix.transpose(), sums, rows,
                   block.hidden, width);
       Job last = channels_first(sums.ref, outer_gradient, block.out, taps, block.hidden);

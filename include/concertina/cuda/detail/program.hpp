@@ -71,7 +71,9 @@ struct Job {
     multiply_small,   ///< tiles of 32 x 32
     multiply_narrow,  ///< tiles of 128 x 8
     reduce,           ///< a dot product for each element of C
+    multiply_bf16x6,  ///< tiles of 128 x 128 on tensor cores, in a kernel of their own
     combine,          ///< C = sum of the split-K partial sums of a product, at A
+    combine_tiles,    ///< the same of a multiply_bf16x6, whose partial sums lie tile by tile
     fold,             ///< C(m, n, tap) = the sum of A(m, n) at the tap's pairs
     unfold,           ///< C(m, n) at the tap's pairs = A(m, n, tap)
     copy,             ///< n contiguous elements; zeros where there is no A
@@ -91,6 +93,8 @@ struct Job {
   int splits = 1, split_k = 0;  ///< of split-K: how many, and the k of one; all of k where a tap's
                                 ///< pairs are shared out instead
   int threads_per_element = 1;  ///< reduce and combine; a power of two
+  /// multiply_bf16x6, combine_tiles: which of C's tiles, counted along m, then n, taps and groups.
+  int first_c_tile = 0, c_tiles = 0;
   bool a_is_k_major = true;     ///< neighbours along k lie nearer than along m
   bool b_is_n_major = true;     ///< neighbours along n lie nearer than along k
   Epilogue epilogue = {};
@@ -136,8 +140,22 @@ struct Phase {
 
 namespace detail {
 
-constexpr int tiles_along(Offset count, int side) {
+CONCERTINA_HOST_DEVICE constexpr int tiles_along(Offset count, int side) {
   return static_cast<int>((count + side - 1) / side);
+}
+
+/// Where a tile of C starts.
+struct TilePlace {
+  int group, tap, row, column;
+};
+
+/// Of a multiply_bf16x6 or its combine_tiles.
+CONCERTINA_HOST_DEVICE constexpr TilePlace tile_place(const Job& job, int c_tile) {
+  constexpr int side = tuning::tensor_core_side;
+  const int rows = tiles_along(job.m, side), columns = tiles_along(job.n, side),
+            matrix = c_tile / rows / columns;
+  return {matrix / job.taps, matrix % job.taps, c_tile % rows * side,
+          c_tile / rows % columns * side};
 }
 
 /// Of a kind of product.
@@ -184,6 +202,10 @@ constexpr int tiles_of(const Job& job) {
       return job.m * tiles_along(job.n, tile.columns) * tiles_along(job.taps, tile.taps);
     }
     case Job::Kind::copy: return tiles_along(job.n, tuning::elementwise_tile);
+    case Job::Kind::multiply_bf16x6: return job.c_tiles * job.splits;
+    case Job::Kind::combine_tiles:
+      return tiles_along(Offset{job.c_tiles} * tuning::tensor_core_tile_size,
+                         tuning::elementwise_tile);
     case Job::Kind::add_branches:
     case Job::Kind::take_branch: break;
   }
@@ -277,6 +299,14 @@ class Source {
     return sums_ != nullptr || stored_ != nullptr;
   }
 
+  /// Eight elements `stride` apart.
+  template <class B>
+  CONCERTINA_DEVICE void read(B& block, int at, int stride, Sum (&to)[8]) const {
+    if (stride == 1 && sums_) return block.read(sums_ + at, to);
+    CONCERTINA_UNROLL
+    for (int i = 0; i < 8; ++i) to[i] = read(block, at + i * stride);
+  }
+
  private:
   static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
   const Sum* sums_ = nullptr;
@@ -361,6 +391,7 @@ class ContractionTile {
     switch (job_.kind) {
       case Job::Kind::reduce: return reduce(tile);
       case Job::Kind::combine: return combine(tile);
+      case Job::Kind::combine_tiles: return combine_tiles(tile);
       case Job::Kind::fold: return fold(tile);
       case Job::Kind::unfold: return unfold(tile);
       case Job::Kind::copy: return copy(tile);
@@ -744,6 +775,24 @@ class ContractionTile {
     return sum;
   }
 
+  CONCERTINA_DEVICE void combine_tiles(int tile) {
+    constexpr int side = detail::tuning::tensor_core_side,
+                  size = detail::tuning::tensor_core_tile_size;
+    const Job job = job_;
+    const Offset count = static_cast<Offset>(job.c_tiles) * size;
+    each_element(tile, count, [&](ElementIndex index) {
+      const auto [c_tile, in_tile] = detail::divide(index, size);
+      const auto place = detail::tile_place(job, job.first_c_tile + c_tile);
+      const int row = place.row + in_tile / side, column = place.column + in_tile % side;
+      if (row >= job.m || column >= job.n) return;
+      Sum sum(0);
+      for (int split = 0; split < job.splits; ++split) {
+        sum += block_.read(memory_.workspace + job.a.offset + split * count + index);
+      }
+      finish({place.group, row, column, place.tap}, sum);
+    });
+  }
+
   /// Both of these go through shared memory, so that neighbouring threads are at neighbouring
   /// columns of the unfolded matrix, and at neighbouring taps of the other.
   CONCERTINA_DEVICE void fold(int tile) {
@@ -938,6 +987,24 @@ struct Addresses {
   void* at[Capacity];
 };
 
+namespace detail {
+
+CONCERTINA_DEVICE inline const Job& job_of(const ContractionTables& tables, const Phase& phase,
+                                           int tile) {
+  int first = phase.first_job, last = phase.last_job;  // the job is in first .. last - 1
+  while (last - first > 1) {
+    const int middle = first + (last - first) / 2;
+    if (tables.jobs[middle].first_tile <= tile) {
+      first = middle;
+    } else {
+      last = middle;
+    }
+  }
+  return tables.jobs[first];
+}
+
+}  // namespace detail
+
 /// A persistent kernel: phases one after another, on any number of blocks, with a barrier of the
 /// grid between.
 /// Requires  everything that earlier phases write to be written; without Products, no job to be one
@@ -970,16 +1037,7 @@ struct PhaseProgram {
  private:
   template <ThreadBlock B>
   CONCERTINA_DEVICE void run(B& block, const Phase& phase, int tile) const {
-    int first = phase.first_job, last = phase.last_job;  // the job is in first .. last - 1
-    while (last - first > 1) {
-      const int middle = first + (last - first) / 2;
-      if (tables.jobs[middle].first_tile <= tile) {
-        first = middle;
-      } else {
-        last = middle;
-      }
-    }
-    const Job& job = tables.jobs[first];
+    const Job& job = detail::job_of(tables, phase, tile);
     const ContractionMemory<Stored, Sum> memory{addresses.at, workspace};
     ContractionTile<Stored, Sum, Products, B>(block, tables, memory, job)
         .run(tile - job.first_tile);

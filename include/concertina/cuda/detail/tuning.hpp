@@ -39,6 +39,10 @@ inline constexpr TileShape small_tile{32, 32, 32, 4, 4};
 /// Estimated: for depth-wise expansions and biases, of a few columns.
 inline constexpr TileShape narrow_tile{128, 8, 16, 4, 4};
 
+/// Side of the tiles of products on tensor cores, how deep they are staged, and the elements of one.
+inline constexpr int tensor_core_side = 128, tensor_core_depth = 32,
+                     tensor_core_tile_size = tensor_core_side * tensor_core_side;
+
 /// Elements of shared memory between columns of a tile beyond its height, so that a warp's accesses
 /// fall on different banks, and are still aligned to 16 bytes.
 inline constexpr int bank_padding = 4;
@@ -56,6 +60,18 @@ inline constexpr Index least_gemm = Index{1} << 27;
 
 /// Elements of the unfolded product of two kernels larger than 1x1, for cuBLAS: 1 GiB of float.
 inline constexpr Index most_unfolded = Index{1} << 28;
+
+/// Default of PlanOptions::least_unfolded. Estimated: two more steps of a phase.
+inline constexpr Index least_unfolded = Index{1} << 18;
+
+/// Defaults of PlanOptions. Terms: the bound is derived in docs/cuda.md, for 80.
+inline constexpr Index least_bf16x6 = Index{1} << 31;
+inline constexpr int least_bf16x6_terms = 128;
+/// Products of fewer rows or columns leave most of a tile empty.
+inline constexpr int least_bf16x6_side = 32;
+/// In steps of a tile on tensor cores: what a tile takes besides its own, and adding partial sums.
+/// Estimated.
+inline constexpr int tensor_core_tile_overhead = 2, combine_tiles_overhead = 3;
 
 /// Default of PlanOptions::wanted_tiles: two for each of an H100's 132 multiprocessors, which is
 /// how many blocks are resident.
