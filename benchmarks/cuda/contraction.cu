@@ -226,7 +226,7 @@ void run(benchmark::State& state, const NamedForms& forms, Pass pass) {
   state.counters["MAC"] = multiply_adds;
   state.counters["flop/s"] = {2 * multiply_adds, Counter::kIsIterationInvariantRate};
   state.counters["launches"] = static_cast<double>(
-      work.sum([](const cuda::Sequence& sequence) { return Index{sequence.launches()}; }));
+      work.sum([](const cuda::Sequence& sequence) { return std::ssize(sequence.phases); }));
   state.counters["gemms"] = static_cast<double>(
       work.sum([](const cuda::Sequence& sequence) { return std::ssize(sequence.gemms); }));
   state.counters["share_of_cublas"] = {multiply_adds / work.blas_rate,

@@ -309,8 +309,7 @@ int run_bench(const BenchCommand& command) {
         if (!forked && !on_device) continue;
         rows.push_back({model, compute, forked,
                         std::make_unique<Training<float>>(network, recipe, data, pool)});
-        rows.back().training->compute_on(command.device,
-                                         forked ? cuda::Overlap{} : cuda::Overlap::none());
+        rows.back().training->compute_on(command.device, {.forked = forked});
       }
     }
   }

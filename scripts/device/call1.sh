@@ -27,14 +27,13 @@ if needs products 'bench_cuda_products in the pack' test -x bench_cuda_products;
   step products 40 ./bench_cuda_products "${measured[@]}"
 fi
 
-# Side by side: none is timed. Sanitized kernels take more registers, so that fewer blocks run at a
-# time than were asked for; three always do.
+# Side by side: none is timed.
 sanitize() { # NAME TOOL PROGRAM TESTS [OPTION...]
   local name=$1 tool=$2 program=$3 tests=$4
   [[ -n $("./$program" --list-test-names-only "$tests") ]] ||
     { record "$name" "failed: $program has no tests '$tests'" 0; return; }
   needs "$name" compute-sanitizer command -v compute-sanitizer || return
-  step "$name" 40 env CONCERTINA_MOST_BLOCKS=3 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+  step "$name" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     --print-limit 20 "${@:5}" "./$program" "$tests"
 }
 contraction=test_cuda_program_device

@@ -108,66 +108,42 @@ TEST_CASE("the executor finds what a program must not do", "[executor]") {
         std::string::npos);
 }
 
-/// to[i] = 2 * from[n - 1 - i], through doubled elements that other blocks may have written; with
-/// one of the faults.
-struct DoubleAndReverse {
-  enum class Fault { none, no_barrier, same_phase, barrier_of_some };
-
+/// to[i] = 2 * from[i], tiles shared out among any number of blocks.
+struct Double {
   static constexpr int threads = 8;
   std::span<const float> from;
-  float *doubled, *to;
-  Fault fault = Fault::none;
+  float* to;
+  bool reads_other_tiles = false;
 
   std::size_t shared_bytes() const { return 0; }
 
   template <concertina::cuda::Grid G>
   void operator()(G& grid) const {
-    const auto each = [&](auto&& visit) {
-      const auto tiles = static_cast<int>(from.size()) / threads;
-      for (int tile = grid.number(); tile < tiles; tile += grid.blocks()) {
-        grid.run([&](auto& block) {
-          block.each_thread([&](int thread) {
-            const auto i = static_cast<std::size_t>(tile * threads + thread);
-            visit(block, i, from.size() - 1 - i);
-          });
+    const auto tiles = static_cast<int>(from.size()) / threads;
+    for (int tile = grid.number(); tile < tiles; tile += grid.blocks()) {
+      grid.run([&](auto& block) {
+        block.each_thread([&](int thread) {
+          const auto i = static_cast<std::size_t>(tile * threads + thread);
+          block.write(to + i, 2 * block.read(&from[i]));
+          if (reads_other_tiles) block.read(to + (from.size() - 1 - i));
         });
-      }
-    };
-    each([&](auto& block, std::size_t i, std::size_t mirrored) {
-      block.write(doubled + i, 2 * block.read(&from[i]));
-      if (fault == Fault::same_phase) block.read(doubled + mirrored);
-    });
-    if (fault == Fault::barrier_of_some && grid.number() == 1) return;
-    if (fault != Fault::no_barrier) grid.sync();
-    each([&](auto& block, std::size_t i, std::size_t mirrored) {
-      block.write(to + i, block.read(doubled + mirrored));
-    });
+      });
+    }
   }
 };
 
-TEST_CASE("the executor runs blocks that wait for each other", "[executor]") {
+TEST_CASE("the executor shares tiles out among any number of blocks", "[executor]") {
   const int blocks = GENERATE(1, 2, 3, 5);
-  const std::uint64_t seed = GENERATE(1, 2, 3);
-  std::vector<float> from(24), doubled(24), to(24);
+  std::vector<float> from(24), to(24);
   std::iota(from.begin(), from.end(), 0.0F);
-  using Fault = DoubleAndReverse::Fault;
-  const auto run = [&](Fault fault) {
-    Memory memory(seed);
-    memory.lend(std::as_const(from));
-    memory.lend(doubled);
-    memory.lend_unwritten(to);
-    execute(DoubleAndReverse{from, doubled.data(), to.data(), fault}, blocks, memory);
-    memory.require_written(to);
-  };
-  run(Fault::none);
-  for (std::size_t i = 0; i < to.size(); ++i) CHECK(to[i] == 2 * from[from.size() - 1 - i]);
-  const auto refusal = [&](Fault fault) { return message_of<ProgramError>([&] { run(fault); }); };
-  CHECK(refusal(Fault::no_barrier).find("no barrier") == 0);
-  CHECK(refusal(Fault::same_phase).find("no barrier") == 0);
-  if (blocks > 1) {
-    CHECK(refusal(Fault::barrier_of_some) ==
-          "a barrier of the grid that 1 of " + std::to_string(blocks) + " blocks do not reach");
-  }
+  Memory memory(GENERATE(1, 2, 3));
+  memory.lend(std::as_const(from));
+  memory.lend(to);
+  execute(Double{from, to.data()}, blocks, memory);
+  for (std::size_t i = 0; i < to.size(); ++i) CHECK(to[i] == 2 * from[i]);
+  const std::string refusal =
+      message_of<ProgramError>([&] { execute(Double{from, to.data(), true}, blocks, memory); });
+  CHECK(refusal.find("no barrier") == 0);
 }
 
 }  // namespace

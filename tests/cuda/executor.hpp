@@ -1,7 +1,6 @@
 // Block programs on the host: threads in a shuffled order between barriers, blocks in a shuffled
-// order between launches, or between barriers of the grid. Every access is checked: that it is
-// inside what a test has lent, that what is read has been written, and that no barrier is missing
-// between two threads or blocks.
+// order between launches. Every access is checked: that it is inside what a test has lent, that
+// what is read has been written, and that no barrier is missing between two threads or blocks.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -38,7 +37,7 @@ struct ProgramError : std::logic_error {
 /// Who touched an element last, and when.
 struct Trace {
   struct Access {
-    std::int64_t epoch = -1;  // launches, or barriers of the grid
+    std::int64_t epoch = -1;  // launches
     std::int64_t block = -1, phase = -1, thread = -1;
     bool other_threads = false, other_blocks = false;  // since the last barrier, too
   };
@@ -467,20 +466,15 @@ class Fiber {
   std::jthread thread_;  // last: it uses the others
 };
 
-/// The blocks of a cooperative launch on the host, each a fiber that pauses at barriers of the
-/// grid. What a block runs between two of them counts as blocks of their own for the checks: it
-/// must not matter which block runs a tile.
+/// The blocks of a launch that share tiles out. What a block runs counts as blocks of their own for
+/// the checks: it must not matter which block runs a tile.
 template <int Threads>
 class HostGrid {
  public:
   static constexpr int threads = Threads;
 
-  HostGrid(Memory& memory, Fiber& fiber, int number, int blocks, std::size_t shared_bytes)
-      : memory_(memory),
-        fiber_(fiber),
-        number_(number),
-        blocks_(blocks),
-        shared_bytes_(shared_bytes) {}
+  HostGrid(Memory& memory, int number, int blocks, std::size_t shared_bytes)
+      : memory_(memory), number_(number), blocks_(blocks), shared_bytes_(shared_bytes) {}
 
   int number() const { return number_; }
   int blocks() const { return blocks_; }
@@ -489,11 +483,9 @@ class HostGrid {
     HostBlock<Threads> block(memory_, number_ + blocks_ * runs_++, shared_bytes_);
     f(block);
   }
-  void sync() { fiber_.pause(); }
 
  private:
   Memory& memory_;
-  Fiber& fiber_;
   int number_, blocks_;
   std::int64_t runs_ = 0;
   std::size_t shared_bytes_;
@@ -501,29 +493,18 @@ class HostGrid {
 
 static_assert(cuda::Grid<HostGrid<32>>);
 
-/// What a cooperative launch of so many blocks does: all of them up to a barrier of the grid, in a
-/// shuffled order, then all up to the next.
+/// What a launch of so many blocks does.
 template <class Program>
   requires(!cuda::BlockProgram<Program>)
 void execute(const Program& program, int blocks, Memory& memory) {
-  std::vector<std::unique_ptr<Fiber>> fibers;
-  for (int number = 0; number < blocks; ++number) {
-    fibers.push_back(std::make_unique<Fiber>([&, number](Fiber& fiber) {
-      HostGrid<Program::threads> grid(memory, fiber, number, blocks, program.shared_bytes());
-      program(grid);
-    }));
+  std::vector<int> numbers(static_cast<std::size_t>(blocks));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  std::shuffle(numbers.begin(), numbers.end(), memory.random());
+  for (const int number : numbers) {
+    HostGrid<Program::threads> grid(memory, number, blocks, program.shared_bytes());
+    program(grid);
   }
-  std::ptrdiff_t ended = 0;
-  while (ended < blocks) {
-    std::shuffle(fibers.begin(), fibers.end(), memory.random());
-    for (const auto& fiber : fibers) fiber->resume();
-    ++memory.epoch;
-    ended = std::ranges::count_if(fibers, [](const auto& fiber) { return fiber->ended(); });
-    if (ended != 0 && ended != blocks) {
-      throw ProgramError("a barrier of the grid that " + std::to_string(ended) + " of " +
-                         std::to_string(blocks) + " blocks do not reach");
-    }
-  }
+  ++memory.epoch;
 }
 
 }  // namespace concertina::test

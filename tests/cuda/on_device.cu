@@ -5,9 +5,6 @@
 
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <limits>
-#include <string>
 #include <vector>
 
 namespace concertina::test {
@@ -78,8 +75,8 @@ class DeviceTensors {
 /// Captured in a graph on a stream that does not wait for the default one, and launched twice:
 /// first on zeros, so that whatever the second launch reads too early is wrong.
 template <class T, class Bits>
-void run_as(const cuda::ContractionPlan& plan, int most_blocks, Passes<Bits>& passes) {
-  cuda::Contraction<T> contraction(plan, most_blocks);
+void run_as(const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
+  cuda::Contraction<T> contraction(plan);
   const DeviceTensors<T> layers(passes.layers), results(passes.results),
       result_gradients(passes.result_gradients), layer_gradients(passes.layer_gradients);
   const auto reads = layers.template layers<const T>();
@@ -115,23 +112,6 @@ void run_as(const cuda::ContractionPlan& plan, int most_blocks, Passes<Bits>& pa
   check(cudaGraphExecDestroy(executable), "cudaGraphExecDestroy", "a test");
   check(cudaGraphDestroy(graph), "cudaGraphDestroy", "a test");
   check(cudaStreamDestroy(stream), "cudaStreamDestroy", "a test");
-}
-
-/// On as many blocks as run at a time, on fewer, and in a launch for each phase: all the same bits.
-/// Or only as the environment has it: what slows kernels down leaves no time for all.
-template <class T, class Bits>
-void run_as(const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
-  if (const char* const most_blocks = std::getenv("CONCERTINA_MOST_BLOCKS")) {
-    return run_as<T>(plan, std::stoi(most_blocks), passes);
-  }
-  run_as<T>(plan, std::numeric_limits<int>::max(), passes);
-  for (const int most_blocks : {3, 0}) {
-    Passes<Bits> other = passes;
-    run_as<T>(plan, most_blocks, other);
-    if (other.results != passes.results || other.layer_gradients != passes.layer_gradients) {
-      throw Error("results on at most " + std::to_string(most_blocks) + " blocks are others");
-    }
-  }
 }
 
 }  // namespace

@@ -43,54 +43,41 @@ void execute(const cuda::Gemm& gemm, const cuda::ContractionMemory<Stored, Sum>&
   ++memory.epoch;
 }
 
-/// What one pass issues, in its order: phases as one cooperative launch of most_blocks, or with 0
-/// each as a launch of its own.
+/// What one pass issues, in its order; tensor cores on so many blocks.
 template <class Stored, class Sum, int Capacity>
 void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& addresses,
-             Sum* workspace, int most_blocks, Memory& memory) {
-  const auto launch = [&](int first, int last, int blocks) {
-    const auto execute_with = [&]<bool Products>(std::bool_constant<Products>) {
-      execute(
-          cuda::PhaseProgram<Stored, Sum, Capacity, Products>{
-              {sequence.jobs.data(), sequence.taps.data(), sequence.pairs.data(),
-               sequence.branches.data(), sequence.phases.data()},
-              workspace,
-              first,
-              last,
-              addresses},
-          blocks, memory);
-    };
-    if (sequence.has_products(first, last)) {
-      execute_with(std::true_type());
-    } else {
-      execute_with(std::false_type());
-    }
-  };
+             Sum* workspace, int tensor_core_blocks, Memory& memory) {
+  const cuda::ContractionTables tables{sequence.jobs.data(), sequence.taps.data(),
+                                       sequence.pairs.data(), sequence.branches.data(),
+                                       sequence.phases.data()};
   for (const cuda::Stage& stage : sequence.stages) {
+    const auto index = static_cast<std::size_t>(stage.index);
     if (stage.kind == cuda::Stage::Kind::tensor_cores) {
       if constexpr (std::is_same_v<Sum, float>) {
-        execute(
-            cuda::TensorCoreProgram<Stored, Capacity>{
-                {sequence.jobs.data(), sequence.taps.data(), sequence.pairs.data(),
-                 sequence.branches.data(), sequence.phases.data()},
-                workspace,
-                stage.first,
-                addresses},
-            std::max(most_blocks, 1), memory);
+        execute(cuda::TensorCoreProgram<Stored, Capacity>{tables, workspace, stage.index, addresses},
+                tensor_core_blocks, memory);
       }
     } else if (stage.kind == cuda::Stage::Kind::gemm) {
-      execute(sequence.gemms[static_cast<std::size_t>(stage.first)],
+      execute(sequence.gemms[index],
               cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace}, memory);
-    } else if (most_blocks > 0) {
-      launch(stage.first, stage.last, most_blocks);
     } else {
-      for (int phase = stage.first; phase < stage.last; ++phase) launch(phase, phase + 1, 2);
+      const cuda::Phase& phase = sequence.phases[index];
+      const auto execute_with = [&]<bool Products>(std::bool_constant<Products>) {
+        execute(cuda::PhaseProgram<Stored, Sum, Capacity, Products>{tables, workspace, phase,
+                                                                    addresses},
+                memory);
+      };
+      if (sequence.has_products(phase)) {
+        execute_with(std::true_type());
+      } else {
+        execute_with(std::false_type());
+      }
     }
   }
 }
 
-/// Runs both passes, in launches that the seed chooses: every element that they must write is
-/// checked to be written, and every other rule of the executor's.
+/// Runs both passes, blocks in an order that the seed chooses: every element that they must write
+/// is checked to be written, and every other rule of the executor's.
 template <class Stored>
 void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_t seed) {
   using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
@@ -113,7 +100,7 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
     table.add<Stored>(role, outputs);
     table.require_disjoint();
     execute<Stored, Sum>(sequence, table.addresses<cuda::ContractionPlan::most_tensors>(),
-                         workspace.data(), static_cast<int>(seed % 4), memory);
+                         workspace.data(), static_cast<int>(1 + seed % 3), memory);
     for (const auto& tensor : written) memory.require_written(tensor);
   };
   cuda::AddressTable forward(plan), backward(plan);

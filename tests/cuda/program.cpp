@@ -428,13 +428,7 @@ TEST_CASE("the paper's expansions are contracted and differentiated on blocks", 
     network.add(expand_fc(linear, {.rate = 2}));
     const ContractionPlan plan(network.forms(), options);
     network.check(plan);
-    // Without cuBLAS and tensor cores everything is one launch, whatever the number of forms.
-    if (plan.forward().gemms.empty()) {
-      CHECK(plan.forward().launches() == 1);
-      CHECK(plan.backward().launches() == 1);
-    } else {
-      CHECK(plan.backward().gemms.size() >= 2);
-    }
+    CHECK((plan.forward().gemms.empty() || plan.backward().gemms.size() >= 2));
     CHECK(plan.backward().multiply_adds == 2 * plan.forward().multiply_adds);
   }
 }
@@ -593,7 +587,7 @@ TEMPLATE_TEST_CASE("half precision adds branches", "[cuda]", Eigen::half, Eigen:
   }
 }
 
-TEST_CASE("blocks are contracted in one launch, batch norms as 1x1 depthwise layers", "[cuda]") {
+TEST_CASE("blocks are contracted side by side, batch norms as 1x1 depthwise layers", "[cuda]") {
   Rng rng(14);
   const ConvShape<2> shape{.out = 8, .in = 8, .kernel_size = 3, .padding = 1, .groups = 2};
   const auto acnet = initialize_acnet<double>(shape, rng);
@@ -606,12 +600,7 @@ TEST_CASE("blocks are contracted in one launch, batch norms as 1x1 depthwise lay
     network.add_form(Form(acnet.expression()));
     network.add_form(Form(repvgg.expression()));
     network.add_form(Form(branches.expression()));
-    const ContractionPlan plan(network.forms(), options);
-    if (plan.forward().gemms.empty()) {
-      CHECK(plan.forward().launches() == 1);
-      CHECK(plan.backward().launches() == 1);
-    }
-    network.check(plan);
+    network.check(ContractionPlan(network.forms(), options));
   }
 }
 
@@ -628,7 +617,7 @@ TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
   }
   first.tiles += second.tiles;
   first.last_job = second.last_job;
-  sequence.stages = {{cuda::Stage::Kind::phases, 0, 1}};
+  sequence.stages = {{cuda::Stage::Kind::phase, 0}};
   std::vector<std::vector<float>> tensors;
   cuda::Addresses<ContractionPlan::most_tensors> addresses{};
   std::vector<float> workspace(static_cast<std::size_t>(plan.workspace()));

@@ -7,7 +7,6 @@
 
 #include <array>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -50,11 +49,6 @@ struct ImageSet {
 /// What of a step runs side by side; numbers are the same whatever it is.
 struct Overlap {
   bool forked = true;
-  /// The most thread blocks of a layer's contraction, which wait for each other: those of all
-  /// layers must fit the device at a time. With 0 none waits: each phase is a launch of its own.
-  int contraction_blocks = 0;
-
-  static Overlap none() { return {false, std::numeric_limits<int>::max()}; }
 };
 
 struct TrainingPlan {

@@ -17,11 +17,10 @@ namespace {
 template <class Scalar>
 class CudaContractor final : public Contractor {
  public:
-  CudaContractor(CudaBackend& backend, const ExpandedLayer<Scalar>& layer, Stream stream,
-                 int most_blocks)
+  CudaContractor(CudaBackend& backend, const ExpandedLayer<Scalar>& layer, Stream stream)
       : stream_(backend.handle(stream)),
         at_(layer),
-        contraction_(concertina::cuda::ContractionPlan(at_.forms, {.math = math}), most_blocks) {}
+        contraction_(concertina::cuda::ContractionPlan(at_.forms, {.math = math})) {}
 
   void forward() override { contraction_.forward(at_.layers, at_.products, stream_); }
   void backward() override {
@@ -42,9 +41,8 @@ class CudaContractor final : public Contractor {
 template <class Scalar>
 std::unique_ptr<Accelerator<Scalar>> cuda_accelerator(const TrainingPlan& plan) {
   return std::make_unique<BackendTraining<Scalar, CudaBackend>>(
-      plan, [most_blocks = plan.overlap.contraction_blocks](CudaBackend& backend, const auto& layer,
-                                                            Stream stream) {
-        return std::make_unique<CudaContractor<Scalar>>(backend, layer, stream, most_blocks);
+      plan, [](CudaBackend& backend, const auto& layer, Stream stream) {
+        return std::make_unique<CudaContractor<Scalar>>(backend, layer, stream);
       });
 }
 

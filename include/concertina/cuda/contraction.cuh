@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <limits>
 #include <memory>
 #include <set>
 #include <span>
@@ -38,13 +37,12 @@ struct Conversion<__nv_bfloat16, float> {
 
 namespace detail {
 
-/// Phases with barriers of the grid between them.
 template <class Program>
 __global__ void __launch_bounds__(Program::threads, Program::resident)
-    run_phases(const __grid_constant__ Program program) {
+    run_phase(const __grid_constant__ Program program) {
   extern __shared__ __align__(16) unsigned char memory[];
-  DeviceGrid<Program::threads> grid(memory);
-  program(grid);
+  DeviceBlock<Program::threads> block(memory);
+  program(block, static_cast<Index>(blockIdx.x));
 }
 
 /// A phase on tensor cores. One block of a multiprocessor's, which takes most of its registers and
@@ -80,20 +78,15 @@ class Contraction {
   using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
   static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
 
-  /// Phases are one cooperative launch of as many blocks as the device can run at a time, or of
-  /// most_blocks where these are fewer, which leaves room for other kernels. With 0 each phase is a
-  /// launch of its own, for where cooperative launches are refused.
   /// Cost    allocates the workspace and the tables, and waits for them; where the plan has GEMMs
   ///         for cuBLAS also its workspace of 32 MiB, and runs each of them three times, on
   ///         addresses of every alignment
-  /// Throws  Error where the plan is not mixed for half precision or mixed for another, is not of
-  ///         fp64 for double or is for another, or most_blocks is negative; DeviceError where it has
-  ///         products on tensor cores and the device's cannot compute them
-  explicit Contraction(ContractionPlan plan, int most_blocks = std::numeric_limits<int>::max())
-      : plan_(accepted(std::move(plan), most_blocks)),
+  /// Throws  Error where the plan is not mixed for half precision or mixed for another, or is not of
+  ///         fp64 for double or is for another; DeviceError where it has products on tensor cores
+  ///         and the device's cannot compute them
+  explicit Contraction(ContractionPlan plan)
+      : plan_(accepted(std::move(plan))),
         device_(current_device()),
-        cooperative_blocks_{std::min(most_blocks, resident_blocks(device_, false)),
-                            std::min(most_blocks, resident_blocks(device_, true))},
         forward_(plan_.forward(), "the tables of a contraction"),
         backward_(plan_.backward(), "the tables of a contraction's gradient"),
         workspace_(plan_.workspace(), "the workspace of a contraction") {
@@ -142,10 +135,9 @@ class Contraction {
   }
 
  private:
-  static constexpr std::size_t shared_bytes = detail::contraction_shared_bytes<Sum>();
   static constexpr int few_tensors = 256;  // whose addresses fit the 4 KiB that cost no extra
 
-  static ContractionPlan accepted(ContractionPlan plan, int most_blocks) {
+  static ContractionPlan accepted(ContractionPlan plan) {
     if (plan.options().mixed != is_mixed) {
       throw Error(is_mixed ? "a contraction in half precision needs a plan with mixed = true"
                            : "a plan with mixed = true is for half precision");
@@ -154,10 +146,6 @@ class Contraction {
       throw Error(std::is_same_v<Sum, double>
                       ? "a contraction of double needs a plan with math = Math::fp64"
                       : "a plan with math = Math::fp64 is for double");
-    }
-    if (most_blocks < 0) {
-      throw Error("a contraction on at most " + std::to_string(most_blocks) +
-                  " blocks; 0 is for a launch for each phase");
     }
     return plan;
   }
@@ -172,18 +160,6 @@ class Contraction {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute", "a contraction");
     return value;
-  }
-
-  /// Blocks that run at a time; 0 where launches cannot cooperate.
-  int resident_blocks(int device, bool products) const {
-    if (!attribute(device, cudaDevAttrCooperativeLaunch)) return 0;
-    return with_program(products, [&]<class Program>(const Program*) {
-      int blocks = 0;
-      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, detail::run_phases<Program>,
-                                                          Program::threads, shared_bytes),
-            "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "a contraction");
-      return blocks * attribute(device, cudaDevAttrMultiProcessorCount);
-    });
   }
 
   static bool has_tensor_cores(const Sequence& sequence) {
@@ -288,9 +264,9 @@ class Contraction {
     if (!sequence.gemms.empty()) bind_blas(stream);
     for (const Stage& stage : sequence.stages) {
       if (stage.kind == Stage::Kind::tensor_cores) {
-        launch_tensor_cores(sequence, tables, table, stage.first, stream);
+        launch_tensor_cores(sequence, tables, table, stage.index, stream);
       } else if (stage.kind == Stage::Kind::gemm) {
-        const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(stage.first)];
+        const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(stage.index)];
         const auto at = [&](const TensorRef& ref) {
           Sum* const first = ref.operand == TensorRef::workspace
                                  ? workspace_.data()
@@ -299,7 +275,7 @@ class Contraction {
         };
         multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c));
       } else {
-        launch_phases(sequence, tables, table, stage.first, stage.last, stream);
+        launch_phase(sequence, tables, table, stage.index, stream);
       }
     }
   }
@@ -327,41 +303,23 @@ class Contraction {
             <<<static_cast<unsigned>(std::min(tiles, multiprocessors_)),
                static_cast<unsigned>(Program::threads), Program::shared_bytes(), stream>>>(program);
         check(cudaGetLastError(), "cudaLaunchKernel",
-              [&] { return name(sequence, phase, phase + 1); });
+              [&] { return name(sequence, phase); });
       });
     }
   }
 
-  void launch_phases(const Sequence& sequence, const DeviceTables& tables,
-                     const AddressTable& table, int first, int last, cudaStream_t stream) {
-    const bool products = sequence.has_products(first, last);
-    with_program(products, [&]<class Program>(const Program*) {
-      Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
-                       tables.branches.data(), tables.phases.data()},
-                      workspace_.data(),
-                      first,
-                      last,
-                      table.template addresses<Program::capacity>()};
-      using Call = cudaError_t(const void*, dim3, dim3, void**, std::size_t, cudaStream_t);
-      const auto start = [&](int most_blocks, Call* call, const char* name_of_call) {
-        int tiles = 0;
-        for (int phase = program.first_phase; phase < program.last_phase; ++phase) {
-          tiles = std::max(tiles, sequence.phases[static_cast<std::size_t>(phase)].tiles);
-        }
-        void* arguments[] = {&program};
-        check(call(reinterpret_cast<const void*>(&detail::run_phases<Program>),
-                   dim3(static_cast<unsigned>(std::min(tiles, most_blocks))),
-                   dim3(static_cast<unsigned>(Program::threads)), arguments, shared_bytes, stream),
-              name_of_call,
-              [&] { return name(sequence, program.first_phase, program.last_phase); });
-      };
-      if (const int blocks = cooperative_blocks_[products]; last - first > 1 && blocks > 0) {
-        return start(blocks, &cudaLaunchCooperativeKernel, "cudaLaunchCooperativeKernel");
-      }
-      for (int phase = first; phase < last; ++phase) {
-        program.first_phase = phase, program.last_phase = phase + 1;
-        start(std::numeric_limits<int>::max(), &cudaLaunchKernel, "cudaLaunchKernel");
-      }
+  void launch_phase(const Sequence& sequence, const DeviceTables& tables,
+                    const AddressTable& table, int index, cudaStream_t stream) {
+    const Phase& phase = sequence.phases[static_cast<std::size_t>(index)];
+    with_program(sequence.has_products(phase), [&]<class Program>(const Program*) {
+      const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
+                             tables.branches.data(), tables.phases.data()},
+                            workspace_.data(),
+                            phase,
+                            table.template addresses<Program::capacity>()};
+      detail::run_phase<Program><<<static_cast<unsigned>(phase.tiles), Program::threads,
+                                   Program::shared_bytes(), stream>>>(program);
+      check(cudaGetLastError(), "cudaLaunchKernel", [&] { return name(sequence, index); });
     });
   }
 
@@ -371,13 +329,11 @@ class Contraction {
     return std::string(is_gradient ? "the gradient of form " : "form ") + std::to_string(form + 1) +
            ", " + results[static_cast<std::size_t>(2 * form)].shape;
   }
-  std::string name(const Sequence& sequence, int first_phase, int last_phase) const {
+  std::string name(const Sequence& sequence, int phase) const {
+    const auto& [first_job, last_job, tiles] = sequence.phases[static_cast<std::size_t>(phase)];
     std::set<int> forms;
-    for (int phase = first_phase; phase < last_phase; ++phase) {
-      const auto& [first_job, last_job, tiles] = sequence.phases[static_cast<std::size_t>(phase)];
-      for (int job = first_job; job < last_job; ++job) {
-        forms.insert(sequence.jobs[static_cast<std::size_t>(job)].form);
-      }
+    for (int job = first_job; job < last_job; ++job) {
+      forms.insert(sequence.jobs[static_cast<std::size_t>(job)].form);
     }
     std::string text;
     for (const int form : forms) {
@@ -407,8 +363,7 @@ class Contraction {
   }
 
   ContractionPlan plan_;
-  int device_, cooperative_blocks_[2];  // of programs without products, and with them
-  int multiprocessors_ = 0;
+  int device_, multiprocessors_ = 0;
   DeviceTables forward_, backward_;
   Buffer<Sum> workspace_;
   Buffer<unsigned char> blas_workspace_;

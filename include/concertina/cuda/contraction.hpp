@@ -111,12 +111,12 @@ struct Gemm {
 /// What run() issues one after another.
 struct Stage {
   enum class Kind {
-    phases,        ///< first .. last - 1, in one launch
-    tensor_cores,  ///< the phase `first`, of multiply_bf16x6 only, in a launch of its own
-    gemm           ///< the GEMM `first`
+    phase,         ///< in a launch
+    tensor_cores,  ///< a phase of multiply_bf16x6 only, in a launch
+    gemm
   };
   Kind kind;
-  int first, last;
+  int index;  ///< of the phase or GEMM
 };
 
 /// What one pass runs.
@@ -130,16 +130,10 @@ struct Sequence {
   std::vector<Stage> stages;
   Index multiply_adds = 0;  ///< of products; additions of branches not counted
 
-  /// Whether any job of phases first .. last - 1 is a tiled product.
-  bool has_products(int first, int last) const {
-    const auto phase = [&](int index) { return phases[static_cast<std::size_t>(index)]; };
-    return std::any_of(jobs.begin() + phase(first).first_job,
-                       jobs.begin() + phase(last - 1).last_job,
+  /// Whether any of a phase's jobs is a tiled product.
+  bool has_products(const Phase& phase) const {
+    return std::any_of(jobs.begin() + phase.first_job, jobs.begin() + phase.last_job,
                        [](const Job& job) { return detail::is_product(job.kind); });
-  }
-  int launches() const {
-    return static_cast<int>(std::ranges::count_if(
-        stages, [](const Stage& stage) { return stage.kind != Stage::Kind::gemm; }));
   }
 };
 
@@ -148,8 +142,7 @@ struct Sequence {
 /// Products are computed in the cheapest order of each chain; sums and concatenations gather their
 /// branches, element by element and in the branches' order, so without atomics. What does not
 /// depend on each other runs side by side, whatever form it is of: each step of all forms is a
-/// phase of one launch, with a barrier of the grid between phases. A product that is large enough
-/// for cuBLAS runs there, between launches.
+/// phase, one launch. A product that is large enough for cuBLAS runs there, between phases.
 ///
 /// Layers are the leaves of the forms. A leaf that is a batch norm or a scale is given, and its
 /// gradient taken, as its 1x1 depthwise layer: weight [C] and, where it shifts, bias [C]; a

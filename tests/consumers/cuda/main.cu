@@ -16,7 +16,7 @@ int main() {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::puts("planned; there is no CUDA device to run it");
-    return plan.forward().launches() == 1 ? 0 : 1;
+    return plan.forward().phases.size() == 1 ? 0 : 1;
   }
   std::vector<cuda::Buffer<float>> weights;
   for (const auto& use : plan.tensors(cuda::TensorUse::Role::layer)) {

@@ -31,8 +31,8 @@ namespace concertina::cuda {
 /// - PerThread<T> is a T for each thread, x[thread], kept across barriers;
 /// - read(address) and write(address, value) access global memory.
 ///
-/// Between two barriers no thread may touch what another one writes, and between two launches, or
-/// two barriers of the grid, no block may touch what another block writes.
+/// Between two barriers no thread may touch what another one writes, and between two launches no
+/// block may touch what another block writes.
 template <class B>
 concept ThreadBlock =
     requires(B& block, const float* from, float* to, float number, float (&neighbours)[4]) {
@@ -55,17 +55,15 @@ concept BlockProgram = std::copyable<P> && requires(const P& program) {
   { program.shared_bytes() } -> std::convertible_to<std::size_t>;
 };
 
-/// The blocks of a launch that run at a time, as one of them sees it, and what a program asks of
-/// it:
+/// The blocks of a launch, as one of them sees it, and what a program that shares tiles out among
+/// any number of them asks of it:
 /// - number() is the block's index, of blocks();
-/// - run(f) calls f(block); shared memory is uninitialised each time;
-/// - sync() is a barrier of the grid.
+/// - run(f) calls f(block); shared memory is uninitialised each time.
 template <class G>
 concept Grid = requires(G& grid) {
   { G::threads } -> std::convertible_to<int>;
   { grid.number() } -> std::convertible_to<int>;
   { grid.blocks() } -> std::convertible_to<int>;
-  grid.sync();
 };
 
 /// Bytes that shared<T>(count) takes: allocations start at multiples of 16.

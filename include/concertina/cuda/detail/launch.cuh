@@ -5,7 +5,6 @@
 #include <concertina/cuda/detail/block.hpp>
 #include <concertina/cuda/detail/error.cuh>
 
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <limits>
@@ -85,7 +84,7 @@ class DeviceBlock {
   std::size_t used_ = 0;
 };
 
-/// A grid of CUDA's, one-dimensional. Only a cooperative launch has sync().
+/// A grid of CUDA's, one-dimensional.
 template <int Threads, class Block = DeviceBlock<Threads>>
 class DeviceGrid {
  public:
@@ -101,7 +100,6 @@ class DeviceGrid {
     Block block(memory_);
     f(block);
   }
-  __device__ void sync() const { cooperative_groups::this_grid().sync(); }
 
  private:
   unsigned char* memory_;

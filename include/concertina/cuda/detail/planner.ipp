@@ -116,30 +116,19 @@ class Schedule {
            groups * m * n * k >= options_.least_bf16x6;
   }
 
-  /// Everything in order: each level's jobs in a phase, as many phases in a launch as what has to
-  /// run between them allows.
+  /// Everything in order: each level's jobs in a phase.
   void finish() {
-    bool open = false;  // the last stage is a launch that can have more phases
     for (Level& level : levels_) {
       if (!level.on_tensor_cores.empty()) {
-        const int index = add_phase(level.on_tensor_cores);
-        sequence.stages.push_back({Stage::Kind::tensor_cores, index, index + 1});
-        open = false;
+        sequence.stages.push_back({Stage::Kind::tensor_cores, add_phase(level.on_tensor_cores)});
       }
       if (!level.jobs.empty()) {
-        const int index = add_phase(level.jobs);
-        if (open) {
-          sequence.stages.back().last = index + 1;
-        } else {
-          sequence.stages.push_back({Stage::Kind::phases, index, index + 1});
-        }
-        open = true;
+        sequence.stages.push_back({Stage::Kind::phase, add_phase(level.jobs)});
       }
       for (const Gemm& gemm : level.gemms) {
-        const int index = static_cast<int>(sequence.gemms.size());
+        sequence.stages.push_back(
+            {Stage::Kind::gemm, static_cast<int>(sequence.gemms.size())});
         sequence.gemms.push_back(gemm);
-        sequence.stages.push_back({Stage::Kind::gemm, index, index + 1});
-        open = false;
       }
     }
     levels_.clear();

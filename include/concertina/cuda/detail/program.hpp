@@ -133,7 +133,7 @@ struct Branch {
   }
 };
 
-/// Jobs that do not depend on each other, and the tiles that they have together.
+/// A launch: jobs that do not depend on each other, and the tiles that they have together.
 struct Phase {
   int first_job = 0, last_job = 0, tiles = 0;
 };
@@ -1005,8 +1005,7 @@ CONCERTINA_DEVICE inline const Job& job_of(const ContractionTables& tables, cons
 
 }  // namespace detail
 
-/// A persistent kernel: phases one after another, on any number of blocks, with a barrier of the
-/// grid between.
+/// A phase, a block for each tile.
 /// Requires  everything that earlier phases write to be written; without Products, no job to be one
 template <class Stored, class Sum, int Capacity, bool Products = true>
 struct PhaseProgram {
@@ -1018,25 +1017,15 @@ struct PhaseProgram {
 
   ContractionTables tables;
   Sum* workspace;
-  int first_phase, last_phase;  ///< first_phase .. last_phase - 1
+  Phase phase;
   Addresses<Capacity> addresses;
 
-  std::size_t shared_bytes() const { return detail::contraction_shared_bytes<Sum>(); }
+  Index blocks() const { return phase.tiles; }
+  static constexpr std::size_t shared_bytes() { return detail::contraction_shared_bytes<Sum>(); }
 
-  template <Grid G>
-  CONCERTINA_DEVICE void operator()(G& grid) const {
-    for (int phase = first_phase; phase < last_phase; ++phase) {
-      const int tiles = tables.phases[phase].tiles;
-      for (int tile = grid.number(); tile < tiles; tile += grid.blocks()) {
-        grid.run([&](auto& block) { run(block, tables.phases[phase], tile); });
-      }
-      if (phase + 1 < last_phase) grid.sync();
-    }
-  }
-
- private:
   template <ThreadBlock B>
-  CONCERTINA_DEVICE void run(B& block, const Phase& phase, int tile) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    const int tile = static_cast<int>(number);
     const Job& job = detail::job_of(tables, phase, tile);
     const ContractionMemory<Stored, Sum> memory{addresses.at, workspace};
     ContractionTile<Stored, Sum, Products, B>(block, tables, memory, job)
