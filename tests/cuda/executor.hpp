@@ -278,12 +278,13 @@ class HostBlock {
 
   template <class T>
   Shared<T> shared(int count) {
-    used_ += cuda::shared_size<T>(static_cast<std::size_t>(count));
-    if (used_ > shared_bytes_) {
-      throw ProgramError("asks for " + std::to_string(used_) + " bytes of shared memory and said " +
-                         std::to_string(shared_bytes_));
-    }
+    use<T>(static_cast<std::size_t>(count));
     return Shared<T>(*this, static_cast<std::size_t>(count));
+  }
+  template <class T>
+  const T& share(const T& object) {
+    use<T>(1);
+    return object;
   }
 
   /// Without a barrier.
@@ -384,6 +385,15 @@ class HostBlock {
   }
 
  private:
+  template <class T>
+  void use(std::size_t count) {
+    used_ += cuda::shared_size<T>(count);
+    if (used_ > shared_bytes_) {
+      throw ProgramError("asks for " + std::to_string(used_) + " bytes of shared memory and said " +
+                         std::to_string(shared_bytes_));
+    }
+  }
+
   Trace::Access now() const {
     if (thread_ < 0) throw ProgramError("memory touched outside each_thread");
     return {memory_.epoch, number_, phase_, thread_};

@@ -54,18 +54,20 @@ void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& ad
     const auto index = static_cast<std::size_t>(stage.index);
     if (stage.kind == cuda::Stage::Kind::tensor_cores) {
       if constexpr (std::is_same_v<Sum, float>) {
-        execute(cuda::TensorCoreProgram<Stored, Capacity>{tables, workspace, stage.index, addresses},
-                tensor_core_blocks, memory);
+        execute(
+            cuda::TensorCoreProgram<Stored, Capacity>{tables, workspace, stage.index, addresses},
+            tensor_core_blocks, memory);
       }
     } else if (stage.kind == cuda::Stage::Kind::gemm) {
-      execute(sequence.gemms[index],
-              cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace}, memory);
+      execute(sequence.gemms[index], cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace},
+              memory);
     } else {
       const cuda::Phase& phase = sequence.phases[index];
       const auto execute_with = [&]<bool Products>(std::bool_constant<Products>) {
-        execute(cuda::PhaseProgram<Stored, Sum, Capacity, Products>{tables, workspace, phase,
-                                                                    addresses},
-                memory);
+        execute(
+            cuda::PhaseProgram<Stored, Sum, Capacity, Products>{
+                tables, workspace, phase, sequence.first_tiles(phase), addresses},
+            memory);
       };
       if (sequence.has_products(phase)) {
         execute_with(std::true_type());

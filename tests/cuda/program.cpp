@@ -198,6 +198,17 @@ TEST_CASE("tiles, splits and thread counts of every size are contracted on block
   }
 }
 
+TEST_CASE("more jobs than a kernel's parameters list are contracted on blocks", "[cuda]") {
+  Rng rng(16);
+  Network<float> network(rng);
+  for (int n = 0; n < 150; ++n) {
+    network.add<0>({{.out = 2, .in = 3, .bias = true}, {.out = 4, .in = 2, .bias = true}});
+  }
+  const ContractionPlan plan(network.forms());
+  CHECK(plan.forward().phases.front().last_job > cuda::FirstTiles::most);
+  network.check(plan);
+}
+
 TEST_CASE("kernels of every geometry are multiplied on cuBLAS", "[cuda]") {
   Rng rng(15);
   for (const bool only_large : {false, true}) {  // or every product, however small

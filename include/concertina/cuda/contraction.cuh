@@ -302,20 +302,20 @@ class Contraction {
         detail::run_tensor_cores<Program>
             <<<static_cast<unsigned>(std::min(tiles, multiprocessors_)),
                static_cast<unsigned>(Program::threads), Program::shared_bytes(), stream>>>(program);
-        check(cudaGetLastError(), "cudaLaunchKernel",
-              [&] { return name(sequence, phase); });
+        check(cudaGetLastError(), "cudaLaunchKernel", [&] { return name(sequence, phase); });
       });
     }
   }
 
-  void launch_phase(const Sequence& sequence, const DeviceTables& tables,
-                    const AddressTable& table, int index, cudaStream_t stream) {
+  void launch_phase(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
+                    int index, cudaStream_t stream) {
     const Phase& phase = sequence.phases[static_cast<std::size_t>(index)];
     with_program(sequence.has_products(phase), [&]<class Program>(const Program*) {
       const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
                              tables.branches.data(), tables.phases.data()},
                             workspace_.data(),
                             phase,
+                            sequence.first_tiles(phase),
                             table.template addresses<Program::capacity>()};
       detail::run_phase<Program><<<static_cast<unsigned>(phase.tiles), Program::threads,
                                    Program::shared_bytes(), stream>>>(program);

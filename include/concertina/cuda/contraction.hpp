@@ -135,6 +135,13 @@ struct Sequence {
     return std::any_of(jobs.begin() + phase.first_job, jobs.begin() + phase.last_job,
                        [](const Job& job) { return detail::is_product(job.kind); });
   }
+  FirstTiles first_tiles(const Phase& phase) const {
+    FirstTiles tiles{};
+    for (int j = 0; j < std::min(phase.last_job - phase.first_job, FirstTiles::most); ++j) {
+      tiles.of[j] = jobs[static_cast<std::size_t>(phase.first_job + j)].first_tile;
+    }
+    return tiles;
+  }
 };
 
 /// How the forms of a network are contracted and differentiated on a device, decided once.

@@ -169,11 +169,11 @@ class PlannedContractor final : public cuda::Contractor {
           execute(gemm, At{addresses.at, workspace_.data()}, backend_.memory());
         });
       } else {
+        const concertina::cuda::Phase& phase = sequence.phases[index];
         const concertina::cuda::PhaseProgram<Scalar, Scalar, most> program{
-            tables, workspace_.data(), sequence.phases[index], addresses};
-        backend_.issue(stream_, [this, program] {
-          concertina::test::execute(program, backend_.memory());
-        });
+            tables, workspace_.data(), phase, sequence.first_tiles(phase), addresses};
+        backend_.issue(stream_,
+                       [this, program] { concertina::test::execute(program, backend_.memory()); });
       }
     }
   }

@@ -28,6 +28,7 @@ namespace concertina::cuda {
 /// - each_thread(f) calls f(thread) for every thread, and is a barrier;
 /// - shared<T>(count) is shared memory, uninitialised: get(i), set(i, value), and get(i, to)
 ///   for as many neighbours as `to` has, a power of two of them from a multiple of it on;
+/// - share(object) is a copy of what no launch writes, in shared memory, and is a barrier;
 /// - PerThread<T> is a T for each thread, x[thread], kept across barriers;
 /// - read(address) and write(address, value) access global memory.
 ///

@@ -70,6 +70,20 @@ class DeviceBlock {
     return Shared<T>(elements);
   }
 
+  /// Its bytes side by side: loads that depend on no other, whatever is read of it.
+  template <class T>
+  __device__ const T& share(const T& object) {
+    using Bytes = uint4;
+    static_assert(alignof(T) % sizeof(Bytes) == 0 && sizeof(T) <= Threads * sizeof(Bytes));
+    T* const copy = reinterpret_cast<T*>(memory_ + used_);
+    used_ += shared_size<T>(1);
+    if (const unsigned i = threadIdx.x; i < sizeof(T) / sizeof(Bytes)) {
+      reinterpret_cast<Bytes*>(copy)[i] = reinterpret_cast<const Bytes*>(&object)[i];
+    }
+    __syncthreads();
+    return *copy;
+  }
+
   template <class T>
   __device__ T read(const T* address) const {
     return *address;

@@ -51,9 +51,6 @@ class Schedule {
     add_tap(c, std::span(pairs.begin(), pairs.size()));
   }
   int next_tap() const { return static_cast<int>(sequence.taps.size()); }
-  /// Of jobs of one tap: one pair, both at offset 0.
-  static constexpr int identity_tap = 0;
-
   int next_branch() const { return static_cast<int>(sequence.branches.size()); }
   void add_branch(const Branch& branch) { sequence.branches.push_back(branch); }
 
@@ -126,8 +123,7 @@ class Schedule {
         sequence.stages.push_back({Stage::Kind::phase, add_phase(level.jobs)});
       }
       for (const Gemm& gemm : level.gemms) {
-        sequence.stages.push_back(
-            {Stage::Kind::gemm, static_cast<int>(sequence.gemms.size())});
+        sequence.stages.push_back({Stage::Kind::gemm, static_cast<int>(sequence.gemms.size())});
         sequence.gemms.push_back(gemm);
       }
     }
@@ -653,7 +649,7 @@ class FormPlanner {
             .c_m = stride(block.result_ld),
             .b_n = narrow(inner_taps),
             .c_n = narrow(product.plan.taps),
-            .first_tap = Schedule::identity_tap};
+            .first_tap = Job::identity_tap};
     if (outer_taps == 1) {  // channel and tap of the inner kernel are one mode
       job.n = narrow(block.in * inner_taps);
       job.b_n = job.c_n = 1;
@@ -810,13 +806,13 @@ class FormPlanner {
                                  .c_m = stride(c.ld),
                                  .b_n = narrow(b.transposed ? b.ld : 1),
                                  .c_n = 1,
-                                 .first_tap = Schedule::identity_tap,
+                                 .first_tap = Job::identity_tap,
                                  .a_is_k_major = !a.transposed,
                                  .b_is_n_major = !b.transposed,
                                  .epilogue = epilogue});
     }
     const auto move = [](const Matrix& from, const Matrix& to, Index rows, Index columns) {
-      return fold(from, to, rows, columns, 1, Schedule::identity_tap);
+      return fold(from, to, rows, columns, 1, Job::identity_tap);
     };
     const auto is_stored = [&](const Matrix& matrix) {
       return planning_.options.mixed && matrix.ref.operand != TensorRef::workspace;
@@ -874,7 +870,7 @@ class FormPlanner {
             .a_k = channels_and_taps(taps, taps),
             .b_k = stride(1),
             .c_m = stride(1),
-            .first_tap = Schedule::identity_tap};
+            .first_tap = Job::identity_tap};
     if (outer.shape.bias) job.epilogue.bias = shifted(outer.bias, 0, out);
     return planning_.multiply(schedule, level, job);
   }
@@ -937,7 +933,7 @@ class FormPlanner {
             .c_m = stride(block.outer_ld),
             .b_n = narrow(block.inner_ld),
             .c_n = narrow(outer_taps),
-            .first_tap = Schedule::identity_tap,
+            .first_tap = Job::identity_tap,
             .b_is_n_major = false,
             .epilogue = epilogue};
     if (outer_taps == 1) {
@@ -982,7 +978,7 @@ class FormPlanner {
             .c_m = stride(block.inner_ld),
             .b_n = narrow(taps),
             .c_n = narrow(inner_taps),
-            .first_tap = Schedule::identity_tap,
+            .first_tap = Job::identity_tap,
             .a_is_k_major = false};
     if (outer_taps == 1) {
       job.n = narrow(block.in * inner_taps);
@@ -1099,7 +1095,7 @@ class FormPlanner {
                                .a_k = channels_and_taps(taps, in * taps),
                                .b_k = stride(1),
                                .c_m = stride(1),
-                               .first_tap = Schedule::identity_tap});
+                               .first_tap = Job::identity_tap});
   }
 
   Planning& planning_;

@@ -65,7 +65,7 @@ struct Epilogue {
 
 /// C(m, n) = sum over a tap's pairs, and over k, of A(m, k) B(k, n), for every group and tap; plus
 /// the epilogue.
-struct Job {
+struct alignas(16) Job {
   enum class Kind {
     multiply,         ///< tiles of 64 x 64
     multiply_small,   ///< tiles of 32 x 32
@@ -99,6 +99,10 @@ struct Job {
   bool b_is_n_major = true;     ///< neighbours along n lie nearer than along k
   Epilogue epilogue = {};
   int form = 0;  ///< for messages
+
+  /// The first of the table's, for a job of one tap: at offset 0, and so is its one pair, the first
+  /// of that table's. Neither is loaded.
+  static constexpr int identity_tap = 0;
 
   CONCERTINA_HOST_DEVICE constexpr bool shares_pairs() const { return splits > 1 && split_k >= k; }
 
@@ -225,7 +229,7 @@ constexpr std::size_t contraction_shared_bytes() {
   for (const TileShape tile : {tuning::large_tile, tuning::small_tile, tuning::narrow_tile}) {
     most = shared_elements(tile) > most ? shared_elements(tile) : most;
   }
-  return shared_size<Sum>(static_cast<std::size_t>(most));
+  return shared_size<Sum>(static_cast<std::size_t>(most)) + shared_size<Job>(1);
 }
 
 }  // namespace detail
@@ -406,6 +410,13 @@ class ContractionTile {
     int group, row, column, tap;
   };
 
+  CONCERTINA_DEVICE Tap tap_of(const Job& job, int index) const {
+    return job.first_tap == Job::identity_tap ? Tap{0, 0, 1} : tables_.taps[job.first_tap + index];
+  }
+  CONCERTINA_DEVICE TapPair pair_of(int index) const {
+    return index == 0 ? TapPair{} : tables_.pairs[index];
+  }
+
   /// In the order of weights: taps lie next to each other, then columns.
   CONCERTINA_DEVICE static Element element(const Job& job, ElementIndex index) {
     const auto [in_row, tap] = detail::divide(index, job.taps);
@@ -508,7 +519,7 @@ class ContractionTile {
     const int first_column = next((job.n + shape.n - 1) / shape.n) * shape.n,
               first_row = next((job.m + shape.m - 1) / shape.m) * shape.m;
     const int split = next(job.splits), tap_index = next(job.taps), group = tile;
-    const Tap tap = tables_.taps[job.first_tap + tap_index];
+    const Tap tap = tap_of(job, tap_index);
     const bool shares_pairs = job.shares_pairs();
     const int pairs = tap.last_pair - tap.first_pair,
               first_pair = tap.first_pair + (shares_pairs ? pairs * split / job.splits : 0),
@@ -533,7 +544,7 @@ class ContractionTile {
 
     int pair_index = first_pair, rest = end_k - first_k;  // of the step that is loaded next
     bool more = pair_index < last_pair && rest > 0;
-    TapPair pair = more ? tables_.pairs[pair_index] : TapPair{};
+    TapPair pair = more ? pair_of(pair_index) : TapPair{};
     const auto load = [&](Registers& mine, int thread) {
       const auto along = [&](const TwoModeStride& stride) {
         return mine.k_outer * stride.outer + mine.k_inner * stride.inner;
@@ -579,7 +590,7 @@ class ContractionTile {
       if (starts_pair) {
         rest = end_k - first_k;
         more = ++pair_index < last_pair;
-        if (more) pair = tables_.pairs[pair_index];
+        if (more) pair = pair_of(pair_index);
       }
       block_.each_thread([&](int thread) {
         Registers& mine = registers[thread];
@@ -730,7 +741,7 @@ class ContractionTile {
   CONCERTINA_DEVICE Sum sum_of_terms(const Element& at, int lane) {
     const Job& job = job_;
     if (job.k == 0) return Sum(0);
-    const Tap tap = tables_.taps[job.first_tap + at.tap];
+    const Tap tap = tap_of(job, at.tap);
     const Source<Stored, Sum> a(memory_, job.a, at.group), b(memory_, job.b, at.group);
     const int a_at = job.a_m(at.row, job.m_inner_extent), b_at = at.column * job.b_n;
     const TwoModeStride a_k = job.a_k, b_k = job.b_k;
@@ -761,7 +772,7 @@ class ContractionTile {
       for (int i = 0; i < at_once; ++i) {
         left[i] = right[i] = Sum(0);
         if (now.pair < tap.last_pair) {
-          const TapPair pair = tables_.pairs[now.pair];
+          const TapPair pair = pair_of(now.pair);
           left[i] =
               a.read(block_, a_at + pair.a + now.k_outer * a_k.outer + now.k_inner * a_k.inner);
           right[i] =
@@ -970,8 +981,7 @@ class ContractionTile {
 
   /// Writes an element of C, after the epilogue.
   CONCERTINA_DEVICE void finish(const Element& at, Sum sum) {
-    const Destination<Stored, Sum> c(memory_, job_, at.group,
-                                     tables_.taps[job_.first_tap + at.tap]);
+    const Destination<Stored, Sum> c(memory_, job_, at.group, tap_of(job_, at.tap));
     c.write(block_, c.row(block_, at.row), at.column, sum);
   }
 
@@ -989,21 +999,34 @@ struct Addresses {
 
 namespace detail {
 
-CONCERTINA_DEVICE inline const Job& job_of(const ContractionTables& tables, const Phase& phase,
-                                           int tile) {
-  int first = phase.first_job, last = phase.last_job;  // the job is in first .. last - 1
+/// The last of first .. last - 1 whose first tile, as `first_tile` has it, is none after this one.
+template <class FirstTile>
+CONCERTINA_DEVICE int find_job(int first, int last, int tile, FirstTile&& first_tile) {
   while (last - first > 1) {
     const int middle = first + (last - first) / 2;
-    if (tables.jobs[middle].first_tile <= tile) {
+    if (first_tile(middle) <= tile) {
       first = middle;
     } else {
       last = middle;
     }
   }
-  return tables.jobs[first];
+  return first;
+}
+
+CONCERTINA_DEVICE inline const Job& job_of(const ContractionTables& tables, const Phase& phase,
+                                           int tile) {
+  return tables.jobs[find_job(phase.first_job, phase.last_job, tile,
+                              [&](int job) { return tables.jobs[job].first_tile; })];
 }
 
 }  // namespace detail
+
+/// Those of a phase's jobs, as far as they have room among the kernel's parameters: loads of the
+/// table, each of which depends on the one before, take longer than a small job.
+struct FirstTiles {
+  static constexpr int most = 256;
+  int of[most];
+};
 
 /// A phase, a block for each tile.
 /// Requires  everything that earlier phases write to be written; without Products, no job to be one
@@ -1018,6 +1041,7 @@ struct PhaseProgram {
   ContractionTables tables;
   Sum* workspace;
   Phase phase;
+  FirstTiles first_tiles;
   Addresses<Capacity> addresses;
 
   Index blocks() const { return phase.tiles; }
@@ -1026,7 +1050,13 @@ struct PhaseProgram {
   template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index number) const {
     const int tile = static_cast<int>(number);
-    const Job& job = detail::job_of(tables, phase, tile);
+    const int jobs = phase.last_job - phase.first_job;
+    const Job& job = block.share(
+        jobs > FirstTiles::most
+            ? detail::job_of(tables, phase, tile)
+            : tables.jobs[phase.first_job + detail::find_job(0, jobs, tile, [&](int index) {
+                            return first_tiles.of[index];
+                          })]);
     const ContractionMemory<Stored, Sum> memory{addresses.at, workspace};
     ContractionTile<Stored, Sum, Products, B>(block, tables, memory, job)
         .run(tile - job.first_tile);

@@ -79,7 +79,8 @@ inline constexpr int wanted_tiles = 264;
 
 /// Default of PlanOptions::least_split. Estimated.
 inline constexpr int least_split = 128;
-/// Splits that save fewer steps of a tile are not worth their reduction and its launch. Estimated: 0.4 us for each step, 2 us for each of the others.
+/// Splits that save fewer steps of a tile are not worth their reduction and its launch. Estimated:
+/// 0.4 us for each step, 2 us for each of the others.
 inline constexpr int least_saved_steps = 9;
 
 /// Products of at most so many columns, at least so many rows and terms, have narrow tiles.
