@@ -18,6 +18,8 @@ using concertina::test::message_of;
 
 enum class Mistake {
   none,
+  early,           // memory touched before it waits
+  no_wait,         // a block that never does
   no_barrier,      // threads read what others have just written
   unwritten,       // read before anything is there
   outside,         // beyond the buffer
@@ -30,6 +32,7 @@ enum class Mistake {
 /// to[i] = from[n - 1 - i], through shared memory; one of the mistakes is made.
 struct Reverse {
   static constexpr int threads = 8;
+  static constexpr bool waits = true;
   const float* from;
   float* to;
   Mistake mistake = Mistake::none;
@@ -43,7 +46,9 @@ struct Reverse {
     auto tile = block.template shared<float>(more ? 2 * threads : threads);
     typename B::template PerThread<float> kept(block);
     const Index first = number * threads, last = 3 * threads - 1 - first;
+    if (mistake == Mistake::no_wait) return;
     const auto load = [&](int thread) {
+      if (mistake != Mistake::early || thread != 0) block.wait();
       tile.set(thread, block.read(from + last - thread));
       kept[thread] = static_cast<float>(thread);
     };
@@ -96,6 +101,8 @@ TEST_CASE("the executor finds what a program must not do", "[executor]") {
     return message_of<ProgramError>(
         [&] { execute(Reverse{from.data(), to.data(), mistake}, memory); });
   };
+  CHECK(run(Mistake::early).find("before wait()") != std::string::npos);
+  CHECK(run(Mistake::no_wait).find("has not waited") != std::string::npos);
   CHECK_FALSE(run(Mistake::no_barrier).empty());  // unwritten or unordered, as threads come
   CHECK(run(Mistake::unwritten).find("before it was written") != std::string::npos);
   CHECK(run(Mistake::outside).find("outside") != std::string::npos);

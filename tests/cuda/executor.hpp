@@ -206,8 +206,9 @@ class HostBlock {
  public:
   static constexpr int threads = Threads;
 
-  HostBlock(Memory& memory, std::int64_t number, std::size_t shared_bytes)
-      : memory_(memory), number_(number), shared_bytes_(shared_bytes) {
+  /// With `waits`, earlier launches may go on until wait().
+  HostBlock(Memory& memory, std::int64_t number, std::size_t shared_bytes, bool waits = false)
+      : memory_(memory), number_(number), waited_(!waits), shared_bytes_(shared_bytes) {
     std::iota(order_.begin(), order_.end(), 0);
   }
 
@@ -268,13 +269,21 @@ class HostBlock {
   template <class F>
   void each_thread(F&& f) {
     std::shuffle(order_.begin(), order_.end(), memory_.random());
+    const bool waited = waited_;
+    bool any_waited = false;
     for (const int thread : order_) {
       thread_ = thread;
+      waited_ = waited;
       f(thread);
+      any_waited = any_waited || waited_;
     }
     thread_ = -1;
+    waited_ = any_waited;
     ++phase_;
   }
+
+  void wait() { waited_ = true; }
+  bool has_waited() const { return waited_; }
 
   template <class T>
   Shared<T> shared(int count) {
@@ -373,6 +382,7 @@ class HostBlock {
 
   template <class T>
   T read(const T* address) {
+    require_waited();
     return memory_.read(address, now());
   }
   template <class T>
@@ -381,6 +391,7 @@ class HostBlock {
   }
   template <class T>
   void write(T* address, const std::type_identity_t<T>& value) {
+    require_waited();
     memory_.write(address, value, now());
   }
 
@@ -394,6 +405,10 @@ class HostBlock {
     }
   }
 
+  void require_waited() const {
+    if (!waited_) throw ProgramError("memory touched before wait()");
+  }
+
   Trace::Access now() const {
     if (thread_ < 0) throw ProgramError("memory touched outside each_thread");
     return {memory_.epoch, number_, phase_, thread_};
@@ -401,6 +416,7 @@ class HostBlock {
 
   Memory& memory_;
   std::int64_t number_, phase_ = 0, thread_ = -1;
+  bool waited_;
   std::size_t shared_bytes_, used_ = 0;
   /// Six products of 32 terms, 16 at a time.
   static constexpr int longest_chain = 6 * 32 / TensorCoreEmulation::terms;
@@ -418,9 +434,11 @@ void execute(const Program& program, Memory& memory) {
   std::vector<std::int64_t> blocks(static_cast<std::size_t>(program.blocks()));
   std::iota(blocks.begin(), blocks.end(), std::int64_t{0});
   std::shuffle(blocks.begin(), blocks.end(), memory.random());
+  constexpr bool waits = requires { Program::waits; };
   for (const std::int64_t number : blocks) {
-    HostBlock<Program::threads> block(memory, number, program.shared_bytes());
+    HostBlock<Program::threads> block(memory, number, program.shared_bytes(), waits);
     program(block, static_cast<Index>(number));
+    if (!block.has_waited()) throw ProgramError("a block ends that has not waited");
   }
   ++memory.epoch;
 }

@@ -40,6 +40,9 @@ namespace detail {
 template <class Program>
 __global__ void __launch_bounds__(Program::threads, Program::resident)
     run_phase(const __grid_constant__ Program program) {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();  // of the next phase, which waits by itself
+#endif
   extern __shared__ __align__(16) unsigned char memory[];
   DeviceBlock<Program::threads> block(memory);
   program(block, static_cast<Index>(blockIdx.x));
@@ -87,6 +90,7 @@ class Contraction {
   explicit Contraction(ContractionPlan plan)
       : plan_(accepted(std::move(plan))),
         device_(current_device()),
+        phases_wait_(compiled_to_wait()),
         forward_(plan_.forward(), "the tables of a contraction"),
         backward_(plan_.backward(), "the tables of a contraction's gradient"),
         workspace_(plan_.workspace(), "the workspace of a contraction") {
@@ -160,6 +164,17 @@ class Contraction {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute", "a contraction");
     return value;
+  }
+
+  /// Whether the code that was loaded waits for earlier launches: which the device does not tell,
+  /// as code for an older one runs there too.
+  bool compiled_to_wait() const {
+    return with_program(false, []<class Program>(const Program*) {
+      cudaFuncAttributes attributes{};
+      check(cudaFuncGetAttributes(&attributes, detail::run_phase<Program>), "cudaFuncGetAttributes",
+            "a contraction");
+      return attributes.ptxVersion >= 90;
+    });
   }
 
   static bool has_tensor_cores(const Sequence& sequence) {
@@ -262,6 +277,7 @@ class Contraction {
                         "; set that device, and use a stream of its own");
     }
     if (!sequence.gemms.empty()) bind_blas(stream);
+    bool follows_phase = false;
     for (const Stage& stage : sequence.stages) {
       if (stage.kind == Stage::Kind::tensor_cores) {
         launch_tensor_cores(sequence, tables, table, stage.index, stream);
@@ -275,8 +291,9 @@ class Contraction {
         };
         multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c));
       } else {
-        launch_phase(sequence, tables, table, stage.index, stream);
+        launch_phase(sequence, tables, table, stage.index, follows_phase, stream);
       }
+      follows_phase = stage.kind == Stage::Kind::phase;
     }
   }
 
@@ -307,8 +324,11 @@ class Contraction {
     }
   }
 
+  /// A phase after another begins before that one's end, finds its jobs, and waits. Every block of
+  /// every phase does, so that none ends before the one before it, and what is read and written
+  /// there is in order with all earlier phases. What follows another launch begins after it.
   void launch_phase(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
-                    int index, cudaStream_t stream) {
+                    int index, bool follows_phase, cudaStream_t stream) {
     const Phase& phase = sequence.phases[static_cast<std::size_t>(index)];
     with_program(sequence.has_products(phase), [&]<class Program>(const Program*) {
       const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
@@ -317,9 +337,18 @@ class Contraction {
                             phase,
                             sequence.first_tiles(phase),
                             table.template addresses<Program::capacity>()};
-      detail::run_phase<Program><<<static_cast<unsigned>(phase.tiles), Program::threads,
-                                   Program::shared_bytes(), stream>>>(program);
-      check(cudaGetLastError(), "cudaLaunchKernel", [&] { return name(sequence, index); });
+      cudaLaunchAttribute early{};
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+      cudaLaunchConfig_t config{};
+      config.gridDim = static_cast<unsigned>(phase.tiles);
+      config.blockDim = static_cast<unsigned>(Program::threads);
+      config.dynamicSmemBytes = Program::shared_bytes();
+      config.stream = stream;
+      config.attrs = &early;
+      config.numAttrs = follows_phase && phases_wait_ ? 1 : 0;
+      check(cudaLaunchKernelEx(&config, detail::run_phase<Program>, program), "cudaLaunchKernelEx",
+            [&] { return name(sequence, index); });
     });
   }
 
@@ -364,6 +393,7 @@ class Contraction {
 
   ContractionPlan plan_;
   int device_, multiprocessors_ = 0;
+  bool phases_wait_;
   DeviceTables forward_, backward_;
   Buffer<Sum> workspace_;
   Buffer<unsigned char> blas_workspace_;

@@ -30,7 +30,9 @@ namespace concertina::cuda {
 ///   for as many neighbours as `to` has, a power of two of them from a multiple of it on;
 /// - share(object) is a copy of what no launch writes, in shared memory, and is a barrier;
 /// - PerThread<T> is a T for each thread, x[thread], kept across barriers;
-/// - read(address) and write(address, value) access global memory.
+/// - read(address) and write(address, value) access global memory;
+/// - wait() returns once the stream's earlier launches have ended, where a launch may begin before;
+///   until then a block reads what no launch writes.
 ///
 /// Between two barriers no thread may touch what another one writes, and between two launches no
 /// block may touch what another block writes.

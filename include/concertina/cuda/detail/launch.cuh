@@ -84,6 +84,12 @@ class DeviceBlock {
     return *copy;
   }
 
+  __device__ void wait() const {
+#if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
+  }
+
   template <class T>
   __device__ T read(const T* address) const {
     return *address;

@@ -326,6 +326,13 @@ class Destination {
     int at;
     Sum bias, u;
   };
+  /// Where an element is, and what is added to it.
+  struct Element {
+    int at;
+    Sum bias, u, v;
+  };
+
+  Destination() = default;
 
   CONCERTINA_DEVICE Destination(const ContractionMemory<Stored, Sum>& memory, const Job& job,
                                 int group, const Tap& tap)
@@ -356,22 +363,31 @@ class Destination {
             bias_ ? bias_.read(block, m) : Sum(0), u_ ? u_.read(block, at.quotient) : Sum(0)};
   }
   template <class B>
-  CONCERTINA_DEVICE void write(B& block, const Row& row, int n, Sum sum) const {
-    sum += row.bias;
-    if (u_) sum += row.u * v_.read(block, n);
-    const int at = row.at + n * c_n_;
+  CONCERTINA_DEVICE Element element(B& block, const Row& row, int n) const {
+    return {row.at + n * c_n_, row.bias, row.u, u_ ? v_.read(block, n) : Sum(0)};
+  }
+  template <class B>
+  CONCERTINA_DEVICE void write(B& block, const Element& element, Sum sum) const {
+    sum += element.bias;
+    if (u_) sum += element.u * element.v;
     if constexpr (is_mixed) {
-      if (stored_) return block.write(stored_ + at, Conversion<Stored, Sum>::store(sum));
+      if (stored_) {
+        return block.write(stored_ + element.at, Conversion<Stored, Sum>::store(sum));
+      }
     }
-    block.write(sums_ + at, sum);
+    block.write(sums_ + element.at, sum);
+  }
+  template <class B>
+  CONCERTINA_DEVICE void write(B& block, const Row& row, int n, Sum sum) const {
+    write(block, element(block, row, n), sum);
   }
 
  private:
   static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
   Sum* sums_ = nullptr;
   Stored* stored_ = nullptr;
-  TwoModeStride c_m_;
-  int c_n_, m_inner_extent_ = 1;
+  TwoModeStride c_m_ = {};
+  int c_n_ = 0, m_inner_extent_ = 1;
   Source<Stored, Sum> bias_ = {}, u_ = {}, v_ = {};
 };
 
@@ -384,6 +400,7 @@ class ContractionTile {
       : block_(block), tables_(tables), memory_(memory), job_(job) {}
 
   CONCERTINA_DEVICE void run(int tile) {
+    if (job_.kind == Job::Kind::reduce) return reduce(tile);
     if constexpr (Products) {
       switch (job_.kind) {
         case Job::Kind::multiply: return multiply<detail::tuning::large_tile>(tile);
@@ -392,9 +409,9 @@ class ContractionTile {
         default: break;
       }
     }
+    if (job_.kind == Job::Kind::combine) return combine(tile);
+    block_.wait();
     switch (job_.kind) {
-      case Job::Kind::reduce: return reduce(tile);
-      case Job::Kind::combine: return combine(tile);
       case Job::Kind::combine_tiles: return combine_tiles(tile);
       case Job::Kind::fold: return fold(tile);
       case Job::Kind::unfold: return unfold(tile);
@@ -578,6 +595,7 @@ class ContractionTile {
       const auto [k_outer, k_inner] = detail::divide(static_cast<ElementIndex>(k), k_inner_extent);
       mine.first_k_outer = mine.k_outer = k_outer;
       mine.first_k_inner = mine.k_inner = k_inner;
+      block_.wait();
       if (more) load(mine, thread);
     });
     while (more) {
@@ -669,7 +687,7 @@ class ContractionTile {
   CONCERTINA_DEVICE void reduce(int tile) {
     add_up<true>(
         tile, [&](ElementIndex index) { return element(job_, index); },
-        [&](const Element& at, ElementIndex, int lane) { return sum_of_terms(at, lane); });
+        [&](const Element& at, ElementIndex, int lane) { return terms_of(at, lane); });
   }
 
   CONCERTINA_DEVICE void combine(int tile) {
@@ -679,23 +697,33 @@ class ContractionTile {
           const Offset size = job_.size();
           const Sum* const sums = memory_.workspace + job_.a.offset + index;
           const int splits = job_.splits, threads = job_.threads_per_element;
-          Sum sum(0);
-          CONCERTINA_UNROLL_BY(detail::tuning::loads_in_flight)
-          for (int split = lane; split < splits; split += threads) {
-            sum += block_.read(sums + split * size);
-          }
-          return sum;
+          return [=, this] {
+            Sum sum(0);
+            CONCERTINA_UNROLL_BY(detail::tuning::loads_in_flight)
+            for (int split = lane; split < splits; split += threads) {
+              sum += block_.read(sums + split * size);
+            }
+            return sum;
+          };
         });
   }
 
   /// C, each element the sum of what its threads find, which is added in a tree. The threads of an
   /// element are neighbours, or those of neighbouring elements are: whose loads lie side by side.
+  /// find(element, index, lane) looks up where a thread's share is, and what it returns adds it up.
   template <bool are_neighbours, class Place, class Find>
   CONCERTINA_DEVICE void add_up(int tile, Place&& place, Find&& find) {
-    const int threads = job_.threads_per_element, elements = contraction_threads / threads,
+    using C = Destination<Stored, Sum>;
+    struct Result {
+      C c;
+      typename C::Element element;
+    };
+    const int threads = job_.threads_per_element,
+              elements = detail::divide(contraction_threads, threads).quotient,
               distance = are_neighbours ? 1 : elements;
     const auto size = static_cast<ElementIndex>(job_.size());
     auto sums = block_.template shared<Sum>(contraction_threads);
+    typename B::template PerThread<Result> results(block_);
     // Both numbers are powers of two.
     const auto lane_of = [&](int thread) {
       return are_neighbours ? thread & (threads - 1) : thread * threads / contraction_threads;
@@ -706,26 +734,35 @@ class ContractionTile {
                                                       : thread & (elements - 1));
     };
     block_.each_thread([&](int thread) {
-      Sum sum(0);
-      if (const ElementIndex index = index_of(thread); index < size) {
-        const Element at = place(index);
-        sum = find(at, index, lane_of(thread));
-        if (threads == 1) finish(at, sum);
-      }
-      if (threads > 1) sums.set(thread, sum);
-    });
-    if (threads == 1) return;
-    for (int half = threads / 2; half > 0; half /= 2) {
-      block_.each_thread([&](int thread) {
-        if (lane_of(thread) < half) {
-          sums.set(thread, sums.get(thread) + sums.get(thread + half * distance));
-        }
-      });
-    }
-    block_.each_thread([&](int thread) {
       const ElementIndex index = index_of(thread);
-      if (index < size && lane_of(thread) == 0) finish(place(index), sums.get(thread));
+      const bool exists = index < size;
+      const ElementIndex found = exists ? index : size - 1;
+      const Element at = place(found);
+      const auto add = find(at, found, lane_of(thread));
+      C c(memory_, job_, at.group, tap_of(job_, at.tap));
+      block_.wait();
+      if (!exists) return;
+      const auto result = c.element(block_, c.row(block_, at.row), at.column);
+      const Sum sum = add();
+      if (threads == 1) return c.write(block_, result, sum);
+      sums.set(thread, sum);
+      results[thread] = {c, result};
     });
+    for (int left = threads; left > 1;) {
+      constexpr int at_once = 8;
+      const int next = left > at_once ? left / at_once : 1;
+      block_.each_thread([&](int thread) {
+        if (lane_of(thread) >= next || index_of(thread) >= size) return;
+        Sum sum(0);
+        CONCERTINA_UNROLL
+        for (int i = 0; i < at_once; ++i) {
+          if (i * next < left) sum += sums.get(thread + i * next * distance);
+        }
+        if (next > 1) return sums.set(thread, sum);
+        results[thread].c.write(block_, results[thread].element, sum);
+      });
+      left = next;
+    }
   }
 
   /// Where a term of an element is.
@@ -738,9 +775,9 @@ class ContractionTile {
     return {pair, k_outer, k_inner};
   }
 
-  CONCERTINA_DEVICE Sum sum_of_terms(const Element& at, int lane) {
+  /// What adds up every so manieth term of an element, from the lane's on.
+  CONCERTINA_DEVICE auto terms_of(const Element& at, int lane) {
     const Job& job = job_;
-    if (job.k == 0) return Sum(0);
     const Tap tap = tap_of(job, at.tap);
     const Source<Stored, Sum> a(memory_, job.a, at.group), b(memory_, job.b, at.group);
     const int a_at = job.a_m(at.row, job.m_inner_extent), b_at = at.column * job.b_n;
@@ -748,42 +785,46 @@ class ContractionTile {
     const int k_inner_extent = job.k_inner_extent,
               k_outer_extent =
                   detail::divide(static_cast<ElementIndex>(job.k), k_inner_extent).quotient;
-    Term now = term(lane, k_outer_extent, k_inner_extent);
+    const int last_pair = job.k == 0 ? tap.first_pair : tap.last_pair;
+    Term first = term(lane, k_outer_extent, k_inner_extent);
     const Term step = term(job.threads_per_element, k_outer_extent, k_inner_extent);
-    now.pair += tap.first_pair;
-    const auto advance = [&] {
-      now.pair += step.pair;
-      now.k_outer += step.k_outer;
-      now.k_inner += step.k_inner;
-      if (now.k_inner >= k_inner_extent) {
-        now.k_inner -= k_inner_extent;
-        ++now.k_outer;
-      }
-      if (now.k_outer >= k_outer_extent) {
-        now.k_outer -= k_outer_extent;
-        ++now.pair;
-      }
-    };
-    constexpr int at_once = detail::tuning::loads_in_flight;
-    Sum sum(0);
-    while (now.pair < tap.last_pair) {
-      Sum left[at_once], right[at_once];
-      CONCERTINA_UNROLL
-      for (int i = 0; i < at_once; ++i) {
-        left[i] = right[i] = Sum(0);
-        if (now.pair < tap.last_pair) {
-          const TapPair pair = pair_of(now.pair);
-          left[i] =
-              a.read(block_, a_at + pair.a + now.k_outer * a_k.outer + now.k_inner * a_k.inner);
-          right[i] =
-              b.read(block_, b_at + pair.b + now.k_outer * b_k.outer + now.k_inner * b_k.inner);
+    first.pair += tap.first_pair;
+    return [=, this] {
+      Term now = first;
+      const auto advance = [&] {
+        now.pair += step.pair;
+        now.k_outer += step.k_outer;
+        now.k_inner += step.k_inner;
+        if (now.k_inner >= k_inner_extent) {
+          now.k_inner -= k_inner_extent;
+          ++now.k_outer;
         }
-        advance();
+        if (now.k_outer >= k_outer_extent) {
+          now.k_outer -= k_outer_extent;
+          ++now.pair;
+        }
+      };
+      constexpr int at_once = detail::tuning::loads_in_flight;
+      Sum sum(0);
+      while (now.pair < last_pair) {
+        Sum left[at_once], right[at_once];
+        CONCERTINA_UNROLL
+        for (int i = 0; i < at_once; ++i) {
+          left[i] = right[i] = Sum(0);
+          if (now.pair < last_pair) {
+            const TapPair pair = pair_of(now.pair);
+            left[i] =
+                a.read(block_, a_at + pair.a + now.k_outer * a_k.outer + now.k_inner * a_k.inner);
+            right[i] =
+                b.read(block_, b_at + pair.b + now.k_outer * b_k.outer + now.k_inner * b_k.inner);
+          }
+          advance();
+        }
+        CONCERTINA_UNROLL
+        for (int i = 0; i < at_once; ++i) sum += left[i] * right[i];
       }
-      CONCERTINA_UNROLL
-      for (int i = 0; i < at_once; ++i) sum += left[i] * right[i];
-    }
-    return sum;
+      return sum;
+    };
   }
 
   CONCERTINA_DEVICE void combine_tiles(int tile) {
@@ -1034,6 +1075,7 @@ template <class Stored, class Sum, int Capacity, bool Products = true>
 struct PhaseProgram {
   static constexpr int threads = contraction_threads, capacity = Capacity;
   static constexpr bool products = Products;
+  static constexpr bool waits = true;  ///< each block does, before its first access but to tables
   /// Minimum of resident blocks for each multiprocessor, of __launch_bounds__. What waits for
   /// memory and needs few registers has more.
   static constexpr int resident = !Products ? 4 : sizeof(Sum) == sizeof(double) ? 1 : 2;
