@@ -33,6 +33,7 @@ class Schedule {
 
   void add(int level, Job job) {
     job.form = form;
+    job.k_outer_extent = std::max(job.k / job.k_inner_extent, 1);
     Level& jobs = at(level);
     (job.kind == Job::Kind::multiply_bf16x6 ? jobs.on_tensor_cores : jobs.jobs).push_back(job);
   }

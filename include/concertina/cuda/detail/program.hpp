@@ -32,6 +32,30 @@ CONCERTINA_HOST_DEVICE constexpr Quotient divide(ElementIndex number, int diviso
 
 }  // namespace detail
 
+/// A size by which indices are divided, again and again, as a product and a shift.
+/// Source  Granlund and Montgomery, "Division by invariant integers using multiplication", 1994
+class Extent {
+ public:
+  CONCERTINA_HOST_DEVICE constexpr Extent(int size) : size_(size) {
+    while (size > std::int64_t{1} << shift_) ++shift_;
+    shift_ += 31;  // so that it is exact for numbers of 31 bits
+    factor_ = static_cast<std::uint32_t>(
+        (std::uint64_t{1} << shift_) / static_cast<ElementIndex>(size) + 1);
+  }
+
+  CONCERTINA_HOST_DEVICE constexpr operator int() const { return size_; }
+
+  /// Requires  number < 2^31
+  CONCERTINA_HOST_DEVICE constexpr detail::Quotient divide(ElementIndex number) const {
+    const auto quotient = static_cast<int>(std::uint64_t{number} * factor_ >> shift_);
+    return {quotient, static_cast<int>(number) - quotient * size_};
+  }
+
+ private:
+  int size_, shift_ = 0;
+  std::uint32_t factor_ = 0;
+};
+
 /// The strides of a mode of two: index i stands for (i / extent, i % extent), where `extent` is
 /// that of the inner mode, and lies at their inner product with (outer, inner). So channels and
 /// taps can be one mode of a GEMM although other channels lie between. With extent 1 it is an
@@ -39,8 +63,8 @@ CONCERTINA_HOST_DEVICE constexpr Quotient divide(ElementIndex number, int diviso
 struct TwoModeStride {
   int outer = 0, inner = 0;
 
-  CONCERTINA_HOST_DEVICE constexpr int operator()(int i, int extent) const {
-    const auto at = detail::divide(static_cast<ElementIndex>(i), extent);
+  CONCERTINA_HOST_DEVICE constexpr int operator()(int i, const Extent& extent) const {
+    const auto at = extent.divide(static_cast<ElementIndex>(i));
     return at.quotient * outer + at.remainder * inner;
   }
 };
@@ -83,8 +107,11 @@ struct alignas(16) Job {
 
   Kind kind = Kind::multiply;
   int first_tile = 0;  ///< in its phase
-  int groups = 1, taps = 1, m = 1, n = 1, k = 0;
-  int m_inner_extent = 1, k_inner_extent = 1;
+  int groups = 1;
+  Extent taps = 1, m = 1, n = 1;
+  int k = 0;
+  Extent m_inner_extent = 1, k_inner_extent = 1;
+  Extent k_outer_extent = 1;  ///< reduce: k / k_inner_extent
   TensorRef a = {}, b = {}, c = {};
   TwoModeStride a_m = {}, a_k = {}, b_k = {}, c_m = {};
   int b_n = 0, c_n = 0, a_n = 0;  ///< strides along n; a_n: unfold, take_branch
@@ -358,7 +385,7 @@ class Destination {
 
   template <class B>
   CONCERTINA_DEVICE Row row(B& block, int m) const {
-    const auto at = detail::divide(static_cast<ElementIndex>(m), m_inner_extent_);
+    const auto at = m_inner_extent_.divide(static_cast<ElementIndex>(m));
     return {at.quotient * c_m_.outer + at.remainder * c_m_.inner,
             bias_ ? bias_.read(block, m) : Sum(0), u_ ? u_.read(block, at.quotient) : Sum(0)};
   }
@@ -387,7 +414,8 @@ class Destination {
   Sum* sums_ = nullptr;
   Stored* stored_ = nullptr;
   TwoModeStride c_m_ = {};
-  int c_n_ = 0, m_inner_extent_ = 1;
+  int c_n_ = 0;
+  Extent m_inner_extent_ = 1;
   Source<Stored, Sum> bias_ = {}, u_ = {}, v_ = {};
 };
 
@@ -436,16 +464,16 @@ class ContractionTile {
 
   /// In the order of weights: taps lie next to each other, then columns.
   CONCERTINA_DEVICE static Element element(const Job& job, ElementIndex index) {
-    const auto [in_row, tap] = detail::divide(index, job.taps);
-    const auto [row_index, column] = detail::divide(static_cast<ElementIndex>(in_row), job.n);
-    const auto [group, row] = detail::divide(static_cast<ElementIndex>(row_index), job.m);
+    const auto [in_row, tap] = job.taps.divide(index);
+    const auto [row_index, column] = job.n.divide(static_cast<ElementIndex>(in_row));
+    const auto [group, row] = job.m.divide(static_cast<ElementIndex>(row_index));
     return {group, row, column, tap};
   }
   /// In the order of a product's partial sums.
   CONCERTINA_DEVICE static Element element_of_sums(const Job& job, ElementIndex index) {
-    const auto [row_index, column] = detail::divide(index, job.n);
-    const auto [matrix, row] = detail::divide(static_cast<ElementIndex>(row_index), job.m);
-    const auto [group, tap] = detail::divide(static_cast<ElementIndex>(matrix), job.taps);
+    const auto [row_index, column] = job.n.divide(index);
+    const auto [matrix, row] = job.m.divide(static_cast<ElementIndex>(row_index));
+    const auto [group, tap] = job.taps.divide(static_cast<ElementIndex>(matrix));
     return {group, row, column, tap};
   }
 
@@ -548,7 +576,7 @@ class ContractionTile {
     // In registers, or it would be read again after each barrier.
     const TwoModeStride a_k = job.a_k, b_k = job.b_k;
     const int k_inner_extent = job.k_inner_extent;
-    const auto k_step = detail::divide(shape.k, k_inner_extent);
+    const auto k_step = job.k_inner_extent.divide(shape.k);
     // Where k is two modes, a thread's elements have one k, that of both operands.
     const bool k_is_one_mode = k_inner_extent == 1,
                a_is_k_major = job.a_is_k_major || !k_is_one_mode,
@@ -592,7 +620,7 @@ class ContractionTile {
         for (int j = 0; j < shape.thread_n; ++j) mine.sums[i][j] = Sum(0);
       }
       const int k = first_k + (k_is_one_mode ? 0 : PartOfA::k_of(thread));
-      const auto [k_outer, k_inner] = detail::divide(static_cast<ElementIndex>(k), k_inner_extent);
+      const auto [k_outer, k_inner] = job.k_inner_extent.divide(static_cast<ElementIndex>(k));
       mine.first_k_outer = mine.k_outer = k_outer;
       mine.first_k_inner = mine.k_inner = k_inner;
       block_.wait();
@@ -738,7 +766,7 @@ class ContractionTile {
       const bool exists = index < size;
       const ElementIndex found = exists ? index : size - 1;
       const Element at = place(found);
-      const auto add = find(at, found, lane_of(thread));
+      auto add = find(at, found, lane_of(thread));
       C c(memory_, job_, at.group, tap_of(job_, at.tap));
       block_.wait();
       if (!exists) return;
@@ -765,16 +793,6 @@ class ContractionTile {
     }
   }
 
-  /// Where a term of an element is.
-  struct Term {
-    int pair, k_outer, k_inner;
-  };
-  CONCERTINA_DEVICE static Term term(int index, int k_outer_extent, int k_inner_extent) {
-    const auto [rest, k_inner] = detail::divide(static_cast<ElementIndex>(index), k_inner_extent);
-    const auto [pair, k_outer] = detail::divide(static_cast<ElementIndex>(rest), k_outer_extent);
-    return {pair, k_outer, k_inner};
-  }
-
   /// What adds up every so manieth term of an element, from the lane's on.
   CONCERTINA_DEVICE auto terms_of(const Element& at, int lane) {
     const Job& job = job_;
@@ -782,44 +800,37 @@ class ContractionTile {
     const Source<Stored, Sum> a(memory_, job.a, at.group), b(memory_, job.b, at.group);
     const int a_at = job.a_m(at.row, job.m_inner_extent), b_at = at.column * job.b_n;
     const TwoModeStride a_k = job.a_k, b_k = job.b_k;
-    const int k_inner_extent = job.k_inner_extent,
-              k_outer_extent =
-                  detail::divide(static_cast<ElementIndex>(job.k), k_inner_extent).quotient;
-    const int last_pair = job.k == 0 ? tap.first_pair : tap.last_pair;
-    Term first = term(lane, k_outer_extent, k_inner_extent);
-    const Term step = term(job.threads_per_element, k_outer_extent, k_inner_extent);
-    first.pair += tap.first_pair;
-    return [=, this] {
-      Term now = first;
-      const auto advance = [&] {
-        now.pair += step.pair;
-        now.k_outer += step.k_outer;
-        now.k_inner += step.k_inner;
-        if (now.k_inner >= k_inner_extent) {
-          now.k_inner -= k_inner_extent;
-          ++now.k_outer;
-        }
-        if (now.k_outer >= k_outer_extent) {
-          now.k_outer -= k_outer_extent;
-          ++now.pair;
-        }
-      };
-      constexpr int at_once = detail::tuning::loads_in_flight;
+    const Extent k_inner_extent = job.k_inner_extent, k_outer_extent = job.k_outer_extent;
+    const int terms = (tap.last_pair - tap.first_pair) * job.k, step = job.threads_per_element;
+    constexpr int at_once = detail::tuning::loads_in_flight;
+    struct Offsets {
+      int a[at_once], b[at_once];
+    };
+    const auto offsets = [=, this](int first) {
+      Offsets found;
+      CONCERTINA_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const int index = first + i * step;
+        const auto [rest, k_inner] = k_inner_extent.divide(static_cast<ElementIndex>(index));
+        const auto [pair_index, k_outer] = k_outer_extent.divide(static_cast<ElementIndex>(rest));
+        const TapPair pair = index < terms ? pair_of(tap.first_pair + pair_index) : TapPair{};
+        found.a[i] = a_at + pair.a + k_outer * a_k.outer + k_inner * a_k.inner;
+        found.b[i] = b_at + pair.b + k_outer * b_k.outer + k_inner * b_k.inner;
+      }
+      return found;
+    };
+    return [=, this, next = offsets(lane)]() mutable {
       Sum sum(0);
-      while (now.pair < last_pair) {
+      for (int first = lane; first < terms;) {
         Sum left[at_once], right[at_once];
         CONCERTINA_UNROLL
         for (int i = 0; i < at_once; ++i) {
-          left[i] = right[i] = Sum(0);
-          if (now.pair < last_pair) {
-            const TapPair pair = pair_of(now.pair);
-            left[i] =
-                a.read(block_, a_at + pair.a + now.k_outer * a_k.outer + now.k_inner * a_k.inner);
-            right[i] =
-                b.read(block_, b_at + pair.b + now.k_outer * b_k.outer + now.k_inner * b_k.inner);
-          }
-          advance();
+          const bool exists = first + i * step < terms;
+          left[i] = exists ? a.read(block_, next.a[i]) : Sum(0);
+          right[i] = exists ? b.read(block_, next.b[i]) : Sum(0);
         }
+        first += at_once * step;
+        if (first < terms) next = offsets(first);
         CONCERTINA_UNROLL
         for (int i = 0; i < at_once; ++i) sum += left[i] * right[i];
       }
