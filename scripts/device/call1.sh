@@ -37,7 +37,7 @@ sanitize() { # NAME TOOL PROGRAM TESTS [OPTION...]
     --print-limit 20 "${@:5}" "./$program" "$tests"
 }
 contraction=test_cuda_program_device
-sanitize memcheck memcheck $contraction 'groups that fill tiles*,the paper*' --leak-check full &
+sanitize memcheck memcheck $contraction 'groups that fill tiles*,the paper*,each part*' --leak-check full &
 sanitize racecheck racecheck $contraction 'the paper*' &
 sanitize synccheck synccheck $contraction 'the paper*' &
 sanitize memcheck_cifar memcheck test_cifar_cuda_network_device 'a training goes on*' &
