@@ -97,7 +97,7 @@ TEST_CASE("products large enough are on tensor cores, of whole rounds of tiles a
     }
     CHECK(multiply_adds == sequence->multiply_adds);
   }
-  CHECK(plan.forward().stages.size() == 4);
+  CHECK(plan.forward().stages.size() == 6);
   // Too short sums, too few rows, and too small a product are not.
   const auto on_tensor_cores = [](Index out, Index hidden, Index in) {
     const std::vector<PlannedForm> form{

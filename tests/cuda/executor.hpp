@@ -12,17 +12,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <functional>
 #include <limits>
 #include <map>
 #include <memory>
 #include <numeric>
 #include <random>
-#include <semaphore>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -337,7 +334,8 @@ class HostBlock {
         const int at = first + TensorCoreTile::place(i / 2, 2 * half + i % 2);
         if (std::memcmp(&tiles.peek(at), &chunks[static_cast<std::size_t>(i)],
                         sizeof(cuda::Bf16Chunk)) != 0) {
-          throw ProgramError("chunk " + std::to_string(at) + " was written while it was multiplied");
+          throw ProgramError("chunk " + std::to_string(at) +
+                             " was written while it was multiplied");
         }
       }
     };
@@ -442,57 +440,6 @@ void execute(const Program& program, Memory& memory) {
   }
   ++memory.epoch;
 }
-
-/// Work that can pause, on a thread of its own, which runs only while resume() waits for it.
-class Fiber {
- public:
-  explicit Fiber(std::function<void(Fiber&)> work)
-      : work_(std::move(work)), thread_([this] { run(); }) {}
-  Fiber(const Fiber&) = delete;
-  Fiber& operator=(const Fiber&) = delete;
-  /// Work that has paused is unwound.
-  ~Fiber() {
-    if (ended_) return;
-    stopped_ = true;
-    go_.release();
-    back_.acquire();
-  }
-
-  /// Until it pauses or ends. Throws  what the work has thrown
-  void resume() {
-    go_.release();
-    back_.acquire();
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
-  }
-  /// From the work.
-  void pause() {
-    back_.release();
-    go_.acquire();
-    if (stopped_) throw Stopped{};
-  }
-  bool ended() const { return ended_; }
-
- private:
-  struct Stopped {};
-
-  void run() {
-    go_.acquire();
-    try {
-      if (!stopped_) work_(*this);
-    } catch (const Stopped&) {
-    } catch (...) {
-      error_ = std::current_exception();
-    }
-    ended_ = true;
-    back_.release();
-  }
-
-  std::function<void(Fiber&)> work_;
-  std::binary_semaphore go_{0}, back_{0};
-  bool stopped_ = false, ended_ = false;
-  std::exception_ptr error_;
-  std::jthread thread_;  // last: it uses the others
-};
 
 /// The blocks of a launch that share tiles out. What a block runs counts as blocks of their own for
 /// the checks: it must not matter which block runs a tile.

@@ -49,7 +49,8 @@ class Network {
  public:
   using Sum = typename DefaultAccumulator<Stored>::type;
 
-  /// With integers of up to `most` either side of zero, those of each form's layers times its factor.
+  /// With integers of up to `most` either side of zero, those of each form's layers times its
+  /// factor.
   explicit Network(Rng& rng, Index most = 4, std::vector<Index> factors = {})
       : rng_(rng), most_(most), factors_(std::move(factors)) {}
 
@@ -96,7 +97,8 @@ class Network {
   Conv<Sum, Rank> integers(const ConvShape<Rank>& shape, Index factor = 1) {
     Conv<Sum, Rank> layer(shape);
     for (const std::span<Sum> elements : {layer.weight(), layer.bias()}) {
-      for (Sum& element : elements) element = static_cast<Sum>(factor * random_index(rng_, -most_, most_));
+      for (Sum& element : elements)
+        element = static_cast<Sum>(factor * random_index(rng_, -most_, most_));
     }
     return layer;
   }
@@ -212,9 +214,8 @@ TEST_CASE("more jobs than a kernel's parameters list are contracted on blocks", 
 TEST_CASE("kernels of every geometry are multiplied on cuBLAS", "[cuda]") {
   Rng rng(15);
   for (const bool only_large : {false, true}) {  // or every product, however small
-    const PlanOptions options{.math = cuda::Math::fp32,
-                              .least_unfolded = 1,
-                              .least_gemm = only_large ? 20'000 : 1};
+    const PlanOptions options{
+        .math = cuda::Math::fp32, .least_unfolded = 1, .least_gemm = only_large ? 20'000 : 1};
     Network<float> network(rng);
     // More columns than a block folds at a time, and more taps.
     network.add<1>({{.out = 3, .in = 300, .kernel_size = 5, .bias = true},
@@ -247,7 +248,8 @@ TEST_CASE("each part of a float is multiplied on tensor cores", "[cuda]") {
   for (const std::vector<Index>& factors :
        {std::vector<Index>{1, 65793}, {65793, 1}, {257, 257}, {1, 1}}) {
     Network<float> network(rng, 1, factors);
-    network.add(std::vector<ConvShape<0>>{{.out = 60, .in = 50, .bias = true}, {.out = 40, .in = 60}});
+    network.add(
+        std::vector<ConvShape<0>>{{.out = 60, .in = 50, .bias = true}, {.out = 40, .in = 60}});
     network.add(std::vector<ConvShape<1>>{{.out = 33, .in = 7, .kernel_size = 3},
                                           {.out = 17, .in = 33, .kernel_size = 2, .bias = true}});
     for (const int wanted_tiles : {2, 1'000'000}) {

@@ -195,8 +195,7 @@ class Contraction {
       constexpr std::size_t bytes = TensorCoreProgram<Stored, few_tensors>::shared_bytes();
       need(attribute(device_, cudaDevAttrComputeCapabilityMajor) >= 8,
            "of compute capability 8.0 or more");
-      need(attribute(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin) >=
-               static_cast<int>(bytes),
+      need(attribute(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin) >= static_cast<int>(bytes),
            "with 144 KiB of shared memory for a block");
       with_tensor_core_program([&]<class Program>(const Program*) {
         detail::allow_shared_bytes(&detail::run_tensor_cores<Program>, bytes,
@@ -375,9 +374,10 @@ class Contraction {
   void multiply(const Gemm& gemm, const Sum* a, const Sum* b, Sum* c) {
     constexpr bool is_double = std::is_same_v<Sum, double>;
     constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;
-    const cublasComputeType_t compute = is_double             ? CUBLAS_COMPUTE_64F
-                                        : plan_.options().math == Math::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                              : CUBLAS_COMPUTE_32F;
+    const cublasComputeType_t compute = is_double ? CUBLAS_COMPUTE_64F
+                                        : plan_.options().math == Math::tf32
+                                            ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                            : CUBLAS_COMPUTE_32F;
     const Sum one(1), zero(0);
     const auto operation = [](bool transpose) { return transpose ? CUBLAS_OP_T : CUBLAS_OP_N; };
     check(cublasGemmEx(blas_.get(), operation(gemm.transpose_b), operation(gemm.transpose_a),

@@ -108,19 +108,18 @@ struct AccumulatorLayout {
 /// - each_thread_apart(f) is each_thread without a barrier;
 /// - read(address, to) reads neighbours in global memory.
 template <class B>
-concept TensorCoreBlock =
-    ThreadBlock<B> &&
-    requires(B& block, void (*of_thread)(int), const float* from, float (&to)[8]) {
-      block.begin_multiply();
-      block.end_multiply();
-      block.wait_for_multiply();
-      block.publish();
-      block.each_thread_apart(of_thread);
-      block.read(from, to);
-    };
+concept TensorCoreBlock = ThreadBlock<B> && requires(B& block, void (*of_thread)(int),
+                                                     const float* from, float (&to)[8]) {
+  block.begin_multiply();
+  block.end_multiply();
+  block.wait_for_multiply();
+  block.publish();
+  block.each_thread_apart(of_thread);
+  block.read(from, to);
+};
 
-/// Steps whose tiles are in shared memory: one that is multiplied, one that another warp group still
-/// multiplies, one that is written.
+/// Steps whose tiles are in shared memory: one that is multiplied, one that another warp group
+/// still multiplies, one that is written.
 inline constexpr int bf16x6_stages = 3;
 
 /// A tile of 128 x 128 of a job of kind multiply_bf16x6, by two warp groups. While a step of 32
@@ -166,7 +165,7 @@ class Bf16x6Tile {
       const TapPair offsets = tables_.pairs[pair];
       const int at_k = chunk * depth;
       const auto read = [&](const Source<Stored, float>& source, int at, int offset, int k,
-                            int stride, float (&elements)[8]) {
+                            int stride, float(&elements)[8]) {
         const int left = at < 0 ? 0 : job.k - at_k - k, first = at + offset + at_k * stride;
         if (left >= 8) {
           source.read(block_, first, stride, elements);
@@ -185,7 +184,7 @@ class Bf16x6Tile {
     };
     const auto store = [&](const Registers& from, int thread, int step) {
       const int first = step % stages * stage_chunks;
-      const auto write = [&](const float (&elements)[8], Place at, int operand) {
+      const auto write = [&](const float(&elements)[8], Place at, int operand) {
         const Bf16Split rounded(elements);
         CONCERTINA_UNROLL
         for (int part = 0; part < bf16_parts; ++part) {
@@ -256,7 +255,8 @@ class Bf16x6Tile {
 
  private:
   static constexpr int side = detail::tuning::tensor_core_side, depth = TensorCoreTile::k;
-  static constexpr int stages = bf16x6_stages, stage_chunks = 2 * bf16_parts * TensorCoreTile::chunks;
+  static constexpr int stages = bf16x6_stages,
+                       stage_chunks = 2 * bf16_parts * TensorCoreTile::chunks;
   static constexpr int loads = TensorCoreTile::chunks / contraction_threads;
 
   struct Registers {
@@ -289,8 +289,8 @@ class Bf16x6Tile {
   }
 
   /// The thread's elements of a tile that starts there, as far as they are inside m x n.
-  CONCERTINA_DEVICE void write(const Destination<Stored, float>& c, int first_row,
-                               int first_column, int m, int n, int thread,
+  CONCERTINA_DEVICE void write(const Destination<Stored, float>& c, int first_row, int first_column,
+                               int m, int n, int thread,
                                const float (&sums)[AccumulatorLayout::elements]) {
     const int in_group = thread % 128, group_row = first_row + thread / 128 * AccumulatorLayout::m;
     CONCERTINA_UNROLL

@@ -328,8 +328,9 @@ inline double device_cost(const PlanOptions& options, const AnyShape& outer,
   const Index inner_taps = numel(inner.kernel_size);
   if (numel(outer.kernel_size) > 1 && inner_taps > 1 &&
       work / outer.groups >= options.least_unfolded) {
-    moved = 2 * (elements(outer) + static_cast<double>(outer.out * numel(outer.kernel_size)) *
-                                       static_cast<double>(inner.in / inner.groups * inner_taps) +
+    moved = 2 * (elements(outer) +
+                 static_cast<double>(outer.out * numel(outer.kernel_size)) *
+                     static_cast<double>(inner.in / inner.groups * inner_taps) +
                  elements(inner));
   }
   return static_cast<double>(work) +
@@ -688,8 +689,8 @@ class FormPlanner {
            plan.inner_taps[static_cast<std::size_t>(a)];
   }
 
-  /// Taps that lie between channels are moved before them. Then W2 [(o, b)][m] times W1 [m][(a, c)] is one matrix
-  /// product, and folding adds up its elements where taps (b, a) meet.
+  /// Taps that lie between channels are moved before them. Then W2 [(o, b)][m] times W1 [m][(a, c)]
+  /// is one matrix product, and folding adds up its elements where taps (b, a) meet.
   int multiply_unfolded(Product& product, std::size_t r, int level) {
     Schedule& schedule = planning_.forward;
     const BlockRun& run = product.runs[r];
@@ -718,9 +719,9 @@ class FormPlanner {
       }
       const int outer_ready = values_[product.outer].ready;
       unfolded = std::max({unfolded, outer_ready + 1, level});
-      const Matrix kernels{taps_first(schedule, outer_ready, {outer, block.outer_ld}, block.out,
-                                      taps, block.hidden),
-                           block.hidden},
+      const Matrix kernels{
+          taps_first(schedule, outer_ready, {outer, block.outer_ld}, block.out, taps, block.hidden),
+          block.hidden},
           sums{planning_.allocate(rows * width), width};
       product.unfolded[{r, group}] = {kernels, inner, sums.ref};
       const int done = gemm(schedule, unfolded, kernels, inner, sums, rows, width, block.hidden);
@@ -1007,7 +1008,7 @@ class FormPlanner {
 
   /// With the gradient unfolded, rows (o, b) and columns (a, c), both are one matrix product each.
   void differentiate_unfolded(const Product& product, std::size_t r, int level,
-                           const Epilogue& epilogue) {
+                              const Epilogue& epilogue) {
     Schedule& schedule = planning_.backward;
     const BlockRun& run = product.runs[r];
     const DenseBlock& block = run.first;
@@ -1016,8 +1017,8 @@ class FormPlanner {
                 rows = block.out * taps, width = block.in * inner_taps;
     const int meeting = taps == 1 ? 0 : unfolded_taps(schedule, product, block);
     const auto raise = [](int& ready, int to) { ready = std::max(ready, to); };
-    const bool outer_is_direct = taps > 1 && inner_taps == 1 &&
-                                 schedule.fits_tensor_cores(rows, block.hidden, block.in);
+    const bool outer_is_direct =
+        taps > 1 && inner_taps == 1 && schedule.fits_tensor_cores(rows, block.hidden, block.in);
     if (outer_is_direct) {
       raise(outer.gradient_ready, outer_gradient(product, run, level, epilogue));
     }
@@ -1045,13 +1046,13 @@ class FormPlanner {
       const Unfolded unfolded =
           found != product.unfolded.end()
               ? found->second
-              : Unfolded{{taps_first(schedule, level, {at(outer.weight, block.outer,
-                                                          run.outer_stride),
-                                                       block.outer_ld},
-                                     block.out, taps, block.hidden),
-                          block.hidden},
-                         {at(inner.weight, block.inner, run.inner_stride), block.inner_ld},
-                         planning_.allocate(rows * width)};
+              : Unfolded{
+                    {taps_first(schedule, level,
+                                {at(outer.weight, block.outer, run.outer_stride), block.outer_ld},
+                                block.out, taps, block.hidden),
+                     block.hidden},
+                    {at(inner.weight, block.inner, run.inner_stride), block.inner_ld},
+                    planning_.allocate(rows * width)};
       const auto& [kernels, inner_matrix, product_matrix] = unfolded;
       const Matrix gradients{product_matrix, width};
       schedule.add(level, unfold(gradient, {product_matrix, taps * width}, block.out, block.in,

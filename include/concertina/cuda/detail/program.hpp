@@ -122,8 +122,8 @@ struct alignas(16) Job {
   int threads_per_element = 1;  ///< reduce and combine; a power of two
   /// multiply_bf16x6, combine_tiles: which of C's tiles, counted along m, then n, taps and groups.
   int first_c_tile = 0, c_tiles = 0;
-  bool a_is_k_major = true;     ///< neighbours along k lie nearer than along m
-  bool b_is_n_major = true;     ///< neighbours along n lie nearer than along k
+  bool a_is_k_major = true;  ///< neighbours along k lie nearer than along m
+  bool b_is_n_major = true;  ///< neighbours along n lie nearer than along k
   Epilogue epilogue = {};
   int form = 0;  ///< for messages
 

@@ -39,7 +39,8 @@ inline constexpr TileShape small_tile{32, 32, 32, 4, 4};
 /// Estimated: for depth-wise expansions and biases, of a few columns.
 inline constexpr TileShape narrow_tile{128, 8, 16, 4, 4};
 
-/// Side of the tiles of products on tensor cores, how deep they are staged, and the elements of one.
+/// Side of the tiles of products on tensor cores, how deep they are staged, and the elements of
+/// one.
 inline constexpr int tensor_core_side = 128, tensor_core_depth = 32,
                      tensor_core_tile_size = tensor_core_side * tensor_core_side;
 
