@@ -18,9 +18,9 @@
 #include "text.hpp"
 
 #include <concertina/contract.hpp>
-#include <concertina/detail/verify/rounding.hpp>
 #include <concertina/expand.hpp>
 #include <concertina/random.hpp>
+#include <concertina/verify.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -130,14 +130,7 @@ class PeakMemory {
 
 // ---- checks
 
-Conv<double, 2> magnitude(const ConvView<const float, 2>& layer) {
-  auto wide = layer.cast<double>();
-  for (double& number : wide.weight()) number = std::abs(number);
-  for (double& number : wide.bias()) number = std::abs(number);
-  return wide;
-}
-
-/// The part of the first image's map that the first outputs, of at most 64x64, read.
+/// The part of the first image's map that the first outputs, of at most 8x8, read.
 Tensor<double> window(const Tensor<double>& x, const ConvShape<2>& shape) {
   if (x.shape.size() == 2) {
     return {{1, x.shape[1], 1, 1}, {x.values.begin(), x.values.begin() + x.shape[1]}};
@@ -145,7 +138,7 @@ Tensor<double> window(const Tensor<double>& x, const ConvShape<2>& shape) {
   Tensor<double> part{x.shape, {}};
   for (int axis = 0; axis < 2; ++axis) {
     auto& extent = part.shape[static_cast<std::size_t>(axis) + 2];
-    extent = std::min(extent, 64 * shape.stride[axis] + shape.kernel_size[axis]);
+    extent = std::min(extent, 8 * shape.stride[axis] + shape.kernel_size[axis]);
   }
   part.shape[0] = 1;
   const Index rows = part.shape[2], columns = part.shape[3];
@@ -158,49 +151,34 @@ Tensor<double> window(const Tensor<double>& x, const ConvShape<2>& shape) {
   return part;
 }
 
-/// The largest error of a contraction on this input, as a fraction of its bound. Both sides are
-/// computed in double: the layers in turn are off by gamma_n(u_double) of the magnitude, n the
-/// terms of all their sums; the contraction by gamma_terms(u_float), for its own sums, and in its
-/// application by gamma of its terms. The layer that the others were made from, if any, is off by
-/// gamma_terms(u_float) more: so exact is the expansion.
+template <class Scalar>
+concertina::FeatureMap<Scalar, 2> map_of(const Tensor<double>& x) {
+  return {{.batch = x.shape[0], .channels = x.shape[1], .size = {x.shape[2], x.shape[3]}},
+          {x.values.begin(), x.values.end()}};
+}
+
+/// The largest error of a contraction on this input, as a fraction of its bound: against the layers
+/// in turn, in double, and against the layer that they were made from, if any, whose weights are
+/// theirs contracted in float.
 double fraction_of_bound(const std::vector<ConvView<const float, 2>>& layers,
                          const Conv<float, 2>& layer, const ConvView<const float, 2>* made_from,
                          const Tensor<double>& input) {
-  using concertina::detail::gamma, concertina::detail::unit_roundoff;
+  using concertina::ComputedBy, concertina::prove_outputs;
   const Tensor<double> x = window(input, layer.shape());
-  Tensor<double> y = x, absolute = x;
-  for (double& number : absolute.values) number = std::abs(number);
-  std::vector<Conv<double, 2>> sizes;
-  Index steps = 0;
-  const auto terms_of = [](const ConvShape<2>& shape) {
-    return shape.in / shape.groups * numel(shape.kernel_size) + 1;
-  };
+  Tensor<double> y = x;
   for (const ConvView<const float, 2>& each : layers) {
     y = convolve(each.cast<double>(), y, "expanded");
-    sizes.push_back(magnitude(each));
-    steps += terms_of(each.shape());
   }
-  const Tensor<double> found = convolve(layer.cast<double>(), x, "contracted");
-  const Tensor<double> most = convolve(concertina::contract(sizes), absolute, "magnitude");
-  const Index terms = concertina::detail::terms(concertina::Form(layers).tree()).bias;
-  const Index apply = terms_of(layer.shape());
-  const long double u = unit_roundoff<double>(), summed = gamma(terms, unit_roundoff<float>());
-  const long double inflation = 1 / (1 - gamma(terms + apply, u));
-  const auto fraction = [&](const Tensor<double>& other, long double relative) {
-    double worst = 0;
-    for (std::size_t i = 0; i < other.values.size(); ++i) {
-      const double error = std::abs(found.values[i] - other.values[i]);
-      if (error == 0) continue;
-      const double each = error / (static_cast<double>(relative * inflation) * most.values[i]);
-      if (!(each <= worst)) worst = each;  // NaN stays
-    }
-    return worst;
+  const auto fraction = [](const concertina::Report& report) {
+    return report ? static_cast<double>(report.fraction()) : INFINITY;
   };
-  const double worst = fraction(y, (1 + summed) * (1 + gamma(apply, u)) - 1 + gamma(steps, u));
-  if (!made_from) return worst;
+  const double of_layers =
+      fraction(prove_outputs(layers, layer, map_of<double>(x), map_of<double>(y)));
+  if (!made_from) return of_layers;
   const Tensor<double> original = convolve(made_from->cast<double>(), x, "compact");
-  return std::max(worst,
-                  fraction(original, (1 + summed) * (1 + summed) * (1 + 2 * gamma(apply, u)) - 1));
+  return std::max(of_layers,
+                  fraction(prove_outputs(layers, layer, map_of<double>(x), map_of<float>(original),
+                                         ComputedBy::contraction)));
 }
 
 /// A batch of images, as many as make up for few logits: the largest of a handful of errors is a

@@ -12,9 +12,11 @@
 #include <map>
 #include <optional>
 #include <span>
+#include <type_traits>
 
 namespace tool {
 
+using concertina::ComputedBy;
 using concertina::Conv;
 using concertina::ConvShape;
 using concertina::Exactness;
@@ -108,19 +110,26 @@ struct Rounding {
   }
 };
 
-Rounding rounding_of(const concertina::io::Safetensors& file, const std::string& name) {
-  using namespace concertina::detail;
-  const Dtype dtype = file.tensor(name).dtype;
-  switch (dtype) {
-    case Dtype::F64: return {unit_roundoff<double>(), smallest_subnormal<double>()};
-    case Dtype::F32: return {unit_roundoff<float>(), smallest_subnormal<float>()};
-    case Dtype::F16: return {unit_roundoff<Eigen::half>(), std::ldexp(1.0L, -24)};
-    case Dtype::BF16: return {unit_roundoff<Eigen::bfloat16>(), std::ldexp(1.0L, -133)};
+/// Calls use(std::type_identity<Scalar>()) with a tensor's scalar, one that rounds.
+template <class Use>
+auto with_scalar_of(const concertina::io::Safetensors& file, const std::string& name, Use&& use) {
+  switch (file.tensor(name).dtype) {
+    case Dtype::F64: return use(std::type_identity<double>());
+    case Dtype::F32: return use(std::type_identity<float>());
+    case Dtype::F16: return use(std::type_identity<Eigen::half>());
+    case Dtype::BF16: return use(std::type_identity<Eigen::bfloat16>());
     default:
       throw concertina::FormatError(file.origin + ": tensor " + in_quotes(name) + " is " +
                                     std::string(dtype_name(file.tensor(name))) +
                                     ", where floating-point numbers are expected");
   }
+}
+
+Rounding rounding_of(const concertina::io::Safetensors& file, const std::string& name) {
+  return with_scalar_of(file, name, []<class Scalar>(std::type_identity<Scalar>) {
+    return Rounding{concertina::detail::unit_roundoff<Scalar>(),
+                    concertina::detail::smallest_subnormal<Scalar>()};
+  });
 }
 
 /// A tensor [batch, channels, spatial...].
@@ -302,69 +311,22 @@ class Prover {
     add(std::move(report));
   }
 
-  /// The contraction on a batch in Ref, with what bounds its error.
-  struct Applied {
-    FeatureMap<Ref, Rank> x, y, magnitude;  // magnitude: absolute values throughout
-    long double largest_input;
-    Index layer_by_layer, terms, apply;  // roundings: of the layers in a row, of the contraction,
-                                         // of its application
-    Exactness<Rank> border;
-  };
-
-  Applied apply(const Conv<Scalar, Rank>& contraction, FeatureMap<Ref, Rank> x) {
-    if (x.shape().channels != contraction.shape().in) {
-      throw concertina::FormatError(
-          file_.origin + ": an input of " + std::to_string(x.shape().channels) +
-          " channels, the first layer reads " + std::to_string(contraction.shape().in));
-    }
-    require_modest_maps(form_, x.shape(), file_.origin);
-    const Conv<Ref, Rank> size = concertina::detail::contract_by_definition<Ref>(
-        expression_.tree(), concertina::detail::Part::magnitude);
-    Applied applied{.x = std::move(x),
-                    .y = {},
-                    .magnitude = {},
-                    .largest_input = 1,
-                    .layer_by_layer = 0,
-                    .terms = concertina::detail::terms(expression_.tree()).bias,
-                    .apply = 0,
-                    .border = {}};
-    applied.y = contraction.template cast<Ref>()(applied.x);
-    FeatureMap<Ref, Rank> absolute = applied.x;
-    for (Ref& number : absolute.values()) {
-      number = std::abs(number);
-      applied.largest_input = std::max(applied.largest_input, static_cast<long double>(number));
-    }
-    applied.magnitude = size(absolute);
-    const auto reads = [](const ConvShape<Rank>& shape) {  // terms of one output, the bias included
-      return shape.in / shape.groups * numel(shape.kernel_size) + 1;
-    };
-    // A branch adds once more, and a batch norm takes a few steps.
-    for (const ConvShape<Rank>& shape : form_.leaves()) applied.layer_by_layer += reads(shape) + 8;
-    applied.apply = reads(contraction.shape());
-    applied.border = concertina::exactness(expression_, applied.x.shape().size);
-    return applied;
-  }
-
   void compare_outputs(const Conv<Scalar, Rank>& contraction) {
-    if (!file_.contains("output") && !file_.contains("output.contracted")) return;
-    progress_.show(file_.origin + ": outputs");
-    const Applied applied = apply(contraction, read_map<Ref, Rank>(file_, "input"));
-    const auto compare_tensor = [&](const std::string& name, const Exactness<Rank>& border,
-                                    const std::vector<Index>& stages) {
+    const FeatureMap<Ref, Rank> input = read_map<Ref, Rank>(file_, "input");
+    const Index channels = contraction.shape().in;
+    if (input.shape().channels != channels) {
+      throw concertina::FormatError(file_.origin + ": an input of " +
+                                    std::to_string(input.shape().channels) +
+                                    " channels, the first layer reads " + std::to_string(channels));
+    }
+    const auto compare = [&](const std::string& name, ComputedBy by) {
       if (!file_.contains(name)) return;
-      const FeatureMap<Ref, Rank> given = read_map<Ref, Rank>(file_, name);
-      if (given.shape() != applied.y.shape()) {
-        throw concertina::FormatError(file_.origin + ": tensor " + in_quotes(name) + " has " +
-                                      std::to_string(given.shape().channels) +
-                                      " channels of size " + to_string(given.shape().size) +
-                                      ", the chain writes " +
-                                      std::to_string(applied.y.shape().channels) + " of size " +
-                                      to_string(applied.y.shape().size));
-      }
-      compare_output(name, applied, given, rounding_of(file_, name), border, stages);
+      with_scalar_of(file_, name, [&]<class Stored>(std::type_identity<Stored>) {
+        compare_output(name, contraction, input, read_map<Stored, Rank>(file_, name), by);
+      });
     };
-    compare_tensor("output", applied.border, {applied.layer_by_layer});
-    compare_tensor("output.contracted", {}, {applied.terms, applied.apply});
+    compare("output", ComputedBy::layers);
+    compare("output.contracted", ComputedBy::contraction);
   }
 
   /// The contraction against the layers one after another, both on this input.
@@ -373,88 +335,38 @@ class Prover {
     for (int axis = 0; axis < Rank; ++axis) {
       shape.size[axis] = input.shape[static_cast<std::size_t>(axis) + 2];
     }
-    progress_.show(file_.origin + ": " + graph_.where);
-    const Applied applied =
-        apply(contraction, {shape, std::vector<Ref>(input.values.begin(), input.values.end())});
+    const FeatureMap<Ref, Rank> x(shape,
+                                  std::vector<Ref>(input.values.begin(), input.values.end()));
+    require_modest_maps(form_, shape, file_.origin);
     using Leaf = concertina::detail::Leaf<Ref, Rank>;
     const Expr<Ref, Rank> layers(
         expression_.tree().map([](const auto& leaf) { return Leaf(leaf.template to<Ref>()); }));
-    const Rounding rounding{concertina::detail::unit_roundoff<Ref>(),
-                            concertina::detail::smallest_subnormal<Ref>()};
-    compare_output("on its own input", applied, layers(applied.x), rounding, applied.border,
-                   {applied.layer_by_layer});
+    compare_output("on its own input", contraction, x, layers(x), ComputedBy::layers);
   }
 
-  /// Both sides are near the exact map of the stored layers, whose terms' absolute values sum to
-  /// `magnitude`:
-  ///   ours    the contraction, off by gamma_terms(u_A) and one rounding to Scalar, applied in Ref:
-  ///           gamma_apply(u_Ref)
-  ///   theirs  computed in the precision of their tensor, gamma_n for each stage; n counts
-  ///           additions in any order
-  /// Relative errors compound as (1 + e1)(1 + e2) - 1. Underflow loses at most a subnormal number
-  /// in each term, which the layers and the input then scale.
-  void compare_output(const std::string& name, const Applied& applied,
-                      const FeatureMap<Ref, Rank>& given, const Rounding& theirs,
-                      const Exactness<Rank>& border, const std::vector<Index>& stages) {
-    using concertina::detail::gamma, concertina::detail::unit_roundoff;
-    const FeatureMap<Ref, Rank>&y = applied.y, &magnitude = applied.magnitude;
-    const Index terms = applied.terms, apply = applied.apply;
-    long double relative = 0, lost = 0, inflation = 1;
+  template <class Given>
+  void compare_output(const std::string& name, const Conv<Scalar, Rank>& contraction,
+                      const FeatureMap<Ref, Rank>& input, const FeatureMap<Given, Rank>& given,
+                      ComputedBy by) {
+    const MapShape<Rank> shape = require_modest_maps(form_, input.shape(), file_.origin);
+    if (given.shape() != shape) {
+      throw concertina::FormatError(file_.origin + ": tensor " + in_quotes(name) + " has " +
+                                    std::to_string(given.shape().channels) + " channels of size " +
+                                    to_string(given.shape().size) + ", the chain writes " +
+                                    std::to_string(shape.channels) + " of size " +
+                                    to_string(shape.size));
+    }
     try {
-      const long double u_ref = unit_roundoff<Ref>();
-      long double their_growth = 1;
-      Index count = terms + apply;
-      // Half precision is a storage: sums are float's, and each stage is rounded once to the
-      // tensor's.
-      const long double u_sum = std::min(theirs.unit, unit_roundoff<float>());
-      const long double u_store = theirs.unit > u_sum ? theirs.unit : 0;
-      for (const Index n : stages) {
-        their_growth *= (1 + gamma(n, u_sum)) * (1 + u_store);
-        count += n;
-      }
-      const long double our_growth = (1 + gamma(terms, unit_roundoff<Accumulator<Scalar>>())) *
-                                     (1 + unit_roundoff<Scalar>()) * (1 + gamma(apply, u_ref));
-      relative = (their_growth - 1) + (our_growth - 1);
-      inflation = 1 / (1 - gamma(terms + apply, u_ref));
-      const long double scale =
-          concertina::detail::scale_bound(expression_.tree()) * applied.largest_input;
-      lost = 2 * static_cast<long double>(count) * scale *
-             (theirs.subnormal + concertina::detail::smallest_subnormal<Scalar>());
+      Report report = step(name, [&] {
+        return concertina::prove_outputs<Accumulator<Scalar>>(expression_, contraction, input,
+                                                              given, by);
+      });
+      if (report.compared == 0) return skip(name, "the border covers the whole map");
+      report.proof = name;
+      add(std::move(report));
     } catch (const concertina::VerificationError& error) {
-      return skip(name, error.what());
+      skip(name, error.what());
     }
-
-    Report report{.proof = name};
-    std::size_t at = 0;
-    const MapShape<Rank>& shape = y.shape();
-    for (Index n = 0; n < shape.batch; ++n) {
-      for (Index channel = 0; channel < shape.channels; ++channel) {
-        concertina::detail::for_each_position(shape.size, [&](const PerAxis<Rank>& position) {
-          const std::size_t i = at++;
-          if (!concertina::detail::off_border(position, shape.size, border)) return;
-          ++report.compared;
-          const auto ours = static_cast<long double>(y.values()[i]),
-                     found = static_cast<long double>(given.values()[i]);
-          const long double error = std::abs(ours - found);
-          const long double bound =
-              relative * inflation * static_cast<long double>(magnitude.values()[i]) + lost;
-          report.ulps = std::max(report.ulps, error / concertina::detail::ulp<Scalar>(found));
-          const bool within = error <= bound;  // false for NaN
-          if (!report.failure.empty()) return;
-          const bool worse = report.worst.empty() || error * report.bound > report.error * bound;
-          if (within && (error == 0 || !worse)) return;
-          report.worst = name + "[" + std::to_string(n) + "][" + std::to_string(channel) + "]" +
-                         (Rank > 0 ? " at " + to_string(position) : "");
-          report.error = error;
-          report.bound = bound;
-          if (!within)
-            report.failure =
-                report.worst + " is off by " + brief(error) + ", allowed is " + brief(bound);
-        });
-      }
-    }
-    if (report.compared == 0) return skip(name, "the border covers the whole map");
-    add(std::move(report));
   }
 
   void add(Report report) { proof_.findings.push_back({std::move(report), ""}); }

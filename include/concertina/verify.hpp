@@ -78,6 +78,27 @@ template <class A = void, LinearMap E, Layer F>
 Report prove_structure(const E& expression, const F& contraction,
                        const PerAxis<rank_of<E>>& input_size, MemoryLimit limit = {});
 
+/// How outputs were computed that prove_outputs is to judge.
+enum class ComputedBy {
+  layers,      ///< by one layer after another; compared off the border
+  contraction  ///< by a contraction of them; compared everywhere
+};
+
+/// Proves that outputs which somebody computed, in the scalar of `outputs`, are what the layers
+/// give for `input`: each against that of `contraction`, computed in A, applied in the layers' next
+/// wider scalar, within what rounding explains of either. Half and bfloat16 are taken to store what
+/// was computed in float. For exact scalars the bound is zero.
+/// Shapes    input [n][in][size...], outputs [n][out][output size...]: feature maps, or views
+/// Requires  rounding to nearest, gradual underflow; elements that the wider scalar represents
+/// Ensures   holds where outputs and contraction were rounded as said; fails where an output is
+///           further from the contraction's than that explains, or is not finite
+/// Cost      the contraction of absolute values; `contraction` by its definition on the input, twice
+/// Throws    ShapeError where a map does not fit; VerificationError where n*u >= 1
+/// Source    docs/proofs.md, from Higham as above
+template <class A = void, LinearMap E, Layer F, class Input, class Outputs>
+Report prove_outputs(const E& expression, const F& contraction, const Input& input,
+                     const Outputs& outputs, ComputedBy by = ComputedBy::layers);
+
 /// The three reports of one contraction.
 struct Verification {
   Report algebra, rounding, structure;

@@ -160,6 +160,111 @@ TEST_CASE("a proof that sees no output off the border does not hold", "[verify]"
   CHECK_FALSE(prove_structure(layers, product, {2, 2}));
 }
 
+TEST_CASE("outputs are allowed the roundings of their layers and of the contraction", "[verify]") {
+  // Ones throughout, so that errors are multiples of the unit roundoff u of float. The contraction
+  // counts 1 term for its weight and 3 more for a bias, 4; its application in double next to
+  // nothing. A layer has 2 terms, and 8 for what it may be else: 20 for both in turn. A contraction
+  // of somebody else's counts 4 and 2.
+  const std::vector<Linear<float>> layers(2, Linear<float>({.out = 1, .in = 1}, {1.0F}));
+  const Linear<float> product = contract(layers);
+  const FeatureMap<float, 0> x({.channels = 1}, {1.0F});
+  const auto given = [](auto value) { return FeatureMap<decltype(value), 0>({}, {value}); };
+  const auto off = [&](int roundings) { return given(1 + std::ldexp(float(roundings), -24)); };
+  CHECK(prove_outputs(layers, product, x, off(24)));
+  CHECK_FALSE(prove_outputs(layers, product, x, off(26)));  // the next float
+  CHECK(prove_outputs(layers, product, x, off(-24)));
+  CHECK_FALSE(prove_outputs(layers, product, x, off(-25)));
+  CHECK(prove_outputs(layers, product, x, off(10), ComputedBy::contraction));
+  CHECK_FALSE(prove_outputs(layers, product, x, off(12), ComputedBy::contraction));
+  // Rounded once more to float, the contraction in double has 1 rounding.
+  CHECK(prove_outputs<double>(layers, product, x, off(-21)));
+  CHECK_FALSE(prove_outputs<double>(layers, product, x, off(-22)));
+  // Half stores what float computed: one rounding of 2^-11, by a contraction one of its weight too.
+  const auto half = [&](float value) { return given(Eigen::half(value)); };
+  CHECK(prove_outputs(layers, product, x, half(1 - 0x1p-11F)));
+  CHECK_FALSE(prove_outputs(layers, product, x, half(1 - 0x1p-10F)));
+  CHECK(prove_outputs(layers, product, x, half(1 - 0x1p-10F), ComputedBy::contraction));
+  CHECK_FALSE(prove_outputs(layers, product, x, half(1 - 0x1.8p-10F), ComputedBy::contraction));
+}
+
+TEST_CASE("right outputs hold, and a fault in any is found", "[verify]") {
+  const auto layers = chain<float>();
+  const Conv2d<float> product = contract(layers);
+  Rng rng(3);
+  FeatureMap<float, 2> x({.batch = 2, .channels = 2, .size = {6, 5}});
+  for (float& element : x.values()) element = static_cast<float>(random_uniform(rng, 1));
+  const FeatureMap<float, 2> y = Expr<float, 2>(chain(layers))(x), contracted = product(x);
+  const Report right = prove_outputs(layers, product, x, y);
+  CHECK(right);
+  CHECK(right.proof == "outputs");
+  CHECK(right.compared == std::ssize(y.values()));
+  CHECK(right.error <= right.bound);
+  CHECK(prove_outputs(layers, product, x, contracted, ComputedBy::contraction));
+  for (std::size_t i = 0; i < y.values().size(); ++i) {
+    for (const float fault : {1e-3F, std::numeric_limits<float>::quiet_NaN()}) {
+      FeatureMap<float, 2> wrong = y;
+      wrong.values()[i] += fault;
+      const Report report = prove_outputs(layers, product, x, wrong);
+      CHECK_FALSE(report);
+      CHECK_THAT(report.failure, Catch::StartsWith("output["));
+      CHECK_FALSE(prove_outputs(layers, product, x, wrong, ComputedBy::contraction));
+    }
+  }
+  Conv2d<float> wrong = product;
+  wrong.weight()[7] += 1e-3F;
+  CHECK_FALSE(prove_outputs(layers, wrong, x, y));
+}
+
+TEST_CASE("outputs of other scalars", "[verify]") {
+  SECTION("integers are equal or wrong") {
+    Rng rng(4);
+    std::vector<Conv2d<std::int64_t>> layers;
+    for (const auto& layer : chain<float>()) {
+      layers.push_back(small_integers<std::int64_t>(layer.shape(), rng));
+    }
+    const Conv2d<std::int64_t> product = contract(layers);
+    const auto x = small_integers<std::int64_t, 2>({.channels = 2, .size = 5}, rng);
+    FeatureMap<std::int64_t, 2> y = product(x);
+    CHECK(prove_outputs(layers, product, x, y));
+    y.values()[3] += 1;
+    CHECK_FALSE(prove_outputs(layers, product, x, y));
+  }
+  SECTION("double") {
+    const auto layers = chain<double>();
+    const Conv2d<double> product = contract(layers);
+    const FeatureMap<double, 2> x({.channels = 2, .size = 5}, std::vector<double>(50, 0.1));
+    CHECK(prove_outputs(layers, product, x, Expr<double, 2>(chain(layers))(x)));
+    CHECK_FALSE(prove_outputs(layers, product, x, contract(chain<float>()).cast<double>()(x)));
+  }
+  SECTION("subnormals") {
+    const Linear<float> small({.out = 1, .in = 1}, {0x1.8p-80F});
+    const std::vector<Linear<float>> layers{Linear<float>({.out = 1, .in = 1}, {0x1.8p60F}), small};
+    const FeatureMap<float, 0> x({.channels = 1}, {0x1.fp-125F});
+    CHECK(prove_outputs(layers, contract(layers), x, Expr<float, 0>(chain(layers))(x)));
+  }
+}
+
+TEST_CASE("outputs of the layers are compared off the border, a contraction's everywhere",
+          "[verify]") {
+  std::mt19937_64 generator(2);
+  const ConvShape<2> padded{.out = 2, .in = 2, .kernel_size = 3, .padding = 1};
+  const auto layers = initialize<float>(std::vector{padded, padded}, generator);
+  const Conv2d<float> product = contract(layers, interior_only);
+  const FeatureMap<float, 2> x({.channels = 2, .size = 6}, std::vector<float>(72, 0.5F));
+  const FeatureMap<float, 2> of_layers = Expr<float, 2>(chain(layers))(x);
+  const Report report = prove_outputs(layers, product, x, of_layers);
+  CHECK(report);
+  CHECK(report.compared == 2 * 4 * 4);
+  CHECK_FALSE(prove_outputs(layers, product, x, of_layers, ComputedBy::contraction));
+  CHECK(prove_outputs(layers, product, x, product(x), ComputedBy::contraction));
+  const FeatureMap<float, 2> tiny({.channels = 2, .size = 2});
+  CHECK_THAT(prove_outputs(layers, product, tiny, product(tiny)).failure,
+             Catch::Contains("every output is on the border"));
+  CHECK_THROWS_AS(prove_outputs(layers, product, x, tiny), ShapeError);
+  CHECK_THROWS_AS(prove_outputs(layers, product, FeatureMap<float, 2>({.size = 6}), of_layers),
+                  ShapeError);
+}
+
 TEST_CASE("cancellation widens the bound in ulp, not the proof", "[verify]") {
   // 1/3 * 3 - 1/3 * 3 + 2^-60: gone in float, kept in double.
   const float third = 1.0F / 3;

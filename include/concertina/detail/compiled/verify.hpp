@@ -21,7 +21,13 @@ namespace concertina {
   CONCERTINA_EXTERN template Report detail::prove_structure<A>(                              \
       const detail::Tree<detail::Leaf<Scalar, Rank>>&, const ConvView<const Scalar, Rank>&,  \
       const PerAxis<Rank>&, MemoryLimit);
-#define CONCERTINA_INSTANTIATE(Scalar, Rank) CONCERTINA_INSTANTIATE_PROOFS(Scalar, Scalar, Rank)
+#define CONCERTINA_INSTANTIATE(Scalar, Rank)                                                \
+  CONCERTINA_INSTANTIATE_PROOFS(Scalar, Scalar, Rank)                                       \
+  CONCERTINA_EXTERN template Report detail::prove_outputs<Scalar, Rank>(                    \
+      const detail::Tree<detail::Leaf<Scalar, Rank>>&, const ConvView<const Scalar, Rank>&, \
+      const FeatureMap<detail::Reference<Scalar>, Rank>&,                                   \
+      const FeatureMap<detail::Reference<Scalar>, Rank>&, const detail::Precision&,         \
+      const detail::Precision&, ComputedBy);
 CONCERTINA_FOR_EACH_LAYER(CONCERTINA_INSTANTIATE)
 #undef CONCERTINA_INSTANTIATE
 #define CONCERTINA_INSTANTIATE(Scalar, Rank)                                                     \

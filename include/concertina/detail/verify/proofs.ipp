@@ -33,15 +33,15 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
 namespace detail {
 
 /// Keeps the number nearest to its bound.
-template <class Scalar, class A>
+template <class Scalar>
 class Worst {
  public:
   explicit Worst(Report& report) : report_(report) {}
 
   /// `magnitude` is the same number contracted from absolute values; it is unused for exact
   /// scalars.
-  template <class Ref, class Bound, class Where>
-  void compare(const Scalar& computed, const Ref& reference, const Ref& magnitude,
+  template <class Computed, class Ref, class Bound, class Where>
+  void compare(const Computed& computed, const Ref& reference, const Ref& magnitude,
                const Bound& bound, Where&& where) {
     ++report_.compared;
     if constexpr (rounds<Scalar>) {
@@ -60,7 +60,7 @@ class Worst {
                  (report_.worst.empty() || error * report_.bound > report_.error * allowed)) {
         note(where(), error, allowed, ulps, "");
       }
-    } else if (!(computed == static_cast<Scalar>(reference))) {
+    } else if (!(computed == static_cast<Computed>(reference))) {
       note(where(), 1, 0, 0, "differs");
     }
   }
@@ -250,7 +250,7 @@ Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
   const auto bias_bound = error_bound<A>(tree, count.bias);
 
   const ConvView<const Ref, Rank> right(reference), size(magnitude);
-  Worst<Scalar, A> worst(report);
+  Worst<Scalar> worst(report);
   const auto place = [](Index o, Index c, const PerAxis<Rank>& offset) {
     std::string text = "weight[" + std::to_string(o) + "][" + std::to_string(c) + "]";
     return Rank == 0 ? text : text + " at offset " + concertina::to_string(offset);
@@ -372,7 +372,7 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
 
   const Exactness<Rank> border = exactness(form, input_size);
   const PerAxis<Rank> positions = concertina::output_size(contraction.shape(), input_size);
-  Worst<Scalar, A> worst(report);
+  Worst<Scalar> worst(report);
   const auto columns = static_cast<std::size_t>(given.cols());
   std::vector<Scalar> computed(columns, Scalar(0));
   std::vector<Ref> right(columns, Ref(0)), size(columns, Ref(0));
@@ -409,6 +409,101 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
   return report;
 }
 
+/// The contraction of a tree's absolute values.
+template <class Ref, class Scalar, int Rank>
+Conv<Ref, Rank> magnitude_of(const Tree<Leaf<Scalar, Rank>>& tree) {
+  return evaluate<Ref>(tree.map([](const Leaf<Scalar, Rank>& leaf) {
+    return Leaf<Ref, Rank>(leaf_by_definition<Ref>(leaf, Part::magnitude));
+  }));
+}
+
+/// `accumulator` is what `contraction` was computed in, `precision` what `outputs` were.
+template <class Scalar, int Rank, class Ref = Reference<Scalar>>
+Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
+                     const ConvView<const Scalar, Rank>& contraction,
+                     const FeatureMap<Ref, Rank>& input, const FeatureMap<Ref, Rank>& outputs,
+                     const Precision& accumulator, const Precision& precision, ComputedBy by) {
+  Report report{.proof = "outputs"};
+  const PerAxis<Rank> input_size = input.shape().size;
+  const Form<Rank> form(form_of(tree));
+  report.failure = misfit(form.shape(input_size), contraction.shape());
+  if (!report) return report;
+
+  const FeatureMap<Ref, Rank> reference = contraction.template cast<Ref>()(input);
+  const MapShape<Rank>& shape = reference.shape();
+  if (outputs.shape() != shape) {
+    fail<ShapeError>({"prove_outputs: ", outputs.shape().batch, " outputs of ",
+                      outputs.shape().channels, " channels of size ", outputs.shape().size,
+                      ", where the expression gives ", shape.batch, " of ", shape.channels,
+                      " of size ", shape.size});
+  }
+
+  FeatureMap<Ref, Rank> magnitude = input;
+  long double relative = 0, lost = 0;
+  if constexpr (rounds<Scalar>) {
+    long double largest = 1;
+    for (Ref& element : magnitude.values()) {
+      element = std::abs(element);
+      largest = std::max(largest, static_cast<long double>(element));
+    }
+    magnitude = magnitude_of<Ref>(tree)(magnitude);
+
+    const OutputErrors errors(tree, contraction.shape(), largest);
+    const auto storage = [](const Precision& sums, const Precision& stored) {
+      return stored.unit > sums.unit ? stored : Precision{};
+    };
+    const Precision own = precision_of<Scalar>(), single = precision_of<float>(),
+                    sums = precision.unit > single.unit ? single : precision,
+                    stored = storage(sums, precision);
+    const OutputError ours = errors.of_contraction(accumulator, storage(accumulator, own),
+                                                   precision_of<Ref>()),
+                      theirs =
+                          (by == ComputedBy::layers ? errors.of_layers(sums)
+                                                    : errors.of_contraction(sums, stored, sums))
+                              .stored(stored);
+    relative = (ours.relative + theirs.relative) / (1 - errors.of_magnitude<Ref>());
+    lost = 2 * (1 + ours.relative) * (1 + theirs.relative) * (ours.lost + theirs.lost);
+  } else {
+    magnitude = reference;
+  }
+  const auto bound = [&](long double size, long double, long double) {
+    return relative * size + lost;
+  };
+
+  const Exactness<Rank> border =
+      by == ComputedBy::layers ? exactness(form, input_size) : Exactness<Rank>{};
+  Worst<Scalar> worst(report);
+  std::size_t at = 0;
+  for (Index n = 0; n < shape.batch; ++n) {
+    for (Index channel = 0; channel < shape.channels; ++channel) {
+      for_each_position(shape.size, [&](const PerAxis<Rank>& position) {
+        const std::size_t i = at++;
+        if (!off_border(position, shape.size, border)) return;
+        worst.compare(outputs.values()[i], reference.values()[i], magnitude.values()[i], bound,
+                      [&] {
+                        const std::string text =
+                            "output[" + std::to_string(n) + "][" + std::to_string(channel) + "]";
+                        return Rank == 0 ? text : text + " at " + concertina::to_string(position);
+                      });
+      });
+    }
+  }
+  if (report.compared == 0) refuse_empty(report, input_size);
+  return report;
+}
+
+/// Elements in the scalar that they are compared in.
+template <class Ref, class Scalar, int Rank>
+FeatureMap<Ref, Rank> in_reference(const FeatureMapView<Scalar, Rank>& map) {
+  static_assert(
+      !rounds<Ref> || std::numeric_limits<Scalar>::digits <= std::numeric_limits<Ref>::digits,
+      "maps are compared in the next wider scalar of the layers', which does not hold these");
+  std::vector<Ref> values;
+  values.reserve(map.values().size());
+  for (const Scalar& element : map.values()) values.push_back(convert<Ref>(element));
+  return {map.shape(), std::move(values)};
+}
+
 }  // namespace detail
 
 template <LinearMap E, Layer F>
@@ -434,6 +529,27 @@ Report prove_structure(const E& expression, const F& contraction,
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
   return detail::prove_structure<detail::AccumulatorOf<A, Scalar>, Scalar, rank_of<E>>(
       detail::tree_of(expression), contraction, input_size, limit);
+}
+
+template <class A, LinearMap E, Layer F, class Input, class Outputs>
+Report prove_outputs(const E& expression, const F& contraction, const Input& input,
+                     const Outputs& outputs, ComputedBy by) {
+  using Scalar = ScalarOf<E>;
+  static_assert(std::is_same_v<Scalar, typename F::Scalar>);
+  static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
+  using Ref = detail::Reference<Scalar>;
+  constexpr int Rank = rank_of<E>;
+  using Given = typename Outputs::Scalar;
+  const auto precision = []<class S>(std::type_identity<S>) {
+    if constexpr (detail::rounds<S>) return detail::precision_of<S>();
+    return detail::Precision{};
+  };
+  return detail::prove_outputs<Scalar, Rank>(
+      detail::tree_of(expression), contraction,
+      detail::in_reference<Ref>(FeatureMapView<typename Input::Scalar, Rank>(input)),
+      detail::in_reference<Ref>(FeatureMapView<Given, Rank>(outputs)),
+      precision(std::type_identity<detail::AccumulatorOf<A, Scalar>>()),
+      precision(std::type_identity<Given>()), by);
 }
 
 template <class A, LinearMap E, Layer F>

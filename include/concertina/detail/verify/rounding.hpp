@@ -307,4 +307,74 @@ struct ErrorBound {
   long double relative_, inflation_, lost_;
 };
 
+/// How a scalar rounds; all zero for one that does not.
+struct Precision {
+  long double unit = 0, subnormal = 0;  ///< unit roundoff, smallest subnormal
+};
+
+template <class Scalar>
+Precision precision_of() {
+  return {unit_roundoff<Scalar>(), smallest_subnormal<Scalar>()};
+}
+
+/// Outputs off by at most `relative` of their magnitude, and by what underflow lost.
+struct OutputError {
+  long double relative, lost;
+
+  OutputError stored(const Precision& storage) const {
+    return {compound(relative, storage.unit), lost + storage.subnormal};
+  }
+
+  static long double compound(long double e, long double f) { return e + f + e * f; }
+};
+
+/// What rounding adds to the outputs of a map, computed by its layers or by a contraction;
+/// docs/proofs.md derives it.
+class OutputErrors {
+ public:
+  /// Inputs are at most `largest`, and that at least 1.
+  template <class Scalar, int Rank>
+  OutputErrors(const Tree<Leaf<Scalar, Rank>>& tree, const ConvShape<Rank>& contraction,
+               long double largest)
+      : contracting_(terms(tree).bias),
+        applying_(output_terms(contraction)),
+        scale_(scale_bound(tree)),
+        largest_(largest) {
+    // A branch is one more addition, and a batch norm takes seven roundings.
+    tree.for_each_leaf([&](const Leaf<Scalar, Rank>& leaf) {
+      layers_ = checked_add(layers_, output_terms(leaf.shape()) + 8, "terms");
+    });
+  }
+
+  /// Of the layers in turn.
+  OutputError of_layers(const Precision& sums) const {
+    return {gamma(layers_, sums.unit), static_cast<long double>(layers_) * scale_ * sums.subnormal};
+  }
+
+  /// Of a contraction in `sums`, rounded once more to `storage`, and applied in `applied`.
+  OutputError of_contraction(const Precision& sums, const Precision& storage,
+                             const Precision& applied) const {
+    const long double weights = OutputError::compound(gamma(contracting_, sums.unit), storage.unit);
+    return {OutputError::compound(weights, gamma(applying_, applied.unit)),
+            static_cast<long double>(applying_) * largest_ *
+                (static_cast<long double>(contracting_) * scale_ * sums.subnormal +
+                 storage.subnormal + applied.subnormal)};
+  }
+
+  /// Relative error of the magnitude of outputs, computed in Ref.
+  template <class Ref>
+  long double of_magnitude() const {
+    return gamma(checked_add(contracting_, applying_, "terms"), unit_roundoff<Ref>());
+  }
+
+ private:
+  template <int Rank>
+  static Index output_terms(const ConvShape<Rank>& shape) {
+    return shape.in / shape.groups * numel(shape.kernel_size) + 1;
+  }
+
+  Index layers_ = 0, contracting_, applying_;
+  long double scale_, largest_;
+};
+
 }  // namespace concertina::detail
