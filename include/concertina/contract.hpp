@@ -49,7 +49,8 @@ Conv<ScalarOf<E>, rank_of<E>> contract(const E& expression,
 ///
 /// Expressions are anything that contract() takes and that has this form: an Expr that is built
 /// once and views layers whose elements change in place, or a list of layers (a list of expressions
-/// is joined in every pass, which allocates).
+/// is joined in every pass, which allocates). A list has its elements in memory: one that makes
+/// layers as it is read does not compile.
 /// Cost    backward() two multiply-adds for each of forward(); kernels of all intermediates and
 ///         their gradients, what the algorithms copy
 /// Source  reverse accumulation: Griewank, Walther, Evaluating Derivatives, SIAM 2008, Chapter 3;

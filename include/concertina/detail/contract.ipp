@@ -141,6 +141,13 @@ template <class E>
 void Contraction<Scalar_, Rank_>::bind(const E& expression, bool write_maps) {
   static_assert(std::is_same_v<ScalarOf<E>, Scalar> && rank_of<E> == Rank,
                 "the expression is of another scalar or rank than the contraction");
+  if constexpr (std::ranges::range<E> && !Layer<E>) {
+    using Part = std::ranges::range_reference_t<const E&>;
+    static_assert(
+        std::is_lvalue_reference_v<Part> || std::is_same_v<Part, ConvView<const Scalar, Rank>> ||
+            std::is_same_v<Part, ConvView<Scalar, Rank>>,
+        "the list makes its layers as it is read: they are gone before they are contracted");
+  }
   if (!has_form_of(expression)) {
     detail::fail<ShapeError>(
         {"a contraction of ", form_, ", given an expression of ", Form<Rank>(expression)});
