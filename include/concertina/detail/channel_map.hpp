@@ -78,9 +78,9 @@ void write_layer(const ChannelMap<Scalar>& map, Conv<A, Rank>& layer) {
   }
 }
 
-/// The map in A as a layer. Where A has fewer digits than double, each number is computed in double
-/// and rounded once.
-/// Ensures  factors within 4 roundings of A of the exact ones, the bias within 8, relative to the
+/// The map in A as a layer. Where A has fewer digits than double, each element is computed in
+/// double and rounded once.
+/// Ensures  factors within 4 roundings of A of the exact ones, the bias within 7, relative to the
 ///          absolute values of its terms
 template <class A, int Rank, class Scalar>
 Conv<A, Rank> to_conv(const ChannelMap<Scalar>& map) {
