@@ -163,7 +163,8 @@ class Form {
     return result;
   }
 
-  const detail::AnyForm& tree() const noexcept { return tree_; }
+  const detail::AnyForm& tree() const& noexcept { return tree_; }
+  detail::AnyForm tree() && noexcept { return std::move(tree_); }
 
   friend bool operator==(const Form&, const Form&) = default;
 
@@ -245,11 +246,13 @@ template <class Scalar, int Rank>
 struct LayerTypes {
   using Owner = Conv<Scalar, Rank>;
   using View = ConvView<const Scalar, Rank>;
+  using WritingView = ConvView<Scalar, Rank>;
 };
 template <class Scalar>
 struct LayerTypes<Scalar, any_rank> {
   struct Owner {};
   struct View {};
+  struct WritingView {};
 };
 
 }  // namespace detail
@@ -274,6 +277,9 @@ class Expr {
   Expr(const View& view)
     requires(Rank >= 0)
       : tree_(detail::Leaf<Scalar, Rank>(view)) {}
+  Expr(const typename detail::LayerTypes<Scalar, Rank>::WritingView& view)
+    requires(Rank >= 0)
+      : Expr(View(view)) {}
   Expr(Owner&& layer)
     requires(Rank >= 0)
       : tree_(detail::Leaf<Scalar, Rank>(std::move(layer))) {}

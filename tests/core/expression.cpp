@@ -249,6 +249,21 @@ TEST_CASE("views multiply as their owners do", "[expression]") {
   CHECK((view_b * view_a).operator Layer2() == expected);
 }
 
+TEST_CASE("a view that writes stands wherever one that reads does", "[expression]") {
+  Rng rng(3);
+  auto f = small_integers<int, 2>({.out = 2, .in = 3}, rng),
+       g = small_integers<int, 2>({.out = 1, .in = 2}, rng);
+  const ConvView<int, 2> inner(f), outer(g);
+  Expr<int, 2> grown = inner;
+  grown.then(outer);
+  CHECK(Conv2d<int>(grown) == Conv2d<int>(g * f));
+}
+
+TEST_CASE("a temporary form gives its tree away", "[expression]") {
+  const auto& tree = Form(ConvShape<1>{.out = 2, .in = 3}).tree();
+  CHECK(tree.leaf().in == 3);
+}
+
 TEST_CASE("channels that do not fit are refused when the product is written", "[expression]") {
   Rng rng(10);
   const auto [a, b, c, x] = three(rng);
