@@ -3,7 +3,7 @@
 //
 //     contract_networks [NAME...]
 //
-// Each network is expanded with random numbers, and once more from the numbers of a compact network
+// Each network is expanded with random weights, and once more from the weights of a compact network
 // such that it computes the same. Every expanded layer is then contracted, in float, from where its
 // layers lie; the time and the memory that this takes are those of that step alone. Checked: each
 // contraction has the shape of the compact layer, and is within its rounding bound on a window of
@@ -57,13 +57,13 @@ std::vector<ConvView<const float, 2>> views_of(const Safetensors& file, const No
   return layers;
 }
 
-/// Puts a layer's numbers where the file has others; its bias also where there is none.
+/// Puts a layer's elements where the file has others; its bias also where there is none.
 void replace(Safetensors& file, const Node& node, const ConvView<const float, 2>& layer) {
   const auto put = [&](const char* suffix, std::vector<Index> shape,
-                       std::span<const float> numbers) {
+                       std::span<const float> elements) {
     const std::string name = node.layer.tensor(suffix);
     file.tensors.erase(name);
-    file.add(name, std::move(shape), numbers);
+    file.add(name, std::move(shape), elements);
   };
   put("weight", file.tensor(node.layer.tensor("weight")).shape, layer.weight());
   if (!layer.bias().empty()) put("bias", {node.out}, layer.bias());
@@ -71,7 +71,7 @@ void replace(Safetensors& file, const Node& node, const ConvView<const float, 2>
 
 using Chains = std::map<std::string, const Node*>;  // of expanded layers, by the compact one's name
 
-/// Gives the chains' layers numbers that contract to those of `compact`. Returns the layers that
+/// Gives the chains' layers elements that contract to those of `compact`. Returns the layers that
 /// their widths cannot represent; they stay random.
 std::set<std::string> preserve(Safetensors& file, const Safetensors& compact,
                                const Architecture& from, const Chains& chains) {
@@ -193,7 +193,7 @@ Tensor<double> images(MapShape<2> map) {
   return x;
 }
 
-/// Trainable numbers of a file.
+/// Trainable elements of a file.
 Index trained(const Safetensors& file) {
   Index sum = 0;
   for (const auto& [name, tensor] : file.tensors) {
@@ -211,7 +211,7 @@ bool contract_network(const Architecture& compact, const std::string& strategy, 
   const Architecture wide = expanded(compact, {.strategy = strategy});
   Chains chains;
   for (const Node* node : expanded_nodes(wide.graph)) chains[compact_name(*node)] = node;
-  progress.show(wide.title + ": numbers");
+  progress.show(wide.title + ": expanding");
   Safetensors file = initialized(wide, 1);
   std::set<std::string> refused;
   const Safetensors original = initialized(compact, 2);

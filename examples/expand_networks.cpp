@@ -73,19 +73,19 @@ class Table {
   /// Prints everything; true if nothing failed.
   bool finish(double seconds) {
     progress_.clear();
-    std::cout << tool::table(rows_) << complaints_
-              << "error/bound, ulp: how far the expanded layers are from the original, as a "
-                 "fraction of what rounding\n"
-                 "explains, and in units in the last place of each number (many where it is nearly "
-                 "zero); 0 is the same\n"
-                 "to the last bit. proofs: a, r, s where the proofs of algebra, rounding and "
-                 "structure hold.\n\n"
-              << (failures_ == 0 ? "All " : tool::grouped(failures_) + " of the ")
-              << rows_.size() - 1 << " expansions "
-              << (failures_ == 0 ? "contract back to their layers: " : "FAIL: ")
-              << tool::grouped(before_) << " parameters -> " << tool::grouped(expanded_)
-              << " to train -> " << tool::grouped(before_) << " to ship; " << tool::brief(seconds)
-              << " s\n";
+    std::cout
+        << tool::table(rows_) << complaints_
+        << "error/bound, ulp: how far the expanded layers are from the original, as a "
+           "fraction of what rounding\n"
+           "explains, and in units in the last place of each element (many where it is nearly "
+           "zero); 0 is the same\n"
+           "to the last bit. proofs: a, r, s where the proofs of algebra, rounding and "
+           "structure hold.\n\n"
+        << (failures_ == 0 ? "All " : tool::grouped(failures_) + " of the ") << rows_.size() - 1
+        << " expansions " << (failures_ == 0 ? "contract back to their layers: " : "FAIL: ")
+        << tool::grouped(before_) << " parameters -> " << tool::grouped(expanded_)
+        << " to train -> " << tool::grouped(before_) << " to ship; " << tool::brief(seconds)
+        << " s\n";
     return failures_ == 0;
   }
 

@@ -17,8 +17,8 @@ void kernel_gradient(const FeatureMap<float, 2>& x, const FeatureMap<float, 2>& 
                      Conv2d<float>& gradient) {
   const ConvShape<2>& shape = gradient.shape();
   const auto [height, width] = std::array{x.shape().size[0], x.shape().size[1]};
-  for (float& number : gradient.weight()) number = 0;
-  for (float& number : gradient.bias()) number = 0;
+  for (float& element : gradient.weight()) element = 0;
+  for (float& element : gradient.bias()) element = 0;
   const float* error = dy.values().data();
   for (Index n = 0; n < dy.shape().batch; ++n) {
     for (Index o = 0; o < shape.out; ++o) {
@@ -63,16 +63,16 @@ int main() {
     float loss = 0;
     const auto count = static_cast<float>(y.values().size());
     for (std::size_t i = 0; i < y.values().size(); ++i) {
-      float& number = y.values()[i];
-      const float error = number - wanted.values()[i];
+      float& element = y.values()[i];
+      const float error = element - wanted.values()[i];
       loss += error * error / count;
-      number = 2 * error / count;  // y becomes the gradient of the loss
+      element = 2 * error / count;  // y becomes the gradient of the loss
     }
     kernel_gradient(x, y, gradient);
     const auto gradients = contraction.backward(layers, gradient);  // one for each layer
 
-    const auto descend = [](std::span<float> numbers, std::span<const float> along) {
-      for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] -= 0.5F * along[i];
+    const auto descend = [](std::span<float> elements, std::span<const float> along) {
+      for (std::size_t i = 0; i < elements.size(); ++i) elements[i] -= 0.5F * along[i];
     };
     for (std::size_t l = 0; l < layers.size(); ++l) {
       descend(layers[l].weight(), gradients[l].weight());

@@ -1,4 +1,4 @@
-// Descriptions, what they cost, and their first numbers.
+// Descriptions, what they cost, and their first elements.
 // SPDX-License-Identifier: Apache-2.0
 #include "architecture.hpp"
 
@@ -93,7 +93,7 @@ MapShape<2> output_of(const Node& node, const MapShape<2>& x) {
     }
     case LayerType::linear:
       require(x == MapShape<2>{.channels = node.in},
-              "it reads " + std::to_string(node.in) + " numbers");
+              "it reads " + std::to_string(node.in) + " elements");
       return {.channels = node.out};
     case LayerType::batch_norm:
       require(x.channels == node.out, "it reads " + std::to_string(node.out) + " channels");
@@ -276,7 +276,7 @@ Cost total(const std::vector<LayerCost>& layers) {
   return sum;
 }
 
-// ---- first numbers
+// ---- first elements
 
 namespace {
 

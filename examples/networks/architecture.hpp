@@ -1,4 +1,4 @@
-// The architecture of a network, without its numbers: layers, shapes and connections, from which
+// The architecture of a network, without its elements: layers, shapes and connections, from which
 // cost and expansion follow.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -81,11 +81,11 @@ class Builder {
   MapShape<2> map_;
 };
 
-/// Trainable numbers and multiply-adds, counted as the paper's Table S10 counts them.
+/// Trainable elements and multiply-adds, counted as the paper's Table S10 counts them.
 ///
-/// Multiply-adds of one image: a convolution's taps for each number it writes, and one more if it
+/// Multiply-adds of one image: a convolution's taps for each element it writes, and one more if it
 /// has a bias; a transposed convolution's for each position it reads; a linear layer's weights; 2
-/// for each number that a batch norm writes; 1 for each that an activation writes or a pool reads,
+/// for each element that a batch norm writes; 1 for each that an activation writes or a pool reads,
 /// unless the network calls these as functions. Means over the whole map count nothing.
 struct Cost {
   Index parameters = 0, multiply_adds = 0;
@@ -104,10 +104,10 @@ struct LayerCost {
 std::vector<LayerCost> layer_costs(const Architecture& network);
 Cost total(const std::vector<LayerCost>& layers);
 
-/// The file of a network with random numbers: layers initialised as PyTorch does, batch norms with
+/// The file of a network with random weights: layers initialised as PyTorch does, batch norms with
 /// random factors and statistics, and an `input` of one image, uniform in -1 to 1. Reproducible
 /// from the seed.
-/// Throws  SizeError for more than 4 GiB of numbers, before any is made
+/// Throws  SizeError for more than 4 GiB of elements, before any is made
 concertina::io::Safetensors initialized(const Architecture& network, std::uint64_t seed);
 
 }  // namespace tool

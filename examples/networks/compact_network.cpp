@@ -23,15 +23,15 @@ namespace {
 
 template <class To, class Scalar>
 void add_tensor(Safetensors& file, const std::string& name, std::vector<Index> shape,
-                std::span<const Scalar> numbers) {
+                std::span<const Scalar> elements) {
   std::vector<To> values;
-  values.reserve(numbers.size());
-  for (const Scalar number : numbers) {
-    values.push_back(static_cast<To>(number));
+  values.reserve(elements.size());
+  for (const Scalar element : elements) {
+    values.push_back(static_cast<To>(element));
     if (!std::isfinite(static_cast<double>(values.back()))) {
       throw concertina::Error(file.origin + ": the contracted " + name + " is not finite in " +
                               std::string(name_of(*concertina::io::dtype_of<To>())) +
-                              "; check the layers' numbers, or name a --dtype of larger range");
+                              "; check the layers' elements, or name a --dtype of larger range");
     }
   }
   file.add(name, std::move(shape), values);

@@ -17,8 +17,8 @@ namespace tool {
 concertina::io::Dtype compact_dtype(concertina::io::Dtype layers);
 
 /// Adds NAME.weight and, if there is one, NAME.bias (weight and bias for no name), rounded to the
-/// dtype. F16 and BF16 are rounded twice, as the layer's numbers are rounded already.
-/// Throws  Error where a number is not finite; FormatError where a name is taken
+/// dtype. F16 and BF16 are rounded twice, as the layer's elements are rounded already.
+/// Throws  Error where an element is not finite; FormatError where a name is taken
 template <class Scalar, int Rank>
 void add_layer(concertina::io::Safetensors& file, const std::string& name,
                const concertina::Conv<Scalar, Rank>& layer, concertina::io::Dtype dtype);

@@ -22,12 +22,12 @@ Conv<Scalar, Rank> contracted(const Expr<Scalar, Rank>& expression) {
 
 template <int Rank>
 void require_modest(const concertina::Form<Rank>& form, const std::string& file) {
-  constexpr Index most_numbers = Index{1} << 29;
+  constexpr Index most_elements = Index{1} << 29;
   const ConvShape<Rank> product = form.shape();
-  if (weight_numel(product) <= most_numbers) return;
+  if (weight_numel(product) <= most_elements) return;
   throw concertina::SizeError(file + ": the layers contract to " + to_string(product) +
                               ", which has " + std::to_string(weight_numel(product)) +
-                              " numbers; more than " + std::to_string(most_numbers) +
+                              " elements; more than " + std::to_string(most_elements) +
                               " are refused, check strides and dilations");
 }
 

@@ -1,5 +1,5 @@
 // A whole network as a file's metadata describes it: layers, chains, sums and concatenations; names
-// and geometry, no numbers yet.
+// and geometry, no elements yet.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

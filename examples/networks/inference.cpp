@@ -98,19 +98,19 @@ Map<Scalar> weighted(const Safetensors& file, const LayerDescription& layer,
 
 // ---- the other layers
 
-/// One number per channel.
+/// One element per channel.
 template <class Scalar>
 std::vector<Scalar> channel_factors(const Safetensors& file, const Node& node, const char* suffix) {
   const std::string name = node.layer.tensor(suffix);
   if (file.tensor(name).shape.size() != 1) {
     refuse_shape(node.where, "tensor " + in_quotes(name) + " is " +
                                  to_text(file.tensor(name).shape) +
-                                 ", expected one number for each channel");
+                                 ", expected one element for each channel");
   }
   return finite_values<Scalar>(file, name, node.where);
 }
 
-/// Replaces channel c's numbers x by change(c, x), an expression of Eigen's.
+/// Replaces channel c's elements x by change(c, x), an expression of Eigen's.
 template <class Scalar, class Change>
 Map<Scalar> by_channel(std::size_t channels, const std::string& where, Change change) {
   return [=](Tensor<Scalar> x) {

@@ -17,7 +17,7 @@ enum class Form {
   compact    // nodes with an expected layer replaced by it
 };
 
-/// A graph with its numbers, ready to run. Defined for float and double.
+/// A graph with its elements, ready to run. Defined for float and double.
 template <class Scalar>
 class Network {
  public:

@@ -1,4 +1,4 @@
-// What a file's metadata, or the option --chain, says about layers: names and geometry, no numbers
+// What a file's metadata, or the option --chain, says about layers: names and geometry, no elements
 // yet.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once

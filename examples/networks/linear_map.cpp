@@ -45,15 +45,15 @@ std::vector<const Node*> outermost(const Node& graph, const Is& is) {
   return nodes;
 }
 
-/// One number per channel.
+/// One element per channel.
 template <class Scalar>
-std::vector<Scalar> channel_numbers(const Safetensors& file, const Node& node, const char* suffix,
-                                    bool optional = false) {
+std::vector<Scalar> channel_elements(const Safetensors& file, const Node& node, const char* suffix,
+                                     bool optional = false) {
   const std::string name = node.layer.tensor(suffix);
   if (optional && !file.contains(name)) return {};
   if (file.tensor(name).shape.size() != 1) {
     throw concertina::FormatError(node.where + ": tensor " + in_quotes(name) +
-                                  " is not a list of one number for each channel");
+                                  " is not a list of one element for each channel");
   }
   return finite_values<Scalar>(file, name, node.where);
 }
@@ -137,13 +137,13 @@ class Reader {
       case LayerType::linear: return read_layer<Scalar, Rank>(file_, node.layer);
       case LayerType::batch_norm:
         return concertina::batch_norm<Scalar>(
-            {.running_mean = channel_numbers<Scalar>(file_, node, "running_mean"),
-             .running_var = channel_numbers<Scalar>(file_, node, "running_var"),
-             .weight = channel_numbers<Scalar>(file_, node, "weight", true),
-             .bias = channel_numbers<Scalar>(file_, node, "bias", true),
+            {.running_mean = channel_elements<Scalar>(file_, node, "running_mean"),
+             .running_var = channel_elements<Scalar>(file_, node, "running_var"),
+             .weight = channel_elements<Scalar>(file_, node, "weight", true),
+             .bias = channel_elements<Scalar>(file_, node, "bias", true),
              .eps = node.eps});
       case LayerType::scale:
-        return concertina::channel_scale(channel_numbers<Scalar>(file_, node, "weight"));
+        return concertina::channel_scale(channel_elements<Scalar>(file_, node, "weight"));
       case LayerType::avg_pool: {
         const auto geometry = geometry_of<Rank>(node.layer, node.where);
         return concertina::average_pool<Scalar, Rank>(
@@ -271,9 +271,9 @@ Index parameters(const Safetensors& file, const Node& node) {
   for_each_layer(node, [&](const Node& layer) {
     for (const std::string& name : tensors_of(file, layer)) {
       const auto& shape = file.tensor(name).shape;
-      Index numbers = 1;
-      for (const Index extent : shape) numbers *= extent;
-      sum += numbers;
+      Index elements = 1;
+      for (const Index extent : shape) elements *= extent;
+      sum += elements;
     }
   });
   return sum;

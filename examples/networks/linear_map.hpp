@@ -37,7 +37,7 @@ bool is_wide(const concertina::io::Safetensors& file, const Node& node);
 /// Spatial axes of a linear node's layers, those of the first that tells; 2 if none does.
 int rank_of(const concertina::io::Safetensors& file, const Node& node);
 
-/// A linear node with its numbers. `channels` are those of its input, needed where its first layer
+/// A linear node with its elements. `channels` are those of its input, needed where its first layer
 /// does not tell them.
 /// Throws  FormatError, ShapeError or NumericalError naming the node
 template <class Scalar, int Rank>

@@ -66,7 +66,7 @@ concertina::Conv<Scalar, Rank> read_layer(const Safetensors& file, const LayerDe
   shape.bias = file.contains(bias);
   if (shape.bias && file.tensor(bias).shape != std::vector<Index>{shape.out}) {
     throw concertina::ShapeError(where + ": its bias is not a list of " +
-                                 std::to_string(shape.out) + " numbers");
+                                 std::to_string(shape.out) + " elements");
   }
   try {
     shape.in =

@@ -1,4 +1,4 @@
-// One layer of a file with its numbers.
+// One layer of a file with its elements.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -16,17 +16,18 @@
 
 namespace tool {
 
-/// A layer's numbers. Throws FormatError, which begins with `where`, unless all are finite.
+/// A layer's elements. Throws FormatError, which begins with `where`, unless all are finite.
 template <class Scalar>
 std::vector<Scalar> finite_values(const concertina::io::Safetensors& file,
                                   const std::string& tensor, const std::string& where) {
-  std::vector<Scalar> numbers = file.values<Scalar>(tensor);
+  std::vector<Scalar> elements = file.values<Scalar>(tensor);
   const auto found =
-      std::ranges::find_if_not(numbers, [](Scalar number) { return std::isfinite(number); });
-  if (found == numbers.end()) return numbers;
-  throw concertina::FormatError(
-      where + ": tensor " + in_quotes(tensor) + " is not finite, number " +
-      std::to_string(found - numbers.begin()) + " is " + (std::isnan(*found) ? "NaN" : "infinite"));
+      std::ranges::find_if_not(elements, [](Scalar element) { return std::isfinite(element); });
+  if (found == elements.end()) return elements;
+  throw concertina::FormatError(where + ": tensor " + in_quotes(tensor) +
+                                " is not finite, element " +
+                                std::to_string(found - elements.begin()) + " is " +
+                                (std::isnan(*found) ? "NaN" : "infinite"));
 }
 
 /// The dtype of a layer's tensor. Throws FormatError unless it is F64, F32, F16 or BF16.

@@ -1,4 +1,4 @@
-// A batch of feature maps of any number of axes, and what is asked of its shape.
+// A batch of feature maps of any rank, and what is asked of its shape.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -44,7 +44,7 @@ inline std::string to_text(const std::vector<Index>& shape) {
   throw concertina::ShapeError(where + ": " + what);
 }
 
-/// The product of extents. Throws SizeError where so many numbers take more than 4 GiB: a padding
+/// The product of extents. Throws SizeError where so many elements take more than 4 GiB: a padding
 /// can ask for anything.
 template <class Scalar>
 Index modest_count(const std::vector<Index>& extents, const std::string& where) {
@@ -66,7 +66,7 @@ Tensor<Scalar> zeros(std::vector<Index> shape, const std::string& where) {
   return {std::move(shape), std::vector<Scalar>(static_cast<std::size_t>(count))};
 }
 
-/// Numbers in one channel of one image.
+/// Elements in one channel of one image.
 template <class Scalar>
 Index per_channel(const Tensor<Scalar>& x) {
   return std::accumulate(x.shape.begin() + 2, x.shape.end(), Index{1}, std::multiplies<>());
@@ -102,7 +102,7 @@ Scalar largest_difference(const Tensor<Scalar>& a, const Tensor<Scalar>& b) {
   return largest;
 }
 
-/// One channel's numbers.
+/// One channel's elements.
 template <class Scalar>
 using Row = Eigen::Map<Eigen::Array<Scalar, 1, Eigen::Dynamic>>;
 

@@ -59,7 +59,7 @@ struct Window {
 };
 
 /// Calls each(tap, to, from, length) for every wanted row that a tap of the kernel reads: output
-/// number to + i reads input number from + i * stride, i < length. What falls on the padding is
+/// to + i reads input from + i * stride, i < length. What falls on the padding is
 /// left out.
 template <class Each>
 void for_each_tap(const Window& window, Each&& each) {
@@ -197,7 +197,7 @@ Tensor<Scalar> convolve(const Conv<Scalar, 2>& layer, const Tensor<Scalar>& x,
 }
 
 /// The adjoint of an unpadded convolution of this shape, weight [in][out][kernel] of the map x ->
-/// y: input position j adds its numbers times the kernel at j * stride. One product an image; each
+/// y: input position j adds its elements times the kernel at j * stride. One product an image; each
 /// of its rows is then added where its channel and tap say.
 template <class Scalar>
 Tensor<Scalar> convolve_transposed(const ConvShape<2>& adjoint, const std::vector<Scalar>& weight,
@@ -241,7 +241,7 @@ Tensor<Scalar> convolve_transposed(const ConvShape<2>& adjoint, const std::vecto
 
 enum class Pooling { max, average };
 
-/// Each window's largest number, or its mean with the padding's zeros; the channels of `shape`
+/// Each window's largest element, or its mean with the padding's zeros; the channels of `shape`
 /// do not count.
 template <class Scalar>
 Tensor<Scalar> pool(Pooling pooling, ConvShape<2> shape, const Tensor<Scalar>& x,

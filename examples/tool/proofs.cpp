@@ -29,7 +29,7 @@ using concertina::io::Dtype;
 namespace {
 
 constexpr std::size_t structure_limit = std::size_t{256} << 20;
-constexpr Index most_numbers = Index{1} << 27;  // in one feature map
+constexpr Index most_elements = Index{1} << 27;  // in one feature map
 constexpr Index most_padding = 4096;  // of layers after the first, whose borders are followed
 
 /// Throws SizeError for metadata that would make the proofs run for hours: the library's are made
@@ -55,10 +55,10 @@ void require_provable(const concertina::Form<Rank>& form, const std::string& fil
 template <int Rank>
 MapShape<Rank> require_modest_maps(const concertina::Form<Rank>& form, const MapShape<Rank>& map,
                                    const std::string& file) {
-  if (numel(map) > most_numbers) {
+  if (numel(map) > most_elements) {
     throw concertina::SizeError(file + ": a map before " + to_string(form).substr(0, 200) +
-                                " has " + std::to_string(numel(map)) + " numbers, more than the " +
-                                std::to_string(most_numbers) + " that are applied");
+                                " has " + std::to_string(numel(map)) + " elements, more than the " +
+                                std::to_string(most_elements) + " that are applied");
   }
   MapShape<Rank> result = map;
   for (const concertina::Form<Rank>& part : form.parts()) {
@@ -69,10 +69,10 @@ MapShape<Rank> require_modest_maps(const concertina::Form<Rank>& form, const Map
   result = {.batch = map.batch,
             .channels = concertina::detail::channels(form.tree()).out,
             .size = form.output_size(map.size)};
-  if (numel(result) > most_numbers) {
+  if (numel(result) > most_elements) {
     throw concertina::SizeError(file + ": the output of " + to_string(form).substr(0, 200) +
                                 " has " + std::to_string(numel(result)) +
-                                " numbers, more than the " + std::to_string(most_numbers) +
+                                " elements, more than the " + std::to_string(most_elements) +
                                 " that are applied");
   }
   return result;
@@ -98,11 +98,11 @@ Index structure_bytes(const concertina::Form<Rank>& form, const PerAxis<Rank>& s
                                               "structure");
 }
 
-/// Unit roundoff and smallest subnormal number of what a tensor was computed in.
+/// Unit roundoff and smallest subnormal of what a tensor was computed in.
 struct Rounding {
   long double unit, subnormal;
 
-  /// How far a number that was rounded to x can have been from it.
+  /// How far a value that was rounded to x can have been from it.
   template <class Scalar>
   Scalar half_ulp(Scalar x) const {
     const long double least = subnormal / 2;
@@ -121,7 +121,7 @@ auto with_scalar_of(const concertina::io::Safetensors& file, const std::string& 
     default:
       throw concertina::FormatError(file.origin + ": tensor " + in_quotes(name) + " is " +
                                     std::string(dtype_name(file.tensor(name))) +
-                                    ", where floating-point numbers are expected");
+                                    ", where floating point is expected");
   }
 }
 
@@ -258,9 +258,9 @@ class Prover {
     add(std::move(report));
   }
 
-  /// Replaces each number that was rounded once more to be stored: of those up to half an ulp away,
-  /// any of which it may have been, by the nearest to the contraction's. So what then exceeds a
-  /// bound exceeds it by more than storing explains.
+  /// Replaces each element that was rounded once more to be stored: of those up to half an ulp
+  /// away, any of which it may have been, by the nearest to the contraction's. So what then exceeds
+  /// a bound exceeds it by more than storing explains.
   static void undo_storage(Conv<Scalar, Rank>& layer, const Conv<Scalar, Rank>& contraction,
                            const std::optional<Rounding>& weight,
                            const std::optional<Rounding>& bias) {
@@ -276,9 +276,9 @@ class Prover {
       const Conv<Scalar, Rank> stored = layer;
       concertina::detail::for_each_weight(
           concertina::ConvView<const Scalar, Rank>(stored),
-          [&](Index o, Index c, const PerAxis<Rank>& offset, Scalar number) {
+          [&](Index o, Index c, const PerAxis<Rank>& offset, Scalar element) {
             layer.weight()[at++] =
-                nearest(*weight, number, concertina::detail::tap_at(view, o, c, offset));
+                nearest(*weight, element, concertina::detail::tap_at(view, o, c, offset));
           });
     }
     for (std::size_t o = 0; bias && o < layer.bias().size(); ++o) {
@@ -410,7 +410,7 @@ FileProof prove_linear_map(const concertina::io::Safetensors& file, const Node& 
       expression);
 }
 
-/// Keeps in `all` the worst of several reports, with their numbers added up.
+/// Keeps in `all` the worst of several reports, with what they compared added up.
 void merge(Report& all, const Report& one, const std::string& layer) {
   all.compared += one.compared;
   all.ulps = std::max(all.ulps, one.ulps);

@@ -133,8 +133,8 @@ struct Sesr {
 /// A batch norm as PyTorch initialises one: it divides by sqrt(1 + eps).
 template <class Scalar>
 BatchNorm<Scalar> initial_batch_norm(Index channels) {
-  const auto all = [&](int number) {
-    return std::vector<Scalar>(static_cast<std::size_t>(channels), Scalar(number));
+  const auto all = [&](int value) {
+    return std::vector<Scalar>(static_cast<std::size_t>(channels), Scalar(value));
   };
   return {.running_mean = all(0), .running_var = all(1), .weight = all(1), .bias = all(0)};
 }
@@ -156,7 +156,7 @@ DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape
 /// Ensures  prove_rounding(block.expression(), layer)
 /// Cost     one contraction of the block in double, or in the scalar if that is wider
 /// Throws   ShapeError where the block does not contract to the layer's shape; NumericalError where
-///          the principal batch norm has a factor of zero, or a number is not finite
+///          the principal batch norm has a factor of zero, or an element is not finite
 template <class Block, Layer F>
 Block preserve(const F& layer, Block block);
 

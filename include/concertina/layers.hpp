@@ -18,8 +18,8 @@
 
 namespace concertina {
 
-/// The tensors of a batch norm, one number for each channel, as PyTorch names them; weight and bias
-/// are empty where it has none (affine=False).
+/// The tensors of a batch norm, one element for each channel, as PyTorch names them; weight and
+/// bias are empty where it has none (affine=False).
 template <class Scalar>
 struct BatchNorm {
   std::vector<Scalar> running_mean, running_var;
@@ -36,11 +36,11 @@ template <class Scalar>
   requires detail::rounds<Scalar>
 Expr<Scalar, any_rank> batch_norm(BatchNorm<Scalar> statistics) {
   const std::size_t channels = statistics.running_mean.size();
-  const auto require_length = [&](const std::vector<Scalar>& numbers, const char* name,
+  const auto require_length = [&](const std::vector<Scalar>& list, const char* name,
                                   bool optional) {
-    if (numbers.size() == channels || (optional && numbers.empty())) return;
-    throw ShapeError("batch_norm: " + std::string(name) + " has " + std::to_string(numbers.size()) +
-                     " numbers, running_mean " + std::to_string(channels));
+    if (list.size() == channels || (optional && list.empty())) return;
+    throw ShapeError("batch_norm: " + std::string(name) + " has " + std::to_string(list.size()) +
+                     " elements, running_mean " + std::to_string(channels));
   };
   if (channels == 0) throw ShapeError("batch_norm: no channels");
   require_length(statistics.running_var, "running_var", false);
@@ -159,7 +159,7 @@ Expr<Scalar, Rank> average_pool(Index channels, const PerAxis<Rank>& kernel,
                              .stride = stride,
                              .padding = padding,
                              .groups = channels});
-  for (Scalar& number : window.weight()) number = Scalar(1);
+  for (Scalar& element : window.weight()) element = Scalar(1);
   const Expr<Scalar, Rank> mean(
       ChannelMap<Scalar>{.in = channels, .out = channels, .divisor = numel(kernel)});
   return mean * std::move(window);
@@ -167,15 +167,15 @@ Expr<Scalar, Rank> average_pool(Index channels, const PerAxis<Rank>& kernel,
 
 /// A fully connected layer on a flattened map [channels, size...] as a layer of which the kernel is
 /// the whole map. Its output has size 1.
-/// Throws  ShapeError where the layer does not read channels * numel(size) numbers
+/// Throws  ShapeError where the layer does not read channels * numel(size) elements
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> linear_as_conv(const ConvView<const Scalar, 0>& linear, Index channels,
                                   const PerAxis<Rank>& size) {
-  const Index numbers = detail::checked_multiply(channels, numel(size), "linear_as_conv");
-  if (linear.shape().groups != 1 || linear.shape().in != numbers) {
+  const Index elements = detail::checked_multiply(channels, numel(size), "linear_as_conv");
+  if (linear.shape().groups != 1 || linear.shape().in != elements) {
     throw ShapeError("linear_as_conv: " + to_string(linear.shape()) + " on a map of " +
                      std::to_string(channels) + " channels of size " + to_string(size) +
-                     ", which has " + std::to_string(numbers) + " numbers");
+                     ", which has " + std::to_string(elements) + " elements");
   }
   return {{.out = linear.shape().out, .in = channels, .kernel_size = size},
           {linear.weight().begin(), linear.weight().end()},

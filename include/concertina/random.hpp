@@ -1,4 +1,4 @@
-// Random layers from the caller's generator, the same numbers on every platform.
+// Random layers from the caller's generator, the same on every platform.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -56,7 +56,7 @@ double random_uniform(Generator& generator, double bound) {
 }
 
 /// Fills a layer as PyTorch initialises one: weight and bias uniform within 1 / sqrt(fan_in), where
-/// fan_in is the numbers that one output reads, in / groups * taps. Weight first, in memory order,
+/// fan_in is how many elements one output reads, in / groups * taps. Weight first, in memory order,
 /// then bias.
 /// Source  torch.nn.Conv2d and torch.nn.Linear, "Variables"
 template <class Scalar, int Rank, BitGenerator Generator>
@@ -64,11 +64,11 @@ void initialize_uniform(Conv<Scalar, Rank>& layer, Generator& generator) {
   const ConvShape<Rank>& shape = layer.shape();
   const Index fan_in = shape.in / shape.groups * numel(shape.kernel_size);
   const double bound = 1 / std::sqrt(static_cast<double>(fan_in));
-  for (Scalar& number : layer.weight()) {
-    number = static_cast<Scalar>(random_uniform(generator, bound));
+  for (Scalar& element : layer.weight()) {
+    element = static_cast<Scalar>(random_uniform(generator, bound));
   }
-  for (Scalar& number : layer.bias()) {
-    number = static_cast<Scalar>(random_uniform(generator, bound));
+  for (Scalar& element : layer.bias()) {
+    element = static_cast<Scalar>(random_uniform(generator, bound));
   }
 }
 

@@ -52,7 +52,7 @@ constexpr Index floor_divide(Index a, Index b) noexcept {
 
 }  // namespace detail
 
-/// One number per spatial axis, outermost axis first. A single number means all axes:
+/// One value per spatial axis, outermost axis first. A single one means all axes:
 /// `PerAxis<2> s = 2;` and `PerAxis<2> s = {2, 1};`.
 template <int Rank>
   requires(Rank >= 0)
@@ -62,7 +62,7 @@ class PerAxis {
   constexpr PerAxis(std::integral auto all) { values_.fill(static_cast<Index>(all)); }
   constexpr PerAxis(const std::array<Index, Rank>& values) : values_(values) {}
 
-  /// Throws ShapeError unless there is one number for each axis.
+  /// Throws ShapeError unless there is one value for each axis.
   constexpr PerAxis(std::initializer_list<Index> values) {
     if (values.size() != static_cast<std::size_t>(Rank)) {
       detail::fail<ShapeError>({"PerAxis: ", values.size(), " values for ", Rank, " spatial axes"});
@@ -92,8 +92,8 @@ constexpr Index numel(const PerAxis<Rank>& extents) {
   return product;
 }
 
-/// Zeros added before and after a map, per axis; a negative number crops instead.
-/// One number means every side: `Padding<2> p = 1;`, one per axis both its sides: `{1, 2}`.
+/// Zeros added before and after a map, per axis; a negative one crops instead.
+/// One value means every side: `Padding<2> p = 1;`, one per axis both its sides: `{1, 2}`.
 template <int Rank>
 struct Padding {
   PerAxis<Rank> start = 0;

@@ -64,9 +64,9 @@ inline void require_memory(const MatrixSize& size, Index bytes, MemoryLimit limi
                   " bytes, more than the limit of " + std::to_string(limit.bytes));
 }
 
-/// An entry of one row: its column, and the number of the weight that stands there.
+/// An entry of one row: its column, and the index of the weight that stands there.
 struct Entry {
-  Index column, number;
+  Index column, weight;
 };
 
 /// Calls visit(row, entries) for each row of the matrix; entries by ascending column.
@@ -95,7 +95,7 @@ void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size,
       for (Index c = 0; c < in; ++c) {
         for (const Entry& read : reads) {
           entries.push_back(
-              {(o / out * in + c) * size + read.column, (o * in + c) * taps + read.number});
+              {(o / out * in + c) * size + read.column, (o * in + c) * taps + read.weight});
         }
       }
       visit(row++, entries);
@@ -138,7 +138,7 @@ RowMajorSparse<Scalar> sparse(const ConvView<const Scalar, Rank>& layer,
   for_each_row(layer.shape(), input_size, [&](Index row, const std::vector<Entry>& reads) {
     matrix.startVec(row);
     for (const Entry& read : reads) {
-      matrix.insertBack(row, read.column) = layer.weight()[static_cast<std::size_t>(read.number)];
+      matrix.insertBack(row, read.column) = layer.weight()[static_cast<std::size_t>(read.weight)];
     }
     if (augment && layer.shape().bias) {
       matrix.insertBack(row, last) = layer.bias()[static_cast<std::size_t>(row / positions)];
@@ -163,7 +163,7 @@ RowMajorSparse<Scalar> sparse(const ConvView<const Scalar, Rank>& layer,
 ///      0   0   0  w00 w01  0  w10 w11  0
 ///      0   0   0   0  w00 w01  0  w10 w11
 ///
-/// Every tap that falls on the map has an entry, even where its number is zero: the pattern depends
+/// Every tap that falls on the map has an entry, even where its weight is zero: the pattern depends
 /// on shapes only.
 /// Ensures  toeplitz(F, n) * x + b == F(x), and toeplitz(G * F, n) == toeplitz(G, m) * toeplitz(F, n) where the
 ///          product is exact and F takes size n to m
@@ -197,7 +197,7 @@ Eigen::Matrix<typename F::Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajo
       detail::RowMajor<Scalar>::Constant(size.rows, size.columns, Scalar(0));
   detail::for_each_row(layer.shape(), input_size, [&](Index row, const auto& entries) {
     for (const detail::Entry& entry : entries) {
-      matrix(row, entry.column) = layer.weight()[static_cast<std::size_t>(entry.number)];
+      matrix(row, entry.column) = layer.weight()[static_cast<std::size_t>(entry.weight)];
     }
   });
   return matrix;
@@ -266,10 +266,10 @@ Conv<typename Matrix::Scalar, Rank> conv_from_toeplitz(
                            const bool present = given && given.index() == entry.column;
                            const Scalar found = present ? given.value() : Scalar(0);
                            if (present) ++given;
-                           const auto at = static_cast<std::size_t>(entry.number);
-                           Scalar& number = layer.weight()[at];
-                           if (!seen[at]) number = found;
-                           if (!(number == found)) refuse(row, entry.column, found, number);
+                           const auto at = static_cast<std::size_t>(entry.weight);
+                           Scalar& weight = layer.weight()[at];
+                           if (!seen[at]) weight = found;
+                           if (!(weight == found)) refuse(row, entry.column, found, weight);
                            seen[at] = true;
                          }
                          zeros_before(size.columns);

@@ -1,4 +1,4 @@
-// The adjoint of a layer: transposed convolutions, which spread each number where the layer would
+// The adjoint of a layer: transposed convolutions, which spread each element where the layer would
 // have read.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -31,7 +31,7 @@ class Transposed {
       : layer_(detail::linear_part(layer)), bias_(std::move(bias)) {
     if (!bias_.empty() && static_cast<Index>(bias_.size()) != layer_.shape().in) {
       throw ShapeError("transposed: bias has " + std::to_string(bias_.size()) +
-                       " numbers instead of " + std::to_string(layer_.shape().in) +
+                       " elements instead of " + std::to_string(layer_.shape().in) +
                        ", the input channels of " + to_string(layer_.shape()));
     }
   }

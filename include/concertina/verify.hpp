@@ -18,21 +18,21 @@ namespace concertina {
 struct Report {
   std::string proof = {};    ///< "algebra", "rounding" or "structure"
   std::string failure = {};  ///< why it does not hold; empty where it does
-  Index compared = 0;        ///< numbers looked at
+  Index compared = 0;        ///< elements looked at
   std::string worst =
-      {};  ///< the number nearest to its bound, "weight[3][0][1][2]"; empty where all are equal
-  long double error = 0;  ///< of that number, absolute
+      {};  ///< the element nearest to its bound, "weight[3][0][1][2]"; empty where all are equal
+  long double error = 0;  ///< of that element, absolute
   long double bound = 0;  ///< what the proof allows there; 0 for exact scalars
   long double ulps =
-      0;  ///< largest error of any number, in units in the last place of the layers' scalar
+      0;  ///< largest error of any element, in units in the last place of the layers' scalar
 
   explicit operator bool() const noexcept { return failure.empty(); }
 
   /// error / bound, 0 where there is no error; above 1 the proof has failed.
   long double fraction() const noexcept { return error == 0 ? 0 : error / bound; }
 
-  /// One line: "rounding: holds for 2304 numbers; worst weight[3][0][1][2]: 0.021 of its bound, 1.4
-  /// ulp".
+  /// One line: "rounding: holds for 2304 elements; worst weight[3][0][1][2]: 0.021 of its
+  /// bound, 1.4 ulp".
   friend std::ostream& operator<<(std::ostream& out, const Report& report);
 };
 
@@ -56,7 +56,8 @@ Report prove_algebra(const E& expression, const F& contraction, std::uint64_t se
                      const std::optional<PerAxis<rank_of<E>>>& input_size = {});
 
 /// Proves that `contraction`, computed in A (by default as contract does), is off by no more than
-/// rounding explains: each number against a plain-loop contraction in the next wider scalar, within
+/// rounding explains: each element against a plain-loop contraction in the next wider scalar,
+/// within
 ///     gamma_n(u)|F| + gamma_n(u')|F| + underflow (+ half an ulp if A is wider than the layers'
 ///     scalar),
 /// where |F| contracts the absolute values, n counts the terms of all stages and gamma_n(u) = n*u /

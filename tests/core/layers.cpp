@@ -103,7 +103,7 @@ TEST_CASE("a batch norm that divides by nothing is refused, naming the channel",
                   NumericalError);
   CHECK_THAT(message_of<ShapeError>(
                  [] { batch_norm<float>({.running_mean = {0, 0}, .running_var = {1}}); }),
-             Contains("running_var has 1 numbers, running_mean 2"));
+             Contains("running_var has 1 elements, running_mean 2"));
   CHECK_THROWS_AS(batch_norm<float>({.running_mean = {0}, .running_var = {1}, .weight = {1, 2}}),
                   ShapeError);
   CHECK_THROWS_AS(batch_norm<float>({.running_mean = {0}, .running_var = {1}, .bias = {1, 2}}),
@@ -243,7 +243,7 @@ TEST_CASE("a linear layer after a flatten is a layer as large as the map", "[lay
   CHECK_THAT(message_of<ShapeError>([&] {
                linear_as_conv(ConvView<const std::int64_t, 0>(linear), 2, PerAxis<2>{3, 5});
              }),
-             Contains("linear 24->4 +bias") && Contains("30 numbers"));
+             Contains("linear 24->4 +bias") && Contains("30 elements"));
 }
 
 TEST_CASE("zeros around a kernel change nothing", "[layers]") {

@@ -192,7 +192,7 @@ TEST_CASE("what cannot be transposed is refused with its numbers", "[transposed]
   const FeatureMap<int, 1> y({.channels = 2, .size = 4}), wrong({.channels = 5, .size = 4});
 
   CHECK_THAT(message_of<ShapeError>([&] { transposed(layer, {1, 2}); }),
-             Catch::Contains("2 numbers instead of 3"));
+             Catch::Contains("2 elements instead of 3"));
   CHECK_THAT(message_of<ShapeError>([&] { adjoint(wrong); }),
              Catch::Contains("5 channels") && Catch::Contains("writes 2"));
   CHECK_THAT(message_of<ShapeError>([&] { adjoint(y, 6); }),

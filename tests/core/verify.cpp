@@ -1,4 +1,4 @@
-// The proofs: they hold for right contractions, and every single wrong number makes one fail.
+// The proofs: they hold for right contractions, and every single wrong element makes one fail.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/verify.hpp>
 
@@ -74,7 +74,7 @@ TEST_CASE("all proofs hold for contractions", "[verify]") {
   }
 }
 
-TEST_CASE("one wrong number fails rounding and structure, in floats and in integers", "[verify]") {
+TEST_CASE("one wrong element fails rounding and structure, in floats and in integers", "[verify]") {
   const auto layers = chain<float>();
   const Conv2d<float> right = contract<double>(layers);
   const PerAxis<2> size = smallest_input(Form(layers));
@@ -99,7 +99,7 @@ TEST_CASE("one wrong number fails rounding and structure, in floats and in integ
   }
 }
 
-TEST_CASE("a number that is not finite fails", "[verify]") {
+TEST_CASE("an element that is not finite fails", "[verify]") {
   const auto layers = chain<float>();
   for (const float bad :
        {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
@@ -322,7 +322,7 @@ TEST_CASE("reports print on a line", "[verify]") {
   std::ostringstream good, bad;
   good << prove_rounding(layers, contract(layers));
   bad << prove_rounding(layers, wrong);
-  CHECK_THAT(good.str(), Catch::StartsWith("rounding: holds for 57 numbers; worst "));
+  CHECK_THAT(good.str(), Catch::StartsWith("rounding: holds for 57 elements; worst "));
   CHECK_THAT(bad.str(),
              Catch::StartsWith("rounding: FAILS: weight[0][0] at offset 0x0 exceeds its bound"));
 }

@@ -104,7 +104,7 @@ data[at:at + 4] = struct.pack("<I", int(sys.argv[3], 16))
 open("nan.safetensors", "wb").write(data)
 PYTHON
     expect 3 verify nan.safetensors
-    says err "nan.safetensors: layer \"${name%.weight}\": tensor \"$name\" is not finite, number 0 is"
+    says err "nan.safetensors: layer \"${name%.weight}\": tensor \"$name\" is not finite, element 0 is"
   done
 done
 

@@ -115,7 +115,7 @@ Block preserve(const F& layer, Block block) {
   ConvBatchNorm<Scalar, Rank>& branch = block.principal();
 
   // What the other branches do: the block without its principal kernel.
-  for (Scalar& number : branch.conv.weight()) number = Scalar(0);
+  for (Scalar& element : branch.conv.weight()) element = Scalar(0);
   branch.norm.running_mean.assign(branch.norm.running_mean.size(), Scalar(0));
   branch.norm.bias.assign(branch.norm.running_mean.size(), Scalar(0));
   const Expr<Scalar, Rank> expression = block.expression();
@@ -135,8 +135,8 @@ Block preserve(const F& layer, Block block) {
   for (Index o = 0; o < target.shape().out; ++o) {
     const auto at = static_cast<std::size_t>(o);
     const Wide factor = factors.weight()[at];
-    const auto store = [&](Wide number, Scalar& to) {
-      to = detail::convert<Scalar>(number);
+    const auto store = [&](Wide value, Scalar& to) {
+      to = detail::convert<Scalar>(value);
       if (std::isfinite(detail::convert<long double>(to))) return;
       throw NumericalError("preserve: output channel " + std::to_string(o) +
                            " is not finite; its batch norm's factor is " +

@@ -1,4 +1,4 @@
-// A form as a list of instructions over numbered values: what contracts, differentiates, counts and
+// A form as a list of instructions on values: what contracts, differentiates, counts and
 // plans for a device follows it.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once

@@ -174,7 +174,7 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
     wide.push_back(layer.template cast<Ref>());
     Conv<Ref, Rank>& size = sizes.emplace_back(wide.back());
     if constexpr (rounds<Ref>) {
-      for (Ref& number : size.weight()) number = std::abs(number);
+      for (Ref& element : size.weight()) element = std::abs(element);
     }
   }
   const Conv<Ref, Rank> product = contract(wide, interior_only);
@@ -211,7 +211,7 @@ template <class Scalar, int Rank>
 std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& target,
                                          const std::vector<ConvShape<Rank>>& shapes,
                                          AnyGenerator generator, Ends ends) {
-  // Shifts only copy numbers, so any scalar will do; a system is solved in double, or in what is
+  // Shifts only copy elements, so any scalar will do; a system is solved in double, or in what is
   // wider.
   using Real = std::conditional_t<
       !rounds<Scalar>, Scalar,
@@ -233,7 +233,8 @@ std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& tar
     const auto finite = [](const Scalar& n) { return std::isfinite(static_cast<long double>(n)); };
     if (!std::ranges::all_of(target.weight(), finite) ||
         !std::ranges::all_of(target.bias(), finite)) {
-      throw ExpansionError("the layer has a number that is not finite (" + to_string(shape) + ")");
+      throw ExpansionError("the layer has an element that is not finite (" + to_string(shape) +
+                           ")");
     }
   }
   const Index groups = shape.groups;

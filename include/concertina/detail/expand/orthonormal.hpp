@@ -49,7 +49,7 @@ inline Index part_begin(Index total, Index parts, Index i) { return total * i / 
 /// All layers but one, X, are fixed; L stands for those after it and R for those before it, and L X
 /// R = F is linear in X. For 1x1 layers around X that is a matrix equation, solved by their
 /// pseudo-inverses, which for orthonormal ends are their transposes. Where L or R has a kernel the
-/// system has a row for each number of F and a column for each of X, too many at once. So channels
+/// system has a row for each element of F and a column for each of X, too many at once. So channels
 /// are taken in small blocks: each block of inputs has hidden channels of its own in R, each block
 /// of outputs in L; each pair of blocks is then a small system, and all pairs share one matrix. A
 /// random rotation of each map between two layers, absorbed by the layers on its sides, mixes the
@@ -188,7 +188,7 @@ class OrthonormalEnds {
     return side;
   }
 
-  /// Rows: numbers of a block of F, [out][in][tap]; columns: numbers of a block of X,
+  /// Rows: elements of a block of F, [out][in][tap]; columns: elements of a block of X,
   /// [out][in][tap].
   Dense<Real> system(const Side& left, const Side& right, std::size_t free) const {
     const ConvShape<Rank> identity{.out = 1, .in = 1};
@@ -205,7 +205,7 @@ class OrthonormalEnds {
     const auto after_at = tap_positions(after, after_spacing, target);
     const auto x_at = tap_positions(x, x_spacing, target);
     const auto before_at = tap_positions(before, before.dilation, target);
-    const auto number = [](const Side& side, Index o, Index c, std::size_t tap) {
+    const auto element = [](const Side& side, Index o, Index c, std::size_t tap) {
       if (!side.product) return o == c ? Real(1) : Real(0);
       const Index taps = numel(side.product->shape().kernel_size);
       return side.product->weight()[static_cast<std::size_t>(
@@ -217,11 +217,11 @@ class OrthonormalEnds {
     for (Index o = 0; o < out; ++o) {
       for (Index p = 0; p < x_out; ++p) {
         for (std::size_t b = 0; b < after_at.size(); ++b) {
-          const Real l = number(left, o, p, b);
+          const Real l = element(left, o, p, b);
           for (Index q = 0; l != 0 && q < x_in; ++q) {
             for (Index c = 0; c < in; ++c) {
               for (std::size_t a = 0; a < before_at.size(); ++a) {
-                const Real value = l * number(right, q, c, a);
+                const Real value = l * element(right, q, c, a);
                 for (Index s = 0; s < x_taps; ++s) {
                   const Index tap = after_at[b] + before_at[a] + x_at[static_cast<std::size_t>(s)];
                   matrix((o * in + c) * taps + tap, (p * x_in + q) * x_taps + s) += value;

@@ -148,7 +148,7 @@ class ShiftEnds {
           for (Index c = 0; c < channels; ++c) {
             const Index row = to_single && l + 1 == end ? c : first + c;
             const Index column = from_single && l == begin ? c : first + c;
-            number(layers[l], row, column, tap) = Scalar(1);
+            element(layers[l], row, column, tap) = Scalar(1);
           }
         }
       });
@@ -156,7 +156,7 @@ class ShiftEnds {
     carry(0, free, before_count, in, &Shifts::before, true, false);
     carry(free + 1, layers.size(), after_count, out, &Shifts::after, false, true);
 
-    // The target's numbers, each where the first pair of copies that reaches its tap has it.
+    // The target's elements, each where the first pair of copies that reaches its tap has it.
     std::vector<bool> placed(static_cast<std::size_t>(numel(target_.shape().kernel_size)), false);
     for_each_position(after_count, [&](const PerAxis<Rank>& after) {
       for_each_position(before_count, [&](const PerAxis<Rank>& before) {
@@ -171,8 +171,8 @@ class ShiftEnds {
           placed[index] = true;
           for (Index o = 0; o < out; ++o) {
             for (Index c = 0; c < in; ++c) {
-              number(layers[free], flat(after, after_count) * out + o,
-                     flat(before, before_count) * in + c, tap) = number(target_, o, c, wanted);
+              element(layers[free], flat(after, after_count) * out + o,
+                      flat(before, before_count) * in + c, tap) = element(target_, o, c, wanted);
             }
           }
         });
@@ -183,7 +183,7 @@ class ShiftEnds {
 
   const Shifts& at(int axis) const { return shifts_[static_cast<std::size_t>(axis)]; }
 
-  static Scalar& number(Conv<Scalar, Rank>& layer, Index o, Index c, const PerAxis<Rank>& tap) {
+  static Scalar& element(Conv<Scalar, Rank>& layer, Index o, Index c, const PerAxis<Rank>& tap) {
     const PerAxis<Rank>& kernel = layer.shape().kernel_size;
     return layer.weight()[static_cast<std::size_t>((o * layer.shape().in + c) * numel(kernel) +
                                                    flat(tap, kernel))];

@@ -19,7 +19,7 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
   line.precision(3);
   line << report.proof << ": ";
   if (report) {
-    line << "holds for " << report.compared << " numbers";
+    line << "holds for " << report.compared << " elements";
   } else {
     line << "FAILS: " << report.failure;
   }
@@ -32,13 +32,13 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
 
 namespace detail {
 
-/// Keeps the number nearest to its bound.
+/// Keeps the element nearest to its bound.
 template <class Scalar>
 class Worst {
  public:
   explicit Worst(Report& report) : report_(report) {}
 
-  /// `magnitude` is the same number contracted from absolute values; it is unused for exact
+  /// `magnitude` is the same element contracted from absolute values; it is unused for exact
   /// scalars.
   template <class Computed, class Ref, class Bound, class Where>
   void compare(const Computed& computed, const Ref& reference, const Ref& magnitude,
@@ -212,7 +212,7 @@ Report prove_algebra(const Form<Rank>& form, const ConvShape<Rank>& contraction,
   });
   const PerAxis<Rank> size = input_size ? *input_size : smallest_input(form);
   FeatureMap<PrimeField, Rank> x({.channels = contraction.in, .size = size});
-  for (PrimeField& number : x.values()) number = random_bits(generator);
+  for (PrimeField& element : x.values()) element = random_bits(generator);
 
   const FeatureMap<PrimeField, Rank> whole = evaluate<PrimeField>(random)(x);
   x = Expr<PrimeField, Rank>(random)(x);
@@ -266,13 +266,13 @@ Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
                   [&] { return place(o, c, offset); });
     --report.compared;
   });
-  const auto number = [](auto bias, std::size_t o) {
+  const auto element = [](auto bias, std::size_t o) {
     return bias.empty() ? decltype(bias[o] + bias[o])(0) : bias[o];
   };
   for (std::size_t o = 0; o < static_cast<std::size_t>(given.shape().out); ++o) {
     if (given.bias().empty() && right.bias().empty()) break;
-    worst.compare(static_cast<Scalar>(number(given.bias(), o)), number(right.bias(), o),
-                  number(size.bias(), o), bias_bound,
+    worst.compare(static_cast<Scalar>(element(given.bias(), o)), element(right.bias(), o),
+                  element(size.bias(), o), bias_bound,
                   [&] { return "bias[" + std::to_string(o) + "]"; });
   }
   return report;

@@ -149,15 +149,15 @@ Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
   return product;
 }
 
-/// A number, or its absolute value: what a contraction by definition is made of.
+/// A value, or its absolute value: what a contraction by definition is made of.
 enum class Part { value, magnitude };
 
 template <class Ref>
-Ref absolute(const Ref& number) {
+Ref absolute(const Ref& value) {
   if constexpr (rounds<Ref>) {
-    return std::abs(number);
+    return std::abs(value);
   } else {
-    return number;
+    return value;
   }
 }
 
@@ -168,19 +168,19 @@ Conv<Ref, Rank> channel_map_by_definition(const ChannelMap<Scalar>& map, Part pa
   const Index width = layer.shape().in / layer.shape().groups;
   for (Index o = 0; o < map.out; ++o) {
     const auto at = static_cast<std::size_t>(o);
-    const auto number = [&](const std::vector<Scalar>& numbers, int otherwise) {
-      return numbers.empty() ? Ref(otherwise) : convert<Ref>(numbers[at]);
+    const auto element = [&](const std::vector<Scalar>& list, int otherwise) {
+      return list.empty() ? Ref(otherwise) : convert<Ref>(list[at]);
     };
-    Ref factor = number(map.weight, 1), bias = number(map.bias, 0);
+    Ref factor = element(map.weight, 1), bias = element(map.bias, 0);
     if constexpr (rounds<Ref>) {
       if (!map.variance.empty())
-        factor /= std::sqrt(number(map.variance, 1) + static_cast<Ref>(map.eps));
+        factor /= std::sqrt(element(map.variance, 1) + static_cast<Ref>(map.eps));
     }
     if constexpr (requires { factor / factor; }) {
       if (map.divisor != 1) factor = factor / Ref(map.divisor);
     }
     if constexpr (requires { bias - bias; }) {
-      const Ref shift = number(map.mean, 0) * factor;
+      const Ref shift = element(map.mean, 0) * factor;
       bias = part == Part::value ? bias - shift : absolute(bias) + absolute(shift);
     }
     const Index c = map.source.empty() ? o : map.source[at];
@@ -197,8 +197,8 @@ Conv<Ref, Rank> leaf_by_definition(const Leaf<Scalar, Rank>& leaf, Part part) {
   if (leaf.channel_map()) return channel_map_by_definition<Ref, Rank>(*leaf.channel_map(), part);
   Conv<Ref, Rank> layer = leaf.view()->template cast<Ref>();
   if (part == Part::value) return layer;
-  for (Ref& number : layer.weight()) number = absolute(number);
-  for (Ref& number : layer.bias()) number = absolute(number);
+  for (Ref& element : layer.weight()) element = absolute(element);
+  for (Ref& element : layer.bias()) element = absolute(element);
   return layer;
 }
 
@@ -211,7 +211,7 @@ Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
   Index first_out = 0, first_in = 0;
   for (const Conv<Ref, Rank>& branch : branches) {
     for_each_weight(ConvView<const Ref, Rank>(branch),
-                    [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& number) {
+                    [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& element) {
                       PerAxis<Rank> tap;
                       for (int axis = 0; axis < Rank; ++axis) {
                         tap[axis] =
@@ -220,7 +220,7 @@ Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
                       const Index row = (first_out + o) * width + (first_in + c) % width;
                       Ref& at = sum.weight()[static_cast<std::size_t>(
                           row * numel(shape.kernel_size) + flat(tap, shape.kernel_size))];
-                      at = at + number;
+                      at = at + element;
                     });
     for (std::size_t o = 0; o < branch.bias().size(); ++o) {
       Ref& at = sum.bias()[static_cast<std::size_t>(first_out) + o];
@@ -249,7 +249,7 @@ Conv<Ref, Rank> contract_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Par
 }
 
 /// The largest absolute row or column sum of [weight bias; 0 1], at least 1; of an expression a
-/// number that its matrix and those of its parts do not exceed.
+/// bound that its matrix and those of its parts do not exceed.
 template <class Scalar, int Rank>
 long double scale_bound(const Tree<Leaf<Scalar, Rank>>& node) {
   if (node.is_leaf()) {
@@ -257,9 +257,9 @@ long double scale_bound(const Tree<Leaf<Scalar, Rank>>& node) {
     std::vector<long double> rows(static_cast<std::size_t>(layer.shape().out));
     std::vector<long double> columns(static_cast<std::size_t>(layer.shape().in + 1));
     for_each_weight(ConvView<const long double, Rank>(layer),
-                    [&](Index o, Index c, const PerAxis<Rank>&, long double number) {
-                      rows[static_cast<std::size_t>(o)] += number;
-                      columns[static_cast<std::size_t>(c)] += number;
+                    [&](Index o, Index c, const PerAxis<Rank>&, long double element) {
+                      rows[static_cast<std::size_t>(o)] += element;
+                      columns[static_cast<std::size_t>(c)] += element;
                     });
     for (std::size_t o = 0; o < layer.bias().size(); ++o) {
       rows[o] += layer.bias()[o];
@@ -276,14 +276,14 @@ long double scale_bound(const Tree<Leaf<Scalar, Rank>>& node) {
   return node.join() == Join::chain ? product : sum;
 }
 
-/// Bounds what underflow adds to any number of a contraction: each of `terms` products loses at
+/// Bounds what underflow adds to any element of a contraction: each of `terms` products loses at
 /// most one smallest subnormal, which the remaining factors then scale.
 template <class A, class Scalar, int Rank>
 long double underflow(const Tree<Leaf<Scalar, Rank>>& expression, Index terms) {
   return static_cast<long double>(terms) * smallest_subnormal<A>() * scale_bound(expression);
 }
 
-/// Bounds |computed - reference| for a number whose factors' absolute values contract to
+/// Bounds |computed - reference| for an element whose factors' absolute values contract to
 /// `magnitude`.
 template <class Scalar, class A>
 struct ErrorBound {
