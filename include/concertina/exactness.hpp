@@ -51,14 +51,19 @@ struct Border {
   void require(const Form<Rank>& form) const;
 };
 
-/// A border of any rank for which equality in the interior is enough.
+namespace detail {
+
 struct InteriorOnly {
   template <int Rank>
   constexpr operator Border<Rank>() const {
     return {.interior_only = true};
   }
 };
-inline constexpr InteriorOnly interior_only{};
+
+}  // namespace detail
+
+/// A border of any rank for which equality in the interior is enough.
+inline constexpr detail::InteriorOnly interior_only{};
 
 /// exact_at(224, 224): one extent per spatial axis.
 template <std::integral... Extents>

@@ -38,9 +38,9 @@ class FunctionRef<Result(Arguments...)> {
   Result (*call_)(void*, Arguments...);
 };
 
-}  // namespace detail
-
 struct SerialFor;
+
+}  // namespace detail
 
 /// The caller's threads: anything that is called as run(count, task), calls task(i) once for each i
 /// in 0 .. count - 1, in any order, at the same time if it likes, and returns when all are done. A
@@ -53,7 +53,7 @@ class ParallelFor {
     requires(!std::same_as<std::remove_cvref_t<Run>, ParallelFor>) &&
                 std::invocable<Run&, Index, Task>
   ParallelFor(Run&& run) noexcept
-      : run_(run), is_serial_(std::same_as<std::remove_cvref_t<Run>, SerialFor>) {}
+      : run_(run), is_serial_(std::same_as<std::remove_cvref_t<Run>, detail::SerialFor>) {}
 
   void operator()(Index count, Task task) const { run_(count, task); }
 
@@ -66,11 +66,11 @@ class ParallelFor {
 };
 
 /// A plain loop.
-struct SerialFor {
+struct detail::SerialFor {
   void operator()(Index count, ParallelFor::Task task) const {
     for (Index i = 0; i < count; ++i) task(i);
   }
 };
-inline constexpr SerialFor serial_for{};
+inline constexpr detail::SerialFor serial_for{};
 
 }  // namespace concertina

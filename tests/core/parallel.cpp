@@ -62,7 +62,7 @@ TEST_CASE("whatever is called with a count and a task runs tasks", "[parallel]")
   order_of(copy, 2);
   CHECK(counting.calls == 2);
 
-  static_assert(std::is_convertible_v<SerialFor, ParallelFor> &&
+  static_assert(std::is_convertible_v<decltype(serial_for), ParallelFor> &&
                 !std::is_convertible_v<int, ParallelFor> &&
                 !std::is_convertible_v<void (*)(Index), ParallelFor>);
   CHECK(ParallelFor(serial_for).is_serial());

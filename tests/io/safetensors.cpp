@@ -281,8 +281,8 @@ TEST_CASE("every 16-bit float widens to the number its bits say", "[safetensors]
 
 TEST_CASE("views and values name what they cannot do", "[safetensors]") {
   static_assert(Stored<long> && Stored<long long> && Stored<Eigen::half> && Stored<char>);
-  static_assert(!Stored<long double> && !Stored<const float> && Readable<long double> &&
-                !Readable<std::string> && !Readable<void*>);
+  static_assert(!Stored<long double> && !Stored<const float> && detail::Readable<long double> &&
+                !detail::Readable<std::string> && !detail::Readable<void*>);
   // A view of a temporary would dangle, and one of bool would show bytes that are no bool.
   static_assert(Viewable<const Safetensors&, float> && !Viewable<Safetensors, float>);
   static_assert(!Viewable<const Safetensors&, bool> && !Viewable<const Safetensors&, long double>);

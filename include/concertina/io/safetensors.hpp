@@ -55,9 +55,13 @@ constexpr std::optional<Dtype> dtype_of();
 template <class Scalar>
 concept Stored = dtype_of<Scalar>().has_value();
 
+namespace detail {
+
 /// A type that values can be read as.
 template <class Scalar>
 concept Readable = Stored<Scalar> || std::same_as<Scalar, long double>;
+
+}  // namespace detail
 
 /// An array, row-major. An empty shape is a scalar; a dimension may be zero.
 struct Tensor {
@@ -88,7 +92,7 @@ struct Safetensors {
   /// A copy of the elements, widened where Scalar holds every value of the dtype exactly.
   /// Throws FormatError naming both types where it does not: rounding is left to the caller; and
   /// naming the dtype if it is Other.
-  template <Readable Scalar>
+  template <detail::Readable Scalar>
   std::vector<Scalar> values(std::string_view name) const;
 
   /// The elements themselves, no copy; valid until the tensor changes or goes.
@@ -768,7 +772,7 @@ inline const Tensor& Safetensors::tensor(std::string_view name) const& {
                   " in the file: " + detail::listed(std::views::keys(tensors), detail::in_quotes));
 }
 
-template <Readable Scalar>
+template <detail::Readable Scalar>
 std::vector<Scalar> Safetensors::values(std::string_view name) const {
   const Tensor& from = tensor(name);
   const std::string where = detail::about(origin, name);
