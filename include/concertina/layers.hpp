@@ -1,11 +1,9 @@
 // Layers that are special cases of a convolution: batch norms (inference), scales, identities,
-// pooling, permutations, fully connected layers after a flatten, and kernels with zeros around
-// them.
+// pooling, selected channels, fully connected layers after a flatten.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <concertina/conv.hpp>
-#include <concertina/detail/branch_place.hpp>
 #include <concertina/expression.hpp>
 
 #include <cmath>
@@ -96,25 +94,6 @@ Expr<Scalar, any_rank> channel_select(Index channels, std::vector<Index> source)
   return ChannelMap<Scalar>{.in = channels, .out = count, .source = std::move(source)};
 }
 
-/// Channels in another order: output channel o is input channel source[o]. Throws ShapeError unless
-/// each channel occurs once.
-template <class Scalar>
-Expr<Scalar, any_rank> channel_permutation(std::vector<Index> source) {
-  std::vector<bool> seen(source.size());
-  for (const Index channel : source) {
-    const bool valid = channel >= 0 && channel < std::ssize(source);
-    if (valid && !seen[static_cast<std::size_t>(channel)]) {
-      seen[static_cast<std::size_t>(channel)] = true;
-      continue;
-    }
-    throw ShapeError("channel_permutation: channel " + std::to_string(channel) +
-                     (valid ? " occurs twice among " : " is not one of ") +
-                     std::to_string(source.size()));
-  }
-  const Index channels = std::ssize(source);
-  return channel_select<Scalar>(channels, std::move(source));
-}
-
 /// Channels seen as [groups, n] become [n, groups], as torch.nn.ChannelShuffle does. Throws
 /// ShapeError where groups do not divide the channels.
 /// Source  Zhang et al., ShuffleNet, CVPR 2018
@@ -180,40 +159,6 @@ Conv<Scalar, Rank> linear_as_conv(const ConvView<const Scalar, 0>& linear, Index
   return {{.out = linear.shape().out, .in = channels, .kernel_size = size},
           {linear.weight().begin(), linear.weight().end()},
           {linear.bias().begin(), linear.bias().end()}};
-}
-
-/// The same map with `zeros` more taps at the start and end of each axis, and as much more padding:
-/// DBB's transform VI, which makes a 1x3 kernel a 3x3 one.
-/// Throws  ShapeError for a negative number of zeros, SizeError on overflow
-template <class Scalar, int Rank>
-Conv<Scalar, Rank> zero_padded(const ConvView<const Scalar, Rank>& layer,
-                               const std::type_identity_t<Padding<Rank>>& zeros) {
-  ConvShape<Rank> shape = layer.shape();
-  for (int axis = 0; axis < Rank; ++axis) {
-    const Index start = zeros.start[axis], end = zeros.end[axis], dilation = shape.dilation[axis];
-    if (start < 0 || end < 0) {
-      throw ShapeError("zero_padded: " + to_string(zeros.start) + ":" + to_string(zeros.end) +
-                       " zeros around " + to_string(layer.shape()));
-    }
-    constexpr const char* what = "zero_padded";
-    const auto grow = [&](Index& number, Index by) {
-      number = detail::checked_add(number, by, what);
-    };
-    grow(shape.kernel_size[axis], detail::checked_add(start, end, what));
-    grow(shape.padding.start[axis], detail::checked_multiply(start, dilation, what));
-    grow(shape.padding.end[axis], detail::checked_multiply(end, dilation, what));
-  }
-  Conv<Scalar, Rank> result(shape);
-  const detail::BranchPlace place(layer.shape(), 0, 0, shape);
-  place.for_each(detail::LayerData<const Scalar>{layer.weight().data(), layer.bias().data()},
-                 detail::LayerData<Scalar>{result.weight().data(), result.bias().data()},
-                 [](const Scalar& from, Scalar& to) { to = from; });
-  return result;
-}
-template <class Scalar, int Rank>
-Conv<Scalar, Rank> zero_padded(const Conv<Scalar, Rank>& layer,
-                               const std::type_identity_t<Padding<Rank>>& zeros) {
-  return zero_padded(ConvView<const Scalar, Rank>(layer), zeros);
 }
 
 }  // namespace concertina

@@ -164,7 +164,7 @@ RowMajorSparse<Scalar> sparse(const ConvView<const Scalar, Rank>& layer,
 ///      0   0   0   0  w00 w01  0  w10 w11
 ///
 /// Every tap that falls on the map has an entry, even where its weight is zero: the pattern depends
-/// on shapes only.
+/// on shapes only. Eigen makes it dense: Eigen::MatrixXf(toeplitz(F, n)).
 /// Ensures  toeplitz(F, n) * x + b == F(x), and toeplitz(G * F, n) == toeplitz(G, m) * toeplitz(F, n) where the
 ///          product is exact and F takes size n to m
 /// Cost     the entries, each with an index of 32 bits
@@ -182,25 +182,6 @@ template <Layer F>
 Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> augmented(
     const F& layer, const PerAxis<F::Rank>& input_size, MemoryLimit limit = {}) {
   return detail::sparse<typename F::Scalar, F::Rank>(layer, input_size, true, limit);
-}
-
-/// toeplitz() with its zeros.
-template <Layer F>
-Eigen::Matrix<typename F::Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> toeplitz_dense(
-    const F& layer, const PerAxis<F::Rank>& input_size, MemoryLimit limit = {}) {
-  using Scalar = typename F::Scalar;
-  const auto size = detail::toeplitz_size(layer.shape(), input_size);
-  const Index numbers = detail::checked_multiply(size.rows, size.columns, "toeplitz");
-  detail::require_memory(size, detail::checked_multiply(numbers, sizeof(Scalar), "toeplitz"),
-                         limit);
-  detail::RowMajor<Scalar> matrix =
-      detail::RowMajor<Scalar>::Constant(size.rows, size.columns, Scalar(0));
-  detail::for_each_row(layer.shape(), input_size, [&](Index row, const auto& entries) {
-    for (const detail::Entry& entry : entries) {
-      matrix(row, entry.column) = layer.weight()[static_cast<std::size_t>(entry.weight)];
-    }
-  });
-  return matrix;
 }
 
 /// The layer of this shape, without a bias, whose matrix on maps of `input_size` this is, compared
