@@ -59,8 +59,7 @@ struct Window {
 };
 
 /// Calls each(tap, to, from, length) for every wanted row that a tap of the kernel reads: output
-/// to + i reads input from + i * stride, i < length. What falls on the padding is
-/// left out.
+/// to + i reads input from + i * stride, i < length. What falls on the padding is left out.
 template <class Each>
 void for_each_tap(const Window& window, Each&& each) {
   const auto& [shape, in, out, rows] = window;
