@@ -24,6 +24,7 @@ using concertina::FeatureMap;
 using concertina::MapShape;
 using concertina::PerAxis;
 using concertina::Report;
+using concertina::detail::Precision;
 using concertina::io::Dtype;
 
 namespace {
@@ -98,17 +99,13 @@ Index structure_bytes(const concertina::Form<Rank>& form, const PerAxis<Rank>& s
                                               "structure");
 }
 
-/// Unit roundoff and smallest subnormal of what a tensor was computed in.
-struct Rounding {
-  long double unit, subnormal;
-
-  /// How far a value that was rounded to x can have been from it.
-  template <class Scalar>
-  Scalar half_ulp(Scalar x) const {
-    const long double least = subnormal / 2;
-    return static_cast<Scalar>(x == 0 ? least : std::max(std::ldexp(unit, std::ilogb(x)), least));
-  }
-};
+/// How far a value that was rounded to x can have been from it.
+template <class Scalar>
+Scalar half_ulp(const Precision& precision, Scalar x) {
+  const long double least = precision.subnormal / 2;
+  return static_cast<Scalar>(x == 0 ? least
+                                    : std::max(std::ldexp(precision.unit, std::ilogb(x)), least));
+}
 
 /// Calls use(std::type_identity<Scalar>()) with a tensor's scalar, one that rounds.
 template <class Use>
@@ -125,10 +122,9 @@ auto with_scalar_of(const concertina::io::Safetensors& file, const std::string& 
   }
 }
 
-Rounding rounding_of(const concertina::io::Safetensors& file, const std::string& name) {
+Precision precision_of(const concertina::io::Safetensors& file, const std::string& name) {
   return with_scalar_of(file, name, []<class Scalar>(std::type_identity<Scalar>) {
-    return Rounding{concertina::detail::unit_roundoff<Scalar>(),
-                    concertina::detail::smallest_subnormal<Scalar>()};
+    return concertina::detail::precision_of<Scalar>();
   });
 }
 
@@ -240,12 +236,12 @@ class Prover {
       description.groups = geometry.groups;
     }
     auto layer = read_layer<Scalar, Rank>(file_, description);
-    const auto storage = [&](const char* suffix) -> std::optional<Rounding> {
+    const auto storage = [&](const char* suffix) -> std::optional<Precision> {
       const std::string name = description.tensor(suffix);
       if (!file_.contains(name)) return std::nullopt;
-      const Rounding rounding = rounding_of(file_, name);
-      if (rounding.unit <= concertina::detail::unit_roundoff<Scalar>()) return std::nullopt;
-      return rounding;
+      const Precision precision = precision_of(file_, name);
+      if (precision.unit <= concertina::detail::unit_roundoff<Scalar>()) return std::nullopt;
+      return precision;
     };
     const auto weight = storage("weight"), bias = storage("bias");
     Report report = step(description.name, [&] {
@@ -262,13 +258,13 @@ class Prover {
   /// away, any of which it may have been, by the nearest to the contraction's. So what then exceeds
   /// a bound exceeds it by more than storing explains.
   static void undo_storage(Conv<Scalar, Rank>& layer, const Conv<Scalar, Rank>& contraction,
-                           const std::optional<Rounding>& weight,
-                           const std::optional<Rounding>& bias) {
+                           const std::optional<Precision>& weight,
+                           const std::optional<Precision>& bias) {
     if (!concertina::detail::incomparable(layer.shape(), contraction.shape()).empty()) return;
-    const auto nearest = [](const Rounding& storage, Scalar stored, Scalar wanted) {
-      const Scalar half_ulp = storage.half_ulp(stored);
+    const auto nearest = [](const Precision& storage, Scalar stored, Scalar wanted) {
+      const Scalar most = half_ulp(storage, stored);
       // No rounding: both ends have one digit more than what is stored.
-      return std::clamp(wanted, stored - half_ulp, stored + half_ulp);
+      return std::clamp(wanted, stored - most, stored + most);
     };
     const concertina::ConvView<const Scalar, Rank> view(contraction);
     std::size_t at = 0;
