@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(Program::threads, Program::resident)
 template <class Program>
 __global__ void __launch_bounds__(Program::threads, 1)
     run_tensor_cores(const __grid_constant__ Program program) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  DeviceGrid<Program::threads, TensorCoreDeviceBlock<Program::threads>> grid(memory);
+  extern __shared__ __align__(1024) unsigned char tiles[];
+  DeviceGrid<Program::threads, TensorCoreDeviceBlock<Program::threads>> grid(tiles);
   program(grid);
 }
 
