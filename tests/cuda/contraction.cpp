@@ -8,6 +8,7 @@
 #include <concertina/layers.hpp>
 
 #include <algorithm>
+#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -111,6 +112,30 @@ TEST_CASE("products large enough are on tensor cores, of whole rounds of tiles a
   CHECK_FALSE(on_tensor_cores(128, 127, 256));
   CHECK_FALSE(on_tensor_cores(31, 256, 256));
   CHECK_FALSE(on_tensor_cores(64, 128, 127));
+}
+
+TEST_CASE("every offset of the largest products is an int", "[cuda]") {
+  const auto product = [](Index channels, Index size) {
+    return PlannedForm(
+        std::vector<ConvShape<2>>(2, {.out = channels, .in = channels, .kernel_size = size}));
+  };
+  for (const PlannedForm& form : {product(1024, 7), product(2048, 5), product(1024, 5)}) {
+    const ContractionPlan plan(std::vector<PlannedForm>{form});
+    for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
+      for (const cuda::Job& job : sequence->jobs) {
+        const auto last = [](const cuda::TwoModeStride& stride, Index count, Index inner) {
+          return (count - 1) / inner * stride.outer + (inner - 1) * stride.inner;
+        };
+        const Index m = job.m, k = std::max<Index>(job.k, 1), m_inner = job.m_inner_extent,
+                    k_inner = job.k_inner_extent;
+        for (const Index offset : {last(job.a_m, m, m_inner), last(job.c_m, m, m_inner),
+                                   last(job.a_k, k, k_inner), last(job.b_k, k, k_inner),
+                                   (Index{job.n} - 1) * job.b_n, (Index{job.n} - 1) * job.c_n}) {
+          CHECK(offset <= std::numeric_limits<int>::max());
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("sums that are long for their tiles are split", "[cuda]") {

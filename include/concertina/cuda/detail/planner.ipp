@@ -481,9 +481,10 @@ class FormPlanner {
            !planning_.forward.fits_tensor_cores(block.out * outer_taps, block.in * inner_taps,
                                                 block.hidden);
   }
-  /// The same of its gradients; those of a kernel after a 1x1 layer also for tensor cores.
+  /// The same of its gradients; those of a kernel and a 1x1 layer also where they are large.
   bool is_gradient_unfolded(const Product& product, const BlockRun& run) const {
     const DenseBlock& block = run.first;
+    if (!product.is_pointwise()) return is_unfolded(product, run);
     return is_unfolded(product, run) ||
            product.plan.multiply_adds_of(block) >= planning_.options.least_gemm ||
            (product.inner_taps() == 1 && product.outer_taps() > 1 &&
@@ -1119,6 +1120,9 @@ inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
     throw SizeError(std::string("PlanOptions::") + option + " " + std::to_string(value) +
                     "; it starts at 1");
   };
+  require(options.least_unfolded > 0, "least_unfolded", options.least_unfolded);
+  require(options.least_bf16x6 > 0, "least_bf16x6", options.least_bf16x6);
+  require(options.least_bf16x6_terms > 0, "least_bf16x6_terms", options.least_bf16x6_terms);
   require(options.least_gemm > 0, "least_gemm", options.least_gemm);
   require(options.wanted_tiles > 0, "wanted_tiles", options.wanted_tiles);
   require(options.least_split > 0, "least_split", options.least_split);

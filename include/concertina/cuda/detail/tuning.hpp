@@ -59,7 +59,7 @@ inline constexpr int fold_elements = 9 * contraction_threads, most_fold_taps = 6
 /// the copies for cuBLAS cost.
 inline constexpr Index least_gemm = Index{1} << 27;
 
-/// Elements of the unfolded product of two kernels larger than 1x1, for cuBLAS: 1 GiB of float.
+/// Elements of the unfolded product of two kernels larger than 1x1, at most: 1 GiB of float.
 inline constexpr Index most_unfolded = Index{1} << 28;
 
 /// Default of PlanOptions::least_unfolded. On an H100 SmallNet CK with its gradient takes 98 us for
