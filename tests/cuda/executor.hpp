@@ -309,7 +309,8 @@ class HostBlock {
   void publish() {}
   void begin_multiply() { emulation_ = TensorCoreEmulation(memory_.random()()); }
   void end_multiply() {}
-  void wait_for_multiply() {
+  template <class Registers, class Member>
+  void wait_for_multiply(PerThread<Registers>&, Member) {
     for (const auto& multiply : multiplies_) multiply();
     multiplies_.clear();
   }

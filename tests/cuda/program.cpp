@@ -258,6 +258,18 @@ TEST_CASE("each part of a float is multiplied on tensor cores", "[cuda]") {
   }
 }
 
+TEST_CASE("whole rounds of tiles and split ones are one product", "[cuda]") {
+  Rng rng(33);
+  Network<float> network(rng);
+  network.add(std::vector<ConvShape<0>>{{.out = 256, .in = 100}, {.out = 300, .in = 256}});
+  const ContractionPlan plan(network.forms(), tensor_cores(4));
+  const auto is_split_rest = [](const cuda::Job& job) {
+    return job.kind == cuda::Job::Kind::multiply_bf16x6 && job.first_c_tile > 0 && job.splits > 1;
+  };
+  CHECK(std::ranges::any_of(plan.forward().jobs, is_split_rest));
+  network.check(plan);
+}
+
 TEST_CASE("products on tensor cores are more accurate than sums of floats in order", "[cuda]") {
   if (!can_run()) return;
   Rng rng(32);
@@ -394,6 +406,9 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   CHECK(kinds.contains({Kind::multiply_small, true}));
   CHECK(kinds.contains({Kind::multiply_narrow, true}));
   CHECK(kinds.contains({Kind::combine, true}));
+  CHECK(kinds.contains({Kind::multiply_bf16x6, false}));
+  CHECK(kinds.contains({Kind::multiply_bf16x6, true}));
+  CHECK(kinds.contains({Kind::combine_tiles, true}));
   CHECK(*reducing.begin() == 1);
   CHECK(*reducing.rbegin() == cuda::contraction_threads);
   CHECK(*combining.rbegin() == cuda::detail::tuning::most_combining_threads);

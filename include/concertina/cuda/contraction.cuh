@@ -39,9 +39,10 @@ namespace detail {
 
 template <class Program>
 __global__ void __launch_bounds__(Program::threads, Program::resident)
-    run_phase(const __grid_constant__ Program program) {
+    run_phase(const __grid_constant__ Program program, bool is_followed) {
 #if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();  // of the next phase, which waits by itself
+  // Of the next phase, which waits by itself. What else follows must not begin before the end.
+  if (is_followed) cudaTriggerProgrammaticLaunchCompletion();
 #endif
   extern __shared__ __align__(16) unsigned char memory[];
   DeviceBlock<Program::threads> block(memory);
@@ -72,7 +73,7 @@ struct BlasDeleter {
 /// open.
 ///
 /// Stored is float, double, __half or __nv_bfloat16; the last two are accumulated in float.
-/// Ensures   results within the bound of prove_rounding(), but for PlanOptions::math tf32; those of contract()
+/// Ensures   results within the bound of prove_rounding(), as far as PlanOptions::math says; those of contract()
 ///           where all sums are exact; the same bit for bit each time
 /// Throws    DeviceError naming the call, its reason and its purpose
 template <class Stored>
@@ -196,7 +197,7 @@ class Contraction {
       need(attribute(device_, cudaDevAttrComputeCapabilityMajor) >= 8,
            "of compute capability 8.0 or more");
       need(attribute(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin) >= static_cast<int>(bytes),
-           "with 144 KiB of shared memory for a block");
+           "with 144 KiB of shared memory for a block (8.0, 9.0, 10.0)");
       with_tensor_core_program([&]<class Program>(const Program*) {
         detail::allow_shared_bytes(&detail::run_tensor_cores<Program>, bytes,
                                    "products on tensor cores");
@@ -226,7 +227,8 @@ class Contraction {
     for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
         for (Index shift = 0; shift < shifts; ++shift) {
-          multiply(gemm, a.data() + shift, b.data() + shift, c.data() + shift);
+          multiply(gemm, a.data() + shift, b.data() + shift, c.data() + shift,
+                   sequence == &plan_.backward());
         }
       }
     }
@@ -276,8 +278,11 @@ class Contraction {
                         "; set that device, and use a stream of its own");
     }
     if (!sequence.gemms.empty()) bind_blas(stream);
-    bool follows_phase = false;
-    for (const Stage& stage : sequence.stages) {
+    const auto is_phase = [&](std::size_t stage) {
+      return stage < sequence.stages.size() && sequence.stages[stage].kind == Stage::Kind::phase;
+    };
+    for (std::size_t s = 0; s < sequence.stages.size(); ++s) {
+      const Stage& stage = sequence.stages[s];
       if (stage.kind == Stage::Kind::tensor_cores) {
         launch_tensor_cores(sequence, tables, table, stage.index, stream);
       } else if (stage.kind == Stage::Kind::gemm) {
@@ -288,11 +293,11 @@ class Contraction {
                                  : static_cast<Sum*>(table[ref.operand]);
           return first + ref.offset;
         };
-        multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c));
+        multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c), &sequence == &plan_.backward());
       } else {
-        launch_phase(sequence, tables, table, stage.index, follows_phase, stream);
+        launch_phase(sequence, tables, table, stage.index, s > 0 && is_phase(s - 1),
+                     is_phase(s + 1), stream);
       }
-      follows_phase = stage.kind == Stage::Kind::phase;
     }
   }
 
@@ -327,7 +332,7 @@ class Contraction {
   /// every phase does, so that none ends before the one before it, and what is read and written
   /// there is in order with all earlier phases. What follows another launch begins after it.
   void launch_phase(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
-                    int index, bool follows_phase, cudaStream_t stream) {
+                    int index, bool follows_phase, bool is_followed, cudaStream_t stream) {
     const Phase& phase = sequence.phases[static_cast<std::size_t>(index)];
     with_program(sequence.has_products(phase), [&]<class Program>(const Program*) {
       const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
@@ -346,8 +351,8 @@ class Contraction {
       config.stream = stream;
       config.attrs = &early;
       config.numAttrs = follows_phase && phases_wait_ ? 1 : 0;
-      check(cudaLaunchKernelEx(&config, detail::run_phase<Program>, program), "cudaLaunchKernelEx",
-            [&] { return name(sequence, index); });
+      check(cudaLaunchKernelEx(&config, detail::run_phase<Program>, program, is_followed),
+            "cudaLaunchKernelEx", [&] { return name(sequence, index); });
     });
   }
 
@@ -371,7 +376,7 @@ class Contraction {
   }
 
   /// cuBLAS's matrices are column-major: it computes the transposed product.
-  void multiply(const Gemm& gemm, const Sum* a, const Sum* b, Sum* c) {
+  void multiply(const Gemm& gemm, const Sum* a, const Sum* b, Sum* c, bool is_gradient) {
     constexpr bool is_double = std::is_same_v<Sum, double>;
     constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;
     const cublasComputeType_t compute = is_double ? CUBLAS_COMPUTE_64F
@@ -387,7 +392,7 @@ class Contraction {
           "cublasGemmEx", [&] {
             return "a GEMM of " + std::to_string(gemm.m) + "x" + std::to_string(gemm.k) + " and " +
                    std::to_string(gemm.k) + "x" + std::to_string(gemm.n) + " of " +
-                   name(gemm.form, false);
+                   name(gemm.form, is_gradient);
           });
   }
 

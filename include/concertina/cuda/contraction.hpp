@@ -48,11 +48,14 @@ class PlannedForm {
   std::optional<concertina::detail::Axes> input_size_;
 };
 
-/// How products of floats are computed. All but tf32 keep the bound of prove_rounding().
+/// How products of floats are computed. All but tf32 keep the bound of prove_rounding(), bf16x6
+/// within the range that it has.
 enum class Math {
-  /// Large ones on tensor cores, of elements split into three bfloat16 ones (compute capability 8.0
-  /// on; fastest where the code is compiled for sm_90a). The absolute error of a product has up to
-  /// 2^-133 of its factors more; elements of 3.39e38 on, and infinite ones, give NaN.
+  /// Large ones on tensor cores, of elements split into three bfloat16 ones: on devices with 144
+  /// KiB
+  /// of shared memory for a block (8.0, 9.0, 10.0); fastest where the code is compiled for sm_90a.
+  /// The absolute error of a product has up to 2^-133 of its factors more; elements of 3.39e38 on,
+  /// and infinite ones, give NaN.
   bf16x6,
   fp32,  ///< in float
   tf32,  ///< large ones on tensor cores, by cuBLAS, of elements rounded to 11 bits
@@ -74,9 +77,10 @@ struct PlanOptions {
   int least_bf16x6_terms = detail::tuning::least_bf16x6_terms;
   /// From so many multiply-adds on any other matrix product is cuBLAS's.
   Index least_gemm = detail::tuning::least_gemm;
-  /// Tiles that fill the device: smaller products are split along k until they have as many.
+  /// Tiles that fill the device, two on each multiprocessor, of those on tensor cores one: smaller
+  /// products are split along k until they have as many.
   int wanted_tiles = detail::tuning::wanted_tiles;
-  /// The least k of a split.
+  /// The least k of a split, but on tensor cores.
   int least_split = detail::tuning::least_split;
 };
 
@@ -149,16 +153,19 @@ struct Sequence {
 /// Products are computed in the cheapest order of each chain; sums and concatenations gather their
 /// branches, element by element and in the branches' order, so without atomics. What does not
 /// depend on each other runs side by side, whatever form it is of: each step of all forms is a
-/// phase, one launch. A product that is large enough for cuBLAS runs there, between phases.
+/// phase, one launch. Kernels of several taps that are not small are unfolded, so that their
+/// product is one matrix product. Large matrix products are on tensor cores or cuBLAS's, between
+/// phases.
 ///
 /// Layers are the leaves of the forms. A leaf that is a batch norm or a scale is given, and its
 /// gradient taken, as its 1x1 depthwise layer: weight [C] and, where it shifts, bias [C]; a
 /// permutation as a dense 1x1 layer. channel_map_gradient goes on from there.
 /// Cost    L - 1 phases for chains of up to L layers, and one for each sum or concatenation on the
 ///         way; one more for each step with split-K partial sums, one where groups leave zeros
-///         between them, two around a GEMM of cuBLAS's whose taps have to be unfolded. The
-///         workspace holds every intermediate and its gradient, partial sums and what is unfolded:
-///         of kxk after lxl on cuBLAS, out * in * k * k * l * l elements. Only these are used twice
+///         between them, two around a product that is unfolded; a step with products on tensor
+///         cores is a launch more. The workspace holds every intermediate and its gradient, partial
+///         sums and what is unfolded: of kxk after lxl, out * in * k * k * l * l elements. Only
+///         these are used twice
 /// Source  the products and their gradients are those of docs/product.md and docs/backward.md
 class ContractionPlan {
  public:

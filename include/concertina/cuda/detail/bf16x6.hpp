@@ -23,7 +23,9 @@ namespace detail {
 
 /// To bfloat16, rounded to nearest, ties to even; `low` in the low half.
 CONCERTINA_HOST_DEVICE inline std::uint32_t bf16_pair(float low, float high) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return 0;  // has no tensor cores for it: the host refuses
+#elif defined(__CUDA_ARCH__)
   std::uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
@@ -103,7 +105,9 @@ struct AccumulatorLayout {
 ///   end_multiply() start D = A B^T, or D += A B^T, of two tiles' first or second 16 elements
 ///   along k, which start at chunks a_first and b_first; D is the member of each thread's
 ///   registers, of AccumulatorLayout, a warp group's rows 64 apart;
-/// - wait_for_multiply(): only then may D be read, or tiles that were multiplied be written;
+/// - wait_for_multiply(registers, member): only then may D be read, or tiles that were multiplied
+/// be
+///   written;
 /// - publish(), by each thread after it has written tiles, before a barrier;
 /// - each_thread_apart(f) is each_thread without a barrier;
 /// - read(address, to) reads neighbours in global memory.
@@ -112,7 +116,6 @@ concept TensorCoreBlock = ThreadBlock<B> && requires(B& block, void (*of_thread)
                                                      const float* from, float (&to)[8]) {
   block.begin_multiply();
   block.end_multiply();
-  block.wait_for_multiply();
   block.publish();
   block.each_thread_apart(of_thread);
   block.read(from, to);
@@ -231,7 +234,7 @@ class Bf16x6Tile {
         });
         advance();
       }
-      block_.wait_for_multiply();
+      block_.wait_for_multiply(registers, &Registers::products);
       block_.each_thread_apart([&](int thread) {
         Registers& mine = registers[thread];
         CONCERTINA_UNROLL

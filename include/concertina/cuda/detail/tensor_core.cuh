@@ -46,8 +46,12 @@ class TensorCoreDeviceBlock : public DeviceBlock<Threads> {
   __device__ void end_multiply() const {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   }
-  __device__ void wait_for_multiply() const {
+  template <class Registers, class Member>
+  __device__ void wait_for_multiply(Registers& registers, Member member) const {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    // Or the compiler could read D before: it sees no other connection.
+    CONCERTINA_UNROLL
+    for (float& sum : registers[0].*member) asm volatile("" : "+f"(sum)::"memory");
   }
   /// What tensor cores read asynchronously goes another way than ordinary accesses.
   __device__ void publish() const { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -94,7 +98,8 @@ class TensorCoreDeviceBlock : public DeviceBlock<Threads> {
 #else
   __device__ void begin_multiply() const {}
   __device__ void end_multiply() const {}
-  __device__ void wait_for_multiply() const {}
+  template <class Registers, class Member>
+  __device__ void wait_for_multiply(Registers&, Member) const {}
   __device__ void publish() const {}
 
   template <class Registers, class Member, class Tiles>
@@ -112,11 +117,13 @@ class TensorCoreDeviceBlock : public DeviceBlock<Threads> {
       for (int next = 0; next < 2; ++next) {
         float* const sums = d + (column / 8 + next) * 4;
         if (!add) sums[0] = sums[1] = sums[2] = sums[3] = 0;
+#if __CUDA_ARCH__ >= 800  // elsewhere the host refuses
         asm volatile(
             "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
             "{%8,%9}, {%0,%1,%2,%3};"
             : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[2 * next]), "r"(b[2 * next + 1]));
+#endif
       }
     }
   }
