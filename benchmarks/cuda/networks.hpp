@@ -16,7 +16,7 @@ struct NamedForms {
 
 /// SmallNet with kernel 7, its convolutions alone and with its first fully connected layer; the
 /// first and the depthwise layers of MobileNet; AlexNet's layers of kernels 11 and 5; a layer of
-/// U-Net's widest. All at r = 4.
+/// U-Net's widest; all these at r = 4. Then 3x3 layers one after another, two or three.
 std::vector<NamedForms> networks();
 
 /// Whether results are the contractions in double, but for some rounding: tensors in the order of a

@@ -16,7 +16,7 @@ namespace concertina {
 
 /// What one proof found. Converts to true where it holds.
 struct Report {
-  std::string proof = {};    ///< "algebra", "rounding" or "structure"
+  std::string proof = {};    ///< "algebra", "rounding", "structure" or "outputs"
   std::string failure = {};  ///< why it does not hold; empty where it does
   Index compared = 0;        ///< elements looked at
   std::string worst =

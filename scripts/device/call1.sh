@@ -23,9 +23,6 @@ for network in $networks; do
 done
 [[ -n $networks ]] || step contraction 15 ./bench_cuda_contraction "${measured[@]}"
 with_torch contraction_torch_graph 20 python3 "$work/src/contract_torch_graph.py" --json
-if needs products 'bench_cuda_products in the pack' test -x bench_cuda_products; then
-  step products 40 ./bench_cuda_products "${measured[@]}"
-fi
 
 # Side by side: none is timed.
 sanitize() { # NAME TOOL PROGRAM TESTS [OPTION...]
@@ -39,7 +36,7 @@ sanitize() { # NAME TOOL PROGRAM TESTS [OPTION...]
 contraction=test_cuda_program_device
 sanitize memcheck memcheck $contraction 'groups that fill tiles*,the paper*,each part*' --leak-check full &
 sanitize racecheck racecheck $contraction 'the paper*' &
-sanitize synccheck synccheck $contraction 'the paper*' &
+sanitize synccheck synccheck $contraction 'the paper*,each part*' &
 sanitize memcheck_cifar memcheck test_cifar_cuda_network_device 'a training goes on*' &
 wait
 

@@ -70,7 +70,6 @@ def collected(work):
                 "tflops": row["flop/s"] / 1e12,
                 "share_of_cublas": row["share_of_cublas"],
             }
-    results["products"] = medians(steps / "products.out")
     results["contraction_torch_graph"] = parsed(steps / "contraction_torch_graph.out")
     results["contraction_torch"] = {
         row["network"]: row["torch"] for row in parsed_lines(steps / "contraction_torch.out")
@@ -118,9 +117,6 @@ def markdown(results):
         numbers = [f"{row['microseconds']:.1f}", f"{row['tflops']:.2f}", f"{row['share_of_cublas']:.2f}"]
         published = f"{loops[name]:.0f}" if name in loops else ""
         contraction.append([name, *numbers, graph.get(name, ""), published])
-    products = [
-        [name, f"{row['real_time']:.1f} {row['time_unit']}"] for name, row in results.get("products", {}).items()
-    ]
     rates = [
         [name, model, f"{rate:,.0f}"]
         for name, by_model in results.get("rates", {}).items()
@@ -136,7 +132,6 @@ def markdown(results):
         "# A check on a device\n",
         table(["step", "status", "s"], steps),
         table(["network", "us", "TFLOP/s", "of cuBLAS", "PyTorch in a graph, us", "as published, us"], contraction),
-        table(["product", "time"], products),
         table(["training step", "model", "images/s"], rates),
         table(["training", "epochs", "test accuracy", "best"], trainings),
     ]

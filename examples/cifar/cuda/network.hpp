@@ -41,8 +41,8 @@ enum class Stream : int { origin };
 /// - allocate<T>(count): a Buffer<T>, which owns numbers without a value, at data();
 /// - upload(span, address): a copy from the host, after what the origin runs; done when it returns;
 /// - download(address, span): a copy to the host, likewise;
-/// - stream(rank): one more; the lower its rank, the earlier its programs have their turn, and the
-///   origin's before all;
+/// - stream(rank): one more; the lower its rank, the earlier its programs have their turn, those of
+///   rank 0 with the origin's;
 /// - run(program, purpose, stream): runs it after what was run there before, and returns at once;
 /// - wait(later, earlier): what will be run on `later` comes after what was run on `earlier`;
 /// - repeat(kind, launches): launches(), which runs programs and does nothing else; from the second
