@@ -228,4 +228,4 @@ bool operator==(const F& f, const G& g) {
 
 }  // namespace concertina
 
-#include <concertina/detail/taps.hpp>
+#include <concertina/detail/same_map.hpp>

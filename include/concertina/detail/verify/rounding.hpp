@@ -4,7 +4,7 @@
 #pragma once
 
 #include <concertina/contract.hpp>
-#include <concertina/detail/taps.hpp>
+#include <concertina/detail/same_map.hpp>
 
 #include <algorithm>
 #include <cmath>
