@@ -24,7 +24,7 @@ TEST_CASE("without a gradient a plan has none", "[cuda]") {
       PlannedForm(expand_cl<2>({.out = 8, .in = 4, .kernel_size = 3, .bias = true})),
       PlannedForm(std::vector<ConvShape<0>>{{.out = 2, .in = 3}})};
   const ContractionPlan both(forms), one(forms, {.gradient = false});
-  CHECK(one.backward().stages.empty());
+  CHECK(one.backward().launches.empty());
   CHECK(one.tensors().size() == both.tensors().size() / 2);
   CHECK(one.tensors(TensorUse::Role::layer_gradient).empty());
   CHECK(one.workspace() < both.workspace());
@@ -98,7 +98,7 @@ TEST_CASE("products large enough are on tensor cores, of whole rounds of tiles a
     }
     CHECK(multiply_adds == sequence->multiply_adds);
   }
-  CHECK(plan.forward().stages.size() == 6);
+  CHECK(plan.forward().launches.size() == 6);
   // Too short sums, too few rows, and too small a product are not.
   const auto on_tensor_cores = [](Index out, Index hidden, Index in) {
     const std::vector<PlannedForm> form{
@@ -254,7 +254,7 @@ TEST_CASE("what cannot be planned is refused", "[cuda]") {
   const std::vector<PlannedForm> many(
       257, PlannedForm(Shapes{{.out = 1, .in = 1}, {.out = 1, .in = 1}}));
   CHECK(message_of<SizeError>([&] { ContractionPlan{many}; }).find("2048") != std::string::npos);
-  CHECK(ContractionPlan(std::span<const PlannedForm>()).forward().stages.empty());
+  CHECK(ContractionPlan(std::span<const PlannedForm>()).forward().launches.empty());
   for (const PlanOptions& options : {PlanOptions{.least_gemm = 0}, PlanOptions{.wanted_tiles = 0},
                                      PlanOptions{.least_split = 0}}) {
     CHECK_THROWS_AS(ContractionPlan(std::span<const PlannedForm>(), options), SizeError);

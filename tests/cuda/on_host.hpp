@@ -50,15 +50,15 @@ void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& ad
   const cuda::ContractionTables tables{sequence.jobs.data(), sequence.taps.data(),
                                        sequence.pairs.data(), sequence.branches.data(),
                                        sequence.phases.data()};
-  for (const cuda::Stage& stage : sequence.stages) {
-    const auto index = static_cast<std::size_t>(stage.index);
-    if (stage.kind == cuda::Stage::Kind::tensor_cores) {
+  for (const cuda::Launch& launch : sequence.launches) {
+    const auto index = static_cast<std::size_t>(launch.index);
+    if (launch.kind == cuda::Launch::Kind::tensor_cores) {
       if constexpr (std::is_same_v<Sum, float>) {
         execute(
-            cuda::TensorCoreProgram<Stored, Capacity>{tables, workspace, stage.index, addresses},
+            cuda::TensorCoreProgram<Stored, Capacity>{tables, workspace, launch.index, addresses},
             tensor_core_blocks, memory);
       }
-    } else if (stage.kind == cuda::Stage::Kind::gemm) {
+    } else if (launch.kind == cuda::Launch::Kind::gemm) {
       execute(sequence.gemms[index], cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace},
               memory);
     } else {

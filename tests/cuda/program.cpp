@@ -645,7 +645,7 @@ TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
   }
   first.tiles += second.tiles;
   first.last_job = second.last_job;
-  sequence.stages = {{cuda::Stage::Kind::phase, 0}};
+  sequence.launches = {{cuda::Launch::Kind::phase, 0}};
   std::vector<std::vector<float>> tensors;
   cuda::Addresses<ContractionPlan::most_tensors> addresses{};
   std::vector<float> workspace(static_cast<std::size_t>(plan.workspace()));

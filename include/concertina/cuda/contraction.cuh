@@ -179,8 +179,8 @@ class Contraction {
   }
 
   static bool has_tensor_cores(const Sequence& sequence) {
-    return std::ranges::any_of(sequence.stages, [](const Stage& stage) {
-      return stage.kind == Stage::Kind::tensor_cores;
+    return std::ranges::any_of(sequence.launches, [](const Launch& launch) {
+      return launch.kind == Launch::Kind::tensor_cores;
     });
   }
 
@@ -278,15 +278,16 @@ class Contraction {
                         "; set that device, and use a stream of its own");
     }
     if (!sequence.gemms.empty()) bind_blas(stream);
-    const auto is_phase = [&](std::size_t stage) {
-      return stage < sequence.stages.size() && sequence.stages[stage].kind == Stage::Kind::phase;
+    const auto is_phase = [&](std::size_t launch) {
+      return launch < sequence.launches.size() &&
+             sequence.launches[launch].kind == Launch::Kind::phase;
     };
-    for (std::size_t s = 0; s < sequence.stages.size(); ++s) {
-      const Stage& stage = sequence.stages[s];
-      if (stage.kind == Stage::Kind::tensor_cores) {
-        launch_tensor_cores(sequence, tables, table, stage.index, stream);
-      } else if (stage.kind == Stage::Kind::gemm) {
-        const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(stage.index)];
+    for (std::size_t l = 0; l < sequence.launches.size(); ++l) {
+      const Launch& launch = sequence.launches[l];
+      if (launch.kind == Launch::Kind::tensor_cores) {
+        launch_tensor_cores(sequence, tables, table, launch.index, stream);
+      } else if (launch.kind == Launch::Kind::gemm) {
+        const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(launch.index)];
         const auto at = [&](const TensorRef& ref) {
           Sum* const first = ref.operand == TensorRef::workspace
                                  ? workspace_.data()
@@ -295,8 +296,8 @@ class Contraction {
         };
         multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c), &sequence == &plan_.backward());
       } else {
-        launch_phase(sequence, tables, table, stage.index, s > 0 && is_phase(s - 1),
-                     is_phase(s + 1), stream);
+        launch_phase(sequence, tables, table, launch.index, l > 0 && is_phase(l - 1),
+                     is_phase(l + 1), stream);
       }
     }
   }

@@ -113,7 +113,7 @@ struct Gemm {
 };
 
 /// What run() issues one after another.
-struct Stage {
+struct Launch {
   enum class Kind {
     phase,         ///< in a launch
     tensor_cores,  ///< a phase of multiply_bf16x6 only, in a launch
@@ -131,7 +131,7 @@ struct Sequence {
   std::vector<Branch> branches;
   std::vector<Phase> phases;
   std::vector<Gemm> gemms;
-  std::vector<Stage> stages;
+  std::vector<Launch> launches;
   Index multiply_adds = 0;  ///< of products; additions of branches not counted
 
   /// Whether any of a phase's jobs is a tiled product.

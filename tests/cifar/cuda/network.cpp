@@ -160,9 +160,9 @@ class PlannedContractor final : public cuda::Contractor {
     const concertina::cuda::ContractionTables tables{
         sequence.jobs.data(), sequence.taps.data(), sequence.pairs.data(), sequence.branches.data(),
         sequence.phases.data()};
-    for (const concertina::cuda::Stage& stage : sequence.stages) {
-      const auto index = static_cast<std::size_t>(stage.index);
-      if (stage.kind == concertina::cuda::Stage::Kind::gemm) {
+    for (const concertina::cuda::Launch& launch : sequence.launches) {
+      const auto index = static_cast<std::size_t>(launch.index);
+      if (launch.kind == concertina::cuda::Launch::Kind::gemm) {
         const auto& gemm = sequence.gemms[index];
         backend_.issue(stream_, [this, addresses, &gemm] {
           using At = concertina::cuda::ContractionMemory<Scalar, Scalar>;

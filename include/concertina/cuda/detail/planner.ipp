@@ -118,13 +118,13 @@ class Schedule {
   void finish() {
     for (Level& level : levels_) {
       if (!level.on_tensor_cores.empty()) {
-        sequence.stages.push_back({Stage::Kind::tensor_cores, add_phase(level.on_tensor_cores)});
+        sequence.launches.push_back({Launch::Kind::tensor_cores, add_phase(level.on_tensor_cores)});
       }
       if (!level.jobs.empty()) {
-        sequence.stages.push_back({Stage::Kind::phase, add_phase(level.jobs)});
+        sequence.launches.push_back({Launch::Kind::phase, add_phase(level.jobs)});
       }
       for (const Gemm& gemm : level.gemms) {
-        sequence.stages.push_back({Stage::Kind::gemm, static_cast<int>(sequence.gemms.size())});
+        sequence.launches.push_back({Launch::Kind::gemm, static_cast<int>(sequence.gemms.size())});
         sequence.gemms.push_back(gemm);
       }
     }
