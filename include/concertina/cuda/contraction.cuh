@@ -73,8 +73,8 @@ struct BlasDeleter {
 /// open.
 ///
 /// Stored is float, double, __half or __nv_bfloat16; the last two are accumulated in float.
-/// Ensures   results within the bound of prove_rounding(), as far as PlanOptions::math says; those of contract()
-///           where all sums are exact; the same bit for bit each time
+/// Ensures   results within the bound of prove_rounding(), as far as PlanOptions::math says; those
+///           of contract() where all sums are exact; the same bit for bit each time
 /// Throws    DeviceError naming the call, its reason and its purpose
 template <class Stored>
 class Contraction {

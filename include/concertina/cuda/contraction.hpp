@@ -52,8 +52,7 @@ class PlannedForm {
 /// within the range that it has.
 enum class Math {
   /// Large ones on tensor cores, of elements split into three bfloat16 ones: on devices with 144
-  /// KiB
-  /// of shared memory for a block (8.0, 9.0, 10.0); fastest where the code is compiled for sm_90a.
+  /// KiB of shared memory for a block (8.0, 9.0, 10.0); fastest compiled for sm_90a.
   /// The absolute error of a product has up to 2^-133 of its factors more; elements of 3.39e38 on,
   /// and infinite ones, give NaN.
   bf16x6,

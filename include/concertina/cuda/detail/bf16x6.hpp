@@ -105,8 +105,7 @@ struct AccumulatorLayout {
 ///   end_multiply() start D = A B^T, or D += A B^T, of two tiles' first or second 16 elements
 ///   along k, which start at chunks a_first and b_first; D is the member of each thread's
 ///   registers, of AccumulatorLayout, a warp group's rows 64 apart;
-/// - wait_for_multiply(registers, member): only then may D be read, or tiles that were multiplied
-/// be
+/// - wait_for_multiply(registers, member): only then may D be read, or what was multiplied be
 ///   written;
 /// - publish(), by each thread after it has written tiles, before a barrier;
 /// - each_thread_apart(f) is each_thread without a barrier;
