@@ -276,6 +276,8 @@ class HostBlock {
     }
     thread_ = -1;
     waited_ = any_waited;
+    for (const auto& require_same : waited_for_) require_same();
+    waited_for_.clear();
     ++phase_;
   }
 
@@ -304,8 +306,9 @@ class HostBlock {
     thread_ = -1;
   }
 
-  // Tensor cores. What is multiplied is read when it is issued, and must still be there when it is
-  // waited for; sums are there only then, and are poisoned meanwhile.
+  // Tensor cores. What is multiplied is read when it is issued, and must still be there at the
+  // barrier after it is waited for: other warps may be that late. Sums are there only when they are
+  // waited for, and are poisoned meanwhile.
   void publish() {}
   void begin_multiply() { emulation_ = TensorCoreEmulation(memory_.random()()); }
   void end_multiply() {}
@@ -313,6 +316,8 @@ class HostBlock {
   void wait_for_multiply(PerThread<Registers>&, Member) {
     for (const auto& multiply : multiplies_) multiply();
     multiplies_.clear();
+    waited_for_.insert(waited_for_.end(), multiplied_.begin(), multiplied_.end());
+    multiplied_.clear();
   }
   template <class Registers, class Member, class Tiles>
   void multiply_tiles(PerThread<Registers>& registers, Member member, const Tiles& tiles,
@@ -357,9 +362,11 @@ class HostBlock {
     if (!add) {
       each_sum([](float& sum, int, int) { sum = std::numeric_limits<float>::quiet_NaN(); });
     }
-    multiplies_.push_back([=, emulation = emulation_] {
+    multiplied_.push_back([=] {
       require_same(a_first, a);
       require_same(b_first, b);
+    });
+    multiplies_.push_back([=, emulation = emulation_] {
       const auto elements_of = [](const std::vector<cuda::Bf16Chunk>& chunks) {
         std::vector<double> elements;
         for (const cuda::Bf16Chunk& chunk : chunks) {
@@ -422,6 +429,7 @@ class HostBlock {
   int chain_ = 0;
   TensorCoreEmulation emulation_{0};
   std::vector<std::function<void()>> multiplies_;
+  std::vector<std::function<void()>> multiplied_, waited_for_;  // that it is the same
   std::vector<int> order_ = std::vector<int>(static_cast<std::size_t>(Threads));
 };
 

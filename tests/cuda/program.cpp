@@ -244,9 +244,9 @@ constexpr PlanOptions tensor_cores(int wanted_tiles = 2) {
 
 TEST_CASE("each part of a float is multiplied on tensor cores", "[cuda]") {
   Rng rng(31);
-  // 65793 is 65536 + 256 + 1, each of which bfloat16 has; 257 the last two.
+  // Rounded to bfloat16, 262657 leaves 513, and that 1; 257 leaves 1.
   for (const std::vector<Index>& factors :
-       {std::vector<Index>{1, 65793}, {65793, 1}, {257, 257}, {1, 1}}) {
+       {std::vector<Index>{1, 262657}, {262657, 1}, {257, 257}, {1, 1}}) {
     Network<float> network(rng, 1, factors);
     network.add(
         std::vector<ConvShape<0>>{{.out = 60, .in = 50, .bias = true}, {.out = 40, .in = 60}});
