@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/detail/io/elements.hpp>
+#include <concertina/detail/io/files.hpp>
+#include <concertina/detail/io/text.hpp>
 #include <concertina/error.hpp>  // FormatError, IoError
 
 #include <Eigen/Core>  // half, bfloat16
@@ -192,70 +195,14 @@ constexpr auto with_storage(Dtype dtype, const Visit& visit) {
                     " is none of the enumerators");
 }
 
-/// Same bits, same meaning: long and long long are both I64 where both have 64 bits.
-template <class A, class B>
-inline constexpr bool same_storage =
-    std::same_as<A, B> ||
-    (std::integral<A> && std::integral<B> && !std::same_as<A, bool> && !std::same_as<B, bool> &&
-     sizeof(A) == sizeof(B) && std::is_signed_v<A> == std::is_signed_v<B>);
-
-/// Whether To represents every value of From.
-template <class To, class From>
-constexpr bool holds_exactly() {
-  using T = std::numeric_limits<To>;
-  using F = std::numeric_limits<From>;
-  if constexpr (std::same_as<To, From>) return true;
-  if (F::digits > T::digits || (F::is_signed && !T::is_signed)) return false;
-  if (F::is_integer) return T::is_integer || F::digits < T::max_exponent;
-  const bool holds_subnormal = F::min_exponent - F::digits >= T::min_exponent - T::digits;
-  return !T::is_integer && F::max_exponent <= T::max_exponent && holds_subnormal;
-}
-
 template <class Scalar>
 std::string scalar_name() {
   if constexpr (Stored<Scalar>) return std::string(name_of(*dtype_of<Scalar>()));
   return "long double";
 }
 
-[[noreturn]] inline void refuse(const std::string& where, const std::string& what) {
-  throw FormatError(where + ": " + what);
-}
-
-/// Text from a file, safe to print: everything but printable ASCII as \xNN, and no longer than a
-/// line.
-inline std::string shown(std::string_view text, std::size_t limit = 100) {
-  constexpr std::string_view digits = "0123456789abcdef";
-  std::string result;
-  for (const char c : text.substr(0, limit)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte < 0x7f) {
-      result += c;
-    } else {
-      result += {'\\', 'x', digits[byte / 16], digits[byte % 16]};
-    }
-  }
-  return text.size() > limit ? result + "..." : result;
-}
-
-inline std::string in_quotes(std::string_view text) { return '"' + shown(text) + '"'; }
-
 inline std::string about(const std::string& origin, std::string_view tensor) {
   return origin + ": tensor " + in_quotes(tensor);
-}
-
-/// The first items, as [2, 3, 5], [2, 3, ...] or "F.bias", "F.weight", ...
-template <std::ranges::input_range Items, class Show>
-std::string listed(const Items& items, const Show& show, int limit = 8) {
-  std::string result;
-  for (const auto& item : items) {
-    result += (result.empty() ? "" : ", ") + (limit > 0 ? show(item) : std::string("..."));
-    if (--limit < 0) break;
-  }
-  return result;
-}
-
-inline std::string shown(const std::vector<std::ptrdiff_t>& integers) {
-  return '[' + listed(integers, [](std::ptrdiff_t i) { return std::to_string(i); }) + ']';
 }
 
 /// Bytes per element; 0 where they are not known, and may be less than one.
@@ -668,71 +615,6 @@ inline Pieces split(const std::string& origin, const Safetensors& file) {
   return pieces;
 }
 
-struct CloseFile {
-  void operator()(std::FILE* file) const { std::fclose(file); }
-};
-using FileHandle = std::unique_ptr<std::FILE, CloseFile>;
-
-inline std::string system_message() { return std::generic_category().message(errno); }
-
-/// A file that appears at its path when it is complete, or never.
-class AtomicFile {
- public:
-  explicit AtomicFile(const std::filesystem::path& path)
-      : shown_path_(path.string()), target_(path) {
-    std::error_code error;
-    const auto status = std::filesystem::status(path, error);
-    if (std::filesystem::exists(status)) {
-      if (!std::filesystem::is_regular_file(status)) {
-        fail("there is something that is not a regular file");
-      }
-      target_ = std::filesystem::canonical(path, error);
-      if (error) fail(error.message());
-    }
-    for (int number = 0; !file_; ++number) {
-      temporary_ = target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
-      // x: never opens a file that exists, nor follows a link that somebody put there.
-      file_.reset(std::fopen(temporary_.string().c_str(), "wbx"));
-      if (!file_ && (errno != EEXIST || number == 1000)) {
-        fail("cannot create " + temporary_.string() + ", " + system_message());
-      }
-    }
-  }
-
-  AtomicFile(const AtomicFile&) = delete;
-  AtomicFile& operator=(const AtomicFile&) = delete;
-
-  ~AtomicFile() {
-    if (complete_) return;
-    file_.reset();
-    std::error_code ignored;
-    std::filesystem::remove(temporary_, ignored);
-  }
-
-  void write(std::span<const std::byte> bytes) {
-    const std::size_t written = std::fwrite(bytes.data(), 1, bytes.size(), file_.get());
-    if (written != bytes.size()) fail(system_message());
-  }
-
-  void commit() {
-    if (std::fflush(file_.get()) != 0 || std::fclose(file_.release()) != 0) fail(system_message());
-    std::error_code error;
-    std::filesystem::rename(temporary_, target_, error);
-    if (error) fail(error.message());
-    complete_ = true;
-  }
-
- private:
-  [[noreturn]] void fail(const std::string& why) const {
-    throw IoError("cannot write " + shown_path_ + ": " + why);
-  }
-
-  std::string shown_path_;
-  std::filesystem::path target_, temporary_;
-  FileHandle file_;
-  bool complete_ = false;
-};
-
 }  // namespace detail
 
 inline std::string_view name_of(Dtype dtype) {
@@ -778,25 +660,14 @@ std::vector<Scalar> Safetensors::values(std::string_view name) const {
   const std::string where = detail::about(origin, name);
   detail::check_readable(where, from);
   return detail::with_storage(from.dtype, [&]<class T>(std::type_identity<T>) {
-    std::vector<Scalar> result;
     if constexpr (detail::holds_exactly<Scalar, T>()) {
-      result.resize(from.bytes.size() / sizeof(T));
-      for (std::size_t i = 0; i < result.size(); ++i) {
-        std::array<std::byte, sizeof(T)> element;
-        std::ranges::copy_n(from.bytes.begin() + static_cast<std::ptrdiff_t>(i * sizeof(T)),
-                            sizeof(T), element.begin());
-        if constexpr (std::same_as<T, bool>) {
-          result[i] = static_cast<Scalar>(element[0] != std::byte{0});
-        } else {
-          result[i] = static_cast<Scalar>(std::bit_cast<T>(element));
-        }
-      }
+      return detail::widened<Scalar, T>(from.bytes);
     } else {
       detail::refuse(where, std::string(name_of(from.dtype)) + " does not fit " +
                                 detail::scalar_name<Scalar>() +
                                 " exactly; read it as a wider type and round as you wish");
+      return std::vector<Scalar>();
     }
-    return result;
   });
 }
 
@@ -831,23 +702,9 @@ void Safetensors::add(std::string name, std::vector<std::ptrdiff_t> shape, const
 }
 
 inline Safetensors read_safetensors(const std::filesystem::path& path) {
-  const auto fail = [&path](const std::string& why) {
-    throw IoError("cannot read " + path.string() + ": " + why);
-  };
-  std::error_code error;
-  const auto status = std::filesystem::status(path, error);
-  if (!std::filesystem::exists(status)) fail(error.message());
-  if (std::filesystem::is_directory(status)) fail("it is a folder; name a file in it");
-  if (!std::filesystem::is_regular_file(status)) fail("it is not a regular file");
-  const auto size = static_cast<std::ptrdiff_t>(std::filesystem::file_size(path, error));
-  if (error) fail(error.message());
-  const detail::FileHandle file(std::fopen(path.string().c_str(), "rb"));
-  if (!file) fail(detail::system_message());
-  return detail::read(path.string(), size, [&](std::span<std::byte> to) {
-    if (std::fread(to.data(), 1, to.size(), file.get()) != to.size()) {
-      fail(std::ferror(file.get()) ? detail::system_message()
-                                   : "it became shorter while it was read");
-    }
+  const auto [file, size] = detail::open_file(path);
+  return detail::read(path.string(), size, [&, handle = file.get()](std::span<std::byte> to) {
+    detail::read_next(path, handle, to);
   });
 }
 

@@ -1,0 +1,197 @@
+// ONNX models written: what was read as it was, what is new from its members.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/detail/io/onnx_graph.hpp>
+#include <concertina/detail/io/onnx_reader.hpp>
+#include <concertina/detail/io/onnx_tensor.hpp>
+#include <concertina/detail/io/protobuf.hpp>
+#include <concertina/io/onnx.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace concertina::onnx::detail {
+
+/// A tensor inline, as it was where it was inline.
+inline Pieces inline_tensor(const Source& source, const Tensor& tensor) {
+  if (tensor.encoded.empty() || tensor.external) return with_elements(source, tensor);
+  Pieces pieces;
+  pieces.add(tensor.encoded);
+  return pieces;
+}
+
+inline void check_tensor(const Source& source, const Tensor& tensor) {
+  const std::string where = source.name + ": " + about(tensor);
+  if (tensor.type == DataType::string && tensor.encoded.empty()) {
+    fail<FormatError>({where, ": strings cannot be written, but as they were read"});
+  }
+  check_size(where, tensor, tensor.elements.size());
+}
+
+inline Pieces encode(const Source& source, const Attribute& attribute) {
+  Pieces out;
+  if (!attribute.encoded.empty()) {
+    out.add(attribute.encoded);
+    return out;
+  }
+  out.text(1, attribute.name);
+  switch (attribute.type) {
+    case AttributeType::float_: out.real(2, attribute.f); break;
+    case AttributeType::integer: out.integer(3, attribute.i); break;
+    case AttributeType::string: out.text(4, attribute.s); break;
+    case AttributeType::tensor:
+      if (!attribute.tensor) {
+        fail<FormatError>(
+            {source.name, ": attribute ", in_quotes(attribute.name), " is a tensor, but has none"});
+      }
+      check_tensor(source, *attribute.tensor);
+      out.message(5, inline_tensor(source, *attribute.tensor));
+      break;
+    case AttributeType::floats:
+      for (const float value : attribute.floats) out.real(7, value);
+      break;
+    case AttributeType::integers:
+      for (const std::int64_t value : attribute.ints) out.integer(8, value);
+      break;
+    case AttributeType::strings:
+      for (const std::string& value : attribute.strings) out.text(9, value);
+      break;
+    default:
+      fail<FormatError>({source.name, ": attribute ", in_quotes(attribute.name), " of type ",
+                         static_cast<int>(attribute.type),
+                         " cannot be written, but as it was read"});
+  }
+  out.integer(20, static_cast<std::int32_t>(attribute.type));
+  return out;
+}
+
+inline Pieces encode(const Source& source, const Node& node) {
+  if (!node.encoded.empty()) {
+    Pieces out;
+    out.add(node.encoded);
+    return out;
+  }
+  Ordered out(node.fields);
+  for (const std::string& name : node.inputs) out.at(1).text(1, name);
+  for (const std::string& name : node.outputs) out.at(2).text(2, name);
+  if (!node.name.empty()) out.at(3).text(3, node.name);
+  out.at(4).text(4, node.op_type);
+  for (const Attribute& attribute : node.attributes) {
+    out.at(5).message(5, encode(source, attribute));
+  }
+  if (!node.domain.empty()) out.at(7).text(7, node.domain);
+  return out.finish();
+}
+
+inline Pieces encode(const ValueInfo& value) {
+  Pieces out;
+  if (!value.encoded.empty()) {
+    out.add(value.encoded);
+    return out;
+  }
+  if (!value.name.empty()) out.text(1, value.name);
+  if (value.type == DataType::undefined && !value.shape) return out;
+  Pieces tensor;
+  tensor.integer(1, static_cast<std::int32_t>(value.type));
+  if (value.shape) {
+    Pieces shape;
+    for (const Dimension& extent : *value.shape) {
+      Pieces dimension;
+      if (extent.value) {
+        dimension.integer(1, *extent.value);
+      } else if (!extent.name.empty()) {
+        dimension.text(2, extent.name);
+      }
+      shape.message(1, std::move(dimension));
+    }
+    tensor.message(2, std::move(shape));
+  }
+  Pieces type;
+  type.message(1, std::move(tensor));
+  out.message(2, std::move(type));
+  return out;
+}
+
+/// The tensors that are written outside, in the order of their bytes.
+struct ExternalLayout {
+  std::string location;
+  std::vector<std::optional<std::size_t>> offsets;  // of each initializer that is outside
+
+  bool is_empty() const {
+    return std::ranges::none_of(offsets, [](const auto& offset) { return offset.has_value(); });
+  }
+};
+
+inline ExternalLayout layout(const Model& model, const std::string& location,
+                             std::int64_t threshold) {
+  constexpr std::size_t alignment = 64;
+  ExternalLayout result{location, {}};
+  std::size_t end = 0;
+  for (const Tensor& tensor : model.initializers) {
+    auto& offset = result.offsets.emplace_back();
+    if (location.empty() || tensor.elements.empty() ||
+        std::cmp_less(tensor.elements.size(), threshold)) {
+      continue;
+    }
+    offset = (end + alignment - 1) / alignment * alignment;
+    end = *offset + tensor.elements.size();
+  }
+  return result;
+}
+
+inline Pieces encode(const Model& model, const ExternalLayout& outside) {
+  const Source source{model.origin, {}};
+  check_graph(model);
+
+  // Fields that say the same as the member are written as they were.
+  Model was;
+  was.model_fields = model.model_fields;
+  was.graph_fields = model.graph_fields;
+  was.origin = model.origin;
+  read_header(source, was);
+  const auto changed = [](std::vector<Field>& fields, std::uint32_t number, bool same) {
+    if (!same) std::erase_if(fields, [&](const Field& field) { return field.number == number; });
+    return !same;
+  };
+  const bool new_name = changed(was.graph_fields, 2, was.graph_name == model.graph_name);
+  const bool new_version = changed(was.model_fields, 1, was.ir_version == model.ir_version);
+  const bool new_producer = changed(was.model_fields, 2, was.producer == model.producer);
+  const bool new_opsets = changed(was.model_fields, 8, was.opsets == model.opsets);
+
+  Ordered graph(was.graph_fields);
+  for (const Node& node : model.nodes) graph.at(1).message(1, encode(source, node));
+  if (new_name) graph.at(2).text(2, model.graph_name);
+  for (std::size_t i = 0; i < model.initializers.size(); ++i) {
+    const Tensor& tensor = model.initializers[i];
+    check_tensor(source, tensor);
+    const auto& offset = outside.offsets[i];
+    graph.at(5).message(
+        5, offset ? with_elements(source, tensor, ExternalPlace{outside.location, *offset})
+                  : inline_tensor(source, tensor));
+  }
+  for (const ValueInfo& value : model.inputs) graph.at(11).message(11, encode(value));
+  for (const ValueInfo& value : model.outputs) graph.at(12).message(12, encode(value));
+  for (const ValueInfo& value : model.values) graph.at(13).message(13, encode(value));
+
+  Ordered out(was.model_fields);
+  if (new_version) out.at(1).integer(1, model.ir_version);
+  if (new_producer) out.at(2).text(2, model.producer);
+  out.at(7).message(7, graph.finish());
+  if (new_opsets) {
+    for (const OperatorSet& opset : model.opsets) {
+      Pieces import;
+      import.text(1, opset.domain);
+      import.integer(2, opset.version);
+      out.at(8).message(8, std::move(import));
+    }
+  }
+  return out.finish();
+}
+
+}  // namespace concertina::onnx::detail
