@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 namespace concertina::io::detail {
@@ -61,14 +62,7 @@ class AtomicFile {
       target_ = std::filesystem::canonical(path, error);
       if (error) fail(error.message());
     }
-    for (int number = 0; !file_; ++number) {
-      temporary_ = target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
-      // x: never opens a file that exists, nor follows a link that somebody put there.
-      file_.reset(std::fopen(temporary_.string().c_str(), "wbx"));
-      if (!file_ && (errno != EEXIST || number == 1000)) {
-        fail("cannot create " + temporary_.string() + ", " + system_message());
-      }
-    }
+    std::tie(file_, temporary_) = create_temporary();
   }
 
   AtomicFile(const AtomicFile&) = delete;
@@ -97,21 +91,39 @@ class AtomicFile {
     first.close();
     second.close();
     std::error_code error;
-    const bool existed = std::filesystem::exists(first.target_, error);
-    const std::filesystem::path before = first.temporary_.string() + ".old";
-    if (existed) first.rename(first.target_, before);
+    std::filesystem::path before;
+    bool moved = false;
     try {
+      if (std::filesystem::exists(first.target_, error)) {
+        before = first.create_temporary().second;
+        first.rename(first.target_, before);
+        moved = true;
+      }
       first.commit();
       second.commit();
     } catch (...) {
       if (first.complete_) std::filesystem::remove(first.target_, error);
-      if (existed) std::filesystem::rename(before, first.target_, error);
+      if (moved) std::filesystem::rename(before, first.target_, error);
+      if (!moved) std::filesystem::remove(before, error);
       throw;
     }
-    if (existed) std::filesystem::remove(before, error);
+    std::filesystem::remove(before, error);
   }
 
  private:
+  /// A new file in the target's folder.
+  std::pair<FileHandle, std::filesystem::path> create_temporary() const {
+    for (int number = 0;; ++number) {
+      auto path = target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
+      // x: never opens a file that exists, nor follows a link that somebody put there.
+      FileHandle file(std::fopen(path.string().c_str(), "wbx"));
+      if (file) return {std::move(file), std::move(path)};
+      if (errno != EEXIST || number == 1000) {
+        fail("cannot create " + path.string() + ", " + system_message());
+      }
+    }
+  }
+
   void close() {
     if (!file_) return;
     if (std::fflush(file_.get()) != 0 || std::fclose(file_.release()) != 0) fail(system_message());

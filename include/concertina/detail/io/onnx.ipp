@@ -66,26 +66,47 @@ inline const Attribute* typed(const Node& node, std::string_view name, Attribute
   return found;
 }
 
-inline Model read(std::string origin, Bytes file, std::shared_ptr<const void> storage,
+inline Model read(std::string origin, std::vector<std::byte> file,
                   const std::filesystem::path& folder) {
   if (file.size() > message_limit) {
     fail<FormatError>(
         {origin, ": the file has ", file.size(), " bytes, but a model has at most 2^31 - 1"});
   }
-  return Reader({std::move(origin), file}, std::move(storage), folder).read();
+  Kept kept = keep(std::move(file));
+  return Reader({std::move(origin), kept.bytes}, std::move(kept.storage), folder).read();
 }
 
-/// Writes tensors in the order of their bytes, each where it has to begin.
-inline void write_outside(io::detail::AtomicFile& file, const Model& model,
-                          const ExternalLayout& outside) {
+/// Writes the tensors that have a place, each there.
+inline void write_outside(io::detail::AtomicFile& file, const Model& model, const Places& places) {
   std::size_t end = 0;
-  for (std::size_t i = 0; i < outside.offsets.size(); ++i) {
-    if (!outside.offsets[i]) continue;
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    if (!places[i]) continue;
     const Bytes elements = model.initializers[i].elements;
-    file.write(std::vector<std::byte>(*outside.offsets[i] - end));
+    file.write(std::vector<std::byte>(places[i]->offset - end));
     file.write(elements);
-    end = *outside.offsets[i] + elements.size();
+    end = places[i]->offset + elements.size();
   }
+}
+
+/// The file beside the model, which read_model will look for there.
+inline std::filesystem::path path_outside(const std::filesystem::path& model,
+                                          const std::string& location) {
+  const std::filesystem::path name(location);
+  const auto folder = model.parent_path();
+  if (name.filename() != name || name == "." || name == ".." ||
+      location.find('\0') != std::string::npos) {
+    fail<FormatError>({model.string(), ": external data ", in_quotes(location),
+                       " is not the name of a file beside the model"});
+  }
+  std::error_code error;
+  if (name == model.filename() || std::filesystem::equivalent(model, folder / name, error)) {
+    fail<FormatError>(
+        {model.string(), ": external data ", in_quotes(location), " is the model itself"});
+  }
+  if (std::filesystem::exists(folder / name, error)) {
+    external_path(model.string(), folder.empty() ? "." : folder, location);
+  }
+  return folder / name;
 }
 
 inline void check_limit(const std::string& origin, std::size_t size) {
@@ -137,31 +158,14 @@ Tensor Tensor::of(std::string name, std::vector<std::int64_t> dims,
     detail::fail<ShapeError>({detail::about(tensor), ": shape ", detail::shown(tensor.dims),
                               " has ", tensor.numel(), " elements, but there are ", values.size()});
   }
-  auto [storage, bytes] = detail::allocate(values.size_bytes());
-  std::ranges::copy(std::as_bytes(values), bytes.begin());
-  tensor.storage = std::move(storage);
-  tensor.elements = bytes;
+  const auto bytes = std::as_bytes(values);
+  detail::Kept kept = detail::keep({bytes.begin(), bytes.end()});
+  tensor.storage = std::move(kept.storage);
+  tensor.elements = kept.bytes;
   return tensor;
 }
 
-inline std::int64_t Tensor::numel() const {
-  std::int64_t count = 1;
-  bool empty = false;
-  for (const std::int64_t dimension : dims) {
-    if (dimension < 0) {
-      detail::fail<FormatError>(
-          {detail::about(*this), ": shape ", detail::shown(dims), " has a negative dimension"});
-    }
-    empty = empty || dimension == 0;
-    const std::int64_t factor = std::max<std::int64_t>(dimension, 1);
-    if (count > std::numeric_limits<std::int64_t>::max() / factor) {
-      detail::fail<FormatError>(
-          {detail::about(*this), ": shape ", detail::shown(dims), " has 2^63 elements or more"});
-    }
-    count *= factor;
-  }
-  return empty ? 0 : count;
-}
+inline std::int64_t Tensor::numel() const { return detail::count(detail::about(*this), dims); }
 
 template <class Scalar>
 std::vector<Scalar> Tensor::values() const {
@@ -231,43 +235,42 @@ inline std::int64_t Model::opset() const {
 }
 
 inline Model read_model(const std::filesystem::path& path) {
-  auto [file, size] = io::detail::open_file(path);
-  auto [storage, bytes] = detail::allocate(static_cast<std::size_t>(size));
+  const auto [file, size] = io::detail::open_file(path);
+  std::vector<std::byte> bytes(static_cast<std::size_t>(size));
   io::detail::read_next(path, file.get(), bytes);
   const auto folder = path.parent_path();
-  return detail::read(path.string(), bytes, std::move(storage), folder.empty() ? "." : folder);
+  return detail::read(path.string(), std::move(bytes), folder.empty() ? "." : folder);
 }
 
 inline Model parse_model(std::span<const std::byte> file, std::string origin,
                          const std::filesystem::path& folder) {
-  auto [storage, bytes] = detail::allocate(file.size());
-  std::ranges::copy(file, bytes.begin());
-  return detail::read(std::move(origin), bytes, std::move(storage), folder);
+  return detail::read(std::move(origin), {file.begin(), file.end()}, folder);
 }
 
 inline void write_model(const std::filesystem::path& path, const Model& model,
                         const WriteOptions& options) {
-  const auto layout = [&](const std::string& name) {
-    return detail::layout(model, name, options.external_threshold);
-  };
-  auto outside = layout(options.external_data);
-  detail::Pieces pieces = detail::encode(model, outside);
-  if (options.external_data.empty() && pieces.size() > detail::message_limit) {
-    outside = layout(path.filename().string() + ".data");
-    pieces = detail::encode(model, outside);
+  std::string outside = options.external_data;
+  auto places = detail::places_of(model, outside, options.external_threshold);
+  detail::Pieces pieces = detail::encode(model, places);
+  if (outside.empty() && pieces.size() > detail::message_limit) {
+    outside = path.filename().string() + ".data";
+    places = detail::places_of(model, outside, options.external_threshold);
+    pieces = detail::encode(model, places);
   }
   detail::check_limit(path.string(), pieces.size());
 
   io::detail::AtomicFile file(path);
   pieces.for_each([&](detail::Bytes bytes) { file.write(bytes); });
-  if (outside.is_empty()) return file.commit();
-  io::detail::AtomicFile data(path.parent_path() / outside.location);
-  detail::write_outside(data, model, outside);
+  if (std::ranges::none_of(places, [](const auto& place) { return place.has_value(); })) {
+    return file.commit();
+  }
+  io::detail::AtomicFile data(detail::path_outside(path, outside));
+  detail::write_outside(data, model, places);
   io::detail::AtomicFile::commit(data, file);
 }
 
 inline std::vector<std::byte> serialize_model(const Model& model) {
-  const detail::Pieces pieces = detail::encode(model, detail::layout(model, "", 0));
+  const detail::Pieces pieces = detail::encode(model, detail::places_of(model, "", 0));
   detail::check_limit(model.origin, pieces.size());
   std::vector<std::byte> result;
   result.reserve(pieces.size());

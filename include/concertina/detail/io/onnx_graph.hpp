@@ -8,18 +8,23 @@
 #include <concertina/error.hpp>
 #include <concertina/io/onnx.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 namespace concertina::onnx::detail {
 
 using concertina::detail::fail;
 using io::detail::in_quotes;
 using io::detail::shown;
+
+inline constexpr std::int64_t integer_limit = std::numeric_limits<std::int64_t>::max();
 
 inline std::string about(const Tensor& tensor) { return "tensor " + in_quotes(tensor.name); }
 
@@ -29,79 +34,96 @@ inline std::string about(const Node& node, std::size_t index) {
          shown(node.op_type) + ")";
 }
 
-/// Refuses a tensor whose elements are not as many as its shape says; of a type whose elements
-/// have no size here, any bytes fit.
-inline void check_size(const std::string& where, const Tensor& tensor, std::size_t bytes) {
+/// Elements in the shape. Refuses negative dimensions and a product that overflows, even if the
+/// zeros in it are left out.
+inline std::int64_t count(const std::string& where, const std::vector<std::int64_t>& dims) {
+  std::int64_t product = 1;
+  bool empty = false;
+  for (const std::int64_t dimension : dims) {
+    if (dimension < 0) {
+      fail<FormatError>({where, ": shape ", shown(dims), " has a negative dimension"});
+    }
+    empty = empty || dimension == 0;
+    const std::int64_t factor = std::max<std::int64_t>(dimension, 1);
+    if (product > integer_limit / factor) {
+      fail<FormatError>({where, ": shape ", shown(dims), " has 2^63 elements or more"});
+    }
+    product *= factor;
+  }
+  return empty ? 0 : product;
+}
+
+/// Bytes that the shape takes; 0 for a type whose elements have no size here.
+inline std::int64_t bytes_in(const std::string& where, const Tensor& tensor) {
   const auto size = static_cast<std::int64_t>(size_of(tensor.type));
-  const std::int64_t count = tensor.numel();
-  if (size == 0) return;
-  if (count > std::numeric_limits<std::int64_t>::max() / size) {
+  const std::int64_t elements = count(where, tensor.dims);
+  if (size > 0 && elements > integer_limit / size) {
     fail<FormatError>({where, ": shape ", shown(tensor.dims), " of ", to_string(tensor.type),
                        " takes 2^63 bytes or more"});
   }
-  if (std::cmp_not_equal(count * size, bytes)) {
+  return elements * size;
+}
+
+/// Refuses bytes that are not as many as the shape takes, where that is known.
+inline void check_size(const std::string& where, const Tensor& tensor, std::size_t bytes) {
+  const std::int64_t needed = bytes_in(where, tensor);
+  if (size_of(tensor.type) != 0 && std::cmp_not_equal(needed, bytes)) {
     fail<FormatError>({where, ": ", to_string(tensor.type), " of shape ", shown(tensor.dims),
-                       " takes ", count * size, " bytes, but there are ", bytes});
+                       " takes ", needed, " bytes, but there are ", bytes});
   }
 }
 
 /// Refuses what Model promises not to be.
 inline void check_graph(const Model& model) {
-  constexpr std::ptrdiff_t no_node = -1;
-  std::unordered_map<std::string_view, std::ptrdiff_t> writers;  // of each tensor so far
-  const auto writer = [&](std::ptrdiff_t index) {
-    return index == no_node ? std::string("an input or initializer")
-                            : about(model.nodes[static_cast<std::size_t>(index)],
-                                    static_cast<std::size_t>(index));
-  };
+  const auto& nodes = model.nodes;
+  std::unordered_map<std::string_view, std::size_t> writers;  // of each tensor, by node
+  const std::size_t no_node = nodes.size();                   // writes inputs and initializers
   const auto refuse = [&](const std::string& what) {
     fail<FormatError>({model.origin, ": ", what});
   };
-  const auto add = [&](const std::string& name, std::ptrdiff_t index, const char* what) {
-    if (name.empty()) refuse(std::string(what) + " without a name");
-    const auto [at, added] = writers.emplace(name, index);
-    if (!added) {
-      refuse(std::string(what) + ' ' + in_quotes(name) + " of " + writer(index) +
-             ": the name is taken by " + writer(at->second));
+  const auto add = [&](const std::string& what, const std::string& name) {
+    if (name.empty()) refuse(what + " without a name");
+    if (!writers.emplace(name, no_node).second) {
+      refuse(what + ' ' + in_quotes(name) + " is there twice");
     }
   };
 
-  for (const ValueInfo& input : model.inputs) add(input.name, no_node, "graph input");
-  std::unordered_map<std::string_view, std::ptrdiff_t> inputs;
-  inputs.swap(writers);
-  for (const Tensor& tensor : model.initializers) add(tensor.name, no_node, "initializer");
-  for (const std::string& name : model.sparse_initializers) {
-    add(name, no_node, "sparse initializer");
-  }
-  writers.merge(inputs);  // before version 4 of the format, each initializer is an input too
+  for (const ValueInfo& input : model.inputs) add("graph input", input.name);
+  const auto inputs = std::exchange(writers, {});  // an initializer may be an input too
+  for (const Tensor& tensor : model.initializers) add("initializer", tensor.name);
+  for (const std::string& name : model.sparse_initializers) add("initializer", name);
+  writers.insert(inputs.begin(), inputs.end());
 
-  for (std::size_t i = 0; i < model.nodes.size(); ++i) {
-    const Node& node = model.nodes[i];
-    const auto index = static_cast<std::ptrdiff_t>(i);
-    if (node.op_type.empty()) refuse(about(node, i) + ": there is no operator");
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    if (nodes[i].op_type.empty()) refuse(about(nodes[i], i) + ": there is no operator");
     const auto check_read = [&](const std::string& name) {
       if (name.empty() || writers.contains(name)) return;
-      std::string why = "which nothing writes";
-      for (std::size_t later = i; later < model.nodes.size(); ++later) {
-        if (std::ranges::find(model.nodes[later].outputs, name) ==
-            model.nodes[later].outputs.end()) {
-          continue;
-        }
-        why = later == i ? "which it writes itself"
-                         : "which " + about(model.nodes[later], later) + " writes after it";
-        break;
-      }
-      refuse(about(node, i) + " reads tensor " + in_quotes(name) + ", " + why);
+      const auto later = std::find_if(
+          nodes.begin() + static_cast<std::ptrdiff_t>(i), nodes.end(), [&](const Node& node) {
+            return std::ranges::find(node.outputs, name) != node.outputs.end();
+          });
+      const auto at = static_cast<std::size_t>(later - nodes.begin());
+      refuse(about(nodes[i], i) + " reads tensor " + in_quotes(name) + ", which " +
+             (at == no_node ? "nothing writes"
+              : at == i     ? "it writes itself"
+                            : about(*later, at) + " writes after it"));
     };
-    for (const std::string& name : node.inputs) check_read(name);
-    for (const std::string& name : node.captured) check_read(name);
-    for (const std::string& name : node.outputs) {
-      if (!name.empty()) add(name, index, "output");
+    std::ranges::for_each(nodes[i].inputs, check_read);
+    std::ranges::for_each(nodes[i].captured, check_read);
+    for (const std::string& name : nodes[i].outputs) {
+      if (name.empty()) continue;
+      const auto [writer, added] = writers.emplace(name, i);
+      if (added) continue;
+      refuse(about(nodes[i], i) + " writes tensor " + in_quotes(name) + ", which " +
+             (writer->second == no_node
+                  ? "is a graph input or initializer"
+                  : about(nodes[writer->second], writer->second) +
+                        (writer->second == i ? " writes twice" : " writes too")));
     }
   }
   for (const ValueInfo& output : model.outputs) {
     if (!writers.contains(output.name)) {
-      refuse("graph output " + in_quotes(output.name) + " is written by no node");
+      refuse("graph output " + in_quotes(output.name) + " is not a tensor of the graph");
     }
   }
 }

@@ -23,18 +23,18 @@
 
 namespace concertina::onnx::detail {
 
-/// Memory of a model's, with whatever else has to stay for as long.
-struct Storage {
-  std::shared_ptr<const void> other;
-  std::unique_ptr<std::byte[]> bytes;
+/// Bytes, and what keeps them where they are.
+struct Kept {
+  std::shared_ptr<const void> storage;
+  Bytes bytes;
 };
 
-inline std::pair<std::shared_ptr<Storage>, std::span<std::byte>> allocate(
-    std::size_t size, std::shared_ptr<const void> other = {}) {
-  auto storage = std::make_shared<Storage>();
-  storage->other = std::move(other);
-  storage->bytes = std::make_unique_for_overwrite<std::byte[]>(size);
-  return {storage, {storage->bytes.get(), size}};
+/// Bytes kept for as long as the storage, and with them what `other` keeps.
+inline Kept keep(std::vector<std::byte> bytes, std::shared_ptr<const void> other = {}) {
+  const auto both =
+      std::make_shared<std::pair<std::vector<std::byte>, std::shared_ptr<const void>>>(
+          std::move(bytes), std::move(other));
+  return {both, both->first};
 }
 
 /// What a tensor says of the range of another file that has its elements.
@@ -44,76 +44,67 @@ struct ExternalRange {
   std::optional<std::int64_t> length = {};
 };
 
-/// The file beside the model; throws FormatError if the location is not one, links followed.
+/// The file beside the model. Refuses a location that is outside of the folder, links followed.
 inline std::filesystem::path external_path(const std::string& where,
                                            const std::filesystem::path& folder,
                                            const std::string& location) {
-  const std::string shown_location = "external data " + in_quotes(location);
+  const auto refuse = [&](const std::string& why) {
+    fail<FormatError>({where, ": external data ", in_quotes(location), ": ", why});
+  };
   const std::filesystem::path path(location);
   if (location.empty() || location.find('\0') != std::string::npos || path.has_root_path()) {
-    fail<FormatError>({where, ": ", shown_location, " is not a path from the model's folder"});
+    refuse("not a path from the model's folder");
   }
   std::error_code error;
   const auto root = std::filesystem::canonical(folder, error);
   const auto file = error ? path : std::filesystem::canonical(root / path, error);
-  if (error) fail<FormatError>({where, ": ", shown_location, ": ", error.message()});
-  const auto relative = file.lexically_relative(root);
-  if (relative.empty() || *relative.begin() == "..") {
-    fail<FormatError>({where, ": ", shown_location, " is outside of the model's folder"});
-  }
+  if (error) refuse(error.message());
+  if (*file.lexically_relative(root).begin() == "..") refuse("outside of the model's folder");
   return file;
 }
 
-/// The files beside a model. Ranges are read once; those that overlap, never more than the file
-/// has: so a small model cannot ask for more memory than its files take.
+/// The files beside a model. A range is read once for all tensors that share it; those that overlap
+/// are read while that takes no more memory than the file.
 class ExternalData {
  public:
   /// An empty folder has no files.
   explicit ExternalData(std::filesystem::path folder) : folder_(std::move(folder)) {}
 
-  struct Found {
-    std::shared_ptr<const void> storage;
-    Bytes bytes;
-  };
-
-  /// The range, which has to have `size` bytes where that is known. Where it is shared, tensors of
-  /// equal ranges have equal storage.
-  Found read(const std::string& where, const ExternalRange& range, std::optional<std::int64_t> size,
-             const std::shared_ptr<const void>& other, bool shared) {
-    if (folder_.empty()) {
-      fail<FormatError>({where, ": its elements are in a file beside the model, ",
-                         in_quotes(range.location), ", but the model is in memory alone"});
-    }
+  /// The range, which has to have `size` bytes where that is known.
+  Kept read(const std::string& where, const ExternalRange& range, std::optional<std::int64_t> size,
+            bool share, const std::shared_ptr<const void>& other) {
+    const auto refuse = [&](std::initializer_list<concertina::detail::Piece> why) {
+      fail<FormatError>({where, ": external data ", in_quotes(range.location), ": ",
+                         concertina::detail::text(why)});
+    };
+    if (folder_.empty()) refuse({"the model is not in a folder"});
     File& file = open(where, range.location);
     const std::int64_t left = file.size - range.offset;
-    const std::int64_t length = range.length.value_or(size.value_or(left));
-    if (range.offset > file.size || length > left) {
-      fail<FormatError>({where, ": external data ", in_quotes(range.location), " has ", file.size,
-                         " bytes, but the tensor takes ", length, " from byte ", range.offset});
+    const std::int64_t length = size.value_or(range.length.value_or(left));
+    if (range.length.value_or(length) != length) {
+      refuse({*range.length, " bytes, but the tensor takes ", length});
     }
-    if (shared) {
-      const auto before = file.ranges.find({range.offset, length});
-      if (before != file.ranges.end()) return before->second;
+    if (left < 0 || length > left) {
+      refuse({length, " bytes from byte ", range.offset, " of a file of ", file.size});
     }
+    const auto shared = file.ranges.find({range.offset, length});
+    if (share && shared != file.ranges.end()) return shared->second;
     file.read += length;
-    if (file.read > file.size) {
-      fail<FormatError>({where, ": external data ", in_quotes(range.location), " of ", file.size,
-                         " bytes is read by tensors that overlap"});
-    }
-    auto [storage, bytes] = allocate(static_cast<std::size_t>(length), other);
+    if (file.read > file.size) refuse({"tensors in it overlap"});
+    std::vector<std::byte> bytes(static_cast<std::size_t>(length));
     if (std::fseek(handle_.get(), static_cast<long>(range.offset), SEEK_SET) != 0) {
       throw IoError("cannot read " + path_.string() + ": " + io::detail::system_message());
     }
     io::detail::read_next(path_, handle_.get(), bytes);
-    const Found found{std::move(storage), bytes};
-    if (shared) file.ranges[{range.offset, length}] = found;
-    return found;
+    Kept kept = keep(std::move(bytes), other);
+    if (share) file.ranges.emplace(std::pair(range.offset, length), kept);
+    return kept;
   }
 
  private:
   struct File {
     std::int64_t size = 0, read = 0;
-    std::map<std::pair<std::int64_t, std::int64_t>, Found> ranges;
+    std::map<std::pair<std::int64_t, std::int64_t>, Kept> ranges;
   };
 
   /// The file, which is open until another is.
@@ -132,52 +123,55 @@ class ExternalData {
   std::map<std::filesystem::path, File> files_;
 };
 
+/// Fields of TensorProto; those that have elements one by one, by type.
+inline constexpr std::uint32_t floats = 4, int32s = 5, strings = 6, int64s = 7, raw_data = 9,
+                               doubles = 10, uint64s = 11, external_data = 13, data_location = 14;
+
+inline bool is_typed(std::uint32_t field) {
+  return (floats <= field && field <= int64s) || field == doubles || field == uint64s;
+}
+
+/// The typed field for this type; 0 for types that are not known.
+inline std::uint32_t typed_field(DataType type) {
+  switch (type) {
+    case DataType::float32:
+    case DataType::complex64: return floats;
+    case DataType::int64: return int64s;
+    case DataType::float64:
+    case DataType::complex128: return doubles;
+    case DataType::uint32:
+    case DataType::uint64: return uint64s;
+    case DataType::string: return strings;
+    default: return size_of(type) == 0 ? 0 : int32s;
+  }
+}
+
 /// A TensorProto as it is, its elements not looked at.
 struct TensorFields {
   Tensor tensor;
   Bytes raw;
-  std::uint32_t typed = 0;  // the number of the field that has elements, if it is not raw_data
+  std::uint32_t typed = 0;  // the typed field that it has
   bool external = false;
   ExternalRange range;
 };
 
-/// Fields of TensorProto.
-inline constexpr std::uint32_t raw_data = 9, external_data = 13, data_location = 14;
-
-/// The field that has the elements of the type one by one; 0 for types that are not known.
-inline std::uint32_t typed_field(DataType type) {
-  switch (type) {
-    case DataType::float32:
-    case DataType::complex64: return 4;
-    case DataType::int64: return 7;
-    case DataType::float64:
-    case DataType::complex128: return 10;
-    case DataType::uint32:
-    case DataType::uint64: return 11;
-    case DataType::string: return 6;
-    default: return size_of(type) == 0 ? 0 : 5;
+inline void read_external_entry(const Source& source, const Message& field, ExternalRange& range) {
+  std::string key, value;
+  Message entry(source, field.bytes(), "StringStringEntryProto");
+  while (entry.next()) {
+    if (entry.number() == 1) key = entry.text();
+    if (entry.number() == 2) value = entry.text();
   }
-}
-
-inline std::pair<std::string, std::string> string_entry(const Message& field,
-                                                        const Source& source) {
-  std::pair<std::string, std::string> entry;
-  Message message(source, field.bytes(), "StringStringEntryProto");
-  while (message.next()) {
-    if (message.number() == 1) entry.first = message.text();
-    if (message.number() == 2) entry.second = message.text();
+  if (key == "location") range.location = value;
+  if (key != "offset" && key != "length") return;
+  std::int64_t number = -1;
+  const char* const end = value.data() + value.size();
+  const auto [stop, error] = std::from_chars(value.data(), end, number);
+  if (error != std::errc() || stop != end || number < 0) {
+    field.refuse({"external data with ", key, ' ' + in_quotes(value),
+                  ", expected a number from 0 to 2^63 - 1"});
   }
-  return entry;
-}
-
-inline std::int64_t decimal(const Message& message, const std::string& text) {
-  std::int64_t value = -1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 0) {
-    message.refuse("external data from or of " + in_quotes(text) +
-                   " bytes, expected a number from 0 to 2^63 - 1");
-  }
-  return value;
+  (key == "offset" ? range.offset : range.length.emplace()) = number;
 }
 
 inline TensorFields tensor_fields(const Source& source, Bytes encoded) {
@@ -186,47 +180,57 @@ inline TensorFields tensor_fields(const Source& source, Bytes encoded) {
   tensor.encoded = encoded;
   Message message(source, encoded, "TensorProto");
   while (message.next()) {
-    switch (message.number()) {
+    const std::uint32_t number = message.number();
+    switch (number) {
       case 1:
         message.numbers(WireType::varint, [&](std::uint64_t dimension) {
           tensor.dims.push_back(static_cast<std::int64_t>(dimension));
         });
         break;
       case 2: tensor.type = static_cast<DataType>(message.small_integer()); break;
-      case 3: message.refuse("a segment: tensors in parts are not supported");
-      case 4:
-      case 5:
-      case 6:
-      case 7:
-      case 10:
-      case 11:
-        if (found.typed != 0 && found.typed != message.number()) {
-          message.refuse("elements in field " + std::to_string(message.number()) +
-                         " and in field " + std::to_string(found.typed));
-        }
-        found.typed = message.number();
-        break;
+      case 3: message.refuse({"a segment; tensors in parts are not supported"});
       case 8: tensor.name = message.text(); break;
       case raw_data: found.raw = message.bytes(); break;
-      case external_data: {
-        const auto [key, value] = string_entry(message, source);
-        if (key == "location") found.range.location = value;
-        if (key == "offset") found.range.offset = decimal(message, value);
-        if (key == "length") found.range.length = decimal(message, value);
-        break;
-      }
-      case data_location: {
-        const std::int32_t location = message.small_integer();
-        if (location != 0 && location != 1) {
-          message.refuse("data location " + std::to_string(location) + ", expected 0 or 1");
+      case external_data: read_external_entry(source, message, found.range); break;
+      case data_location:
+        if (message.integer() != 0 && message.integer() != 1) {
+          message.refuse({"data location ", message.integer(), ", expected 0 or 1"});
         }
-        found.external = location == 1;
+        found.external = message.integer() == 1;
         break;
-      }
-      default: break;
+      default:
+        if (!is_typed(number)) break;
+        if (found.typed != 0 && found.typed != number) {
+          message.refuse({"elements in fields ", found.typed, " and ", number});
+        }
+        found.typed = number;
     }
   }
   return found;
+}
+
+/// Elements one by one, as wide as the type; those of complex numbers are two.
+inline std::vector<std::byte> typed_elements(const Source& source, const Tensor& tensor,
+                                             std::uint32_t field) {
+  const std::size_t width = field == floats ? 4 : field == doubles ? 8 : size_of(tensor.type);
+  const WireType wire = field == floats    ? WireType::fixed32
+                        : field == doubles ? WireType::fixed64
+                                           : WireType::varint;
+  std::vector<std::byte> elements;
+  Message message(source, tensor.encoded, "TensorProto");
+  while (message.next()) {
+    if (message.number() != field) continue;
+    message.numbers(wire, [&](std::uint64_t bits) {
+      // Signed or not: int8 takes -128 to 255.
+      const auto above = static_cast<std::int64_t>(bits) >> (8 * width - 1);
+      if (wire == WireType::varint && width < 8 && (above < -1 || above > 1)) {
+        message.refuse({"element ", static_cast<std::int64_t>(bits), ", which is no ",
+                        to_string(tensor.type)});
+      }
+      for (std::size_t i = 0; i < width; ++i) elements.push_back(std::byte(bits >> (8 * i)));
+    });
+  }
+  return elements;
 }
 
 /// Where a tensor's elements are written.
@@ -241,39 +245,33 @@ inline Pieces with_elements(const Source& source, const Tensor& tensor,
   std::vector<Field> others;
   Message message(source, tensor.encoded, "TensorProto");
   while (message.next()) {
-    switch (message.number()) {
-      case 4:
-      case 5:
-      case 7:
-      case 9:
-      case 10:
-      case 11:
-      case 13:
-      case 14: break;
-      default: others.push_back({message.number(), message.encoded()});
+    const std::uint32_t number = message.number();
+    if (is_typed(number) || number == raw_data || number == external_data ||
+        number == data_location) {
+      continue;
     }
+    others.push_back({number, message.encoded()});
   }
-  const bool is_new = tensor.encoded.empty();
   Ordered out(std::move(others));
-  if (is_new) {
+  if (tensor.encoded.empty()) {
     for (const std::int64_t dimension : tensor.dims) out.at(1).integer(1, dimension);
     out.at(2).integer(2, static_cast<std::int32_t>(tensor.type));
     out.at(8).text(8, tensor.name);
   }
   if (!place) {
-    out.at(9).bytes(9, tensor.elements);
+    out.at(raw_data).bytes(raw_data, tensor.elements);
     return out.finish();
   }
-  const auto entry = [&](const char* key, const std::string& value) {
-    Pieces pair;
-    pair.text(1, key);
-    pair.text(2, value);
-    out.at(13).message(13, std::move(pair));
+  const auto add = [&](std::string_view key, const std::string& value) {
+    Pieces entry;
+    entry.text(1, key);
+    entry.text(2, value);
+    out.at(external_data).message(external_data, std::move(entry));
   };
-  entry("location", place->location);
-  entry("offset", std::to_string(place->offset));
-  entry("length", std::to_string(tensor.elements.size()));
-  out.at(14).integer(14, 1);
+  add("location", place->location);
+  add("offset", std::to_string(place->offset));
+  add("length", std::to_string(tensor.elements.size()));
+  out.at(data_location).integer(data_location, 1);
   return out.finish();
 }
 

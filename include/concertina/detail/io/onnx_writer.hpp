@@ -18,40 +18,33 @@
 
 namespace concertina::onnx::detail {
 
-/// A tensor inline, as it was where it was inline.
-inline Pieces inline_tensor(const Source& source, const Tensor& tensor) {
-  if (tensor.encoded.empty() || tensor.external) return with_elements(source, tensor);
-  Pieces pieces;
-  pieces.add(tensor.encoded);
-  return pieces;
+inline Pieces verbatim(Bytes encoded) {
+  Pieces out;
+  out.add(encoded);
+  return out;
 }
 
-inline void check_tensor(const Source& source, const Tensor& tensor) {
+inline Pieces encode(const Source& source, const Tensor& tensor,
+                     const std::optional<ExternalPlace>& place = {}) {
   const std::string where = source.name + ": " + about(tensor);
   if (tensor.type == DataType::string && tensor.encoded.empty()) {
     fail<FormatError>({where, ": strings cannot be written, but as they were read"});
   }
   check_size(where, tensor, tensor.elements.size());
+  const bool changed = tensor.encoded.empty() || tensor.external || place;
+  return changed ? with_elements(source, tensor, place) : verbatim(tensor.encoded);
 }
 
 inline Pieces encode(const Source& source, const Attribute& attribute) {
+  if (!attribute.encoded.empty()) return verbatim(attribute.encoded);
   Pieces out;
-  if (!attribute.encoded.empty()) {
-    out.add(attribute.encoded);
-    return out;
-  }
   out.text(1, attribute.name);
   switch (attribute.type) {
     case AttributeType::float_: out.real(2, attribute.f); break;
     case AttributeType::integer: out.integer(3, attribute.i); break;
     case AttributeType::string: out.text(4, attribute.s); break;
     case AttributeType::tensor:
-      if (!attribute.tensor) {
-        fail<FormatError>(
-            {source.name, ": attribute ", in_quotes(attribute.name), " is a tensor, but has none"});
-      }
-      check_tensor(source, *attribute.tensor);
-      out.message(5, inline_tensor(source, *attribute.tensor));
+      if (attribute.tensor) out.message(5, encode(source, *attribute.tensor));
       break;
     case AttributeType::floats:
       for (const float value : attribute.floats) out.real(7, value);
@@ -72,11 +65,7 @@ inline Pieces encode(const Source& source, const Attribute& attribute) {
 }
 
 inline Pieces encode(const Source& source, const Node& node) {
-  if (!node.encoded.empty()) {
-    Pieces out;
-    out.add(node.encoded);
-    return out;
-  }
+  if (!node.encoded.empty()) return verbatim(node.encoded);
   Ordered out(node.fields);
   for (const std::string& name : node.inputs) out.at(1).text(1, name);
   for (const std::string& name : node.outputs) out.at(2).text(2, name);
@@ -90,11 +79,8 @@ inline Pieces encode(const Source& source, const Node& node) {
 }
 
 inline Pieces encode(const ValueInfo& value) {
+  if (!value.encoded.empty()) return verbatim(value.encoded);
   Pieces out;
-  if (!value.encoded.empty()) {
-    out.add(value.encoded);
-    return out;
-  }
   if (!value.name.empty()) out.text(1, value.name);
   if (value.type == DataType::undefined && !value.shape) return out;
   Pieces tensor;
@@ -118,34 +104,24 @@ inline Pieces encode(const ValueInfo& value) {
   return out;
 }
 
-/// The tensors that are written outside, in the order of their bytes.
-struct ExternalLayout {
-  std::string location;
-  std::vector<std::optional<std::size_t>> offsets;  // of each initializer that is outside
+/// Where each initializer is written, one after another; inline where there is no location.
+using Places = std::vector<std::optional<ExternalPlace>>;
 
-  bool is_empty() const {
-    return std::ranges::none_of(offsets, [](const auto& offset) { return offset.has_value(); });
-  }
-};
-
-inline ExternalLayout layout(const Model& model, const std::string& location,
-                             std::int64_t threshold) {
+inline Places places_of(const Model& model, const std::string& location, std::int64_t threshold) {
   constexpr std::size_t alignment = 64;
-  ExternalLayout result{location, {}};
+  Places places(model.initializers.size());
   std::size_t end = 0;
-  for (const Tensor& tensor : model.initializers) {
-    auto& offset = result.offsets.emplace_back();
-    if (location.empty() || tensor.elements.empty() ||
-        std::cmp_less(tensor.elements.size(), threshold)) {
-      continue;
-    }
-    offset = (end + alignment - 1) / alignment * alignment;
-    end = *offset + tensor.elements.size();
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    const std::size_t size = model.initializers[i].elements.size();
+    if (location.empty() || size == 0 || std::cmp_less(size, threshold)) continue;
+    const std::size_t begin = (end + alignment - 1) / alignment * alignment;
+    places[i] = {location, begin};
+    end = begin + size;
   }
-  return result;
+  return places;
 }
 
-inline Pieces encode(const Model& model, const ExternalLayout& outside) {
+inline Pieces encode(const Model& model, const Places& places) {
   const Source source{model.origin, {}};
   check_graph(model);
 
@@ -168,12 +144,7 @@ inline Pieces encode(const Model& model, const ExternalLayout& outside) {
   for (const Node& node : model.nodes) graph.at(1).message(1, encode(source, node));
   if (new_name) graph.at(2).text(2, model.graph_name);
   for (std::size_t i = 0; i < model.initializers.size(); ++i) {
-    const Tensor& tensor = model.initializers[i];
-    check_tensor(source, tensor);
-    const auto& offset = outside.offsets[i];
-    graph.at(5).message(
-        5, offset ? with_elements(source, tensor, ExternalPlace{outside.location, *offset})
-                  : inline_tensor(source, tensor));
+    graph.at(5).message(5, encode(source, model.initializers[i], places[i]));
   }
   for (const ValueInfo& value : model.inputs) graph.at(11).message(11, encode(value));
   for (const ValueInfo& value : model.outputs) graph.at(12).message(12, encode(value));

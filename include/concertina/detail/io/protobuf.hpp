@@ -1,5 +1,5 @@
-// Protocol buffers: messages read field by field with distrust, and written in pieces that are not
-// copied.
+// Protocol buffers: messages read field by field with distrust, and written in pieces, large ones
+// not copied.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -7,14 +7,17 @@
 #include <concertina/error.hpp>
 #include <concertina/io/onnx.hpp>  // Field
 
-#include <protozero/pbf_reader.hpp>
 #include <protozero/pbf_writer.hpp>
+#include <protozero/types.hpp>
+#include <protozero/varint.hpp>
 
 #include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <limits>
 #include <span>
 #include <string>
@@ -42,68 +45,66 @@ struct Source {
   std::string name;
   Bytes bytes;
 
-  /// "model.onnx: byte 7"
+  /// "model.onnx: byte 7"; without the byte where that is not in the file.
   std::string at(const char* place) const {
     const char* const begin = text_of(bytes).data();
     const std::less<const char*> before;
-    if (before(place, begin) || before(begin + bytes.size(), place)) return name;  // rewritten
+    if (before(place, begin) || before(begin + bytes.size(), place)) return name;
     return name + ": byte " + std::to_string(place - begin);
   }
 };
 
-/// A message, one field after another. What next() has returned is a whole field; it is taken by
-/// the function of its wire type, which refuses another.
+/// A message, one field after another. next() takes a whole field; what it is, is asked with the
+/// function of its type, which refuses any other.
 class Message {
  public:
-  /// `name` is the message's type, for what is refused.
-  Message(const Source& source, Bytes bytes, const char* name)
-      : source_(&source), name_(name), reader_(text_of(bytes).data(), bytes.size()) {}
+  /// `type` is the message's, for what is refused.
+  Message(const Source& source, Bytes bytes, const char* type)
+      : source_(&source),
+        message_(type),
+        at_(text_of(bytes).data()),
+        end_(text_of(bytes).data() + bytes.size()) {}
 
   bool next() {
-    begin_ = place();
-    if (!reader_) return false;
-    const char* after = begin_;
-    const std::uint64_t tag = varint(after, end());
-    if (tag > std::numeric_limits<std::uint32_t>::max()) refuse(begin_, "a tag above 32 bits");
-    try {
-      reader_.next();
-      number_ = reader_.tag();  // protozero forgets both with the value
-      type_ = reader_.wire_type();
-      take_value();
-    } catch (const protozero::invalid_tag_exception&) {
-      refuse(begin_, "a field of number " + std::to_string(tag >> 3));
-    } catch (const protozero::unknown_pbf_wire_type_exception&) {
-      refuse(begin_, "wire type " + std::to_string(tag & 7) + ", expected 0, 1, 2 or 5");
-    } catch (const protozero::exception&) {
-      refuse(begin_, "a field that is cut short");
+    begin_ = at_;
+    if (at_ == end_) return false;
+    const std::uint64_t tag = varint(at_, end_);
+    number_ = static_cast<std::uint32_t>(tag >> 3);
+    type_ = static_cast<WireType>(tag & 7);
+    if (number_ == 0 || tag > std::numeric_limits<std::uint32_t>::max()) {
+      refuse({"a field of number ", tag >> 3, ", expected 1 to 2^29 - 1"});
+    }
+    switch (type_) {
+      case WireType::varint: value_ = varint(at_, end_); break;
+      case WireType::fixed64: value_ = fixed(take(8)); break;
+      case WireType::fixed32: value_ = fixed(take(4)); break;
+      case WireType::length_delimited: bytes_ = take(varint(at_, end_)); break;
+      default: refuse({"wire type ", tag & 7, ", expected 0, 1, 2 or 5"});
     }
     return true;
   }
 
   std::uint32_t number() const { return number_; }
-
-  /// The whole field, its tag included.
-  Bytes encoded() const { return bytes_of({begin_, static_cast<std::size_t>(place() - begin_)}); }
+  Bytes encoded() const { return bytes_of({begin_, at_}); }  // the whole field, with its tag
 
   Bytes bytes() const {
-    expect(WireType::length_delimited, "bytes");
+    expect(WireType::length_delimited);
     return bytes_;
   }
   std::string text() const { return std::string(text_of(bytes())); }
   std::int64_t integer() const {
-    expect(WireType::varint, "an integer");
+    expect(WireType::varint);
     return static_cast<std::int64_t>(value_);
   }
   std::int32_t small_integer() const {
-    const std::int64_t value = integer();
-    if (value != static_cast<std::int32_t>(value)) {
-      refuse(begin_, "field " + std::to_string(number()) + " of " + std::to_string(value) +
-                         ", expected 32 bits");
+    const auto small = static_cast<std::int32_t>(integer());
+    if (small != integer()) {
+      refuse({"field ", number_, " of ", integer(), ", expected 32 bits"});
     }
-    return static_cast<std::int32_t>(value);
+    return small;
   }
   float real() const {
-    expect(WireType::fixed32, "a float");
+    expect(WireType::fixed32);
     return std::bit_cast<float>(static_cast<std::uint32_t>(value_));
   }
 
@@ -111,108 +112,90 @@ class Message {
   template <class Visit>
   void numbers(WireType type, const Visit& visit) const {
     if (type_ != WireType::length_delimited) {
-      expect(type, "numbers");
+      expect(type);
       return visit(value_);
     }
-    const char* at = text_of(bytes_).data();
-    const char* const stop = at + bytes_.size();
-    const std::ptrdiff_t width = type == WireType::fixed32 ? 4 : 8;
-    if (type != WireType::varint && (stop - at) % width != 0) {
-      refuse(begin_, std::to_string(stop - at) + " bytes of packed numbers that take " +
-                         std::to_string(width) + " each");
+    const std::string_view packed = text_of(bytes_);
+    const char *at = packed.data(), *const end = at + packed.size();
+    const std::size_t width = type == WireType::fixed32 ? 4 : 8;
+    if (type != WireType::varint && packed.size() % width != 0) {
+      refuse({packed.size(), " bytes of packed numbers that take ", width, " each"});
     }
-    while (at != stop) {
-      std::uint64_t value = 0;
+    while (at != end) {
       if (type == WireType::varint) {
-        value = varint(at, stop);
+        visit(varint(at, end));
       } else {
-        for (std::ptrdiff_t i = 0; i < width; ++i) {
-          value |= std::uint64_t{static_cast<unsigned char>(*at++)} << (8 * i);
-        }
+        visit(fixed(bytes_of({at, width})));
+        at += width;
       }
-      visit(value);
     }
   }
 
   /// Throws FormatError naming file, offset, message type and what was found.
-  [[noreturn]] void refuse(const char* place, const std::string& what) const {
-    fail<FormatError>({source_->at(place), ": ", name_, " has ", what});
+  [[noreturn]] void refuse(std::initializer_list<concertina::detail::Piece> found) const {
+    fail<FormatError>(
+        {source_->at(begin_), ": ", message_, " has ", concertina::detail::text(found)});
   }
-  [[noreturn]] void refuse(const std::string& what) const { refuse(begin_, what); }
 
  private:
-  const char* place() const { return reader_.data().data(); }
-  const char* end() const { return place() + reader_.data().size(); }
-
-  void take_value() {
-    switch (type_) {
-      case WireType::varint: {
-        const char* at = place();
-        value_ = varint(at, end());
-        return reader_.skip();
-      }
-      case WireType::fixed32: value_ = reader_.get_fixed32(); return;
-      case WireType::fixed64: value_ = reader_.get_fixed64(); return;
-      default: break;
+  Bytes take(std::uint64_t size) {
+    const auto left = static_cast<std::uint64_t>(end_ - at_);
+    if (size > left) {
+      refuse({"field ", number_, " of ", size, " bytes, but only ", left, " follow"});
     }
-    const char* at = place();
-    const std::uint64_t length = varint(at, end());
-    const auto left = static_cast<std::uint64_t>(end() - at);
-    if (length > left || length > message_limit) {
-      refuse(begin_, "field " + std::to_string(number_) + " of " + std::to_string(length) +
-                         " bytes, but only " + std::to_string(left) + " follow");
-    }
-    const protozero::data_view view = reader_.get_view();
-    bytes_ = bytes_of({view.data(), view.size()});
+    const std::string_view taken(at_, size);
+    at_ += size;
+    return bytes_of(taken);
   }
 
-  /// protozero drops bits beyond the 64th, and takes lengths modulo 2^32; here both are refused.
-  std::uint64_t varint(const char*& at, const char* stop) const {
-    const char* const start = at;
+  static std::uint64_t fixed(Bytes bytes) {
     std::uint64_t value = 0;
-    try {
-      value = protozero::decode_varint(&at, stop);
-    } catch (const protozero::varint_too_long_exception&) {
-      refuse(start, "a varint of more than 10 bytes");
-    } catch (const protozero::exception&) {
-      refuse(start, "a varint that is cut short");
-    }
-    if (at - start == protozero::max_varint_length && at[-1] > 1) {
-      refuse(start, "a varint above 64 bits");
-    }
+    std::memcpy(&value, bytes.data(), bytes.size());
     return value;
   }
 
-  void expect(WireType type, const char* what) const {
+  /// protozero would drop bits beyond the 64th.
+  std::uint64_t varint(const char*& at, const char* end) const try {
+    const char* const start = at;
+    const std::uint64_t value = protozero::decode_varint(&at, end);
+    if (at - start == protozero::max_varint_length && at[-1] > 1) {
+      refuse({"a varint of more than 64 bits"});
+    }
+    return value;
+  } catch (const protozero::varint_too_long_exception&) {
+    refuse({"a varint of more than 10 bytes"});
+  } catch (const protozero::end_of_buffer_exception&) {
+    refuse({"a varint that is cut short"});
+  }
+
+  void expect(WireType type) const {
     if (type_ == type) return;
-    refuse(begin_, "field " + std::to_string(number()) + " of wire type " +
-                       std::to_string(static_cast<unsigned>(type_)) + ", expected " +
-                       std::to_string(static_cast<unsigned>(type)) + ", " + what);
+    refuse({"field ", number_, " of wire type ", static_cast<int>(type_), ", expected ",
+            static_cast<int>(type)});
   }
 
   const Source* source_;
-  const char* name_;
-  protozero::pbf_reader reader_;
-  const char* begin_ = nullptr;
+  const char* message_;
+  const char *at_, *end_, *begin_ = nullptr;
   std::uint32_t number_ = 0;
   WireType type_ = WireType::unknown;
   std::uint64_t value_ = 0;
   Bytes bytes_;
 };
 
-/// A message to write, in pieces: text of its own, and views of what is not copied.
+/// A message to write: text of its own, and views of what is not copied.
 class Pieces {
  public:
   std::size_t size() const { return size_; }
 
   void add(Bytes bytes) {
-    constexpr std::size_t small = 512;  // copied: fewer pieces
+    constexpr std::size_t small = 512;  // where a copy costs less than a piece
     if (bytes.size() < small) {
-      tail() += text_of(bytes);
+      append([&](std::string& text) { text += text_of(bytes); });
     } else {
       pieces_.emplace_back(bytes);
+      size_ += bytes.size();
     }
-    size_ += bytes.size();
   }
 
   void bytes(std::uint32_t number, Bytes value) {
@@ -221,68 +204,58 @@ class Pieces {
   }
   void text(std::uint32_t number, std::string_view value) { bytes(number, bytes_of(value)); }
   void integer(std::uint32_t number, std::int64_t value) {
-    write([&](auto& writer) { writer.add_int64(number, value); });
+    append([&](std::string& text) { protozero::pbf_writer(text).add_int64(number, value); });
   }
   void real(std::uint32_t number, float value) {
-    write([&](auto& writer) { writer.add_float(number, value); });
+    append([&](std::string& text) { protozero::pbf_writer(text).add_float(number, value); });
   }
   void message(std::uint32_t number, Pieces&& value) {
     head(number, value.size());
     for (auto& piece : value.pieces_) {
-      if (const auto* text = std::get_if<std::string>(&piece)) {
-        tail() += *text;
+      if (const auto* own = std::get_if<std::string>(&piece)) {
+        append([&](std::string& text) { text += *own; });
       } else {
-        pieces_.push_back(std::move(piece));
+        add(std::get<Bytes>(piece));
       }
     }
-    size_ += value.size_;
   }
 
   template <class Visit>
   void for_each(const Visit& visit) const {
     for (const auto& piece : pieces_) {
-      const auto* text = std::get_if<std::string>(&piece);
-      visit(text ? bytes_of(*text) : std::get<Bytes>(piece));
+      const auto* own = std::get_if<std::string>(&piece);
+      visit(own ? bytes_of(*own) : std::get<Bytes>(piece));
     }
   }
 
   std::string joined() const {
     std::string result;
-    result.reserve(size_);
     for_each([&](Bytes bytes) { result += text_of(bytes); });
     return result;
   }
 
  private:
-  std::string& tail() {
-    if (pieces_.empty() || !std::holds_alternative<std::string>(pieces_.back())) {
-      pieces_.emplace_back(std::string());
-    }
-    return std::get<std::string>(pieces_.back());
-  }
-
   template <class Write>
-  void write(const Write& write) {
-    std::string& to = tail();
-    const std::size_t before = to.size();
-    protozero::pbf_writer writer(to);
-    write(writer);
-    size_ += to.size() - before;
+  void append(const Write& write) {
+    if (pieces_.empty() || pieces_.back().index() != 0) pieces_.emplace_back(std::string());
+    std::string& text = std::get<std::string>(pieces_.back());
+    size_ -= text.size();
+    write(text);
+    size_ += text.size();
   }
 
   void head(std::uint32_t number, std::size_t length) {
-    std::string& to = tail();
-    const std::size_t before = to.size();
-    protozero::add_varint_to_buffer(&to, number << 3 | 2);
-    protozero::add_varint_to_buffer(&to, length);
-    size_ += to.size() - before;
+    append([&](std::string& text) {
+      protozero::add_varint_to_buffer(&text, number << 3 | 2);
+      protozero::add_varint_to_buffer(&text, length);
+    });
   }
 
   std::vector<std::variant<std::string, Bytes>> pieces_;
   std::size_t size_ = 0;
 };
 
-/// A message in the order of its fields' numbers, some of which are known in advance.
+/// A message written in the order of its fields' numbers, some fields known in advance.
 class Ordered {
  public:
   explicit Ordered(std::vector<Field> known) : known_(std::move(known)) {
