@@ -18,7 +18,15 @@ struct UsageError : std::runtime_error {
 };
 
 /// Exit codes, as --help lists them.
-enum ExitCode : int { ok = 0, failed = 1, usage = 2, bad_file = 3, not_exact = 4, broken = 5 };
+enum ExitCode : int {
+  ok = 0,
+  failed = 1,
+  usage = 2,
+  bad_file = 3,
+  not_exact = 4,
+  broken = 5,
+  not_proved = 6
+};
 
 /// Prints the exception that is being handled as one line to standard error, and returns its exit
 /// code. `message`, if given, receives the line, but for the program's name.

@@ -1,0 +1,97 @@
+// ONNX models with their linear regions contracted: what is merged, what it saves, why the rest is
+// left.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "onnx/graph.hpp"
+
+#include <concertina/verify.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace tool {
+
+/// When a region is contracted.
+enum class When {
+  smaller,  ///< neither parameters nor multiply-adds grow
+  faster,   ///< multiply-adds do not grow
+  always
+};
+
+/// Where a layer must equal its region.
+enum class Equality {
+  everywhere,  ///< at every input size
+  size,        ///< or at the model's, where that is known
+  interior     ///< or off the border
+};
+
+struct ModelOptions {
+  GraphOptions graph = {};
+  When when = When::smaller;
+  Equality equality = Equality::size;
+  std::vector<std::string> only = {};  ///< regions that make these tensors, or hold these nodes
+};
+
+/// Elements of constants, and multiply-adds of one pass at the model's size (an assumed one where
+/// it is not known): a tap for each element that a convolution or linear layer writes, 1 for a bias
+/// or an addition, 2 for a batch norm.
+struct ModelCost {
+  double parameters = 0, multiply_adds = 0;
+};
+
+/// One region that became one layer.
+struct ContractedRegion {
+  std::string source, result;      ///< tensors
+  std::vector<std::string> nodes;  ///< what it was, "Conv /conv1/0/Conv"
+  std::string layer;               ///< what it is
+  Equality where = Equality::everywhere;
+  std::string border;  ///< in words, where it is not everywhere
+  ModelCost before, after;
+};
+
+/// Where linear nodes meet that stay apart, or a node that is not taken for linear.
+struct LeftAlone {
+  std::string where, reason, remedy;
+};
+
+struct ContractedModel {
+  onnx::Model model;
+  std::vector<ContractedRegion> regions;
+  std::vector<LeftAlone> left;
+  ModelCost before, after;
+  bool assumed_size = false;  ///< the costs are for a size that the model does not state
+};
+
+/// The model with every region contracted for which that pays.
+/// Ensures   the same outputs before rounding, where each region says; tensors that stay keep their
+///           names; nodes, attributes and constants that no region takes in are untouched
+/// Throws    FormatError, UsageError as Graph does; UsageError for names in `only` that
+///           the graph does not have; NumericalError naming the region for weights that are not
+///           finite
+ContractedModel contract_model(const onnx::Model& model, const ModelOptions& options);
+
+/// One piece of a model that another one computes otherwise.
+struct ComparedRegion {
+  std::string source, result;
+  std::vector<concertina::Report> proofs;
+  std::vector<std::string> skipped;  ///< proofs that were too large, and why
+  std::string unproved;              ///< why nothing could be proved; empty where something was
+};
+
+struct ModelComparison {
+  std::size_t identical = 0;  ///< nodes
+  std::vector<ComparedRegion> regions;
+
+  bool proved() const;
+  bool failed() const;
+};
+
+/// Proves that `result` computes what `model` does, wherever their tensors have names in common:
+/// nodes by identity, what differs by contraction.
+ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
+                               const GraphOptions& options = {},
+                               Equality equality = Equality::size);
+
+}  // namespace tool

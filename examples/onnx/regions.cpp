@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "onnx/regions.hpp"
+
+#include <algorithm>
+#include <set>
+
+namespace tool {
+
+LinearGraph::LinearGraph(const Graph& graph) : graph_(graph) {
+  const std::size_t count = graph.model().nodes.size();
+  nodes_.resize(count);
+  reasons_.resize(count);
+  for (std::size_t n = 0; n < count; ++n)
+    nodes_[n] = linear_node(graph, static_cast<int>(n), reasons_[n]);
+}
+
+const LinearNode* LinearGraph::maker(int tensor) const {
+  const int producer = graph_[tensor].producer;
+  if (producer < 0) return nullptr;
+  const auto& node = nodes_[static_cast<std::size_t>(producer)];
+  return node ? &*node : nullptr;
+}
+
+std::vector<Segment> segments_to(const LinearGraph& linear, int tensor,
+                                 const std::function<bool(int)>& taken) {
+  constexpr std::size_t longest = 512;  // maps; a longer chain is cut there
+  const Graph& graph = linear.graph();
+  std::set<int> nodes;
+  std::vector<Segment> segments;
+  Segment current{.to = tensor};
+  std::size_t count = 0;
+
+  // The map that makes a tensor, if it can be taken in: everything that reads what it writes is.
+  const auto addable = [&](int t) -> const LinearNode* {
+    const LinearNode* map = linear.maker(t);
+    if (!map || std::ranges::any_of(map->nodes, taken) || graph[t].type != graph[tensor].type)
+      return nullptr;
+    for (const int output : map->outputs) {
+      if (output == tensor) continue;
+      const GraphTensor& written = graph[output];
+      if (written.escapes) return nullptr;
+      if (!std::ranges::all_of(written.consumers, [&](int node) { return nodes.contains(node); }))
+        return nullptr;
+    }
+    return map;
+  };
+
+  // The latest first, so that what everything passes through is seen alone. Ties cannot be: a
+  // producer writes several tensors only where it splits channels, which it does once.
+  const auto later = [&](int a, int b) {
+    return std::pair(graph[a].producer, a) > std::pair(graph[b].producer, b);
+  };
+  std::set<int, decltype(later)> frontier({tensor}, later);
+  while (count < longest) {
+    if (frontier.size() == 1 && !current.maps.empty()) {
+      current.from = *frontier.begin();
+      segments.push_back(std::move(current));
+      current = {.to = segments.back().from};
+    }
+    const auto next = std::ranges::find_if(frontier, [&](int t) { return addable(t) != nullptr; });
+    if (next == frontier.end()) break;
+    const LinearNode* map = addable(*next);
+    for (const int output : map->outputs) frontier.erase(output);
+    for (const int operand : map->operands) {
+      if (operand < 0 || graph[operand].constant) return segments;
+      frontier.insert(operand);
+    }
+    nodes.insert(map->nodes.begin(), map->nodes.end());
+    current.maps.push_back(map);
+    ++count;
+  }
+  return segments;
+}
+
+}  // namespace tool

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "models.hpp"
+
+#include "onnx/contract_model.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <utility>
+
+namespace tool {
+
+namespace {
+
+using nlohmann::json;
+
+/// NAME=1x3x224x224; the name may contain equals signs.
+std::pair<std::string, Dims> parse_input(const std::string& text) {
+  const auto wrong = [&]() -> UsageError {
+    return UsageError("--input " + in_quotes(text) + ": write NAME=1x3x224x224");
+  };
+  const std::size_t equals = text.rfind('=');
+  if (equals == std::string::npos || equals == 0) throw wrong();
+  Dims dims;
+  const char *at = text.data() + equals + 1, *const end = text.data() + text.size();
+  while (true) {
+    Index extent = 0;
+    const auto [after, error] = std::from_chars(at, end, extent);
+    if (error != std::errc() || extent < 1) throw wrong();
+    dims.push_back(extent);
+    if (after == end) break;
+    if (*after != 'x' && *after != ',') throw wrong();
+    at = after + 1;
+  }
+  return {text.substr(0, equals), dims};
+}
+
+GraphOptions graph_options(const ModelCommand& command) {
+  GraphOptions options;
+  for (const std::string& input : command.inputs) options.inputs.insert(parse_input(input));
+  options.initializers_are_constant = command.initializers_are_constant;
+  options.keep = command.keep;
+  return options;
+}
+
+Equality equality_of(const std::string& border) {
+  if (border == "everywhere") return Equality::everywhere;
+  if (border == "interior") return Equality::interior;
+  return Equality::size;
+}
+
+When when_of(const std::string& when) {
+  if (when == "always") return When::always;
+  if (when == "faster") return When::faster;
+  return When::smaller;
+}
+
+const char* name_of(Equality where) {
+  if (where == Equality::size) return "at this size";
+  return where == Equality::interior ? "off the border" : "everywhere";
+}
+
+/// 5,208; 40.6 M; 1.82 G.
+std::string amount(double count) {
+  if (count < 1e6) return grouped(std::llround(count));
+  return count < 1e9 ? fixed(count / 1e6, 1) + " M" : fixed(count / 1e9, 2) + " G";
+}
+
+std::string change(double before, double after) {
+  const std::string text = amount(before) + " -> " + amount(after);
+  if (before <= 0) return text;
+  const double percent = 100 * (after - before) / before;
+  return text + " (" + (percent > 0 ? "+" : "") + fixed(percent, 1) + "%)";
+}
+
+json to_json(const ModelCost& before, const ModelCost& after) {
+  return {{"parameters", {{"before", before.parameters}, {"after", after.parameters}}},
+          {"multiply_adds", {{"before", before.multiply_adds}, {"after", after.multiply_adds}}}};
+}
+
+json to_json(const ContractedModel& result, const ModelCommand& command, const onnx::Model& model) {
+  json regions = json::array(), left = json::array();
+  for (const ContractedRegion& region : result.regions) {
+    json each = to_json(region.before, region.after);
+    each.update({{"source", region.source},
+                 {"result", region.result},
+                 {"nodes", region.nodes},
+                 {"layer", region.layer},
+                 {"exact", name_of(region.where)}});
+    regions.push_back(std::move(each));
+  }
+  for (const LeftAlone& each : result.left) {
+    left.push_back({{"where", each.where}, {"reason", each.reason}, {"remedy", each.remedy}});
+  }
+  json document = to_json(result.before, result.after);
+  document.update(
+      {{"file", command.in},
+       {"nodes", {{"before", model.nodes.size()}, {"after", result.model.nodes.size()}}},
+       {"assumed_size", result.assumed_size},
+       {"regions", std::move(regions)},
+       {"left", std::move(left)},
+       {"written", command.out.empty() ? json() : json(command.out)}});
+  return document;
+}
+
+/// The first of each kind, and how many there are. All are in the JSON.
+void print_left(const std::vector<LeftAlone>& left) {
+  struct Kind {
+    const LeftAlone* first;
+    std::size_t count;
+  };
+  std::vector<Kind> kinds;
+  std::map<std::string, std::size_t> index;
+  for (const LeftAlone& each : left) {
+    // Two layers that stay apart are of a kind by the remedy; other nodes by operator and reason.
+    const bool apart = !each.remedy.empty();
+    const std::string kind = apart ? each.remedy + each.reason.substr(0, 5)
+                                   : each.where.substr(0, each.where.find(' ')) + each.reason;
+    const auto [at, added] = index.emplace(kind, kinds.size());
+    if (added) kinds.push_back({&each, 0});
+    ++kinds[at->second].count;
+  }
+  for (const auto& [first, count] : kinds) {
+    std::cout << "  left: " << first->where << ": " << printable(first->reason, 160)
+              << (first->remedy.empty() ? "" : " (" + first->remedy + ")")
+              << (count > 1 ? ", and " + std::to_string(count - 1) + " more like it" : "") << '\n';
+  }
+}
+
+void print(const ContractedModel& result, const onnx::Model& model) {
+  std::vector<std::vector<std::string>> rows = {
+      {"makes", "nodes", "becomes", "exact", "parameters", "multiply-adds"}};
+  for (const ContractedRegion& region : result.regions) {
+    rows.push_back(
+        {printable(region.result, 40), std::to_string(region.nodes.size()), region.layer,
+         name_of(region.where),
+         amount(region.before.parameters) + " -> " + amount(region.after.parameters),
+         amount(region.before.multiply_adds) + " -> " + amount(region.after.multiply_adds)});
+  }
+  if (rows.size() > 1) std::cout << table(rows);
+  print_left(result.left);
+  std::cout << "nodes " << model.nodes.size() << " -> " << result.model.nodes.size()
+            << "; parameters " << change(result.before.parameters, result.after.parameters)
+            << "; multiply-adds " << change(result.before.multiply_adds, result.after.multiply_adds)
+            << (result.assumed_size ? ", for an image of 224x224 where the model states no size"
+                                    : "")
+            << '\n';
+}
+
+ExitCode code_of(const ModelComparison& comparison) {
+  if (comparison.failed()) return failed;
+  return comparison.proved() ? ok : not_proved;
+}
+
+json to_json(const ModelComparison& comparison) {
+  json regions = json::array();
+  for (const ComparedRegion& region : comparison.regions) {
+    json proofs = json::array();
+    for (const concertina::Report& report : region.proofs) {
+      proofs.push_back({{"proof", report.proof},
+                        {"holds", static_cast<bool>(report)},
+                        {"failure", report.failure},
+                        {"compared", report.compared},
+                        {"fraction_of_bound", static_cast<double>(report.fraction())}});
+    }
+    regions.push_back({{"source", region.source},
+                       {"result", region.result},
+                       {"proofs", std::move(proofs)},
+                       {"skipped", region.skipped},
+                       {"unproved", region.unproved}});
+  }
+  return {{"identical_nodes", comparison.identical},
+          {"regions", std::move(regions)},
+          {"proved", comparison.proved()},
+          {"failed", comparison.failed()}};
+}
+
+void print(const ModelComparison& comparison) {
+  std::size_t proved = 0;
+  long double closest = 0;
+  for (const ComparedRegion& region : comparison.regions) {
+    bool holds = region.unproved.empty();
+    if (!holds) {
+      std::cout << "  not proved: " << in_quotes(region.result) << ": "
+                << printable(region.unproved, 300) << '\n';
+    }
+    for (const concertina::Report& report : region.proofs) {
+      if (report) {
+        closest = std::max(closest, report.fraction());
+      } else {
+        holds = false;
+        std::cout << "  WRONG: " << in_quotes(region.result) << ": " << report << '\n';
+      }
+    }
+    for (const std::string& skipped : region.skipped) {
+      std::cout << "  " << in_quotes(region.result) << ": without the proof of " << skipped << '\n';
+    }
+    if (holds) ++proved;
+  }
+  std::cout << "proved: " << proved << " of " << counted(std::ssize(comparison.regions), "region")
+            << " that differ"
+            << (closest > 0 ? ", at most " + brief(closest) + " of the rounding bound" : "") << "; "
+            << counted(static_cast<std::ptrdiff_t>(comparison.identical), "node") << " identical\n";
+}
+
+bool has_external_data(const onnx::Model& model) {
+  return std::ranges::any_of(model.initializers,
+                             [](const onnx::Tensor& tensor) { return tensor.external; });
+}
+
+}  // namespace
+
+bool is_model(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  char head[9] = {};
+  // The length of a safetensors header, then its brace; an ONNX model's first field is a small one.
+  if (file.read(head, sizeof head) && head[8] == '{') return false;
+  return path.extension() == ".onnx" || (head[0] == 0x08 && head[1] > 0 && head[1] < 32);
+}
+
+ExitCode contract_model_file(const ModelCommand& command) {
+  std::error_code ignored;
+  if (!command.out.empty() && std::filesystem::equivalent(command.in, command.out, ignored)) {
+    throw UsageError("-o: " + in_quotes(command.out) +
+                     " is the input, which would be lost; name another file");
+  }
+  ModelOptions options{.graph = graph_options(command),
+                       .when = when_of(command.when),
+                       .equality = equality_of(command.border),
+                       .only = command.only};
+  Progress progress;
+  progress.show("contracting " + command.in);
+  const onnx::Model model = onnx::read_model(command.in);
+  const ContractedModel result = contract_model(model, options);
+  std::optional<ModelComparison> comparison;
+  if (command.verify) {
+    progress.show("verifying " + (command.out.empty() ? command.in : command.out));
+    comparison = compare_models(model, result.model, options.graph, options.equality);
+  }
+  const ExitCode code = comparison ? code_of(*comparison) : ok;
+  const bool written = !command.out.empty() && code == ok;
+  if (written) {
+    onnx::WriteOptions write;
+    write.external_data = command.external_data;
+    if (write.external_data.empty() && has_external_data(model)) {
+      write.external_data = std::filesystem::path(command.out).filename().string() + ".data";
+    }
+    onnx::write_model(command.out, result.model, write);
+  }
+  progress.clear();
+  if (command.json) {
+    json document = to_json(result, command, model);
+    if (comparison) document["verification"] = to_json(*comparison);
+    if (!written) document["written"] = nullptr;
+    std::cout << document.dump(2) << '\n';
+  } else {
+    print(result, model);
+    if (comparison) print(*comparison);
+    std::cout << (written               ? "wrote " + command.out
+                  : command.out.empty() ? "nothing written, name a file with -o"
+                                        : "nothing written: the result could not be verified")
+              << '\n';
+  }
+  return code;
+}
+
+ExitCode verify_models(const ModelCommand& command) {
+  const onnx::Model model = onnx::read_model(command.in), result = onnx::read_model(command.out);
+  const ModelComparison comparison =
+      compare_models(model, result, graph_options(command), equality_of(command.border));
+  if (command.json) {
+    json document = to_json(comparison);
+    document.update({{"file", command.in}, {"result", command.out}});
+    std::cout << document.dump(2) << '\n';
+  } else {
+    print(comparison);
+  }
+  return code_of(comparison);
+}
+
+ExitCode model_info(ModelCommand command) {
+  command.out.clear();
+  const onnx::Model model = onnx::read_model(command.in);
+  const ContractedModel result = contract_model(model, {.graph = graph_options(command),
+                                                        .when = when_of(command.when),
+                                                        .equality = equality_of(command.border),
+                                                        .only = command.only});
+  if (command.json) {
+    std::cout << to_json(result, command, model).dump(2) << '\n';
+  } else {
+    std::cout << command.in << ": " << counted(std::ssize(model.nodes), "node") << ", opset "
+              << model.opset() << ", IR " << model.ir_version << '\n';
+    print(result, model);
+  }
+  return ok;
+}
+
+}  // namespace tool
