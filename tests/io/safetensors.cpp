@@ -3,22 +3,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/io/safetensors.hpp>  // first: the header must stand alone
 
+#include "io/files.hpp"
 #include "reference.hpp"
 
 #include <catch2/catch.hpp>
 
-#include <sys/resource.h>  // RLIMIT_FSIZE: a disk that is full on demand
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <cmath>
 #include <concepts>
-#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <limits>
 #include <span>
@@ -31,16 +29,12 @@
 
 using namespace concertina;
 using namespace concertina::io;
+using namespace concertina::test;
 namespace fs = std::filesystem;
 
 namespace {
 
 using Shape = std::vector<std::ptrdiff_t>;
-
-std::vector<std::byte> bytes_of(std::string_view text) {
-  const auto bytes = std::as_bytes(std::span(text));
-  return {bytes.begin(), bytes.end()};
-}
 
 /// A file with this header and so many bytes of data, its length field right or as stated.
 std::vector<std::byte> file_with(const std::string& header, std::size_t data_size = 0,
@@ -49,17 +43,6 @@ std::vector<std::byte> file_with(const std::string& header, std::size_t data_siz
   std::string text;
   for (int shift = 0; shift < 64; shift += 8) text += static_cast<char>(length >> shift & 0xff);
   return bytes_of(text + header + std::string(data_size, '\x01'));
-}
-
-/// What the call says when it throws an E; any other exception fails the test.
-template <class E = FormatError, class Call>
-std::string refusal(const Call& call) {
-  try {
-    call();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "not refused";
 }
 
 std::string parse_refusal(const std::vector<std::byte>& file) {
@@ -73,35 +56,6 @@ std::string header_refusal(const std::string& header, std::size_t data_size = 0)
 /// The same for a header with one tensor, "w", that has these fields.
 std::string fields_refusal(const std::string& fields, std::size_t data_size = 0) {
   return header_refusal(R"({"w":{)" + fields + "}}", data_size);
-}
-
-/// A folder that lives as long as the test.
-class Folder {
- public:
-  Folder() : path_(fs::temp_directory_path() / ("concertina-io-" + std::to_string(::getpid()))) {
-    fs::remove_all(path_);
-    fs::create_directory(path_);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  fs::path operator/(const std::string& name) const { return path_ / name; }
-  auto count() const {
-    return std::distance(fs::directory_iterator(path_), fs::directory_iterator());
-  }
-
- private:
-  fs::path path_;
-};
-
-std::string contents(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-void put(const fs::path& path, std::string_view text) {
-  std::ofstream(path, std::ios::binary) << text;
 }
 
 Safetensors example() {
@@ -797,30 +751,16 @@ TEST_CASE("whatever fails, what was at the path stays, and nothing else", "[safe
           path.string() + ": tensor \"w\": F32 of shape [2] takes 8 bytes, but there are 400000");
   }
   SECTION("a disk that is full half way") {
-    rlimit before{};
-    REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
-    rlimit small = before;
-    small.rlim_cur = 200'000;
-    const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-    REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
-    const std::string said = refusal<IoError>([&] { write_safetensors(path, file); });
-    ::setrlimit(RLIMIT_FSIZE, &before);
-    std::signal(SIGXFSZ, handler);
-    CHECK(said == "cannot write " + path.string() + ": File too large");
+    const FullDisk disk(200'000);
+    CHECK(refusal<IoError>([&] { write_safetensors(path, file); }) ==
+          "cannot write " + path.string() + ": File too large");
   }
   SECTION("a disk that is full at the last flush") {
     Safetensors tiny;
     tiny.add("w", {1}, std::array{1.0F});
-    rlimit before{};
-    REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
-    rlimit small = before;
-    small.rlim_cur = 10;
-    const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-    REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
-    const std::string said = refusal<IoError>([&] { write_safetensors(path, tiny); });
-    ::setrlimit(RLIMIT_FSIZE, &before);
-    std::signal(SIGXFSZ, handler);
-    CHECK(said == "cannot write " + path.string() + ": File too large");
+    const FullDisk disk(10);
+    CHECK(refusal<IoError>([&] { write_safetensors(path, tiny); }) ==
+          "cannot write " + path.string() + ": File too large");
   }
   CHECK(contents(path) == "precious");
   CHECK(folder.count() == 1);
@@ -901,11 +841,9 @@ void check_reference(const std::vector<fs::path>& files) {
 }  // namespace
 
 TEST_CASE("reference files are read", "[safetensors]") {
-  check_reference(concertina::test::reference_files(CONCERTINA_SMALL_REFERENCE,
-                                                    {"", "blocks", "chains", "inexact"}));
+  check_reference(reference_files(CONCERTINA_SMALL_REFERENCE, {"", "blocks", "chains", "inexact"}));
 }
 
 TEST_CASE("large reference files are read", "[safetensors]") {
-  check_reference(concertina::test::reference_files(concertina::test::large_reference(),
-                                                    {"imagenet", "trained"}));
+  check_reference(reference_files(large_reference(), {"imagenet", "trained"}));
 }

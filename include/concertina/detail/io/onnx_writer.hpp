@@ -44,7 +44,11 @@ inline Pieces encode(const Source& source, const Attribute& attribute) {
     case AttributeType::integer: out.integer(3, attribute.i); break;
     case AttributeType::string: out.text(4, attribute.s); break;
     case AttributeType::tensor:
-      if (attribute.tensor) out.message(5, encode(source, *attribute.tensor));
+      if (!attribute.tensor) {
+        fail<FormatError>(
+            {source.name, ": attribute ", in_quotes(attribute.name), " of type 4 has no tensor"});
+      }
+      out.message(5, encode(source, *attribute.tensor));
       break;
     case AttributeType::floats:
       for (const float value : attribute.floats) out.real(7, value);
