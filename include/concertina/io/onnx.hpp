@@ -211,6 +211,10 @@ Model read_model(const std::filesystem::path& path);
 Model parse_model(std::span<const std::byte> file, std::string origin = "model",
                   const std::filesystem::path& folder = {});
 
+/// Reads and checks a file with one tensor, as in ONNX's test data (test_data_set_0/input_0.pb).
+/// Throws  what read_model does
+Tensor read_tensor(const std::filesystem::path& path);
+
 /// Where tensors are written.
 struct WriteOptions {
   /// Tensors of at least `external_threshold` bytes go to one file of this name beside the model;

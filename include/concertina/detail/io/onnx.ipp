@@ -66,14 +66,22 @@ inline const Attribute* typed(const Node& node, std::string_view name, Attribute
   return found;
 }
 
-inline Model read(std::string origin, std::vector<std::byte> file,
-                  const std::filesystem::path& folder) {
+inline Reader reader(std::string origin, std::vector<std::byte> file,
+                     const std::filesystem::path& folder) {
   if (file.size() > message_limit) {
     fail<FormatError>(
-        {origin, ": the file has ", file.size(), " bytes, but a model has at most 2^31 - 1"});
+        {origin, ": the file has ", file.size(), " bytes, but a message has at most 2^31 - 1"});
   }
   Kept kept = keep(std::move(file));
-  return Reader({std::move(origin), kept.bytes}, std::move(kept.storage), folder).read();
+  return Reader({std::move(origin), kept.bytes}, std::move(kept.storage), folder);
+}
+
+inline Reader reader(const std::filesystem::path& path) {
+  const auto [file, size] = io::detail::open_file(path);
+  std::vector<std::byte> bytes(static_cast<std::size_t>(size));
+  io::detail::read_next(path, file.get(), bytes);
+  const auto folder = path.parent_path();
+  return reader(path.string(), std::move(bytes), folder.empty() ? "." : folder);
 }
 
 /// Writes the tensors that have a place, each there.
@@ -234,17 +242,15 @@ inline std::int64_t Model::opset() const {
   return found == opsets.end() ? 0 : found->version;
 }
 
-inline Model read_model(const std::filesystem::path& path) {
-  const auto [file, size] = io::detail::open_file(path);
-  std::vector<std::byte> bytes(static_cast<std::size_t>(size));
-  io::detail::read_next(path, file.get(), bytes);
-  const auto folder = path.parent_path();
-  return detail::read(path.string(), std::move(bytes), folder.empty() ? "." : folder);
+inline Model read_model(const std::filesystem::path& path) { return detail::reader(path).read(); }
+
+inline Tensor read_tensor(const std::filesystem::path& path) {
+  return detail::reader(path).read_tensor();
 }
 
 inline Model parse_model(std::span<const std::byte> file, std::string origin,
                          const std::filesystem::path& folder) {
-  return detail::read(std::move(origin), {file.begin(), file.end()}, folder);
+  return detail::reader(std::move(origin), {file.begin(), file.end()}, folder).read();
 }
 
 inline void write_model(const std::filesystem::path& path, const Model& model,

@@ -78,7 +78,7 @@ inline constexpr Part parts[] = {{"ModelProto", 20, "TrainingInfoProto"},
                                  {"SparseTensorProto", 1, "TensorProto"},
                                  {"SparseTensorProto", 2, "TensorProto"}};
 
-/// Reads one model.
+/// Reads one model, or one tensor.
 class Reader {
  public:
   Reader(Source source, std::shared_ptr<const void> storage, std::filesystem::path folder)
@@ -86,6 +86,8 @@ class Reader {
     model_.origin = source_.name;
     model_.storage.push_back(std::move(storage));
   }
+
+  Tensor read_tensor() { return complete(tensor_fields(source_, source_.bytes), true); }
 
   Model read() {
     const auto graph = only(source_.bytes, "ModelProto", 7);
