@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
@@ -27,19 +28,28 @@ using Value = std::variant<Array<float>, Array<double>, Array<std::int64_t>>;
 /// Tensors by name.
 using Values = std::map<std::string, Value, std::less<>>;
 
+/// A tensor's elements: 16 bits widened to float, and with `wide` all floats to double. Throws
+/// FormatError for elements that are no numbers, or that their type here does not hold.
+Value value_of(const concertina::onnx::Tensor& tensor, bool wide = false);
+
+/// A tensor of float32, float64 or int64.
+concertina::onnx::Tensor tensor_of(std::string name, const Value& value);
+
 /// A model ready to run: float tensors in float (16 bits widened), double ones in double; or, with
 /// `wide`, all in double. It shares no code with contraction.
 class Evaluator {
  public:
-  /// The model must outlive it. Throws FormatError naming the nodes whose operators are not
-  /// implemented, or that are not what their operator says.
+  /// The model is not needed afterwards. Throws FormatError naming the nodes whose operators are
+  /// not implemented, or that are not what their operator says.
   explicit Evaluator(const concertina::onnx::Model& model, bool wide = false);
   ~Evaluator();
   Evaluator(Evaluator&&) noexcept;
 
-  /// The values of the graph's outputs. May be called from several threads at once.
+  /// The values of the graph's outputs; what is computed is released once it has been read. May be
+  /// called from several threads at once.
   /// Throws  ShapeError naming the node that its inputs do not fit; FormatError for inputs that the
-  ///         graph does not have, or has and are not given; SizeError for more than 4 GiB at once
+  ///         graph does not have, or has and are not given; SizeError for an array of more than
+  ///         2^29 elements
   Values operator()(const Values& inputs) const;
 
  private:

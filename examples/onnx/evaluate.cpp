@@ -1,0 +1,357 @@
+// From a model to steps, and the values that go from one to the next.
+// SPDX-License-Identifier: Apache-2.0
+#include "evaluate.hpp"
+
+#include "operators.hpp"
+
+#include <optional>
+#include <set>
+#include <type_traits>
+
+namespace tool {
+
+using concertina::FormatError;
+using concertina::onnx::DataType, concertina::onnx::Model, concertina::onnx::Node,
+    concertina::onnx::Tensor;
+using evaluation::Arguments, evaluation::Definition, evaluation::Operator, evaluation::Operators,
+    evaluation::Shape;
+using evaluation::shape_of, evaluation::Step;
+
+// ---- tensors
+
+namespace {
+
+enum class Kind { float_, double_, integer };
+
+/// How elements of a type are kept; nothing for those that are not.
+std::optional<Kind> kind_of(DataType type, bool wide) {
+  switch (type) {
+    case DataType::float16:
+    case DataType::bfloat16:
+    case DataType::float32: return wide ? Kind::double_ : Kind::float_;
+    case DataType::float64: return Kind::double_;
+    case DataType::uint8:
+    case DataType::int8:
+    case DataType::uint16:
+    case DataType::int16:
+    case DataType::int32:
+    case DataType::int64:
+    case DataType::boolean:
+    case DataType::uint32: return Kind::integer;
+    default: return std::nullopt;
+  }
+}
+
+std::string quoted(const std::string& name) { return '"' + name + '"'; }
+
+}  // namespace
+
+Value value_of(const Tensor& tensor, bool wide) {
+  const auto kind = kind_of(tensor.type, wide);
+  if (!kind)
+    throw FormatError("tensor " + quoted(tensor.name) + " is of " + to_string(tensor.type) +
+                      ", which is not supported");
+  switch (*kind) {
+    case Kind::float_: return Array<float>{tensor.dims, tensor.values<float>()};
+    case Kind::double_: return Array<double>{tensor.dims, tensor.values<double>()};
+    default: return Array<std::int64_t>{tensor.dims, tensor.values<std::int64_t>()};
+  }
+}
+
+Tensor tensor_of(std::string name, const Value& value) {
+  return std::visit(
+      [&]<class Scalar>(const Array<Scalar>& array) {
+        return Tensor::of<Scalar>(std::move(name), array.shape, array.values);
+      },
+      value);
+}
+
+// ---- programs
+
+namespace {
+
+const Operators& operators() {
+  static const Operators all = [] {
+    Operators result;
+    evaluation::add_elementwise(result);
+    evaluation::add_products(result);
+    evaluation::add_reductions(result);
+    evaluation::add_selections(result);
+    evaluation::add_shapes(result);
+    evaluation::add_windows(result);
+    return result;
+  }();
+  return all;
+}
+
+std::string described(const Node& node) {
+  return "node " +
+         quoted(node.name.empty() && !node.outputs.empty() ? node.outputs[0] : node.name) + " (" +
+         node.op_type + ")";
+}
+
+constexpr std::size_t none = static_cast<std::size_t>(-1);
+
+/// A step and where its values are.
+struct Instruction {
+  Step step;
+  std::string where;
+  std::vector<std::size_t> inputs = {};    // none: left out
+  std::vector<bool> movable = {};          // nothing else reads this input, now or afterwards
+  std::vector<std::size_t> released = {};  // nothing reads these afterwards
+  std::size_t output = none;
+};
+
+/// Where the values of a run are: constants and the caller's inputs elsewhere, the rest owned.
+struct Frame {
+  std::vector<const Value*> at;
+  std::vector<Value> owned;
+
+  explicit Frame(std::size_t slots) : at(slots, nullptr), owned(slots) {}
+
+  void put(std::size_t slot, Value value) {
+    owned[slot] = std::move(value);
+    at[slot] = &owned[slot];
+  }
+  void release(std::size_t slot) {
+    owned[slot] = {};
+    at[slot] = nullptr;
+  }
+
+  void run(const Instruction& instruction) {
+    std::vector<Arguments::Input> inputs;
+    for (std::size_t i = 0; i < instruction.inputs.size(); ++i) {
+      const std::size_t slot = instruction.inputs[i];
+      const bool own = slot != none && instruction.movable[i] && at[slot] == &owned[slot];
+      inputs.push_back({slot == none ? nullptr : at[slot], own ? &owned[slot] : nullptr});
+    }
+    const auto given = [&] {
+      std::string text;
+      for (const auto& input : inputs) {
+        text += (text.empty() ? "" : ", ") +
+                (input.value ? evaluation::to_text(shape_of(*input.value)) : "none");
+      }
+      return instruction.where + (text.empty() ? ": " : " of " + text + ": ");
+    };
+    Arguments arguments(inputs);
+    try {
+      put(instruction.output, instruction.step(arguments));
+    } catch (const concertina::ShapeError& error) {
+      throw concertina::ShapeError(given() + error.what());
+    } catch (const concertina::SizeError& error) {
+      throw concertina::SizeError(given() + error.what());
+    } catch (const concertina::NumericalError& error) {
+      throw concertina::NumericalError(given() + error.what());
+    } catch (const FormatError& error) {
+      throw FormatError(given() + error.what());
+    }
+    for (const std::size_t slot : instruction.released) release(slot);
+  }
+};
+
+/// Throws FormatError where a node is not what its operator says.
+void check(const Node& node, const Operator& definition) {
+  const auto complain = [&](const std::string& what) {
+    throw FormatError(described(node) + " " + what);
+  };
+  if (node.inputs.size() < definition.least || node.inputs.size() > definition.most) {
+    complain("has " + std::to_string(node.inputs.size()) + " inputs");
+  }
+  for (std::size_t i = 0; i < definition.least; ++i) {
+    if (node.inputs[i].empty()) complain("lacks its input " + std::to_string(i));
+  }
+  for (std::size_t i = definition.outputs; i < node.outputs.size(); ++i) {
+    if (!node.outputs[i].empty()) complain("has outputs that are not supported");
+  }
+  for (const auto& attribute : node.attributes) {
+    const std::string names = " " + std::string(definition.attributes) + " ";
+    if (names.find(" " + attribute.name + " ") == std::string::npos) {
+      complain("has an attribute " + quoted(attribute.name) + ", which is not supported");
+    }
+  }
+}
+
+}  // namespace
+
+struct Evaluator::Program {
+  struct Input {
+    std::string name;
+    std::size_t slot;
+    std::optional<Kind> kind;  // nothing: as it is given
+  };
+  bool wide;
+  std::vector<Input> inputs = {};
+  std::vector<std::pair<std::string, std::size_t>> outputs = {};
+  std::vector<Instruction> instructions = {};
+  Frame constants;
+
+  Program(const Model& model, bool wide_floats);
+  void add(const Definition& definition, const std::vector<std::size_t>& from, std::size_t to);
+  void find_last_readers();
+  std::optional<Value> widened(const Input& input, const Value& value) const;
+};
+
+Evaluator::Program::Program(const Model& model, bool wide_floats)
+    : wide(wide_floats), constants(0) {
+  const auto complain = [&](const std::string& what) {
+    throw FormatError(model.origin + ": " + what);
+  };
+  if (model.opset() < 7) {
+    complain("operators of version " + std::to_string(model.opset()) +
+             "; supported are 7 and later");
+  }
+  std::set<std::string> unknown;
+  for (const Node& node : model.nodes) {
+    const bool standard = node.domain.empty() || node.domain == "ai.onnx";
+    if (standard && operators().contains(node.op_type)) {
+      check(node, operators().at(node.op_type));
+    } else {
+      unknown.insert(described(node) + (standard ? "" : " of " + node.domain));
+    }
+  }
+  if (!unknown.empty()) {
+    std::string text;
+    for (const std::string& node : unknown) text += (text.empty() ? "" : ", ") + node;
+    complain("operators that are not supported: " + text);
+  }
+
+  std::map<std::string, std::size_t, std::less<>> slots;
+  const auto define = [&](const std::string& name) {
+    const std::size_t slot = slots.size();
+    if (!slots.emplace(name, slot).second) complain("tensor " + quoted(name) + " is there twice");
+    return slot;
+  };
+  std::map<std::size_t, const Tensor*> initializers;
+  for (const Tensor& tensor : model.initializers) initializers[define(tensor.name)] = &tensor;
+  for (const auto& [name, type, shape, encoded] : model.inputs) {
+    if (slots.contains(name)) continue;  // an old model's constant
+    const auto kind = kind_of(type, wide);
+    if (!kind && type != DataType::undefined)
+      complain("input " + quoted(name) + " is of " + to_string(type));
+    inputs.push_back({name, define(name), kind});
+  }
+  std::set<std::string, std::less<>> read;
+  for (const auto& output : model.outputs) read.insert(output.name);
+  std::size_t size = slots.size();
+  for (const Node& node : model.nodes) {
+    size += node.outputs.size();
+    read.insert(node.inputs.begin(), node.inputs.end());
+  }
+  constants = Frame(size);
+  /// Its slot, once it has been computed. Initializers become values when they are read.
+  const auto find = [&](const std::string& reader, const std::string& name) {
+    const auto found = slots.find(name);
+    if (found == slots.end()) complain(reader + " reads " + quoted(name) + ", which is not there");
+    const auto tensor = initializers.find(found->second);
+    if (tensor != initializers.end() && constants.at[found->second] == nullptr) {
+      constants.put(found->second, value_of(*tensor->second, wide));
+    }
+    return found->second;
+  };
+  for (const Node& node : model.nodes) {
+    std::vector<std::size_t> from;
+    for (const std::string& name : node.inputs)
+      from.push_back(name.empty() ? none : find(described(node), name));
+    for (std::size_t i = 0; i < node.outputs.size(); ++i) {
+      if (node.outputs[i].empty()) continue;
+      const std::size_t to = define(node.outputs[i]);
+      if (read.contains(node.outputs[i])) add({node, model.opset(), wide, i}, from, to);
+    }
+  }
+  for (const auto& output : model.outputs)
+    outputs.emplace_back(output.name, find("the graph", output.name));
+  find_last_readers();
+}
+
+/// Adds an instruction; what reads constants only is run at once, and is a constant.
+void Evaluator::Program::add(const Definition& definition, const std::vector<std::size_t>& from,
+                             std::size_t to) {
+  Instruction instruction{{}, described(definition.node), from, std::vector<bool>(from.size()), {},
+                          to};
+  try {
+    instruction.step = operators().at(definition.node.op_type).compile(definition);
+  } catch (const FormatError& error) {
+    throw FormatError(instruction.where + ": " + error.what());
+  }
+  if (std::ranges::all_of(from,
+                          [&](std::size_t slot) { return slot == none || constants.at[slot]; })) {
+    constants.run(instruction);
+  } else {
+    instructions.push_back(std::move(instruction));
+  }
+}
+
+void Evaluator::Program::find_last_readers() {
+  std::vector<bool> needed(constants.at.size());
+  for (const auto& output : outputs) needed[output.second] = true;
+  for (auto instruction = instructions.rbegin(); instruction != instructions.rend();
+       ++instruction) {
+    const auto& from = instruction->inputs;
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      if (from[i] == none) continue;
+      instruction->movable[i] = !needed[from[i]] && std::ranges::count(from, from[i]) == 1;
+      if (!needed[from[i]]) instruction->released.push_back(from[i]);
+    }
+    for (const std::size_t slot : from) {
+      if (slot != none) needed[slot] = true;
+    }
+  }
+  for (std::size_t slot = 0; slot < needed.size(); ++slot) {
+    if (!needed[slot]) constants.release(slot);
+  }
+}
+
+/// As the graph declares it, if that is wider; nothing if it is so.
+std::optional<Value> Evaluator::Program::widened(const Input& input, const Value& value) const {
+  const bool floats = std::holds_alternative<Array<float>>(value);
+  if (floats && (input.kind == Kind::double_ || (!input.kind && wide))) {
+    const auto& [shape, values] = std::get<Array<float>>(value);
+    return Array<double>{shape, {values.begin(), values.end()}};
+  }
+  if (input.kind && value.index() != static_cast<std::size_t>(*input.kind)) {
+    throw FormatError("input " + quoted(input.name) +
+                      " is not given as the numbers that the graph declares");
+  }
+  return std::nullopt;
+}
+
+Values Evaluator::operator()(const Values& inputs) const {
+  Frame frame(0);
+  frame.at = program_->constants.at;
+  frame.owned.resize(frame.at.size());
+  for (const auto& input : program_->inputs) {
+    const auto given = inputs.find(input.name);
+    if (given == inputs.end()) throw FormatError("input " + quoted(input.name) + " is not given");
+    std::visit(
+        [&](const auto& array) {
+          if (evaluation::count(array.shape) != std::ssize(array.values)) {
+            throw concertina::ShapeError("input " + quoted(input.name) + " of " +
+                                         evaluation::to_text(array.shape) + " has " +
+                                         std::to_string(array.values.size()) + " values");
+          }
+        },
+        given->second);
+    frame.at[input.slot] = &given->second;
+    if (auto wider = program_->widened(input, given->second))
+      frame.put(input.slot, std::move(*wider));
+  }
+  for (const auto& [name, value] : inputs) {
+    const auto known = [&](const Program::Input& input) { return input.name == name; };
+    if (std::ranges::none_of(program_->inputs, known))
+      throw FormatError("the graph has no input " + quoted(name));
+  }
+  for (const Instruction& instruction : program_->instructions) frame.run(instruction);
+  Values results;
+  for (const auto& [name, slot] : program_->outputs) {
+    const bool own = frame.at[slot] == &frame.owned[slot];
+    results.emplace(name, own ? std::move(frame.owned[slot]) : *frame.at[slot]);
+  }
+  return results;
+}
+
+Evaluator::Evaluator(const Model& model, bool wide)
+    : program_(std::make_unique<Program>(model, wide)) {}
+Evaluator::~Evaluator() = default;
+Evaluator::Evaluator(Evaluator&&) noexcept = default;
+
+}  // namespace tool
