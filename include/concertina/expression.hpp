@@ -206,6 +206,15 @@ class Leaf {
 
   ConvShape<Rank> shape() const { return view_ ? view_->shape() : map_->template shape<Rank>(); }
 
+  /// The same elements as a layer of another shape, without its bias where that has none. Requires
+  /// a layer.
+  Leaf reshaped(const ConvShape<Rank>& shape) const {
+    Leaf result = *this;
+    result.view_ =
+        View(shape, view_->weight(), shape.bias ? view_->bias() : std::span<const Scalar>());
+    return result;
+  }
+
   /// The layer in A, rounded at most once where it is stored and as to_conv says where it is not.
   template <class A>
   Conv<A, Rank> to() const {

@@ -2,11 +2,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/transposed.hpp>
 
+#include <concertina/layers.hpp>
 #include <concertina/modular.hpp>
 
 #include "support.hpp"
 
+#include <algorithm>
+#include <cstddef>
 #include <optional>
+#include <variant>
+#include <vector>
 
 namespace concertina::test {
 namespace {
@@ -154,7 +159,7 @@ TEMPLATE_TEST_CASE_SIG("transposed(A) * transposed(B) == transposed(B * A)", "[t
     INFO(to_string(shape) << ", " << to_string(after));
     std::vector<PrimeField> bias(static_cast<std::size_t>(shape.in));
     fill_random(std::span(bias), rng);
-    const auto product = transposed(a, bias) * transposed(b);
+    const Transposed<PrimeField, Rank> product = transposed(a, bias) * transposed(b);
     CHECK(product == transposed(b * a, bias));
     CHECK(product == transposed(contract(linear_b * linear_a), bias));
     CHECK_FALSE(product == transposed(b * a));
@@ -167,6 +172,475 @@ TEMPLATE_TEST_CASE_SIG("transposed(A) * transposed(B) == transposed(B * A)", "[t
     }
   }
   CHECK(compared > 20);
+}
+
+// ---- products -----------------------------------------------------------------------------------
+
+/// PyTorch's ConvTranspose from its definition: each element is added where its taps reach.
+template <class Scalar, int Rank>
+FeatureMap<Scalar, Rank> spread_by_definition(const Conv<Scalar, Rank>& layer,
+                                              const std::vector<Scalar>& bias,
+                                              const PerAxis<Rank>& output_padding,
+                                              const FeatureMap<Scalar, Rank>& y) {
+  const ConvShape<Rank>& f = layer.shape();
+  PerAxis<Rank> size;
+  for (int axis = 0; axis < Rank; ++axis) {
+    size[axis] = (y.shape().size[axis] - 1) * f.stride[axis] - f.padding.start[axis] -
+                 f.padding.end[axis] + f.dilation[axis] * (f.kernel_size[axis] - 1) +
+                 output_padding[axis] + 1;
+    if (size[axis] < 1) throw ShapeError("an empty map");
+  }
+  FeatureMap<Scalar, Rank> x({.batch = y.shape().batch, .channels = f.in, .size = size});
+  const Index pixels = numel(size), in = f.in / f.groups, taps = numel(f.kernel_size);
+  for (std::size_t i = 0; i < x.values().size() && !bias.empty(); ++i) {
+    x.values()[i] = bias[static_cast<std::size_t>(static_cast<Index>(i) / pixels % f.in)];
+  }
+  const Scalar* from = y.values().data();
+  for (Index n = 0; n < y.shape().batch; ++n) {
+    for (Index o = 0; o < f.out; ++o) {
+      detail::for_each_position(y.shape().size, [&](const PerAxis<Rank>& j) {
+        const Scalar element = *from++;
+        detail::for_each_position(f.kernel_size, [&](const PerAxis<Rank>& a) {
+          PerAxis<Rank> i;
+          for (int axis = 0; axis < Rank; ++axis) {
+            i[axis] = j[axis] * f.stride[axis] - f.padding.start[axis] + a[axis] * f.dilation[axis];
+            if (i[axis] < 0 || i[axis] >= size[axis]) return;
+          }
+          for (Index c = 0; c < in; ++c) {
+            const Index channel = o / (f.out / f.groups) * in + c;
+            Scalar& to = x.values()[static_cast<std::size_t>((n * f.in + channel) * pixels +
+                                                             detail::flat(i, size))];
+            to = to + layer.weight()[static_cast<std::size_t>((o * in + c) * taps +
+                                                              detail::flat(a, f.kernel_size))] *
+                          element;
+          }
+        });
+      });
+    }
+  }
+  return x;
+}
+
+/// A layer, of stride 1, or a transposed one, as its F, bias and output padding.
+template <int Rank>
+struct Stage {
+  bool transposed;
+  Conv<PrimeField, Rank> layer;
+  std::vector<PrimeField> bias = {};
+  PerAxis<Rank> output_padding = 0;
+
+  TransposedExpr<PrimeField, Rank> expression() const {
+    if (transposed) return concertina::transposed(layer, bias, output_padding);
+    return TransposedExpr<PrimeField, Rank>(Expr<PrimeField, Rank>(layer));
+  }
+  FeatureMap<PrimeField, Rank> operator()(const FeatureMap<PrimeField, Rank>& x) const {
+    return transposed ? spread_by_definition(layer, bias, output_padding, x) : layer(x);
+  }
+};
+
+/// One to three layers of any options, at least one of them transposed. Without a bias before a
+/// stride.
+template <int Rank>
+std::vector<Stage<Rank>> random_stages(Rng& rng) {
+  const Index count = random_index(rng, 1, 3), adjoint = random_index(rng, 0, count - 1);
+  std::vector<Stage<Rank>> stages;
+  Index channels = 0;
+  for (Index n = 0; n < count; ++n) {
+    const Largest small{.channels = 2, .groups = 2, .stride = 3, .dilation = 2};
+    ConvShape<Rank> shape = random_shape<Rank>(rng, small);
+    const bool transposed = n == adjoint || random_index(rng, 0, 2) == 0;
+    Index &in = transposed ? shape.out : shape.in, &out = transposed ? shape.in : shape.out;
+    if (n > 0) {
+      const Index width = out / shape.groups;
+      while (channels % shape.groups != 0) --shape.groups;
+      in = channels;
+      out = width * shape.groups;
+    }
+    channels = out;
+    PerAxis<Rank> output_padding;
+    std::vector<PrimeField> bias;
+    if (transposed) {
+      for (int axis = 0; axis < Rank; ++axis) {
+        output_padding[axis] =
+            random_index(rng, 0, std::max(shape.stride[axis], shape.dilation[axis]) - 1);
+      }
+      if (shape.stride != 1) {
+        for (Stage<Rank>& before : stages) {
+          before.bias.clear();
+          before.layer = random_pair(before.layer.shape(), rng).linear;
+        }
+      }
+      if (shape.bias) bias.resize(static_cast<std::size_t>(shape.in));
+      fill_random(std::span(bias), rng);
+    } else {
+      shape.stride = 1;
+    }
+    stages.push_back({transposed, random_pair(shape, rng).layer, bias, output_padding});
+  }
+  return stages;
+}
+
+template <int Rank>
+TransposedExpr<PrimeField, Rank> product_of(const std::vector<Stage<Rank>>& stages) {
+  TransposedExpr<PrimeField, Rank> expression = stages.front().expression();
+  for (std::size_t n = 1; n < stages.size(); ++n) expression = stages[n].expression() * expression;
+  return expression;
+}
+
+struct Tally {
+  int chains = 0, exact = 0, bordered = 0;
+};
+
+/// Applies stages and their contraction to a map of this size; whether every map on the way was a
+/// map.
+template <int Rank>
+bool check(const std::vector<Stage<Rank>>& stages, Index extent, Rng& rng, Tally& tally) {
+  const TransposedExpr<PrimeField, Rank> expression = product_of(stages);
+  const ConvShape<Rank>& first = stages.front().layer.shape();
+  const MapShape<Rank> shape{
+      .batch = 2, .channels = stages.front().transposed ? first.out : first.in, .size = extent};
+  const auto y = random_map<Rank>(shape, rng);
+  FeatureMap<PrimeField, Rank> x = y;
+  try {
+    for (const Stage<Rank>& stage : stages) x = stage(x);
+  } catch (const ShapeError&) {
+    return false;
+  }
+  INFO(to_string(Form(expression.dense()))
+       << " of stride " << to_string(expression.stride()) << " on a map of size " << extent);
+  CHECK(expression(y) == x);
+  CHECK(expression.output_size(shape.size) == x.shape().size);
+  const Transposed<PrimeField, Rank> whole = contract(expression, interior_only);
+  CHECK(whole.layer().shape().stride == expression.stride());
+  const FeatureMap<PrimeField, Rank> z = whole(y);
+  REQUIRE(z.shape() == x.shape());
+  const Exactness<Rank> here = exactness(expression, shape.size), every = exactness(expression);
+  PerAxis<Rank> start = 0, end = 0;  // of what differs within the border
+  bool outside = false;
+  auto ours = z.values().begin(), right = x.values().begin();
+  for (Index map = 0; map < 2 * x.shape().channels; ++map) {
+    detail::for_each_position(x.shape().size, [&](const PerAxis<Rank>& position) {
+      if (*ours++ == *right++) return;
+      bool covered = false;
+      for (int axis = 0; axis < Rank; ++axis) {
+        const Index from_start = position[axis] + 1,
+                    from_end = x.shape().size[axis] - position[axis];
+        covered = covered || from_start <= here.start[axis] || from_end <= here.end[axis];
+        if (from_start <= here.start[axis]) start[axis] = std::max(start[axis], from_start);
+        if (from_end <= here.end[axis]) end[axis] = std::max(end[axis], from_end);
+      }
+      outside = outside || !covered;
+    });
+  }
+  CHECK_FALSE(outside);
+  CHECK(start == here.start);
+  CHECK(end == here.end);
+  for (int axis = 0; axis < Rank; ++axis) {
+    CHECK(here.start[axis] <= every.start[axis]);
+    CHECK(here.end[axis] <= every.end[axis]);
+  }
+  if (every) {
+    CHECK(contract(expression) == whole);
+  } else {
+    CHECK_THROWS_AS(contract(expression), InexactError);
+  }
+  ++tally.chains;
+  ++(here ? tally.exact : tally.bordered);
+  return true;
+}
+
+TEMPLATE_TEST_CASE_SIG(
+    "layers and transposed layers in a row act as their contraction, off a border as stated",
+    "[transposed]", ((int Rank), Rank), 1, 2, 3) {
+  Rng rng(6);
+  Tally tally;
+  while (tally.chains < (Rank == 1 ? 3000 : Rank == 2 ? 1500 : 300)) {
+    const auto stages = random_stages<Rank>(rng);
+    for (Index extent = 1; extent < (Rank == 3 ? 3 : 5); ++extent)
+      check(stages, extent, rng, tally);
+  }
+  CHECK(tally.exact > tally.chains / 5);
+  CHECK(tally.bordered > tally.chains / 5);
+}
+
+TEST_CASE("a batch norm after a transposed convolution, by hand", "[transposed]") {
+  // PyTorch's ConvTranspose2d(4, 6, 1, groups=2) and BatchNorm2d(6): the factors belong to the
+  // channels that are written, which are F's input channels.
+  const Conv2d<double> f({.out = 4, .in = 6, .groups = 2}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
+  const auto norm = batch_norm(BatchNorm<double>{.running_mean = {0, 1, 0, 0, 1, 0},
+                                                 .running_var = {1, 1, 4, 1, 1, 1},
+                                                 .weight = {1, 2, 2, 4, 5, 6},
+                                                 .bias = {0, 0, 0, 0, 0, 7},
+                                                 .eps = 0});
+  const Transposed<double, 2> fused = norm * transposed(f, {1, 1, 1, 1, 1, 1});
+  CHECK(fused.layer() == Conv2d<double>(f.shape(), {1, 4, 3, 4, 10, 6, 28, 40, 54, 40, 55, 72}));
+  CHECK(std::ranges::equal(fused.bias(), std::vector<double>{1, 0, 1, 4, 0, 13}));
+}
+
+TEST_CASE("output padding is zeros and the bias, and a later layer reads it", "[transposed]") {
+  const Conv1d<int> f({.out = 1, .in = 1, .kernel_size = 3, .stride = 2, .padding = 1}, {1, 2, 3});
+  const Conv1d<int> next({.out = 1, .in = 1, .kernel_size = 3, .padding = Padding<1>::sides(0, 1)},
+                         {1, 1, 1});
+  const FeatureMap<int, 1> y({.size = 2}, {1, 10});
+  const auto padded = transposed(f, {100}, 1);
+  CHECK(transposed(f)(y) == FeatureMap<int, 1>({.size = 3}, {2, 13, 20}));
+  CHECK(padded.output_size(2) == PerAxis<1>(4));
+  CHECK(padded(y) == FeatureMap<int, 1>({.size = 4}, {102, 113, 120, 130}));
+  CHECK_FALSE(padded == transposed(f, {100}));
+  // Without output padding the position after the last, which the sum reads, has been cut off.
+  CHECK_FALSE(exactness(next * transposed(f)));
+  CHECK(exactness(next * transposed(f, {}, 1)));
+  CHECK(contract(next * transposed(f, {}, 1))(y) == FeatureMap<int, 1>({.size = 3}, {35, 63, 50}));
+  CHECK_FALSE(exactness(next * padded));  // the padding is zero, and not the bias
+  // A dilation admits more than the stride does.
+  const Conv1d<int> wide({.out = 1, .in = 1, .kernel_size = 2, .dilation = 4}, {1, 2});
+  CHECK(transposed(wide, {}, 3)(y) ==
+        FeatureMap<int, 1>({.size = 9}, {1, 10, 0, 0, 2, 20, 0, 0, 0}));
+  for (const Index wrong : {-1, 4}) CHECK_THROWS_AS(transposed(wide, {}, wrong), ShapeError);
+}
+
+TEST_CASE("sums, scales and permutations join transposed layers", "[transposed]") {
+  Rng rng(7);
+  const auto f =
+      small_integers<int, 2>({.out = 3, .in = 4, .kernel_size = {2, 3}, .stride = 2}, rng);
+  const auto g = small_integers<int, 2>(
+      {.out = 3, .in = 4, .kernel_size = {4, 1}, .stride = 2, .padding = {1, -1}}, rng);
+  const auto square =
+      small_integers<int, 2>({.out = 4, .in = 4, .kernel_size = 3, .padding = 1}, rng);
+  const auto point = small_integers<int, 2>({.out = 4, .in = 4}, rng);
+  const auto before =
+      small_integers<int, 2>({.out = 3, .in = 2, .kernel_size = 2, .padding = 1}, rng);
+  const auto y = small_integers<int, 2>({.batch = 2, .channels = 3, .size = {3, 4}}, rng);
+  const auto x = spread_by_definition<int, 2>(f, {}, 0, y);
+  const auto sum = [](FeatureMap<int, 2> a, const FeatureMap<int, 2>& b) {
+    for (std::size_t i = 0; i < a.values().size(); ++i) a.values()[i] += b.values()[i];
+    return a;
+  };
+  const auto acts_as = [](const TransposedExpr<int, 2>& expression, const FeatureMap<int, 2>& from,
+                          const FeatureMap<int, 2>& to) {
+    const PerAxis<2>& size = from.shape().size;
+    const Transposed<int, 2> whole = contract(expression);
+    return whole(from) == to && expression(from) == to &&
+           contract(expression, exact_at(size[0], size[1])) == whole;
+  };
+  CHECK(acts_as((square + point) * transposed(f), y, sum(square(x), point(x))));
+  CHECK(
+      acts_as(transposed(f) + transposed(g), y, sum(x, spread_by_definition<int, 2>(g, {}, 0, y))));
+  CHECK(acts_as(3 * transposed(f), y, sum(x, sum(x, x))));
+  CHECK(acts_as(channel_shuffle<int>(4, 2) * (identity<int>(4) * transposed(f)), y,
+                Conv2d<int>({.out = 4, .in = 4}, {1, 0, 0, 0, 0, 0, 1, 0,  //
+                                                  0, 1, 0, 0, 0, 0, 0, 1})(x)));
+  const auto z = small_integers<int, 2>({.channels = 2, .size = {4, 3}}, rng);
+  CHECK(acts_as(transposed(f) * before * identity<int>(2), z,
+                spread_by_definition<int, 2>(f, {}, 0, before(z))));
+  CHECK(acts_as(point * (transposed(f) * Conv2d<int>(before)), z,
+                point(spread_by_definition<int, 2>(f, {}, 0, before(z)))));
+  CHECK(acts_as(ConvView<const int, 2>(point) * transposed(f), y, point(x)));
+}
+
+TEST_CASE("a chain of floats is rounded once where it is computed in double", "[transposed]") {
+  Rng rng(8);
+  const auto random = [&](const ConvShape<2>& shape) {
+    Conv2d<float> layer(shape);
+    for (float& element : layer.weight()) element = static_cast<float>(random_uniform(rng, 1));
+    for (float& element : layer.bias()) element = static_cast<float>(random_uniform(rng, 1));
+    return layer;
+  };
+  const auto f = random({.out = 5, .in = 4, .kernel_size = 3, .stride = 2});
+  const auto before = random({.out = 5, .in = 3, .kernel_size = 2, .padding = 1}),
+             after = random({.out = 2, .in = 4, .kernel_size = 2, .bias = true});
+  const std::vector<float> bias{0.1F, 0.2F, 0.3F, 0.4F};
+  const Transposed<float, 2> whole = contract<double>(after * transposed(f, bias) * before);
+  const auto wide = after.cast<double>(), wide_before = before.cast<double>();
+  const Transposed<double, 2> exact =
+      wide * transposed(f.cast<double>(), {bias.begin(), bias.end()}) * wide_before;
+  CHECK(whole.layer() == exact.layer().cast<float>());
+  for (std::size_t o = 0; o < 2; ++o) CHECK(whole.bias()[o] == static_cast<float>(exact.bias()[o]));
+  CHECK_FALSE(Transposed<float, 2>(after * transposed(f, bias) * before) == whole);
+}
+
+TEST_CASE("a bias before a stride is refused unless it is zero", "[transposed]") {
+  const auto strided = transposed(
+      Conv1d<double>({.out = 2, .in = 2, .kernel_size = 2, .stride = 2}, {1, 2, 3, 4, 5, 6, 7, 8}));
+  const ConvShape<1> point{.out = 2, .in = 2, .bias = true};
+  const Conv1d<double> biased(point, {1, 2, 3, 4}, {0, 5}), zero(point, {1, 2, 3, 4}, {0, 0});
+  BatchNorm<double> norm{.running_mean = {0, 0}, .running_var = {1, 1}, .bias = {0, 1}, .eps = 0};
+
+  CHECK_THAT(message_of<InexactError>([&] { strided* biased; }),
+             Catch::Contains("conv1d 2->2 @1 +bias") && Catch::Contains("varies"));
+  CHECK_THROWS_AS(strided * transposed(biased, {0, 1}), InexactError);
+  CHECK_THROWS_AS(strided * batch_norm(norm), InexactError);
+  norm.bias = {0, 0};
+  const FeatureMap<double, 1> y({.channels = 2, .size = 2}, {1, 2, 3, 4});
+  CHECK(contract(strided * batch_norm(norm))(y) == strided(y));
+  CHECK(contract(strided * zero)(y) == strided(zero(y)));
+  CHECK(contract(strided * transposed(zero, {0, 0}))(y) == strided(transposed(zero)(y)));
+
+  // For stride 1 a transposed layer is one of those that keep a bias, where they pad nothing.
+  const Conv1d<double> cropped({.out = 2, .in = 2, .kernel_size = 2, .padding = 1},
+                               {1, 2, 3, 4, 5, 6, 7, 8});
+  CHECK(contract(transposed(cropped) * biased)(y) == transposed(cropped)(biased(y)));
+  const Conv1d<double> plain({.out = 2, .in = 2, .kernel_size = 2}, {1, 2, 3, 4, 5, 6, 7, 8});
+  CHECK_THAT(message_of<InexactError>([&] { contract(transposed(plain) * biased); }),
+             Catch::Contains("a border of 1 outputs at the start and 1 at the end"));
+  CHECK_THAT(message_of<InexactError>([&] { contract(transposed(plain) * biased, exact_at(9)); }),
+             Catch::Contains("at input size 9"));
+}
+
+TEST_CASE("layers with strides of their own do not join transposed ones", "[transposed]") {
+  const auto up = transposed(Conv1d<int>({.out = 2, .in = 2, .kernel_size = 2, .stride = 2}));
+  const Conv1d<int> down({.out = 2, .in = 2, .stride = 3}), other({.out = 3, .in = 3});
+  CHECK_THAT(message_of<ShapeError>([&] { up* down; }), Catch::Contains("conv1d 2->2 @1 s3"));
+  CHECK_THAT(message_of<ShapeError>([&] { down* up; }), Catch::Contains("conv1d 2->2 @1 s3"));
+  CHECK_THROWS_AS(up + transposed(down), ShapeError);
+  CHECK_THROWS_AS(up * other, ShapeError);
+  CHECK_THROWS_AS(other * up, ShapeError);
+}
+
+template <class F, class G>
+concept Multiplies = requires(const F& f, const G& g) { f* g; };
+static_assert(Multiplies<Conv1d<int>, Transposed<int, 1>>);
+static_assert(Multiplies<TransposedExpr<int, 1>, Expr<int, any_rank>>);
+static_assert(!Multiplies<Conv2d<int>, Transposed<int, 1>>);
+static_assert(!Multiplies<Transposed<int, 1>, Conv1d<float>>);
+
+// ---- gradients ----------------------------------------------------------------------------------
+
+/// The sum of products of all elements of two layers, biases included.
+template <int Rank>
+PrimeField inner_product(const Conv<PrimeField, Rank>& f, const Conv<PrimeField, Rank>& g,
+                         std::span<const PrimeField> bias = {},
+                         std::span<const PrimeField> other = {}) {
+  REQUIRE(f.shape() == g.shape());
+  REQUIRE(bias.size() == other.size());
+  PrimeField sum(0);
+  const auto add = [&](std::span<const PrimeField> a, std::span<const PrimeField> b) {
+    for (std::size_t i = 0; i < a.size(); ++i) sum = sum + a[i] * b[i];
+  };
+  add(f.weight(), g.weight());
+  add(f.bias(), g.bias());
+  add(bias, other);
+  return sum;
+}
+
+template <int Rank>
+PrimeField inner_product(const Transposed<PrimeField, Rank>& f,
+                         const Transposed<PrimeField, Rank>& g) {
+  return inner_product(f.layer(), g.layer(), f.bias(), g.bias());
+}
+
+TEMPLATE_TEST_CASE_SIG(
+    "gradients are those of each layer in its own layout: exact along any direction",
+    "[transposed]", ((int Rank), Rank), 1, 2, 3) {
+  // The contraction is linear in each layer, so <dL/dF, F(A + V) - F(A)> == <dL/dA, V>.
+  Rng rng(9);
+  for (int n = 0; n < 60; ++n) {
+    const std::vector<Stage<Rank>> stages = random_stages<Rank>(rng);
+    const TransposedExpr<PrimeField, Rank> expression = product_of(stages);
+    INFO(to_string(Form(expression.dense())) << " of stride " << to_string(expression.stride()));
+    TransposedContraction contraction(expression, interior_only);
+    const Transposed<PrimeField, Rank> whole = contraction.forward(expression);
+    CHECK(whole == contract(expression, interior_only));
+
+    const auto random_like = [&](const Conv<PrimeField, Rank>& layer,
+                                 std::span<const PrimeField> bias) {
+      std::vector<PrimeField> random(bias.size());
+      fill_random(std::span(random), rng);
+      return transposed(random_pair(layer.shape(), rng).linear, random);
+    };
+    const auto gradient = random_like(whole.layer(), whole.bias());
+    const auto gradients = contraction.backward(expression, gradient);
+    REQUIRE(gradients.size() == stages.size());
+    for (std::size_t l = 0; l < stages.size(); ++l) {
+      std::vector<Stage<Rank>> moved = stages;
+      PrimeField along;
+      if (stages[l].transposed) {
+        const Transposed adjoint =
+            transposed(stages[l].layer, stages[l].bias, stages[l].output_padding);
+        const auto direction = random_like(adjoint.layer(), adjoint.bias());
+        along = inner_product(std::get<Transposed<PrimeField, Rank>>(gradients[l]), direction);
+        for (std::size_t i = 0; i < direction.layer().weight().size(); ++i) {
+          moved[l].layer.weight()[i] = moved[l].layer.weight()[i] + direction.layer().weight()[i];
+        }
+        for (std::size_t i = 0; i < direction.bias().size(); ++i) {
+          moved[l].bias[i] = moved[l].bias[i] + direction.bias()[i];
+        }
+      } else {
+        const auto direction = random_pair(stages[l].layer.shape(), rng).layer;
+        along = inner_product(std::get<Conv<PrimeField, Rank>>(gradients[l]), direction);
+        for (std::size_t i = 0; i < direction.weight().size(); ++i) {
+          moved[l].layer.weight()[i] = moved[l].layer.weight()[i] + direction.weight()[i];
+        }
+        for (std::size_t i = 0; i < direction.bias().size(); ++i) {
+          moved[l].layer.bias()[i] = moved[l].layer.bias()[i] + direction.bias()[i];
+        }
+      }
+      const auto further = contraction.forward(product_of(moved));
+      CHECK(inner_product(gradient, further) == inner_product(gradient, whole) + along);
+      static_cast<void>(contraction.forward(expression));
+    }
+  }
+}
+
+TEST_CASE("the gradient of a batch norm after a transposed layer goes on to its fields",
+          "[transposed]") {
+  const Conv1d<double> f({.out = 1, .in = 2, .kernel_size = 2, .stride = 2}, {1, 2, 3, 4});
+  const BatchNorm<double> norm{.running_mean = {1, 2},
+                               .running_var = {3, 5},
+                               .weight = {0.5, -0.25},
+                               .bias = {1, 2},
+                               .eps = 0.125};
+  const std::vector<double> bias{7, 8};
+  const auto expression_of = [&](const BatchNorm<double>& values) {
+    return batch_norm(values) * transposed(f, bias);
+  };
+  const auto expression = expression_of(norm);
+  TransposedContraction contraction(expression);
+  const Transposed<double, 1> whole = contraction.forward(expression);
+  const auto gradient = transposed(Conv1d<double>(whole.layer().shape(), {1, -2, 3, 4}), {5, 6});
+  const auto gradients = contraction.backward(expression, gradient);
+  const auto map = *expression.dense().tree().parts()[1].leaf().channel_map();
+  const ChannelMap<double> of_norm =
+      channel_map_gradient(map, std::get<Conv1d<double>>(gradients[1]));
+  const auto loss = [&](const BatchNorm<double>& values) {
+    const Transposed<double, 1> at = expression_of(values);
+    double sum = 0;
+    for (std::size_t i = 0; i < 4; ++i)
+      sum += at.layer().weight()[i] * gradient.layer().weight()[i];
+    for (std::size_t i = 0; i < 2; ++i) sum += at.bias()[i] * gradient.bias()[i];
+    return sum;
+  };
+  const auto difference = [&](std::vector<double> BatchNorm<double>::* field, std::size_t c) {
+    BatchNorm<double> more = norm, less = norm;
+    (more.*field)[c] += 1e-5;
+    (less.*field)[c] -= 1e-5;
+    return (loss(more) - loss(less)) / 2e-5;
+  };
+  for (std::size_t c = 0; c < 2; ++c) {
+    CHECK(of_norm.weight[c] == Approx(difference(&BatchNorm<double>::weight, c)));
+    CHECK(of_norm.bias[c] == Approx(difference(&BatchNorm<double>::bias, c)));
+    CHECK(of_norm.mean[c] == Approx(difference(&BatchNorm<double>::running_mean, c)));
+    CHECK(of_norm.variance[c] == Approx(difference(&BatchNorm<double>::running_var, c)));
+  }
+}
+
+TEST_CASE("a kept contraction is of one form and stride", "[transposed]") {
+  const ConvShape<1> shape{.out = 2, .in = 2, .kernel_size = 2, .stride = 2};
+  ConvShape<1> slower = shape;
+  slower.stride = 3;
+  const auto up = transposed(Conv1d<float>(shape)), other = transposed(Conv1d<float>(slower));
+  const auto norm = channel_scale<float>({1, 2});
+  TransposedContraction contraction(norm * up);
+  CHECK_THROWS_AS(contraction.forward(up), ShapeError);
+  CHECK_THROWS_AS(contraction.forward(norm * other), ShapeError);
+  static_cast<void>(contraction.forward(norm * up));
+  CHECK_THROWS_AS(contraction.backward(norm * up, other), ShapeError);
+  CHECK_THROWS_AS(contraction.backward(norm * up, transposed(Conv1d<float>(shape), {1, 2})),
+                  ShapeError);
+  const Conv1d<float> padded({.out = 2, .in = 2, .kernel_size = 3, .padding = 1});
+  CHECK_NOTHROW(TransposedContraction(padded * up));
+  CHECK_THROWS_AS(TransposedContraction(padded * transposed(Conv1d<float>(shape), {1, 2})),
+                  InexactError);
 }
 
 TEST_CASE("a bias of zeros equals none", "[transposed]") {
@@ -203,9 +677,9 @@ TEST_CASE("what cannot be transposed is refused with its numbers", "[transposed]
   CHECK_THROWS_AS(adjoint.output_size(0), ShapeError);
   CHECK_THAT(message_of<ShapeError>([&] { as_conv(transposed(strided)); }), Catch::Contains("s2"));
   CHECK_THROWS_AS(adjoint * adjoint, ShapeError);
-  CHECK_THROWS_AS(adjoint * transposed(strided, {1, 2}), InexactError);
+  CHECK_THROWS_AS(contract(adjoint * transposed(strided, {1, 2})), InexactError);
   const Conv1d<int> padded({.out = 1, .in = 2, .kernel_size = 3, .padding = 1});
-  CHECK_THROWS_AS(adjoint * transposed(padded), InexactError);
+  CHECK_THROWS_AS(contract(adjoint * transposed(padded)), InexactError);
   CHECK_NOTHROW(transposed(contract(padded * layer, interior_only)));
 }
 

@@ -31,7 +31,9 @@ struct AxisBorder {
 /// Cost  sum over layers of positions * kernel
 class AxisPaths {
  public:
-  AxisPaths(const AnyForm& form, int axis) : form_(form), axis_(axis) {}
+  /// Only every `spacing`-th input, from the first to the last, is not zero.
+  AxisPaths(const AnyForm& form, int axis, Index spacing)
+      : form_(form), axis_(axis), spacing_(spacing) {}
 
   AxisBorder border(Index input_size) const {
     const Index outputs = positions(form_, input_size);
@@ -43,7 +45,8 @@ class AxisPaths {
                        " taps of a padded chain is too much; pad the first layer only"});
     }
     Map input(read);
-    for (Index i = std::max<Index>(read.first, 0); i <= std::min(read.last, input_size - 1); ++i) {
+    const Index first = -floor_divide(-std::max<Index>(read.first, 0), spacing_) * spacing_;
+    for (Index i = first; i <= std::min(read.last, input_size - 1); i += spacing_) {
       input.at(i) = sees;
     }
     Map output = lead(form_, input, input_size, all);
@@ -69,8 +72,8 @@ class AxisPaths {
     return checked_multiply(4, checked_add(1, extent(form_, 1), "exactness"), "exactness");
   }
 
-  /// The product of the strides.
-  Index period() const { return stride(form_); }
+  /// The product of the strides and the spacing.
+  Index period() const { return checked_multiply(stride(form_), spacing_, "exactness"); }
 
   /// The same border as that of `size`, at a size that is not much larger than it needs to be.
   Index equivalent_size(Index size) const {
@@ -87,6 +90,7 @@ class AxisPaths {
                        " in all are too many input sizes to follow; name the input size"});
     }
     for (Index size = settled; size < settled + period(); ++size) {
+      if ((size - 1) % spacing_ != 0) continue;
       const AxisBorder at_size = border(size);
       worst.taps_start = std::max(worst.taps_start, at_size.taps_start);
       worst.taps_end = std::max(worst.taps_end, at_size.taps_end);
@@ -250,6 +254,7 @@ class AxisPaths {
 
   const AnyForm& form_;
   int axis_;
+  Index spacing_;
 };
 
 /// Throws SizeError for distances beyond any map, so that positions are computed without overflow.
@@ -287,14 +292,15 @@ struct AnyExactness {
 };
 
 /// The border of the contraction, without a reason.
-inline AnyExactness border(const AnyForm& form, const std::optional<Axes>& input_size) {
+inline AnyExactness border(const AnyForm& form, const std::optional<Axes>& input_size,
+                           const Axes& spacing = 1) {
   AnyExactness result;
   if (!pads_between(form)) return result;
   form.for_each_leaf([](const AnyShape& layer) { require_traceable(layer); });
   const int rank = rank_in(form);
   std::vector<AxisBorder> axes;
   for (int axis = 0; axis < rank; ++axis) {
-    const AxisPaths paths(form, axis);
+    const AxisPaths paths(form, axis, spacing[axis]);
     axes.push_back(input_size ? paths.border(paths.equivalent_size((*input_size)[axis]))
                               : paths.worst());
   }
@@ -310,26 +316,31 @@ inline AnyExactness border(const AnyForm& form, const std::optional<Axes>& input
 }
 
 /// Which layer pads so that the form, whose border is not empty, has one.
-inline std::string culprit(const AnyForm& form, const std::optional<Axes>& input_size) {
+inline std::string culprit(const AnyForm& form, const std::optional<Axes>& input_size,
+                           const Axes& spacing) {
   const std::vector<AnyForm>& parts = form.parts();
   std::optional<Axes> size = input_size;  // of the part's input
   std::size_t p = 0;
   for (bool found = false; !found; ++p) {
-    if (!parts[p].is_leaf() && !border(parts[p], size).exact()) return culprit(parts[p], size);
+    if (!parts[p].is_leaf() && !border(parts[p], size, spacing).exact()) {
+      return culprit(parts[p], size, spacing);
+    }
     if (form.join() != Join::chain) continue;
     if (size) size = output_size(parts[p], *size);
     const AnyForm so_far(Join::chain, std::span(parts).first(p + 1));
-    found = !border(so_far, input_size).exact();
+    found = !border(so_far, input_size, spacing).exact();
   }
   return text({"layer ", p, " (", parts[p - 1], ")"});
 }
 
-inline AnyExactness find_exactness(const AnyForm& form, const std::optional<Axes>& input_size) {
+/// Where only every `spacing`-th input is not zero, the layers have stride 1.
+inline AnyExactness find_exactness(const AnyForm& form, const std::optional<Axes>& input_size,
+                                   const Axes& spacing = 1) {
   require_valid(form, input_size);
   if (input_size) static_cast<void>(output_size(form, *input_size));
-  AnyExactness result = border(form, input_size);
+  AnyExactness result = border(form, input_size, spacing);
   if (result.exact()) return result;
-  result.reason = culprit(form, input_size) +
+  result.reason = culprit(form, input_size, spacing) +
                   " pads with zeros where its input, continued beyond its border, is not zero";
   return result;
 }
