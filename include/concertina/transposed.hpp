@@ -489,11 +489,9 @@ template <class Scalar, int Rank>
 Exactness<Rank> exactness(
     const TransposedExpr<Scalar, Rank>& expression,
     const std::type_identity_t<std::optional<PerAxis<Rank>>>& input_size = {}) {
-  const detail::AnyExactness found =
-      detail::find_exactness(Form(expression.dense()).tree(),
-                             detail::any_size(detail::dense_size(input_size, expression.stride())),
-                             detail::all_axes(expression.stride(), 1));
-  return {detail::first_axes<Rank>(found.start), detail::first_axes<Rank>(found.end), found.reason};
+  return detail::find_exactness<Rank>(Form(expression.dense()),
+                                      detail::dense_size(input_size, expression.stride()),
+                                      expression.stride());
 }
 
 namespace detail {

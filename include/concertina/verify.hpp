@@ -6,11 +6,14 @@
 #include <concertina/contract.hpp>
 #include <concertina/modular.hpp>
 #include <concertina/toeplitz.hpp>
+#include <concertina/transposed.hpp>
 
+#include <concepts>
 #include <cstdint>
 #include <optional>
 #include <ostream>
 #include <string>
+#include <type_traits>
 
 namespace concertina {
 
@@ -36,10 +39,29 @@ struct Report {
   friend std::ostream& operator<<(std::ostream& out, const Report& report);
 };
 
+namespace detail {
+
+/// A linear map and a layer, or a product with transposed layers and a transposed layer.
+template <class E, class F>
+concept Provable =
+    (LinearMap<E> && Layer<F>) ||
+    (TransposedFactor<E> && std::same_as<F, Transposed<typename F::Scalar, F::Rank>> &&
+     std::same_as<TransposedExprOf<E>, TransposedExprOf<F>>);
+
+}  // namespace detail
+
 /// The smallest input on which every layer fits, every tap of the contraction is used, and an
-/// output lies between the borders. Throws as Form::shape and exactness do.
+/// output lies between the borders; where a size is named, of those on which branches agree as they
+/// do there. Throws as Form::shape and exactness do.
 template <int Rank>
-PerAxis<Rank> smallest_input(const Form<Rank>& form);
+PerAxis<Rank> smallest_input(
+    const Form<Rank>& form,
+    const std::type_identity_t<std::optional<PerAxis<Rank>>>& input_size = {});
+template <class Scalar, int Rank>
+PerAxis<Rank> smallest_input(const TransposedExpr<Scalar, Rank>& expression);
+
+// Each proof is of a linear map and a layer, or of a product with transposed layers and a
+// transposed layer, both in their dense form.
 
 /// Proves geometry and algorithm for all weights: the expression's shapes are filled with random
 /// elements of the field of 2^61 - 1 elements, contracted by the code that contracts floats (what
@@ -51,9 +73,10 @@ PerAxis<Rank> smallest_input(const Form<Rank>& form);
 /// Cost      the contraction, and chain and layer by their definition on the input, at some 5 ns a multiply-add
 /// Throws    ShapeError, SizeError as `contract`; VerificationError for too many layers
 /// Source    Schwartz 1980, Zippel 1979
-template <LinearMap E, Layer F>
+template <class E, class F>
+  requires detail::Provable<E, F>
 Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed = 1,
-                     const std::optional<PerAxis<rank_of<E>>>& input_size = {});
+                     const std::optional<PerAxis<F::Rank>>& input_size = {});
 
 /// Proves that `contraction`, computed in A (by default as contract does), is off by no more than
 /// rounding explains: each element against a plain-loop contraction in the next wider scalar,
@@ -62,22 +85,25 @@ Report prove_algebra(const E& expression, const F& contraction, std::uint64_t se
 ///     scalar),
 /// where |F| contracts the absolute values, n counts the terms of all stages and gamma_n(u) = n*u /
 /// (1 - n*u). Kernels are compared as maps, so one with more zeros around it passes. For exact
-/// scalars the bound is zero.
+/// scalars the bound is zero. An input size is named for branches that agree only there.
 /// Requires  rounding to nearest, gradual underflow
 /// Cost      the contraction in plain loops, from the first layer on, twice
 /// Throws    VerificationError where n*u >= 1
 /// Source    Higham, Accuracy and Stability of Numerical Algorithms, Section 3.1
-template <class A = void, LinearMap E, Layer F>
-Report prove_rounding(const E& expression, const F& contraction);
+template <class A = void, class E, class F>
+  requires detail::Provable<E, F>
+Report prove_rounding(const E& expression, const F& contraction,
+                      const std::optional<PerAxis<F::Rank>>& input_size = {});
 
 /// Proves that the matrices multiply: the product of the factors' [T b; 0 1] is that of
 /// `contraction`, row by row of the outputs off the border, equal in exact scalars and within the
 /// rounding bound in others.
 /// Cost    the sparse matrices of all layers at this input size, and their products
 /// Throws  SizeError where a matrix would exceed `limit`, before allocating; ShapeError for an input too small
-template <class A = void, LinearMap E, Layer F>
+template <class A = void, class E, class F>
+  requires detail::Provable<E, F>
 Report prove_structure(const E& expression, const F& contraction,
-                       const PerAxis<rank_of<E>>& input_size, MemoryLimit limit = {});
+                       const PerAxis<F::Rank>& input_size, MemoryLimit limit = {});
 
 /// How outputs were computed that prove_outputs is to judge.
 enum class ComputedBy {
@@ -96,7 +122,8 @@ enum class ComputedBy {
 /// Cost      the contraction of absolute values; `contraction` by its definition on the input, twice
 /// Throws    ShapeError where a map does not fit; VerificationError where n*u >= 1
 /// Source    docs/proofs.md, from Higham as above
-template <class A = void, LinearMap E, Layer F, class Input, class Outputs>
+template <class A = void, class E, class F, class Input, class Outputs>
+  requires detail::Provable<E, F>
 Report prove_outputs(const E& expression, const F& contraction, const Input& input,
                      const Outputs& outputs, ComputedBy by = ComputedBy::layers);
 
@@ -112,10 +139,13 @@ struct Verification {
   }
 };
 
-/// All three proofs, algebra and structure on the smallest input that shows every tap.
-template <class A = void, LinearMap E, Layer F>
+/// All three proofs, algebra and structure on the smallest input that shows every tap; with an
+/// input size for expressions of which branches agree only there, as contract(e, exact_at(..))
+/// admits.
+template <class A = void, class E, class F>
+  requires detail::Provable<E, F>
 Verification verify(const E& expression, const F& contraction, std::uint64_t seed = 1,
-                    MemoryLimit limit = {});
+                    MemoryLimit limit = {}, const std::optional<PerAxis<F::Rank>>& input_size = {});
 
 }  // namespace concertina
 

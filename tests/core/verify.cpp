@@ -3,6 +3,7 @@
 #include <concertina/verify.hpp>
 
 #include <concertina/expand.hpp>
+#include <concertina/layers.hpp>
 
 #include "support.hpp"
 
@@ -263,6 +264,171 @@ TEST_CASE("outputs of the layers are compared off the border, a contraction's ev
   CHECK_THROWS_AS(prove_outputs(layers, product, x, tiny), ShapeError);
   CHECK_THROWS_AS(prove_outputs(layers, product, FeatureMap<float, 2>({.size = 6}), of_layers),
                   ShapeError);
+}
+
+// ---- transposed layers
+// ---------------------------------------------------------------------------
+
+namespace {
+
+/// A layer after two transposed ones with one between them, and what joins them.
+template <class Scalar>
+struct Upsampling {
+  explicit Upsampling(Rng& rng) {
+    const auto fill = [&](auto numbers) {
+      for (auto& number : numbers) {
+        number = std::is_integral_v<Scalar> ? static_cast<Scalar>(random_index(rng, -4, 4))
+                                            : static_cast<Scalar>(random_uniform(rng, 1));
+      }
+    };
+    for (Conv2d<Scalar>* layer : {&first, &second, &before, &after}) {
+      fill(layer->weight());
+      fill(layer->bias());
+    }
+    fill(std::span(bias));
+  }
+
+  TransposedExpr<Scalar, 2> expression() const {
+    return after * transposed(second, bias, {1, 0}) * transposed(first) * before;
+  }
+
+  Conv2d<Scalar> first{{.out = 4, .in = 2, .kernel_size = {2, 3}, .stride = {2, 3}, .groups = 2}},
+      second{{.out = 2, .in = 3, .kernel_size = 2, .stride = {2, 1}, .dilation = {1, 2}}},
+      before{{.out = 4, .in = 3, .kernel_size = {1, 3}, .padding = {0, 2}}},
+      after{{.out = 2, .in = 3, .bias = true}};
+  std::vector<Scalar> bias = std::vector<Scalar>(3);
+};
+
+}  // namespace
+
+TEST_CASE("all proofs hold for products with transposed layers, and a wrong element fails them",
+          "[verify]") {
+  Rng rng(10);
+  const Upsampling<float> floats(rng);
+  const auto expression = floats.expression();
+  CHECK(verify(expression, contract(expression)));
+  const Transposed<float, 2> right = contract<double>(expression);
+  const Verification found = verify<double>(expression, right);
+  CHECK(found);
+  CHECK(found.rounding.ulps <= 0.5001L);
+  const PerAxis<2> size = smallest_input(expression);
+  const Upsampling<std::int64_t> integers(rng);
+  const auto exact = integers.expression();
+  const Transposed<std::int64_t, 2> whole = contract(exact);
+  CHECK(verify(exact, whole));
+  for (std::size_t i = 0; i < right.layer().weight().size() + right.bias().size(); ++i) {
+    const auto wrong = [&](const auto& adjoint, auto&& change) {
+      auto layer = adjoint.layer();
+      std::vector bias(adjoint.bias().begin(), adjoint.bias().end());
+      const std::size_t weights = layer.weight().size();
+      auto& element = i < weights ? layer.weight()[i] : bias[i - weights];
+      element = change(element);
+      return transposed(layer, bias);
+    };
+    const auto off = wrong(right, [](float x) { return next_up(next_up(x)); });
+    CHECK_FALSE(prove_rounding<double>(expression, off));
+    CHECK_FALSE(prove_structure<double>(expression, off, size));
+    const auto off_by_one = wrong(whole, [](std::int64_t x) { return x + 1; });
+    CHECK_FALSE(prove_rounding(exact, off_by_one));
+    CHECK_FALSE(prove_structure(exact, off_by_one, size));
+  }
+  const Transposed<float, 2> moved = transposed(right.layer(), {0, 0}, {1, 0});
+  CHECK_THAT(prove_algebra(expression, moved).failure, Catch::Contains("output sizes differ"));
+  ConvShape<2> shape = right.layer().shape();
+  shape.stride[0] = 5;
+  const auto slower = transposed(ConvView<const float, 2>(shape, right.layer().weight()), {0, 0});
+  for (const Report& report :
+       {prove_algebra(expression, slower), prove_rounding(expression, slower),
+        prove_structure(expression, slower, size)}) {
+    CHECK_THAT(report.failure, Catch::Contains("strides differ"));
+  }
+  CHECK(verify(transposed(floats.first), transposed(floats.first)));
+}
+
+TEST_CASE("zeros between the positions are not looked at, nor the border of a product",
+          "[verify]") {
+  // The flipped kernel pads, and reads beyond the map before it where only zeros stand between.
+  const Conv1d<float> before({.out = 1, .in = 1, .kernel_size = 3, .padding = 1}, {1, 2, 3}),
+      up({.out = 1, .in = 1, .kernel_size = 3, .stride = 2, .padding = 1}, {4, 5, 6}),
+      after({.out = 1, .in = 1, .kernel_size = 3, .padding = 1}, {7, 8, 9});
+  const auto exact = transposed(up) * before;
+  CHECK(exactness(exact));
+  CHECK_FALSE(exactness(exact.dense()));
+  CHECK(verify(exact, contract(exact)));
+  const auto bordered = after * exact;
+  const Transposed<float, 1> product = contract(bordered, interior_only);
+  CHECK_FALSE(exactness(bordered));
+  CHECK(verify(bordered, product));
+  CHECK_THAT(prove_algebra(bordered, product, 1, PerAxis<1>(1)).failure, Catch::Contains("border"));
+}
+
+TEST_CASE("outputs of transposed layers are judged as those of others", "[verify]") {
+  Rng rng(11);
+  const Upsampling<float> layers(rng);
+  const auto expression = layers.expression();
+  const Transposed<float, 2> product = contract(expression);
+  FeatureMap<float, 2> x({.batch = 2, .channels = 3, .size = {2, 3}});
+  for (float& element : x.values()) element = static_cast<float>(random_uniform(rng, 1));
+  FeatureMap<float, 2> y = layers.after(
+      transposed(layers.second, layers.bias, {1, 0})(transposed(layers.first)(layers.before(x))));
+  const Report right = prove_outputs(expression, product, x, y);
+  CHECK(right);
+  CHECK(right.compared == std::ssize(y.values()));
+  CHECK(prove_outputs(expression, product, x, product(x), ComputedBy::contraction));
+  y.values()[5] += 1e-3F;
+  CHECK_FALSE(prove_outputs(expression, product, x, y));
+}
+
+// ---- branches that agree at some sizes only -----------------------------------------------------
+
+TEST_CASE("branches that agree at even sizes only are proved at one", "[verify]") {
+  Rng rng(12);
+  const auto square = small_integers<float, 2>(
+      {.out = 3, .in = 2, .kernel_size = 2, .stride = 2, .bias = true}, rng);
+  const auto point = small_integers<float, 2>({.out = 3, .in = 2, .stride = 2}, rng);
+  const auto after = small_integers<float, 2>({.out = 2, .in = 3, .kernel_size = 2}, rng);
+  const auto branches = after * (square + point);
+  const PerAxis<2> size{6, 8};
+  const Conv2d<float> product = contract(branches, exact_at(6, 8));
+  CHECK(exactness(branches, size));
+  CHECK_THROWS_AS(verify(branches, product), ShapeError);
+  CHECK_THROWS_AS(prove_rounding(branches, product), ShapeError);
+  const Verification found = verify(branches, product, 1, {}, size);
+  CHECK(found);
+  CHECK(found.structure.compared > 0);
+  CHECK(prove_algebra(branches, product, 1, size));
+  CHECK(prove_structure(branches, product, size));
+  const PerAxis<2> smallest = smallest_input(Form(branches), size);
+  CHECK(smallest == PerAxis<2>(4));
+  CHECK(contract(after * (point + square), exact_at(6, 8)).shape() == product.shape());
+  CHECK(smallest_input(Form(branches), PerAxis<2>{100, 102}) == smallest);
+  const auto x = small_integers<float, 2>({.channels = 2, .size = size}, rng);
+  CHECK(prove_outputs(branches, product, x, Expr<float, 2>(branches)(x)));
+  Conv2d<float> wrong = product;
+  wrong.weight()[3] += 1;
+  CHECK_FALSE(prove_rounding(branches, wrong, size));
+  CHECK_FALSE(prove_structure(branches, wrong, smallest));
+  CHECK_FALSE(prove_outputs(branches, wrong, x, Expr<float, 2>(branches)(x)));
+  CHECK_THROWS_AS(verify(branches, product, 1, {}, PerAxis<2>(7)), ShapeError);
+}
+
+TEST_CASE("space to depth and a 3x3 are a 6x6 of stride 2 at even sizes", "[verify]") {
+  Rng rng(13);
+  std::vector<Conv2d<std::int64_t>> slices;
+  for (const PerAxis<2>& at : {PerAxis<2>{0, 0}, {1, 0}, {0, 1}, {1, 1}}) {
+    const PerAxis<2> crop{-at[0], -at[1]};
+    slices.push_back(Conv2d<std::int64_t>(
+        {.out = 2, .in = 2, .stride = 2, .padding = Padding<2>::sides(crop, 0)}, {1, 0, 0, 1}));
+  }
+  const auto square = small_integers<std::int64_t, 2>(
+      {.out = 3, .in = 8, .kernel_size = 3, .padding = 1, .bias = true}, rng);
+  const auto focus = square * concat_outputs(slices);
+  const Conv2d<std::int64_t> product = contract(focus, exact_at(8, 6));
+  CHECK(product.shape() ==
+        ConvShape<2>{.out = 3, .in = 2, .kernel_size = 6, .stride = 2, .padding = 2, .bias = true});
+  CHECK(verify(focus, product, 1, {}, PerAxis<2>{8, 6}));
+  const auto x = small_integers<std::int64_t, 2>({.channels = 2, .size = {8, 6}}, rng);
+  CHECK(product(x) == focus(x));
 }
 
 TEST_CASE("cancellation widens the bound in ulp, not the proof", "[verify]") {

@@ -345,6 +345,16 @@ inline AnyExactness find_exactness(const AnyForm& form, const std::optional<Axes
   return result;
 }
 
+/// The same of the rank that the form has.
+template <int Rank>
+Exactness<Rank> find_exactness(const Form<Rank>& form,
+                               const std::optional<PerAxis<Rank>>& input_size,
+                               const PerAxis<Rank>& spacing) {
+  const AnyExactness found =
+      find_exactness(form.tree(), any_size(input_size), all_axes(spacing, 1));
+  return {first_axes<Rank>(found.start), first_axes<Rank>(found.end), found.reason};
+}
+
 inline void require_exact(const AnyForm& form, const std::optional<Axes>& input_size) {
   const AnyExactness found = find_exactness(form, input_size);
   if (found.exact()) return;
@@ -364,9 +374,7 @@ Exactness<detail::form_rank<E>> exactness(
     const E& expression,
     const std::type_identity_t<std::optional<PerAxis<detail::form_rank<E>>>>& input_size) {
   constexpr int Rank = detail::form_rank<E>;
-  const detail::AnyExactness found =
-      detail::find_exactness(Form<Rank>(expression).tree(), detail::any_size(input_size));
-  return {detail::first_axes<Rank>(found.start), detail::first_axes<Rank>(found.end), found.reason};
+  return detail::find_exactness<Rank>(Form<Rank>(expression), input_size, 1);
 }
 
 template <int Rank>

@@ -107,7 +107,9 @@ inline AnyShape parallel_shape(Join join, std::span<const AnyShape> parts) {
       return checked_add(effective_kernel_size(part, axis) - 1, -part.padding.start[axis], what);
     };
     Index start = first.padding.start[axis], last = last_tap(first), spacing = 0;
+    Index least = growth(first, axis);  // where they differ, at the named size each will do
     for (const AnyShape& part : parts) {
+      least = std::min(least, growth(part, axis));
       start = std::max(start, part.padding.start[axis]);
       last = std::max(last, last_tap(part));
       if (part.kernel_size[axis] > 1) spacing = std::gcd(spacing, part.dilation[axis]);
@@ -117,7 +119,7 @@ inline AnyShape parallel_shape(Join join, std::span<const AnyShape> parts) {
     result.dilation[axis] = std::max<Index>(spacing, 1);
     result.kernel_size[axis] = checked_add(last, start, what) / result.dilation[axis] + 1;
     result.padding.start[axis] = start;
-    result.padding.end[axis] = checked_add(growth(first, axis), last, what);
+    result.padding.end[axis] = checked_add(least, last, what);
   }
   for (const AnyShape& part : parts.subspan(1)) {
     if (join == Join::concat_outputs) result.out = checked_add(result.out, part.out, "concat");

@@ -130,17 +130,19 @@ inline bool fits(const AnyForm& form, Index size) {
   return true;
 }
 
-/// Whether every layer fits, every tap of the contraction reads the map, and an output lies off the
-/// border.
-inline bool shows_everything(const AnyForm& form, const AnyShape& contraction, Index size) {
+/// Whether every layer fits, every tap of the contraction reads an element of the map, of which
+/// every `spacing`-th position has one, and an output lies off the border.
+inline bool shows_everything(const AnyForm& form, const AnyShape& contraction, Index size,
+                             Index spacing) {
   if (!fits(form, size)) return false;
   const Index positions = output_size(form, line(size))[0], stride = contraction.stride[0];
   for (Index tap = 0; tap < contraction.kernel_size[0]; ++tap) {
     const Index offset = tap * contraction.dilation[0] - contraction.padding.start[0];
-    const Index first = std::max<Index>(0, -floor_divide(offset, stride));
-    if (first >= positions || first * stride + offset >= size) return false;
+    Index output = std::max<Index>(0, -floor_divide(offset, stride));
+    while ((output * stride + offset) % spacing != 0) ++output;  // then the stride is 1
+    if (output >= positions || output * stride + offset >= size) return false;
   }
-  const AnyExactness found = find_exactness(form, line(size));
+  const AnyExactness found = find_exactness(form, line(size), spacing);
   return found.start[0] + found.end[0] < positions;
 }
 
@@ -151,6 +153,15 @@ void refuse_empty(Report& report, const PerAxis<Rank>& input_size) {
     report.failure = "at input size " + to_string(input_size) +
                      " every output is on the border; take a larger input";
   }
+}
+
+/// Whether a position is a multiple of `spacing`.
+template <int Rank>
+bool is_spaced(const PerAxis<Rank>& position, const PerAxis<Rank>& spacing) {
+  for (int axis = 0; axis < Rank; ++axis) {
+    if (position[axis] % spacing[axis] != 0) return false;
+  }
+  return true;
 }
 
 template <int Rank>
@@ -165,34 +176,60 @@ bool off_border(const PerAxis<Rank>& position, const PerAxis<Rank>& size,
 
 }  // namespace detail
 
+namespace detail {
+
+/// The smallest size that shows everything; where one is named, of those that leave the same
+/// remainders.
 template <int Rank>
-PerAxis<Rank> smallest_input(const Form<Rank>& form) {
-  const ConvShape<Rank> contraction = form.shape();
+PerAxis<Rank> smallest_size(const Form<Rank>& form, const std::optional<PerAxis<Rank>>& input_size,
+                            const PerAxis<Rank>& spacing) {
+  const ConvShape<Rank> contraction = form.shape(input_size);
   PerAxis<Rank> size;
   for (int axis = 0; axis < Rank; ++axis) {
-    const detail::AnyForm line = detail::along(form.tree(), axis);
-    const detail::AnyShape whole = detail::along(detail::AnyForm(contraction), axis).leaf();
+    const AnyForm line = along(form.tree(), axis);
+    const AnyShape whole = along(AnyForm(contraction), axis).leaf();
+    const Index step = (input_size ? contraction.stride[axis] : 1) * spacing[axis];
     Index& extent = size[axis];
     extent = std::max<Index>(
         1, effective_kernel_size(whole, 0) - whole.padding.start[0] - whole.padding.end[0]);
+    const Index more = (input_size ? (*input_size)[axis] : 1) - extent;
+    extent += more - step * floor_divide(more, step);
     constexpr Index most_steps = 4096;  // real layers take a few
-    const Index least = extent;
-    while (!detail::shows_everything(line, whole, extent)) {
-      if (++extent == least + most_steps) {
+    const Index most = extent + most_steps * step;
+    while (!shows_everything(line, whole, extent, spacing[axis])) {
+      extent += step;
+      if (extent >= most) {
         throw SizeError("no input up to " + std::to_string(extent) +
-                        " shows every tap and an output off the border (" + to_string(contraction) +
-                        ")");
+                        " shows every tap and an output off the border (" +
+                        concertina::to_string(contraction) + ")");
       }
     }
   }
   return size;
 }
 
-namespace detail {
+}  // namespace detail
 
 template <int Rank>
+PerAxis<Rank> smallest_input(const Form<Rank>& form,
+                             const std::type_identity_t<std::optional<PerAxis<Rank>>>& input_size) {
+  return detail::smallest_size<Rank>(form, input_size, 1);
+}
+
+template <class Scalar, int Rank>
+PerAxis<Rank> smallest_input(const TransposedExpr<Scalar, Rank>& expression) {
+  PerAxis<Rank> size =
+      detail::smallest_size<Rank>(Form(expression.dense()), {}, expression.stride());
+  for (int axis = 0; axis < Rank; ++axis) size[axis] = size[axis] / expression.stride()[axis] + 1;
+  return size;
+}
+
+namespace detail {
+
+/// Of maps of which every `spacing`-th position has an element.
+template <int Rank>
 Report prove_algebra(const Form<Rank>& form, const ConvShape<Rank>& contraction, std::uint64_t seed,
-                     const std::optional<PerAxis<Rank>>& input_size) {
+                     const std::optional<PerAxis<Rank>>& input_size, const PerAxis<Rank>& spacing) {
   const std::vector<ConvShape<Rank>> leaves = form.leaves();
   if (leaves.size() + 1 >= (std::size_t{1} << 11)) {
     throw VerificationError("an expression of " + std::to_string(leaves.size()) +
@@ -210,13 +247,19 @@ Report prove_algebra(const Form<Rank>& form, const ConvShape<Rank>& contraction,
     for (PrimeField& element : layer.bias()) element = random_bits(generator);
     return Random(std::move(layer));
   });
-  const PerAxis<Rank> size = input_size ? *input_size : smallest_input(form);
+  const PerAxis<Rank> size = input_size ? *input_size : smallest_size<Rank>(form, {}, spacing);
   FeatureMap<PrimeField, Rank> x({.channels = contraction.in, .size = size});
-  for (PrimeField& element : x.values()) element = random_bits(generator);
+  auto element = x.values().begin();
+  for (Index channel = 0; channel < contraction.in; ++channel) {
+    for_each_position(size, [&](const PerAxis<Rank>& position) {
+      *element++ =
+          is_spaced(position, spacing) ? PrimeField(random_bits(generator)) : PrimeField(0);
+    });
+  }
 
   const FeatureMap<PrimeField, Rank> whole = evaluate<PrimeField>(random)(x);
   x = Expr<PrimeField, Rank>(random)(x);
-  const Exactness<Rank> border = exactness(form, size);
+  const Exactness<Rank> border = find_exactness<Rank>(form, size, spacing);
   const MapShape<Rank>& shape = x.shape();
   std::size_t at = 0;
   for (Index channel = 0; channel < shape.channels; ++channel) {
@@ -237,10 +280,11 @@ Report prove_algebra(const Form<Rank>& form, const ConvShape<Rank>& contraction,
 
 template <class A, class Scalar, int Rank>
 Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
-                      const ConvView<const Scalar, Rank>& given) {
+                      const ConvView<const Scalar, Rank>& given,
+                      const std::optional<PerAxis<Rank>>& input_size) {
   using Ref = Reference<A>;
   Report report{.proof = "rounding"};
-  report.failure = misfit(Form<Rank>(form_of(tree)).shape(), given.shape());
+  report.failure = misfit(Form<Rank>(form_of(tree)).shape(input_size), given.shape());
   if (!report) return report;
 
   const auto reference = contract_by_definition<Ref>(tree, Part::value);
@@ -353,7 +397,8 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node
 template <class A, class Scalar, int Rank>
 Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
                        const ConvView<const Scalar, Rank>& contraction,
-                       const PerAxis<Rank>& input_size, MemoryLimit limit) {
+                       const PerAxis<Rank>& input_size, const PerAxis<Rank>& spacing,
+                       MemoryLimit limit) {
   using Ref = Reference<A>;
   const Form<Rank> form(form_of(tree));
   Report report{.proof = "structure"};
@@ -370,12 +415,18 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
   const Terms count = terms(tree);
   const auto bound = error_bound<A>(tree, count.bias);
 
-  const Exactness<Rank> border = exactness(form, input_size);
+  const Exactness<Rank> border = find_exactness<Rank>(form, input_size, spacing);
   const PerAxis<Rank> positions = concertina::output_size(contraction.shape(), input_size);
   Worst<Scalar> worst(report);
   const auto columns = static_cast<std::size_t>(given.cols());
   std::vector<Scalar> computed(columns, Scalar(0));
   std::vector<Ref> right(columns, Ref(0)), size(columns, Ref(0));
+  std::vector<bool> reads(columns, true);  // an element, or the 1 of the bias
+  for (Index channel = 0, column = 0; channel < contraction.shape().in; ++channel) {
+    for_each_position(input_size, [&](const PerAxis<Rank>& position) {
+      reads[static_cast<std::size_t>(column++)] = is_spaced(position, spacing);
+    });
+  }
   const auto scatter = [](const auto& matrix, Index row, auto& line, bool clear) {
     using Matrix = std::remove_cvref_t<decltype(matrix)>;
     for (typename Matrix::InnerIterator entry(matrix, row); entry; ++entry) {
@@ -389,7 +440,7 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
     scatter(reference, row, right, false);
     scatter(magnitude, row, size, false);
     for (std::size_t column = 0; column < columns; ++column) {
-      if (computed[column] == Scalar(0) && right[column] == Ref(0)) continue;
+      if (!reads[column] || (computed[column] == Scalar(0) && right[column] == Ref(0))) continue;
       worst.compare(computed[column], right[column], size[column], bound, [&] {
         return "entry (" + std::to_string(row) + ", " + std::to_string(column) + ")";
       });
@@ -421,8 +472,9 @@ Conv<Ref, Rank> magnitude_of(const Tree<Leaf<Scalar, Rank>>& tree) {
 template <class Scalar, int Rank, class Ref = Reference<Scalar>>
 Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
                      const ConvView<const Scalar, Rank>& contraction,
-                     const FeatureMap<Ref, Rank>& input, const FeatureMap<Ref, Rank>& outputs,
-                     const Precision& accumulator, const Precision& precision, ComputedBy by) {
+                     const FeatureMap<Ref, Rank>& input, const PerAxis<Rank>& spacing,
+                     const FeatureMap<Ref, Rank>& outputs, const Precision& accumulator,
+                     const Precision& precision, ComputedBy by) {
   Report report{.proof = "outputs"};
   const PerAxis<Rank> input_size = input.shape().size;
   const Form<Rank> form(form_of(tree));
@@ -470,8 +522,9 @@ Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
     return relative * size + lost;
   };
 
-  const Exactness<Rank> border =
-      by == ComputedBy::layers ? exactness(form, input_size) : Exactness<Rank>{};
+  const Exactness<Rank> border = by == ComputedBy::layers
+                                     ? find_exactness<Rank>(form, input_size, spacing)
+                                     : Exactness<Rank>{};
   Worst<Scalar> worst(report);
   std::size_t at = 0;
   for (Index n = 0; n < shape.batch; ++n) {
@@ -504,60 +557,105 @@ FeatureMap<Ref, Rank> in_reference(const FeatureMapView<Scalar, Rank>& map) {
   return {map.shape(), std::move(values)};
 }
 
+/// prove(tree, layer, spacing) of a linear map and a layer, or of the dense forms of a product with
+/// transposed layers and a transposed layer.
+template <class E, class F, class Prove>
+Report prove_dense(const char* proof, const E& expression, const F& contraction, Prove&& prove) {
+  using View = ConvView<const typename F::Scalar, F::Rank>;
+  if constexpr (LinearMap<E>) {
+    return prove(tree_of(expression), View(contraction), PerAxis<F::Rank>(1));
+  } else {
+    const TransposedExprOf<E> product(expression);
+    if (contraction.layer().shape().stride != product.stride()) {
+      return {.proof = proof, .failure = "strides differ"};
+    }
+    const Conv<typename F::Scalar, F::Rank> dense = to_dense(contraction);
+    return prove(product.dense().tree(), View(dense), product.stride());
+  }
+}
+
 }  // namespace detail
 
-template <LinearMap E, Layer F>
+template <class E, class F>
+  requires detail::Provable<E, F>
 Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed,
-                     const std::optional<PerAxis<rank_of<E>>>& input_size) {
-  return detail::prove_algebra<rank_of<E>>(Form(expression), contraction.shape(), seed, input_size);
+                     const std::optional<PerAxis<F::Rank>>& input_size) {
+  return detail::prove_dense(
+      "algebra", expression, contraction,
+      [&](const auto& tree, const auto& layer, const PerAxis<F::Rank>& spacing) {
+        return detail::prove_algebra<F::Rank>(Form<F::Rank>(detail::form_of(tree)), layer.shape(),
+                                              seed, detail::dense_size(input_size, spacing),
+                                              spacing);
+      });
 }
 
-template <class A, LinearMap E, Layer F>
-Report prove_rounding(const E& expression, const F& contraction) {
-  using Scalar = ScalarOf<E>;
-  static_assert(std::is_same_v<Scalar, typename F::Scalar>);
+template <class A, class E, class F>
+  requires detail::Provable<E, F>
+Report prove_rounding(const E& expression, const F& contraction,
+                      const std::optional<PerAxis<F::Rank>>& input_size) {
+  using Scalar = typename F::Scalar;
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
-  return detail::prove_rounding<detail::AccumulatorOf<A, Scalar>, Scalar, rank_of<E>>(
-      detail::tree_of(expression), contraction);
+  return detail::prove_dense(
+      "rounding", expression, contraction,
+      [&](const auto& tree, const auto& layer, const PerAxis<F::Rank>& spacing) {
+        return detail::prove_rounding<detail::AccumulatorOf<A, Scalar>, Scalar, F::Rank>(
+            tree, layer, detail::dense_size(input_size, spacing));
+      });
 }
 
-template <class A, LinearMap E, Layer F>
+template <class A, class E, class F>
+  requires detail::Provable<E, F>
 Report prove_structure(const E& expression, const F& contraction,
-                       const PerAxis<rank_of<E>>& input_size, MemoryLimit limit) {
-  using Scalar = ScalarOf<E>;
-  static_assert(std::is_same_v<Scalar, typename F::Scalar>);
+                       const PerAxis<F::Rank>& input_size, MemoryLimit limit) {
+  using Scalar = typename F::Scalar;
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
-  return detail::prove_structure<detail::AccumulatorOf<A, Scalar>, Scalar, rank_of<E>>(
-      detail::tree_of(expression), contraction, input_size, limit);
+  return detail::prove_dense(
+      "structure", expression, contraction,
+      [&](const auto& tree, const auto& layer, const PerAxis<F::Rank>& spacing) {
+        return detail::prove_structure<detail::AccumulatorOf<A, Scalar>, Scalar, F::Rank>(
+            tree, layer, detail::dense_size(input_size, spacing), spacing, limit);
+      });
 }
 
-template <class A, LinearMap E, Layer F, class Input, class Outputs>
+template <class A, class E, class F, class Input, class Outputs>
+  requires detail::Provable<E, F>
 Report prove_outputs(const E& expression, const F& contraction, const Input& input,
                      const Outputs& outputs, ComputedBy by) {
-  using Scalar = ScalarOf<E>;
-  static_assert(std::is_same_v<Scalar, typename F::Scalar>);
+  using Scalar = typename F::Scalar;
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
   using Ref = detail::Reference<Scalar>;
-  constexpr int Rank = rank_of<E>;
+  constexpr int Rank = F::Rank;
   using Given = typename Outputs::Scalar;
   const auto precision = []<class S>(std::type_identity<S>) {
     if constexpr (detail::rounds<S>) return detail::precision_of<S>();
     return detail::Precision{};
   };
-  return detail::prove_outputs<Scalar, Rank>(
-      detail::tree_of(expression), contraction,
-      detail::in_reference<Ref>(FeatureMapView<typename Input::Scalar, Rank>(input)),
-      detail::in_reference<Ref>(FeatureMapView<Given, Rank>(outputs)),
-      precision(std::type_identity<detail::AccumulatorOf<A, Scalar>>()),
-      precision(std::type_identity<Given>()), by);
+  return detail::prove_dense(
+      "outputs", expression, contraction,
+      [&](const auto& tree, const auto& layer, const PerAxis<Rank>& spacing) {
+        const auto x =
+            detail::in_reference<Ref>(FeatureMapView<typename Input::Scalar, Rank>(input));
+        return detail::prove_outputs<Scalar, Rank>(
+            tree, layer, detail::dense_map<Ref, Rank>(x, spacing), spacing,
+            detail::in_reference<Ref>(FeatureMapView<Given, Rank>(outputs)),
+            precision(std::type_identity<detail::AccumulatorOf<A, Scalar>>()),
+            precision(std::type_identity<Given>()), by);
+      });
 }
 
-template <class A, LinearMap E, Layer F>
+template <class A, class E, class F>
+  requires detail::Provable<E, F>
 Verification verify(const E& expression, const F& contraction, std::uint64_t seed,
-                    MemoryLimit limit) {
-  const PerAxis<rank_of<E>> size = smallest_input(Form(expression));
-  return {.algebra = prove_algebra(expression, contraction, seed),
-          .rounding = prove_rounding<A>(expression, contraction),
+                    MemoryLimit limit, const std::optional<PerAxis<F::Rank>>& input_size) {
+  const PerAxis<F::Rank> size = [&] {
+    if constexpr (LinearMap<E>) {
+      return smallest_input(Form(expression), input_size);
+    } else {
+      return smallest_input(detail::TransposedExprOf<E>(expression));
+    }
+  }();
+  return {.algebra = prove_algebra(expression, contraction, seed, size),
+          .rounding = prove_rounding<A>(expression, contraction, input_size),
           .structure = prove_structure<A>(expression, contraction, size, limit)};
 }
 
