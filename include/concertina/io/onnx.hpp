@@ -196,7 +196,8 @@ struct Model {
   std::int64_t opset() const;
 };
 
-/// Reads and checks a model, and what it keeps in files beside it.
+/// Reads and checks a model, and what it keeps in files beside it. Tensors in attributes, functions
+/// and the like that are kept so become inline; initializers say that they were external.
 /// Ensures   names of tensors are unique; every node reads only graph inputs, initializers and
 ///           outputs of nodes before it; each tensor has as many bytes as its shape says
 /// Cost      one read; memory for the files once, and for the nodes
@@ -206,8 +207,8 @@ struct Model {
 /// Source    github.com/onnx/onnx, onnx/onnx.proto and docs/ExternalData.md
 Model read_model(const std::filesystem::path& path);
 
-/// The same for a model in memory; external data is looked for in `folder`, and refused where that
-/// is empty.
+/// The same for a model in memory, which is copied; external data is looked for in `folder`, and
+/// refused where that is empty.
 Model parse_model(std::span<const std::byte> file, std::string origin = "model",
                   const std::filesystem::path& folder = {});
 
@@ -217,18 +218,22 @@ Tensor read_tensor(const std::filesystem::path& path);
 
 /// Where tensors are written.
 struct WriteOptions {
-  /// Tensors of at least `external_threshold` bytes go to one file of this name beside the model;
-  /// empty: inline, unless the model would exceed 2 GB, when the name is the model's with ".data".
+  /// Initializers of at least `external_threshold` bytes go to one file of this name beside the
+  /// model, and no others; empty: inline, unless the model would exceed 2 GB, when the name is the
+  /// model's with ".data".
   std::string external_data = {};
   std::int64_t external_threshold = 1024;
 };
 
 /// Writes a model, and its external data, under temporary names and renames them when they are
-/// complete. If anything fails, whatever was there is still there, and nothing else.
-/// Ensures   read_model(path) holds the same; elements of tensors in external data are aligned to
-///           64 bytes
-/// Throws    FormatError where names are taken twice or a node reads what is not there; IoError if
-///           a file cannot be created, completed or renamed
+/// complete. If anything fails, whatever was there is still there, and nothing else. Links are
+/// followed, not replaced. Fields are written in the order of their numbers, as protobuf does.
+/// Ensures   read_model(path) holds the same; elements in external data are aligned to 64 bytes;
+///           of a model that was read, everything but what has changed is as it was
+/// Throws    FormatError where names are taken twice, a node reads what is not there, a tensor has
+///           not as many bytes as its shape says, or external_data is not a name in the folder;
+///           SizeError above 2 GB without the external data;
+///           IoError if a file cannot be created, completed or renamed
 void write_model(const std::filesystem::path& path, const Model& model,
                  const WriteOptions& options = {});
 

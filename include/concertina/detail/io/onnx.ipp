@@ -179,7 +179,7 @@ template <class Scalar>
 std::vector<Scalar> Tensor::values() const {
   static_assert(std::numeric_limits<Scalar>::is_specialized, "elements are numbers");
   const std::string where = detail::about(*this);
-  detail::check_size(where, *this, elements.size());
+  detail::check_size(where, *this);
   return detail::with_storage(type, [&]<class T>(std::type_identity<T>) -> std::vector<Scalar> {
     if constexpr (std::same_as<T, detail::Unreadable>) {
       detail::fail<FormatError>({where, ": elements of ", to_string(type), " cannot be read"});

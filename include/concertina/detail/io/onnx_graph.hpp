@@ -64,12 +64,12 @@ inline std::int64_t bytes_in(const std::string& where, const Tensor& tensor) {
   return elements * size;
 }
 
-/// Refuses bytes that are not as many as the shape takes, where that is known.
-inline void check_size(const std::string& where, const Tensor& tensor, std::size_t bytes) {
+/// Refuses elements that are not as many bytes as the shape takes, where that is known.
+inline void check_size(const std::string& where, const Tensor& tensor) {
   const std::int64_t needed = bytes_in(where, tensor);
-  if (size_of(tensor.type) != 0 && std::cmp_not_equal(needed, bytes)) {
+  if (size_of(tensor.type) != 0 && std::cmp_not_equal(needed, tensor.elements.size())) {
     fail<FormatError>({where, ": ", to_string(tensor.type), " of shape ", shown(tensor.dims),
-                       " takes ", needed, " bytes, but there are ", bytes});
+                       " takes ", needed, " bytes, but there are ", tensor.elements.size()});
   }
 }
 

@@ -119,7 +119,6 @@ class Reader {
     return found;
   }
 
-  /// Text in a message, in a message of it where that has a type: the tensor's name.
   std::string_view name_in(Bytes whole, const char* type, std::uint32_t number) const {
     return text_of(only(whole, type, number).value_or(Bytes()));
   }
@@ -127,12 +126,12 @@ class Reader {
     return name_in(only(sparse, "SparseTensorProto", 1).value_or(Bytes()), "TensorProto", 8);
   }
 
-  /// The message with each tensor in it inline, however deep; nothing where they all are already.
+  /// The message with each tensor in it inline, however deep; nothing where they all are so.
   std::optional<std::string> inlined(Bytes bytes, std::string_view type, int depth = 0) {
     if (type == "TensorProto") {
       const TensorFields fields = tensor_fields(source_, bytes);
       if (!fields.external) return std::nullopt;
-      return with_elements(source_, complete(fields, false)).joined();
+      return with_elements(source_, complete(fields, file(), false)).joined();
     }
     std::optional<std::string> result;
     Message message(source_, bytes, type.data());
@@ -165,16 +164,17 @@ class Reader {
     return field;
   }
 
-  /// Text that stays as long as the model, where there is any; otherwise the bytes.
-  Bytes kept_or(std::optional<std::string> text, Bytes bytes) {
-    if (!text) return bytes;
-    const auto kept = std::make_shared<const std::string>(std::move(*text));
-    model_.storage.push_back(kept);
-    return bytes_of(*kept);
+  /// What was written anew, for as long as the model; the bytes of the file where nothing was.
+  Kept kept(std::optional<std::string> anew, Bytes bytes) {
+    if (!anew) return {file(), bytes};
+    const auto text = std::make_shared<const std::string>(std::move(*anew));
+    model_.storage.push_back(text);
+    return {text, bytes_of(*text)};
   }
+  const std::shared_ptr<const void>& file() const { return model_.storage.front(); }
 
   Field field(const Message& message, std::string_view type) {
-    return {message.number(), kept_or(inlined_field(message, type), message.encoded())};
+    return {message.number(), kept(inlined_field(message, type), message.encoded()).bytes};
   }
 
   void read_graph(Bytes bytes) {
@@ -184,7 +184,8 @@ class Reader {
       if (number == 1) {
         model_.nodes.push_back(read_node(message.bytes()));
       } else if (number == 5) {
-        model_.initializers.push_back(complete(tensor_fields(source_, message.bytes()), true));
+        const TensorFields fields = tensor_fields(source_, message.bytes());
+        model_.initializers.push_back(complete(fields, file(), true));
       } else if (11 <= number && number <= 13) {
         auto& list = number == 11 ? model_.inputs : number == 12 ? model_.outputs : model_.values;
         list.push_back(read_value(message.bytes()));
@@ -195,12 +196,11 @@ class Reader {
     }
   }
 
-  /// The tensor with its elements, checked.
-  Tensor complete(TensorFields fields, bool share) {
+  /// The tensor with its elements, checked; `storage` has the message that it is in.
+  Tensor complete(TensorFields fields, const std::shared_ptr<const void>& storage, bool share) {
     Tensor& tensor = fields.tensor;
     const std::string where = source_.name + ": " + about(tensor);
     const bool sized = size_of(tensor.type) != 0;
-    const auto& file = model_.storage.front();
     if (fields.external + !fields.raw.empty() + (fields.typed != 0) > 1) {
       fail<FormatError>({where, ": its elements are in two places"});
     }
@@ -212,24 +212,25 @@ class Reader {
     if (tensor.type == DataType::string && (fields.external || !fields.raw.empty())) {
       fail<FormatError>({where, ": its strings are raw bytes"});
     }
-    Kept kept{file, fields.raw};
+    Kept elements{storage, fields.raw};
     if (fields.external) {
       std::optional<std::int64_t> size;
       if (sized) size = bytes_in(where, tensor);
-      kept = external_.read(where, fields.range, size, share, file);
+      elements = external_.read(where, fields.range, size, share, storage);
     } else if (fields.typed != 0 && sized) {
-      kept = keep(typed_elements(source_, tensor, fields.typed), file);
+      elements = keep(typed_elements(source_, tensor, fields.typed), storage);
     }
-    tensor.storage = std::move(kept.storage);
-    tensor.elements = kept.bytes;
+    tensor.storage = std::move(elements.storage);
+    tensor.elements = elements.bytes;
     tensor.external = fields.external;
-    check_size(where, tensor, tensor.elements.size());
+    check_size(where, tensor);
     return std::move(tensor);
   }
 
   Node read_node(Bytes encoded) {
     Node node;
-    node.encoded = kept_or(inlined(encoded, "NodeProto"), encoded);
+    const Kept whole = kept(inlined(encoded, "NodeProto"), encoded);
+    node.encoded = whole.bytes;
     Names captured;
     Message message(source_, node.encoded, "NodeProto");
     while (message.next()) {
@@ -239,7 +240,7 @@ class Reader {
         case 3: node.name = message.text(); break;
         case 4: node.op_type = message.text(); break;
         case 5:
-          node.attributes.push_back(read_attribute(message.bytes()));
+          node.attributes.push_back(read_attribute(message.bytes(), whole.storage));
           add_captured(message.bytes(), {}, captured, node.captured);
           break;
         case 7: node.domain = message.text(); break;
@@ -249,12 +250,12 @@ class Reader {
     return node;
   }
 
-  Attribute read_attribute(Bytes encoded) {
+  Attribute read_attribute(Bytes encoded, const std::shared_ptr<const void>& storage) {
     Attribute attribute;
     attribute.encoded = encoded;
     if (const auto tensor = only(encoded, "AttributeProto", 5)) {
       attribute.tensor =
-          std::make_shared<const Tensor>(complete(tensor_fields(source_, *tensor), false));
+          std::make_shared<const Tensor>(complete(tensor_fields(source_, *tensor), storage, false));
     }
     Message message(source_, encoded, "AttributeProto");
     while (message.next()) {

@@ -30,7 +30,7 @@ inline Pieces encode(const Source& source, const Tensor& tensor,
   if (tensor.type == DataType::string && tensor.encoded.empty()) {
     fail<FormatError>({where, ": strings cannot be written, but as they were read"});
   }
-  check_size(where, tensor, tensor.elements.size());
+  check_size(where, tensor);
   const bool changed = tensor.encoded.empty() || tensor.external || place;
   return changed ? with_elements(source, tensor, place) : verbatim(tensor.encoded);
 }

@@ -4,6 +4,7 @@
 
 #include <concertina/error.hpp>  // FormatError
 
+#include <concepts>
 #include <cstddef>
 #include <ranges>
 #include <string>
@@ -45,8 +46,9 @@ std::string listed(const Items& items, const Show& show, int limit = 8) {
   return result;
 }
 
-inline std::string shown(const std::vector<std::ptrdiff_t>& integers) {
-  return '[' + listed(integers, [](std::ptrdiff_t i) { return std::to_string(i); }) + ']';
+template <std::integral Integer>
+std::string shown(const std::vector<Integer>& integers) {
+  return '[' + listed(integers, [](Integer i) { return std::to_string(i); }) + ']';
 }
 
 }  // namespace concertina::io::detail
