@@ -168,18 +168,6 @@ Operator comparison(F f) {
           }};
 }
 
-/// Integers as unsigned ones, which wrap around.
-template <class F>
-auto wrapping(F f) {
-  return [f]<class Scalar>(Scalar a, Scalar b) {
-    if constexpr (std::integral<Scalar>) {
-      return static_cast<Scalar>(f(static_cast<std::uint64_t>(a), static_cast<std::uint64_t>(b)));
-    } else {
-      return f(a, b);
-    }
-  };
-}
-
 constexpr auto divide = []<class Scalar>(Scalar a, Scalar b) {
   if constexpr (std::integral<Scalar>) {
     if (b == 0) throw concertina::NumericalError("an integer is divided by 0");
@@ -261,9 +249,10 @@ void add_elementwise(Operators& operators) {
   const auto larger = [](auto a, auto b) { return a > b || a != a ? a : b; };  // NaN stays
   const auto smaller = [](auto a, auto b) { return a < b || a != a ? a : b; };
   const auto add = wrapping([](auto a, auto b) { return a + b; });
+  const auto negate = wrapping([](auto a, auto) { return -a; });
   operators.insert({
-      {"Abs", unary_of_numbers([](auto x) { return x < 0 ? -x : x; })},
-      {"Neg", unary_of_numbers([](auto x) { return -x; })},
+      {"Abs", unary_of_numbers([negate](auto x) { return x < 0 ? negate(x, x) : x; })},
+      {"Neg", unary_of_numbers([negate](auto x) { return negate(x, x); })},
       {"Relu", unary_of_numbers([](auto x) { return x < 0 ? decltype(x)(0) : x; })},
       {"Sign",
        unary_of_numbers([](auto x) { return static_cast<decltype(x)>((x > 0) - (x < 0)); })},

@@ -48,9 +48,10 @@ std::string quoted(const std::string& name) { return '"' + name + '"'; }
 
 Value value_of(const Tensor& tensor, bool wide) {
   const auto kind = kind_of(tensor.type, wide);
-  if (!kind)
+  if (!kind) {
     throw FormatError("tensor " + quoted(tensor.name) + " is of " + to_string(tensor.type) +
                       ", which is not supported");
+  }
   switch (*kind) {
     case Kind::float_: return Array<float>{tensor.dims, tensor.values<float>()};
     case Kind::double_: return Array<double>{tensor.dims, tensor.values<double>()};
@@ -226,8 +227,9 @@ Evaluator::Program::Program(const Model& model, bool wide_floats)
   for (const auto& [name, type, shape, encoded] : model.inputs) {
     if (slots.contains(name)) continue;  // an old model's constant
     const auto kind = kind_of(type, wide);
-    if (!kind && type != DataType::undefined)
+    if (!kind && type != DataType::undefined) {
       complain("input " + quoted(name) + " is of " + to_string(type));
+    }
     inputs.push_back({name, define(name), kind});
   }
   std::set<std::string, std::less<>> read;
@@ -250,16 +252,18 @@ Evaluator::Program::Program(const Model& model, bool wide_floats)
   };
   for (const Node& node : model.nodes) {
     std::vector<std::size_t> from;
-    for (const std::string& name : node.inputs)
+    for (const std::string& name : node.inputs) {
       from.push_back(name.empty() ? none : find(described(node), name));
+    }
     for (std::size_t i = 0; i < node.outputs.size(); ++i) {
       if (node.outputs[i].empty()) continue;
       const std::size_t to = define(node.outputs[i]);
       if (read.contains(node.outputs[i])) add({node, model.opset(), wide, i}, from, to);
     }
   }
-  for (const auto& output : model.outputs)
+  for (const auto& output : model.outputs) {
     outputs.emplace_back(output.name, find("the graph", output.name));
+  }
   find_last_readers();
 }
 
@@ -332,13 +336,15 @@ Values Evaluator::operator()(const Values& inputs) const {
         },
         given->second);
     frame.at[input.slot] = &given->second;
-    if (auto wider = program_->widened(input, given->second))
+    if (auto wider = program_->widened(input, given->second)) {
       frame.put(input.slot, std::move(*wider));
+    }
   }
   for (const auto& [name, value] : inputs) {
     const auto known = [&](const Program::Input& input) { return input.name == name; };
-    if (std::ranges::none_of(program_->inputs, known))
+    if (std::ranges::none_of(program_->inputs, known)) {
       throw FormatError("the graph has no input " + quoted(name));
+    }
   }
   for (const Instruction& instruction : program_->instructions) frame.run(instruction);
   Values results;

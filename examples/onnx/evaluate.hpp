@@ -49,7 +49,7 @@ class Evaluator {
   /// called from several threads at once.
   /// Throws  ShapeError naming the node that its inputs do not fit; FormatError for inputs that the
   ///         graph does not have, or has and are not given; SizeError for an array of more than
-  ///         2^29 elements
+  ///         2^29 elements; NumericalError where an integer is divided by 0
   Values operator()(const Values& inputs) const;
 
  private:

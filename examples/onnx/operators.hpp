@@ -150,8 +150,9 @@ class Arguments {
   /// The only element. Throws ShapeError where there are more.
   template <class Scalar>
   Scalar scalar(std::size_t i) const {
-    if (as<Scalar>(i).values.size() != 1)
+    if (as<Scalar>(i).values.size() != 1) {
       refuse("its input " + std::to_string(i) + " is no scalar");
+    }
     return as<Scalar>(i).values[0];
   }
 
@@ -213,6 +214,18 @@ Step of_floats(F f) {
           }
         },
         in[0]);
+  };
+}
+
+/// f of integers as unsigned ones, which wrap around.
+template <class F>
+auto wrapping(F f) {
+  return [f]<class Scalar>(Scalar a, Scalar b) {
+    if constexpr (std::integral<Scalar>) {
+      return static_cast<Scalar>(f(static_cast<std::uint64_t>(a), static_cast<std::uint64_t>(b)));
+    } else {
+      return f(a, b);
+    }
   };
 }
 

@@ -77,8 +77,9 @@ Step gemm(const Definition& of) {
     if (alpha != 1) product *= static_cast<Scalar>(alpha);
     if (in.has(2)) {
       const auto& c = in.as<Scalar>(2);
-      if (broadcast(c.shape, y.shape) != y.shape)
+      if (broadcast(c.shape, y.shape) != y.shape) {
         refuse("a bias of " + to_text(c.shape) + " for " + to_text(y.shape));
+      }
       combine(
           y, c, y.shape, y.values.data(),
           [factor = static_cast<Scalar>(beta)](auto x, auto bias) { return x + factor * bias; });

@@ -41,7 +41,10 @@ Array<Scalar> reduce(const Array<Scalar>& x, const Shape& axes, Sum<Scalar> init
 }
 
 constexpr auto as_it_is = [](auto sum, auto) { return sum; };
-constexpr auto mean = [](auto sum, auto number) { return sum / number; };
+constexpr auto mean = []<class Scalar>(Scalar sum, Scalar number) {
+  if (std::integral<Scalar> && number == 0) refuse("a mean of no integers");
+  return sum / number;
+};
 
 constexpr auto zero = []<class Scalar>(Scalar) { return Scalar(0); };
 constexpr auto one = []<class Scalar>(Scalar) { return Scalar(1); };
@@ -54,7 +57,6 @@ constexpr auto most = []<class Scalar>(Scalar) {
   return Limits::has_infinity ? Limits::infinity() : Limits::max();
 };
 
-constexpr auto add = [](auto a, auto x) { return a + x; };
 constexpr auto larger = [](auto a, auto x) { return x > a || x != x ? x : a; };
 constexpr auto smaller = [](auto a, auto x) { return x < a || x != x ? x : a; };
 
@@ -73,8 +75,9 @@ Operator reduction(Initial initial, F f, Finish finish) {
               }
               over = axes_of(over, x.shape.size());
               auto y = reduce(x, over, initial(Sum<Scalar>{}), f, finish);
-              for (std::size_t i = over.size(); i-- > 0 && !keep;)
+              for (std::size_t i = over.size(); i-- > 0 && !keep;) {
                 y.shape.erase(y.shape.begin() + over[i]);
+              }
               return y;
             });
           }};
@@ -183,7 +186,7 @@ Array<Scalar> affine(Array<Scalar> x, const Array<Scalar>& scale, const Array<Sc
 template <class Scalar>
 Array<Scalar> normalize(Array<Scalar> x, std::size_t begin, double epsilon) {
   const Lanes lanes(x.shape, begin, x.shape.size());
-  for (Index i = 0; i < lanes.outer; ++i) {
+  for (Index i = 0; i < lanes.outer && !x.values.empty(); ++i) {
     auto lane = matrix(x.values.data() + i * lanes.length, 1, lanes.length).array();
     const double center = lane.template cast<double>().mean();
     const double variance = (lane.template cast<double>() - center).square().mean();
@@ -245,7 +248,9 @@ Step batch_norm(const Definition& of) {
 }  // namespace
 
 void add_reductions(Operators& operators) {
-  const auto add_square = [](auto a, auto x) { return a + x * x; };
+  const auto add = wrapping([](auto a, auto x) { return a + x; });
+  const auto multiply = wrapping([](auto a, auto x) { return a * x; });
+  const auto add_square = wrapping([](auto a, auto x) { return a + x * x; });
   const auto add_absolute = [](auto a, auto x) { return a + (x < 0 ? -x : x); };
   const auto root = []<class Scalar>(Scalar sum, auto) {
     return static_cast<Scalar>(std::sqrt(sum));
@@ -255,7 +260,7 @@ void add_reductions(Operators& operators) {
       {"ReduceMean", reduction(zero, add, mean)},
       {"ReduceMax", reduction(least, larger, as_it_is)},
       {"ReduceMin", reduction(most, smaller, as_it_is)},
-      {"ReduceProd", reduction(one, std::multiplies<>(), as_it_is)},
+      {"ReduceProd", reduction(one, multiply, as_it_is)},
       {"ReduceL1", reduction(zero, add_absolute, as_it_is)},
       {"ReduceL2", reduction(zero, add_square, root)},
       {"ReduceSumSquare", reduction(zero, add_square, as_it_is)},

@@ -46,8 +46,9 @@ Array<Scalar> collect(const Array<Scalar>& x, const std::vector<Shape>& offsets,
     } else if (axis + 1 == axes && block == 1) {
       for (const Index offset : offsets[axis]) *to++ = from && offset >= 0 ? from[offset] : outside;
     } else {
-      for (const Index offset : offsets[axis])
+      for (const Index offset : offsets[axis]) {
         self(self, axis + 1, from && offset >= 0 ? from + offset : nullptr);
+      }
     }
   };
   copy(copy, 0, x.values.data());
@@ -89,20 +90,18 @@ Shape list_of(const Arguments& in, std::size_t input, const Shape& attribute) {
   return in.has(input) ? in.integers(input) : attribute;
 }
 
-/// begin, begin + step, ... before end, as Python counts.
+/// begin, begin + step, ... before end; both are bounded as the operator says, not as Python does.
 Shape every(Index begin, Index end, Index step, Index size) {
   if (step == 0) refuse("it slices in steps of 0");
   step = std::max(step, -std::numeric_limits<Index>::max());
-  const bool down = step < 0;
-  const auto bounded = [&](Index at) {
-    return std::clamp<Index>(at < 0 ? at + size : at, down ? -1 : 0, down ? size - 1 : size);
-  };
-  begin = bounded(begin);
-  end = bounded(end);
+  const Index least = step < 0 ? -1 : 0, most = step < 0 ? size - 1 : size;
+  begin = std::clamp<Index>(begin < 0 ? begin + size : begin, 0, std::max<Index>(most, 0));
+  end = std::clamp(end < 0 ? end + size : end, least, most);
   Shape indices;
-  const Index length = down ? (begin > end ? (begin - end - 1) / -step + 1 : 0)
-                            : (end > begin ? (end - begin - 1) / step + 1 : 0);
-  for (Index i = 0; i < length; ++i) indices.push_back(begin + i * step);
+  const Index room = step < 0 ? begin - end : end - begin;
+  for (Index i = 0; size > 0 && i < room; i += std::abs(step)) {
+    indices.push_back(begin + (step < 0 ? -i : i));
+  }
   return indices;
 }
 
@@ -134,8 +133,9 @@ Step split(const Definition& of) {
                 part = (size + outputs - 1) / std::max<Index>(outputs, 1);
     Shape parts = list_of(in, 1, given);
     if (parts.empty()) {  // the last one is what is left
-      for (Index i = 0; i < outputs; ++i)
+      for (Index i = 0; i < outputs; ++i) {
         parts.push_back(std::clamp<Index>(size - i * part, 0, part));
+      }
     }
     const bool fits = output < parts.size() && std::ranges::min(parts) >= 0 &&
                       std::ranges::max(parts) <= size &&
@@ -162,22 +162,25 @@ Index padded(const std::string& mode, Index i, Index size) {
 Step pad(const Definition& of) {
   const std::string mode = of.node.text("mode", "constant");
   constexpr std::array known = {"constant", "edge", "reflect", "wrap"};
-  if (std::ranges::find(known, mode) == known.end())
+  if (std::ranges::find(known, mode) == known.end()) {
     throw concertina::FormatError("its mode is " + mode);
+  }
   return of_numbers([=, given = of.node.integers("pads", {}),
                      value = of.node.real("value", 0)]<class Scalar>(Arguments& in) {
     const auto& x = in.as<Scalar>(0);
     const Shape pads = list_of(in, 1, given), axes = list_of(in, 3, upto(std::ssize(x.shape)));
-    if (pads.size() != 2 * axes.size())
+    if (pads.size() != 2 * axes.size()) {
       refuse("pads of " + to_text(pads) + " for " + to_text(x.shape));
+    }
     Indices indices(x.shape.size());
     for (std::size_t i = 0; i < axes.size(); ++i) {
       const Index axis = axis_of(axes[i], x.shape.size()), size = x.shape[axis];
       constexpr Index most = Index{1} << 30;
       const Index begin = std::clamp(pads[i], -most, most),
                   end = std::clamp(pads[i + axes.size()], -most, most);
-      if (begin + size + end < 0)
+      if (begin + size + end < 0) {
         refuse("pads of " + to_text(pads) + " leave nothing of " + to_text(x.shape));
+      }
       Shape& each = indices[axis].emplace(upto(begin + size + end));
       for (Index& index : each) index = padded(mode, index - begin, size);
     }
@@ -194,8 +197,9 @@ Step gather(const Definition& of) {
     const Index at = axis_of(axis, x.shape.size()), size = x.shape[at];
     Shape indices = in.integers(1);
     for (Index& index : indices) {
-      if (index < -size || index >= size)
+      if (index < -size || index >= size) {
         refuse("there is no index " + std::to_string(index) + " of " + std::to_string(size));
+      }
       if (index < 0) index += size;
     }
     Indices selected(x.shape.size());
@@ -214,8 +218,9 @@ Step expand(const Definition&) {
     x.shape.insert(x.shape.begin(), shape.size() - x.shape.size(), 1);
     Indices indices(shape.size());
     for (std::size_t i = 0; i < shape.size(); ++i) {
-      if (shape[i] != x.shape[i])
+      if (shape[i] != x.shape[i]) {
         indices[i] = Shape(static_cast<std::size_t>(count(Shape{shape[i]})), 0);
+      }
     }
     return select(x, indices);
   });
@@ -240,8 +245,9 @@ Step permute(const Definition& of) {
     const auto& x = in.as<Scalar>(0);
     Shape order = perm.empty() ? upto(std::ssize(x.shape)) : perm;
     if (perm.empty()) std::ranges::reverse(order);
-    if (order.size() != x.shape.size())
+    if (order.size() != x.shape.size()) {
       refuse("perm " + to_text(perm) + " for " + to_text(x.shape));
+    }
     axes_of(order, x.shape.size());
     return transpose(x, order);
   });
@@ -281,9 +287,10 @@ Step concat(const Definition& of) {
     for (std::size_t i = 0; i < in.size(); ++i) {
       Shape other = in.as<Scalar>(i).shape;
       if (other.size() == shape.size()) joined += std::exchange(other[at], shape[at]);
-      if (other != shape)
+      if (other != shape) {
         refuse(to_text(in.shape(i)) + " cannot be joined to " + to_text(shape) + " on axis " +
                std::to_string(at));
+      }
     }
     shape[at] = joined;
     const Index outer = count({shape.data(), static_cast<std::size_t>(at)});
@@ -353,6 +360,9 @@ Array<Scalar> interpolate(const Array<Scalar>& x, std::size_t axis, const Resize
   return y;
 }
 
+/// -1 for what cannot be one.
+Index to_size(double value) { return value >= 0 && value < 1e9 ? static_cast<Index>(value) : -1; }
+
 struct Resize {
   std::string mode, coordinates, rounding, policy;
   Shape axes;
@@ -368,38 +378,41 @@ struct Resize {
     axes_of(along, x.size());
     if (in.has(sizes) && !in.integers(sizes).empty()) {
       const Shape& wanted = in.integers(sizes);
-      if (wanted.size() != along.size())
+      if (wanted.size() != along.size()) {
         refuse("sizes of " + to_text(wanted) + " for " + to_text(x));
+      }
       const auto ratio = [&](std::size_t i) {
         return static_cast<double>(wanted[i]) / static_cast<double>(x[axis_of(along[i], x.size())]);
       };
       double common = ratio(0);
-      for (std::size_t i = 1; i < along.size(); ++i)
+      for (std::size_t i = 1; i < along.size(); ++i) {
         common = policy == "not_larger" ? std::min(common, ratio(i)) : std::max(common, ratio(i));
+      }
       for (std::size_t i = 0; i < along.size(); ++i) {
         Resized& axis = result[axis_of(along[i], x.size())];
         axis.scale = policy == "stretch" ? ratio(i) : common;
-        axis.out =
-            policy == "stretch"
-                ? wanted[i]
-                : static_cast<Index>(std::floor(common * static_cast<double>(axis.in) + 0.5));
+        axis.out = policy == "stretch"
+                       ? wanted[i]
+                       : to_size(std::floor(common * static_cast<double>(axis.in) + 0.5));
       }
     } else {
       std::vector<double> wanted(factors.begin(), factors.end());
       if (in.has(scales)) wanted = in.reals(scales);
-      if (wanted.size() != along.size())
+      if (wanted.size() != along.size()) {
         refuse(std::to_string(wanted.size()) + " scales for " + to_text(x));
+      }
       for (std::size_t i = 0; i < along.size(); ++i) {
         Resized& axis = result[axis_of(along[i], x.size())];
         axis.scale = wanted[i];
         // In float, as the scales are: a third of three is one.
         const float size = static_cast<float>(wanted[i]) * static_cast<float>(axis.in);
-        axis.out = size >= 0 && size < 1e9F ? static_cast<Index>(std::floor(size)) : -1;
+        axis.out = to_size(std::floor(size));
       }
     }
     for (const Resized& axis : result) {
-      if (axis.out < 0 || (axis.in == 0 && axis.out > 0))
+      if (axis.out < 0 || (axis.in == 0 && axis.out > 0)) {
         refuse("sizes that cannot be for " + to_text(x));
+      }
       count(Shape{axis.out});
     }
     return result;
@@ -414,9 +427,10 @@ struct Resize {
         const Resized& to = axes_to[axis];
         if (to.scale == 1 && to.in == to.out) continue;
         indices[axis] = upto(to.out);
-        for (Index& i : *indices[axis])
+        for (Index& i : *indices[axis]) {
           i = std::clamp<Index>(nearest(rounding, to.position(coordinates, i), to.scale < 1), 0,
                                 to.in - 1);
+        }
       }
       return select(in.as<Scalar>(0), indices);
     }
@@ -425,8 +439,9 @@ struct Resize {
     } else {
       auto x = in.take_as<Scalar>(0);
       for (std::size_t axis = 0; axis < axes_to.size(); ++axis) {
-        if (axes_to[axis].scale != 1 || axes_to[axis].in != axes_to[axis].out)
+        if (axes_to[axis].scale != 1 || axes_to[axis].in != axes_to[axis].out) {
           x = interpolate(x, axis, axes_to[axis], coordinates);
+        }
       }
       return x;
     }

@@ -12,8 +12,9 @@ template <class Change>
 Step reshaping(Change change) {
   return [change](Arguments& in) {
     Shape shape = change(in);
-    if (count(shape) != count(in.shape(0)))
+    if (count(shape) != count(in.shape(0))) {
       refuse("elements of " + to_text(in.shape(0)) + " for " + to_text(shape));
+    }
     Value x = in.take(0);
     std::visit([&](auto& array) { array.shape = std::move(shape); }, x);
     return x;
@@ -59,8 +60,9 @@ Step squeeze(const Definition& of) {
     Shape shape;
     for (Index i = 0; i < std::ssize(x); ++i) {
       const bool goes = all ? x[i] == 1 : std::ranges::binary_search(axes, i);
-      if (goes && x[i] != 1)
+      if (goes && x[i] != 1) {
         refuse("axis " + std::to_string(i) + " of " + to_text(x) + " is not 1");
+      }
       if (!goes) shape.push_back(x[i]);
     }
     return shape;
@@ -70,8 +72,9 @@ Step squeeze(const Definition& of) {
 Step unsqueeze(const Definition& of) {
   return reshaping([given = of.node.integers("axes", {})](const Arguments& in) {
     Shape shape = in.shape(0), axes = in.has(1) ? in.integers(1) : given;
-    for (const Index axis : axes_of(axes, shape.size() + axes.size()))
+    for (const Index axis : axes_of(axes, shape.size() + axes.size())) {
       shape.insert(shape.begin() + axis, 1);
+    }
     return shape;
   });
 }
@@ -121,8 +124,9 @@ Step constant(const Definition& of) {
 Step constant_of_shape(const Definition& of) {
   Value value = reals<float>({}, {0}, of.wide);
   if (const auto* given = of.node.attribute("value")) {
-    if (!given->tensor || given->tensor->numel() != 1)
+    if (!given->tensor || given->tensor->numel() != 1) {
       throw concertina::FormatError("its value is not one element");
+    }
     value = value_of(*given->tensor, of.wide);
   }
   return [value = std::move(value)](Arguments& in) {
@@ -143,8 +147,9 @@ Step range(const Definition&) {
                                     static_cast<double>(step));
     if (!(number < 1e9)) refuse("a range without end");
     auto y = zeros<Scalar>({std::max<Index>(static_cast<Index>(number), 0)});
-    for (std::size_t i = 0; i < y.values.size(); ++i)
+    for (std::size_t i = 0; i < y.values.size(); ++i) {
       y.values[i] = begin + static_cast<Scalar>(i) * step;
+    }
     return y;
   });
 }
@@ -152,8 +157,9 @@ Step range(const Definition&) {
 /// In inference nothing is left out.
 Step dropout(const Definition& of) {
   return [mask = of.output == 1](Arguments& in) -> Value {
-    if (in.has(2) && in.scalar<Index>(2) != 0)
+    if (in.has(2) && in.scalar<Index>(2) != 0) {
       throw concertina::FormatError("it is in training mode");
+    }
     if (!mask) return in.take(0);
     return Array<Index>{in.shape(0), Shape(static_cast<std::size_t>(count(in.shape(0))), 1)};
   };

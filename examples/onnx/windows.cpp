@@ -102,8 +102,9 @@ struct Geometry {
   /// All but the sizes of maps, for an input [batch, channels, maps...].
   Window window(const Shape& x, const Shape& kernel) const {
     if (x.size() < 3 || x.size() > 5) refuse("maps have 1 to 3 axes, not as in " + to_text(x));
-    if (std::ranges::find(x.begin() + 2, x.end(), 0) != x.end())
+    if (std::ranges::find(x.begin() + 2, x.end(), 0) != x.end()) {
       refuse("maps without positions, " + to_text(x));
+    }
     if (!kernel_shape.empty() && kernel_shape != kernel) {
       refuse("a kernel_shape of " + to_text(kernel_shape) + ", but the weight's is " +
              to_text(kernel));
@@ -135,8 +136,9 @@ struct Geometry {
       const Index room = in[i] + start[i] + end[i] - extent;
       if (room < 0) refuse("a window larger than its input " + to_text(x));
       out[i] = (room + (ceil ? stride[i] - 1 : 0)) / stride[i] + 1;
-      if (ceil && (out[i] - 1) * stride[i] >= in[i] + start[i])
+      if (ceil && (out[i] - 1) * stride[i] >= in[i] + start[i]) {
         --out[i];  // it would start on the padding
+      }
     }
     return window;
   }
@@ -147,16 +149,13 @@ struct Geometry {
     fill(window.out, {x.begin() + 2, x.end()}, x, 0, "sizes");
     PerAxis more{}, wanted{};
     fill(more, output_padding, x, 0, "output_padding");
-    fill(wanted,
-         {output_shape.end() - std::min<Index>(std::ssize(output_shape), std::ssize(x) - 2),
-          output_shape.end()},
-         x, 1, "output_shape");
+    fill(wanted, output_shape, x, 1, "output_shape");
     auto& [k, stride, dilation, start, end, in, out] = window;
     for (std::size_t i = 0; i < 3; ++i) {
       const Index all = (out[i] - 1) * stride[i] + (k[i] - 1) * dilation[i] + 1 + more[i];
       if (wanted[i] == 0 && same()) wanted[i] = out[i] * stride[i];
-      if (wanted[i] != 0) {
-        start[i] = at_start(all - wanted[i]);
+      if (wanted[i] != 0) {  // more than all of it is left empty at the end
+        start[i] = at_start(std::max<Index>(all - wanted[i], 0));
         end[i] = all - wanted[i] - start[i];
       }
       in[i] = all - start[i] - end[i];
@@ -259,7 +258,10 @@ void convolve_dense(const Convolution<Scalar>& layer, const Scalar* x, Index ima
   const Index height =
       together > 1 || direct ? lines : std::clamp<Index>(wanted / window.out[2], 1, lines);
   Matrix<Scalar> columns, sums;
-  if (!direct) columns.resize(depth, count(Shape{together, height, window.out[2]}));
+  if (!direct) {
+    count(Shape{depth, together, height, window.out[2]});
+    columns.resize(depth, together * height * window.out[2]);
+  }
   for (Index n = 0; n < images; n += direct ? 1 : together) {
     const Index these = direct ? 1 : std::min(together, images - n);
     for (Index g = 0; g < layer.groups; ++g) {
@@ -271,16 +273,18 @@ void convolve_dense(const Convolution<Scalar>& layer, const Scalar* x, Index ima
         return y + ((n + i) * layer.groups + g) * layer.out * size;
       };
       const auto add_bias = [&](auto&& rows) {
-        if (layer.bias)
+        if (layer.bias) {
           rows.colwise() +=
               Eigen::Map<const Eigen::VectorX<Scalar>>(layer.bias + g * layer.out, layer.out);
+        }
       };
       if (these > 1) {
         for (Index i = 0; i < these; ++i) gather(layer, {0, lines}, image(i), columns, i * size);
         sums.noalias() = weight * columns.leftCols(these * size);
         add_bias(sums);
-        for (Index i = 0; i < these; ++i)
+        for (Index i = 0; i < these; ++i) {
           matrix(result(i), layer.out, size) = sums.middleCols(i * size, size);
+        }
         continue;
       }
       for (Index top = 0; top < lines; top += height) {
@@ -310,13 +314,15 @@ void convolve_transposed(const Convolution<Scalar>& layer, const Scalar* x, Inde
   const Index lines = window.out[0] * window.out[1], stride = window.stride[2];
   const Index height =
       std::clamp<Index>(Convolution<Scalar>::gathered / rows / window.out[2], 1, lines);
+  count(Shape{rows, height, window.out[2]});
   Matrix<Scalar> added;
   for (Index i = 0; i < images * layer.groups; ++i) {
     const Index g = i % layer.groups;
     const auto weight = matrix(layer.weight + g * layer.out * rows, layer.out, rows);
     Scalar* result = y + i * layer.in * written;
-    for (Index c = 0; c < layer.in && layer.bias; ++c)
+    for (Index c = 0; c < layer.in && layer.bias; ++c) {
       std::fill_n(result + c * written, written, layer.bias[g * layer.in + c]);
+    }
     for (Index top = 0; top < lines; top += height) {
       const Range block = {top, std::min(top + height, lines)};
       const Index first = top * window.out[2], width = (block.end - top) * window.out[2];
@@ -345,8 +351,9 @@ Convolution<Scalar> convolution(const Arguments& in, const Window& window, Index
            to_text(x));
   }
   const Index channels = transposed ? w.shape[1] * groups : w.shape[0];
-  if (in.has(2) && in.shape(2) != Shape{channels})
+  if (in.has(2) && in.shape(2) != Shape{channels}) {
     refuse("a bias of " + to_text(in.shape(2)) + " for " + std::to_string(channels) + " channels");
+  }
   return {window,
           groups,
           w.shape[1],
