@@ -679,7 +679,9 @@ TEST_CASE("names are there once, and before they are read", "[onnx]") {
   CHECK(graph_refusal(bytes(11, "")) == "f: graph input without a name");
   CHECK(graph_refusal(bytes(5, integer(2, 1) + integer(1, 0))) == "f: initializer without a name");
   CHECK(graph_refusal(bytes(15, "")) == "f: initializer without a name");
-  CHECK(graph_refusal(bytes(1, "")) == "f: node 0, \"\" (): there is no operator");
+  CHECK(graph_refusal(bytes(1, "")) == "f: byte 6: NodeProto has no operator");
+  CHECK(graph_refusal(bytes(1, node("Op", "", "", bytes(5, "")))) ==
+        "f: byte 15: AttributeProto has no name");
 }
 
 TEST_CASE("names and messages from a file are safe to print", "[onnx]") {
@@ -878,6 +880,10 @@ TEST_CASE("what cannot be written is refused", "[onnx]") {
     CHECK(writing() ==
           "example: node 1, \"second\" (Add) reads tensor \"missing\", which nothing "
           "writes");
+  }
+  SECTION("no operator") {
+    from.nodes[1].op_type.clear();
+    CHECK(writing() == "example: node 1, \"second\" (): there is no operator");
   }
   SECTION("captured names") {
     from.nodes[1].captured = {"missing"};

@@ -231,7 +231,7 @@ class Reader {
     Node node;
     const Kept whole = kept(inlined(encoded, "NodeProto"), encoded);
     node.encoded = whole.bytes;
-    Names captured;
+    Captured captured{{}, {}, node.captured};
     Message message(source_, node.encoded, "NodeProto");
     while (message.next()) {
       switch (message.number()) {
@@ -241,12 +241,13 @@ class Reader {
         case 4: node.op_type = message.text(); break;
         case 5:
           node.attributes.push_back(read_attribute(message.bytes(), whole.storage));
-          add_captured(message.bytes(), {}, captured, node.captured);
+          read_graphs(message.bytes(), captured);
           break;
         case 7: node.domain = message.text(); break;
         default: node.fields.push_back({message.number(), message.encoded()});
       }
     }
+    if (node.op_type.empty()) message.refuse({"no operator"});  // now: 2 bytes take 200
     return node;
   }
 
@@ -279,30 +280,34 @@ class Reader {
         default: break;
       }
     }
+    if (attribute.name.empty()) message.refuse({"no name"});
     return attribute;
   }
 
-  /// Adds the names that graphs in an attribute read and do not define, but for those that are
-  /// `seen` or defined where the attribute is.
-  template <class List>
-  void add_captured(Bytes attribute, const Names& defined, Names& seen, List& captured) const {
+  /// Names that graphs in an attribute read and that are in none of the scopes around them.
+  struct Captured {
+    std::vector<Names> scopes;  // innermost last
+    Names seen;
+    std::vector<std::string>& names;
+
+    void read(std::string_view name) {
+      const auto defines = [&](const Names& scope) { return scope.contains(name); };
+      if (!name.empty() && std::ranges::none_of(scopes, defines) && seen.insert(name).second) {
+        names.emplace_back(name);
+      }
+    }
+  };
+
+  void read_graphs(Bytes attribute, Captured& captured) const {
     Message message(source_, attribute, "AttributeProto");
     while (message.next()) {
-      if (message.number() != 6 && message.number() != 11) continue;
-      for (const std::string_view name : free_names(message.bytes())) {
-        if (!defined.contains(name) && seen.insert(name).second) captured.emplace_back(name);
-      }
+      if (message.number() == 6 || message.number() == 11) read_names(message.bytes(), captured);
     }
   }
 
-  std::vector<std::string_view> free_names(Bytes graph) const {
-    Names defined, seen;
-    std::vector<std::string_view> names, outputs;
-    const auto read = [&](std::string_view name) {
-      if (!name.empty() && !defined.contains(name) && seen.insert(name).second) {
-        names.push_back(name);
-      }
-    };
+  void read_names(Bytes graph, Captured& captured) const {
+    Names defined;
+    std::vector<std::string_view> outputs;
     Message message(source_, graph, "GraphProto");
     while (message.next()) {
       const std::uint32_t number = message.number();
@@ -311,20 +316,21 @@ class Reader {
       if (number == 12) outputs.push_back(name_in(message.bytes(), "ValueInfoProto", 1));
       if (number == 15) defined.insert(sparse_name(message.bytes()));
     }
+    captured.scopes.push_back(std::move(defined));
     message = Message(source_, graph, "GraphProto");
     while (message.next()) {
       if (message.number() != 1) continue;
       std::vector<std::string_view> written;
       Message node(source_, message.bytes(), "NodeProto");
       while (node.next()) {
-        if (node.number() == 1) read(text_of(node.bytes()));
+        if (node.number() == 1) captured.read(text_of(node.bytes()));
         if (node.number() == 2) written.push_back(text_of(node.bytes()));
-        if (node.number() == 5) add_captured(node.bytes(), defined, seen, names);
+        if (node.number() == 5) read_graphs(node.bytes(), captured);
       }
-      defined.insert(written.begin(), written.end());
+      captured.scopes.back().insert(written.begin(), written.end());
     }
-    std::ranges::for_each(outputs, read);
-    return names;
+    for (const std::string_view name : outputs) captured.read(name);
+    captured.scopes.pop_back();
   }
 
   ValueInfo read_value(Bytes encoded) const {
