@@ -750,6 +750,8 @@ TEST_CASE("a node captures what its graphs read and do not define", "[onnx]") {
   CHECK(captured(op("c", "b") + op("b", "c")) == Names{"c"});
   CHECK(captured(bytes(12, value("d"))) == Names{"d"});
   CHECK(captured(op("a", "d") + bytes(12, value("d"))) == Names{"a"});
+  // One branch does not see what the other defines.
+  CHECK(captured(branch("a", "u", op("c", "b"), op("b", "t"))) == Names{"a", "c", "b"});
   // Graphs within graphs, which read what is outside of both.
   CHECK(captured(op("a", "t") + branch("b", "u", op("t,c", "v") + op("v,d", "z"), op("e,u", "x")) +
                  op("u", "z")) == Names{"a", "b", "c", "d", "e", "u"});
