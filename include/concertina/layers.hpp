@@ -1,5 +1,6 @@
-// Layers that are special cases of a convolution: batch norms (inference), scales, identities,
-// pooling, selected channels, fully connected layers after a flatten.
+// Layers that are special cases of a convolution: batch norms (inference), scales, biases,
+// identities, pooling, selected channels, fully connected layers at each position or after a
+// flatten.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -8,9 +9,11 @@
 
 #include <cmath>
 #include <concepts>
+#include <optional>
 #include <span>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -78,6 +81,20 @@ Expr<Scalar, any_rank> channel_scale(std::vector<Scalar> factors) {
   return ChannelMap<Scalar>{.in = count, .out = count, .weight = std::move(factors)};
 }
 
+/// Channel c plus bias[c]. Throws ShapeError for no channels.
+template <class Scalar>
+Expr<Scalar, any_rank> channel_bias(std::vector<Scalar> bias) {
+  if (bias.empty()) throw ShapeError("channel_bias: no channels");
+  const auto count = static_cast<Index>(bias.size());
+  return ChannelMap<Scalar>{.in = count, .out = count, .bias = std::move(bias)};
+}
+/// The same for all channels.
+template <class Scalar>
+Expr<Scalar, any_rank> channel_bias(Index channels, const std::type_identity_t<Scalar>& bias) {
+  if (channels < 1) throw ShapeError("channel_bias: no channels");
+  return channel_bias(std::vector<Scalar>(static_cast<std::size_t>(channels), bias));
+}
+
 /// Output channel o is input channel source[o]. Channels may be left out or used twice, so slices
 /// are such maps too.
 /// Cost    an index for each channel; in a contraction the product with a dense 1x1 layer
@@ -112,37 +129,65 @@ Expr<Scalar, any_rank> channel_shuffle(Index channels, Index groups) {
 }
 
 /// Average pooling, as torch.nn.AvgPool2d with ceil_mode=False and count_include_pad=True: sums
-/// over the window, then divided by its volume, so the padding counts.
-/// Throws  ShapeError for an empty window; for ceil_mode or a divisor that leaves the padding out,
-///         which no layer with zero padding equals
+/// over the window, then divided by its volume, so the padding counts. With ceil_mode the input
+/// size is named, and the pool is for that size.
+/// Throws  ShapeError for an empty window; for a divisor that leaves the padding out, and where
+///         ceil_mode adds windows that hang over, which no layer with zero padding equals
 template <class Scalar, int Rank>
   requires(!std::integral<Scalar>)
-Expr<Scalar, Rank> average_pool(Index channels, const PerAxis<Rank>& kernel,
-                                const std::type_identity_t<PerAxis<Rank>>& stride,
-                                const std::type_identity_t<Padding<Rank>>& padding = 0,
-                                bool ceil_mode = false, bool count_include_pad = true) {
-  const auto refuse = [&](const char* why) {
+Expr<Scalar, Rank> average_pool(
+    Index channels, const PerAxis<Rank>& kernel, const std::type_identity_t<PerAxis<Rank>>& stride,
+    const std::type_identity_t<Padding<Rank>>& padding = 0, bool ceil_mode = false,
+    bool count_include_pad = true,
+    const std::type_identity_t<std::optional<PerAxis<Rank>>>& input_size = {}) {
+  const ConvShape<Rank> shape{.out = channels,
+                              .in = channels,
+                              .kernel_size = kernel,
+                              .stride = stride,
+                              .padding = padding,
+                              .groups = channels};
+  validate(shape);
+  const auto refuse = [&](const std::string& why) {
     throw ShapeError("average_pool of a " + to_string(kernel) + " window: " + why);
   };
-  if (ceil_mode) refuse("with ceil_mode the last windows hang over; only floor is a convolution");
+  if (ceil_mode && !input_size) {
+    refuse("with ceil_mode the last windows may hang over; name the input size where none does");
+  }
   bool padded = false;
   for (int axis = 0; axis < Rank; ++axis) {
     padded = padded || padding.start[axis] > 0 || padding.end[axis] > 0;
+    if (!ceil_mode) continue;
+    // PyTorch's windows: those that hang over count too, unless they begin in the padding after it.
+    const Index size = (*input_size)[axis], windows = output_size(shape, size, axis);
+    const Index last = -detail::floor_divide(
+        kernel[axis] - size - padding.start[axis] - padding.end[axis], stride[axis]);
+    if (last + (last * stride[axis] < size + padding.start[axis] ? 1 : 0) != windows) {
+      refuse("with ceil_mode the last window hangs over an input of size " +
+             to_string(*input_size) + "; only floor is a convolution");
+    }
   }
   if (padded && !count_include_pad) {
     refuse("without count_include_pad border windows have divisors of their own; no layer has");
   }
-  Conv<Scalar, Rank> window({.out = channels,
-                             .in = channels,
-                             .kernel_size = kernel,
-                             .stride = stride,
-                             .padding = padding,
-                             .groups = channels});
+  Conv<Scalar, Rank> window(shape);
   for (Scalar& element : window.weight()) element = Scalar(1);
   const Expr<Scalar, Rank> mean(
       ChannelMap<Scalar>{.in = channels, .out = channels, .divisor = numel(kernel)});
   return mean * std::move(window);
 }
+
+/// A fully connected layer on the channels of each position, as a 1x1 of any rank: a view of the
+/// same elements.
+template <int Rank, Layer F>
+  requires(F::Rank == 0)
+ConvView<const typename F::Scalar, Rank> pointwise(const F& linear) {
+  const ConvShape<0>& shape = linear.shape();
+  return {{.out = shape.out, .in = shape.in, .groups = shape.groups, .bias = shape.bias},
+          linear.weight(),
+          linear.bias()};
+}
+template <int Rank, class Scalar>
+void pointwise(const Conv<Scalar, 0>&&) = delete;
 
 /// A fully connected layer on a flattened map [channels, size...] as a layer of which the kernel is
 /// the whole map. Its output has size 1.

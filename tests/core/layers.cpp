@@ -11,10 +11,12 @@
 
 #include <catch2/catch.hpp>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <string>
 #include <vector>
 
 namespace concertina::test {
@@ -217,11 +219,131 @@ TEST_CASE("an average pool is the mean over windows whose padding counts", "[lay
   CHECK(ninth.weight()[4] == static_cast<float>(1.0 / 9.0));
 
   CHECK_THAT(message_of<ShapeError>([] { average_pool<float, 2>(1, 3, 2, 1, true); }),
-             Contains("3x3 window") && Contains("ceil_mode"));
+             Contains("3x3 window") && Contains("ceil_mode") && Contains("name the input size"));
   CHECK_THAT(message_of<ShapeError>([] { average_pool<float, 2>(1, 3, 2, 1, false, false); }),
              Contains("count_include_pad"));
   CHECK_NOTHROW(average_pool<float, 2>(1, 3, 2, 0, false, false));  // nothing is padded
   CHECK_THROWS_AS((average_pool<float, 2>(1, 0, 1)), ShapeError);
+}
+
+/// PyTorch's pooling_output_shape.
+Index pooled_positions(Index size, Index kernel, Index stride, Index start, Index end, bool ceil) {
+  const Index room = size + start + end - kernel;
+  Index positions = room / stride + 1;
+  if (ceil) {
+    positions = (room + stride - 1) / stride + 1;
+    if ((positions - 1) * stride >= size + start) --positions;
+  }
+  return positions;
+}
+
+TEST_CASE("ceil_mode is a layer at the sizes where it changes nothing", "[layers]") {
+  Index same = 0, refused = 0;
+  for (Index size = 1; size <= 9; ++size) {
+    for (Index kernel = 1; kernel <= 4; ++kernel) {
+      for (Index stride = 1; stride <= 4; ++stride) {
+        for (const auto& [start, end] : {std::array<Index, 2>{0, 0}, {1, 1}, {0, 2}, {2, 0}}) {
+          if (size + start + end < kernel) continue;
+          const auto positions = [&](bool ceil) {
+            return pooled_positions(size, kernel, stride, start, end, ceil);
+          };
+          const auto pool = [&] {
+            return average_pool<float, 2>(1, {kernel, 1}, {stride, 1},
+                                          Padding<2>::sides({start, 0}, {end, 0}), true, true,
+                                          PerAxis<2>{size, 3});
+          };
+          INFO(size << " " << kernel << " " << stride << " " << start << " " << end);
+          if (positions(true) == positions(false)) {
+            CHECK(Form(pool()).output_size({size, 3}) == PerAxis<2>{positions(true), 3});
+            ++same;
+          } else {
+            CHECK_THAT(message_of<ShapeError>(pool),
+                       Contains("hangs over an input of size " + std::to_string(size) + "x3"));
+            ++refused;
+          }
+        }
+      }
+    }
+  }
+  CHECK(same > 100);
+  CHECK(refused > 50);
+  CHECK(Form(average_pool<float, 2>(2, 2, 2, 0, true, false, PerAxis<2>(4))) ==
+        Form(average_pool<float, 2>(2, 2, 2)));
+}
+
+TEST_CASE("biases of channels, each its own or one for all", "[layers]") {
+  Rng rng(8);
+  const auto layer = small_integers<std::int64_t, 2>(
+      ConvShape<2>{.out = 4, .in = 3, .kernel_size = 2, .bias = true}, rng);
+  const auto x =
+      small_integers<std::int64_t, 2>(MapShape<2>{.batch = 2, .channels = 3, .size = 4}, rng);
+  using Layer2 = Conv2d<std::int64_t>;
+  const std::vector<std::int64_t> bias{3, 0, -2, 5};
+  const auto shifted = channel_bias(bias) * layer;
+  const auto right =
+      each_channel(layer(x), [&](std::int64_t n, std::size_t c) { return n + bias[c]; });
+  CHECK(shifted(x) == right);
+  CHECK(Layer2(shifted)(x) == right);
+  CHECK(verify(shifted, Layer2(shifted)));
+  const auto seven = each_channel(x, [&](std::int64_t n, std::size_t) { return n + 7; });
+  CHECK((channel_bias<std::int64_t>(3, 7) * identity<std::int64_t>(3)).tree().parts().size() == 2);
+  CHECK(Layer2(layer * channel_bias<std::int64_t>(3, 7))(x) == layer(seven));
+  CHECK(Layer2(layer + channel_bias<std::int64_t>(4, 7) * (layer - layer))(x) ==
+        each_channel(layer(x), [&](std::int64_t n, std::size_t) { return n + 7; }));
+  CHECK_THROWS_AS(channel_bias<int>({}), ShapeError);
+  CHECK_THROWS_AS(channel_bias<int>(0, 1), ShapeError);
+  CHECK_THROWS_AS(channel_bias<std::int64_t>(3, 7) * layer, ShapeError);
+  // It is a bias also for what comes after: padding stands on zeros.
+  const auto padded = small_integers<std::int64_t, 2>(
+      ConvShape<2>{.out = 2, .in = 4, .kernel_size = 3, .padding = 1}, rng);
+  CHECK_FALSE(exactness(padded * shifted));
+  // A batch norm of which only the bias is learnt.
+  const Conv2d<double> wide = layer.cast<double>();
+  const Conv2d<double> normed = batch_norm(BatchNorm<double>{.running_mean = {0, 0, 0, 0},
+                                                             .running_var = {1, 1, 1, 1},
+                                                             .bias = {3, 0, -2, 5},
+                                                             .eps = 0}) *
+                                wide;
+  CHECK(normed == Layer2(shifted).cast<double>());
+}
+
+TEMPLATE_TEST_CASE_SIG("a linear layer at every position is a view of the same elements",
+                       "[layers]", ((int Rank), Rank), 0, 1, 2, 3) {
+  Rng rng(9);
+  const auto linear = small_integers<std::int64_t, 0>(
+      ConvShape<0>{.out = 4, .in = 6, .groups = 2, .bias = true}, rng);
+  const auto x =
+      small_integers<std::int64_t, Rank>(MapShape<Rank>{.batch = 2, .channels = 6, .size = 3}, rng);
+  const ConvView<const std::int64_t, Rank> view = pointwise<Rank>(linear);
+  CHECK(view.weight().data() == linear.weight().data());
+  const auto y = view(x);
+  const Index pixels = numel(x.shape().size);
+  REQUIRE(y.shape() == MapShape<Rank>{.batch = 2, .channels = 4, .size = 3});
+  for (Index n = 0; n < 2; ++n) {
+    for (Index pixel = 0; pixel < pixels; ++pixel) {
+      FeatureMap<std::int64_t, 0> channels({.channels = 6});
+      for (Index c = 0; c < 6; ++c) {
+        channels.values()[static_cast<std::size_t>(c)] =
+            x.values()[static_cast<std::size_t>((n * 6 + c) * pixels + pixel)];
+      }
+      const auto right = linear(channels);
+      for (Index o = 0; o < 4; ++o) {
+        CHECK(y.values()[static_cast<std::size_t>((n * 4 + o) * pixels + pixel)] ==
+              right.values()[static_cast<std::size_t>(o)]);
+      }
+    }
+  }
+  const auto conv = small_integers<std::int64_t, Rank>(
+      ConvShape<Rank>{.out = 6, .in = 2, .kernel_size = 2, .padding = 1}, rng);
+  const auto scale = channel_scale<std::int64_t>({1, 2, 3, 4});
+  const auto product = scale * pointwise<Rank>(linear) * conv;
+  const Conv<std::int64_t, Rank> whole = product;
+  const auto z =
+      small_integers<std::int64_t, Rank>(MapShape<Rank>{.batch = 2, .channels = 2, .size = 3}, rng);
+  CHECK(whole(z) == product(z));
+  CHECK(verify(product, whole));
+  CHECK(pointwise<Rank>(ConvView<const std::int64_t, 0>(linear)).weight().data() ==
+        linear.weight().data());
 }
 
 TEST_CASE("a linear layer after a flatten is a layer as large as the map", "[layers]") {
