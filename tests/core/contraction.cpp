@@ -271,9 +271,10 @@ std::vector<Expr<Scalar, Rank>> random_expressions(int count, Rng& rng) {
 /// Every leaf moved in a random direction: what the contraction gains is what the gradient says.
 /// Over the prime field a wrong gradient agrees by chance once in 2^61.
 template <class Scalar, int Rank>
-void check_directions(const Expr<Scalar, Rank>& expression, Rng& rng) {
+void check_directions(const Expr<Scalar, Rank>& expression, Rng& rng,
+                      const Border<Rank>& border = interior_only) {
   INFO(to_string(Form(expression)));
-  Contraction<Scalar, Rank> contraction(expression, interior_only);
+  Contraction<Scalar, Rank> contraction(expression, border);
   const Conv<Scalar, Rank> whole = contraction.forward(expression);
   REQUIRE(whole == by_definition(expression));
   const auto gradient = random_layer<Scalar, Rank>(contraction.shape(), rng);
@@ -959,6 +960,18 @@ TEST_CASE("what does not fit the plan is refused", "[backward]") {
   CHECK_THROWS_AS(sum.forward(std::vector{f, f}), ShapeError);
   Contraction<float, 2> nested(g * (f + f));
   CHECK_THROWS_AS(nested.forward(std::vector{f, f, g}), ShapeError);
+}
+
+TEST_CASE("branches that agree at a named size only have gradients", "[backward]") {
+  Rng rng(14);
+  const auto layer = [&](const ConvShape<2>& shape) {
+    return random_layer<PrimeField, 2>(shape, rng);
+  };
+  const auto square = layer({.out = 3, .in = 2, .kernel_size = 2, .stride = 2, .bias = true}),
+             point = layer({.out = 3, .in = 2, .stride = 2}),
+             after = layer({.out = 4, .in = 3, .kernel_size = {1, 2}, .bias = true});
+  check_directions(after * (square + point), rng, exact_at(6, 8));
+  check_directions(after * (point + square), rng, exact_at(6, 8));
 }
 
 TEST_CASE("borders are refused as contract refuses them", "[backward]") {

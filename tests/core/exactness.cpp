@@ -85,6 +85,21 @@ TEST_CASE("a padding that no output reads does not matter", "[exactness]") {
   CHECK_FALSE(exactness(std::vector{first, reads}));
 }
 
+TEST_CASE("branches that agree at a size only are judged there", "[exactness]") {
+  const Form<2> branches =
+      joined<2>(Join::sum, {Form(conv(2, 0, true, 2)), Form(conv(1, 0, false, 2))});
+  CHECK(exactness(branches, PerAxis<2>{6, 8}));
+  CHECK_THROWS_AS(exactness(branches), ShapeError);
+  CHECK_THROWS_AS(exactness(branches, PerAxis<2>{6, 7}), ShapeError);
+  const Exactness<2> padded =
+      exactness(joined<2>(Join::chain, {branches, Form(conv(3, 1, false))}), PerAxis<2>{6, 8});
+  CHECK(padded.start == PerAxis<2>(1));
+  CHECK(padded.end == PerAxis<2>(1));
+  CHECK_THAT(padded.reason, Catch::StartsWith("layer 2 (conv2d 2->2 @3x3 p1x1)"));
+  // On maps of a pixel after striding, and far from the start.
+  CHECK(exactness(branches, PerAxis<2>{2, 1'000'000}));
+}
+
 TEST_CASE("exactness needs a chain that fits, and an input that fits it", "[exactness]") {
   CHECK_THROWS_AS(at({conv(5, 0, false), conv(5, 0, false)}, {8, 20}), ShapeError);
   ConvShape<2> other = conv(1, 0, false);
