@@ -193,9 +193,12 @@ struct Convolution {
   Index groups, in, out, taps;  // channels of one group
   const Scalar *weight, *bias;  // no bias: null
 
-  /// Numbers gathered at once. With 2^17 a network of 7x7 kernels takes an eighth longer, with 2^15
-  /// twice as long: the product then has too few columns for its depth.
+  /// Elements gathered at once. With 2^17 a network of 7x7 kernels takes an eighth longer, with
+  /// 2^15 twice as long: the product then has too few columns for its depth.
   static constexpr Index gathered = Index{1} << 19;
+
+  /// Images are gathered together up to so many columns; with more they only leave the cache.
+  static constexpr Index joined = 512;
 };
 
 /// Writes what each output position of these lines reads: a row for each channel and tap, from this
@@ -205,7 +208,9 @@ void gather(const Convolution<Scalar>& layer, Range lines, const Scalar* channel
             Matrix<Scalar>& columns, Index column) {
   const Window& window = layer.window;
   const Index stride = window.stride[2], first = lines.begin * window.out[2] - column;
-  columns.middleCols(column, (lines.end - lines.begin) * window.out[2]).setZero();
+  if (std::max(std::ranges::max(window.start), std::ranges::max(window.end)) > 0) {
+    columns.middleCols(column, (lines.end - lines.begin) * window.out[2]).setZero();
+  }
   for (Index c = 0; c < layer.in; ++c, channels += positions(window.in)) {
     for_each_tap(window, lines, [&](Index tap, Index to, Index from, Index length) {
       Scalar* column_of_tap = &columns(c * layer.taps + tap, to - first);
@@ -249,14 +254,13 @@ void convolve_depthwise(const Convolution<Scalar>& layer, const Scalar* x, Index
 template <class Scalar>
 void convolve_dense(const Convolution<Scalar>& layer, const Scalar* x, Index images, Scalar* y) {
   const Window& window = layer.window;
-  const Index depth = layer.in * layer.taps, size = positions(window.out),
-              read = positions(window.in);
-  const Index lines = window.out[0] * window.out[1],
-              wanted = std::max<Index>(Convolution<Scalar>::gathered / depth, 1);
-  const Index together = std::clamp<Index>(wanted / size, 1, std::max<Index>(images, 1));
+  const Index depth = layer.in * layer.taps, lines = window.out[0] * window.out[1];
+  const Index size = positions(window.out), read = positions(window.in);
+  const Index wanted = std::max<Index>(Convolution<Scalar>::gathered / depth, 1);
+  const Index together = std::clamp<Index>(std::min(wanted, Convolution<Scalar>::joined) / size, 1,
+                                           std::max<Index>(images, 1));
   const bool direct = window.is_pointwise() && (size >= 64 || together == 1);
-  const Index height =
-      together > 1 || direct ? lines : std::clamp<Index>(wanted / window.out[2], 1, lines);
+  const Index height = direct ? lines : std::clamp<Index>(wanted / window.out[2], 1, lines);
   Matrix<Scalar> columns, sums;
   if (!direct) {
     count(Shape{depth, together, height, window.out[2]});

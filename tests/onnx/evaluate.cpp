@@ -15,10 +15,13 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -171,8 +174,8 @@ Shape place_of(std::int64_t n, const Shape& shape) {
   return place;
 }
 
-template <class Scalar>
-Scalar at(const tool::Array<Scalar>& x, const Shape& place) {
+template <class Array>
+auto& at(Array& x, const Shape& place) {
   std::int64_t n = 0;
   for (std::size_t i = 0; i < place.size(); ++i) n = n * x.shape[i] + place[i];
   return x.values[static_cast<std::size_t>(n)];
@@ -379,54 +382,59 @@ TEST_CASE("casts", "[onnx]") {
 struct Axis {
   std::int64_t kernel, stride, dilation, start, end, size;
 
-  /// Where windows start, one after another until one does not fit.
-  Shape starts() const {
-    Shape result;
-    for (std::int64_t at = -start; at + dilation * (kernel - 1) < size + end; at += stride)
-      result.push_back(at);
-    return result;
-  }
+  std::int64_t extent() const { return dilation * (kernel - 1) + 1; }
 };
 
-/// Attributes of windows of random axes, their maps large enough.
-struct RandomWindow {
+/// A window, its attributes, and what it reads.
+struct Window {
   std::vector<Axis> axes;
   Attributes attributes;
   Shape sizes, kernel, outputs;
+  std::vector<Shape> starts;  // of windows on each axis, one after another until one does not fit
 
-  RandomWindow(Rng& rng, std::int64_t least_padding) {
-    Shape strides, dilations, starts, ends;
-    for (std::int64_t i = random_index(rng, 1, 3); i > 0; --i) {
-      Axis axis{random_index(rng, 1, 3), random_index(rng, 1, 3), random_index(rng, 1, 2), 0, 0, 0};
-      axis.start = random_index(rng, least_padding, axis.kernel - 1);
-      axis.end = random_index(rng, least_padding, axis.kernel - 1);
-      const auto extent = axis.dilation * (axis.kernel - 1) + 1;
-      axis.size =
-          std::max<std::int64_t>(extent - axis.start - axis.end, 1) + random_index(rng, 0, 4);
-      axes.push_back(axis);
+  explicit Window(std::vector<Axis> given) : axes(std::move(given)) {
+    Shape strides, dilations, pads, ends;
+    for (const Axis& axis : axes) {
       kernel.push_back(axis.kernel);
       strides.push_back(axis.stride);
       dilations.push_back(axis.dilation);
-      starts.push_back(axis.start);
+      pads.push_back(axis.start);
       ends.push_back(axis.end);
       sizes.push_back(axis.size);
-      outputs.push_back(std::ssize(axis.starts()));
+      starts.emplace_back();
+      for (auto at = -axis.start; at + axis.extent() <= axis.size + axis.end; at += axis.stride) {
+        starts.back().push_back(at);
+      }
+      outputs.push_back(std::ssize(starts.back()));
     }
-    starts.insert(starts.end(), ends.begin(), ends.end());
+    pads.insert(pads.end(), ends.begin(), ends.end());
     attributes = {list("kernel_shape", kernel), list("strides", strides),
-                  list("dilations", dilations), list("pads", starts)};
+                  list("dilations", dilations), list("pads", pads)};
+  }
+
+  /// Maps large enough for a window.
+  static Window random(Rng& rng, std::int64_t least_padding) {
+    std::vector<Axis> axes(static_cast<std::size_t>(random_index(rng, 1, 3)));
+    for (Axis& axis : axes) {
+      axis = {random_index(rng, 1, 3), random_index(rng, 1, 3), random_index(rng, 1, 2), 0, 0, 0};
+      axis.start = random_index(rng, least_padding, axis.kernel - 1);
+      axis.end = random_index(rng, least_padding, axis.kernel - 1);
+      axis.size = std::max<std::int64_t>(axis.extent() - axis.start - axis.end, 1);
+      axis.size += random_index(rng, 0, 4);
+    }
+    return Window(axes);
   }
 
   /// Calls each(tap, position) for every tap of the window at this output that falls on the map.
   template <class Each>
-  void for_each_read(const Shape& output, const Each& each) const {
+  void for_each_read(std::span<const std::int64_t> output, const Each& each) const {
+    Shape position(axes.size());
     for (std::int64_t tap = 0; tap < numel(kernel); ++tap) {
       const Shape offset = place_of(tap, kernel);
-      Shape position;
       bool on_map = true;
       for (std::size_t i = 0; i < axes.size(); ++i) {
-        position.push_back(axes[i].starts()[static_cast<std::size_t>(output[i])] +
-                           axes[i].dilation * offset[i]);
+        const std::int64_t start = starts[i][static_cast<std::size_t>(output[i])];
+        position[i] = start + axes[i].dilation * offset[i];
         on_map = on_map && position[i] >= 0 && position[i] < axes[i].size;
       }
       if (on_map) each(offset, position);
@@ -439,86 +447,105 @@ Shape joined(Shape a, const Shape& b) {
   return a;
 }
 
+/// A convolution; channels of one group.
+struct Layer {
+  Window window;
+  std::int64_t images, groups, in, out;
+  bool bias;
+};
+
+/// Calls each(to, weight, from) for every product of the definition, with the places of its terms.
+template <class Each>
+void for_each_product(const Layer& layer, const Each& each) {
+  const auto& [window, images, groups, in, out, bias] = layer;
+  const Shape outputs = joined({images, groups * out}, window.outputs);
+  for (std::int64_t n = 0; n < numel(outputs); ++n) {
+    const Shape to = place_of(n, outputs);
+    window.for_each_read(std::span(to).subspan(2), [&](const Shape& tap, const Shape& position) {
+      for (std::int64_t c = 0; c < layer.in; ++c) {
+        each(to, joined({to[1], c}, tap),
+             joined({to[0], to[1] / layer.out * layer.in + c}, position));
+      }
+    });
+  }
+}
+
+/// The bias of each channel everywhere, or zeros.
+Floats biases(Shape shape, const Floats& bias, bool has_bias) {
+  Floats y{shape, {}};
+  for (std::int64_t n = 0; n < numel(shape); ++n) {
+    const auto c = static_cast<std::size_t>(place_of(n, shape)[1]);
+    y.values.push_back(has_bias ? bias.values[c] : 0);
+  }
+  return y;
+}
+
+/// Conv, and ConvTranspose back, of small integers.
+void check_convolution(const Layer& layer, Rng& rng) {
+  const auto& [window, images, groups, in, out, has_bias] = layer;
+  const Shape inputs = joined({images, groups * in}, window.sizes);
+  const Shape outputs = joined({images, groups * out}, window.outputs);
+  const auto weight = small_integers<float>(joined({groups * out, in}, window.kernel), rng);
+  const auto bias = small_integers<float>({groups * out}, rng);
+  const auto x = small_integers<float>(inputs, rng);
+  Floats y = biases(outputs, bias, has_bias);
+  for_each_product(layer, [&](const Shape& to, const Shape& tap, const Shape& from) {
+    at(y, to) += at(weight, tap) * at(x, from);
+  });
+  auto attributes = window.attributes;
+  attributes.push_back(integer("group", groups));
+  const std::optional<Value> no_bias;
+  CHECK(array<float>("Conv", {x, weight, has_bias ? bias : no_bias}, attributes) == y);
+
+  const auto back_bias = small_integers<float>({groups * in}, rng);
+  const auto z = small_integers<float>(outputs, rng);
+  Floats back = biases(inputs, back_bias, has_bias);
+  for_each_product(layer, [&](const Shape& to, const Shape& tap, const Shape& from) {
+    at(back, from) += at(weight, tap) * at(z, to);
+  });
+  Shape rest;  // of the map, beyond the last window
+  for (std::size_t i = 0; i < window.axes.size(); ++i) {
+    const Axis& axis = window.axes[i];
+    rest.push_back(axis.size + axis.end - axis.extent() - window.starts[i].back());
+  }
+  attributes.push_back(list("output_padding", rest));
+  CHECK(array<float>("ConvTranspose", {z, weight, has_bias ? back_bias : no_bias}, attributes) ==
+        back);
+}
+
 TEST_CASE("convolutions and their transposes follow the definition", "[onnx]") {
   Rng rng(2);
   for (int repetition = 0; repetition < 150; ++repetition) {
-    RandomWindow window(rng, -1);
-    const auto groups = random_index(rng, 1, 3), in = random_index(rng, 1, 3),
-               out = random_index(rng, 1, 3);
-    const auto images = random_index(rng, 1, 3);
-    const bool has_bias = random_index(rng, 0, 1) == 1;
-    const auto x = small_integers<float>(joined({images, groups * in}, window.sizes), rng);
-    const auto weight = small_integers<float>(joined({groups * out, in}, window.kernel), rng);
-    const auto bias = small_integers<float>({groups * out}, rng),
-               other = small_integers<float>({groups * in}, rng);
-    auto attributes = window.attributes;
-    attributes.push_back(integer("group", groups));
-
-    Floats y{joined({images, groups * out}, window.outputs), {}};
-    for (std::int64_t n = 0; n < numel(y.shape); ++n) {
-      const Shape place = place_of(n, y.shape);
-      float sum = has_bias ? bias.values[static_cast<std::size_t>(place[1])] : 0;
-      for (std::int64_t c = 0; c < in; ++c) {
-        window.for_each_read({place.begin() + 2, place.end()},
-                             [&](const Shape& tap, const Shape& position) {
-                               sum += at(weight, joined({place[1], c}, tap)) *
-                                      at(x, joined({place[0], place[1] / out * in + c}, position));
-                             });
-      }
-      y.values.push_back(sum);
-    }
-    Inputs inputs = {x, weight};
-    if (has_bias) inputs.push_back(bias);
-    CHECK(array<float>("Conv", inputs, attributes) == y);
-
-    // The transpose takes y to where x was, if no window leaves a rest there.
-    std::vector<std::int64_t> rest;
-    for (const Axis& axis : window.axes) {
-      rest.push_back(axis.size + axis.start + axis.end - axis.dilation * (axis.kernel - 1) - 1 -
-                     (std::ssize(axis.starts()) - 1) * axis.stride);
-    }
-    attributes.push_back(list("output_padding", rest));
-    Floats back{x.shape, std::vector<float>(x.values.size())};
-    for (std::size_t n = 0; n < back.values.size(); ++n) {
-      if (has_bias)
-        back.values[n] = other.values[static_cast<std::size_t>(
-            place_of(static_cast<std::int64_t>(n), x.shape)[1])];
-    }
-    for (std::int64_t n = 0; n < numel(y.shape); ++n) {
-      const Shape place = place_of(n, y.shape);
-      for (std::int64_t c = 0; c < in; ++c) {
-        window.for_each_read(
-            {place.begin() + 2, place.end()}, [&](const Shape& tap, const Shape& position) {
-              std::int64_t index = 0;
-              const Shape to = joined({place[0], place[1] / out * in + c}, position);
-              for (std::size_t i = 0; i < to.size(); ++i) index = index * x.shape[i] + to[i];
-              back.values[static_cast<std::size_t>(index)] +=
-                  at(weight, joined({place[1], c}, tap)) * at(y, place);
-            });
-      }
-    }
-    inputs = {y, weight};
-    if (has_bias) inputs.push_back(other);
-    CHECK(array<float>("ConvTranspose", inputs, attributes) == back);
+    const Window window = Window::random(rng, -1);
+    check_convolution(
+        {window, random_index(rng, 1, 3), random_index(rng, 1, 3), random_index(rng, 1, 3),
+         random_index(rng, 1, 3), random_index(rng, 0, 1) == 1},
+        rng);
   }
+  const auto square = [](Axis axis) { return Window({axis, axis}); };
+  const Axis wide = {7, 1, 1, 3, 3, 11}, small = {3, 1, 1, 1, 1, 4}, point = {1, 1, 1, 0, 0, 9};
+  check_convolution({square(wide), 1, 1, 90, 2, true}, rng);  // some lines at a time
+  check_convolution({Window({small, small, {3, 1, 1, 1, 1, 70}}), 1, 1, 30, 2, false}, rng);
+  check_convolution({square(small), 70, 2, 2, 3, true}, rng);  // some images at a time
+  check_convolution({square(point), 2, 1, 5, 3, true}, rng);   // nothing gathered
+  check_convolution({square({1, 1, 1, 0, 0, 2}), 200, 1, 5, 3, true}, rng);
 }
 
 TEST_CASE("pools follow the definition", "[onnx]") {
   Rng rng(3);
   for (int repetition = 0; repetition < 150; ++repetition) {
-    RandomWindow window(rng, 0);
+    const Window window = Window::random(rng, 0);
     const auto x = small_integers<double>(joined({2, 2}, window.sizes), rng);
     Doubles max{joined({2, 2}, window.outputs), {}}, mean = max, padded = max;
     for (std::int64_t n = 0; n < numel(max.shape); ++n) {
       const Shape place = place_of(n, max.shape);
       double largest = -std::numeric_limits<double>::infinity(), sum = 0, count = 0;
-      window.for_each_read({place.begin() + 2, place.end()},
-                           [&](const Shape&, const Shape& position) {
-                             const double value = at(x, joined({place[0], place[1]}, position));
-                             largest = std::max(largest, value);
-                             sum += value;
-                             ++count;
-                           });
+      window.for_each_read(std::span(place).subspan(2), [&](const Shape&, const Shape& position) {
+        const double value = at(x, joined({place[0], place[1]}, position));
+        largest = std::max(largest, value);
+        sum += value;
+        ++count;
+      });
       max.values.push_back(largest);
       mean.values.push_back(sum / count);
       padded.values.push_back(sum / static_cast<double>(numel(window.kernel)));
@@ -527,8 +554,9 @@ TEST_CASE("pools follow the definition", "[onnx]") {
     const bool empty =
         std::ranges::any_of(mean.values, [](double value) { return std::isnan(value); });
     if (!empty) CHECK(doubles("AveragePool", {x}, window.attributes, 19) == mean);
-    window.attributes.push_back(integer("count_include_pad", 1));
-    CHECK(doubles("AveragePool", {x}, window.attributes, 19) == padded);
+    auto attributes = window.attributes;
+    attributes.push_back(integer("count_include_pad", 1));
+    CHECK(doubles("AveragePool", {x}, attributes, 19) == padded);
   }
 }
 
