@@ -5,8 +5,6 @@
 
 #include "onnx/graph.hpp"
 
-#include <concertina/verify.hpp>
-
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -44,7 +42,7 @@ struct ModelCost {
 /// One region that became one layer.
 struct ContractedRegion {
   std::string source, result;      ///< tensors
-  std::vector<std::string> nodes;  ///< what it was, "Conv /conv1/0/Conv"
+  std::vector<std::string> nodes;  ///< that it was; by output where they have no name
   std::string layer;               ///< what it is
   Equality where = Equality::everywhere;
   std::string border;  ///< in words, where it is not everywhere
@@ -71,27 +69,5 @@ struct ContractedModel {
 ///           the graph does not have; NumericalError naming the region for weights that are not
 ///           finite
 ContractedModel contract_model(const onnx::Model& model, const ModelOptions& options);
-
-/// One piece of a model that another one computes otherwise.
-struct ComparedRegion {
-  std::string source, result;
-  std::vector<concertina::Report> proofs;
-  std::vector<std::string> skipped;  ///< proofs that were too large, and why
-  std::string unproved;              ///< why nothing could be proved; empty where something was
-};
-
-struct ModelComparison {
-  std::size_t identical = 0;  ///< nodes
-  std::vector<ComparedRegion> regions;
-
-  bool proved() const;
-  bool failed() const;
-};
-
-/// Proves that `result` computes what `model` does, wherever their tensors have names in common:
-/// nodes by identity, what differs by contraction.
-ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
-                               const GraphOptions& options = {},
-                               Equality equality = Equality::size);
 
 }  // namespace tool

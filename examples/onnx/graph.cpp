@@ -35,23 +35,6 @@ class ShapeInference {
   ShapeInference(const Graph& graph, int node, std::vector<std::optional<Dims>> inputs)
       : graph_(graph), index_(node), node_(graph.node(node)), in_(std::move(inputs)) {}
 
-  std::vector<std::optional<Dims>> outputs() const {
-    const std::size_t count = node_.outputs.size();
-    std::vector<std::optional<Dims>> result(count);
-    if (count == 0 || !node_.domain.empty()) return result;
-    if (node_.op_type == "Split") return split();
-    result[0] = first();
-    return result;
-  }
-
- private:
-  using Shape = std::optional<Dims>;
-
-  const Shape& in(std::size_t i) const {
-    static const Shape none;
-    return i < in_.size() ? in_[i] : none;
-  }
-
   static bool is_unary(const std::string& op) {
     static const std::set<std::string, std::less<>> unary = {"Abs",
                                                              "BatchNormalization",
@@ -95,6 +78,23 @@ class ShapeInference {
                                                              "Tanh",
                                                              "ThresholdedRelu"};
     return unary.contains(op);
+  }
+
+  std::vector<std::optional<Dims>> outputs() const {
+    const std::size_t count = node_.outputs.size();
+    std::vector<std::optional<Dims>> result(count);
+    if (count == 0 || !node_.domain.empty()) return result;
+    if (node_.op_type == "Split") return split();
+    result[0] = first();
+    return result;
+  }
+
+ private:
+  using Shape = std::optional<Dims>;
+
+  const Shape& in(std::size_t i) const {
+    static const Shape none;
+    return i < in_.size() ? in_[i] : none;
   }
 
   static bool is_elementwise(const std::string& op) {
@@ -474,6 +474,36 @@ class ShapeInference {
   std::vector<Shape> in_;
 };
 
+/// The type of what a node writes, where its operator keeps that of its first input or says
+/// another.
+onnx::DataType type_of_output(const Graph& graph, int node, std::size_t output) {
+  const onnx::Node& n = graph.node(node);
+  if (!n.domain.empty() || (output > 0 && n.op_type != "Split")) return onnx::DataType::undefined;
+  if (n.op_type == "Cast") return static_cast<onnx::DataType>(n.integer("to", 0));
+  static const std::set<std::string, std::less<>> keeping = {"Add",           "Sub",
+                                                             "Mul",           "Div",
+                                                             "Pow",           "Sum",
+                                                             "Min",           "Max",
+                                                             "Mean",          "Conv",
+                                                             "ConvTranspose", "MaxPool",
+                                                             "AveragePool",   "GlobalAveragePool",
+                                                             "GlobalMaxPool", "Gemm",
+                                                             "MatMul",        "Concat",
+                                                             "Flatten",       "Reshape",
+                                                             "Transpose",     "Pad",
+                                                             "Slice",         "Split",
+                                                             "ReduceMean",    "ReduceSum",
+                                                             "ReduceMax",     "Resize",
+                                                             "Upsample",      "DepthToSpace",
+                                                             "SpaceToDepth",  "Squeeze",
+                                                             "Unsqueeze",     "Gather",
+                                                             "Expand",        "Tile"};
+  const bool keeps =
+      keeping.contains(n.op_type) || (ShapeInference::is_unary(n.op_type) && n.op_type != "Not");
+  const int input = graph.input(node, 0);
+  return keeps && input >= 0 ? graph[input].type : onnx::DataType::undefined;
+}
+
 /// What both know, or none where they contradict each other's rank; `declared` fills gaps.
 std::optional<Dims> merged(std::optional<Dims> inferred, const std::optional<Dims>& declared) {
   if (!inferred || !declared || inferred->size() != declared->size())
@@ -617,10 +647,7 @@ Graph::Graph(const onnx::Model& model, const GraphOptions& options)
       tensor.dims = merged(inferred[o], said);
       tensor.sizes = merged(assumed[o], said);
       if (info != declared.end()) tensor.type = info->second->type;
-      if (tensor.type == onnx::DataType::undefined && node.op_type != "Cast" &&
-          node.op_type != "Shape" && !inputs_.back().empty() && inputs_.back()[0] >= 0) {
-        tensor.type = (*this)[inputs_.back()[0]].type;
-      }
+      if (tensor.type == onnx::DataType::undefined) tensor.type = type_of_output(*this, index, o);
     }
     if (node.op_type == "Constant" && node.domain.empty() && node.outputs.size() == 1) {
       if (auto made = constant_of(node)) {

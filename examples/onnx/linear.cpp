@@ -19,6 +19,11 @@ bool is_float(onnx::DataType type) {
          type == onnx::DataType::float16 || type == onnx::DataType::bfloat16;
 }
 
+/// Of a tensor whose type may not be known.
+bool may_be_float(onnx::DataType type) {
+  return type == onnx::DataType::undefined || is_float(type);
+}
+
 /// Reads one node. Functions return none for what is not linear, having said why.
 class Reader {
  public:
@@ -76,9 +81,11 @@ class Reader {
     return dims(input) ? static_cast<int>(dims(input)->size()) : -1;
   }
   /// The constant, where it holds elements that a layer can have.
-  const onnx::Tensor* weights(std::size_t input) const {
+  const onnx::Tensor* weights(std::size_t input) {
     const onnx::Tensor* tensor = graph_.constant(index_, input);
-    return tensor && is_float(tensor->type) ? tensor : nullptr;
+    if (!tensor || !is_float(tensor->type)) return nullptr;
+    result_.type = tensor->type;
+    return tensor;
   }
   bool left_out(std::size_t input) const { return graph_.input(index_, input) < 0; }
 
@@ -273,7 +280,7 @@ class Reader {
     }
     if (variables.empty()) return std::nullopt;
     const int tensor = graph_.input(index_, variables.front());
-    if (tensor < 0 || !is_float(graph_[tensor].type)) return std::nullopt;
+    if (tensor < 0 || !may_be_float(graph_[tensor].type)) return std::nullopt;
     if (constants == 0) {
       if (op == "Mul" || op == "Div")
         return variables.size() == 2 ? no("both operands vary") : std::nullopt;
@@ -288,6 +295,11 @@ class Reader {
     if (!constant) return no("its constant is not one number a channel");
     result_.kind = Kind::channel_scale;
     if (constant->layout) set_layout(*constant->layout);
+    if (constant->values.size() > 1) {
+      const Index given = extent_of_channels(*constant->layout, at);
+      if (given == unknown) return no("the number of its channels is not known");
+      if (given == 1) return no("it broadcasts its input");
+    }
     std::vector<double> values = constant->values;
     if (op == "Mul" || op == "Div") {
       if (op == "Div") {
@@ -303,10 +315,6 @@ class Reader {
       }
       if (op == "Sub" && at == 1) result_.scale = {-1};
       result_.shift = std::move(values);
-    }
-    if (values.size() > 1) {
-      const Index given = extent_of_channels(*constant->layout, at);
-      if (given == 1) return no("it broadcasts its input");
     }
     result_.channels = channels_or_unknown(constant->layout, at,
                                            std::max(result_.scale.size(), result_.shift.size()));
@@ -341,7 +349,7 @@ class Reader {
 
   std::optional<LinearNode> neg() {
     const int tensor = graph_.input(index_, 0);
-    if (tensor < 0 || !is_float(graph_[tensor].type)) return std::nullopt;
+    if (tensor < 0 || !may_be_float(graph_[tensor].type)) return std::nullopt;
     result_.kind = Kind::channel_scale;
     result_.scale = {-1};
     return result_;
@@ -520,7 +528,7 @@ class Reader {
 
   std::optional<LinearNode> concat() {
     const int first = graph_.input(index_, 0);
-    if (first < 0 || !is_float(graph_[first].type)) return std::nullopt;
+    if (first < 0 || !may_be_float(graph_[first].type)) return std::nullopt;
     if (!dims()) return no("the rank of its operands is not known");
     const Index axis = node_.integer("axis", 1);
     const auto layout = layout_of(axis, rank());

@@ -32,6 +32,8 @@ struct LinearNode {
   };
 
   Kind kind = Kind::identity;
+  onnx::DataType type =
+      onnx::DataType::undefined;   ///< of its constants; undefined where it has none
   std::vector<int> operands = {};  ///< tensors: one but for sum and concat
   std::vector<int> outputs = {};   ///< tensors: one but for channel_select
   std::vector<int> nodes = {};     ///< that it stands for, in order; the last makes its outputs

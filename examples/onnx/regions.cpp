@@ -21,6 +21,15 @@ const LinearNode* LinearGraph::maker(int tensor) const {
   return node ? &*node : nullptr;
 }
 
+namespace {
+
+/// Whether tensors may be of one type, as far as that is known.
+bool same_type(onnx::DataType a, onnx::DataType b) {
+  return a == b || a == onnx::DataType::undefined || b == onnx::DataType::undefined;
+}
+
+}  // namespace
+
 std::vector<Segment> segments_to(const LinearGraph& linear, int tensor,
                                  const std::function<bool(int)>& taken) {
   constexpr std::size_t longest = 512;  // maps; a longer chain is cut there
@@ -33,7 +42,8 @@ std::vector<Segment> segments_to(const LinearGraph& linear, int tensor,
   // The map that makes a tensor, if it can be taken in: everything that reads what it writes is.
   const auto addable = [&](int t) -> const LinearNode* {
     const LinearNode* map = linear.maker(t);
-    if (!map || std::ranges::any_of(map->nodes, taken) || graph[t].type != graph[tensor].type)
+    if (!map || std::ranges::any_of(map->nodes, taken) ||
+        !same_type(graph[t].type, graph[tensor].type))
       return nullptr;
     for (const int output : map->outputs) {
       if (output == tensor) continue;
@@ -70,6 +80,41 @@ std::vector<Segment> segments_to(const LinearGraph& linear, int tensor,
     ++count;
   }
   return segments;
+}
+
+int rank_of(Segments segments) {
+  int rank = 0;
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) rank = std::max(rank, map->spatial_axes);
+  }
+  return rank;
+}
+
+onnx::DataType type_of(Segments segments) {
+  onnx::DataType type = onnx::DataType::undefined;
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) {
+      if (!same_type(type, map->type)) throw NotLinear("its constants are of several types");
+      if (map->type != onnx::DataType::undefined) type = map->type;
+    }
+  }
+  return type;
+}
+
+std::size_t count_nodes(Segments segments) {
+  std::size_t count = 0;
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) count += map->nodes.size();
+  }
+  return count;
+}
+
+bool contains(Segments segments, std::initializer_list<LinearNode::Kind> kinds) {
+  return std::ranges::any_of(segments, [&](const Segment& segment) {
+    return std::ranges::any_of(segment.maps, [&](const LinearNode* map) {
+      return std::ranges::find(kinds, map->kind) != kinds.end();
+    });
+  });
 }
 
 }  // namespace tool

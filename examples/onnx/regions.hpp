@@ -6,7 +6,10 @@
 #include "onnx/linear.hpp"
 
 #include <functional>
+#include <map>
 #include <optional>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -40,5 +43,68 @@ struct Segment {
 /// Ensures  no tensor between is read outside, is an output of the graph, or of another type
 std::vector<Segment> segments_to(const LinearGraph& linear, int tensor,
                                  const std::function<bool(int node)>& taken);
+
+/// A region that cannot be what it was taken for.
+struct NotLinear : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Neighbouring segments, the last applied first.
+using Segments = std::span<const Segment>;
+
+/// The most spatial axes that a map of the region reads.
+int rank_of(Segments segments);
+/// The type of the region's constants; undefined where it has none. Throws NotLinear for several.
+onnx::DataType type_of(Segments segments);
+std::size_t count_nodes(Segments segments);
+/// Whether a map of the region is of one of these kinds.
+bool contains(Segments segments, std::initializer_list<LinearNode::Kind> kinds);
+
+/// Where each tensor of a region has its channels.
+class Layouts {
+ public:
+  /// Throws NotLinear where operators disagree.
+  explicit Layouts(Segments segments) {
+    do {
+      changed_ = false;
+      for (const Segment& segment : segments) {
+        for (const LinearNode* map : segment.maps) join(*map);
+      }
+    } while (changed_);
+  }
+
+  Layout operator[](int tensor) const { return find(tensor).value_or(Layout::channels_first); }
+
+ private:
+  std::optional<Layout> find(int tensor) const {
+    const auto found = layouts_.find(tensor);
+    return found == layouts_.end() ? std::nullopt : std::optional(found->second);
+  }
+
+  void set(std::span<const int> tensors, const std::optional<Layout>& layout) {
+    if (!layout) return;
+    for (const int tensor : tensors) {
+      const auto [at, added] = layouts_.emplace(tensor, *layout);
+      if (!added && at->second != *layout)
+        throw NotLinear("operators take different axes for its channels");
+      changed_ = changed_ || added;
+    }
+  }
+
+  void join(const LinearNode& map) {
+    std::optional<Layout> in = map.in, out = map.out;
+    const auto across = [&](const std::optional<Layout>& layout) -> std::optional<Layout> {
+      if (!layout || map.kind != LinearNode::Kind::move_channels) return layout;
+      return *layout == Layout::channels_first ? Layout::channels_last : Layout::channels_first;
+    };
+    for (const int operand : map.operands) in = in ? in : find(operand);
+    for (const int output : map.outputs) out = out ? out : find(output);
+    set(map.operands, in ? in : across(out));
+    set(map.outputs, out ? out : across(in));
+  }
+
+  std::map<int, Layout> layouts_;
+  bool changed_ = false;
+};
 
 }  // namespace tool

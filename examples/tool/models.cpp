@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "models.hpp"
 
+#include "onnx/compare_models.hpp"
 #include "onnx/contract_model.hpp"
+#include "outputs.hpp"
 
 #include <nlohmann/json.hpp>
 
@@ -11,6 +13,7 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <set>
 #include <utility>
 
 namespace tool {
@@ -126,7 +129,7 @@ void print_left(const std::vector<LeftAlone>& left) {
     ++kinds[at->second].count;
   }
   for (const auto& [first, count] : kinds) {
-    std::cout << "  left: " << first->where << ": " << printable(first->reason, 160)
+    std::cout << "  left: " << printable(first->where, 120) << ": " << printable(first->reason, 160)
               << (first->remedy.empty() ? "" : " (" + first->remedy + ")")
               << (count > 1 ? ", and " + std::to_string(count - 1) + " more like it" : "") << '\n';
   }
@@ -208,9 +211,57 @@ void print(const ModelComparison& comparison) {
             << counted(static_cast<std::ptrdiff_t>(comparison.identical), "node") << " identical\n";
 }
 
-bool has_external_data(const onnx::Model& model) {
-  return std::ranges::any_of(model.initializers,
-                             [](const onnx::Tensor& tensor) { return tensor.external; });
+json to_json(const OutputComparison& comparison) {
+  json differences = json::array();
+  for (const OutputDifference& each : comparison.differences) {
+    differences.push_back({{"input", each.input},
+                           {"output", each.output},
+                           {"largest", each.largest},
+                           {"magnitude", each.magnitude},
+                           {"where", each.where}});
+  }
+  return {{"differences", std::move(differences)}, {"skipped", comparison.skipped}};
+}
+
+void print(const OutputComparison& comparison) {
+  for (const OutputDifference& each : comparison.differences) {
+    std::cout << "run on " << each.input << " input, " << in_quotes(each.output) << " differs by "
+              << (each.largest == 0 ? "nothing"
+                                    : "at most " + brief(each.largest) + " at " + each.where)
+              << ", of values up to " << brief(each.magnitude) << '\n';
+  }
+  if (!comparison.skipped.empty()) {
+    std::cout << "not run: " << printable(comparison.skipped, 300) << '\n';
+  }
+}
+
+/// Where large tensors go. Throws UsageError for what is no name of a file beside the output, or
+/// is one of those that the input is in.
+std::string external_data(const ModelCommand& command, const onnx::Model& model) {
+  namespace fs = std::filesystem;
+  const fs::path in(command.in), out(command.out);
+  const bool external = std::ranges::any_of(
+      model.initializers, [](const onnx::Tensor& tensor) { return !tensor.external.empty(); });
+  std::string name = command.external_data;
+  if (name.empty()) name = external ? out.filename().string() + ".data" : std::string();
+  if (name.empty()) return name;
+  if (fs::path(name).filename() != name || name == "." || name == ".." || name == out.filename()) {
+    throw UsageError("--external-data: " + in_quotes(name) +
+                     " is no name of a file beside the output");
+  }
+  std::set<fs::path> read = {in};
+  for (const onnx::Tensor& tensor : model.initializers) {
+    if (!tensor.external.empty()) read.insert(in.parent_path() / tensor.external);
+  }
+  for (const fs::path& file : read) {
+    std::error_code ignored;
+    if (fs::equivalent(file, out.parent_path() / name, ignored) ||
+        fs::equivalent(file, out, ignored)) {
+      throw UsageError("--external-data: " + in_quotes(name) + " would replace " +
+                       in_quotes(file.string()) + ", which the input is in; name another file");
+    }
+  }
+  return name;
 }
 
 }  // namespace
@@ -236,31 +287,37 @@ ExitCode contract_model_file(const ModelCommand& command) {
   Progress progress;
   progress.show("contracting " + command.in);
   const onnx::Model model = onnx::read_model(command.in);
+  const std::string external = command.out.empty() ? "" : external_data(command, model);
   const ContractedModel result = contract_model(model, options);
   std::optional<ModelComparison> comparison;
+  OutputComparison outputs;
   if (command.verify) {
     progress.show("verifying " + (command.out.empty() ? command.in : command.out));
     comparison = compare_models(model, result.model, options.graph, options.equality);
+    outputs = compare_outputs(model, result.model, options.graph, command.in);
   }
   const ExitCode code = comparison ? code_of(*comparison) : ok;
   const bool written = !command.out.empty() && code == ok;
   if (written) {
     onnx::WriteOptions write;
-    write.external_data = command.external_data;
-    if (write.external_data.empty() && has_external_data(model)) {
-      write.external_data = std::filesystem::path(command.out).filename().string() + ".data";
-    }
+    write.external_data = external;
     onnx::write_model(command.out, result.model, write);
   }
   progress.clear();
   if (command.json) {
     json document = to_json(result, command, model);
-    if (comparison) document["verification"] = to_json(*comparison);
+    if (comparison) {
+      document["verification"] = to_json(*comparison);
+      document["outputs"] = to_json(outputs);
+    }
     if (!written) document["written"] = nullptr;
     std::cout << document.dump(2) << '\n';
   } else {
     print(result, model);
-    if (comparison) print(*comparison);
+    if (comparison) {
+      print(*comparison);
+      print(outputs);
+    }
     std::cout << (written               ? "wrote " + command.out
                   : command.out.empty() ? "nothing written, name a file with -o"
                                         : "nothing written: the result could not be verified")
@@ -273,12 +330,15 @@ ExitCode verify_models(const ModelCommand& command) {
   const onnx::Model model = onnx::read_model(command.in), result = onnx::read_model(command.out);
   const ModelComparison comparison =
       compare_models(model, result, graph_options(command), equality_of(command.border));
+  const OutputComparison outputs =
+      compare_outputs(model, result, graph_options(command), command.in);
   if (command.json) {
     json document = to_json(comparison);
-    document.update({{"file", command.in}, {"result", command.out}});
+    document.update({{"file", command.in}, {"result", command.out}, {"outputs", to_json(outputs)}});
     std::cout << document.dump(2) << '\n';
   } else {
     print(comparison);
+    print(outputs);
   }
   return code_of(comparison);
 }

@@ -66,7 +66,7 @@ struct Tensor {
   std::span<const std::byte> elements = {};
   std::shared_ptr<const void> storage = {};  // keeps the views alive
   std::span<const std::byte> encoded = {};   // as in the file, and written so; empty for new ones
-  bool external = false;                     // the elements were in a file beside the model's
+  std::string external = {};                 // where the elements were: a file beside the model's
 
   /// Of these elements, copied. Throws ShapeError where dims have another number of elements.
   template <class Scalar>

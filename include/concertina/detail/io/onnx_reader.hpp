@@ -87,7 +87,7 @@ class Reader {
     model_.storage.push_back(std::move(storage));
   }
 
-  Tensor read_tensor() { return complete(tensor_fields(source_, source_.bytes), true); }
+  Tensor read_tensor() { return complete(tensor_fields(source_, source_.bytes), file(), true); }
 
   Model read() {
     const auto graph = only(source_.bytes, "ModelProto", 7);
@@ -222,7 +222,7 @@ class Reader {
     }
     tensor.storage = std::move(elements.storage);
     tensor.elements = elements.bytes;
-    tensor.external = fields.external;
+    if (fields.external) tensor.external = fields.range.location;
     check_size(where, tensor);
     return std::move(tensor);
   }

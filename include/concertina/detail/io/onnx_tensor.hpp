@@ -60,6 +60,7 @@ inline std::filesystem::path external_path(const std::string& where,
   const auto file = error ? path : std::filesystem::canonical(root / path, error);
   if (error) refuse(error.message());
   if (*file.lexically_relative(root).begin() == "..") refuse("outside of the model's folder");
+  if (!std::filesystem::is_regular_file(file, error)) refuse("not a file");
   return file;
 }
 

@@ -31,7 +31,7 @@ inline Pieces encode(const Source& source, const Tensor& tensor,
     fail<FormatError>({where, ": strings cannot be written, but as they were read"});
   }
   check_size(where, tensor);
-  const bool changed = tensor.encoded.empty() || tensor.external || place;
+  const bool changed = tensor.encoded.empty() || !tensor.external.empty() || place;
   return changed ? with_elements(source, tensor, place) : verbatim(tensor.encoded);
 }
 

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "onnx/compare_models.hpp"
+
+#include "onnx/region_expression.hpp"
+#include "text.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <optional>
+
+namespace tool {
+
+bool ModelComparison::proved() const {
+  return std::ranges::all_of(
+             regions, [](const ComparedRegion& region) { return region.unproved.empty(); }) &&
+         !failed();
+}
+
+bool ModelComparison::failed() const {
+  return std::ranges::any_of(regions, [](const ComparedRegion& region) {
+    return std::ranges::any_of(region.proofs,
+                               [](const concertina::Report& report) { return !report; });
+  });
+}
+
+namespace {
+
+bool same_constant(const onnx::Tensor& a, const onnx::Tensor& b) {
+  return a.type == b.type && a.dims == b.dims && std::ranges::equal(a.elements, b.elements);
+}
+
+/// Tensors of one model by those of the other, where names differ: found from the outputs back, as
+/// what equal nodes read.
+class Renamed {
+ public:
+  /// The other model's name of a tensor.
+  const std::string& operator()(const std::string& name) const {
+    const auto found = names_.find(name);
+    return found == names_.end() ? name : found->second;
+  }
+  /// Takes a tensor for another one, unless it is taken for something else.
+  bool take(const std::string& name, const std::string& other) {
+    return names_.emplace(name, other).first->second == other;
+  }
+
+ private:
+  std::map<std::string, std::string, std::less<>> names_;
+};
+
+/// Whether two nodes do the same to the same tensors and equal constants. Tensors of `b` that `a`
+/// does not have are taken for those that its node reads.
+bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
+  const onnx::Node &f = a.node(m), &g = b.node(n);
+  if (f.op_type != g.op_type || f.domain != g.domain || f.inputs.size() != g.inputs.size() ||
+      !std::ranges::equal(f.outputs, g.outputs, {}, {}, renamed)) {
+    return false;
+  }
+  if (f.attributes.size() != g.attributes.size()) return false;
+  for (std::size_t i = 0; i < f.attributes.size(); ++i) {
+    const onnx::Attribute &p = f.attributes[i], &q = g.attributes[i];
+    const bool tensors =
+        p.tensor && q.tensor ? same_constant(*p.tensor, *q.tensor) : p.tensor == q.tensor;
+    if (p.name != q.name || p.type != q.type || p.f != q.f || p.i != q.i || p.s != q.s ||
+        p.floats != q.floats || p.ints != q.ints || p.strings != q.strings || !tensors) {
+      return false;
+    }
+  }
+  // Graphs and the like are only compared as bytes.
+  const bool plain = std::ranges::all_of(f.attributes, [](const onnx::Attribute& attribute) {
+    return attribute.type != onnx::AttributeType::graph &&
+           attribute.type < onnx::AttributeType::tensors;
+  });
+  if (!plain && !std::ranges::equal(f.encoded, g.encoded)) return false;
+  Renamed names = renamed;  // taken only if all inputs agree
+  for (std::size_t i = 0; i < f.inputs.size(); ++i) {
+    const onnx::Tensor *p = a.constant(m, i), *q = b.constant(n, i);
+    if ((p != nullptr) != (q != nullptr)) return false;
+    if (p) {
+      if (!same_constant(*p, *q)) return false;
+    } else if (f.inputs[i] != names(g.inputs[i])) {
+      const bool free =
+          !f.inputs[i].empty() && a.find(g.inputs[i]) < 0 && !b[b.input(n, i)].escapes;
+      if (!free || !names.take(g.inputs[i], f.inputs[i])) return false;
+    }
+  }
+  renamed = std::move(names);
+  return true;
+}
+
+template <int Rank>
+const Conv<double, Rank>& layer_of(const Conv<double, Rank>& layer) {
+  return layer;
+}
+template <int Rank>
+const Conv<double, Rank>& layer_of(const concertina::Transposed<double, Rank>& layer) {
+  return layer.layer();
+}
+
+template <int Rank>
+PerAxis<Rank> smallest(const Expr<double, Rank>& expression) {
+  return concertina::smallest_input(concertina::Form<Rank>(expression));
+}
+template <int Rank>
+PerAxis<Rank> smallest(const concertina::TransposedExpr<double, Rank>& expression) {
+  return concertina::smallest_input(expression);
+}
+
+/// The three proofs that `layer` is the region's contraction. Rounding is judged as of sums in A.
+template <class A, class Expression, class Layer>
+void prove(const Expression& expression, const Layer& layer,
+           const std::optional<PerAxis<Expression::Rank>>& size, ComparedRegion& region) {
+  const auto attempt = [&](const char* name, const auto& proof) {
+    try {
+      region.proofs.push_back(proof());
+    } catch (const concertina::SizeError& error) {
+      region.skipped.push_back(std::string(name) + ": " + error.what());
+    } catch (const concertina::VerificationError& error) {
+      region.skipped.push_back(std::string(name) + ": " + error.what());
+    }
+  };
+  attempt("algebra", [&] { return concertina::prove_algebra(expression, layer, 1, size); });
+  attempt("rounding", [&] { return concertina::prove_rounding<A>(expression, layer, size); });
+  attempt("structure", [&] {
+    return concertina::prove_structure<A>(expression, layer, size ? *size : smallest(expression));
+  });
+}
+
+/// Whether a stored 16-bit layer is the contraction, rounded: to a neighbour, as who computes in
+/// float rounds twice.
+template <class Stored, class Layer>
+concertina::Report prove_storage(const Layer& stored, const Layer& contraction) {
+  concertina::Report report{.proof = "storage"};
+  if (layer_of(stored).shape() != layer_of(contraction).shape()) {
+    report.failure = "it is a " + concertina::to_string(layer_of(stored).shape()) + ", not a " +
+                     concertina::to_string(layer_of(contraction).shape());
+    return report;
+  }
+  const auto compare = [&](const auto& a, const auto& b, const char* name) {
+    for (std::size_t i = 0; i < a.size(); ++i, ++report.compared) {
+      const long double error =
+          std::abs(static_cast<long double>(a[i]) - static_cast<long double>(b[i]));
+      const long double bound = concertina::detail::ulp<Stored>(b[i]);
+      if (error <= bound * report.fraction() && report.compared > 0) continue;
+      report.worst = std::string(name) + "[" + std::to_string(i) + "]";
+      report.error = error;
+      report.bound = bound;
+      if (!(error <= bound))
+        report.failure =
+            report.worst + " is off by " + brief(error) + ", more than one unit in the last place";
+    }
+  };
+  compare(layer_of(stored).weight(), layer_of(contraction).weight(), "weight");
+  compare(stored.bias(), contraction.bias(), "bias");
+  return report;
+}
+
+/// Proves one region of each model, of the same source and result, to be the same map.
+template <class Expression>
+void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments contracted,
+                  Equality equality, ComparedRegion& region) {
+  constexpr int Rank = Expression::Rank;
+  const RegionExpression<Expression> before(a, expanded), after(b, contracted);
+  const onnx::DataType type = type_of(expanded);
+  if (type != type_of(contracted)) throw NotLinear("its constants are of another type");
+  const auto size = size_of<Rank>(a[expanded.back().from], before.layouts()[expanded.back().from]);
+
+  const auto prove_at = [&](const std::optional<PerAxis<Rank>>& at, bool interior) {
+    if (!interior && !concertina::exactness(*before, at).exact()) return false;
+    const concertina::Border<Rank> border{.interior_only = interior, .input_size = at};
+    const auto contract = [&](const Expression& e) {
+      return type == onnx::DataType::float64 ? concertina::contract<long double>(e, border)
+                                             : concertina::contract(e, border);
+    };
+    const auto stored = contract(*after);
+    if (type == onnx::DataType::float64) {
+      prove<double>(*before, stored, at, region);
+    } else if (type == onnx::DataType::float32) {
+      prove<float>(*before, stored, at, region);
+    } else if (type == onnx::DataType::undefined) {
+      throw NotLinear("it has no constants");
+    } else {
+      const auto contraction = contract(*before);
+      prove<double>(*before, contraction, at, region);
+      region.proofs.push_back(type == onnx::DataType::float16
+                                  ? prove_storage<Eigen::half>(stored, contraction)
+                                  : prove_storage<Eigen::bfloat16>(stored, contraction));
+    }
+    return true;
+  };
+
+  std::string why;
+  for (const auto& at : {std::optional<PerAxis<Rank>>(), size}) {
+    try {
+      if (prove_at(at, false)) return;
+      why = concertina::exactness(*before, at).reason;
+    } catch (const concertina::ShapeError& error) {
+      why = error.what();
+    }
+    if (equality == Equality::everywhere) break;
+  }
+  if (equality != Equality::interior || !prove_at(std::nullopt, true)) region.unproved = why;
+}
+
+}  // namespace
+
+ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
+                               const GraphOptions& options, Equality equality) {
+  const Graph a(model, options), b(result, options);
+  const LinearGraph before(a), after(b);
+  ModelComparison comparison;
+  const auto none = [](int) { return false; };
+  // Regions of `result` that are not the model's own nodes, from the outputs back.
+  std::vector<bool> done(result.nodes.size());
+  Renamed renamed;
+  for (int n = static_cast<int>(result.nodes.size()) - 1; n >= 0; --n) {
+    const onnx::Node& node = b.node(n);
+    if (done[static_cast<std::size_t>(n)] || node.outputs.empty()) continue;
+    if (b[b.output(n)].constant) continue;
+    const int same = a.find(renamed(node.outputs.front()));
+    if (same >= 0 && a[same].producer >= 0 && same_node(a, a[same].producer, b, n, renamed)) {
+      ++comparison.identical;
+      continue;
+    }
+    ComparedRegion region{
+        .source = {}, .result = node.outputs.front(), .proofs = {}, .skipped = {}, .unproved = {}};
+    if (same < 0) {
+      region.unproved = describe(b, n) + " makes a tensor that the other model does not have";
+      comparison.regions.push_back(std::move(region));
+      continue;
+    }
+    // The nearest tensor that both regions pass through.
+    const auto there = segments_to(before, same, none),
+               here = segments_to(after, b.output(n), none);
+    std::size_t i = 0, j = 0;
+    bool found = false;
+    for (j = 0; j < here.size() && !found; ++j) {
+      for (i = 0; i < there.size() && !found; ++i)
+        found = a[there[i].from].name == renamed(b[here[j].from].name);
+    }
+    if (!found) {
+      region.unproved = "no tensor that both models have leads to it by linear maps alone";
+      comparison.regions.push_back(std::move(region));
+      continue;
+    }
+    const Segments expanded = Segments(there).first(i), contracted = Segments(here).first(j);
+    for (const Segment& segment : contracted) {
+      for (const LinearNode* map : segment.maps) {
+        for (const int each : map->nodes) done[static_cast<std::size_t>(each)] = true;
+      }
+    }
+    region.source = a[expanded.back().from].name;
+    try {
+      with_expression({expanded, contracted}, [&](auto type) {
+        prove_region<typename decltype(type)::type>(a, expanded, b, contracted, equality, region);
+      });
+    } catch (const NotLinear& error) {
+      region.unproved = error.what();
+    } catch (const concertina::Error& error) {
+      region.unproved = error.what();
+    }
+    comparison.regions.push_back(std::move(region));
+  }
+  const auto names = [](const std::vector<onnx::ValueInfo>& list, const Graph& graph) {
+    std::vector<std::string> result_names;
+    for (const onnx::ValueInfo& info : list) {
+      if (!graph[graph.find(info.name)].constant) result_names.push_back(info.name);
+    }
+    return result_names;
+  };
+  if (names(model.inputs, a) != names(result.inputs, b) ||
+      names(model.outputs, a) != names(result.outputs, b)) {
+    comparison.regions.push_back({.source = {},
+                                  .result = "the model",
+                                  .proofs = {},
+                                  .skipped = {},
+                                  .unproved = "their inputs or outputs have other names"});
+  }
+  std::ranges::reverse(comparison.regions);
+  return comparison;
+}
+
+}  // namespace tool

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "onnx/plan.hpp"
+
+#include "onnx/region_expression.hpp"
+#include "text.hpp"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+#include <tuple>
+
+namespace tool {
+
+namespace {
+
+/// Elements of a tensor at the assumed size; 0 where even that is not known.
+double elements(const GraphTensor& tensor) {
+  if (!tensor.sizes) return 0;
+  double result = 1;
+  for (const Index extent : *tensor.sizes)
+    result *= extent == unknown ? 1 : static_cast<double>(extent);
+  return result;
+}
+
+double multiply_adds(const Graph& graph, const LinearNode& map) {
+  double written = 0;
+  for (const int output : map.outputs) written += elements(graph[output]);
+  const auto taps = [](const onnx::Tensor& weight, std::size_t first) {
+    double product = 1;
+    for (std::size_t axis = first; axis < weight.dims.size(); ++axis)
+      product *= static_cast<double>(weight.dims[axis]);
+    return product;
+  };
+  const double bias = map.bias ? 1 : 0;
+  switch (map.kind) {
+    case Kind::conv: return written * (taps(*map.weight, 1) + bias);
+    case Kind::conv_transpose:
+      return elements(graph[map.operands.front()]) * taps(*map.weight, 1) + written * bias;
+    case Kind::linear:
+      return written * (static_cast<double>(map.weight->dims[map.transposed ? 0 : 1]) + bias);
+    case Kind::batch_norm: return 2 * written;
+    case Kind::channel_scale:
+      return written * ((map.scale.empty() ? 0 : 1) + (map.shift.empty() ? 0 : 1));
+    case Kind::average_pool: {
+      double volume = 1;
+      for (const Index extent : map.windows->kernel) volume *= static_cast<double>(extent);
+      return written * volume;
+    }
+    case Kind::sum: return written * static_cast<double>(map.operands.size() - 1);
+    default: return 0;
+  }
+}
+
+/// Elements of the constants that nodes read, those that others read too in part.
+double parameters(const Graph& graph, Segments segments) {
+  std::map<int, std::size_t> uses;
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) {
+      for (const int node : map->nodes) {
+        for (std::size_t i = 0; i < graph.node(node).inputs.size(); ++i) {
+          const int input = graph.input(node, i);
+          if (input >= 0 && graph[input].constant) ++uses[input];
+        }
+      }
+    }
+  }
+  double count = 0;
+  for (const auto& [tensor, used] : uses) {
+    const auto type = graph[tensor].constant->type;
+    if (type == onnx::DataType::int64 || type == onnx::DataType::int32) continue;
+    count += static_cast<double>(graph[tensor].constant->numel()) * static_cast<double>(used) /
+             static_cast<double>(graph[tensor].consumers.size());
+  }
+  return count;
+}
+
+/// Nodes that Rewriter writes for a layer.
+double count_nodes(const NewLayer& layer, bool two_axes, Index opset) {
+  const bool last = layer.in_layout == Layout::channels_last;
+  if (layer.rank == 0 ||
+      (is_pointwise(layer) && last && layer.out_layout == Layout::channels_last)) {
+    return two_axes || !layer.has_bias ? 1 : 2;
+  }
+  const auto crops = [](Index pad) { return pad < 0; };
+  double count = last ? 2 : 1;
+  if (layer.flat || layer.out_layout == Layout::channels_last) ++count;
+  if (std::ranges::any_of(layer.pads_begin, crops) || std::ranges::any_of(layer.pads_end, crops))
+    ++count;
+  return opset < 11 && layer.flat && !layer.has_bias ? count + 1 : count;
+}
+
+/// ONNX's ConvTranspose crops with pads, and extends with output_padding less than a stride.
+void require_writable(const NewLayer& layer) {
+  for (std::size_t axis = 0; axis < layer.kernel.size(); ++axis) {
+    if (layer.pads_begin[axis] < 0 ||
+        -layer.pads_end[axis] >= std::max(layer.strides[axis], layer.dilations[axis])) {
+      throw NotLinear("as one ConvTranspose it would need zeros around its output");
+    }
+  }
+}
+
+bool is_flat(Segments segments) {
+  return std::ranges::any_of(segments, [](const Segment& segment) {
+    return std::ranges::any_of(segment.maps, [](const LinearNode* map) { return map->flat; });
+  });
+}
+
+}  // namespace
+
+std::string change(double before, double after) {
+  if (before <= 0) return brief(after);
+  return grouped(static_cast<std::ptrdiff_t>(before)) + " to " +
+         grouped(static_cast<std::ptrdiff_t>(after));
+}
+
+template <class Expression>
+void Planner::judge(Segments segments, Plan& plan) const {
+  constexpr int Rank = Expression::Rank;
+  const RegionExpression<Expression> region(graph_, segments);
+  const GraphTensor &source = graph_[segments.back().from], &result = graph_[segments.front().to];
+  const auto size = size_of<Rank>(source, region.layouts()[segments.back().from]);
+  const concertina::Form<Rank> form = form_of(*region);
+  std::optional<ConvShape<Rank>> shape;
+  concertina::Exactness<Rank> border;
+  std::string differing;
+  try {
+    shape = form.shape();
+    border = concertina::exactness(*region);
+  } catch (const concertina::ShapeError& error) {
+    if (!size) throw;
+    differing = error.what();  // branches may agree at the size
+  }
+  if (!shape || !border.exact()) {
+    plan.border = shape ? border.reason : differing;
+    const bool at_size = size && options_.equality != Equality::everywhere;
+    if (at_size && !shape) shape = form.shape(size);
+    if (at_size && concertina::exactness(*region, size).exact()) {
+      plan.where = Equality::size;
+    } else if (shape && options_.equality == Equality::interior) {
+      plan.where = Equality::interior;
+    } else {
+      plan.reason = plan.border;
+      plan.remedy = size && options_.equality == Equality::everywhere
+                        ? "--border size, if the input size never changes"
+                    : !size ? "--input NAME=SHAPE, if it is exact at a size that never changes; "
+                              "or --border interior"
+                            : "--border interior, where the border does not matter";
+      return;
+    }
+  }
+  if constexpr (std::same_as<Expression, concertina::TransposedExpr<double, Rank>>) {
+    plan.layer = layer_of_dense_shape(*shape, (*region).stride());
+    require_writable(plan.layer);
+  } else {
+    plan.layer = layer_of_shape(*shape);
+  }
+  plan.layer.in_layout = region.layouts()[segments.back().from];
+  plan.layer.out_layout = region.layouts()[segments.front().to];
+  plan.layer.flat = is_flat(segments);
+  const double taps = static_cast<double>(shape->in / shape->groups) *
+                      static_cast<double>(numel(shape->kernel_size));
+  plan.after.parameters = static_cast<double>(shape->out) * (taps + (shape->bias ? 1 : 0));
+  // A transposed layer writes all its taps for each position that it reads.
+  plan.after.multiply_adds = plan.layer.transposed
+                                 ? elements(source) * taps * static_cast<double>(shape->out) /
+                                           static_cast<double>(shape->in) +
+                                       (shape->bias ? elements(result) : 0)
+                                 : elements(result) * (taps + (shape->bias ? 1 : 0));
+  const bool bigger = plan.after.parameters > plan.before.parameters,
+             slower = plan.after.multiply_adds > plan.before.multiply_adds;
+  if ((options_.when == When::smaller && (bigger || slower)) ||
+      (options_.when == When::faster && slower)) {
+    plan.reason =
+        slower ? "multiply-adds would grow, " +
+                     change(plan.before.multiply_adds, plan.after.multiply_adds)
+               : "parameters would grow, " + change(plan.before.parameters, plan.after.parameters);
+    plan.remedy = slower ? "--when always" : "--when faster";
+    return;
+  }
+  plan.nodes_after =
+      count_nodes(plan.layer, result.dims && result.dims->size() == 2, graph_.opset());
+  plan.possible = plan.nodes_after < plan.nodes_before || bigger || slower ||
+                  plan.after.parameters < plan.before.parameters ||
+                  plan.after.multiply_adds < plan.before.multiply_adds;
+}
+
+Plan Planner::plan(Segments segments) const {
+  Plan result;
+  result.nodes_before = static_cast<double>(count_nodes(segments));
+  result.before.parameters = parameters(graph_, segments);
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps)
+      result.before.multiply_adds += multiply_adds(graph_, *map);
+  }
+  const bool layers = contains(segments, {Kind::conv, Kind::linear, Kind::conv_transpose});
+  if (!layers || result.nodes_before < 2) return result;
+  try {
+    static_cast<void>(type_of(segments));
+    with_expression({segments}, [&](auto type) {
+      this->judge<typename decltype(type)::type>(segments, result);
+    });
+  } catch (const NotLinear& error) {
+    result.reason = error.what();
+  } catch (const concertina::Error& error) {
+    result.reason = error.what();
+  }
+  return result;
+}
+
+std::vector<Group> best_groups(const Planner& planner, Segments segments, When when) {
+  using Cost = std::tuple<double, double, double>;
+  const auto cost = [&](const ModelCost& model, double nodes) {
+    return when == When::always ? Cost(nodes, model.multiply_adds, model.parameters)
+                                : Cost(model.multiply_adds, model.parameters, nodes);
+  };
+  const auto plus = [](const Cost& a, const Cost& b) {
+    return Cost(std::get<0>(a) + std::get<0>(b), std::get<1>(a) + std::get<1>(b),
+                std::get<2>(a) + std::get<2>(b));
+  };
+  constexpr std::size_t longest = 64;
+  struct Best {
+    std::optional<Cost> cost;
+    Group last;
+  };
+  std::vector<Best> best(segments.size() + 1);
+  best[0].cost = Cost(0, 0, 0);
+  for (std::size_t end = 1; end <= segments.size(); ++end) {
+    for (std::size_t begin = end; begin-- > 0 && end - begin <= longest;) {
+      Plan plan = planner.plan(segments.subspan(begin, end - begin));
+      if (!plan.possible && end - begin > 1) continue;
+      const Cost own =
+          plan.possible ? cost(plan.after, plan.nodes_after) : cost(plan.before, plan.nodes_before);
+      const Cost total = plus(*best[begin].cost, own);
+      if (!best[end].cost || total < *best[end].cost)
+        best[end] = {total, {begin, end, std::move(plan)}};
+    }
+  }
+  std::vector<Group> groups;
+  for (std::size_t end = segments.size(); end > 0; end = groups.back().begin)
+    groups.push_back(best[end].last);
+  std::ranges::reverse(groups);
+  return groups;
+}
+
+ModelCost cost_of(const LinearGraph& linear) {
+  const Graph& graph = linear.graph();
+  ModelCost cost;
+  for (const GraphTensor& tensor : graph.tensors()) {
+    if (tensor.constant && tensor.type != onnx::DataType::int64 &&
+        tensor.type != onnx::DataType::int32) {
+      cost.parameters += static_cast<double>(tensor.constant->numel());
+    }
+  }
+  std::set<const LinearNode*> seen;
+  for (std::size_t t = 0; t < graph.tensors().size(); ++t) {
+    const LinearNode* map = linear.maker(static_cast<int>(t));
+    if (map && seen.insert(map).second) cost.multiply_adds += multiply_adds(graph, *map);
+  }
+  return cost;
+}
+
+}  // namespace tool

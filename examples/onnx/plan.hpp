@@ -1,0 +1,59 @@
+// What becomes of a region if it is contracted, what that costs, and how a chain is best cut.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "onnx/contract_model.hpp"
+#include "onnx/layer.hpp"
+#include "onnx/regions.hpp"
+
+#include <string>
+#include <vector>
+
+namespace tool {
+
+/// What becomes of a region if it is contracted, decided without weights; or why it cannot be.
+struct Plan {
+  bool possible = false;
+  std::string reason, remedy;  // otherwise
+  NewLayer layer = {};         // without elements
+  Equality where = Equality::everywhere;
+  std::string border = {};
+  ModelCost before, after;
+  double nodes_before = 0, nodes_after = 0;
+
+  /// Of what is best done with the region alone.
+  const ModelCost& cost() const { return possible ? after : before; }
+};
+
+/// "5,456,640 to 14,751,744".
+std::string change(double before, double after);
+
+/// Decides for one region.
+class Planner {
+ public:
+  Planner(const Graph& graph, const ModelOptions& options) : graph_(graph), options_(options) {}
+
+  Plan plan(Segments segments) const;
+
+ private:
+  template <class Expression>
+  void judge(Segments segments, Plan& plan) const;
+
+  const Graph& graph_;
+  const ModelOptions& options_;
+};
+
+/// Segments [begin, end) of a chain, the last applied first.
+struct Group {
+  std::size_t begin, end;
+  Plan plan;
+};
+
+/// The cheapest way to cut a chain into groups that are contracted, or single segments that are
+/// not.
+std::vector<Group> best_groups(const Planner& planner, Segments segments, When when);
+
+/// Of the whole graph.
+ModelCost cost_of(const LinearGraph& linear);
+
+}  // namespace tool

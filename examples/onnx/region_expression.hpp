@@ -1,0 +1,323 @@
+// Regions as expressions of the library, at the rank that is known when they are found.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "onnx/layer.hpp"
+#include "onnx/regions.hpp"
+
+#include <concertina/detail/channel_map.hpp>
+#include <concertina/exactness.hpp>
+#include <concertina/layers.hpp>
+#include <concertina/transposed.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <map>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace tool {
+
+using concertina::ChannelMap, concertina::Conv, concertina::ConvShape, concertina::Expr,
+    concertina::Join, concertina::PerAxis;
+using Kind = LinearNode::Kind;
+
+/// A region as an expression, Expr or TransposedExpr of double.
+template <class Expression>
+class RegionExpression {
+  static constexpr int Rank = Expression::Rank;
+  static constexpr bool is_transposed =
+      std::same_as<Expression, concertina::TransposedExpr<double, Rank>>;
+
+ public:
+  /// Throws NotLinear where the region is no such map.
+  RegionExpression(const Graph& graph, Segments segments) : graph_(graph), layouts_(segments) {
+    const int source = segments.back().from;
+    channels_ = channels_of(source, segments);
+    for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
+      makers_.clear();
+      for (const LinearNode* map : segment->maps) {
+        for (const int output : map->outputs) makers_.emplace(output, map);
+      }
+      made_.clear();
+      from_ = segment->from;
+      const Part part = make(segment->to, channels_);
+      if (part.expression) {
+        expression_ = expression_ ? *part.expression * *expression_ : *part.expression;
+      }
+      channels_ = part.channels;
+    }
+    if (!expression_) expression_ = identity();
+  }
+  RegionExpression(const RegionExpression&) = delete;
+
+  const Expression& operator*() const { return *expression_; }
+  const Layouts& layouts() const { return layouts_; }
+
+ private:
+  /// No expression: the identity.
+  struct Part {
+    std::optional<Expression> expression;
+    Index channels;
+  };
+
+  Expression identity() const {
+    require_channels();
+    return Expression(Expr<double, Rank>(concertina::identity<double>(channels_)));
+  }
+
+  /// Channels of the source: declared, or as the maps that read it say.
+  Index channels_of(int source, Segments segments) const {
+    const auto& dims = graph_[source].dims;
+    if (dims && dims->size() >= 2) {
+      const Index declared = layouts_[source] == Layout::channels_first ? (*dims)[1] : dims->back();
+      if (declared != unknown) return declared;
+    }
+    for (const LinearNode* map : segments.back().maps) {
+      if (std::ranges::find(map->operands, source) == map->operands.end()) continue;
+      if (map->kind == Kind::conv) return map->weight->dims[1] * map->groups;
+      if (map->kind == Kind::conv_transpose) return map->weight->dims[0];
+      if (map->channels != unknown) return map->channels;
+    }
+    return unknown;
+  }
+
+  /// The map from the segment's source to a tensor.
+  Part make(int tensor, Index source_channels) {
+    if (tensor == from_) return {std::nullopt, source_channels};
+    if (made_.size() > 4096) throw NotLinear("too many paths lead through it");
+    const LinearNode& map = *makers_.at(tensor);
+    made_.push_back(tensor);
+    if (map.kind == Kind::sum || map.kind == Kind::concat) return joined(map, source_channels);
+    Part part = make(map.operands.front(), source_channels);
+    if (map.kind == Kind::identity || map.kind == Kind::move_channels) return part;
+    channels_ = part.channels;
+    const std::size_t output =
+        static_cast<std::size_t>(std::ranges::find(map.outputs, tensor) - map.outputs.begin());
+    Part own = layer(map, output);
+    if (part.expression) own.expression = *own.expression * *part.expression;
+    return own;
+  }
+
+  Part joined(const LinearNode& map, Index source_channels) {
+    std::vector<Expression> parts;
+    Index channels = 0;
+    for (std::size_t i = 0; i < map.operands.size(); ++i) {
+      Part part = make(map.operands[i], source_channels);
+      channels_ = part.channels;
+      parts.push_back(part.expression ? *part.expression : identity());
+      if (!map.signs.empty() && map.signs[i] < 0) parts.back() = -1.0 * parts.back();
+      channels = map.kind == Kind::concat ? channels + part.channels : part.channels;
+    }
+    if constexpr (is_transposed) {
+      if (map.kind == Kind::concat) throw NotLinear("a transposed convolution among those joined");
+      Expression sum = parts.front();
+      for (std::size_t i = 1; i < parts.size(); ++i) sum = sum + parts[i];
+      return {sum, channels};
+    } else {
+      const auto join = map.kind == Kind::concat ? Join::concat_outputs : Join::sum;
+      return {Expression(join, parts), channels};
+    }
+  }
+
+  /// One map as a leaf.
+  Part layer(const LinearNode& map, std::size_t output) {
+    switch (map.kind) {
+      case Kind::conv: return conv(map);
+      case Kind::conv_transpose: return conv_transpose(map);
+      case Kind::linear: return linear(map);
+      case Kind::batch_norm: return batch_norm(map);
+      case Kind::channel_scale: return channel_scale(map);
+      case Kind::channel_select: {
+        require_channels();
+        const auto& source = output == 0 ? map.source : map.more_sources[output - 1];
+        return part(concertina::channel_select<double>(channels_, source),
+                    static_cast<Index>(source.size()));
+      }
+      case Kind::average_pool:
+        return part(concertina::average_pool<double, Rank>(
+                        map.channels, per_axis<Rank>(map.windows->kernel),
+                        per_axis<Rank>(map.windows->strides), padding(*map.windows)),
+                    map.channels);
+      case Kind::pad: {
+        Conv<double, Rank> ones({.out = map.channels,
+                                 .in = map.channels,
+                                 .padding = padding(*map.windows),
+                                 .groups = map.channels});
+        std::ranges::fill(ones.weight(), 1.0);
+        return part(std::move(ones), map.channels);
+      }
+      default: throw NotLinear("no map");
+    }
+  }
+
+  static Part part(Expr<double, Rank> expression, Index channels) {
+    return {Expression(std::move(expression)), channels};
+  }
+
+  void require_channels() const {
+    if (channels_ == unknown) throw NotLinear("the number of its channels is not known");
+  }
+
+  static concertina::Padding<Rank> padding(const Windows& windows) {
+    return concertina::Padding<Rank>::sides(per_axis<Rank>(windows.pads_begin),
+                                            per_axis<Rank>(windows.pads_end));
+  }
+
+  Part conv_transpose(const LinearNode& map) {
+    if constexpr (is_transposed) {
+      const auto& dims = map.weight->dims;
+      if (static_cast<int>(dims.size()) != Rank + 2) {
+        throw NotLinear("its layers have other numbers of spatial axes");
+      }
+      // The weight as it lies is that of the layer of which this is the adjoint.
+      const ConvShape<Rank> shape{.out = dims[0],
+                                  .in = dims[1] * map.groups,
+                                  .kernel_size = per_axis<Rank>(map.windows->kernel),
+                                  .stride = per_axis<Rank>(map.windows->strides),
+                                  .padding = padding(*map.windows),
+                                  .dilation = per_axis<Rank>(map.windows->dilations),
+                                  .groups = map.groups};
+      const Conv<double, Rank> layer(shape, map.weight->template values<double>());
+      return {Expression(concertina::Transposed<double, Rank>(layer, bias_of(map.bias),
+                                                              per_axis<Rank>(map.output_padding))),
+              shape.in};
+    } else {
+      throw NotLinear("a transposed convolution");
+    }
+  }
+
+  /// Elements of a bias; none where all are zero, which a border does not show.
+  static std::vector<double> bias_of(const onnx::Tensor* tensor) {
+    if (!tensor) return {};
+    std::vector<double> bias = tensor->values<double>();
+    if (std::ranges::all_of(bias, [](double element) { return element == 0; })) bias.clear();
+    return bias;
+  }
+
+  Part conv(const LinearNode& map) {
+    const auto& dims = map.weight->dims;
+    if (static_cast<int>(dims.size()) != Rank + 2)
+      throw NotLinear("its layers have other numbers of spatial axes");
+    std::vector<double> bias = bias_of(map.bias);
+    const ConvShape<Rank> shape{.out = dims[0],
+                                .in = dims[1] * map.groups,
+                                .kernel_size = per_axis<Rank>(map.windows->kernel),
+                                .stride = per_axis<Rank>(map.windows->strides),
+                                .padding = padding(*map.windows),
+                                .dilation = per_axis<Rank>(map.windows->dilations),
+                                .groups = map.groups,
+                                .bias = !bias.empty()};
+    return part(Conv<double, Rank>(shape, map.weight->template values<double>(), std::move(bias)),
+                dims[0]);
+  }
+
+  Part linear(const LinearNode& map) {
+    const Index out = map.weight->dims[map.transposed ? 1 : 0],
+                in = map.weight->dims[map.transposed ? 0 : 1];
+    std::vector<double> weight = map.weight->values<double>();
+    if (map.transposed) {
+      std::vector<double> rows(weight.size());
+      for (Index i = 0; i < in; ++i) {
+        for (Index o = 0; o < out; ++o) {
+          rows[static_cast<std::size_t>(o * in + i)] =
+              weight[static_cast<std::size_t>(i * out + o)];
+        }
+      }
+      weight = std::move(rows);
+    }
+    for (double& element : weight) element *= map.alpha;
+    std::vector<double> bias = map.beta == 0 ? std::vector<double>() : bias_of(map.bias);
+    if (bias.size() == 1) bias.assign(static_cast<std::size_t>(out), bias.front());
+    for (double& element : bias) element *= map.beta;
+    ConvShape<Rank> shape{.out = out, .in = in, .bias = !bias.empty()};
+    if (!map.size.empty()) {
+      shape.in = map.channels;
+      shape.kernel_size = per_axis<Rank>(map.size);
+    }
+    return part(Conv<double, Rank>(shape, std::move(weight), std::move(bias)), out);
+  }
+
+  Part batch_norm(const LinearNode& map) {
+    const auto list = [&](std::size_t i) { return map.statistics[i]->values<double>(); };
+    const Index channels = map.statistics.front()->dims[0];
+    return part(concertina::batch_norm<double>({.running_mean = list(2),
+                                                .running_var = list(3),
+                                                .weight = list(0),
+                                                .bias = list(1),
+                                                .eps = map.eps}),
+                channels);
+  }
+
+  Part channel_scale(const LinearNode& map) {
+    if (channels_ == unknown) channels_ = map.channels;
+    require_channels();
+    const auto each = [&](const std::vector<double>& values) {
+      return values.size() == 1
+                 ? std::vector<double>(static_cast<std::size_t>(channels_), values.front())
+                 : values;
+    };
+    ChannelMap<double> scale{
+        .in = channels_, .out = channels_, .weight = each(map.scale), .bias = each(map.shift)};
+    if (std::ranges::all_of(scale.bias, [](double element) { return element == 0; }))
+      scale.bias.clear();
+    const auto fits = [&](const std::vector<double>& list) {
+      return list.empty() || static_cast<Index>(list.size()) == channels_;
+    };
+    if (!fits(scale.weight) || !fits(scale.bias))
+      throw NotLinear("a constant of other channels broadcasts");
+    return part(scale, channels_);
+  }
+
+  const Graph& graph_;
+  Layouts layouts_;
+  Index channels_ = unknown;  // of what the next layer reads
+  int from_ = -1;
+  std::map<int, const LinearNode*> makers_;
+  std::vector<int> made_;
+  std::optional<Expression> expression_;
+};
+
+/// The spatial size of a region's source, where it is known.
+template <int Rank>
+std::optional<PerAxis<Rank>> size_of(const GraphTensor& source, Layout layout) {
+  if constexpr (Rank == 0) return std::nullopt;
+  if (!source.dims || source.dims->size() != static_cast<std::size_t>(Rank) + 2) {
+    return std::nullopt;
+  }
+  const auto begin = source.dims->begin() + (layout == Layout::channels_first ? 2 : 1);
+  const Dims size(begin, begin + Rank);
+  if (std::ranges::any_of(size, [](Index extent) { return extent < 1; })) return std::nullopt;
+  return per_axis<Rank>(size);
+}
+
+/// Calls f with the type of expression that these regions are.
+template <class F>
+auto with_expression(std::initializer_list<Segments> regions, const F& f) {
+  int rank = 0;
+  bool transposed = false;
+  for (const Segments region : regions) {
+    rank = std::max(rank, rank_of(region));
+    transposed = transposed || contains(region, {Kind::conv_transpose});
+  }
+  return with_rank(rank, [&](auto constant) {
+    constexpr int Rank = constant();
+    if constexpr (Rank > 0) {
+      if (transposed) return f(std::type_identity<concertina::TransposedExpr<double, Rank>>());
+    }
+    return f(std::type_identity<Expr<double, Rank>>());
+  });
+}
+
+/// The form of what is contracted: of transposed layers the dense form.
+template <int Rank>
+concertina::Form<Rank> form_of(const Expr<double, Rank>& expression) {
+  return concertina::Form<Rank>(expression);
+}
+template <int Rank>
+concertina::Form<Rank> form_of(const concertina::TransposedExpr<double, Rank>& expression) {
+  return concertina::Form<Rank>(expression.dense());
+}
+
+}  // namespace tool

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "onnx/rewriter.hpp"
+
+#include <concertina/scalar.hpp>
+
+#include <algorithm>
+#include <ranges>
+#include <utility>
+
+namespace tool {
+
+namespace {
+
+template <class Stored>
+onnx::Tensor rounded(const std::string& name, const Dims& dims, const std::vector<double>& values) {
+  std::vector<Stored> elements;
+  elements.reserve(values.size());
+  for (const double value : values) elements.push_back(concertina::detail::convert<Stored>(value));
+  return onnx::Tensor::of<Stored>(name, dims, elements);
+}
+
+onnx::Tensor tensor_of(const std::string& name, const Dims& dims, const std::vector<double>& values,
+                       onnx::DataType type) {
+  switch (type) {
+    case onnx::DataType::float16: return rounded<Eigen::half>(name, dims, values);
+    case onnx::DataType::bfloat16: return rounded<Eigen::bfloat16>(name, dims, values);
+    case onnx::DataType::float64: return onnx::Tensor::of<double>(name, dims, values);
+    default: return rounded<float>(name, dims, values);
+  }
+}
+
+/// Whether a layer reads the whole of its source once: a linear layer after a flattening.
+bool covers(const NewLayer& layer, const GraphTensor& source) {
+  const auto zero = [](Index pad) { return pad == 0; };
+  const Dims ones(layer.kernel.size(), 1);
+  return layer.groups == 1 && source.dims &&
+         std::ranges::equal(layer.kernel, *source.dims | std::views::drop(2)) &&
+         std::ranges::all_of(layer.pads_begin, zero) && std::ranges::all_of(layer.pads_end, zero) &&
+         layer.dilations == ones && layer.strides == ones;
+}
+
+}  // namespace
+
+Rewriter::Rewriter(const Graph& graph) : graph_(graph), model_(graph.model()) {
+  for (const GraphTensor& tensor : graph.tensors()) names_.insert(tensor.name);
+  for (const onnx::Node& node : model_.nodes) {
+    node_names_.insert(node.name);
+    // Names in graphs that nodes hold, which are to be no others': wherever they stand there.
+    const bool graphs = std::ranges::any_of(node.attributes, [](const onnx::Attribute& attribute) {
+      return attribute.type == onnx::AttributeType::graph ||
+             attribute.type == onnx::AttributeType::graphs;
+    });
+    if (graphs)
+      bodies_.emplace_back(reinterpret_cast<const char*>(node.encoded.data()), node.encoded.size());
+  }
+  removed_.resize(model_.nodes.size());
+  inserted_.resize(model_.nodes.size());
+}
+
+void Rewriter::replace(Segments segments, const NewLayer& layer) {
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) {
+      for (const int node : map->nodes) removed_[static_cast<std::size_t>(node)] = true;
+    }
+  }
+  const GraphTensor& result = graph_[segments.front().to];
+  result_ = &result;
+  const auto last = static_cast<std::size_t>(result.producer);
+  nodes_ = &inserted_[last];
+  node_name_ = model_.nodes[last].name;
+  type_ = type_of(segments);
+  source_ = &graph_[segments.back().from];
+  sources_.insert(segments.back().from);
+  write(layer, graph_[segments.back().from].name);
+  // In the order in which they run, the last one under the old node's name.
+  nodes_->back().name = node_name_;
+  nodes_->back().outputs = {result.name};
+}
+
+onnx::Model Rewriter::finished() && {
+  remove_dead();
+  onnx::Model result = model_;
+  result.nodes.clear();
+  for (std::size_t n = 0; n < model_.nodes.size(); ++n) {
+    if (!removed_[n]) result.nodes.push_back(model_.nodes[n]);
+    for (onnx::Node& node : inserted_[n]) result.nodes.push_back(std::move(node));
+  }
+  std::set<std::string, std::less<>> alive;
+  for (const onnx::Node& node : result.nodes) {
+    alive.insert(node.outputs.begin(), node.outputs.end());
+    alive.insert(node.inputs.begin(), node.inputs.end());
+  }
+  const auto lost = [&](const std::string& name) {
+    if (alive.contains(name)) return false;
+    const int tensor = graph_.find(name);
+    return tensor >= 0 && !graph_[tensor].escapes && !graph_[tensor].consumers.empty();
+  };
+  std::set<std::string, std::less<>> gone;
+  std::erase_if(result.initializers, [&](const onnx::Tensor& tensor) {
+    return lost(tensor.name) && graph_[graph_.find(tensor.name)].constant &&
+           gone.insert(tensor.name).second;
+  });
+  std::erase_if(result.inputs,
+                [&](const onnx::ValueInfo& input) { return gone.contains(input.name); });
+  std::erase_if(result.values, [&](const onnx::ValueInfo& value) { return lost(value.name); });
+  for (onnx::Tensor& tensor : constants_) {
+    if (model_.ir_version < 4) {  // every initializer is an input there
+      onnx::ValueInfo info{.name = tensor.name,
+                           .type = tensor.type,
+                           .shape = std::vector<onnx::Dimension>(),
+                           .encoded = {}};
+      for (const auto extent : tensor.dims) info.shape->push_back({.value = extent, .name = {}});
+      result.inputs.push_back(std::move(info));
+    }
+    result.initializers.push_back(std::move(tensor));
+  }
+  return result;
+}
+
+std::string Rewriter::fresh(const std::string& wanted,
+                            std::set<std::string, std::less<>>& names) const {
+  const auto taken = [&](const std::string& name) {
+    return !names.insert(name).second || std::ranges::any_of(bodies_, [&](std::string_view body) {
+      return body.find(name) != std::string_view::npos;
+    });
+  };
+  std::string name = wanted;
+  for (int i = 2; taken(name); ++i) name = wanted + "_" + std::to_string(i);
+  return name;
+}
+
+std::string Rewriter::constant(const std::string& suffix, const Dims& dims,
+                               const std::vector<double>& values) {
+  constants_.push_back(tensor_of(fresh(result_->name + suffix, names_), dims, values, type_));
+  return constants_.back().name;
+}
+
+std::string Rewriter::constant(const std::string& suffix, const Dims& values) {
+  constants_.push_back(
+      onnx::Tensor::of<std::int64_t>(fresh(result_->name + suffix, names_), {std::ssize(values)},
+                                     std::vector<std::int64_t>(values.begin(), values.end())));
+  return constants_.back().name;
+}
+
+std::string Rewriter::node(const std::string& op, std::vector<std::string> inputs,
+                           std::vector<onnx::Attribute> attributes) {
+  std::string output = fresh(result_->name + "." + op, names_);
+  nodes_->push_back({.name = node_name_.empty() ? "" : fresh(node_name_ + "." + op, node_names_),
+                     .op_type = op,
+                     .inputs = std::move(inputs),
+                     .outputs = {output},
+                     .attributes = std::move(attributes)});
+  return output;
+}
+
+std::string Rewriter::move_channels(const std::string& x, int rank, Layout to) {
+  const Index axes = rank + 2;
+  Dims perm = {0};
+  if (to == Layout::channels_first) perm.push_back(axes - 1);
+  for (Index axis = 1; axis < axes - 1; ++axis)
+    perm.push_back(to == Layout::channels_first ? axis : axis + 1);
+  if (to == Layout::channels_last) perm.push_back(1);
+  return node("Transpose", {x}, {onnx::Attribute::of("perm", perm)});
+}
+
+void Rewriter::write(const NewLayer& layer, std::string x) {
+  const bool two_axes = result_->dims && result_->dims->size() == 2;
+  if (layer.rank == 0 || (is_pointwise(layer) && layer.in_layout == Layout::channels_last &&
+                          layer.out_layout == Layout::channels_last)) {
+    const bool gemm = layer.rank == 0 && two_axes && layer.groups == 1;
+    return write_linear(layer, x, gemm);
+  }
+  if (layer.in_layout == Layout::channels_last)
+    x = move_channels(x, layer.rank, Layout::channels_first);
+  if (layer.flat && covers(layer, *source_)) {
+    x = node("Flatten", {x}, {onnx::Attribute::of("axis", std::int64_t{1})});
+    NewLayer rows = layer;
+    for (const Index extent : layer.kernel) rows.in *= extent;
+    return write_linear(rows, x, true);
+  }
+  x = layer.transposed ? write_conv_transpose(layer, x) : write_conv(layer, x);
+  if (layer.flat) {
+    node("Flatten", {x}, {onnx::Attribute::of("axis", std::int64_t{1})});
+  } else if (layer.out_layout == Layout::channels_last) {
+    move_channels(x, layer.rank, Layout::channels_last);
+  }
+}
+
+void Rewriter::write_linear(const NewLayer& layer, const std::string& x, bool gemm) {
+  const Index in = layer.in / layer.groups;
+  if (layer.groups != 1) throw NotLinear("groups of a linear layer");
+  if (gemm && (layer.has_bias || graph_.opset() >= 11)) {
+    std::vector<std::string> inputs = {x, constant(".weight", {layer.out, in}, layer.weight)};
+    if (layer.has_bias) inputs.push_back(constant(".bias", {layer.out}, layer.bias));
+    node("Gemm", std::move(inputs), {onnx::Attribute::of("transB", std::int64_t{1})});
+    return;
+  }
+  std::vector<double> columns(layer.weight.size());
+  for (Index o = 0; o < layer.out; ++o) {
+    for (Index i = 0; i < in; ++i) {
+      columns[static_cast<std::size_t>(i * layer.out + o)] =
+          layer.weight[static_cast<std::size_t>(o * in + i)];
+    }
+  }
+  const std::string product = node("MatMul", {x, constant(".weight", {in, layer.out}, columns)});
+  if (layer.has_bias) node("Add", {product, constant(".bias", {layer.out}, layer.bias)});
+}
+
+std::string Rewriter::write_conv_transpose(const NewLayer& layer, const std::string& x) {
+  Dims ends = layer.pads_end, extra(ends.size(), 0), weight = {layer.in, layer.out / layer.groups};
+  for (std::size_t axis = 0; axis < ends.size(); ++axis) {
+    extra[axis] = std::max<Index>(-ends[axis], 0);
+    ends[axis] = std::max<Index>(ends[axis], 0);
+  }
+  Dims pads = layer.pads_begin;
+  pads.insert(pads.end(), ends.begin(), ends.end());
+  weight.insert(weight.end(), layer.kernel.begin(), layer.kernel.end());
+  std::vector<std::string> inputs = {x, constant(".weight", weight, layer.weight)};
+  if (layer.has_bias) inputs.push_back(constant(".bias", {layer.out}, layer.bias));
+  return node("ConvTranspose", std::move(inputs),
+              {onnx::Attribute::of("dilations", layer.dilations),
+               onnx::Attribute::of("group", layer.groups),
+               onnx::Attribute::of("kernel_shape", layer.kernel),
+               onnx::Attribute::of("output_padding", extra), onnx::Attribute::of("pads", pads),
+               onnx::Attribute::of("strides", layer.strides)});
+}
+
+std::string Rewriter::write_conv(const NewLayer& layer, std::string x) {
+  Dims pads, crops = {0, 0};
+  const auto parts = [&](const Dims& list) {
+    for (const Index pad : list) {
+      pads.push_back(std::max<Index>(pad, 0));
+      crops.push_back(std::min<Index>(pad, 0));
+    }
+  };
+  parts(layer.pads_begin);
+  crops.insert(crops.end(), {0, 0});
+  parts(layer.pads_end);
+  if (std::ranges::any_of(crops,
+                          [](Index crop) { return crop < 0; })) {  // Conv has no negative pads
+    if (graph_.opset() >= 11) {
+      x = node("Pad", {x, constant(".crop", crops)});
+    } else {
+      x = node("Pad", {x}, {onnx::Attribute::of("pads", crops)});
+    }
+  }
+  Dims weight = {layer.out, layer.in / layer.groups};
+  weight.insert(weight.end(), layer.kernel.begin(), layer.kernel.end());
+  std::vector<std::string> inputs = {x, constant(".weight", weight, layer.weight)};
+  if (layer.has_bias) inputs.push_back(constant(".bias", {layer.out}, layer.bias));
+  return node("Conv", std::move(inputs),
+              {onnx::Attribute::of("dilations", layer.dilations),
+               onnx::Attribute::of("group", layer.groups),
+               onnx::Attribute::of("kernel_shape", layer.kernel), onnx::Attribute::of("pads", pads),
+               onnx::Attribute::of("strides", layer.strides)});
+}
+
+void Rewriter::remove_dead() {
+  for (int n = static_cast<int>(removed_.size()) - 1; n >= 0; --n) {
+    if (removed(n)) continue;
+    const onnx::Node& each = graph_.node(n);
+    bool used = each.outputs.empty();
+    for (std::size_t o = 0; o < each.outputs.size() && !used; ++o) {
+      const int tensor = graph_.output(n, o);
+      if (tensor < 0) continue;
+      const GraphTensor& written = graph_[tensor];
+      used = written.escapes || written.consumers.empty() ||
+             std::ranges::any_of(written.consumers, [&](int node) { return !removed(node); }) ||
+             sources_.contains(tensor);
+    }
+    if (!used) removed_[static_cast<std::size_t>(n)] = true;
+  }
+}
+
+}  // namespace tool

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "outputs.hpp"
+
+#include "onnx/evaluate.hpp"
+#include "text.hpp"
+
+#include <concertina/random.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <set>
+#include <utility>
+
+namespace tool {
+
+namespace {
+
+/// Names of the inputs that a caller gives, in order.
+std::vector<std::string> inputs_of(const onnx::Model& model) {
+  std::set<std::string, std::less<>> initialized;
+  for (const onnx::Tensor& tensor : model.initializers) initialized.insert(tensor.name);
+  std::vector<std::string> names;
+  for (const onnx::ValueInfo& input : model.inputs) {
+    if (!initialized.contains(input.name)) names.push_back(input.name);
+  }
+  return names;
+}
+
+std::vector<std::pair<std::string, Values>> test_data(const onnx::Model& model,
+                                                      const std::filesystem::path& folder) {
+  std::vector<std::pair<std::string, Values>> sets;
+  for (int set = 0;; ++set) {
+    const std::string name = "test_data_set_" + std::to_string(set);
+    if (!std::filesystem::is_directory(folder / name)) return sets;
+    Values values;
+    int i = 0;
+    for (const std::string& input : inputs_of(model)) {
+      const auto file = folder / name / ("input_" + std::to_string(i++) + ".pb");
+      values.insert_or_assign(input, value_of(onnx::read_tensor(file)));
+    }
+    sets.emplace_back(name, std::move(values));
+  }
+}
+
+template <class Scalar>
+Array<Scalar> random_array(const Dims& dims) {
+  Array<Scalar> array{{dims.begin(), dims.end()}, {}};
+  Index count = 1;
+  for (const Index extent : dims)
+    count = concertina::detail::checked_multiply(count, extent, "input");
+  constexpr Index most = Index{1} << 26;
+  if (count > most) throw concertina::SizeError("a random input of " + to_text(dims));
+  std::mt19937_64 generator(1);
+  for (Index i = 0; i < count; ++i) {
+    array.values.push_back(
+        static_cast<Scalar>(static_cast<float>(concertina::random_uniform(generator, 1))));
+  }
+  return array;
+}
+
+Values random_inputs(const Graph& graph) {
+  Values values;
+  for (const std::string& name : inputs_of(graph.model())) {
+    const GraphTensor& tensor = graph[graph.find(name)];
+    if (!tensor.sizes)
+      throw concertina::FormatError("input " + in_quotes(name) + " states no shape");
+    switch (tensor.type) {
+      case onnx::DataType::float64:
+        values.emplace(name, random_array<double>(*tensor.sizes));
+        break;
+      case onnx::DataType::float32:
+      case onnx::DataType::float16:
+      case onnx::DataType::bfloat16:
+        values.emplace(name, random_array<float>(*tensor.sizes));
+        break;
+      default:
+        throw concertina::FormatError("input " + in_quotes(name) + " is of " +
+                                      onnx::to_string(tensor.type));
+    }
+  }
+  return values;
+}
+
+std::string position(const std::vector<std::int64_t>& shape, std::size_t flat) {
+  std::string text;
+  for (std::size_t axis = shape.size(); axis-- > 0;) {
+    const auto extent = static_cast<std::size_t>(shape[axis]);
+    text = "[" + std::to_string(flat % extent) + "]" + text;
+    flat /= extent;
+  }
+  return text;
+}
+
+template <class Scalar>
+void compare(const Array<Scalar>& a, const Array<Scalar>& b, OutputDifference& difference) {
+  if (a.shape != b.shape) {
+    throw concertina::ShapeError("output " + in_quotes(difference.output) + ": shapes differ");
+  }
+  for (std::size_t i = 0; i < a.values.size(); ++i) {
+    const auto x = static_cast<double>(a.values[i]), y = static_cast<double>(b.values[i]);
+    difference.magnitude = std::max(difference.magnitude, std::abs(x));
+    const double off = std::abs(x - y);
+    if (!(off <= difference.largest)) {  // also NaN
+      difference.largest = off;
+      difference.where = position(a.shape, i);
+    }
+  }
+}
+
+}  // namespace
+
+OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& result,
+                                 const GraphOptions& options, const std::filesystem::path& path) {
+  OutputComparison comparison;
+  try {
+    const Evaluator before(model), after(result);
+    auto sets = test_data(model, path.parent_path());
+    if (sets.empty()) sets.emplace_back("random", random_inputs(Graph(model, options)));
+    for (const auto& [name, inputs] : sets) {
+      const Values expected = before(inputs), found = after(inputs);
+      for (const auto& [output, value] : expected) {
+        OutputDifference difference{.input = name, .output = output, .where = {}};
+        std::visit(
+            [&](const auto& a) {
+              compare(a, std::get<std::decay_t<decltype(a)>>(found.at(output)), difference);
+            },
+            value);
+        comparison.differences.push_back(std::move(difference));
+      }
+    }
+  } catch (const concertina::Error& error) {
+    comparison.differences.clear();
+    comparison.skipped = error.what();
+  }
+  return comparison;
+}
+
+}  // namespace tool
