@@ -1,0 +1,474 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Contracts ONNX models and holds the results to what onnxruntime makes of them.
+
+    contraction.py PATH/TO/concertina [--evaluate PATH/TO/onnx_evaluate] [--only NAME,...] [--keep FOLDER]
+    contraction.py PATH/TO/concertina --models FOLDER
+
+Every case is a model of cases.py: it is contracted with --verify, and must have the operators that the case lists, be
+accepted by onnx.checker, keep all that no region takes in, and compute the same at several sizes, within a bound of
+what rounding may do. A result that is changed must be found by `concertina verify`. Then input that no tool should
+trust. With --models, the models of a folder, at their own size.
+
+A line per failure; the exit code is 1 if there is one.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import bad_input  # noqa: E402
+import models  # noqa: E402
+from cases import CASES  # noqa: E402
+
+UNIT = {TensorProto.FLOAT: 2.0**-24, TensorProto.DOUBLE: 2.0**-53, TensorProto.FLOAT16: 2.0**-11,
+        TensorProto.BFLOAT16: 2.0**-8}
+
+
+class Failure(Exception):
+    pass
+
+
+def require(holds, what):
+    if not holds:
+        raise Failure(what)
+
+
+def run(program, *arguments):
+    """Exit code, standard output and error. A crash or a timeout is a failure."""
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=600,
+                          stdin=subprocess.DEVNULL)
+    require(done.returncode >= 0, f"{' '.join(map(str, arguments))}: killed by signal {-done.returncode}")
+    return done.returncode, done.stdout, done.stderr
+
+
+def first_line(text):
+    return text.strip().split("\n")[0][:300]
+
+
+# ---- running models --------------------------------------------------------------------------------------------------
+
+
+def constants_of(model):
+    return {each.name for each in model.graph.initializer}
+
+
+def inputs_of(model):
+    constants = constants_of(model)
+    return [each for each in model.graph.input if each.name not in constants]
+
+
+def resized(model, free):
+    """The model with free axes of inputs, and so all that follows from them, not stated."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    if free == "none":
+        return result
+    for each in inputs_of(result):
+        for axis, dim in enumerate(each.type.tensor_type.shape.dim):
+            if axis == 0 or (free == "all" and axis > 1):
+                dim.dim_param = f"{each.name}_{axis}"
+    for each in result.graph.output:
+        for axis, dim in enumerate(each.type.tensor_type.shape.dim):
+            dim.dim_param = f"{each.name}_{axis}"
+    del result.graph.value_info[:]
+    return result
+
+
+def random_inputs(model, batch, spatial, free, random):
+    """For every input: declared extents, the given ones where they are free or not known."""
+    values = {}
+    for each in inputs_of(model):
+        tensor = each.type.tensor_type
+        dims = []
+        for axis, dim in enumerate(tensor.shape.dim):
+            named = not dim.HasField("dim_value") or dim.dim_value <= 0
+            if axis == 0 and (named or free != "none"):
+                dims.append(batch)
+            elif axis > 1 and (named or free == "all") and spatial:
+                dims.append(spatial[axis - 2])
+            else:
+                dims.append(dim.dim_value if not named else 8)
+        if tensor.elem_type == TensorProto.BOOL:
+            values[each.name] = random.integers(0, 2, [] if not dims else dims).astype(bool)
+        elif tensor.elem_type in models.FLOATS:
+            dtype = np.float64 if tensor.elem_type == TensorProto.DOUBLE else np.float32
+            values[each.name] = random.standard_normal(dims).astype(dtype)
+            if tensor.elem_type in models.NARROW:
+                values[each.name] = models.array_of(models.tensor_of("", values[each.name], tensor.elem_type))
+        else:
+            values[each.name] = random.integers(0, 5, dims).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return values
+
+
+class Runner:
+    """A model in onnxruntime without any optimisation, or, in double, by ONNX's reference."""
+
+    def __init__(self, model):
+        self.reference = models.type_of(model) == TensorProto.DOUBLE
+        if self.reference:
+            self.session = ReferenceEvaluator(model)
+            return
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        self.session = onnxruntime.InferenceSession(models.widened(model).SerializeToString(), options,
+                                                    providers=["CPUExecutionProvider"])
+
+    def __call__(self, inputs):
+        if self.reference:
+            return self.session.run(None, dict(inputs))
+        known = {each.name for each in self.session.get_inputs()}
+        return self.session.run(None, {name: value for name, value in inputs.items() if name in known})
+
+
+def bound_of(model, result, free, inputs, regions, type):
+    """Per output and element, how far rounding in both models and of the contracted weights may move it; None where
+    the model has operators of which that is not known."""
+    absolute = models.absolute(resized(models.widened(model), free))
+    if absolute is None:
+        return None
+    outputs = Runner(absolute)({name: np.abs(value) for name, value in inputs.items()})
+    double = all(each.dtype == np.float64 for each in outputs)  # else some Cast rounds
+    arithmetic = UNIT[TensorProto.DOUBLE if double else TensorProto.FLOAT]
+    count = models.roundings(model) + models.roundings(result) + 8
+    # Stored weights and biases are rounded once more, from float, in every region.
+    factor = 2 * count * arithmetic + (1.01 * UNIT[type] * (regions + 1) if type in models.NARROW else 0)
+    tiny = 2.0**-24 * count if type == TensorProto.FLOAT16 else 0
+    return [factor * np.abs(each) + tiny for each in outputs]
+
+
+def compare(model, result, free, sizes, batches, regions, random):
+    """Requires equal outputs, border included, within what rounding may do; the worst fraction of that bound."""
+    type = models.type_of(model)
+    before, after = Runner(resized(model, free)), Runner(resized(result, free))
+    worst = 0.0
+    for spatial in sizes:
+        for batch in batches:
+            inputs = random_inputs(model, batch, spatial, free, random)
+            where = " and ".join(f"{name} of {list(value.shape)}" for name, value in inputs.items())
+            expected, found = before(inputs), after(inputs)
+            bounds = bound_of(model, result, free, inputs, regions, type)
+            for i, (a, b) in enumerate(zip(expected, found)):
+                name = model.graph.output[i].name
+                require(a.shape == b.shape, f"{where}: {name} is {list(b.shape)}, not {list(a.shape)}")
+                if a.dtype.kind != "f":
+                    require(np.array_equal(a, b), f"{where}: {name} differs")
+                    continue
+                require(np.array_equal(np.isfinite(a), np.isfinite(b)), f"{where}: {name} is finite elsewhere")
+                finite = np.isfinite(a)
+                difference = np.abs(np.where(finite, a, 0).astype(np.float64) - np.where(finite, b, 0))
+                # Where no bound is known: a thousand roundings of the largest, and of 1, as of a sigmoid's input.
+                loose = 1e3 * UNIT[TensorProto.FLOAT if type not in UNIT else type]
+                bound = bounds[i] if bounds else loose * max(1, np.max(np.abs(a), initial=0, where=finite))
+                fractions = difference / np.maximum(np.asarray(bound, np.float64), 1e-300)
+                fraction = np.max(fractions, initial=0)
+                at = np.unravel_index(np.argmax(fractions), a.shape) if a.size else ()
+                require(fraction <= 1, f"{where}: {name}{[int(k) for k in at]} is off by {difference[at]:.3g}, "
+                                       f"{fraction:.3g} of its bound, of values up to {np.max(np.abs(a)):.3g}")
+                worst = max(worst, float(fraction))
+    return worst
+
+
+# ---- what stays ------------------------------------------------------------------------------------------------------
+
+
+def shown(text):
+    """As the tool prints names."""
+    return "".join(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in text.encode())
+
+
+def described(node):
+    return f'{node.op_type} "{shown(node.name)}"' if node.name else f'{node.op_type} that makes "{shown(node.output[0])}"'
+
+
+def captured(node):
+    """Names that graphs in its attributes read."""
+    names = set()
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            for inner in graph.node:
+                names |= set(inner.input) | captured(inner)
+            names |= {each.name for each in graph.output}
+    return names
+
+
+def read_by(graph):
+    names = {each.name for each in graph.output}
+    for node in graph.node:
+        names |= set(node.input) | captured(node)
+    return names
+
+
+def check_survivors(model, result, report):
+    """All that no region takes in is as it was, and nothing is left of what they took."""
+    require(result.ir_version == model.ir_version, "another IR version")
+    before, after = onnx.ModelProto(), onnx.ModelProto()
+    for copy, source in ((before, model), (after, result)):
+        copy.CopyFrom(source)
+        for field in ("node", "initializer", "value_info", "input"):
+            copy.graph.ClearField(field)
+    require(before.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True),
+            "fields of the model differ beside nodes, constants and shapes")
+
+    taken = [name for region in report["regions"] for name in region["nodes"]]
+    kept = {node.SerializeToString(deterministic=True) for node in result.graph.node}
+    read = read_by(result.graph)
+    for node in model.graph.node:
+        if node.SerializeToString(deterministic=True) in kept:
+            continue
+        name = described(node)
+        if name in taken:
+            taken.remove(name)
+            continue
+        was_read = read_by(model.graph)
+        dead = not any(output in read for output in node.output) and any(output in was_read for output in node.output)
+        require(dead, f"{name} is gone, and in no region")
+    made = {name for node in result.graph.node for name in node.output if name}
+    for output in (name for node in model.graph.node for name in node.output):
+        require(output in made or output not in read, f"{output} is read, but not made")
+
+    initial = {each.name: each for each in model.graph.initializer}
+    was_read = read_by(model.graph)
+    for each in result.graph.initializer:
+        require(each.name in read or (each.name in initial and each.name not in was_read), f"{each.name} is not read")
+        if each.name in initial:
+            require(each.SerializeToString(deterministic=True) ==
+                    initial[each.name].SerializeToString(deterministic=True), f"constant {each.name} has changed")
+    constants, inputs = constants_of(result), [each.name for each in result.graph.input]
+    require([name for name in inputs if name not in constants] == [each.name for each in inputs_of(model)],
+            "other inputs")
+    if model.ir_version < 4:
+        require(constants <= set(inputs), "initializers that are no inputs, before IR 4")
+    for each in result.graph.value_info:
+        require(each.name in made or each.name in constants, f"a shape of {each.name}, which is not there")
+    names = [name for node in result.graph.node for name in node.output if name] + inputs
+    require(len(names) == len(set(names)), "names of tensors are there twice")
+
+
+def check_model(result, full):
+    try:
+        onnx.checker.check_model(result, full_check=full)
+        if full:
+            onnx.shape_inference.infer_shapes(result, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:  # of several types
+        raise Failure(f"onnx.checker: {first_line(str(error))}") from None
+
+
+# ---- what must be found ----------------------------------------------------------------------------------------------
+
+
+def perturbed(model, result, by=1e-3):
+    """The result with its largest new weight changed; None where all constants are the model's."""
+    known = constants_of(model)
+    changed = onnx.ModelProto()
+    changed.CopyFrom(result)
+    for tensor in changed.graph.initializer:
+        values = models.array_of(tensor)
+        if tensor.name in known or values.dtype.kind != "f" or not np.any(values):
+            continue
+        values = np.array(values)
+        at = np.unravel_index(np.argmax(np.abs(values)), values.shape)
+        # More than two units in the last place, of 16 bits too.
+        values[at] *= 1 + {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}.get(tensor.data_type, by)
+        tensor.CopyFrom(models.tensor_of(tensor.name, values, tensor.data_type))
+        return changed
+    return None
+
+
+def rewired(model, result):
+    """The result with an attribute of a new node changed; None where there is none."""
+    known = {node.SerializeToString(deterministic=True) for node in model.graph.node}
+    changed = onnx.ModelProto()
+    changed.CopyFrom(result)
+    for node in changed.graph.node:
+        if node.SerializeToString(deterministic=True) in known:
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "pads":
+                attribute.ints[0] += 1
+                attribute.ints[len(attribute.ints) // 2] -= 1 if attribute.ints[len(attribute.ints) // 2] else 0
+                return changed
+            if attribute.name == "transB":
+                node.attribute.append(helper.make_attribute("alpha", 1.125))
+                return changed
+    return None
+
+
+def check_verify(program, folder, model, result):
+    source, target = folder / "in.onnx", folder / "changed.onnx"
+    code, _, error = run(program, "verify", source, folder / "out.onnx")
+    require(code == 0, f"verify: exit code {code} {first_line(error)}")
+    for what, changed, codes in (("a weight is changed", perturbed(model, result), (1,)),
+                                 ("an attribute is changed", rewired(model, result), (1, 3, 6))):
+        if changed is not None:
+            onnx.save(changed, target)
+            code, _, error = run(program, "verify", source, target)
+            require(code in codes, f"verify, where {what}: exit code {code} {first_line(error)}")
+
+
+# ---- one case --------------------------------------------------------------------------------------------------------
+
+
+def contract(program, folder, options):
+    """Contracts in.onnx to out.onnx: the model, the result and the report."""
+    code, output, error = run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx", "--verify", "--json",
+                              *options)
+    detail = first_line(error)
+    if code in (1, 6) and output:
+        verification = json.loads(output)["verification"]["regions"]
+        failures = [(each["result"], each["unproved"] or
+                     "; ".join(proof["failure"] for proof in each["proofs"] if not proof["holds"]))
+                    for each in verification]
+        detail = "; ".join(f"{result}: {failure}" for result, failure in failures if failure)
+    require(code == 0, f"exit code {code}: {detail}")
+    require(error == "", f"something on standard error: {first_line(error)}")
+    return onnx.load(folder / "in.onnx"), onnx.load(folder / "out.onnx"), json.loads(output)
+
+
+def evaluate(program, folder, model, free, random):
+    """What the project's own evaluator makes of the model in double is what onnxruntime computes."""
+    if models.type_of(model) in models.NARROW or any(node.domain for node in model.graph.node):
+        return
+    inputs = random_inputs(model, 1, None, "none", random)
+    for i, value in enumerate(inputs.values()):
+        (folder / f"input_{i}.pb").write_bytes(numpy_helper.from_array(np.asarray(value)).SerializeToString())
+    code, _, error = run(program, "--wide", folder / "in.onnx", folder / "outputs.onnx",
+                         *[folder / f"input_{i}.pb" for i in range(len(inputs))])
+    if code != 0 and "not supported" in error:
+        return
+    require(code == 0, f"onnx_evaluate: {first_line(error)}")
+    found = {each.name: models.array_of(each) for each in onnx.load(folder / "outputs.onnx").graph.initializer}
+    bounds = bound_of(model, model, "none", inputs, 0, models.type_of(model))
+    for i, expected in enumerate(Runner(model)(inputs)):
+        name = model.graph.output[i].name
+        require(found[name].shape == expected.shape, f"onnx_evaluate: {name} has another shape")
+        bound = bounds[i] if bounds else 1e-4 * np.max(np.abs(expected), initial=0)
+        finite = np.isfinite(expected)
+        difference = np.abs(np.where(finite, found[name], 0) - np.where(finite, expected, 0))
+        require(np.array_equal(finite, np.isfinite(found[name])) and np.all(difference <= bound),
+                f"onnx_evaluate: {name} differs")
+
+
+def sizes_of(case):
+    if case.sizes is not None:
+        return case.sizes
+    return [(9, 11, 6), (12, 13, 7), (10, 12, 9)] if case.free != "none" and case.free != "batch" else [None]
+
+
+def check_case(programs, folder, case):
+    random = np.random.default_rng(1)
+    onnx.save(case.model(), folder / "in.onnx")
+    model, result, report = contract(programs.concertina, folder, case.options)
+    found = [node.op_type for node in result.graph.node]
+    if case.ops is not None:
+        require(found == case.ops, f"{' '.join(found)}, not {' '.join(case.ops)}; left: " +
+                "; ".join(f"{each['where']}: {each['reason']}" for each in report["left"])[:300])
+    reasons = [each["reason"] for each in report["left"]]
+    if case.says is not None:
+        require(any(case.says in reason for reason in reasons), f"no reason with \"{case.says}\": {reasons}")
+    check_survivors(model, result, report)
+    check_model(result, not any(node.domain for node in model.graph.node))
+    free, sizes = case.free, sizes_of(case)
+    if any(region["exact"] != "everywhere" for region in report["regions"]) and free == "all" and case.sizes is None:
+        raise Failure("a region that is not exact everywhere: " + ", ".join(r["exact"] for r in report["regions"]))
+    compare(model, result, free, sizes, [1, 3] if free != "none" else [None], len(report["regions"]), random)
+    if programs.evaluate and sizes:
+        evaluate(programs.evaluate, folder, model, free, random)
+    if report["regions"] and not case.options[2:] and case.proofs:
+        check_verify(programs.concertina, folder, model, result)
+
+
+def check_models(programs, folder, paths):
+    """Models of others, at their own size: contracted, verified, compared."""
+    for path in paths:
+        for when in ("smaller", "always"):
+            yield f"{path} --when {when}", lambda path=path, when=when: check_fixture(programs, folder, path, when)
+
+
+def check_fixture(programs, folder, path, when):
+    start = time.monotonic()
+    out = folder / f"{path.stem}.onnx"
+    code, output, error = run(programs.concertina, "contract", path, "-o", out, "--verify", "--json", "--when", when)
+    require(code == 0, f"exit code {code}: {first_line(error)} {output[-500:] if code == 1 else ''}")
+    seconds = time.monotonic() - start
+    model, result, report = onnx.load(path), onnx.load(out), json.loads(output)
+    check_survivors(model, result, report)
+    check_model(result, True)
+    code, _, error = run(programs.concertina, "verify", path, out)
+    require(code == 0, f"verify: exit code {code} {first_line(error)}")
+    dims = [dim.dim_value for dim in inputs_of(model)[0].type.tensor_type.shape.dim]
+    open_ones = any(extent <= 0 for extent in dims[2:])
+    sizes = [(64, 96), (96, 64)] if open_ones else [tuple(dims[2:])]
+    batches = [1, 2] if dims and dims[0] <= 0 else [dims[0]]
+    fraction = compare(model, result, "none", sizes, batches, len(report["regions"]), np.random.default_rng(1))
+    changed = perturbed(model, result, 0.1)  # the bounds of wide layers are wide
+    if changed is not None:
+        onnx.save(changed, out)
+        code, _, error = run(programs.concertina, "verify", path, out)
+        require(code == 1, f"verify, where a weight is changed: exit code {code} {first_line(error)}")
+    cost = report["multiply_adds"]
+    print(f"{path.name} --when {when}: {len(report['regions'])} regions, nodes {report['nodes']['before']} -> "
+          f"{report['nodes']['after']}, multiply-adds {cost['after'] / max(cost['before'], 1):.1%}, "
+          f"{fraction:.2g} of the bound, {seconds:.1f} s", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("concertina")
+    parser.add_argument("--evaluate", help="the program onnx_evaluate, to be held to onnxruntime too")
+    parser.add_argument("--models", metavar="FOLDER", help="contract the models in this folder instead")
+    parser.add_argument("--only", help="cases whose names contain one of these")
+    parser.add_argument("--keep", metavar="FOLDER", help="where models of cases that fail are kept")
+    programs = parser.parse_args()
+    programs.concertina = os.path.abspath(programs.concertina)
+    wanted = (programs.only or "").split(",")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        if programs.models:
+            paths = sorted(pathlib.Path(programs.models).rglob("*.onnx"))
+            checks = list(check_models(programs, folder, paths))
+        else:
+            checks = [(case.name, lambda case=case: check_case(programs, folder, case)) for case in CASES.values()]
+            checks += bad_input.checks(run, require, programs.concertina, folder)
+        checks = [(name, check) for name, check in checks if any(part in name for part in wanted)]
+        failures = 0
+        for name, check in checks:
+            for each in folder.iterdir():
+                if each.is_file() or each.is_symlink():
+                    each.unlink()
+            try:
+                check()
+            except Failure as failure:
+                failures += 1
+                print(f"FAILED {name}: {failure}", flush=True)
+            except Exception as error:  # of onnx, of onnxruntime, of this script
+                failures += 1
+                print(f"FAILED {name}: {type(error).__name__}: {first_line(str(error))}", flush=True)
+            else:
+                continue
+            if programs.keep:
+                for each in folder.glob("*.onnx"):
+                    target = pathlib.Path(programs.keep) / f"{name.replace('/', '_')}.{each.name}"
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(each.read_bytes())
+        print(f"{len(checks)} checks, {failures} failed")
+        return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
