@@ -400,11 +400,6 @@ def mul_broadcasts_an_input(g, x):
     return g.add("Relu", g.conv(g.add("Mul", x, g.weight(4, 1, 1)), 6, 4, 3, 3))
 
 
-@case("Mul Conv Relu", dims=["n", "c", "h", "w"], free="none")
-def mul_of_unknown_channels(g, x):
-    return g.add("Relu", g.conv(g.add("Mul", x, g.weight(4, 1, 1)), 6, 4, 3, 3))
-
-
 @case("Conv Mul Relu", says="both operands vary")
 def mul_by_itself(g, x):
     y = g.conv(x, 8, 8, 3, 3)
