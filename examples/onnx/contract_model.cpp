@@ -48,12 +48,15 @@ NewLayer contract_region(const Graph& graph, Segments segments, const Plan& plan
   return with_expression({segments}, [&](auto type) {
     using Expression = typename decltype(type)::type;
     constexpr int Rank = Expression::Rank;
-    const RegionExpression<Expression> region(graph, segments);
     const auto size = size_of<Rank>(graph[segments.back().from], plan.layer.in_layout);
     concertina::Border<Rank> border{.interior_only = plan.where == Equality::interior};
     if (plan.where == Equality::size) border.input_size = size;
-    const auto contraction = wide ? concertina::contract<long double>(*region, border)
-                                  : concertina::contract(*region, border);
+    // The expression's layers are gone when the result is copied.
+    const auto contraction = [&] {
+      const RegionExpression<Expression> region(graph, segments);
+      return wide ? concertina::contract<long double>(*region, border)
+                  : concertina::contract(*region, border);
+    }();
     NewLayer result = plan.layer;
     const auto& weight = weight_of(contraction);
     result.weight.assign(weight.begin(), weight.end());

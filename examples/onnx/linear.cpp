@@ -187,6 +187,9 @@ class Reader {
       }
     }
     result_.kind = Kind::batch_norm;
+    // Its statistics may be of a wider type than what it normalises.
+    const int input = graph_.input(index_, 0);
+    result_.type = input < 0 ? onnx::DataType::undefined : graph_[input].type;
     result_.eps = static_cast<double>(node_.real("epsilon", 1e-5F));
     channels_first();
     if (rank() >= 0) result_.spatial_axes = rank() - 2;

@@ -32,13 +32,13 @@ struct LinearNode {
   };
 
   Kind kind = Kind::identity;
-  onnx::DataType type =
-      onnx::DataType::undefined;   ///< of its constants; undefined where it has none
-  std::vector<int> operands = {};  ///< tensors: one but for sum and concat
-  std::vector<int> outputs = {};   ///< tensors: one but for channel_select
-  std::vector<int> nodes = {};     ///< that it stands for, in order; the last makes its outputs
-  int spatial_axes = -1;           ///< of what it reads; -1: it fits any number
-  bool flat = false;               ///< what it writes has none: [n, channels]
+  onnx::DataType type = onnx::DataType::undefined;  ///< of what it reads, as its constants say;
+                                                    ///< undefined where it has none
+  std::vector<int> operands = {};                   ///< tensors: one but for sum and concat
+  std::vector<int> outputs = {};                    ///< tensors: one but for channel_select
+  std::vector<int> nodes = {};  ///< that it stands for, in order; the last makes its outputs
+  int spatial_axes = -1;        ///< of what it reads; -1: it fits any number
+  bool flat = false;            ///< what it writes has none: [n, channels]
   std::optional<Layout> in = {}, out = {};  ///< none: either
 
   std::optional<Windows> windows = {};  ///< conv, conv_transpose, average_pool; kernel 1 of a pad
