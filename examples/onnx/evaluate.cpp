@@ -240,7 +240,7 @@ Evaluator::Program::Program(const Model& model, bool wide_floats)
     read.insert(node.inputs.begin(), node.inputs.end());
   }
   constants = Frame(size);
-  /// Its slot, once it has been computed. Initializers become values when they are read.
+  // The slot of what has been computed; initializers become values when they are read.
   const auto find = [&](const std::string& reader, const std::string& name) {
     const auto found = slots.find(name);
     if (found == slots.end()) complain(reader + " reads " + quoted(name) + ", which is not there");

@@ -248,7 +248,8 @@ Step permute(const Definition& of) {
     if (order.size() != x.shape.size()) {
       refuse("perm " + to_text(perm) + " for " + to_text(x.shape));
     }
-    axes_of(order, x.shape.size());
+    axes_of(order, x.shape.size());  // each once
+    for (Index& axis : order) axis = axis_of(axis, x.shape.size());
     return transpose(x, order);
   });
 }

@@ -145,10 +145,12 @@ Step range(const Definition&) {
                  step = in.scalar<Scalar>(2);
     const double number = std::ceil((static_cast<double>(end) - static_cast<double>(begin)) /
                                     static_cast<double>(step));
-    if (!(number < 1e9)) refuse("a range without end");
-    auto y = zeros<Scalar>({std::max<Index>(static_cast<Index>(number), 0)});
+    if (step == 0 || !(number < 1e9)) refuse("a range without end");
+    auto y = zeros<Scalar>({static_cast<Index>(std::max(number, 0.0))});
+    const auto element =
+        wrapping([&](auto i, auto by) { return static_cast<decltype(i)>(begin) + i * by; });
     for (std::size_t i = 0; i < y.values.size(); ++i) {
-      y.values[i] = begin + static_cast<Scalar>(i) * step;
+      y.values[i] = element(static_cast<Scalar>(i), step);
     }
     return y;
   });

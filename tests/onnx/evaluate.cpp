@@ -919,6 +919,9 @@ TEST_CASE("shapes", "[onnx]") {
         vector({5, 3, 1}));
   CHECK(doubles("Range", {Doubles{{}, {0}}, Doubles{{}, {1}}, Doubles{{}, {0.5}}}) ==
         Doubles{{2}, {0, 0.5}});
+  CHECK_THAT(message_of<ShapeError>(
+                 [&] { run("Range", {Integers{{}, {5}}, Integers{{}, {0}}, Integers{{}, {0}}}); }),
+             Contains("without end"));
   CHECK_THAT(message_of<SizeError>([&] { run("ConstantOfShape", {vector({1 << 20, 1 << 20})}); }),
              Contains("[1048576, 1048576]"));
 }

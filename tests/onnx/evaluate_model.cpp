@@ -7,7 +7,9 @@
 // are initializers of a model that has nothing else.
 #include "onnx/evaluate.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <exception>
 #include <iostream>
 #include <set>
