@@ -161,7 +161,8 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
     }
   }
   for (int n = 0; n < static_cast<int>(model.nodes.size()); ++n) {
-    if (!linear.reason(n).empty() && !rewriter.removed(n)) {
+    const bool constant = graph.output(n) >= 0 && graph[graph.output(n)].constant;
+    if (!linear.reason(n).empty() && !rewriter.removed(n) && !constant) {
       result.left.push_back(
           {graph.node(n).op_type + " " + name_of(graph, n), linear.reason(n), ""});
     }

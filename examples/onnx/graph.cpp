@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnx/graph.hpp"
 
+#include "onnx/evaluate.hpp"
 #include "text.hpp"
 
 #include <algorithm>
@@ -545,6 +546,39 @@ std::unique_ptr<onnx::Tensor> constant_of(const onnx::Node& node) {
   return nullptr;
 }
 
+/// What a node makes of constants, such as weights that are stored in 16 bits and cast, or lie
+/// transposed; null where it reads others, or is none of these.
+std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node) {
+  static const std::set<std::string, std::less<>> foldable = {
+      "Add", "Cast",    "Concat", "Div",  "Flatten", "Gather", "Identity",  "Mul",
+      "Neg", "Reshape", "Slice",  "Sqrt", "Squeeze", "Sub",    "Transpose", "Unsqueeze"};
+  const onnx::Node& n = graph.node(node);
+  if (!n.domain.empty() || !foldable.contains(n.op_type) || n.outputs.size() != 1) return nullptr;
+  onnx::Model model;
+  model.opsets = {{"", graph.opset()}};
+  for (std::size_t i = 0; i < n.inputs.size(); ++i) {
+    if (n.inputs[i].empty()) continue;
+    const onnx::Tensor* constant = graph.constant(node, i);
+    if (!constant) return nullptr;
+    const auto same = [&](const onnx::Tensor& tensor) { return tensor.name == constant->name; };
+    if (std::ranges::none_of(model.initializers, same)) model.initializers.push_back(*constant);
+  }
+  if (model.initializers.empty()) return nullptr;
+  model.nodes = {n};
+  model.outputs = {{.name = n.outputs.front()}};
+  try {
+    const onnx::DataType type = type_of_output(graph, node, 0);
+    const Values values = Evaluator(model)({});
+    auto tensor =
+        std::make_unique<onnx::Tensor>(tensor_of(n.outputs.front(), values.begin()->second));
+    // What the evaluator widens is not of the type that the model would go on with.
+    return tensor->type == type || tensor->type == onnx::DataType::int64 ? std::move(tensor)
+                                                                         : nullptr;
+  } catch (const concertina::Error&) {
+    return nullptr;  // whoever runs the model will see why
+  }
+}
+
 }  // namespace
 
 std::string to_text(const Dims& dims) {
@@ -649,14 +683,14 @@ Graph::Graph(const onnx::Model& model, const GraphOptions& options)
       if (info != declared.end()) tensor.type = info->second->type;
       if (tensor.type == onnx::DataType::undefined) tensor.type = type_of_output(*this, index, o);
     }
-    if (node.op_type == "Constant" && node.domain.empty() && node.outputs.size() == 1) {
-      if (auto made = constant_of(node)) {
-        GraphTensor& tensor = tensors_[static_cast<std::size_t>(outputs_.back()[0])];
-        tensor.constant = made.get();
-        tensor.dims = tensor.sizes = made->dims;
-        tensor.type = made->type;
-        made_.push_back(std::move(made));
-      }
+    const bool constant =
+        node.op_type == "Constant" && node.domain.empty() && node.outputs.size() == 1;
+    if (auto made = constant ? constant_of(node) : folded(*this, index)) {
+      GraphTensor& tensor = tensors_[static_cast<std::size_t>(outputs_.back()[0])];
+      tensor.constant = made.get();
+      tensor.dims = tensor.sizes = made->dims;
+      tensor.type = made->type;
+      made_.push_back(std::move(made));
     }
   }
   for (const onnx::ValueInfo& output : model.outputs) {

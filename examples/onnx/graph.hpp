@@ -28,10 +28,10 @@ std::string to_text(const Dims& dims);
 /// A tensor of the graph, by its place in Graph::tensors().
 struct GraphTensor {
   std::string name;
-  int producer = -1;                ///< a node; -1 for graph inputs and initializers
-  std::vector<int> consumers = {};  ///< nodes, each as often as it reads the tensor
-  bool escapes = false;             ///< a graph output, or read by a graph in an attribute
-  const onnx::Tensor* constant = nullptr;
+  int producer = -1;                       ///< a node; -1 for graph inputs and initializers
+  std::vector<int> consumers = {};         ///< nodes, each as often as it reads the tensor
+  bool escapes = false;                    ///< a graph output, or read by a graph in an attribute
+  const onnx::Tensor* constant = nullptr;  ///< also of a node that reads only constants
   onnx::DataType type = onnx::DataType::undefined;
   std::optional<Dims> dims = {};   ///< none: not even the rank is known
   std::optional<Dims> sizes = {};  ///< the same with an assumption for each input's unknown extent:
@@ -76,8 +76,9 @@ class Graph {
   Index opset_ = 0;
   std::vector<GraphTensor> tensors_;
   std::unordered_map<std::string, int> index_;
-  std::vector<std::vector<int>> inputs_, outputs_;   // of nodes
-  std::vector<std::unique_ptr<onnx::Tensor>> made_;  // of Constant nodes that hold plain numbers
+  std::vector<std::vector<int>> inputs_, outputs_;  // of nodes
+  std::vector<std::unique_ptr<onnx::Tensor>>
+      made_;  // of Constant nodes, and of others from constants
 };
 
 /// Windows of a convolution or pool as the node says them, with padding that auto_pad asks for.

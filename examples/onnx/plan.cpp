@@ -247,7 +247,8 @@ ModelCost cost_of(const LinearGraph& linear) {
   const Graph& graph = linear.graph();
   ModelCost cost;
   for (const GraphTensor& tensor : graph.tensors()) {
-    if (tensor.constant && tensor.type != onnx::DataType::int64 &&
+    const bool stored = tensor.producer < 0 || graph.node(tensor.producer).op_type == "Constant";
+    if (tensor.constant && stored && tensor.type != onnx::DataType::int64 &&
         tensor.type != onnx::DataType::int32) {
       cost.parameters += static_cast<double>(tensor.constant->numel());
     }

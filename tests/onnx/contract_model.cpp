@@ -320,6 +320,17 @@ TEST_CASE("constants that a caller may replace are none", "[onnx]") {
   CHECK(old.model.inputs.size() == 3);  // x, and every initializer
 }
 
+TEST_CASE("constants may come from nodes that read only constants", "[onnx]") {
+  Builder b({-1, 3});
+  const auto transposed =
+      b.node("Transpose", {b.constant({5, 3})}, {Attribute::of("perm", Ints{1, 0})});
+  const auto half = b.constant({5}, std::vector<Eigen::half>(5, Eigen::half(2)));
+  const auto cast = b.node("Cast", {half}, {Attribute::of("to", std::int64_t{1})});
+  const auto t = b.node("Add", {b.node("MatMul", {"x", transposed}), cast});
+  CHECK(contracted(b.finish(b.node("Gemm", {t, b.constant({5, 4})})), {{1, 3}, {4, 3}}) ==
+        Ops{"Gemm", "Relu"});
+}
+
 TEST_CASE("comparing finds what is wrong, and says what it cannot prove", "[onnx]") {
   Builder b({1, 3, -1, -1});
   const onnx::Model model =
