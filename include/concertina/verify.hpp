@@ -44,8 +44,9 @@ namespace detail {
 /// A linear map and a layer, or a product with transposed layers and a transposed layer.
 template <class E, class F>
 concept Provable =
-    (LinearMap<E> && Layer<F>) ||
-    (TransposedFactor<E> && std::same_as<F, Transposed<typename F::Scalar, F::Rank>> &&
+    (LinearMap<E> && Layer<F> && std::same_as<ScalarOf<E>, typename F::Scalar> &&
+     rank_of<E> == F::Rank) ||
+    (TransposedFactor<E> && TransposedFactor<F> && !std::same_as<F, TransposedExprOf<F>> &&
      std::same_as<TransposedExprOf<E>, TransposedExprOf<F>>);
 
 }  // namespace detail
@@ -60,8 +61,8 @@ PerAxis<Rank> smallest_input(
 template <class Scalar, int Rank>
 PerAxis<Rank> smallest_input(const TransposedExpr<Scalar, Rank>& expression);
 
-// Each proof is of a linear map and a layer, or of a product with transposed layers and a
-// transposed layer, both in their dense form.
+// The proofs are of a linear map and a layer, or of a product with transposed layers and a
+// transposed layer, which are compared in their dense form.
 
 /// Proves geometry and algorithm for all weights: the expression's shapes are filled with random
 /// elements of the field of 2^61 - 1 elements, contracted by the code that contracts floats (what

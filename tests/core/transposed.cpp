@@ -289,6 +289,7 @@ TransposedExpr<PrimeField, Rank> product_of(const std::vector<Stage<Rank>>& stag
 
 struct Tally {
   int chains = 0, exact = 0, bordered = 0;
+  int exact_here = 0;  ///< and not at every size
 };
 
 /// Applies stages and their contraction to a map of this size; whether every map on the way was a
@@ -344,8 +345,15 @@ bool check(const std::vector<Stage<Rank>>& stages, Index extent, Rng& rng, Tally
   } else {
     CHECK_THROWS_AS(contract(expression), InexactError);
   }
+  const Border<Rank> at{.input_size = shape.size};
+  if (here) {
+    CHECK(contract(expression, at) == whole);
+  } else {
+    CHECK_THROWS_AS(contract(expression, at), InexactError);
+  }
   ++tally.chains;
   ++(here ? tally.exact : tally.bordered);
+  if (here && !every) ++tally.exact_here;
   return true;
 }
 
@@ -361,6 +369,30 @@ TEMPLATE_TEST_CASE_SIG(
   }
   CHECK(tally.exact > tally.chains / 5);
   CHECK(tally.bordered > tally.chains / 5);
+  CHECK(tally.exact_here > 0);
+}
+
+TEST_CASE("the worst border over all sizes is that of some size", "[transposed]") {
+  Rng rng(15);
+  int bordered = 0;
+  for (int n = 0; n < 400; ++n) {
+    const TransposedExpr<PrimeField, 1> expression = product_of(random_stages<1>(rng));
+    INFO(to_string(Form(expression.dense())) << " of stride " << to_string(expression.stride()));
+    const Exactness<1> worst = exactness(expression);
+    Index start = 0, end = 0;
+    for (Index size = 1; size <= 60; ++size) {
+      try {
+        const Exactness<1> here = exactness(expression, PerAxis<1>(size));
+        start = std::max(start, here.start[0]);
+        end = std::max(end, here.end[0]);
+      } catch (const ShapeError&) {  // paddings that leave no map
+      }
+    }
+    CHECK(worst.start[0] == start);
+    CHECK(worst.end[0] == end);
+    if (!worst) ++bordered;
+  }
+  CHECK(bordered > 50);
 }
 
 TEST_CASE("a batch norm after a transposed convolution, by hand", "[transposed]") {
@@ -622,6 +654,18 @@ TEST_CASE("the gradient of a batch norm after a transposed layer goes on to its 
     CHECK(of_norm.mean[c] == Approx(difference(&BatchNorm<double>::running_mean, c)));
     CHECK(of_norm.variance[c] == Approx(difference(&BatchNorm<double>::running_var, c)));
   }
+}
+
+TEST_CASE("a bias of zeros before a stride is left out of the gradient too", "[transposed]") {
+  const auto up =
+      transposed(Conv1d<int>({.out = 1, .in = 1, .kernel_size = 2, .stride = 2}, {3, 4}));
+  const Conv1d<int> zero({.out = 1, .in = 1, .bias = true}, {5}, {0});
+  TransposedContraction contraction(up * zero);
+  CHECK(contraction.forward(up * zero).layer().weight()[1] == 20);
+  const auto gradients = contraction.backward(up * zero, up);
+  const auto& of_zero = std::get<Conv1d<int>>(gradients[0]);
+  CHECK(of_zero.shape() == ConvShape<1>{.out = 1, .in = 1});
+  CHECK(of_zero.weight()[0] == 3 * 3 + 4 * 4);
 }
 
 TEST_CASE("a kept contraction is of one form and stride", "[transposed]") {

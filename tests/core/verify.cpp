@@ -9,6 +9,7 @@
 
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -354,12 +355,31 @@ TEST_CASE("zeros between the positions are not looked at, nor the border of a pr
   const auto exact = transposed(up) * before;
   CHECK(exactness(exact));
   CHECK_FALSE(exactness(exact.dense()));
-  CHECK(verify(exact, contract(exact)));
+  const Transposed<float, 1> whole = contract(exact);
+  CHECK(verify(exact, whole));
+  CHECK(prove_algebra(exact, whole, 1, PerAxis<1>(4)).compared == 7);
+  const FeatureMap<float, 1> x({.size = 4}, {1, 2, 3, 4});
+  CHECK(prove_outputs(exact, whole, x, whole(x)).compared == 7);
+  Index entries = 1;  // of the matrix; the last row is [0 1]
+  for (std::size_t i = 0; i < 4; ++i) {
+    FeatureMap<float, 1> unit({.size = 4});
+    unit.values()[i] = 1;
+    entries += std::ranges::count_if(whole(unit).values(), [](float y) { return y != 0; });
+  }
+  CHECK(prove_structure(exact, whole, 4).compared == entries);
   const auto bordered = after * exact;
   const Transposed<float, 1> product = contract(bordered, interior_only);
   CHECK_FALSE(exactness(bordered));
   CHECK(verify(bordered, product));
   CHECK_THAT(prove_algebra(bordered, product, 1, PerAxis<1>(1)).failure, Catch::Contains("border"));
+}
+
+TEST_CASE("the smallest input of a transposed layer shows every tap", "[verify]") {
+  // Two elements of which only the last and the first tap reach the map that the crop leaves.
+  const Conv1d<float> cropped({.out = 1, .in = 1, .kernel_size = 3, .stride = 3, .padding = 2});
+  CHECK(smallest_input(TransposedExpr<float, 1>(transposed(cropped))) == PerAxis<1>(3));
+  const Conv1d<float> plain({.out = 1, .in = 1, .kernel_size = 3, .stride = 3});
+  CHECK(smallest_input(TransposedExpr<float, 1>(transposed(plain))) == PerAxis<1>(1));
 }
 
 TEST_CASE("outputs of transposed layers are judged as those of others", "[verify]") {

@@ -174,10 +174,6 @@ bool off_border(const PerAxis<Rank>& position, const PerAxis<Rank>& size,
   return true;
 }
 
-}  // namespace detail
-
-namespace detail {
-
 /// The smallest size that shows everything; where one is named, of those that leave the same
 /// remainders.
 template <int Rank>
