@@ -1201,9 +1201,15 @@ def weight_that_is_an_input(g, x):
     return g.add("Relu", g.conv(g.conv(x, 6, 8, 3, 3, weight=w), 5, 6, 1, 1))
 
 
-@case("Mul Conv Conv Relu", says="not a constant")
-def weight_that_is_computed(g, x):
+@case("Conv Relu")
+def weight_that_is_a_product(g, x):
     w = g.add("Mul", g.weight(6, 8, 3, 3), g.weight(6, 1, 1, 1))
+    return g.add("Relu", g.conv(g.conv(x, 6, 8, 3, 3, weight=w), 5, 6, 1, 1))
+
+
+@case("Sigmoid Conv Conv Relu", says="not a constant")
+def weight_that_is_computed(g, x):
+    w = g.add("Sigmoid", g.weight(6, 8, 3, 3))
     return g.add("Relu", g.conv(g.conv(x, 6, 8, 3, 3, weight=w), 5, 6, 1, 1))
 
 
