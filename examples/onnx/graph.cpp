@@ -201,7 +201,7 @@ class ShapeInference {
     if (!weight || weight->size() < 2) return std::nullopt;
     const Dims kernel(weight->begin() + 2, weight->end());
     const std::size_t rank = kernel.size();
-    Dims result = {in(0) ? in(0)->front() : unknown, (*weight)[1] * node_.integer("group", 1)};
+    Dims result = {in(0) && !in(0)->empty() ? in(0)->front() : unknown, (*weight)[1] * node_.integer("group", 1)};
     const auto windows = windows_of(graph_, index_, kernel);
     const Dims extra = node_.integers("output_padding", Dims(rank, 0)),
                exact = node_.integers("output_shape", {});
@@ -221,7 +221,7 @@ class ShapeInference {
 
   Shape pool() const {
     const Dims kernel = node_.integers("kernel_shape", {});
-    if (!in(0)) return std::nullopt;
+    if (!in(0) || in(0)->size() < 2) return std::nullopt;
     return windowed((*in(0))[1], kernel.size(), windows_of(graph_, index_, kernel),
                     node_.integer("ceil_mode", 0) != 0);
   }
@@ -340,6 +340,7 @@ class ShapeInference {
       std::iota(axes->begin(), axes->end(), Index{0});
     }
     if (!steps || steps->empty()) steps.emplace(starts->size(), 1);
+    if (axes->size() != starts->size() || steps->size() != starts->size()) return std::nullopt;
     Dims result = *in(0);
     for (std::size_t i = 0; i < starts->size(); ++i) {
       const auto axis = axis_in((*axes)[i], result.size());

@@ -39,6 +39,7 @@ class Reader {
     if (!node_.domain.empty() && node_.domain != "ai.onnx")
       return no("of the domain " + in_quotes(node_.domain));
     const std::string& op = node_.op_type;
+    if (graph_.input(index_, 0) < 0 || result_.outputs.empty()) return std::nullopt;
     if (op == "Identity") return identity();
     if (op == "Dropout") return dropout();
     if (op == "Cast") return cast();
