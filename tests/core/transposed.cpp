@@ -318,10 +318,12 @@ bool check(const std::vector<Stage<Rank>>& stages, Index extent, Rng& rng, Tally
   const Exactness<Rank> here = exactness(expression, shape.size), every = exactness(expression);
   PerAxis<Rank> start = 0, end = 0;  // of what differs within the border
   bool outside = false;
-  auto ours = z.values().begin(), right = x.values().begin();
+  std::size_t at = 0;
   for (Index map = 0; map < 2 * x.shape().channels; ++map) {
     detail::for_each_position(x.shape().size, [&](const PerAxis<Rank>& position) {
-      if (*ours++ == *right++) return;
+      const bool same = z.values()[at] == x.values()[at];
+      ++at;
+      if (same) return;
       bool covered = false;
       for (int axis = 0; axis < Rank; ++axis) {
         const Index from_start = position[axis] + 1,
@@ -345,11 +347,11 @@ bool check(const std::vector<Stage<Rank>>& stages, Index extent, Rng& rng, Tally
   } else {
     CHECK_THROWS_AS(contract(expression), InexactError);
   }
-  const Border<Rank> at{.input_size = shape.size};
+  const Border<Rank> named{.input_size = shape.size};
   if (here) {
-    CHECK(contract(expression, at) == whole);
+    CHECK(contract(expression, named) == whole);
   } else {
-    CHECK_THROWS_AS(contract(expression, at), InexactError);
+    CHECK_THROWS_AS(contract(expression, named), InexactError);
   }
   ++tally.chains;
   ++(here ? tally.exact : tally.bordered);
