@@ -201,7 +201,8 @@ class ShapeInference {
     if (!weight || weight->size() < 2) return std::nullopt;
     const Dims kernel(weight->begin() + 2, weight->end());
     const std::size_t rank = kernel.size();
-    Dims result = {in(0) && !in(0)->empty() ? in(0)->front() : unknown, (*weight)[1] * node_.integer("group", 1)};
+    Dims result = {in(0) && !in(0)->empty() ? in(0)->front() : unknown,
+                   (*weight)[1] * node_.integer("group", 1)};
     const auto windows = windows_of(graph_, index_, kernel);
     const Dims extra = node_.integers("output_padding", Dims(rank, 0)),
                exact = node_.integers("output_shape", {});

@@ -11,7 +11,6 @@
 #include <protozero/types.hpp>
 #include <protozero/varint.hpp>
 
-#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -19,6 +18,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -258,15 +258,15 @@ class Pieces {
 /// A message written in the order of its fields' numbers, some fields known in advance.
 class Ordered {
  public:
-  explicit Ordered(std::vector<Field> known) : known_(std::move(known)) {
-    std::ranges::stable_sort(known_, {}, &Field::number);
+  explicit Ordered(const std::vector<Field>& known) {
+    for (const Field& field : known) known_.emplace(field.number, field.encoded);  // stable
+    next_ = known_.begin();
   }
+  Ordered(const Ordered&) = delete;
 
   /// Where to add what has this number: after all that is known of lower ones.
   Pieces& at(std::uint32_t number) {
-    for (; next_ < known_.size() && known_[next_].number < number; ++next_) {
-      pieces_.add(known_[next_].encoded);
-    }
+    for (; next_ != known_.end() && next_->first < number; ++next_) pieces_.add(next_->second);
     return pieces_;
   }
 
@@ -276,8 +276,8 @@ class Ordered {
   }
 
  private:
-  std::vector<Field> known_;
-  std::size_t next_ = 0;
+  std::multimap<std::uint32_t, Bytes> known_;
+  std::multimap<std::uint32_t, Bytes>::const_iterator next_;
   Pieces pieces_;
 };
 
