@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <new>
 #include <optional>
 
 namespace tool {
@@ -117,6 +118,8 @@ void prove(const Expression& expression, const Layer& layer,
       region.skipped.push_back(std::string(name) + ": " + error.what());
     } catch (const concertina::VerificationError& error) {
       region.skipped.push_back(std::string(name) + ": " + error.what());
+    } catch (const std::bad_alloc&) {
+      region.skipped.push_back(std::string(name) + ": not enough memory");
     }
   };
   attempt("algebra", [&] { return concertina::prove_algebra(expression, layer, 1, size); });
@@ -124,6 +127,7 @@ void prove(const Expression& expression, const Layer& layer,
   attempt("structure", [&] {
     return concertina::prove_structure<A>(expression, layer, size ? *size : smallest(expression));
   });
+  if (region.proofs.empty()) region.unproved = "every proof of it is too large";
 }
 
 /// Whether a stored 16-bit layer is the contraction, rounded: to a neighbour, as who computes in

@@ -158,7 +158,9 @@ void check(const Node& node, const Operator& definition) {
   if (node.inputs.size() < definition.least || node.inputs.size() > definition.most) {
     complain("has " + std::to_string(node.inputs.size()) + " inputs");
   }
-  for (std::size_t i = 0; i < definition.least; ++i) {
+  // Of any number of inputs none is optional.
+  const std::size_t needed = definition.most == evaluation::any ? node.inputs.size() : definition.least;
+  for (std::size_t i = 0; i < needed; ++i) {
     if (node.inputs[i].empty()) complain("lacks its input " + std::to_string(i));
   }
   for (std::size_t i = definition.outputs; i < node.outputs.size(); ++i) {

@@ -993,6 +993,8 @@ TEST_CASE("programs are refused by what is wrong with them", "[onnx]") {
   CHECK_THAT(refused({node_of("Relu", {"x"}, {"y"})}, 6), Contains("version 6"));
   CHECK_THAT(refused({node_of("Relu", {"x", "x"}, {"y"})}), Contains("\"n\" (Relu) has 2 inputs"));
   CHECK_THAT(refused({node_of("Add", {"x", ""}, {"y"})}), Contains("lacks its input 1"));
+  CHECK_THAT(refused({node_of("Concat", {"x", ""}, {"y"}, {integer("axis", 0)})}),
+             Contains("lacks its input 1"));
   CHECK_THAT(refused({node_of("Relu", {"x"}, {"y", "z"})}), Contains("outputs"));
   CHECK_THAT(refused({node_of("Relu", {"x"}, {"y"}, {integer("axis", 1)})}),
              Contains("attribute \"axis\""));
