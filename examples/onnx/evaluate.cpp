@@ -159,7 +159,8 @@ void check(const Node& node, const Operator& definition) {
     complain("has " + std::to_string(node.inputs.size()) + " inputs");
   }
   // Of any number of inputs none is optional.
-  const std::size_t needed = definition.most == evaluation::any ? node.inputs.size() : definition.least;
+  const std::size_t needed =
+      definition.most == evaluation::any ? node.inputs.size() : definition.least;
   for (std::size_t i = 0; i < needed; ++i) {
     if (node.inputs[i].empty()) complain("lacks its input " + std::to_string(i));
   }

@@ -60,7 +60,6 @@ inline std::filesystem::path external_path(const std::string& where,
   const auto file = error ? path : std::filesystem::canonical(root / path, error);
   if (error) refuse(error.message());
   if (*file.lexically_relative(root).begin() == "..") refuse("outside of the model's folder");
-  if (!std::filesystem::is_regular_file(file, error)) refuse("not a file");
   return file;
 }
 
@@ -113,6 +112,10 @@ class ExternalData {
     auto path = external_path(where, folder_, location);
     File& file = files_[path];
     if (path != path_) {
+      std::error_code ignored;
+      if (!std::filesystem::is_regular_file(path, ignored)) {
+        fail<FormatError>({where, ": external data ", in_quotes(location), ": not a regular file"});
+      }
       std::tie(handle_, file.size) = io::detail::open_file(path);
       path_ = std::move(path);
     }
