@@ -9,6 +9,8 @@
 #include <map>
 #include <new>
 #include <optional>
+#include <string_view>
+#include <utility>
 
 namespace tool {
 
@@ -85,17 +87,66 @@ bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
       if (!free || !names.take(g.inputs[i], f.inputs[i])) return false;
     }
   }
+  // What graphs of a node read has its name in them; what varies is compared where it is made.
+  for (const std::string& name : f.captured) {
+    const int p = a.find(name), q = b.find(name);
+    const onnx::Tensor* const constant = p < 0 ? nullptr : a[p].constant;
+    const onnx::Tensor* const other = q < 0 ? nullptr : b[q].constant;
+    if (constant && other ? !same_constant(*constant, *other) : constant != other) return false;
+  }
   renamed = std::move(names);
   return true;
 }
 
-template <int Rank>
-const Conv<double, Rank>& layer_of(const Conv<double, Rank>& layer) {
-  return layer;
-}
-template <int Rank>
-const Conv<double, Rank>& layer_of(const concertina::Transposed<double, Rank>& layer) {
-  return layer.layer();
+/// Why two models are not to be compared node by node; empty where they may be.
+std::string differing_frames(const Graph& a, const Graph& b) {
+  const auto values = [](const std::vector<onnx::ValueInfo>& list, const Graph& graph) {
+    std::vector<std::pair<std::string, onnx::DataType>> result;
+    for (const onnx::ValueInfo& info : list) {
+      if (!graph[graph.find(info.name)].constant) result.emplace_back(info.name, info.type);
+    }
+    return result;
+  };
+  const onnx::Model &f = a.model(), &g = b.model();
+  if (values(f.inputs, a) != values(g.inputs, b)) return "their inputs are others";
+  if (!std::ranges::equal(f.outputs, g.outputs, {}, &onnx::ValueInfo::name,
+                          &onnx::ValueInfo::name)) {
+    return "their outputs are others";
+  }
+  if (f.opsets != g.opsets) return "they import operators of other versions";
+  // What is kept as bytes and decides what nodes compute.
+  const auto kept = [](const std::vector<onnx::Field>& fields, std::uint32_t number) {
+    std::vector<std::byte> bytes;
+    for (const onnx::Field& field : fields) {
+      if (field.number == number) {
+        bytes.insert(bytes.end(), field.encoded.begin(), field.encoded.end());
+      }
+    }
+    return bytes;
+  };
+  constexpr std::uint32_t functions = 25, sparse_initializers = 15;
+  if (kept(f.model_fields, functions) != kept(g.model_fields, functions)) {
+    return "their functions differ";
+  }
+  if (kept(f.graph_fields, sparse_initializers) != kept(g.graph_fields, sparse_initializers)) {
+    return "their sparse initializers differ";
+  }
+  // Initializers that a caller may replace, and those that are outputs, are read by name.
+  const auto named = [](const Graph& graph) {
+    std::map<std::string_view, const onnx::Tensor*> result;
+    for (const onnx::Tensor& tensor : graph.model().initializers) {
+      const GraphTensor& t = graph[graph.find(tensor.name)];
+      if (!t.constant || t.escapes) result.emplace(tensor.name, &tensor);
+    }
+    return result;
+  };
+  const auto same = [](const auto& p, const auto& q) {
+    return p.first == q.first && same_constant(*p.second, *q.second);
+  };
+  if (!std::ranges::equal(named(a), named(b), same)) {
+    return "their initializers that are inputs or outputs differ";
+  }
+  return {};
 }
 
 template <int Rank>
@@ -167,6 +218,16 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
   const RegionExpression<Expression> before(a, expanded), after(b, contracted);
   const onnx::DataType type = type_of(expanded);
   if (type != type_of(contracted)) throw NotLinear("its constants are of another type");
+  // The same layer along another axis, or of a result with other axes, is another map.
+  const auto layout = [](const auto& one, int tensor) { return one.layouts()[tensor]; };
+  if (layout(before, expanded.back().from) != layout(after, contracted.back().from) ||
+      layout(before, expanded.front().to) != layout(after, contracted.front().to)) {
+    throw NotLinear("it takes another axis for its channels");
+  }
+  const auto &dims = a[expanded.front().to].dims, &other = b[contracted.front().to].dims;
+  if (!dims || !other || dims->size() != other->size()) {
+    throw NotLinear("its result has other axes, or not known which");
+  }
   const auto size = size_of<Rank>(a[expanded.back().from], before.layouts()[expanded.back().from]);
 
   const auto prove_at = [&](const std::optional<PerAxis<Rank>>& at, bool interior) {
@@ -220,7 +281,7 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
   for (int n = static_cast<int>(result.nodes.size()) - 1; n >= 0; --n) {
     const onnx::Node& node = b.node(n);
     if (done[static_cast<std::size_t>(n)] || node.outputs.empty()) continue;
-    if (b[b.output(n)].constant) continue;
+    if (b[b.output(n)].constant && !b[b.output(n)].escapes) continue;  // compared where it is read
     const int same = a.find(renamed(node.outputs.front()));
     if (same >= 0 && a[same].producer >= 0 && same_node(a, a[same].producer, b, n, renamed)) {
       ++comparison.identical;
@@ -265,20 +326,9 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
     }
     comparison.regions.push_back(std::move(region));
   }
-  const auto names = [](const std::vector<onnx::ValueInfo>& list, const Graph& graph) {
-    std::vector<std::string> result_names;
-    for (const onnx::ValueInfo& info : list) {
-      if (!graph[graph.find(info.name)].constant) result_names.push_back(info.name);
-    }
-    return result_names;
-  };
-  if (names(model.inputs, a) != names(result.inputs, b) ||
-      names(model.outputs, a) != names(result.outputs, b)) {
-    comparison.regions.push_back({.source = {},
-                                  .result = "the model",
-                                  .proofs = {},
-                                  .skipped = {},
-                                  .unproved = "their inputs or outputs have other names"});
+  if (const std::string why = differing_frames(a, b); !why.empty()) {
+    comparison.regions.push_back(
+        {.source = {}, .result = "the model", .proofs = {}, .skipped = {}, .unproved = why});
   }
   std::ranges::reverse(comparison.regions);
   return comparison;

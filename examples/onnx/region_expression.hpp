@@ -165,20 +165,25 @@ class RegionExpression {
                                             per_axis<Rank>(windows.pads_end));
   }
 
+  /// Of a weight as Conv has it, without bias.
+  static ConvShape<Rank> shape_of(const LinearNode& map) {
+    const auto& dims = map.weight->dims;
+    if (static_cast<int>(dims.size()) != Rank + 2) {
+      throw NotLinear("its layers have other numbers of spatial axes");
+    }
+    return {.out = dims[0],
+            .in = dims[1] * map.groups,
+            .kernel_size = per_axis<Rank>(map.windows->kernel),
+            .stride = per_axis<Rank>(map.windows->strides),
+            .padding = padding(*map.windows),
+            .dilation = per_axis<Rank>(map.windows->dilations),
+            .groups = map.groups};
+  }
+
   Part conv_transpose(const LinearNode& map) {
     if constexpr (is_transposed) {
-      const auto& dims = map.weight->dims;
-      if (static_cast<int>(dims.size()) != Rank + 2) {
-        throw NotLinear("its layers have other numbers of spatial axes");
-      }
       // The weight as it lies is that of the layer of which this is the adjoint.
-      const ConvShape<Rank> shape{.out = dims[0],
-                                  .in = dims[1] * map.groups,
-                                  .kernel_size = per_axis<Rank>(map.windows->kernel),
-                                  .stride = per_axis<Rank>(map.windows->strides),
-                                  .padding = padding(*map.windows),
-                                  .dilation = per_axis<Rank>(map.windows->dilations),
-                                  .groups = map.groups};
+      const ConvShape<Rank> shape = shape_of(map);
       const Conv<double, Rank> layer(shape, map.weight->template values<double>());
       return {Expression(concertina::Transposed<double, Rank>(layer, bias_of(map.bias),
                                                               per_axis<Rank>(map.output_padding))),
@@ -197,20 +202,11 @@ class RegionExpression {
   }
 
   Part conv(const LinearNode& map) {
-    const auto& dims = map.weight->dims;
-    if (static_cast<int>(dims.size()) != Rank + 2)
-      throw NotLinear("its layers have other numbers of spatial axes");
     std::vector<double> bias = bias_of(map.bias);
-    const ConvShape<Rank> shape{.out = dims[0],
-                                .in = dims[1] * map.groups,
-                                .kernel_size = per_axis<Rank>(map.windows->kernel),
-                                .stride = per_axis<Rank>(map.windows->strides),
-                                .padding = padding(*map.windows),
-                                .dilation = per_axis<Rank>(map.windows->dilations),
-                                .groups = map.groups,
-                                .bias = !bias.empty()};
+    ConvShape<Rank> shape = shape_of(map);
+    shape.bias = !bias.empty();
     return part(Conv<double, Rank>(shape, map.weight->template values<double>(), std::move(bias)),
-                dims[0]);
+                shape.out);
   }
 
   Part linear(const LinearNode& map) {
@@ -308,6 +304,16 @@ auto with_expression(std::initializer_list<Segments> regions, const F& f) {
     }
     return f(std::type_identity<Expr<double, Rank>>());
   });
+}
+
+/// The layer that has a contraction's weight.
+template <int Rank>
+const Conv<double, Rank>& layer_of(const Conv<double, Rank>& layer) {
+  return layer;
+}
+template <int Rank>
+const Conv<double, Rank>& layer_of(const concertina::Transposed<double, Rank>& layer) {
+  return layer.layer();
 }
 
 /// The form of what is contracted: of transposed layers the dense form.

@@ -358,3 +358,65 @@ TEST_CASE("comparing finds what is wrong, and says what it cannot prove", "[onnx
   CHECK(!unproved.proved());
   CHECK(!unproved.failed());
 }
+
+TEST_CASE("models that equal nodes do not make equal are not proved", "[onnx]") {
+  SECTION("the same matrix along another axis") {
+    const auto build = [](bool along_channels) {
+      Builder b({1, 4, 4});
+      std::vector<float> matrix;
+      for (int i = 0; i < 16; ++i) matrix.push_back(static_cast<float>(i % 5));
+      std::vector<float> transposed;
+      for (std::size_t i = 0; i < 16; ++i) transposed.push_back(matrix[i % 4 * 4 + i / 4]);
+      return b.finish(along_channels ? b.node("Conv", {"x", b.constant({4, 4, 1}, transposed)})
+                                     : b.node("MatMul", {"x", b.constant({4, 4}, matrix)}));
+    };
+    CHECK(!compare_models(build(true), build(false)).proved());
+    CHECK(!compare_models(build(false), build(true)).proved());
+  }
+  SECTION("a mean without its axes") {
+    const auto build = [](std::int64_t keep) {
+      Builder b({1, 3, 4, 4});
+      const auto t = b.node("ReduceMean", {b.conv("x", {4, 3, 1, 1})},
+                            {Attribute::of("axes", Ints{2, 3}), Attribute::of("keepdims", keep)});
+      return b.finish(t);
+    };
+    CHECK(!compare_models(build(1), build(0)).proved());
+  }
+  SECTION("an output that is a constant") {
+    const auto build = [](float value) {
+      Builder b({1, 3});
+      onnx::Model model = b.finish("x");
+      model.nodes.push_back({.name = "c",
+                             .op_type = "Constant",
+                             .outputs = {"z"},
+                             .attributes = {Attribute::of("value_float", value)}});
+      model.outputs.push_back({.name = "z", .type = DataType::float32});
+      return model;
+    };
+    CHECK(compare_models(build(1), build(1)).proved());
+    CHECK(!compare_models(build(1), build(2)).proved());
+    onnx::Model initialized = build(1);
+    initialized.nodes.pop_back();
+    initialized.initializers.push_back(onnx::Tensor::of<float>("z", {}, std::vector<float>{2}));
+    CHECK(!compare_models(build(1), initialized).proved());
+    CHECK(compare_models(initialized, initialized).proved());
+  }
+  SECTION("a constant that a caller may replace, whose default is another") {
+    const auto build = [](float value) {
+      Builder b({1, 3});
+      onnx::Model model =
+          b.finish(b.node("Add", {"x", b.constant({3}, std::vector<float>(3, value))}));
+      model.inputs.push_back(Builder::info("c0", {3}));
+      return model;
+    };
+    CHECK(compare_models(build(1), build(1)).proved());
+    CHECK(!compare_models(build(1), build(2)).proved());
+  }
+  SECTION("operators of another version") {
+    const auto build = [](std::int64_t opset) {
+      Builder b({1, 3, 2}, opset);
+      return b.finish(b.node("Softmax", {"x"}));
+    };
+    CHECK(!compare_models(build(12), build(13)).proved());
+  }
+}
