@@ -34,40 +34,29 @@ std::string describe(const NewLayer& layer) {
 
 namespace {
 
-template <int Rank>
-std::span<const double> weight_of(const Conv<double, Rank>& layer) {
-  return layer.weight();
-}
-template <int Rank>
-std::span<const double> weight_of(const concertina::Transposed<double, Rank>& layer) {
-  return layer.layer().weight();
-}
-
-/// The layer that a region becomes, its elements not yet rounded to their type.
-NewLayer contract_region(const Graph& graph, Segments segments, const Plan& plan, bool wide) {
-  return with_expression({segments}, [&](auto type) {
+/// Puts the region's contraction in its place.
+void contract_region(const Graph& graph, Segments segments, const Plan& plan, Rewriter& rewriter) {
+  with_expression({segments}, [&](auto type) {
     using Expression = typename decltype(type)::type;
     constexpr int Rank = Expression::Rank;
     const auto size = size_of<Rank>(graph[segments.back().from], plan.layer.in_layout);
     concertina::Border<Rank> border{.interior_only = plan.where == Equality::interior};
     if (plan.where == Equality::size) border.input_size = size;
-    // The expression's layers are gone when the result is copied.
+    // The expression's layers are gone when the result is written.
     const auto contraction = [&] {
       const RegionExpression<Expression> region(graph, segments);
-      return wide ? concertina::contract<long double>(*region, border)
-                  : concertina::contract(*region, border);
+      return type_of(segments) == onnx::DataType::float64
+                 ? concertina::contract<long double>(*region, border)
+                 : concertina::contract(*region, border);
     }();
-    NewLayer result = plan.layer;
-    const auto& weight = weight_of(contraction);
-    result.weight.assign(weight.begin(), weight.end());
-    result.bias.assign(contraction.bias().begin(), contraction.bias().end());
     const auto finite = [](double element) { return std::isfinite(element); };
-    if (!std::ranges::all_of(result.weight, finite) || !std::ranges::all_of(result.bias, finite)) {
+    if (!std::ranges::all_of(layer_of(contraction).weight(), finite) ||
+        !std::ranges::all_of(contraction.bias(), finite)) {
       throw concertina::NumericalError(graph.model().origin + ": the region that makes " +
                                        in_quotes(graph[segments.front().to].name) +
                                        " has weights that are not finite, or contracts to such");
     }
-    return result;
+    rewriter.replace(segments, plan.layer, layer_of(contraction).weight(), contraction.bias());
   });
 }
 
@@ -127,8 +116,7 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
         if (!plan.possible || !wanted(segments)) {
           leave(segments, plan);
         } else {
-          const bool wide = type_of(segments) == onnx::DataType::float64;
-          rewriter.replace(segments, contract_region(graph, segments, plan, wide));
+          contract_region(graph, segments, plan, rewriter);
           ContractedRegion region{.source = graph[segments.back().from].name,
                                   .result = graph[segments.front().to].name,
                                   .nodes = {},

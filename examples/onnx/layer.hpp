@@ -32,13 +32,12 @@ concertina::PerAxis<Rank> per_axis(const Dims& dims) {
   return result;
 }
 
-/// A contracted layer, of any rank.
+/// A contracted layer, of any rank, without its elements.
 struct NewLayer {
   int rank = 0;
   Index out = 0, in = 0, groups = 1;
   Dims kernel = {}, strides = {}, dilations = {}, pads_begin = {}, pads_end = {};
   bool has_bias = false;
-  std::vector<double> weight = {}, bias = {};
   Layout in_layout = Layout::channels_first, out_layout = Layout::channels_first;
   bool flat = false;        // the result has no spatial axes, the source has
   bool transposed = false;  // a ConvTranspose; pads_end may be negative, an output padding

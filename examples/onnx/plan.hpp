@@ -15,7 +15,7 @@ namespace tool {
 struct Plan {
   bool possible = false;
   std::string reason, remedy;  // otherwise
-  NewLayer layer = {};         // without elements
+  NewLayer layer = {};
   Equality where = Equality::everywhere;
   std::string border = {};
   ModelCost before, after;

@@ -12,14 +12,14 @@ namespace tool {
 namespace {
 
 template <class Stored>
-onnx::Tensor rounded(const std::string& name, const Dims& dims, const std::vector<double>& values) {
+onnx::Tensor rounded(const std::string& name, const Dims& dims, std::span<const double> values) {
   std::vector<Stored> elements;
   elements.reserve(values.size());
   for (const double value : values) elements.push_back(concertina::detail::convert<Stored>(value));
   return onnx::Tensor::of<Stored>(name, dims, elements);
 }
 
-onnx::Tensor tensor_of(const std::string& name, const Dims& dims, const std::vector<double>& values,
+onnx::Tensor tensor_of(const std::string& name, const Dims& dims, std::span<const double> values,
                        onnx::DataType type) {
   switch (type) {
     case onnx::DataType::float16: return rounded<Eigen::half>(name, dims, values);
@@ -57,7 +57,10 @@ Rewriter::Rewriter(const Graph& graph) : graph_(graph), model_(graph.model()) {
   inserted_.resize(model_.nodes.size());
 }
 
-void Rewriter::replace(Segments segments, const NewLayer& layer) {
+void Rewriter::replace(Segments segments, const NewLayer& layer, std::span<const double> weight,
+                       std::span<const double> bias) {
+  weight_ = weight;
+  bias_ = bias;
   for (const Segment& segment : segments) {
     for (const LinearNode* map : segment.maps) {
       for (const int node : map->nodes) removed_[static_cast<std::size_t>(node)] = true;
@@ -130,7 +133,7 @@ std::string Rewriter::fresh(const std::string& wanted,
 }
 
 std::string Rewriter::constant(const std::string& suffix, const Dims& dims,
-                               const std::vector<double>& values) {
+                               std::span<const double> values) {
   constants_.push_back(tensor_of(fresh(result_->name + suffix, names_), dims, values, type_));
   return constants_.back().name;
 }
@@ -167,16 +170,15 @@ void Rewriter::write(const NewLayer& layer, std::string x) {
   const bool two_axes = result_->dims && result_->dims->size() == 2;
   if (layer.rank == 0 || (is_pointwise(layer) && layer.in_layout == Layout::channels_last &&
                           layer.out_layout == Layout::channels_last)) {
-    const bool gemm = layer.rank == 0 && two_axes && layer.groups == 1;
-    return write_linear(layer, x, gemm);
+    return write_linear(layer.in, layer.out, x, layer.rank == 0 && two_axes);
   }
   if (layer.in_layout == Layout::channels_last)
     x = move_channels(x, layer.rank, Layout::channels_first);
   if (layer.flat && covers(layer, *source_)) {
     x = node("Flatten", {x}, {onnx::Attribute::of("axis", std::int64_t{1})});
-    NewLayer rows = layer;
-    for (const Index extent : layer.kernel) rows.in *= extent;
-    return write_linear(rows, x, true);
+    Index in = layer.in;
+    for (const Index extent : layer.kernel) in *= extent;
+    return write_linear(in, layer.out, x, true);
   }
   x = layer.transposed ? write_conv_transpose(layer, x) : write_conv(layer, x);
   if (layer.flat) {
@@ -186,24 +188,26 @@ void Rewriter::write(const NewLayer& layer, std::string x) {
   }
 }
 
-void Rewriter::write_linear(const NewLayer& layer, const std::string& x, bool gemm) {
-  const Index in = layer.in / layer.groups;
-  if (layer.groups != 1) throw NotLinear("groups of a linear layer");
-  if (gemm && (layer.has_bias || graph_.opset() >= 11)) {
-    std::vector<std::string> inputs = {x, constant(".weight", {layer.out, in}, layer.weight)};
-    if (layer.has_bias) inputs.push_back(constant(".bias", {layer.out}, layer.bias));
-    node("Gemm", std::move(inputs), {onnx::Attribute::of("transB", std::int64_t{1})});
+std::vector<std::string> Rewriter::inputs_of(const std::string& x, const Dims& weight) {
+  std::vector<std::string> inputs = {x, constant(".weight", weight, weight_)};
+  if (!bias_.empty()) inputs.push_back(constant(".bias", {std::ssize(bias_)}, bias_));
+  return inputs;
+}
+
+void Rewriter::write_linear(Index in, Index out, const std::string& x, bool gemm) {
+  if (gemm && (!bias_.empty() || graph_.opset() >= 11)) {
+    node("Gemm", inputs_of(x, {out, in}), {onnx::Attribute::of("transB", std::int64_t{1})});
     return;
   }
-  std::vector<double> columns(layer.weight.size());
-  for (Index o = 0; o < layer.out; ++o) {
+  std::vector<double> columns(weight_.size());
+  for (Index o = 0; o < out; ++o) {
     for (Index i = 0; i < in; ++i) {
-      columns[static_cast<std::size_t>(i * layer.out + o)] =
-          layer.weight[static_cast<std::size_t>(o * in + i)];
+      columns[static_cast<std::size_t>(i * out + o)] =
+          weight_[static_cast<std::size_t>(o * in + i)];
     }
   }
-  const std::string product = node("MatMul", {x, constant(".weight", {in, layer.out}, columns)});
-  if (layer.has_bias) node("Add", {product, constant(".bias", {layer.out}, layer.bias)});
+  const std::string product = node("MatMul", {x, constant(".weight", {in, out}, columns)});
+  if (!bias_.empty()) node("Add", {product, constant(".bias", {out}, bias_)});
 }
 
 std::string Rewriter::write_conv_transpose(const NewLayer& layer, const std::string& x) {
@@ -215,9 +219,7 @@ std::string Rewriter::write_conv_transpose(const NewLayer& layer, const std::str
   Dims pads = layer.pads_begin;
   pads.insert(pads.end(), ends.begin(), ends.end());
   weight.insert(weight.end(), layer.kernel.begin(), layer.kernel.end());
-  std::vector<std::string> inputs = {x, constant(".weight", weight, layer.weight)};
-  if (layer.has_bias) inputs.push_back(constant(".bias", {layer.out}, layer.bias));
-  return node("ConvTranspose", std::move(inputs),
+  return node("ConvTranspose", inputs_of(x, weight),
               {onnx::Attribute::of("dilations", layer.dilations),
                onnx::Attribute::of("group", layer.groups),
                onnx::Attribute::of("kernel_shape", layer.kernel),
@@ -246,9 +248,7 @@ std::string Rewriter::write_conv(const NewLayer& layer, std::string x) {
   }
   Dims weight = {layer.out, layer.in / layer.groups};
   weight.insert(weight.end(), layer.kernel.begin(), layer.kernel.end());
-  std::vector<std::string> inputs = {x, constant(".weight", weight, layer.weight)};
-  if (layer.has_bias) inputs.push_back(constant(".bias", {layer.out}, layer.bias));
-  return node("Conv", std::move(inputs),
+  return node("Conv", inputs_of(x, weight),
               {onnx::Attribute::of("dilations", layer.dilations),
                onnx::Attribute::of("group", layer.groups),
                onnx::Attribute::of("kernel_shape", layer.kernel), onnx::Attribute::of("pads", pads),

@@ -6,6 +6,7 @@
 #include "onnx/regions.hpp"
 
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,9 +20,10 @@ class Rewriter {
 
   bool removed(int node) const { return removed_[static_cast<std::size_t>(node)]; }
 
-  /// Writes the layer in place of the region's nodes, under the name of the last; weights rounded
-  /// once to the type of the region's.
-  void replace(Segments region, const NewLayer& layer);
+  /// Writes the layer in place of the region's nodes, under the name of the last; its elements
+  /// rounded once to the type of the region's.
+  void replace(Segments region, const NewLayer& layer, std::span<const double> weight,
+               std::span<const double> bias);
 
   /// The model, without nodes and constants of which nothing is left that read them.
   onnx::Model finished() &&;
@@ -29,15 +31,17 @@ class Rewriter {
  private:
   /// A name that nothing has yet.
   std::string fresh(const std::string& wanted, std::set<std::string, std::less<>>& names) const;
-  std::string constant(const std::string& suffix, const Dims& dims,
-                       const std::vector<double>& values);
+  std::string constant(const std::string& suffix, const Dims& dims, std::span<const double> values);
   std::string constant(const std::string& suffix, const Dims& values);
   /// Appends a node; its output has a new name until another is given.
   std::string node(const std::string& op, std::vector<std::string> inputs,
                    std::vector<onnx::Attribute> attributes = {});
   std::string move_channels(const std::string& x, int rank, Layout to);
   void write(const NewLayer& layer, std::string x);
-  void write_linear(const NewLayer& layer, const std::string& x, bool gemm);
+  /// A linear layer that reads `in` channels.
+  void write_linear(Index in, Index out, const std::string& x, bool gemm);
+  /// Its weight, of this shape, and its bias where it has one, after x.
+  std::vector<std::string> inputs_of(const std::string& x, const Dims& weight);
   std::string write_conv(const NewLayer& layer, std::string x);
   std::string write_conv_transpose(const NewLayer& layer, const std::string& x);
   void remove_dead();
@@ -55,6 +59,7 @@ class Rewriter {
   std::vector<onnx::Node>* nodes_ = nullptr;
   std::string node_name_;
   onnx::DataType type_ = onnx::DataType::float32;
+  std::span<const double> weight_, bias_;
 };
 
 }  // namespace tool
