@@ -167,6 +167,7 @@ Model example() {
   result.opsets = {{"", 18}, {"custom", 2}};
   result.graph_name = "g";
   result.producer = "a test";
+  result.metadata = {{"key", "value"}, {"none", ""}};
   result.inputs = {{.name = "x",
                     .type = DataType::float32,
                     .shape = {{{.value = 1}, {.name = "height"}, {}, {.value = 0}}}}};
@@ -221,6 +222,7 @@ TEST_CASE("a model reads as it was written", "[onnx]") {
   CHECK(again.opset() == 18);
   CHECK(again.graph_name == "g");
   CHECK(again.producer == "a test");
+  CHECK(again.metadata == from.metadata);
   REQUIRE(names_of(again.inputs) == Names{"x"});
   CHECK(again.inputs[0].type == DataType::float32);
   CHECK(again.inputs[0].shape == from.inputs[0].shape);
@@ -831,6 +833,17 @@ TEST_CASE("what is not changed stays byte for byte", "[onnx]") {
     CHECK(written(read) == changed(bytes(2, "producer"), bytes(2, "another!")));
     read.producer.clear();
     CHECK(written(read) == changed(bytes(2, "producer"), bytes(2, "")));
+  }
+  SECTION("but for metadata, of which the last of equal keys holds") {
+    CHECK(read.metadata == std::map<std::string, std::string>{{"key", "value"}});
+    const std::string after = bytes(20, bytes(1, op("x", "y")));
+    read.metadata["a"] = "b";
+    CHECK(written(read) ==
+          changed(bytes(14, metadata) + after,
+                  bytes(14, bytes(1, "a") + bytes(2, "b")) + bytes(14, metadata) + after));
+    read.metadata.clear();
+    CHECK(written(read) == changed(bytes(14, metadata) + after, after));
+    CHECK(parse(file + bytes(14, bytes(1, "key") + bytes(2, "last"))).metadata["key"] == "last");
   }
   SECTION("but for operator sets") {
     read.opsets = {{"", 14}, {"d", 1}};

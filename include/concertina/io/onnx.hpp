@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -181,14 +182,15 @@ struct Model {
   std::int64_t ir_version = 8;
   std::vector<OperatorSet> opsets = {};
   std::string graph_name = {}, producer = {};
+  std::map<std::string, std::string> metadata = {};  // metadata_props; the last of equal keys
   std::vector<Node> nodes = {};
   std::vector<Tensor> initializers = {};
   std::vector<ValueInfo> inputs = {}, outputs = {}, values = {};
   std::vector<std::string> sparse_initializers = {};  // their names; kept, not read
 
-  /// What else the file holds, kept as it is: metadata, functions, annotations, fields that are not
-  /// known. Those of the members ir_version, opsets, graph_name and producer are here too, and are
-  /// written while they say the same as the member.
+  /// What else the file holds, kept as it is: functions, annotations, fields that are not known.
+  /// Those of the members ir_version, opsets, graph_name, producer and metadata are here too, and
+  /// are written while they say the same as the member.
   std::vector<Field> model_fields = {}, graph_fields = {};
   std::vector<std::shared_ptr<const void>> storage = {};  // of all that is a view
 

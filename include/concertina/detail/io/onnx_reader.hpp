@@ -31,17 +31,28 @@ inline void read_header(const Source& source, Model& model) {
   model.opsets.clear();
   model.producer.clear();
   model.graph_name.clear();
+  model.metadata.clear();
   for (const Field& field : model.model_fields) {
     Message message(source, field.encoded, "ModelProto");
     while (message.next()) {
       if (message.number() == 1) model.ir_version = message.integer();
       if (message.number() == 2) model.producer = message.text();
-      if (message.number() != 8) continue;
-      OperatorSet& opset = model.opsets.emplace_back();
-      Message import(source, message.bytes(), "OperatorSetIdProto");
-      while (import.next()) {
-        if (import.number() == 1) opset.domain = import.text();
-        if (import.number() == 2) opset.version = import.integer();
+      if (message.number() == 8) {
+        OperatorSet& opset = model.opsets.emplace_back();
+        Message import(source, message.bytes(), "OperatorSetIdProto");
+        while (import.next()) {
+          if (import.number() == 1) opset.domain = import.text();
+          if (import.number() == 2) opset.version = import.integer();
+        }
+      }
+      if (message.number() == 14) {
+        std::string key, value;
+        Message entry(source, message.bytes(), "StringStringEntryProto");
+        while (entry.next()) {
+          if (entry.number() == 1) key = entry.text();
+          if (entry.number() == 2) value = entry.text();
+        }
+        model.metadata.insert_or_assign(std::move(key), std::move(value));
       }
     }
   }

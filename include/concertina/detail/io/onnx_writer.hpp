@@ -142,6 +142,7 @@ inline Pieces encode(const Model& model, const Places& places) {
   const bool new_name = changed(was.graph_fields, 2, was.graph_name == model.graph_name);
   const bool new_version = changed(was.model_fields, 1, was.ir_version == model.ir_version);
   const bool new_producer = changed(was.model_fields, 2, was.producer == model.producer);
+  const bool new_metadata = changed(was.model_fields, 14, was.metadata == model.metadata);
   const bool new_opsets = changed(was.model_fields, 8, was.opsets == model.opsets);
 
   Ordered graph(was.graph_fields);
@@ -164,6 +165,14 @@ inline Pieces encode(const Model& model, const Places& places) {
       import.text(1, opset.domain);
       import.integer(2, opset.version);
       out.at(8).message(8, std::move(import));
+    }
+  }
+  if (new_metadata) {
+    for (const auto& [key, value] : model.metadata) {
+      Pieces entry;
+      entry.text(1, key);
+      entry.text(2, value);
+      out.at(14).message(14, std::move(entry));
     }
   }
   return out.finish();
