@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "expansion.hpp"
 
+#include "onnx/builder.hpp"
 #include "text.hpp"
 
 #include <concertina/expand.hpp>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <string_view>
 
@@ -19,10 +21,11 @@ using concertina::ConvShape;
 
 constexpr std::array<std::string_view, 5> strategies = {"cl", "ck", "fc", "cl+fc", "ck+fc"};
 
-bool applies(const std::string& strategy, const Node& node) {
-  if (strategy == "fc") return node.type == LayerType::linear;
-  if (node.type != LayerType::conv) return false;
-  return std::ranges::max(node.kernel) > (strategy == "ck" ? 3 : 1);
+bool applies(const std::string& strategy, const Graph& graph, int node) {
+  const std::string& type = graph.node(node).op_type;
+  if (strategy == "fc") return type == "Gemm";
+  if (type != "Conv") return false;
+  return std::ranges::max(conv_shape(graph, node).kernel_size) > (strategy == "ck" ? 3 : 1);
 }
 
 std::string reason(const std::string& strategy) {
@@ -35,7 +38,7 @@ std::string reason(const std::string& strategy) {
 class Plan {
  public:
   Plan(const Architecture& network, const Expansion& expansion)
-      : network_(network), expansion_(expansion) {
+      : network_(network), expansion_(expansion), graph_(network.model, {}) {
     const std::string& all = expansion.strategy;
     if (std::ranges::find(strategies, all) == strategies.end()) {
       throw UsageError("there is no expansion " + in_quotes(all) + "; there are " +
@@ -56,17 +59,24 @@ class Plan {
     }
   }
 
-  Node node(const Node& from) const {
-    Node to = from;
-    for (Node& part : to.parts) part = node(part);
-    const auto recipe = recipes_.find(from.layer.name);
-    if (from.kind != Node::Kind::layer || recipe == recipes_.end()) return to;
-    try {
-      return recipe->second.strategy == "fc" ? fc(from) : conv(from, recipe->second);
-    } catch (const concertina::Error& error) {
-      throw UsageError(network_.title + ": " + from.layer.name + " at rate " +
-                       brief(expansion_.rate) + ": " + error.what());
+  onnx::Model model() const {
+    onnx::Model result = network_.model;
+    result.nodes.clear();
+    for (int n = 0; n < static_cast<int>(network_.model.nodes.size()); ++n) {
+      const onnx::Node& from = graph_.node(n);
+      const auto recipe = recipes_.find(from.name);
+      if (recipe == recipes_.end()) {
+        result.nodes.push_back(from);
+        continue;
+      }
+      try {
+        replace(from, recipe->second.strategy == "fc" ? fc(n) : conv(n, recipe->second), result);
+      } catch (const concertina::Error& error) {
+        throw UsageError(network_.title + ": " + from.name + " at rate " + brief(expansion_.rate) +
+                         ": " + error.what());
+      }
     }
+    return result;
   }
 
  private:
@@ -76,24 +86,14 @@ class Plan {
     if (published != network_.recipes.end()) recipe = *published;
     const std::vector<std::string>& wanted = expansion_.layers;
     const std::size_t before = recipes_.size();
-    for_each_layer(network_.graph, [&](const Node& node) {
-      const std::string& name = node.layer.name;
-      const auto among = [&](const std::vector<std::string>& names) {
-        return names.empty() || std::ranges::find(names, name) != names.end();
-      };
-      if (applies(strategy, node) && among(wanted.empty() ? recipe.layers : wanted)) {
+    const std::vector<std::string>& among = wanted.empty() ? recipe.layers : wanted;
+    for (const std::string& name : layers_for(strategy)) {
+      if (among.empty() || std::ranges::find(among, name) != among.end()) {
         recipes_.emplace(name, recipe);
       }
-    });
+    }
     if (recipes_.size() > before) return;
-    const auto names_for = [&](const std::string& which) {
-      std::vector<std::string> names;
-      for_each_layer(network_.graph, [&](const Node& node) {
-        if (applies(which, node)) names.push_back(node.layer.name);
-      });
-      return names;
-    };
-    const std::vector<std::string> possible = names_for(strategy);
+    const std::vector<std::string> possible = layers_for(strategy);
     if (!possible.empty()) {
       throw UsageError("none of the layers " + listed(wanted) + " of " + network_.title +
                        " is there and expanded by " + strategy + "; it expands " +
@@ -101,35 +101,61 @@ class Plan {
     }
     std::vector<std::string> choices;
     for (const char* other : {"cl", "ck", "fc"}) {
-      if (!names_for(other).empty()) choices.emplace_back(other);
+      if (!layers_for(other).empty()) choices.emplace_back(other);
     }
     throw UsageError(reason(strategy) + ", of which " + network_.title + " has none; it has " +
                      "layers for " + listed(choices));
   }
 
-  template <int Rank>
-  static Node chain(const std::string& name, const std::vector<ConvShape<Rank>>& shapes) {
-    Node node;
-    node.layer.name = node.where = name;
-    for (std::size_t l = 0; l < shapes.size(); ++l) {
-      node.parts.push_back(layer_node(name + "." + std::to_string(l), shapes[l]));
+  std::vector<std::string> layers_for(const std::string& strategy) const {
+    std::vector<std::string> names;
+    for (int n = 0; n < static_cast<int>(network_.model.nodes.size()); ++n) {
+      if (applies(strategy, graph_, n)) names.push_back(graph_.node(n).name);
     }
-    return node;
+    return names;
   }
 
-  Node fc(const Node& from) const {
-    return chain(from.layer.name, expand_fc(linear_shape(from), {.rate = expansion_.rate}));
+  /// Puts a chain's nodes in the place of one, and its parameters in that of the node's.
+  static void replace(const onnx::Node& from, onnx::Model chain, onnx::Model& to) {
+    chain.nodes.front().inputs.front() = from.inputs.front();
+    chain.nodes.back().outputs = from.outputs;
+    std::ranges::move(chain.nodes, std::back_inserter(to.nodes));
+    const auto is_parameter = [&](const onnx::ValueInfo& input) {
+      return std::ranges::find(from.inputs.begin() + 1, from.inputs.end(), input.name) !=
+             from.inputs.end();
+    };
+    const auto at = std::ranges::find_if(to.inputs, is_parameter) - to.inputs.begin();
+    std::erase_if(to.inputs, is_parameter);
+    to.inputs.insert(to.inputs.begin() + at, chain.inputs.begin() + 1, chain.inputs.end());
   }
 
-  Node conv(const Node& from, const Recipe& recipe) const {
-    const ConvShape<2> shape = conv_shape(from);
+  /// What reads what the node reads.
+  Builder builder(int node) const {
+    return {network_.name, onnx::DataType::float32, graph_[graph_.input(node, 0)].dims.value()};
+  }
+
+  onnx::Model fc(int node) const {
+    Builder chain = builder(node);
+    const auto shapes = expand_fc(linear_shape(graph_, node), {.rate = expansion_.rate});
+    for (std::size_t l = 0; l < shapes.size(); ++l) {
+      chain.linear(part(node, l), shapes[l].out, shapes[l].bias);
+    }
+    return chain.finish();
+  }
+
+  std::string part(int node, std::size_t l) const {
+    return graph_.node(node).name + "." + std::to_string(l);
+  }
+
+  onnx::Model conv(int node, const Recipe& recipe) const {
+    const ConvShape<2> shape = conv_shape(graph_, node);
     const bool cl = recipe.strategy == "cl";
     concertina::ExpandOptions options{.rate = expansion_.rate};
     options.depthwise_middle = recipe.depthwise_middle && shape.groups > 1;
     if (cl && expansion_.stride_last) options.stride_on = 2;
-    const Index largest = std::ranges::max(from.kernel);
+    const Index largest = std::ranges::max(shape.kernel_size);
     const Index layers = cl ? 3 : largest / 2;
-    if (recipe.narrow_first && shape.in == network_.input.channels && layers > 2) {
+    if (recipe.narrow_first && shape.in == image_of(network_).front() && layers > 2) {
       const double width = expansion_.rate * static_cast<double>(shape.out);
       options.widths.assign(static_cast<std::size_t>(layers - 1),
                             std::max<Index>(std::llround(width), 1));
@@ -137,11 +163,14 @@ class Plan {
     }
     std::vector<ConvShape<2>> shapes = cl ? expand_cl(shape, options) : expand_ck(shape, options);
     for (std::size_t l = 0; recipe.inner_bias && l + 1 < shapes.size(); ++l) shapes[l].bias = true;
-    return chain(from.layer.name, shapes);
+    Builder chain = builder(node);
+    for (std::size_t l = 0; l < shapes.size(); ++l) chain.conv(part(node, l), shapes[l]);
+    return chain.finish();
   }
 
   const Architecture& network_;
   const Expansion& expansion_;
+  Graph graph_;
   std::map<std::string, Recipe> recipes_;
 };
 
@@ -155,7 +184,7 @@ Architecture expanded(const Architecture& network, const Expansion& expansion) {
   Architecture result = network;
   result.name += "-" + expansion.strategy;
   result.title += ", expanded by " + expansion.strategy;
-  result.graph = Plan(network, expansion).node(network.graph);
+  result.model = Plan(network, expansion).model();
   return result;
 }
 

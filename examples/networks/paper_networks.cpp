@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "paper_networks.hpp"
 
+#include "onnx/builder.hpp"
 #include "text.hpp"
 
 #include <algorithm>
@@ -22,6 +23,16 @@ ConvShape<2> with_bias(ConvShape<2> shape) {
   return shape;
 }
 
+/// A network of images with three channels, any number of them.
+Builder network(const std::string& name, Index height, Index width) {
+  return {name, onnx::DataType::float32, {unknown, 3, height, width}};
+}
+
+/// Square windows.
+Builder& max_pool(Builder& net, Index kernel, Index stride, Index padding = 0) {
+  return net.max_pool({kernel, kernel}, {stride, stride}, {padding, padding});
+}
+
 /// Names NAME.0, NAME.1, ... as those of the parts of a torch.nn.Sequential, which counts
 /// activations too.
 class Sequential {
@@ -29,9 +40,9 @@ class Sequential {
   Sequential(Builder& net, std::string name) : net_(net), name_(std::move(name) + ".") {}
 
   std::string next() { return name_ + std::to_string(count_++); }
-  Sequential& conv(const ConvShape<2>& shape, LayerType activation) {
+  Sequential& conv(const ConvShape<2>& shape, Builder& (Builder::*activation)()) {
     conv(shape);
-    net_.plain(activation);
+    (net_.*activation)();
     ++count_;
     return *this;
   }
@@ -49,34 +60,31 @@ class Sequential {
 };
 
 Architecture smallnet(Index kernel) {
-  const MapShape<2> input{.channels = 3, .size = 32};
-  Builder net(input);
+  Builder net = network("smallnet" + std::to_string(kernel), 32, 32);
   for (int block = 1; block <= 3; ++block) {
     const std::string name = "conv" + std::to_string(block);
     ConvShape<2> shape = with_bias(square(Index{4} << block, kernel));
     if (kernel == 3) shape.padding = 0;
-    net.conv(name, shape).batch_norm(name + "_bn").plain(LayerType::relu).max_pool(2, 2);
+    max_pool(net.conv(name, shape).batch_norm(name + "_bn").relu(), 2, 2);
   }
-  net.plain(LayerType::flatten).linear("fc1", 64).plain(LayerType::relu).linear("fc2", 10);
+  net.flatten().linear("fc1", 64).relu().linear("fc2", 10);
   const std::vector<std::string> convs = {"conv1", "conv2", "conv3"};
-  Architecture network{
+  Architecture result{
       .title = "SmallNet (" + std::to_string(kernel) + "x" + std::to_string(kernel) + ")",
-      .input = input,
-      .graph = net.graph(),
+      .model = net.finish(),
       .functional = true,
       .recipes = {{.strategy = "cl", .layers = convs, .narrow_first = true},
                   {.strategy = "fc", .layers = {"fc1"}}}};
   if (kernel > 3) {
-    network.recipes.push_back({.strategy = "ck", .layers = convs, .narrow_first = true});
+    result.recipes.push_back({.strategy = "ck", .layers = convs, .narrow_first = true});
   }
-  return network;
+  return result;
 }
 
 Architecture mobilenet() {
-  const MapShape<2> input{.channels = 3, .size = 224};
-  Builder net(input);
+  Builder net = network("mobilenet", 224, 224);
   std::vector<std::string> expanded{"model.0.0"};
-  Sequential(net, "model.0").conv(square(32, 3, 2), LayerType::relu);
+  Sequential(net, "model.0").conv(square(32, 3, 2), &Builder::relu);
   struct Block {
     Index out, stride;
   };
@@ -86,23 +94,21 @@ Architecture mobilenet() {
     const std::string name = "model." + std::to_string(expanded.size());
     const Index in = net.channels();
     Sequential(net, name)
-        .conv(square(in, 3, block.stride, in), LayerType::relu)
-        .conv(square(block.out, 1), LayerType::relu);
+        .conv(square(in, 3, block.stride, in), &Builder::relu)
+        .conv(square(block.out, 1), &Builder::relu);
     expanded.push_back(name + ".0");
   }
   // A module, which the paper's count sees; the means of the other networks are not.
-  net.avg_pool(7, 7).plain(LayerType::flatten).linear("fc", 1000);
+  net.avg_pool({7, 7}, {7, 7}, {0, 0}).flatten().linear("fc", 1000);
   return {.title = "MobileNet",
-          .input = input,
-          .graph = net.graph(),
+          .model = net.finish(),
           .recipes = {{.strategy = "cl", .layers = expanded}}};
 }
 
 Architecture mobilenet_v2() {
-  const MapShape<2> input{.channels = 3, .size = 224};
-  Builder net(input);
+  Builder net = network("mobilenetv2", 224, 224);
   std::vector<std::string> expanded{"features.0.0"};
-  Sequential(net, "features.0").conv(square(32, 3, 2), LayerType::relu6);
+  Sequential(net, "features.0").conv(square(32, 3, 2), &Builder::relu6);
   struct Stage {
     Index factor, out, repeats, stride;
   };
@@ -116,8 +122,8 @@ Architecture mobilenet_v2() {
       const std::string name = "features." + std::to_string(block) + ".conv";
       Builder inner = net.branch();
       Sequential layers(inner, name);
-      if (stage.factor > 1) layers.conv(square(hidden, 1), LayerType::relu6);
-      layers.conv(square(hidden, 3, stride, hidden), LayerType::relu6).conv(square(stage.out, 1));
+      if (stage.factor > 1) layers.conv(square(hidden, 1), &Builder::relu6);
+      layers.conv(square(hidden, 3, stride, hidden), &Builder::relu6).conv(square(stage.out, 1));
       if (stride == 2) expanded.push_back(name + ".3");
       // A sum of one branch is that branch.
       if (stride == 1 && in == stage.out) {
@@ -127,20 +133,18 @@ Architecture mobilenet_v2() {
       }
     }
   }
-  Sequential(net, "features." + std::to_string(block)).conv(square(1280, 1), LayerType::relu6);
-  net.plain(LayerType::global_avg_pool).linear("classifier.1", 1000);
+  Sequential(net, "features." + std::to_string(block)).conv(square(1280, 1), &Builder::relu6);
+  net.global_avg_pool().linear("classifier.1", 1000);
   return {.title = "MobileNetV2",
-          .input = input,
-          .graph = net.graph(),
+          .model = net.finish(),
           .recipes = {{.strategy = "cl", .layers = expanded}}};
 }
 
 Architecture shufflenet_v2() {
-  const MapShape<2> input{.channels = 3, .size = 224};
-  Builder net(input);
+  Builder net = network("shufflenetv2", 224, 224);
   std::vector<std::string> expanded{"conv1.0"};
-  Sequential(net, "conv1").conv(square(24, 3, 2), LayerType::relu);
-  net.max_pool(3, 2, 1);
+  Sequential(net, "conv1").conv(square(24, 3, 2), &Builder::relu);
+  max_pool(net, 3, 2, 1);
   struct Stage {
     int name;
     Index out;
@@ -156,43 +160,40 @@ Architecture shufflenet_v2() {
         const Index in = net.channels();
         Sequential(left, name + "1")
             .conv(square(in, 3, 2, in))
-            .conv(square(half, 1), LayerType::relu);
+            .conv(square(half, 1), &Builder::relu);
         expanded.push_back(name + "1.0");
       } else {
         left.channel_slice(0, half);
         right.channel_slice(half, stage.out);
       }
       Sequential(right, name + "2")
-          .conv(square(half, 1), LayerType::relu)
+          .conv(square(half, 1), &Builder::relu)
           .conv(square(half, 3, stride, half))
-          .conv(square(half, 1), LayerType::relu);
+          .conv(square(half, 1), &Builder::relu);
       expanded.push_back(name + "2.3");
       net.concat({left, right}).channel_shuffle(2);
     }
   }
-  Sequential(net, "conv5").conv(square(1024, 1), LayerType::relu);
-  net.plain(LayerType::global_avg_pool).linear("fc", 1000);
+  Sequential(net, "conv5").conv(square(1024, 1), &Builder::relu);
+  net.global_avg_pool().linear("fc", 1000);
   return {.title = "ShuffleNetV2 0.5x",
-          .input = input,
-          .graph = net.graph(),
+          .model = net.finish(),
           .recipes = {{.strategy = "cl", .layers = expanded, .depthwise_middle = true}}};
 }
 
 Architecture yolo_lite() {
-  const MapShape<2> input{.channels = 3, .size = 608};
-  Builder net(input);
+  Builder net = network("yololite", 608, 608);
   std::vector<std::string> expanded;
   for (const Index out : {16, 32, 64, 128, 128, 256}) {
     const std::string name = "conv" + std::to_string(expanded.size() + 1);
-    net.conv(name, square(out, 3)).batch_norm(name + "_bn").leaky_relu(0.1);
-    if (out != 256) net.max_pool(2, 2);
+    net.conv(name, square(out, 3)).batch_norm(name + "_bn").leaky_relu(0.1F);
+    if (out != 256) max_pool(net, 2, 2);
     expanded.push_back(name);
   }
   expanded.pop_back();
   net.conv("conv7", with_bias(square(125, 1)));
   return {.title = "YOLO-LITE",
-          .input = input,
-          .graph = net.graph(),
+          .model = net.finish(),
           .recipes = {{.strategy = "cl", .layers = expanded}}};
 }
 
@@ -201,7 +202,7 @@ void unet_level(Builder& net, Index width, int level, std::vector<std::string>& 
   const auto two = [&](const std::string& name) {
     for (const char* which : {".conv1", ".conv2"}) {
       net.conv(name + which, square(width, 3)).batch_norm(name + which + "_bn");
-      net.plain(LayerType::relu);
+      net.relu();
     }
   };
   const std::string number = std::to_string(level), down = "down" + number;
@@ -209,7 +210,7 @@ void unet_level(Builder& net, Index width, int level, std::vector<std::string>& 
   expanded.insert(expanded.end(), {down + ".conv1", down + ".conv2"});
   if (level == 5) return;
   Builder below = net.branch();
-  below.max_pool(2, 2);
+  max_pool(below, 2, 2);
   unet_level(below, 2 * width, level + 1, expanded);
   below.conv_transpose("up" + number + ".upsample", width, 2);
   net.concat({below, net.branch()});
@@ -217,31 +218,27 @@ void unet_level(Builder& net, Index width, int level, std::vector<std::string>& 
 }
 
 Architecture unet() {
-  const MapShape<2> input{.channels = 3, .size = {1024, 2048}};
-  Builder net(input);
+  Builder net = network("unet", 1024, 2048);
   std::vector<std::string> expanded;
   unet_level(net, 32, 1, expanded);
   net.conv("classifier", with_bias(square(20, 1)));
   return {.title = "U-Net",
-          .input = input,
-          .graph = net.graph(),
+          .model = net.finish(),
           .recipes = {{.strategy = "cl", .layers = expanded, .inner_bias = true}}};
 }
 
 Architecture alexnet(Index last) {
-  const MapShape<2> input{.channels = 3, .size = 224};
-  Builder net(input);
+  Builder net = network("alexnet" + std::to_string(last), 224, 224);
   ConvShape<2> first = with_bias(square(64, 11, 4));
   first.padding = 2;
-  net.conv("conv1", first).plain(LayerType::relu).max_pool(3, 2);
-  net.conv("conv2", with_bias(square(192, 5))).plain(LayerType::relu).max_pool(3, 2);
-  net.conv("conv3", with_bias(square(384, 3))).plain(LayerType::relu);
-  net.conv("conv4", with_bias(square(256, 3))).plain(LayerType::relu);
-  net.conv("conv5", with_bias(square(last, 3))).plain(LayerType::relu);
-  net.plain(LayerType::global_avg_pool).linear("fc", 1000);
+  max_pool(net.conv("conv1", first).relu(), 3, 2);
+  max_pool(net.conv("conv2", with_bias(square(192, 5))).relu(), 3, 2);
+  net.conv("conv3", with_bias(square(384, 3))).relu();
+  net.conv("conv4", with_bias(square(256, 3))).relu();
+  net.conv("conv5", with_bias(square(last, 3))).relu();
+  net.global_avg_pool().linear("fc", 1000);
   return {.title = "AlexNet " + std::to_string(last),
-          .input = input,
-          .graph = net.graph(),
+          .model = net.finish(),
           .recipes = {{.strategy = "ck", .layers = {"conv1", "conv2"}}}};
 }
 
@@ -278,9 +275,9 @@ Architecture paper_network(const std::string& name) {
     throw UsageError("there is no network " + in_quotes(name) + "; there are " +
                      listed(paper_network_names()));
   }
-  Architecture network = found->make();
-  network.name = name;
-  return network;
+  Architecture result = found->make();
+  result.name = name;
+  return result;
 }
 
 }  // namespace tool

@@ -32,8 +32,6 @@ std::vector<std::string> published(const Architecture& network) {
   return strategies;
 }
 
-nlohmann::json json_of(const MapShape<2>& map) { return {map.channels, map.size[0], map.size[1]}; }
-
 }  // namespace
 
 ExitCode networks(const NetworkOptions& options) {
@@ -44,11 +42,11 @@ ExitCode networks(const NetworkOptions& options) {
     const Architecture network = paper_network(name);
     const Cost cost = total(layer_costs(network));
     const std::vector<std::string> strategies = published(network);
-    cells.push_back({name, network.title, to_text(network.input), grouped(cost.parameters),
+    cells.push_back({name, network.title, to_text(image_of(network)), grouped(cost.parameters),
                      grouped(cost.multiply_adds), listed(strategies)});
     list.push_back({{"name", name},
                     {"title", network.title},
-                    {"input", json_of(network.input)},
+                    {"input", image_of(network)},
                     {"parameters", cost.parameters},
                     {"multiply_adds", cost.multiply_adds},
                     {"expanded_by", strategies}});
@@ -67,7 +65,7 @@ ExitCode network_info(const NetworkOptions& options) {
   const Cost sum = total(layers);
   nlohmann::json json{{"network", network.name},
                       {"title", network.title},
-                      {"input", json_of(network.input)},
+                      {"input", image_of(network)},
                       {"parameters", sum.parameters},
                       {"multiply_adds", sum.multiply_adds},
                       {"layers", nlohmann::json::array()}};
@@ -78,7 +76,7 @@ ExitCode network_info(const NetworkOptions& options) {
                      grouped(layer.cost.multiply_adds)});
     json["layers"].push_back({{"name", layer.name},
                               {"layer", layer.layer},
-                              {"output", json_of(layer.output)},
+                              {"output", layer.output},
                               {"parameters", layer.cost.parameters},
                               {"multiply_adds", layer.cost.multiply_adds}});
   }
@@ -86,7 +84,7 @@ ExitCode network_info(const NetworkOptions& options) {
   if (options.json) {
     std::cout << json.dump(2) << '\n';
   } else {
-    std::cout << network.title << ", one image of " << to_text(network.input) << '\n'
+    std::cout << network.title << ", one image of " << to_text(image_of(network)) << '\n'
               << table(cells);
   }
   return ok;
@@ -95,9 +93,7 @@ ExitCode network_info(const NetworkOptions& options) {
 ExitCode write_network(const NetworkOptions& options) {
   const Architecture network = described(options);
   const Cost cost = total(layer_costs(network));
-  concertina::io::Safetensors file = initialized(network, options.seed);
-  file.origin = options.out;
-  concertina::io::write_safetensors(options.out, file);
+  onnx::write_model(options.out, initialized(network, options.seed));
   std::cout << network.title << ": wrote " << printable(options.out) << ", "
             << grouped(cost.parameters) << " parameters\n";
   return ok;
