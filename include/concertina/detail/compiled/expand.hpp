@@ -9,35 +9,28 @@
 
 namespace concertina {
 
-#define CONCERTINA_INSTANTIATE(Scalar, Rank)                                                     \
-  template std::vector<Conv<Scalar, Rank>> detail::preserve(const ConvView<const Scalar, Rank>&, \
-                                                            const std::vector<ConvShape<Rank>>&, \
-                                                            AnyGenerator, Ends);
-#define CONCERTINA_DECLARE(Scalar, Rank) extern CONCERTINA_INSTANTIATE(Scalar, Rank)
-
-#ifdef CONCERTINA_COMPILING_EXPANSIONS_OF
-CONCERTINA_FOR_EACH_RANK(CONCERTINA_INSTANTIATE, CONCERTINA_COMPILING_EXPANSIONS_OF)
-#else
-CONCERTINA_FOR_EACH_LAYER(CONCERTINA_DECLARE)
-#endif
-
-#define CONCERTINA_LAY_OUT(name, Rank)                                                 \
-  CONCERTINA_EXTERN template std::vector<ConvShape<Rank>> name(const ConvShape<Rank>&, \
-                                                               const ExpandOptions&);
-#ifdef CONCERTINA_COMPILING_LAYOUTS
+#ifdef CONCERTINA_COMPILING_EXPANSIONS
 #define CONCERTINA_EXTERN
 #else
 #define CONCERTINA_EXTERN extern
 #endif
+#define CONCERTINA_PRESERVE(Scalar)                                                        \
+  CONCERTINA_EXTERN template std::vector<Conv<Scalar, detail::max_rank>> detail::preserve( \
+      const ConvView<const Scalar, detail::max_rank>&,                                     \
+      const std::vector<ConvShape<detail::max_rank>>&, int, AnyGenerator, Ends);
+CONCERTINA_PRESERVE(float)
+CONCERTINA_PRESERVE(double)
+
+#define CONCERTINA_LAY_OUT(name, Rank)                                                 \
+  CONCERTINA_EXTERN template std::vector<ConvShape<Rank>> name(const ConvShape<Rank>&, \
+                                                               const ExpandOptions&);
 CONCERTINA_FOR_EACH_RANK(CONCERTINA_LAY_OUT, expand_cl)
 CONCERTINA_LAY_OUT(expand_ck, 1)
 CONCERTINA_LAY_OUT(expand_ck, 2)
 CONCERTINA_LAY_OUT(expand_ck, 3)
-#undef CONCERTINA_EXTERN
 #undef CONCERTINA_LAY_OUT
-
-#undef CONCERTINA_DECLARE
-#undef CONCERTINA_INSTANTIATE
+#undef CONCERTINA_PRESERVE
+#undef CONCERTINA_EXTERN
 
 }  // namespace concertina
 

@@ -123,13 +123,20 @@ std::vector<ConvShape<Rank>> expand_ck(const ConvShape<Rank>& shape, const Expan
 
 namespace detail {
 
+/// A shape that stands for one of lower rank.
+inline AnyShape with_rank(const ConvShape<max_rank>& shape, int rank) {
+  AnyShape result = shape;
+  result.rank = rank;
+  return result;
+}
+
 /// 1x1, one kernel a hidden channel, 1x1, for one group of `target`. The middle is linear in the
 /// target tap by tap.
-template <class Real, int Rank>
-std::vector<Conv<Real, Rank>> preserve_depthwise_middle(const Conv<Real, Rank>& target,
-                                                        const std::vector<ConvShape<Rank>>& shapes,
-                                                        AnyGenerator& generator, Ends ends) {
-  std::vector<Conv<Real, Rank>> layers(shapes.begin(), shapes.end());
+template <class Real>
+std::vector<Conv<Real, max_rank>> preserve_depthwise_middle(
+    const Conv<Real, max_rank>& target, const std::vector<ConvShape<max_rank>>& shapes,
+    AnyGenerator& generator, Ends ends) {
+  std::vector<Conv<Real, max_rank>> layers(shapes.begin(), shapes.end());
   const Index in = target.shape().in, out = target.shape().out, hidden = shapes[1].in;
   const Index taps = numel(target.shape().kernel_size);
   using Map = Eigen::Map<RowMajor<Real>>;
@@ -164,9 +171,10 @@ std::vector<Conv<Real, Rank>> preserve_depthwise_middle(const Conv<Real, Rank>& 
 }
 
 /// Throws ExpansionError unless the layers contract to the target within what rounding explains.
-template <class Scalar, int Rank>
-void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
-                       const ConvView<const Scalar, Rank>& target) {
+template <class Scalar>
+void require_preserved(const std::vector<Conv<Scalar, max_rank>>& layers,
+                       const ConvView<const Scalar, max_rank>& target, int rank) {
+  constexpr int Rank = max_rank;
   using A = typename DefaultAccumulator<Scalar>::type;
   using Ref = Reference<A>;
   std::vector<Conv<Ref, Rank>> wide, sizes;
@@ -199,18 +207,21 @@ void require_preserved(const std::vector<Conv<Scalar, Rank>>& layers,
   message.precision(3);
   message << "layers of these widths cannot represent the kernel: the best leave a relative "
              "residual of "
-          << std::sqrt(norm > 0 ? error / norm : error) << " (" << to_string(target.shape())
-          << " into";
-  for (const auto& layer : layers) message << ", " << to_string(layer.shape());
+          << std::sqrt(norm > 0 ? error / norm : error) << " ("
+          << to_string(with_rank(target.shape(), rank)) << " into";
+  for (const auto& layer : layers) message << ", " << to_string(with_rank(layer.shape(), rank));
   message << "); expand at a higher rate, or another way";
   throw ExpansionError(message.str());
 }
 
-/// See concertina::preserve.
-template <class Scalar, int Rank>
-std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& target,
-                                         const std::vector<ConvShape<Rank>>& shapes,
-                                         AnyGenerator generator, Ends ends) {
+/// See concertina::preserve. Layers of lower rank are expanded as layers of this one, so that it is
+/// compiled once; `rank` is theirs, for messages.
+template <class Scalar>
+std::vector<Conv<Scalar, max_rank>> preserve(const ConvView<const Scalar, max_rank>& target,
+                                             const std::vector<ConvShape<max_rank>>& shapes,
+                                             int rank, AnyGenerator generator, Ends ends) {
+  constexpr int Rank = max_rank;
+  const auto named = [&](const ConvShape<Rank>& each) { return to_string(with_rank(each, rank)); };
   // Shifts only copy elements, so any scalar will do; a system is solved in double, or in what is
   // wider.
   using Real = std::conditional_t<
@@ -218,13 +229,13 @@ std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& tar
       std::conditional_t<(std::numeric_limits<Scalar>::digits > 53), long double, double>>;
   const ConvShape<Rank>& shape = target.shape();
   if (Form(shapes).shape() != normalized(shape)) {
-    throw ShapeError("these layers contract to " + to_string(Form(shapes).shape()) + ", not to " +
-                     to_string(shape));
+    throw ShapeError("these layers contract to " + named(Form(shapes).shape()) + ", not to " +
+                     named(shape));
   }
   if (shapes.back().bias != shape.bias) {
-    throw ShapeError("the last layer (" + to_string(shapes.back()) +
-                     ") must have a bias just where the layer it expands has one (" +
-                     to_string(shape) + ")");
+    throw ShapeError("the last layer (" + named(shapes.back()) +
+                     ") must have a bias just where the layer it expands has one (" + named(shape) +
+                     ")");
   }
   if (!rounds<Scalar> && ends == Ends::orthonormal) {
     throw ShapeError("orthonormal ends need a floating-point scalar; use Ends::shift");
@@ -233,8 +244,7 @@ std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& tar
     const auto finite = [](const Scalar& n) { return std::isfinite(static_cast<long double>(n)); };
     if (!std::ranges::all_of(target.weight(), finite) ||
         !std::ranges::all_of(target.bias(), finite)) {
-      throw ExpansionError("the layer has an element that is not finite (" + to_string(shape) +
-                           ")");
+      throw ExpansionError("the layer has an element that is not finite (" + named(shape) + ")");
     }
   }
   const Index groups = shape.groups;
@@ -247,8 +257,8 @@ std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& tar
     ConvShape<Rank> part = shapes[l];
     const bool middle = depthwise_middle && l == 1;
     if (part.groups != groups && !middle) {
-      throw ShapeError("layer " + std::to_string(l + 1) + " (" + to_string(part) +
-                       ") must have the groups of the layer it expands (" + to_string(shape) + ")");
+      throw ShapeError("layer " + std::to_string(l + 1) + " (" + named(part) +
+                       ") must have the groups of the layer it expands (" + named(shape) + ")");
     }
     part.in /= groups;
     part.out /= groups;
@@ -274,14 +284,14 @@ std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& tar
     if (depthwise_middle) {
       found = preserve_depthwise_middle(wanted, parts, generator, ends);
     } else if (ends == Ends::shift) {
-      found = ShiftEnds<Real, Rank>(wanted, parts, generator).layers();
+      found = ShiftEnds<Real>(wanted, parts, generator).layers();
     } else if constexpr (rounds<Real>) {
-      found = OrthonormalEnds<Real, Rank>(wanted, parts, generator).layers();
+      found = OrthonormalEnds<Real>(wanted, parts, generator).layers();
     }
     if (found.empty()) {
       throw ExpansionError(
           "the maps between are too narrow to hold the shifted copies of every channel (" +
-          to_string(shape) + "); expand at a higher rate, or with Ends::orthonormal");
+          named(shape) + "); expand at a higher rate, or with Ends::orthonormal");
     }
     for (std::size_t l = 0; l < found.size(); ++l) {
       const auto from = found[l].weight();
@@ -292,7 +302,7 @@ std::vector<Conv<Scalar, Rank>> preserve(const ConvView<const Scalar, Rank>& tar
     }
   }
   std::ranges::copy(target.bias(), layers.back().bias().begin());
-  require_preserved(layers, target);
+  require_preserved(layers, target, rank);
   return layers;
 }
 
@@ -302,9 +312,21 @@ template <Layer F, BitGenerator Generator>
 std::vector<Conv<typename F::Scalar, F::Rank>> preserve(
     const F& layer, const std::vector<ConvShape<F::Rank>>& shapes, Generator& generator,
     Ends ends) {
+  using Scalar = typename F::Scalar;
+  constexpr int Rank = F::Rank;
+  const ConvView<const Scalar, Rank> view(layer);
+  const std::vector<detail::AnyShape> all(shapes.begin(), shapes.end());
   const auto bits = [&] { return random_bits(generator); };
-  return detail::preserve<typename F::Scalar, F::Rank>(layer, shapes, detail::AnyGenerator(bits),
-                                                       ends);
+  const auto wide =
+      detail::preserve<Scalar>({detail::AnyShape(view.shape()), view.weight(), view.bias()},
+                               {all.begin(), all.end()}, Rank, detail::AnyGenerator(bits), ends);
+  std::vector<Conv<Scalar, Rank>> layers;
+  for (std::size_t l = 0; l < wide.size(); ++l) {
+    const auto weight = wide[l].weight(), bias = wide[l].bias();
+    layers.emplace_back(shapes[l], std::vector<Scalar>(weight.begin(), weight.end()),
+                        std::vector<Scalar>(bias.begin(), bias.end()));
+  }
+  return layers;
 }
 
 }  // namespace concertina

@@ -13,8 +13,7 @@ namespace concertina::detail {
 
 /// Indices of the layers with the most weights, and so the most freedom, first; in the chain's
 /// order where equal.
-template <int Rank>
-std::vector<std::size_t> largest_first(const std::vector<ConvShape<Rank>>& shapes) {
+inline std::vector<std::size_t> largest_first(const std::vector<ConvShape<max_rank>>& shapes) {
   std::vector<std::size_t> order(shapes.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::ranges::sort(order, {},

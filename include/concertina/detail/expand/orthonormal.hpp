@@ -54,9 +54,10 @@ inline Index part_begin(Index total, Index parts, Index i) { return total * i / 
 /// of outputs in L; each pair of blocks is then a small system, and all pairs share one matrix. A
 /// random rotation of each map between two layers, absorbed by the layers on its sides, mixes the
 /// blocks again.
-template <class Real, int Rank>
+template <class Real>
 class OrthonormalEnds {
  public:
+  static constexpr int Rank = max_rank;
   using Layers = std::vector<Conv<Real, Rank>>;
 
   OrthonormalEnds(const Conv<Real, Rank>& target, std::vector<ConvShape<Rank>> shapes,
@@ -67,7 +68,7 @@ class OrthonormalEnds {
   /// the target.
   Layers layers() {
     const auto pointwise = [&](std::size_t l) { return numel(shapes_[l].kernel_size) == 1; };
-    const std::vector<std::size_t> order = largest_first<Rank>(shapes_);
+    const std::vector<std::size_t> order = largest_first(shapes_);
     Layers best;
     for (const std::size_t free : order) {
       bool others_pointwise = true;

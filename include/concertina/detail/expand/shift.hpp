@@ -57,9 +57,10 @@ inline std::optional<Shifts> cover(Index kernel, Index free, Index reach_before,
 /// output channel; the free layer's taps hold the target's. Hidden channels that no copy uses carry
 /// zeros into the free layer, or are not read after it; what else they touch is random, so that
 /// training can wake them.
-template <class Scalar, int Rank>
+template <class Scalar>
 class ShiftEnds {
  public:
+  static constexpr int Rank = max_rank;
   using Layers = std::vector<Conv<Scalar, Rank>>;
 
   ShiftEnds(const Conv<Scalar, Rank>& target, std::vector<ConvShape<Rank>> shapes,
@@ -68,7 +69,7 @@ class ShiftEnds {
 
   /// The layers, or none where no layer's neighbours can hold the copies that the kernel takes.
   Layers layers() {
-    const std::vector<std::size_t> order = largest_first<Rank>(shapes_);
+    const std::vector<std::size_t> order = largest_first(shapes_);
     for (const std::size_t free : order) {
       if (find_shifts(free)) return build(free);
     }

@@ -1,3 +1,3 @@
 // SPDX-License-Identifier: Apache-2.0
-#define CONCERTINA_COMPILING_EXPANSIONS_OF double
+#define CONCERTINA_COMPILING_EXPANSIONS
 #include <concertina/expand.hpp>
