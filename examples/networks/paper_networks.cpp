@@ -1,4 +1,4 @@
-// Seven networks, layer by layer.
+// Networks, layer by layer.
 // SPDX-License-Identifier: Apache-2.0
 #include "paper_networks.hpp"
 
@@ -242,6 +242,61 @@ Architecture alexnet(Index last) {
           .recipes = {{.strategy = "ck", .layers = {"conv1", "conv2"}}}};
 }
 
+// ---- others' blocks
+
+/// A convolution with a batch norm, NAME.conv and NAME.bn.
+Builder normalised(const Builder& input, const std::string& name, const ConvShape<2>& shape) {
+  Builder branch = input.branch();
+  return branch.conv(name + ".conv", shape).batch_norm(name + ".bn");
+}
+
+/// Such branches side by side, NAME.0, NAME.1, ..., beside a batch norm of the input itself where
+/// channels and size allow; then a ReLU.
+void add_block(Builder& net, const std::string& name, const std::vector<ConvShape<2>>& branches) {
+  std::vector<Builder> parts;
+  for (const ConvShape<2>& shape : branches) {
+    parts.push_back(normalised(net, name + "." + std::to_string(parts.size()), shape));
+  }
+  if (parts.front().dims() == net.dims()) {
+    Builder identity = net.branch();
+    parts.push_back(identity.batch_norm(name + ".identity"));
+  }
+  net.sum(parts).relu();
+}
+
+Architecture repvgg() {
+  Builder net = network("repvgg", 32, 32);
+  for (const Index width : {24, 48, 96}) {
+    for (const Index block : {0, 1}) {
+      const Index stride = block == 0 && width > 24 ? 2 : 1;
+      add_block(net, "stage" + std::to_string(width / 24) + "." + std::to_string(block),
+                {square(width, 3, stride), square(width, 1, stride)});
+    }
+  }
+  net.global_avg_pool().linear("fc", 10);
+  return {.title = "RepVGG, small", .model = net.finish()};
+}
+
+Architecture mobileone() {
+  Builder net = network("mobileone", 32, 32);
+  add_block(net, "stage0", {square(32, 3), square(32, 1)});
+  constexpr std::size_t copies = 4;
+  struct Block {
+    Index out, stride;
+  };
+  int number = 1;
+  for (const Block& block : {Block{64, 1}, Block{64, 1}, Block{128, 2}, Block{128, 1}}) {
+    const std::string name = "stage" + std::to_string(number++);
+    const Index in = net.channels();
+    std::vector<ConvShape<2>> branches(copies, square(in, 3, block.stride, in));
+    branches.push_back(square(in, 1, block.stride, in));
+    add_block(net, name + ".depthwise", branches);
+    add_block(net, name + ".pointwise", std::vector(copies, square(block.out, 1)));
+  }
+  net.global_avg_pool().linear("fc", 10);
+  return {.title = "MobileOne, small", .model = net.finish()};
+}
+
 struct Entry {
   std::string name;
   Architecture (*make)();
@@ -257,7 +312,9 @@ const std::vector<Entry>& entries() {
                                          {"unet", unet},
                                          {"alexnet128", [] { return alexnet(128); }},
                                          {"alexnet256", [] { return alexnet(256); }},
-                                         {"alexnet512", [] { return alexnet(512); }}};
+                                         {"alexnet512", [] { return alexnet(512); }},
+                                         {"repvgg", repvgg},
+                                         {"mobileone", mobileone}};
   return all;
 }
 
