@@ -158,8 +158,8 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
   std::ranges::reverse(result.regions);
   result.assumed_size = std::ranges::any_of(model.inputs, [&](const onnx::ValueInfo& input) {
     const GraphTensor& tensor = graph[graph.find(input.name)];
-    return !tensor.constant && tensor.dims &&
-           std::ranges::find(*tensor.dims, unknown) != tensor.dims->end();
+    return !tensor.constant && tensor.dims && tensor.dims->size() > 1 &&  // the batch is no size
+           std::find(tensor.dims->begin() + 1, tensor.dims->end(), unknown) != tensor.dims->end();
   });
   result.model = std::move(rewriter).finished();
   const Graph after(result.model, options.graph);
