@@ -21,11 +21,11 @@ std::string describe(const NewLayer& layer) {
     const concertina::ConvShape<Rank> shape{
         .out = layer.out,
         .in = layer.in,
-        .kernel_size = per_axis<Rank>(layer.kernel),
-        .stride = per_axis<Rank>(layer.strides),
-        .padding = concertina::Padding<Rank>::sides(per_axis<Rank>(layer.pads_begin),
-                                                    per_axis<Rank>(layer.pads_end)),
-        .dilation = per_axis<Rank>(layer.dilations),
+        .kernel_size = per_axis<Rank>(layer.kernel, 1),
+        .stride = per_axis<Rank>(layer.strides, 1),
+        .padding = concertina::Padding<Rank>::sides(per_axis<Rank>(layer.pads_begin, 0),
+                                                    per_axis<Rank>(layer.pads_end, 0)),
+        .dilation = per_axis<Rank>(layer.dilations, 1),
         .groups = layer.groups,
         .bias = layer.has_bias};
     return (layer.transposed ? "transposed " : "") + concertina::to_string(shape);

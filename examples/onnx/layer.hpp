@@ -25,10 +25,13 @@ auto with_rank(int rank, const F& f) {
   }
 }
 
+/// Further axes get `otherwise`.
 template <int Rank>
-concertina::PerAxis<Rank> per_axis(const Dims& dims) {
-  concertina::PerAxis<Rank> result;
-  for (int axis = 0; axis < Rank; ++axis) result[axis] = dims.at(static_cast<std::size_t>(axis));
+concertina::PerAxis<Rank> per_axis(const Dims& dims, Index otherwise) {
+  concertina::PerAxis<Rank> result = otherwise;
+  for (std::size_t axis = 0; axis < std::min<std::size_t>(dims.size(), Rank); ++axis) {
+    result[static_cast<int>(axis)] = dims[axis];
+  }
   return result;
 }
 
@@ -43,12 +46,13 @@ struct NewLayer {
   bool transposed = false;  // a ConvTranspose; pads_end may be negative, an output padding
 };
 
+/// The layer of which the shape has further axes, of one position.
 template <int Rank>
-NewLayer layer_of_shape(const concertina::ConvShape<Rank>& shape) {
-  const auto list = [](const concertina::PerAxis<Rank>& axes) {
-    return Dims(axes.begin(), axes.end());
+NewLayer layer_of_shape(const concertina::ConvShape<Rank>& shape, int rank) {
+  const auto list = [&](const concertina::PerAxis<Rank>& axes) {
+    return Dims(axes.begin(), axes.begin() + rank);
   };
-  return {.rank = Rank,
+  return {.rank = rank,
           .out = shape.out,
           .in = shape.in,
           .groups = shape.groups,
@@ -72,10 +76,10 @@ inline bool is_pointwise(const NewLayer& layer) {
 /// positions.
 template <int Rank>
 NewLayer layer_of_dense_shape(const concertina::ConvShape<Rank>& dense,
-                              const concertina::PerAxis<Rank>& stride) {
-  NewLayer layer = layer_of_shape(dense);
+                              const concertina::PerAxis<Rank>& stride, int rank) {
+  NewLayer layer = layer_of_shape(dense, rank);
   layer.transposed = true;
-  layer.strides.assign(stride.begin(), stride.end());
+  layer.strides.assign(stride.begin(), stride.begin() + rank);
   for (std::size_t axis = 0; axis < layer.kernel.size(); ++axis) {
     const Index reach = layer.dilations[axis] * (layer.kernel[axis] - 1);
     layer.pads_begin[axis] = reach - layer.pads_begin[axis];

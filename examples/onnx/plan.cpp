@@ -150,10 +150,10 @@ void Planner::judge(Segments segments, Plan& plan) const {
     }
   }
   if constexpr (std::same_as<Expression, concertina::TransposedExpr<double, Rank>>) {
-    plan.layer = layer_of_dense_shape(*shape, (*region).stride());
+    plan.layer = layer_of_dense_shape(*shape, (*region).stride(), rank_of(segments));
     require_writable(plan.layer);
   } else {
-    plan.layer = layer_of_shape(*shape);
+    plan.layer = layer_of_shape(*shape, rank_of(segments));
   }
   plan.layer.in_layout = region.layouts()[segments.back().from];
   plan.layer.out_layout = region.layouts()[segments.front().to];

@@ -1,4 +1,5 @@
-// Regions as expressions of the library, at the rank that is known when they are found.
+// Regions as expressions of the library. Those of fewer than two spatial axes get further ones, of
+// one position, so that less is compiled.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -32,7 +33,8 @@ class RegionExpression {
 
  public:
   /// Throws NotLinear where the region is no such map.
-  RegionExpression(const Graph& graph, Segments segments) : graph_(graph), layouts_(segments) {
+  RegionExpression(const Graph& graph, Segments segments)
+      : graph_(graph), layouts_(segments), rank_(rank_of(segments)) {
     const int source = segments.back().from;
     channels_ = channels_of(source, segments);
     for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
@@ -137,8 +139,8 @@ class RegionExpression {
       }
       case Kind::average_pool:
         return part(concertina::average_pool<double, Rank>(
-                        map.channels, per_axis<Rank>(map.windows->kernel),
-                        per_axis<Rank>(map.windows->strides), padding(*map.windows)),
+                        map.channels, per_axis<Rank>(map.windows->kernel, 1),
+                        per_axis<Rank>(map.windows->strides, 1), padding(*map.windows)),
                     map.channels);
       case Kind::pad: {
         Conv<double, Rank> ones({.out = map.channels,
@@ -161,22 +163,22 @@ class RegionExpression {
   }
 
   static concertina::Padding<Rank> padding(const Windows& windows) {
-    return concertina::Padding<Rank>::sides(per_axis<Rank>(windows.pads_begin),
-                                            per_axis<Rank>(windows.pads_end));
+    return concertina::Padding<Rank>::sides(per_axis<Rank>(windows.pads_begin, 0),
+                                            per_axis<Rank>(windows.pads_end, 0));
   }
 
   /// Of a weight as Conv has it, without bias.
-  static ConvShape<Rank> shape_of(const LinearNode& map) {
+  ConvShape<Rank> shape_of(const LinearNode& map) const {
     const auto& dims = map.weight->dims;
-    if (static_cast<int>(dims.size()) != Rank + 2) {
+    if (static_cast<int>(dims.size()) != rank_ + 2) {
       throw NotLinear("its layers have other numbers of spatial axes");
     }
     return {.out = dims[0],
             .in = dims[1] * map.groups,
-            .kernel_size = per_axis<Rank>(map.windows->kernel),
-            .stride = per_axis<Rank>(map.windows->strides),
+            .kernel_size = per_axis<Rank>(map.windows->kernel, 1),
+            .stride = per_axis<Rank>(map.windows->strides, 1),
             .padding = padding(*map.windows),
-            .dilation = per_axis<Rank>(map.windows->dilations),
+            .dilation = per_axis<Rank>(map.windows->dilations, 1),
             .groups = map.groups};
   }
 
@@ -185,8 +187,8 @@ class RegionExpression {
       // The weight as it lies is that of the layer of which this is the adjoint.
       const ConvShape<Rank> shape = shape_of(map);
       const Conv<double, Rank> layer(shape, map.weight->template values<double>());
-      return {Expression(concertina::Transposed<double, Rank>(layer, bias_of(map.bias),
-                                                              per_axis<Rank>(map.output_padding))),
+      return {Expression(concertina::Transposed<double, Rank>(
+                  layer, bias_of(map.bias), per_axis<Rank>(map.output_padding, 0))),
               shape.in};
     } else {
       throw NotLinear("a transposed convolution");
@@ -230,7 +232,7 @@ class RegionExpression {
     ConvShape<Rank> shape{.out = out, .in = in, .bias = !bias.empty()};
     if (!map.size.empty()) {
       shape.in = map.channels;
-      shape.kernel_size = per_axis<Rank>(map.size);
+      shape.kernel_size = per_axis<Rank>(map.size, 1);
     }
     return part(Conv<double, Rank>(shape, std::move(weight), std::move(bias)), out);
   }
@@ -268,6 +270,7 @@ class RegionExpression {
 
   const Graph& graph_;
   Layouts layouts_;
+  int rank_;                  // spatial axes
   Index channels_ = unknown;  // of what the next layer reads
   int from_ = -1;
   std::map<int, const LinearNode*> makers_;
@@ -278,14 +281,13 @@ class RegionExpression {
 /// The spatial size of a region's source, where it is known.
 template <int Rank>
 std::optional<PerAxis<Rank>> size_of(const GraphTensor& source, Layout layout) {
-  if constexpr (Rank == 0) return std::nullopt;
-  if (!source.dims || source.dims->size() != static_cast<std::size_t>(Rank) + 2) {
+  if (!source.dims || source.dims->size() < 3 || source.dims->size() > std::size_t{Rank} + 2) {
     return std::nullopt;
   }
   const auto begin = source.dims->begin() + (layout == Layout::channels_first ? 2 : 1);
-  const Dims size(begin, begin + Rank);
+  const Dims size(begin, begin + std::ssize(*source.dims) - 2);
   if (std::ranges::any_of(size, [](Index extent) { return extent < 1; })) return std::nullopt;
-  return per_axis<Rank>(size);
+  return per_axis<Rank>(size, 1);
 }
 
 /// Calls f with the type of expression that these regions are.
@@ -297,13 +299,12 @@ auto with_expression(std::initializer_list<Segments> regions, const F& f) {
     rank = std::max(rank, rank_of(region));
     transposed = transposed || contains(region, {Kind::conv_transpose});
   }
-  return with_rank(rank, [&](auto constant) {
-    constexpr int Rank = constant();
-    if constexpr (Rank > 0) {
-      if (transposed) return f(std::type_identity<concertina::TransposedExpr<double, Rank>>());
-    }
-    return f(std::type_identity<Expr<double, Rank>>());
-  });
+  const auto at_rank = [&]<int Rank>(std::integral_constant<int, Rank>) {
+    return transposed ? f(std::type_identity<concertina::TransposedExpr<double, Rank>>())
+                      : f(std::type_identity<Expr<double, Rank>>());
+  };
+  return rank <= 2 ? at_rank(std::integral_constant<int, 2>())
+                   : at_rank(std::integral_constant<int, 3>());
 }
 
 /// The layer that has a contraction's weight.
