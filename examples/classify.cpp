@@ -1,16 +1,15 @@
-// Runs a trained network over CIFAR-10's test images, expanded and compact, and compares what it
-// recognises with what the file says.
+// Runs trained networks over CIFAR-10's test images and compares what they recognise with one
+// another and with what the files say.
 // SPDX-License-Identifier: Apache-2.0
 //
-//     classify NETWORK.safetensors cifar-10-batches-bin/test_batch.bin
+//     classify MODEL.onnx [OTHER.onnx] cifar-10-batches-bin/test_batch.bin
 //
 // The images are those of https://www.cs.toronto.edu/~kriz/cifar.html, "CIFAR-10 binary version":
 // records of one byte for the class and 3072 for the pixels, red, green, blue, each row-major.
-#include "networks/graph.hpp"
-#include "networks/inference.hpp"
+#include "onnx/evaluate.hpp"
 #include "text.hpp"
 
-#include <concertina/io/safetensors.hpp>
+#include <concertina/io/onnx.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -19,6 +18,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <fstream>
 #include <future>
 #include <iostream>
@@ -27,12 +27,13 @@
 #include <sstream>
 #include <string>
 #include <thread>
-#include <utility>
+#include <variant>
 #include <vector>
 
 namespace {
 
-using tool::Form, tool::Index, tool::Tensor;
+using concertina::onnx::DataType, concertina::onnx::Model;
+using Index = std::ptrdiff_t;
 
 constexpr Index pixels = 3 * 32 * 32, record = 1 + pixels, classes = 10;
 constexpr Index test_images = 10'000;  // what the counts in a file are counts of
@@ -65,36 +66,60 @@ Index image_count(const std::string& records) {
   return static_cast<Index>(records.size()) / record;
 }
 
-Tensor<float> images(const std::string& records, Index begin, Index end) {
-  Tensor<float> batch{{end - begin, 3, 32, 32}, {}};
+template <class Scalar>
+tool::Value images(const std::string& records, Index begin, Index end) {
+  tool::Array<Scalar> batch{{end - begin, 3, 32, 32}, {}};
   batch.values.reserve(static_cast<std::size_t>((end - begin) * pixels));
   for (Index i = begin; i < end; ++i) {
-    for (Index pixel = 1; pixel < record; ++pixel) {
-      const char byte = records[static_cast<std::size_t>(i * record + pixel)];
-      batch.values.push_back(static_cast<float>(static_cast<unsigned char>(byte)));
-    }
+    const auto* bytes = reinterpret_cast<const unsigned char*>(records.data()) + i * record;
+    batch.values.insert(batch.values.end(), bytes + 1, bytes + record);
   }
   return batch;
 }
 
+/// In the numbers that the model's input asks for.
+tool::Value images(DataType type, const std::string& records, Index begin, Index end) {
+  switch (type) {
+    case DataType::float16:
+    case DataType::bfloat16:
+    case DataType::float32: return images<float>(records, begin, end);
+    case DataType::float64: return images<double>(records, begin, end);
+    default: return images<std::int64_t>(records, begin, end);
+  }
+}
+
 /// The class with the largest logit, for each image; on every core.
-std::vector<Index> predictions(const tool::Network<float>& network, const std::string& records) {
+std::vector<Index> predictions(const Model& model, const std::string& records) {
   constexpr Index batch = 50;
   const Index count = image_count(records);
+  const tool::Evaluator network(model);
+  const auto input = std::ranges::find_if(model.inputs, [&](const auto& each) {
+    const auto& constants = model.initializers;  // that old models count among their inputs
+    return std::ranges::find(constants, each.name, &concertina::onnx::Tensor::name) ==
+           constants.end();
+  });
+  if (input == model.inputs.end()) {
+    throw concertina::FormatError(model.origin + ": a model without an input");
+  }
   std::vector<Index> result(static_cast<std::size_t>(count));
   std::atomic<Index> next = 0;
   const auto work = [&] {
     for (Index begin = 0; (begin = next.fetch_add(batch)) < count;) {
       const Index end = std::min(begin + batch, count);
-      const Tensor<float> logits = network(images(records, begin, end));
-      if (logits.shape != std::vector<Index>{end - begin, classes}) {
-        throw concertina::ShapeError("the network does not give a number for each of " +
-                                     std::to_string(classes) + " classes");
-      }
-      for (Index i = begin; i < end; ++i) {
-        const auto row = logits.values.begin() + (i - begin) * classes;
-        result[static_cast<std::size_t>(i)] = std::max_element(row, row + classes) - row;
-      }
+      const auto outputs = network({{input->name, images(input->type, records, begin, end)}});
+      std::visit(
+          [&](const auto& logits) {
+            if (outputs.size() != 1 || logits.shape != std::vector<Index>{end - begin, classes}) {
+              throw concertina::ShapeError(model.origin +
+                                           ": the network does not give a number for each of " +
+                                           std::to_string(classes) + " classes");
+            }
+            for (Index i = begin; i < end; ++i) {
+              const auto row = logits.values.begin() + (i - begin) * classes;
+              result[static_cast<std::size_t>(i)] = std::max_element(row, row + classes) - row;
+            }
+          },
+          outputs.begin()->second);
     }
   };
   std::vector<std::future<void>> workers;
@@ -106,7 +131,7 @@ std::vector<Index> predictions(const tool::Network<float>& network, const std::s
 }
 
 /// A count in a file's metadata; none where it is not there.
-std::optional<Index> stored_count(const concertina::io::Safetensors& file, const std::string& key) {
+std::optional<Index> stored_count(const Model& file, const std::string& key) {
   const auto found = file.metadata.find(key);
   if (found == file.metadata.end()) return std::nullopt;
   Index count = 0;
@@ -131,36 +156,36 @@ std::string percentage(Index part, Index whole) {
 }
 
 struct Options {
-  std::string network, images, form;
+  std::vector<std::string> files;  // models, one or two, and the batch
   Index limit = test_images;
 };
 
-/// Returns whether every count is what the file says, or cannot be compared.
+/// Returns whether every count is what the files say, or cannot be compared.
 bool classify(const Options& options) {
-  const auto file = concertina::io::read_safetensors(options.network);
-  const tool::Node graph = tool::parse_graph(file);
-  const std::string records = read_images(options.images, options.limit);
+  std::vector<Model> models;
+  for (std::size_t i = 0; i + 1 < options.files.size(); ++i) {
+    models.push_back(concertina::onnx::read_model(options.files[i]));
+  }
+  const std::string records = read_images(options.files.back(), options.limit);
   const Index count = image_count(records);
   std::vector<std::vector<std::string>> rows = {
-      {"form", "right", "of", "accuracy", "in the file", "seconds"}};
+      {"model", "right", "of", "accuracy", "in the file", "seconds"}};
   std::vector<std::vector<Index>> predicted;
   bool matched = true;
-  for (const auto& [form, name] :
-       {std::pair(Form::expanded, "expanded"), std::pair(Form::compact, "compact")}) {
-    if (!options.form.empty() && options.form != name) continue;
-    const tool::Network<float> network(file, graph, form);
+  for (const Model& model : models) {
     const auto start = std::chrono::steady_clock::now();
-    predicted.push_back(predictions(network, records));
+    predicted.push_back(predictions(model, records));
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     Index right = 0;
     for (Index i = 0; i < count; ++i) {
       right += predicted.back()[static_cast<std::size_t>(i)] ==
                static_cast<unsigned char>(records[static_cast<std::size_t>(i * record)]);
     }
-    const auto stored = stored_count(file, std::string("correct.") + name);
+    const auto stored =
+        stored_count(model, predicted.size() == 1 ? "correct.expanded" : "correct.compact");
     matched = matched && (!stored || count != test_images || right == *stored);
-    rows.push_back({name, tool::grouped(right), tool::grouped(count), percentage(right, count),
-                    shown(stored), tool::brief(seconds.count())});
+    rows.push_back({tool::printable(model.origin), tool::grouped(right), tool::grouped(count),
+                    percentage(right, count), shown(stored), tool::brief(seconds.count())});
   }
   std::cout << tool::table(rows);
   if (predicted.size() == 2) {
@@ -168,16 +193,16 @@ bool classify(const Options& options) {
     for (std::size_t i = 0; i < predicted[0].size(); ++i) {
       differing += predicted[0][i] != predicted[1][i];
     }
-    const auto stored = stored_count(file, "predictions.differing");
+    const auto stored = stored_count(models[0], "predictions.differing");
     matched = matched && (!stored || count != test_images || differing == *stored);
-    std::cout << "images on which the two forms differ: " << tool::grouped(differing)
+    std::cout << "images on which the two models differ: " << tool::grouped(differing)
               << "; in the file: " << shown(stored) << '\n';
   }
   if (count != test_images) {
-    std::cout << "The file's counts are of " << tool::grouped(test_images)
+    std::cout << "The files' counts are of " << tool::grouped(test_images)
               << " images and are not compared.\n";
   } else if (!matched) {
-    std::cout << "DIFFERENT from what the file states.\n";
+    std::cout << "DIFFERENT from what the files state.\n";
   }
   return matched;
 }
@@ -186,20 +211,18 @@ bool classify(const Options& options) {
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Runs a trained network over CIFAR-10's test images, expanded and compact, and compares what "
-      "it recognises with what the file states.",
+      "Runs one or two trained networks over CIFAR-10's test images, and compares what they "
+      "recognise with one another and with what the files' metadata state: correct.expanded of the "
+      "first, correct.compact of the second, predictions.differing of both.",
       "classify");
   app.footer(
       "Exit codes: 0 all is well; 1 a count is not the stated one; 2 the command line is wrong; 3 "
-      "a "
-      "file cannot be read, or is not what it should be.");
+      "a file cannot be read, or is not what it should be.");
   Options options;
-  app.add_option("NETWORK", options.network, "A network, as in the large reference data's trained/")
-      ->required();
-  app.add_option("BATCH", options.images, "test_batch.bin of CIFAR-10's binary version")
-      ->required();
-  app.add_option("--form", options.form, "Only this form")
-      ->check(CLI::IsMember({"expanded", "compact"}));
+  app.add_option("FILES", options.files,
+                 "ONNX models, one or two, and test_batch.bin of CIFAR-10's binary version")
+      ->required()
+      ->expected(2, 3);
   app.add_option("--limit", options.limit, "Only so many images")->check(CLI::PositiveNumber);
   try {
     app.parse(argc, argv);

@@ -5,8 +5,6 @@
 #include "text_file.hpp"
 #include "trained_network.hpp"
 
-#include <concertina/io/safetensors.hpp>
-
 #include <nlohmann/json.hpp>
 
 #include <fnmatch.h>
@@ -71,7 +69,7 @@ int run_train(TrainCommand command) {
 }
 
 int run_eval(const EvalCommand& command) {
-  const auto file = concertina::io::read_safetensors(command.file);
+  const auto file = read_network(command.file);
   const Dataset data = open_dataset(command.data);
   require_data(file, data);
   ThreadPool pool(thread_count(command.threads));
@@ -92,7 +90,10 @@ int run_eval(const EvalCommand& command) {
 }
 
 int run_contract(const ContractCommand& command) {
-  const auto file = concertina::io::read_safetensors(command.in);
+  if (!command.out.ends_with(".onnx")) {
+    throw tool::UsageError(command.out + ": what is written is an ONNX model, *.onnx");
+  }
+  const auto file = read_network(command.in);
   const Dataset data = open_dataset(command.data);
   ThreadPool pool(thread_count(command.threads));
   const ContractionCheck check = check_contraction(file, data, pool);
@@ -107,7 +108,7 @@ int run_contract(const ContractCommand& command) {
     std::cout << "DIFFERENT: the compact network was not written.\n";
     return tool::failed;
   }
-  concertina::io::write_safetensors(command.out, check.network);
+  concertina::onnx::write_model(command.out, check.network);
   std::cout << "Identical accuracy; the compact network is in " << tool::printable(command.out)
             << ".\n";
   return tool::ok;
@@ -135,7 +136,7 @@ int run_drift(DriftCommand command) {
 
 int run_landscape(const LandscapeCommand& command) {
   as_usage([&] { command.options.validate(); });
-  auto file = concertina::io::read_safetensors(command.file);
+  auto file = read_network(command.file);
   const Dataset data = open_dataset(command.data);
   require_data(file, data);
   ThreadPool pool(thread_count(command.threads));
@@ -145,7 +146,7 @@ int run_landscape(const LandscapeCommand& command) {
                         ": a network that contracts to no compact one; name its own "
                         "parameters with --expanded");
     }
-    file = with_network(file, pool, [](auto& network) { return network.contract(); });
+    file = with_network(file, pool, [](auto& network) { return tensors_of(network.contract()); });
     file.origin = command.file + ", contracted";
   }
   const Landscape found = with_network(

@@ -210,7 +210,8 @@ int main(int argc, char** argv) {
   CLI::App* contract_app = app.add_subcommand(
       "contract", "Write the compact network, if its test accuracy is the expanded one's");
   contract_app->add_option("FILE", contraction.in, "The network")->required();
-  contract_app->add_option("-o,--output", contraction.out, "The file to write")->required();
+  contract_app->add_option("-o,--output", contraction.out, "The model to write, *.onnx")
+      ->required();
   add_data(contract_app, contraction.data);
   add_threads(contract_app, contraction.threads);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "network.hpp"
 
+#include "onnx/builder.hpp"
 #include "text.hpp"
 
 #include <concertina/blocks.hpp>
@@ -22,6 +23,7 @@ namespace {
 
 using concertina::ConvShape, concertina::ConvView, concertina::Error, concertina::FormatError;
 using nlohmann::json;
+namespace onnx = concertina::onnx;
 
 constexpr Index hidden = 64;  // numbers of fc1's output
 
@@ -44,75 +46,8 @@ std::vector<ConvShape<2>> expanded(const NetworkOptions& options, const ConvShap
   return cl ? expand_cl(shape, expand) : expand_ck(shape, expand);
 }
 
-json geometry_of(const ConvShape<2>& shape) {
-  const auto pair = [](const concertina::PerAxis<2>& values) {
-    return json::array({values[0], values[1]});
-  };
-  return {{"type", "conv"},
-          {"stride", pair(shape.stride)},
-          {"padding", pair(shape.padding.start)},
-          {"dilation", pair(shape.dilation)},
-          {"groups", shape.groups}};
-}
-json geometry_of(const ConvShape<0>&) { return {{"type", "linear"}}; }
-
-/// Layers one after another; with a ReLU between them where they are not linear.
-template <int Rank>
-json nodes_of(const std::string& name, const std::vector<ConvShape<Rank>>& chain, bool nonlinear) {
-  json layers = json::array();
-  for (std::size_t l = 0; l < chain.size(); ++l) {
-    if (nonlinear && l > 0) layers.push_back({{"type", "relu"}});
-    json layer = geometry_of(chain[l]);
-    layer["name"] = chain.size() == 1 ? name : name + "." + std::to_string(l);
-    layers.push_back(std::move(layer));
-  }
-  if (layers.size() == 1) return layers.front();
-  return {{"kind", "chain"}, {"layers", std::move(layers)}};
-}
-
-json norm_node(const std::string& name) {
-  return {{"type", "batch_norm"}, {"name", name}, {"eps", 1e-5}};
-}
-
 json json_of(const Normalization& normalization) {
   return {{"mean", normalization.mean}, {"std", normalization.deviation}};
-}
-
-/// The whole network as the tool's graphs describe one.
-template <class Blocks, class Layers>
-json graph_of(const NetworkOptions& options, const std::optional<Normalization>& normalization,
-              const Blocks& blocks, const Layers& linear) {
-  const bool nonlinear = options.compute == Compute::nonlinear;
-  json layers = json::array();
-  if (normalization) {
-    json node = json_of(*normalization);
-    node["type"] = "normalize";
-    node["divide"] = 255;
-    layers.push_back(std::move(node));
-  }
-  for (std::size_t b = 0; b < blocks.size(); ++b) {
-    const std::string name = "conv" + std::to_string(b + 1);
-    for (const auto& conv : blocks[b].conv) {
-      layers.push_back(nodes_of(conv.name, conv.chain, nonlinear));
-    }
-    if (!blocks[b].norm.empty()) layers.push_back(norm_node(name + "_bn"));
-    json branches = json::array();
-    for (const auto& branch : blocks[b].branches) {
-      branches.push_back({{"kind", "chain"},
-                          {"layers",
-                           {nodes_of(branch.conv.name, branch.conv.chain, false),
-                            norm_node(branch.conv.name + "_bn")}}});
-    }
-    if (!branches.empty()) layers.push_back({{"kind", "sum"}, {"branches", branches}});
-    layers.push_back({{"type", "relu"}});
-    layers.push_back(
-        {{"type", "max_pool"}, {"kernel", {2, 2}}, {"stride", {2, 2}}, {"padding", {0, 0}}});
-  }
-  layers.push_back({{"type", "flatten"}});
-  layers.push_back(nodes_of(linear.front().name, linear.front().chain, nonlinear));
-  layers.push_back({{"type", "relu"}});
-  layers.push_back(nodes_of(linear.back().name, linear.back().chain, false));
-  return {{"kind", "chain"}, {"layers", std::move(layers)}};
 }
 
 json json_of(const NetworkOptions& options) {
@@ -121,6 +56,54 @@ json json_of(const NetworkOptions& options) {
           {"width", options.width}, {"classes", options.classes},
           {"norms", options.norms}, {"compute", name_of(options.compute)}};
 }
+
+/// Layers as operations on a tape.
+template <class Scalar>
+struct OnTape {
+  using Map = Maps<Scalar>*;
+  static constexpr bool contracts = true;
+  Tape<Scalar>& tape;
+
+  Map layer(Map x, const ConvShape<2>& shape, const Weights<Scalar>& weights) const {
+    return &convolution(tape, *x, shape, weights);
+  }
+  Map layer(Map x, const ConvShape<0>& shape, const Weights<Scalar>& weights) const {
+    return &linear(tape, *x, shape, weights);
+  }
+  Map norm(Map x, const NormTensors<Scalar>& norm) const { return &batch_norm(tape, *x, norm); }
+  Map relu(Map x) const {
+    cifar::relu(tape, *x);
+    return x;
+  }
+  Map max_pool(Map x) const { return &cifar::max_pool(tape, *x); }
+  Map mean_pool(Map x) const { return &cifar::mean_pool(tape, *x); }
+  Map sum(const std::vector<Map>& branches) const { return &add(tape, branches); }
+};
+
+/// Layers as nodes of a graph.
+template <class Scalar>
+struct InGraph {
+  using Map = tool::Builder;
+  static constexpr bool contracts = false;
+
+  static std::string name_of(const Tensor<Scalar>& weight) {
+    return weight.name.substr(0, weight.name.rfind('.'));
+  }
+  Map layer(Map x, const ConvShape<2>& shape, const Weights<Scalar>& weights) const {
+    return x.conv(name_of(*weights.weight), shape);
+  }
+  Map layer(Map x, const ConvShape<0>& shape, const Weights<Scalar>& weights) const {
+    if (x.dims().size() > 2) x.flatten();
+    return x.linear(name_of(*weights.weight), shape.out, shape.bias);
+  }
+  Map norm(Map x, const NormTensors<Scalar>& norm) const {
+    return x.batch_norm(name_of(*norm.weight), double{1e-5F});
+  }
+  Map relu(Map x) const { return x.relu(); }
+  Map max_pool(Map x) const { return x.max_pool({2, 2}, {2, 2}, {0, 0}); }
+  Map mean_pool(Map x) const { return x.global_avg_pool(); }
+  Map sum(const std::vector<Map>& branches) const { return Map(branches.front()).sum(branches); }
+};
 
 }  // namespace
 
@@ -172,6 +155,28 @@ const std::vector<std::string>& model_names() {
 bool contracts(const NetworkOptions& options) {
   const bool nonlinear = options.is_expanded() && options.compute == Compute::nonlinear;
   return !options.is_resnet() && !nonlinear;
+}
+
+concertina::io::Safetensors tensors_of(const onnx::Model& model) {
+  using concertina::io::Dtype;
+  concertina::io::Safetensors file{
+      .origin = model.origin, .metadata = model.metadata, .tensors = {}};
+  for (const onnx::Tensor& tensor : model.initializers) {
+    const bool single = tensor.type == onnx::DataType::float32;
+    const bool known = single || tensor.type == onnx::DataType::float64;
+    file.tensors[tensor.name] = {.dtype = single  ? Dtype::F32
+                                          : known ? Dtype::F64
+                                                  : Dtype::Other,
+                                 .shape = {tensor.dims.begin(), tensor.dims.end()},
+                                 .bytes = {tensor.elements.begin(), tensor.elements.end()},
+                                 .other_dtype = known ? "" : to_string(tensor.type)};
+  }
+  return file;
+}
+
+concertina::io::Safetensors read_network(const std::filesystem::path& path) {
+  return path.extension() == ".onnx" ? tensors_of(onnx::read_model(path))
+                                     : concertina::io::read_safetensors(path);
 }
 
 NetworkOptions options_of(const concertina::io::Safetensors& file) {
@@ -230,9 +235,9 @@ std::optional<Normalization> normalization_of(const concertina::io::Safetensors&
 
 template <class Scalar>
 template <int Rank>
-auto Network<Scalar>::make_layer(const std::string& name, const ConvShape<Rank>& shape,
-                                 std::vector<ConvShape<Rank>> chain) -> Layer<Rank> {
-  Layer<Rank> layer{.name = name, .shape = shape, .chain = std::move(chain), .weights = {}};
+auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<Rank>> chain)
+    -> Layer<Rank> {
+  Layer<Rank> layer{.chain = std::move(chain), .weights = {}};
   const bool contracts = layer.chain.size() > 1 && options_.compute == Compute::contracted;
   for (std::size_t l = 0; l < layer.chain.size(); ++l) {
     const ConvShape<Rank>& each = layer.chain[l];
@@ -293,14 +298,17 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
                              .then = {}}},
                 .backward = {},
                 .finish = {}});
-  features_ = &(options_.is_resnet() ? make_resnet(images) : make_smallnet(images));
-  Maps<Scalar>& read = detached_classifier ? detached(tape_, *features_) : *features_;
-  logits_ = &apply(linear_.back(), read);
+  options_.is_resnet() ? make_resnet() : make_smallnet();
+  contractions_.record();
+  const OnTape<Scalar> on{tape_};
+  features_ = apply_to_last(on, &images);
+  logits_ =
+      apply(on, linear_.back(), detached_classifier ? &detached(tape_, *features_) : features_);
   loss_ = std::make_unique<CrossEntropy<Scalar>>(tape_, *logits_);
 }
 
 template <class Scalar>
-Maps<Scalar>& Network<Scalar>::make_smallnet(Maps<Scalar>& images) {
+void Network<Scalar>::make_smallnet() {
   const Index kernel = options_.kernel;
   const Index padding = kernel == 3 && options_.blocks == 3 ? 0 : (kernel - 1) / 2;
   Index size = 32, channels = 3;
@@ -321,11 +329,11 @@ Maps<Scalar>& Network<Scalar>::make_smallnet(Maps<Scalar>& images) {
       for (const auto& [suffix, branch] :
            {std::pair(".square", shape), std::pair(".vertical", vertical),
             std::pair(".horizontal", horizontal)}) {
-        block.branches.push_back({make_layer<2>(name + suffix, branch, {branch}),
-                                  make_norm(name + suffix + "_bn", out)});
+        block.branches.push_back(
+            {make_layer<2>(name + suffix, {branch}), make_norm(name + suffix + "_bn", out)});
       }
     } else {
-      block.conv.push_back(make_layer(name, shape, expanded(options_, shape)));
+      block.conv.push_back(make_layer(name, expanded(options_, shape)));
       if (options_.norms) block.norm.push_back(make_norm(name + "_bn", out));
     }
     size = (size + 2 * padding - kernel + 1) / 2;
@@ -333,53 +341,41 @@ Maps<Scalar>& Network<Scalar>::make_smallnet(Maps<Scalar>& images) {
   }
   const ConvShape<0> fc1{.out = hidden, .in = channels * size * size, .bias = true};
   const ConvShape<0> fc2{.out = options_.classes, .in = hidden, .bias = true};
-  linear_.push_back(make_layer<0>(
-      "fc1", fc1,
-      contains(options_.model, "fc") ? expand_fc(fc1, {.rate = options_.rate}) : std::vector{fc1}));
-  linear_.push_back(make_layer<0>("fc2", fc2, {fc2}));
-
-  contractions_.record();
-  Maps<Scalar>* x = &images;
-  for (const Block& block : blocks_) x = &apply(block, *x);
-  x = &apply(linear_[0], *x);
-  relu(tape_, *x);
-  return *x;
+  linear_.push_back(make_layer<0>("fc1", contains(options_.model, "fc")
+                                             ? expand_fc(fc1, {.rate = options_.rate})
+                                             : std::vector{fc1}));
+  linear_.push_back(make_layer<0>("fc2", {fc2}));
 }
 
 template <class Scalar>
-Maps<Scalar>& Network<Scalar>::make_resnet(Maps<Scalar>& images) {
-  const auto conv = [&](const std::string& name, Maps<Scalar>& x, Index out, Index kernel,
-                        Index stride) -> Maps<Scalar>& {
-    const ConvShape<2> shape{.out = out,
-                             .in = x.channels,
-                             .kernel_size = kernel,
-                             .stride = stride,
-                             .padding = kernel / 2};
-    return apply(make_layer<2>(name, shape, {shape}), x);
+void Network<Scalar>::make_resnet() {
+  const auto conv = [&](const std::string& name, Index in, Index out, Index kernel, Index stride) {
+    const ConvShape<2> shape{
+        .out = out, .in = in, .kernel_size = kernel, .stride = stride, .padding = kernel / 2};
+    return make_layer<2>(name, {shape});
   };
-  const auto norm = [&](const std::string& name, Maps<Scalar>& x) -> Maps<Scalar>& {
-    return batch_norm(tape_, x, make_norm(name, x.channels));
-  };
-  Maps<Scalar>* x = &norm("bn1", conv("conv1", images, options_.width, 3, 1));
-  relu(tape_, *x);
+  Index channels = options_.width;
+  Block& stem = blocks_.emplace_back();
+  stem.conv.push_back(conv("conv1", 3, channels, 3, 1));
+  stem.norm.push_back(make_norm("bn1", channels));
   for (Index stage = 0; stage < 4; ++stage) {
     for (Index block = 0; block < 2; ++block) {
       const std::string name =
           "layer" + std::to_string(stage + 1) + "." + std::to_string(block) + ".";
       const Index out = options_.width << stage, stride = stage > 0 && block == 0 ? 2 : 1;
-      Maps<Scalar>& inner = norm(name + "bn1", conv(name + "conv1", *x, out, 3, stride));
-      relu(tape_, inner);
-      Maps<Scalar>& residual = norm(name + "bn2", conv(name + "conv2", inner, out, 3, 1));
-      Maps<Scalar>& shortcut = stride == 1 ? *x
-                                           : norm(name + "downsample.1",
-                                                  conv(name + "downsample.0", *x, out, 1, stride));
-      x = &add(tape_, {&residual, &shortcut});
-      relu(tape_, *x);
+      std::vector<Branch>& branches = blocks_.emplace_back().branches;
+      const auto add = [&](const char* own, const char* norm, Index in, Index kernel, Index by) {
+        Layer<2> layer = conv(name + own, in, out, kernel, by);
+        branches.push_back({std::move(layer), make_norm(name + norm, out)});
+      };
+      add("conv1", "bn1", channels, 3, stride);
+      add("conv2", "bn2", out, 3, 1);
+      if (stride > 1) add("downsample.0", "downsample.1", channels, 1, stride);
+      channels = out;
     }
   }
-  const ConvShape<0> fc{.out = options_.classes, .in = x->channels, .bias = true};
-  linear_.push_back(make_layer<0>("fc", fc, {fc}));
-  return mean_pool(tape_, *x);
+  const ConvShape<0> fc{.out = options_.classes, .in = channels, .bias = true};
+  linear_.push_back(make_layer<0>("fc", {fc}));
 }
 
 template <class Scalar>
@@ -393,39 +389,49 @@ std::vector<const Tensor<Scalar>*> Network<Scalar>::decay_contractions(double de
 }
 
 template <class Scalar>
-template <int Rank>
-Maps<Scalar>& Network<Scalar>::apply(const Layer<Rank>& layer, Maps<Scalar>& x) {
-  const auto record = [&](Maps<Scalar>& from, const ConvShape<Rank>& shape,
-                          const Weights<Scalar>& weights) -> Maps<Scalar>& {
-    if constexpr (Rank == 2) return convolution(tape_, from, shape, weights);
-    if constexpr (Rank == 0) return linear(tape_, from, shape, weights);
-  };
-  if (layer.contraction.first.weight) {
-    return record(x, layer.contraction.second, layer.contraction.first);
-  }
-  Maps<Scalar>* y = &x;
+template <class On, int Rank>
+typename On::Map Network<Scalar>::apply(const On& on, const Layer<Rank>& layer,
+                                        typename On::Map x) const {
+  const auto& [contraction, shape] = layer.contraction;
+  if (On::contracts && contraction.weight) return on.layer(x, shape, contraction);
   for (std::size_t l = 0; l < layer.chain.size(); ++l) {
-    if (l > 0 && options_.compute == Compute::nonlinear) relu(tape_, *y);
-    y = &record(*y, layer.chain[l], layer.weights[l]);
+    if (l > 0 && options_.compute == Compute::nonlinear) x = on.relu(x);
+    x = on.layer(x, layer.chain[l], layer.weights[l]);
   }
-  return *y;
+  return x;
 }
 
 template <class Scalar>
-Maps<Scalar>& Network<Scalar>::apply(const Block& block, Maps<Scalar>& x) {
-  Maps<Scalar>* y = nullptr;
+template <class On>
+typename On::Map Network<Scalar>::apply(const On& on, const Block& block,
+                                        typename On::Map x) const {
+  const auto normed = [&](const Branch& branch, typename On::Map from) {
+    return on.norm(apply(on, branch.conv, from), branch.norm);
+  };
   if (block.branches.empty()) {
-    y = &apply(block.conv.front(), x);
-    if (!block.norm.empty()) y = &batch_norm(tape_, *y, block.norm.front());
-  } else {
-    std::vector<Maps<Scalar>*> branches;
-    for (const Branch& branch : block.branches) {
-      branches.push_back(&batch_norm(tape_, apply(branch.conv, x), branch.norm));
-    }
-    y = &add(tape_, branches);
+    x = apply(on, block.conv.front(), x);
+    if (!block.norm.empty()) x = on.norm(x, block.norm.front());
+    return on.relu(x);
   }
-  relu(tape_, *y);
-  return max_pool(tape_, *y);
+  std::vector<typename On::Map> summands;
+  if (options_.is_resnet()) {
+    const auto& branches = block.branches;
+    summands.push_back(normed(branches[1], on.relu(normed(branches[0], x))));
+    summands.push_back(branches.size() > 2 ? normed(branches[2], x) : x);
+  } else {
+    for (const Branch& branch : block.branches) summands.push_back(normed(branch, x));
+  }
+  return on.relu(on.sum(summands));
+}
+
+template <class Scalar>
+template <class On>
+typename On::Map Network<Scalar>::apply_to_last(const On& on, typename On::Map x) const {
+  for (const Block& block : blocks_) {
+    x = apply(on, block, x);
+    if (!options_.is_resnet()) x = on.max_pool(x);
+  }
+  return options_.is_resnet() ? on.mean_pool(x) : on.relu(apply(on, linear_.front(), x));
 }
 
 template <class Scalar>
@@ -462,11 +468,29 @@ concertina::io::Safetensors Network<Scalar>::save() const {
     }
   }
   file.metadata["network"] = json_of(options_).dump();
-  if (!options_.is_resnet()) {
-    file.metadata["chain"] = graph_of(options_, normalization_, blocks_, linear_).dump();
-  }
   if (normalization_) file.metadata["normalization"] = json_of(*normalization_).dump();
   return file;
+}
+
+template <class Scalar>
+onnx::Model Network<Scalar>::model() const {
+  constexpr onnx::DataType type = onnx::data_type_of<Scalar>();
+  tool::Builder x(options_.model, normalization_ ? onnx::DataType::uint8 : type,
+                  {tool::unknown, 3, 32, 32});
+  if (normalization_) {
+    const auto& [mean, deviation] = *normalization_;
+    x.cast(type).with_constant("Div", {255}, {});
+    x.with_constant("Sub", {mean.begin(), mean.end()}, {3, 1, 1});
+    x.with_constant("Div", {deviation.begin(), deviation.end()}, {3, 1, 1});
+  }
+  const InGraph<Scalar> in_graph;
+  x = apply(in_graph, linear_.back(), apply_to_last(in_graph, std::move(x)));
+  const concertina::io::Safetensors file = save();
+  onnx::Model model = x.finish([&](const std::string& name, const tool::Dims& dims) {
+    return onnx::Tensor::of<Scalar>(name, dims, file.view<Scalar>(name));
+  });
+  model.metadata = file.metadata;
+  return model;
 }
 
 template <class Scalar>
@@ -510,7 +534,7 @@ std::vector<ConvView<const Scalar, Rank>> Network<Scalar>::views(const Layer<Ran
 }
 
 template <class Scalar>
-concertina::io::Safetensors Network<Scalar>::contract() const {
+onnx::Model Network<Scalar>::contract() const {
   using Wide = std::conditional_t<std::is_same_v<Scalar, float>, double, long double>;
   if (!contracts(options_)) {
     throw Error(options_.is_resnet()
@@ -563,7 +587,7 @@ concertina::io::Safetensors Network<Scalar>::contract() const {
   for (std::size_t l = 0; l < linear_.size(); ++l) {
     assign(concertina::contract<Wide>(views(linear_[l])), result.linear_[l].weights.front());
   }
-  return result.save();
+  return result.model();
 }
 
 template class Network<float>;

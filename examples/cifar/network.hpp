@@ -6,11 +6,13 @@
 #include "operations.hpp"
 
 #include <concertina/conv.hpp>
+#include <concertina/io/onnx.hpp>
 #include <concertina/io/safetensors.hpp>
 #include <concertina/shape.hpp>
 
 #include <array>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -91,18 +93,21 @@ class Network {
   /// or their weights uniform in 0 .. 1, as in PyTorch before 1.2.
   void initialize(std::uint64_t seed, bool uniform_norms = false);
 
-  /// All named tensors, and metadata that describe the network: "network" to this program, and
-  /// "chain" to the tools `concertina` and `classify`, which contract and run it.
+  /// All named tensors, and metadata that describe the network to this program.
   concertina::io::Safetensors save() const;
+
+  /// The same as a model, whose initializers are the tensors, to the bit. Of normalised images it
+  /// reads pixels: uint8 [N, 3, 32, 32]. A batch norm's eps is 1e-5 as a float, ONNX's type for it.
+  concertina::onnx::Model model() const;
 
   /// The numbers of a file with the same tensors; others in it are left alone.
   /// Throws  FormatError naming file and tensor where one is missing or of another shape or dtype
   void load(const concertina::io::Safetensors& file);
 
-  /// The compact network that this one contracts to, as save() would give it. Accumulated in double
-  /// (long double for double) and rounded once.
+  /// The compact network that this one contracts to, as model() would give it. Accumulated in
+  /// double (long double for double) and rounded once.
   /// Throws  Error where there is none: nonlinear counterparts, resnet18
-  concertina::io::Safetensors contract() const;
+  concertina::onnx::Model contract() const;
 
   /// Fills a chunk of the batch's images, [3][32][32][lane], at the start of forward.
   void set_source(std::function<void(Index chunk, Scalar* to)> source) {
@@ -135,11 +140,9 @@ class Network {
   std::vector<const Tensor<Scalar>*> decay_contractions(double decay);
 
  private:
-  /// A layer by its name: the shapes it expands into (one for none), and ACNet's branches.
+  /// A layer: the shapes that it expands into, one for none.
   template <int Rank>
   struct Layer {
-    std::string name;
-    concertina::ConvShape<Rank> shape;
     std::vector<concertina::ConvShape<Rank>> chain;
     std::vector<Weights<Scalar>> weights;
     std::pair<Weights<Scalar>, concertina::ConvShape<Rank>> contraction = {};
@@ -149,20 +152,25 @@ class Network {
     NormTensors<Scalar> norm;
   };
   struct Block {
-    std::vector<Layer<2>> conv;  // empty for ACNet, otherwise one
-    std::vector<NormTensors<Scalar>> norm;
-    std::vector<Branch> branches;
+    std::vector<Layer<2>> conv = {};  // empty for ACNet and ResNet-18's residuals, otherwise one
+    std::vector<NormTensors<Scalar>> norm = {};
+    std::vector<Branch> branches = {};  // of a residual: two in a row, and what is beside them
   };
 
   template <int Rank>
-  Layer<Rank> make_layer(const std::string& name, const concertina::ConvShape<Rank>& shape,
-                         std::vector<concertina::ConvShape<Rank>> chain);
+  Layer<Rank> make_layer(const std::string& name, std::vector<concertina::ConvShape<Rank>> chain);
   NormTensors<Scalar> make_norm(const std::string& name, Index channels);
-  Maps<Scalar>& make_smallnet(Maps<Scalar>& images);
-  Maps<Scalar>& make_resnet(Maps<Scalar>& images);
-  template <int Rank>
-  Maps<Scalar>& apply(const Layer<Rank>& layer, Maps<Scalar>& x);
-  Maps<Scalar>& apply(const Block& block, Maps<Scalar>& x);
+  void make_smallnet();
+  void make_resnet();
+
+  /// What layers make of a map, on the tape or in a model's graph.
+  template <class On, int Rank>
+  typename On::Map apply(const On& on, const Layer<Rank>& layer, typename On::Map x) const;
+  template <class On>
+  typename On::Map apply(const On& on, const Block& block, typename On::Map x) const;
+  template <class On>
+  typename On::Map apply_to_last(const On& on, typename On::Map x) const;  // but the last layer
+
   template <int Rank>
   std::vector<concertina::ConvView<const Scalar, Rank>> views(const Layer<Rank>& layer) const;
 
@@ -179,6 +187,12 @@ class Network {
   std::unique_ptr<CrossEntropy<Scalar>> loss_;
   Maps<Scalar>*features_ = nullptr, *logits_ = nullptr;
 };
+
+/// A network's file, an ONNX model (*.onnx) or safetensors, by its named tensors: those of a model
+/// are its initializers.
+/// Throws  FormatError, IoError as read_model and read_safetensors
+concertina::io::Safetensors read_network(const std::filesystem::path& path);
+concertina::io::Safetensors tensors_of(const concertina::onnx::Model& model);
 
 /// What a file's metadata say of its network; of a file without any that holds torchvision's
 /// tensors of a ResNet-18, what their shapes say.

@@ -30,7 +30,6 @@ namespace cifar {
 namespace {
 
 namespace fs = std::filesystem;
-using concertina::io::read_safetensors;
 
 fs::path folder_of(const Run& run, const fs::path& out) { return out / "runs" / run.name; }
 
@@ -104,9 +103,9 @@ class Queue {
 void complete(const Run& run, const Dataset& data, const ReproduceOptions& options,
               ThreadPool& pool, const std::function<void(const EpochRecord&)>& report) {
   const fs::path folder = folder_of(run, options.out);
-  const fs::path best = folder / "best.safetensors", compact = folder / "compact.safetensors";
+  const fs::path best = folder / "best.onnx", compact = folder / "compact.onnx";
   const auto file_of = [&](const std::string& name) {
-    return name.empty() ? fs::path() : options.out / "runs" / name / "best.safetensors";
+    return name.empty() ? fs::path() : options.out / "runs" / name / "best.onnx";
   };
   TrainOptions training{
       .network = run.network,
@@ -131,13 +130,13 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
         folder.string() + ": files of the training are missing; remove the folder to train again");
   }
   if (!contracts(run.network) || fs::exists(compact)) return;
-  const ContractionCheck check = check_contraction(read_safetensors(best), data, pool);
+  const ContractionCheck check = check_contraction(read_network(best), data, pool);
   if (!check.identical()) {
     throw concertina::Error("contracted, " + std::to_string(check.compact.correct) +
                             " test images are right, and not " +
                             std::to_string(check.expanded.correct));
   }
-  concertina::io::write_safetensors(compact, check.network);
+  concertina::onnx::write_model(compact, check.network);
 }
 
 /// The runs of some rows that are not done, none twice.
@@ -362,8 +361,7 @@ std::vector<std::string> reproduce_figure(const std::string& figure, const std::
     ThreadPool pool(thread_count(0));
     for (const Curve& curve : curves) {
       const fs::path csv = options.out / (name + "-" + curve.run.network.model + ".csv");
-      const auto compact =
-          read_safetensors(folder_of(curve.run, options.out) / "compact.safetensors");
+      const auto compact = read_network(folder_of(curve.run, options.out) / "compact.onnx");
       const Landscape found = with_network(compact, pool, [&](auto& network) {
         return landscape(network, data, LandscapeOptions());
       });

@@ -37,7 +37,7 @@ std::vector<std::string> missing_of(const std::vector<Curve>& curves,
 
 /// Runs trainings, each in out/runs/NAME: resumes those that were interrupted and skips those that
 /// are done. Those that others start or learn from come first. What a contracting network
-/// contracts to is written beside it as compact.safetensors if it has the same test accuracy.
+/// contracts to is written beside it as compact.onnx if it has the same test accuracy.
 /// Progress is a line an epoch on standard error.
 /// Returns  what went wrong, a line for each training that did not end well; the others go on
 /// Throws   IoError, FormatError of the data; Error where another program is at work in `out`

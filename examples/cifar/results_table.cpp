@@ -48,7 +48,7 @@ std::optional<Outcome> outcome_of(const std::filesystem::path& folder, Index epo
   }
   outcome.last_test = outcome.epochs.back().test_accuracy;
   outcome.last_train = outcome.epochs.back().train_accuracy;
-  outcome.contracted = std::filesystem::exists(folder / "compact.safetensors");
+  outcome.contracted = std::filesystem::exists(folder / "compact.onnx");
   return outcome;
 }
 

@@ -36,7 +36,7 @@ ContractionCheck check_contraction(const concertina::io::Safetensors& file, cons
     return evaluate(network, data, data.test);
   });
   check.network.origin = file.origin + ", contracted";
-  check.compact = with_network(check.network, pool, [&](auto& network) {
+  check.compact = with_network(tensors_of(check.network), pool, [&](auto& network) {
     check.compact_parameters = network.parameter_count();
     return evaluate(network, data, data.test);
   });

@@ -4,6 +4,7 @@
 
 #include "training.hpp"
 
+#include <concertina/io/onnx.hpp>
 #include <concertina/io/safetensors.hpp>
 
 namespace cifar {
@@ -32,7 +33,7 @@ auto with_network(const concertina::io::Safetensors& file, ThreadPool& pool, Use
 struct ContractionCheck {
   Score expanded, compact;
   Index expanded_parameters = 0, compact_parameters = 0;
-  concertina::io::Safetensors network;  ///< the compact one
+  concertina::onnx::Model network;  ///< the compact one
 
   bool identical() const { return expanded.correct == compact.correct; }
 };

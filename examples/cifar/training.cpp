@@ -512,10 +512,10 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
                 " holds a training already: go on with --resume, or name another folder");
   }
   std::optional<concertina::io::Safetensors> teacher;
-  if (!options.teacher.empty()) teacher = concertina::io::read_safetensors(options.teacher);
+  if (!options.teacher.empty()) teacher = read_network(options.teacher);
   Training<Scalar> training(options.network, options.recipe, data, pool,
                             teacher ? &*teacher : nullptr);
-  if (!options.init.empty()) training.start_from(concertina::io::read_safetensors(options.init));
+  if (!options.init.empty()) training.start_from(read_network(options.init));
   const Index batches = options.recipe.batches(data.train.count());
   if (options.similarities > batches) {
     throw Error("similarities of " + std::to_string(options.similarities) +
@@ -595,7 +595,7 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
         {"test accuracy", result.best_accuracy},
         {"last",
          result.last_accuracy}}.dump();
-    if (best) concertina::io::write_safetensors(options.out / "best.safetensors", checkpoint);
+    if (best) concertina::onnx::write_model(options.out / "best.onnx", training.network().model());
     if (min_similarity && record.epoch == epochs) {
       write_similarities(options.out / "similarities.csv", similarities);
     }

@@ -206,7 +206,7 @@ class Training {
 };
 
 /// Trains and writes into a folder: log.csv, a row an epoch; checkpoint.safetensors after each
-/// epoch; best.safetensors, the network of the best test accuracy. Each file is replaced when its
+/// epoch; best.onnx, the network of the best test accuracy. Each file is replaced when its
 /// successor is complete, so a kill at any moment loses an unfinished epoch and nothing else. With
 /// similarities, similarities.csv has a row for each pair of the last epoch's gradients.
 struct TrainOptions {

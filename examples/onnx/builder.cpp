@@ -150,7 +150,19 @@ Builder& Builder::conv(const std::string& name, concertina::ConvShape<Rank> shap
   } catch (const ShapeError& error) {
     throw ShapeError("layer " + name + ": " + error.what());
   }
-  Dims weight = {shape.out, shape.in / shape.groups};
+  Dims weight = {shape.out, shape.in / shape.groups}, crops = {0, 0}, pads;
+  for (const auto* padding : {&shape.padding.start, &shape.padding.end}) {
+    for (const Index pad : *padding) {
+      pads.push_back(std::max<Index>(pad, 0));
+      crops.push_back(std::min<Index>(pad, 0));
+    }
+    if (padding == &shape.padding.start) crops.insert(crops.end(), {0, 0});
+  }
+  if (std::ranges::any_of(crops, [](Index crop) { return crop < 0; })) {
+    const std::string by = constant(
+        onnx::Tensor::of<std::int64_t>(name + ".crop", {std::ssize(crops)}, std::span(crops)));
+    node("Pad", "", {tensor_, by}, {}, dims_);  // Conv has no negative pads
+  }
   weight.insert(weight.end(), shape.kernel_size.begin(), shape.kernel_size.end());
   std::vector<std::string> inputs = {tensor_, parameter(name + ".weight", weight)};
   if (shape.bias) inputs.push_back(parameter(name + ".bias", {shape.out}));
@@ -158,8 +170,7 @@ Builder& Builder::conv(const std::string& name, concertina::ConvShape<Rank> shap
       "Conv", name, std::move(inputs),
       {Attribute::of("dilations", list(shape.dilation)), Attribute::of("group", shape.groups),
        Attribute::of("kernel_shape", list(shape.kernel_size)),
-       Attribute::of("pads", begin_and_end(list(shape.padding.start), list(shape.padding.end))),
-       Attribute::of("strides", list(shape.stride))},
+       Attribute::of("pads", std::move(pads)), Attribute::of("strides", list(shape.stride))},
       std::move(result));
 }
 

@@ -83,7 +83,7 @@ for attempt in $(seq 1 200); do
   kills=$((kills + 1))
   # Whatever the moment, what is there is whole.
   [ -e killed/checkpoint.safetensors ] && expect 0 "$cifar" eval --data data killed/checkpoint.safetensors
-  [ -e killed/best.safetensors ] && expect 0 "$cifar" eval --data data killed/best.safetensors
+  [ -e killed/best.onnx ] && expect 0 "$cifar" eval --data data killed/best.onnx
   # A machine so slow that no epoch ends in time is given all of it.
   [ "$attempt" -gt 60 ] && "$cifar" "${train[@]}" --out killed --resume >out 2>err </dev/null && break
 done
@@ -92,7 +92,7 @@ checks=$((checks + 3))
 cmp -s killed/checkpoint.safetensors expected || fail "after $kills kills the weights are not those of an uninterrupted training"
 cmp -s <(grep -v '^#' killed/log.csv | cut -d, -f1-7) <(grep -v '^#' whole/log.csv | cut -d, -f1-7) ||
   fail "after $kills kills the log is not that of an uninterrupted training"
-cmp -s killed/best.safetensors whole/best.safetensors || fail "after $kills kills the best network is another one"
+cmp -s killed/best.onnx whole/best.onnx || fail "after $kills kills the best network is another one"
 echo "killed $kills times"
 
 # ---- the number of threads does not matter --------------------------------------------------------
@@ -102,19 +102,24 @@ cmp -s alone/checkpoint.safetensors expected || fail "one thread computes other 
 
 # ---- files for the other tools --------------------------------------------------------------------
 
-expect 0 "$cifar" contract --data data whole/checkpoint.safetensors -o compact.safetensors
+expect 0 "$cifar" contract --data data whole/checkpoint.safetensors -o checkpoint.onnx
 says out "Identical accuracy"
-expect 0 "$cifar" eval --data data compact.safetensors --json
+expect 0 "$cifar" contract --data data whole/best.onnx -o compact.onnx
+says out "Identical accuracy"
+expect 0 "$cifar" eval --data data compact.onnx --json
 python3 -m json.tool out >/dev/null || fail "not JSON"
 right=$(python3 -c 'import json; print(json.load(open("out"))["correct"])')
-expect 0 "$concertina" contract whole/checkpoint.safetensors -o by_tool.safetensors
-expect 0 "$classify" whole/checkpoint.safetensors data/cifar-10-batches-bin/test_batch.bin
-says out " $right "
-says out "images on which the two forms differ: 0"
+expect 0 "$concertina" contract whole/best.onnx -o by_tool.onnx
+for other in compact by_tool; do
+  expect 0 "$classify" whole/best.onnx $other.onnx data/cifar-10-batches-bin/test_batch.bin
+  checks=$((checks + 1))
+  [ "$(grep -c " $right " out)" = 2 ] || fail "not $right images are right"
+  says out "images on which the two models differ: 0"
+done
 
 for model in acnet ck+fc; do
   expect 0 "$cifar" train --data data --model "$model" --kernel 5 --epochs 1 --batch 128 --out "$model"
-  expect 0 "$cifar" contract --data data "$model/checkpoint.safetensors" -o "$model.safetensors"
+  expect 0 "$cifar" contract --data data "$model/best.onnx" -o "$model.onnx"
   says out "Identical accuracy"
 done
 
@@ -123,29 +128,29 @@ done
 expect 0 "$cifar" train --model compact --kernel 3 --epochs 1 --double --out generated
 says err "generated images"
 says generated/log.csv "data set generated"
-expect 0 "$cifar" eval generated/best.safetensors
+expect 0 "$cifar" eval generated/best.onnx
 expect 0 "$cifar" train --data data --model ck --kernel 5 --compute nonlinear --epochs 1 --out nonlinear
-expect 0 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --init nonlinear/checkpoint.safetensors --out initialised
+expect 0 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --init nonlinear/best.onnx --out initialised
 expect 0 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --out random
 cmp -s initialised/checkpoint.safetensors random/checkpoint.safetensors && fail "--init changes nothing"
 expect 3 "$cifar" train --data data --model cl --kernel 5 --epochs 1 --init nonlinear/checkpoint.safetensors --out none
 expect 0 "$cifar" drift --model ck --kernel 5 --steps 3 --batch 16
 says out "double, contracted and layered"
 expect 0 "$cifar" train --data data --model resnet18 --width 2 --epochs 1 --keep-momentum --out teacher
-expect 0 "$cifar" eval --data data teacher/best.safetensors
+expect 0 "$cifar" eval --data data teacher/best.onnx
 expect 0 "$cifar" bench --models resnet18 --width 2 --batch 16 --seconds 0.1
 plain=(train --data data --model cl --kernel 3 --epochs 1)
 expect 0 "$cifar" "${plain[@]}" --out plain
 for other in "--corrupt 0.5" "--weight-decay 0.1" "--weight-decay 0.1 --decay-of product" "--optimizer adam" "--batch 64" \
-  "--transfer kd --teacher teacher/best.safetensors" "--transfer kd --teacher teacher/best.safetensors --temperature 1" \
-  "--transfer kd --teacher teacher/best.safetensors --transfer-weight 0.5" \
-  "--transfer hint --teacher teacher/best.safetensors" \
-  "--transfer hint --teacher teacher/best.safetensors --projection learned" \
-  "--transfer pkt --teacher teacher/best.safetensors"; do
+  "--transfer kd --teacher teacher/best.onnx" "--transfer kd --teacher teacher/best.onnx --temperature 1" \
+  "--transfer kd --teacher teacher/best.onnx --transfer-weight 0.5" \
+  "--transfer hint --teacher teacher/best.onnx" \
+  "--transfer hint --teacher teacher/best.onnx --projection learned" \
+  "--transfer pkt --teacher teacher/best.onnx"; do
   # Every option changes what is trained.
   rm -rf other
   expect 0 "$cifar" "${plain[@]}" $other --out other
-  sum=$("$concertina" contract other/best.safetensors -o other.safetensors >/dev/null && sha256sum <other.safetensors)
+  sum=$("$concertina" contract other/best.onnx -o other.onnx >/dev/null && sha256sum <other.onnx)
   echo "$sum" >>sums
 done
 checks=$((checks + 1))
@@ -156,9 +161,9 @@ checks=$((checks + 2))
 [ "$(wc -l <compared/similarities.csv)" = 4 ] || fail "three gradients have three similarities"
 cmp -s compared/similarities.csv compared_expanded/similarities.csv && fail "--trained-gradients changes nothing"
 cmp -s compared/checkpoint.safetensors plain/checkpoint.safetensors || fail "comparing gradients changes the training"
-expect 0 "$cifar" landscape plain/best.safetensors --data data --points 3 --images 100 -o landscape.csv
+expect 0 "$cifar" landscape plain/best.onnx --data data --points 3 --images 100 -o landscape.csv
 says out "9 points"
-expect 0 "$cifar" landscape plain/best.safetensors --data data --points 3 --images 100 --expanded -o expanded.csv
+expect 0 "$cifar" landscape plain/best.onnx --data data --points 3 --images 100 --expanded -o expanded.csv
 checks=$((checks + 1))
 cmp -s landscape.csv expanded.csv && fail "--expanded changes nothing"
 expect 0 "$cifar" bench --kernel 3 --batch 16 --seconds 0.1
@@ -260,8 +265,8 @@ expect 2 "$cifar" train --corrupt 2 --out none
 expect 2 "$cifar" train --transfer osmosis --out none
 expect 2 "$cifar" train --kernel 3 --transfer kd --out none
 says err "needs a teacher"
-expect 2 "$cifar" landscape plain/best.safetensors --data data --points 4 -o none.csv
-expect 3 "$cifar" landscape teacher/best.safetensors --data data -o none.csv
+expect 2 "$cifar" landscape plain/best.onnx --data data --points 4 -o none.csv
+expect 3 "$cifar" landscape teacher/best.onnx --data data -o none.csv
 says err "--expanded"
 for unused in "--width 8" "--model resnet18 --kernel 3" "--model compact --rate 2" "--model acnet --compute layered" \
   "--model cl --decay-of product" "--optimizer adam --keep-momentum" "--temperature 2" "--projection learned" \
@@ -273,7 +278,8 @@ for undone in "--model acnet" "--model resnet18" "--model cl --compute layered" 
   says err "is not computed on a device"
 done
 expect 2 "$cifar" train --device tpu --out none
-expect 2 "$cifar" eval --data data compact.safetensors --threads 5000
+expect 2 "$cifar" eval --data data compact.onnx --threads 5000
+expect 2 "$cifar" contract --data data whole/best.onnx -o compact.safetensors
 touch file
 expect 5 "$cifar" train --data data --kernel 3 --out file/folder
 says err "file/folder"
@@ -286,7 +292,12 @@ checks=$((checks + 1))
 [ ! -e none ] || fail "a refused training left a folder"
 head -c 1000 whole/checkpoint.safetensors >torn.safetensors
 expect 3 "$cifar" eval torn.safetensors
+head -c 1000 whole/best.onnx >torn.onnx
+expect 3 "$cifar" eval torn.onnx
+expect 3 "$cifar" eval --data data by_tool.onnx
+says err "by_tool.onnx: there is no tensor"
 expect 5 "$cifar" eval missing.safetensors
+expect 5 "$cifar" eval missing.onnx
 head -c 5000 /dev/zero >data/cifar-10-batches-bin/data_batch_3.bin
 expect 3 "$cifar" train --data data --out none
 says err "data_batch_3.bin"

@@ -2,12 +2,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cifar/network.hpp"
 
+#include "onnx/contract_model.hpp"
+#include "onnx/evaluate.hpp"
 #include "support.hpp"
 
 #include <catch2/catch.hpp>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <string>
@@ -243,7 +248,9 @@ TEST_CASE("a contracted network is the compact one, also in inference", "[cifar]
       fill(network, images);
       network.tape().forward(images, true);  // moves the running statistics
       network.tape().forward(images, false);
-      const auto file = network.contract();
+      const auto contracted = network.contract();
+      CHECK(std::ranges::count(contracted.nodes, "Conv", &concertina::onnx::Node::op_type) == 3);
+      const auto file = tensors_of(contracted);
       CHECK(options_of(file).model == "compact");
       Network<double> compact(options_of(file), images, pool);
       compact.load(file);
@@ -272,6 +279,129 @@ TEST_CASE("a saved network is the same network", "[cifar]") {
   CHECK(other.save() != file);
   other.load(file);
   CHECK(other.save() == file);
+}
+
+/// The map [image][number] in lanes.
+template <class Scalar>
+std::vector<double> by_image(Maps<Scalar>& maps, Index images) {
+  std::vector<double> result;
+  for (Index image = 0; image < images; ++image) {
+    for (Index i = 0; i < maps.numbers(); ++i) {
+      result.push_back(static_cast<double>(maps.values(image / lanes)[i * lanes + image % lanes]));
+    }
+  }
+  return result;
+}
+
+/// How far a network's logits are from those of its model, from the same images.
+template <class Scalar>
+double deviation(const NetworkOptions& options, bool normalised) {
+  constexpr Index images = 3, pixels = 3 * 32 * 32;
+  ThreadPool pool(2);
+  Network<Scalar> network(options, images, pool);
+  network.initialize(7, true);
+  const Normalization normalization{{0.25, 0.5, 0.75}, {0.2, 0.3, 0.4}};
+  if (normalised) network.set_normalization(normalization);
+  tool::Array<std::int64_t> bytes{{images, 3, 32, 32}, {}};
+  tool::Array<Scalar> numbers{bytes.shape, {}};
+  for (Index i = 0; i < images * pixels; ++i) {
+    bytes.values.push_back(i * i % 251);
+    const auto colour = static_cast<std::size_t>(i % pixels / 1024);
+    const double pixel = static_cast<double>(bytes.values.back()) / 255;
+    numbers.values.push_back(static_cast<Scalar>((pixel - normalization.mean[colour]) /
+                                                 normalization.deviation[colour]));
+  }
+  network.loss().set_labels(std::vector<std::uint8_t>(images));
+  network.set_source([&](Index, Scalar* to) {
+    for (Index i = 0; i < pixels * lanes; ++i) {
+      const Index image = i % lanes;
+      to[i] = image < images ? numbers.values[static_cast<std::size_t>(image * pixels + i / lanes)]
+                             : Scalar(0);
+    }
+  });
+  network.tape().forward(images, true);  // moves the running statistics
+  network.tape().forward(images, false);
+  const auto model =
+      concertina::onnx::parse_model(concertina::onnx::serialize_model(network.model()));
+  CHECK(tensors_of(model).metadata == network.save().metadata);
+  for (const auto& [name, tensor] : network.save().tensors) {
+    INFO(name);
+    CHECK(tensors_of(model).tensors.at(name) == tensor);
+  }
+  const tool::Value input = normalised ? tool::Value(bytes) : tool::Value(numbers);
+  const auto outputs = tool::Evaluator(model)({{"input", input}});
+  const auto& logits = std::get<tool::Array<Scalar>>(outputs.at("output"));
+  CHECK(logits.shape == std::vector<std::int64_t>{images, options.classes});
+  const auto expected = by_image(network.logits(), images);
+  double difference = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const double given = static_cast<double>(logits.values.at(i));
+    difference = std::max(difference, std::abs(given - expected[i]));
+  }
+  return difference;
+}
+
+TEST_CASE("a network's model gives its logits", "[cifar]") {
+  for (const std::string& name : model_names()) {
+    for (const Compute compute : {Compute::contracted, Compute::nonlinear}) {
+      for (const Index kernel : {3, 5}) {
+        const NetworkOptions options{
+            .model = name, .kernel = kernel, .rate = 2, .width = 3, .compute = compute};
+        if (name.starts_with("ck") && kernel == 3) continue;
+        if (compute == Compute::nonlinear && !options.is_expanded()) continue;
+        INFO(name << ", kernel " << kernel << ", " << name_of(compute));
+        // Some thousand operations of rounding 2^-53 on logits of order one, and the eps.
+        CHECK(deviation<double>(options, false) < 1e-11);
+        CHECK(deviation<double>(options, true) < 1e-11);
+        CHECK(deviation<float>(options, true) < 1e-3);
+      }
+    }
+  }
+}
+
+TEST_CASE("models of a network and of what it contracts to contract alike", "[cifar]") {
+  ThreadPool pool(1);
+  for (const auto& [model, kernel] :
+       {std::pair("cl+fc", 3), std::pair("ck", 5), std::pair("acnet", 3), std::pair("acnet", 5)}) {
+    INFO(model << ", kernel " << kernel);
+    Network<float> network({.model = model, .kernel = kernel, .rate = 2}, 4, pool);
+    network.initialize(7);
+    network.set_normalization({{0.25, 0.5, 0.75}, {0.2, 0.3, 0.4}});
+    fill(network, 4);
+    network.tape().forward(4, true);  // moves the running statistics, and so the biases from zero
+    const auto nodes = [](const concertina::onnx::Model& from) {
+      return tool::contract_model(from, {}).model.nodes.size();
+    };
+    CHECK(nodes(network.model()) == nodes(network.contract()));
+  }
+}
+
+TEST_CASE("networks are read from models and from safetensors", "[cifar]") {
+  const auto path =
+      std::filesystem::temp_directory_path() / ("cifar_network_" + std::to_string(getpid()));
+  const auto model_path = path.string() + ".onnx", file_path = path.string() + ".safetensors";
+  ThreadPool pool(1);
+  Network<double> network({.model = "cl", .kernel = 3, .rate = 2}, 1, pool);
+  network.initialize(7);
+  auto model = network.model();
+  const std::vector<std::uint16_t> half(32);
+  model.initializers.push_back(concertina::onnx::Tensor::of<std::uint16_t>("other", {32}, half));
+  concertina::onnx::write_model(model_path, model);
+  concertina::io::write_safetensors(file_path, network.save());
+  auto file = read_network(model_path);
+  CHECK(file.origin == model_path);
+  CHECK_THAT(message_of<concertina::FormatError>([&] { file.view<double>("other"); }),
+             Contains("other") && Contains("uint16"));
+  CHECK(file.tensors.erase("other") == 1);
+  CHECK(file == read_network(file_path));
+  Network<float> single(network.options(), 1, pool);
+  CHECK_THAT(message_of<concertina::FormatError>([&] { single.load(file); }),
+             Contains(model_path) && Contains("conv1.0.weight") && Contains("F64"));
+  std::filesystem::remove(file_path);
+  CHECK_THROWS_AS(read_network(file_path), concertina::IoError);
+  std::filesystem::rename(model_path, file_path);
+  CHECK_THROWS_AS(read_network(file_path), concertina::FormatError);
+  std::filesystem::remove(file_path);
 }
 
 TEST_CASE("batch norms start as the identity, or with weights in 0 to 1", "[cifar]") {

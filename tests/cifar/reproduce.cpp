@@ -66,11 +66,11 @@ TEST_CASE("trainings run after those that they need, and without those that fail
   };
   for (const char* name : {"nonlinear", "linear", "teacher", "student"}) {
     INFO(name);
-    CHECK(has(name, "best.safetensors"));
+    CHECK(has(name, "best.onnx"));
   }
-  CHECK(has("linear", "compact.safetensors"));
-  CHECK_FALSE(has("nonlinear", "compact.safetensors"));
-  CHECK_FALSE(has("teacher", "compact.safetensors"));
+  CHECK(has("linear", "compact.onnx"));
+  CHECK_FALSE(has("nonlinear", "compact.onnx"));
+  CHECK_FALSE(has("teacher", "compact.onnx"));
 
   // Again: nothing is trained, and what is there is checked to be the same.
   const auto written = fs::last_write_time(options.out / "runs/linear/log.csv");
@@ -81,7 +81,7 @@ TEST_CASE("trainings run after those that they need, and without those that fail
   REQUIRE(other.size() == 1);
   CHECK_THAT(other[0], Contains("another training"));
   linear.recipe.seed = 1;
-  fs::remove(options.out / "runs/linear/best.safetensors");
+  fs::remove(options.out / "runs/linear/best.onnx");
   const auto missing = run_trainings({nonlinear, linear}, options);
   REQUIRE(missing.size() == 1);
   CHECK_THAT(missing[0], Contains("remove the folder"));

@@ -108,7 +108,7 @@ TEST_CASE("a training's outcome is in its folder, once it has ended", "[cifar]")
   CHECK(found->last_train == 0.5);
   CHECK_FALSE(found->contracted);
   CHECK(found->epochs.size() == 2);
-  std::ofstream(folder / "compact.safetensors") << "";
+  std::ofstream(folder / "compact.onnx") << "";
   CHECK(outcome_of(folder, 2)->contracted);
   fs::remove_all(folder);
 }

@@ -191,12 +191,13 @@ TEST_CASE("a training that was interrupted goes on to the bit", "[cifar]") {
         const auto make = [&]<class Scalar>(Scalar) {
           Network<Scalar> network({.model = "resnet18", .width = 2}, 1, alone);
           network.initialize(5);
-          return network.save();
+          return network.model();
         };
-        teacher = in_double ? make(double()) : make(float());
-        options.teacher = folder.path / "teacher.safetensors";
+        const auto model = in_double ? make(double()) : make(float());
+        teacher = tensors_of(model);
+        options.teacher = folder.path / "teacher.onnx";
         std::filesystem::create_directories(folder.path);
-        concertina::io::write_safetensors(options.teacher, teacher);
+        concertina::onnx::write_model(options.teacher, model);
       }
       const TrainResult whole = train(options, data, pool);
 
@@ -375,7 +376,7 @@ TEST_CASE("gradients of batches are those of the compact network or of the train
   // The compact network with the same numbers, on the same batches.
   Training<double> compact({.model = "compact", .kernel = 3}, recipe, data, pool);
   compact.epoch([](Index, double, double) {});  // to the same epoch
-  compact.network().load(expanded.network().contract());
+  compact.network().load(tensors_of(expanded.network().contract()));
   const auto own = compact.gradients(4);
   for (std::size_t b = 0; b < own.size(); ++b) {
     REQUIRE(own[b].size() == computed[b].size());
