@@ -304,6 +304,12 @@ Source read(const ModelCommand& command, const std::string& path) {
   return {chain_model(concertina::io::read_safetensors(path), options), true};
 }
 
+/// Throws UsageError for --chain where no file has layers to name.
+void refuse_chain(const ModelCommand& command, bool read) {
+  if (command.chain && !read)
+    throw UsageError("--chain is for safetensors files, not for ONNX models");
+}
+
 /// Both run on the same input; a chain of unknown size is not, for it may be of images of any size.
 OutputComparison run_both(const Source& source, const onnx::Model& result,
                           const ModelCommand& command) {
@@ -373,6 +379,7 @@ ExitCode contract_file(const ModelCommand& command) {
   Progress progress;
   progress.show("contracting " + command.in);
   const Source source = read(command, command.in);
+  refuse_chain(command, source.chain);
   const ModelOptions options{.graph = graph_options(command),
                              .when = when_of(command.when, source.chain),
                              .equality = equality_of(command.border),
@@ -426,6 +433,7 @@ ExitCode contract_file(const ModelCommand& command) {
 
 ExitCode verify_files(const ModelCommand& command) {
   const Source source = read(command, command.in), result = read(command, command.out);
+  refuse_chain(command, source.chain || result.chain);
   const ModelComparison comparison = compare_models(
       source.model, result.model, graph_options(command), equality_of(command.border));
   const OutputComparison outputs = run_both(source, result.model, command);
@@ -443,6 +451,7 @@ ExitCode verify_files(const ModelCommand& command) {
 ExitCode show_file(ModelCommand command) {
   command.out.clear();
   const Source source = read(command, command.in);
+  refuse_chain(command, source.chain);
   const onnx::Model& model = source.model;
   const ContractedModel result = contract_model(model, {.graph = graph_options(command),
                                                         .when = when_of(command.when, source.chain),

@@ -277,6 +277,9 @@ expect 2 contract cl.safetensors -o out.txt
 expect 2 contract cl.safetensors -o out.safetensors --external-data data
 expect 0 contract cl.safetensors -o model.onnx
 expect 2 contract model.onnx -o out.onnx --dtype F32
+for command in contract info 'verify model.onnx'; do
+  expect 2 $command model.onnx --chain a
+done
 expect 0 contract model.onnx -o from-model.safetensors
 is from-model.safetensors 'bias:F32[4] weight:F32[4, 3, 3, 3] {"chain": ":p1"}'
 
