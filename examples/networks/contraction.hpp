@@ -27,8 +27,4 @@ concertina::Conv<Scalar, Rank> contracted(const Expr<Scalar, Rank>& expression);
 template <int Rank>
 void require_modest(const concertina::Form<Rank>& form, const std::string& file);
 
-/// Input sizes as the user writes them, "32,32", "32x32" or "32" for all axes. Throws UsageError.
-template <int Rank>
-concertina::PerAxis<Rank> parse_input_size(const std::string& text);
-
 }  // namespace tool

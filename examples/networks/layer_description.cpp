@@ -1,22 +1,15 @@
-// Reads descriptions of layers from JSON and from the command line, with distrust.
+// Reads descriptions of layers from JSON, with distrust.
 // SPDX-License-Identifier: Apache-2.0
 #include "layer_description.hpp"
 
 #include "json_fields.hpp"
 #include "text.hpp"
 
-#include <algorithm>
-#include <array>
-#include <charconv>
-#include <string_view>
-
 namespace tool {
 namespace {
 
-using fields::Json, fields::integer, fields::integers, fields::is_modest, fields::object;
+using fields::Json, fields::integer, fields::integers, fields::object;
 using fields::parse, fields::refuse, fields::string;
-
-constexpr std::size_t longest_chain = 256;  // the order of a chain takes its length cubed to find
 
 /// Takes the geometry's fields; false for any other.
 bool read_geometry_field(LayerDescription& layer, const std::string& key, const Json& value,
@@ -79,62 +72,6 @@ LayerDescription parse_layer(const Json& node, const std::string& where) {
     }
   }
   return layer;
-}
-
-std::vector<LayerDescription> named_chain(const std::string& text) {
-  std::vector<LayerDescription> chain;
-  const auto fail = [&](std::string_view layer, const std::string& why) {
-    throw UsageError("--chain: layer " + in_quotes(layer) + ": " + why +
-                     "; expected NAME or NAME:s2p1e0d1g4");
-  };
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    const std::string_view item = std::string_view(text).substr(begin, end - begin);
-    begin = end + 1;
-    const std::size_t colon = item.rfind(':');
-    LayerDescription layer;
-    layer.name = item.substr(0, colon);
-    if (layer.name.empty()) fail(item, "there is no name");
-    std::string_view rest =
-        colon == std::string_view::npos ? std::string_view() : item.substr(colon + 1);
-    if (colon != std::string_view::npos && rest.empty())
-      fail(item, "there is nothing after the colon");
-    std::string seen;
-    while (!rest.empty()) {
-      const char letter = rest.front();
-      if (std::string_view("spedg").find(letter) == std::string_view::npos) {
-        fail(item,
-             "found " + in_quotes(rest) + " where one of the letters s, p, e, d, g should be");
-      }
-      if (seen.find(letter) != std::string::npos)
-        fail(item, "the letter " + in_quotes({&letter, 1}) + " is there twice");
-      seen += letter;
-      std::vector<Index> values;
-      do {
-        rest.remove_prefix(1);
-        Index value = 0;
-        const auto [stop, error] = std::from_chars(rest.data(), rest.data() + rest.size(), value);
-        if (error != std::errc() || !is_modest(value))
-          fail(item, "found " + in_quotes(rest) + " where an integer of at most 2^40 should be");
-        rest.remove_prefix(static_cast<std::size_t>(stop - rest.data()));
-        values.push_back(value);
-      } while (rest.starts_with('x') && values.size() < 3);
-      if (letter == 'g') {
-        if (values.size() != 1 || values.front() < 1) fail(item, "groups are one positive integer");
-        layer.groups = values.front();
-      } else {
-        (letter == 's'   ? layer.stride
-         : letter == 'p' ? layer.padding
-         : letter == 'e' ? layer.padding_end
-                         : layer.dilation) = values;
-      }
-    }
-    chain.push_back(std::move(layer));
-    if (chain.size() > longest_chain) {
-      throw UsageError("--chain: more than " + std::to_string(longest_chain) + " layers");
-    }
-  }
-  return chain;
 }
 
 }  // namespace tool

@@ -1,5 +1,4 @@
-// What a file's metadata, or the option --chain, says about layers: names and geometry, no elements
-// yet.
+// What a file's metadata says about layers: names and geometry, no elements yet.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -29,19 +28,6 @@ struct LayerDescription {
     return name.empty() ? suffix : name + "." + suffix;
   }
 };
-
-/// The layers that the option --chain names; see chain_grammar. Throws UsageError naming the place.
-std::vector<LayerDescription> named_chain(const std::string& text);
-
-/// For --help.
-inline constexpr const char* chain_grammar =
-    "LAYER,LAYER,...  the first one applied first; LAYER is NAME or NAME:GEOMETRY and owns the "
-    "tensors NAME.weight "
-    "and, if it is there, NAME.bias. GEOMETRY is any of s (stride), p (padding), e (padding at the "
-    "end, where it "
-    "differs), d (dilation), g (groups), each followed by an integer, or by one per axis: s2, "
-    "p1x0, s2p1g4. "
-    "Example: conv1,conv2:s2p1g4,conv3";
 
 /// One layer from a JSON object with the fields of the format. `where` begins the messages.
 LayerDescription parse_layer(const nlohmann::json& node, const std::string& where);

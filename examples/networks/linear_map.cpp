@@ -179,19 +179,6 @@ class Reader {
 
 }  // namespace
 
-Node graph_of(const Safetensors& file, const std::string& chain) {
-  if (chain.empty()) return parse_graph(file);
-  Node graph;
-  graph.where = "--chain";
-  for (const LayerDescription& layer : named_chain(chain)) {
-    Node& node = graph.parts.emplace_back();
-    node.kind = Node::Kind::layer;
-    node.layer = layer;
-    node.where = "--chain: layer " + in_quotes(layer.name);
-  }
-  return graph;
-}
-
 std::optional<Dtype> dtype_of(const Safetensors& file, const Node& node) {
   std::optional<Dtype> widest;
   for_each_layer(node, [&](const Node& layer) {
@@ -201,17 +188,6 @@ std::optional<Dtype> dtype_of(const Safetensors& file, const Node& node) {
     }
   });
   return widest;
-}
-
-bool is_wide(const Safetensors& file, const Node& node) {
-  if (dtype_of(file, node) == Dtype::F64) return true;
-  for (const Node* each : expected_nodes(node)) {
-    for (const char* suffix : {"weight", "bias"}) {
-      const std::string name = each->expected->layer.tensor(suffix);
-      if (file.contains(name) && file.tensor(name).dtype == Dtype::F64) return true;
-    }
-  }
-  return false;
 }
 
 int rank_of(const Safetensors& file, const Node& node) {
@@ -246,25 +222,7 @@ AnyExpression read_linear_map(const Safetensors& file, const Node& node, bool wi
   return wide ? read(double{}) : read(float{});
 }
 
-AnyExpression read_file_map(const Safetensors& file, const Node& graph) {
-  std::optional<Index> channels;
-  if (file.contains("input") && file.tensor("input").shape.size() > 1) {
-    channels = file.tensor("input").shape[1];
-  }
-  return read_linear_map(file, graph, dtype_of(file, graph) == Dtype::F64, channels);
-}
-
-std::vector<const Node*> expected_nodes(const Node& graph) {
-  return outermost(graph, [](const Node& node) { return node.expected.has_value(); });
-}
-
 std::vector<const Node*> expanded_nodes(const Node& graph) { return outermost(graph, is_expanded); }
-
-Index layer_count(const Node& node) {
-  Index count = 0;
-  for_each_layer(node, [&](const Node&) { ++count; });
-  return count;
-}
 
 Index parameters(const Safetensors& file, const Node& node) {
   Index sum = 0;

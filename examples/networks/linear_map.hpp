@@ -21,18 +21,10 @@ using AnyExpression =
     std::variant<Expr<float, 0>, Expr<float, 1>, Expr<float, 2>, Expr<float, 3>, Expr<double, 0>,
                  Expr<double, 1>, Expr<double, 2>, Expr<double, 3>>;
 
-/// The nodes that --chain names, or that the metadata describes where it is empty. Throws as
-/// parse_graph and named_chain do.
-Node graph_of(const concertina::io::Safetensors& file, const std::string& chain);
-
 /// The widest dtype of a node's tensors; none for a node without any. Throws FormatError for a
 /// dtype that layers do not have.
 std::optional<concertina::io::Dtype> dtype_of(const concertina::io::Safetensors& file,
                                               const Node& node);
-
-/// Whether a node's layers, or one that is expected of them, are F64; F32, F16 and BF16 are
-/// computed as float.
-bool is_wide(const concertina::io::Safetensors& file, const Node& node);
 
 /// Spatial axes of a linear node's layers, those of the first that tells; 2 if none does.
 int rank_of(const concertina::io::Safetensors& file, const Node& node);
@@ -48,17 +40,8 @@ Expr<Scalar, Rank> read_linear_map(const concertina::io::Safetensors& file, cons
 AnyExpression read_linear_map(const concertina::io::Safetensors& file, const Node& node, bool wide,
                               std::optional<Index> channels = {});
 
-/// A file's whole graph, which must be linear: in double where a layer is F64, with the channels of
-/// its tensor `input` where it has one.
-AnyExpression read_file_map(const concertina::io::Safetensors& file, const Node& graph);
-
-/// The outermost nodes that carry an expected layer, in order.
-std::vector<const Node*> expected_nodes(const Node& graph);
-
 /// The outermost nodes that stand for one layer, in order: those that is_expanded finds.
 std::vector<const Node*> expanded_nodes(const Node& graph);
-
-Index layer_count(const Node& node);
 
 /// Numbers that a node's layers hold.
 Index parameters(const concertina::io::Safetensors& file, const Node& node);
