@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes linear layers of a PyTorch model to a file that `concertina` contracts and verifies. Needs torch only.
+"""Writes linear layers of a PyTorch model to a file that `concertina` contracts. Needs torch only.
 
 As a module:
 
     from export_torch import export
-    export(torch.nn.Sequential(squeeze, spatial, widen), "block.safetensors", example_input=torch.randn(2, 64, 8, 8))
+    export(torch.nn.Sequential(squeeze, spatial, widen), "block.safetensors")
 
-    $ concertina verify block.safetensors
-    $ concertina contract block.safetensors -o layer.safetensors
+    $ concertina contract block.safetensors -o layer.safetensors --verify
 
 As a program it writes an ExpandNet-CL block: export_torch.py [block.safetensors]
 """
@@ -23,27 +22,25 @@ import torch
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+POOLS = (torch.nn.AvgPool1d, torch.nn.AvgPool2d, torch.nn.AvgPool3d)
 
 
-def export(sequential, path, example_input=None):
-    """Writes Conv1d, Conv2d, Conv3d and Linear layers in a row; with `example_input` also the output that they give on
-    it, computed layer by layer, which `concertina verify` compares with the contraction's.
+def export(sequential, path):
+    """Writes convolutions, Linear layers, batch norms (as in inference) and average pools in a row.
 
     Layers keep their names in `sequential`. Raises ValueError naming the module that is not supported.
     """
-    nodes, tensors = [], {}
+    chain, tensors = [], {}
     for name, layer in _layers(sequential):
-        nodes.append(_node(name, layer))
-        tensors[f"{name}.weight"] = layer.weight
-        if layer.bias is not None:
-            tensors[f"{name}.bias"] = layer.bias
-    if not nodes:
+        chain.append(_described(name, layer))
+        for suffix in ("weight", "bias", "running_mean", "running_var"):
+            tensor = getattr(layer, suffix, None)
+            if tensor is not None:
+                tensors[f"{name}.{suffix}"] = tensor
+    if not chain:
         raise ValueError("the model has no layers")
-    if example_input is not None:
-        with torch.no_grad():
-            tensors |= {"input": example_input, "output": sequential(example_input)}
-    chain = {"kind": "chain", "layers": nodes}
-    _write_safetensors(path, tensors, {"chain": json.dumps(chain), "source": f"PyTorch {torch.__version__}"})
+    _write_safetensors(path, tensors, {"chain": ",".join(chain), "source": f"PyTorch {torch.__version__}"})
 
 
 def _layers(sequential, prefix=""):
@@ -55,25 +52,35 @@ def _layers(sequential, prefix=""):
             yield prefix + name, layer
 
 
-def _node(name, layer):
+def _described(name, layer):
+    """NAME:GEOMETRY, as `concertina contract --help` describes it."""
     where = f"layer {name!r} ({type(layer).__name__})"
+    if set(name) & set(",:") or name == "avg_pool":
+        raise ValueError(f"{where} cannot have this name in a chain")
     if type(layer) is torch.nn.Linear:
-        return {"name": name, "type": "linear"}
+        return name
+    if type(layer) in BATCH_NORMS:
+        if layer.running_mean is None:
+            raise ValueError(f"{where} has no running statistics; without them it is not linear")
+        return f"{name}:eps{layer.eps!r}"
+    if type(layer) in POOLS:
+        if layer.ceil_mode or not layer.count_include_pad or getattr(layer, "divisor_override", None) is not None:
+            raise ValueError(f"{where} has ceil_mode, divisor_override or no count_include_pad, which is not supported")
+        return "avg_pool:k" + _numbers(layer.kernel_size) + "s" + _numbers(layer.stride) + "p" + _numbers(layer.padding)
     if type(layer) not in CONVOLUTIONS:
-        raise ValueError(f"{where} is not supported; only Conv1d, Conv2d, Conv3d and Linear are")
+        raise ValueError(f"{where} is not supported; only convolutions, Linear, batch norms and AvgPool are")
     if layer.padding_mode != "zeros":
         raise ValueError(f"{where} pads with {layer.padding_mode!r}; only zeros are linear in one layer")
-    node = {"name": name, "type": "conv", "stride": list(layer.stride), "dilation": list(layer.dilation),
-            "groups": layer.groups}
-    if layer.padding == "valid":
-        node["padding"] = [0] * len(layer.stride)
-    elif layer.padding == "same":  # PyTorch puts the odd one at the end
+    begin = end = (0,) if layer.padding == "valid" else layer.padding
+    if layer.padding == "same":  # PyTorch puts the odd one at the end
         total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
-        node["padding"] = [t // 2 for t in total]
-        node["padding_end"] = [t - t // 2 for t in total]
-    else:
-        node["padding"] = list(layer.padding)
-    return node
+        begin, end = [t // 2 for t in total], [t - t // 2 for t in total]
+    return (f"{name}:s{_numbers(layer.stride)}p{_numbers(begin)}e{_numbers(end)}d{_numbers(layer.dilation)}"
+            f"g{layer.groups}")
+
+
+def _numbers(values):
+    return "x".join(map(str, values)) if isinstance(values, (tuple, list)) else str(values)
 
 
 def _write_safetensors(path, tensors, metadata):
@@ -101,8 +108,8 @@ def main():
     path = sys.argv[1] if len(sys.argv) > 1 else "block.safetensors"
     block = torch.nn.Sequential(torch.nn.Conv2d(16, 64, 1, padding=1), torch.nn.Conv2d(64, 128, 3),
                                 torch.nn.Conv2d(128, 32, 1))
-    export(block, path, example_input=torch.randn(2, 16, 8, 8))
-    print(f"wrote {path}; next: concertina verify {path}")
+    export(block, path)
+    print(f"wrote {path}; next: concertina contract {path}")
 
 
 if __name__ == "__main__":

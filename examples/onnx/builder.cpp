@@ -38,6 +38,11 @@ Dims begin_and_end(Dims begin, const Dims& end) {
   return begin;
 }
 
+/// "conv1.weight"; "weight" of a layer without a name.
+std::string of(const std::string& layer, const char* parameter) {
+  return layer.empty() ? parameter : layer + "." + parameter;
+}
+
 }  // namespace
 
 struct Builder::State {
@@ -130,6 +135,22 @@ Builder& Builder::node(const std::string& op_type, const std::string& name,
   return *this;
 }
 
+void Builder::crop(const std::string& name, Dims& pads) {
+  if (std::ranges::none_of(pads, [](Index pad) { return pad < 0; })) return;
+  const std::size_t rank = pads.size() / 2;
+  Dims crops(2 * dims_.size()), dims = dims_;
+  for (std::size_t i = 0; i < pads.size(); ++i) {
+    const std::size_t axis = first_axis + i % rank;
+    const Index taken = std::min<Index>(pads[i], 0);
+    crops[axis + (i < rank ? 0 : dims.size())] = taken;
+    if (dims[axis] != unknown) dims[axis] += taken;
+    pads[i] -= taken;
+  }
+  const std::string amounts = constant(
+      onnx::Tensor::of<std::int64_t>(of(name, "crop"), {std::ssize(crops)}, std::span(crops)));
+  node("Pad", name.empty() ? "" : name + ".pad", {tensor_, amounts}, {}, std::move(dims));
+}
+
 template <int Rank>
 Builder& Builder::conv(const std::string& name, concertina::ConvShape<Rank> shape) {
   if (dims_.size() != first_axis + Rank) {
@@ -150,22 +171,12 @@ Builder& Builder::conv(const std::string& name, concertina::ConvShape<Rank> shap
   } catch (const ShapeError& error) {
     throw ShapeError("layer " + name + ": " + error.what());
   }
-  Dims weight = {shape.out, shape.in / shape.groups}, crops = {0, 0}, pads;
-  for (const auto* padding : {&shape.padding.start, &shape.padding.end}) {
-    for (const Index pad : *padding) {
-      pads.push_back(std::max<Index>(pad, 0));
-      crops.push_back(std::min<Index>(pad, 0));
-    }
-    if (padding == &shape.padding.start) crops.insert(crops.end(), {0, 0});
-  }
-  if (std::ranges::any_of(crops, [](Index crop) { return crop < 0; })) {
-    const std::string by = constant(
-        onnx::Tensor::of<std::int64_t>(name + ".crop", {std::ssize(crops)}, std::span(crops)));
-    node("Pad", "", {tensor_, by}, {}, dims_);  // Conv has no negative pads
-  }
+  Dims pads = begin_and_end(list(shape.padding.start), list(shape.padding.end));
+  crop(name, pads);
+  Dims weight = {shape.out, shape.in / shape.groups};
   weight.insert(weight.end(), shape.kernel_size.begin(), shape.kernel_size.end());
-  std::vector<std::string> inputs = {tensor_, parameter(name + ".weight", weight)};
-  if (shape.bias) inputs.push_back(parameter(name + ".bias", {shape.out}));
+  std::vector<std::string> inputs = {tensor_, parameter(of(name, "weight"), weight)};
+  if (shape.bias) inputs.push_back(parameter(of(name, "bias"), {shape.out}));
   return node(
       "Conv", name, std::move(inputs),
       {Attribute::of("dilations", list(shape.dilation)), Attribute::of("group", shape.groups),
@@ -185,23 +196,23 @@ Builder& Builder::conv_transpose(const std::string& name, Index out, Index kerne
     weight.push_back(kernel);
     window.push_back(kernel);
   }
-  return node("ConvTranspose", name, {tensor_, parameter(name + ".weight", weight)},
+  return node("ConvTranspose", name, {tensor_, parameter(of(name, "weight"), weight)},
               {Attribute::of("kernel_shape", window), Attribute::of("strides", window)},
               std::move(result));
 }
 
 Builder& Builder::linear(const std::string& name, Index out, bool bias) {
   if (dims_.size() != first_axis) refuse(name, "is linear and reads [batch, channels]");
-  std::vector<std::string> inputs = {tensor_, parameter(name + ".weight", {out, channels()})};
-  if (bias) inputs.push_back(parameter(name + ".bias", {out}));
+  std::vector<std::string> inputs = {tensor_, parameter(of(name, "weight"), {out, channels()})};
+  if (bias) inputs.push_back(parameter(of(name, "bias"), {out}));
   return node("Gemm", name, std::move(inputs), {Attribute::of("transB", std::int64_t{1})},
               {dims_[0], out});
 }
 
 Builder& Builder::batch_norm(const std::string& name, double eps) {
   std::vector<std::string> inputs = {tensor_};
-  for (const char* suffix : {".weight", ".bias", ".running_mean", ".running_var"}) {
-    inputs.push_back(parameter(name + suffix, {channels()}));
+  for (const char* suffix : {"weight", "bias", "running_mean", "running_var"}) {
+    inputs.push_back(parameter(of(name, suffix), {channels()}));
   }
   const auto rounded = static_cast<float>(eps);
   if (state_->type == DataType::float64) state_->remainders[inputs.back()] = eps - double{rounded};
@@ -213,8 +224,10 @@ Builder& Builder::scale(const std::string& name, bool bias) {
   Dims dims(dims_.size() - 1, 1);
   dims.front() = channels();
   const Dims result = dims_;
-  node("Mul", name, {tensor_, parameter(name + ".weight", dims)}, {}, result);
-  if (bias) node("Add", name + ".add", {tensor_, parameter(name + ".bias", dims)}, {}, result);
+  node("Mul", name, {tensor_, parameter(of(name, "weight"), dims)}, {}, result);
+  if (bias)
+    node("Add", name.empty() ? "" : name + ".add", {tensor_, parameter(of(name, "bias"), dims)}, {},
+         result);
   return *this;
 }
 

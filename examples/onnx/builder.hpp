@@ -37,7 +37,7 @@ class Builder {
   const Dims& dims() const { return dims_; }
   Index channels() const { return dims_[1]; }
 
-  /// `shape.in` is filled in.
+  /// `shape.in` is filled in. Padding that is negative is a Pad before it.
   template <int Rank>
   Builder& conv(const std::string& name, concertina::ConvShape<Rank> shape);
   /// Windows of `kernel` side by side, without bias.
@@ -88,6 +88,8 @@ class Builder {
   Builder& plain(const std::string& op_type) { return node(op_type, "", {tensor_}, {}, dims_); }
   Builder& pool(const std::string& op_type, Dims kernel, Dims stride, Dims padding);
   Builder& join(const std::string& op_type, const std::vector<Builder>& branches);
+  /// Moves what of a layer's pads is negative to a Pad.
+  void crop(const std::string& name, Dims& pads);
   [[noreturn]] void refuse(const std::string& name, const std::string& what) const;
 
   std::shared_ptr<State> state_;

@@ -149,6 +149,11 @@ void Planner::judge(Segments segments, Plan& plan) const {
       return;
     }
   }
+  constexpr Index most_elements = Index{1} << 29;  // a file can ask for any stride and dilation
+  if (weight_numel(*shape) > most_elements) {
+    throw NotLinear("as " + to_string(*shape) + " it would have " +
+                    std::to_string(weight_numel(*shape)) + " weights");
+  }
   if constexpr (std::same_as<Expression, concertina::TransposedExpr<double, Rank>>) {
     plan.layer = layer_of_dense_shape(*shape, (*region).stride(), rank_of(segments));
     require_writable(plan.layer);

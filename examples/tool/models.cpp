@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "models.hpp"
 
+#include "onnx/chain.hpp"
 #include "onnx/compare_models.hpp"
 #include "onnx/contract_model.hpp"
 #include "outputs.hpp"
@@ -20,6 +21,7 @@ namespace tool {
 
 namespace {
 
+using concertina::io::Dtype;
 using nlohmann::json;
 
 /// NAME=1x3x224x224; the name may contain equals signs.
@@ -43,6 +45,14 @@ std::pair<std::string, Dims> parse_input(const std::string& text) {
   return {text.substr(0, equals), dims};
 }
 
+/// None where it is empty. Throws UsageError for what is not a dtype of layers.
+std::optional<Dtype> dtype_of(const std::string& text) {
+  if (text.empty()) return std::nullopt;
+  const std::optional<Dtype> dtype = layer_dtype(text);
+  if (!dtype) throw UsageError("--dtype: " + in_quotes(text) + " is none of F64, F32, F16, BF16");
+  return dtype;
+}
+
 GraphOptions graph_options(const ModelCommand& command) {
   GraphOptions options;
   for (const std::string& input : command.inputs) options.inputs.insert(parse_input(input));
@@ -57,10 +67,10 @@ Equality equality_of(const std::string& border) {
   return Equality::size;
 }
 
-When when_of(const std::string& when) {
-  if (when == "always") return When::always;
-  if (when == "faster") return When::faster;
-  return When::smaller;
+/// By default layers that a chain describes become one, whatever that costs.
+When when_of(const std::string& when, bool chain) {
+  if (when == "always" || (when.empty() && chain)) return When::always;
+  return when == "faster" ? When::faster : When::smaller;
 }
 
 const char* name_of(Equality where) {
@@ -264,8 +274,8 @@ std::string external_data(const ModelCommand& command, const onnx::Model& model)
   return name;
 }
 
-}  // namespace
-
+/// Whether a file is taken for an ONNX model, and not for a safetensors file: by its first bytes,
+/// where they tell, otherwise by its name.
 bool is_model(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   char head[9] = {};
@@ -274,38 +284,133 @@ bool is_model(const std::filesystem::path& path) {
   return path.extension() == ".onnx" || (head[0] == 0x08 && head[1] > 0 && head[1] < 32);
 }
 
-ExitCode contract_model_file(const ModelCommand& command) {
+/// A model, and whether it is of a safetensors file's chain.
+struct Source {
+  onnx::Model model;
+  bool chain = false;
+};
+
+Source read(const ModelCommand& command, const std::string& path) {
+  if (is_model(path)) {
+    if (!command.dtype.empty()) throw UsageError("--dtype is for safetensors files");
+    return {onnx::read_model(path)};
+  }
+  const std::optional<Dtype> dtype = dtype_of(command.dtype);
+  ChainOptions options{.chain = command.chain, .wide = dtype == Dtype::F64, .input = {}};
+  for (const std::string& text : command.inputs) {
+    auto [name, dims] = parse_input(text);
+    if (name == "input") options.input = std::move(dims);
+  }
+  return {chain_model(concertina::io::read_safetensors(path), options), true};
+}
+
+/// Throws UsageError for --chain where no file has layers to name.
+void refuse_chain(const ModelCommand& command, bool read) {
+  if (command.chain && !read)
+    throw UsageError("--chain is for safetensors files, not for ONNX models");
+}
+
+/// Both run on the same input; a chain of unknown size is not, for it may be of images of any size.
+OutputComparison run_both(const Source& source, const onnx::Model& result,
+                          const ModelCommand& command) {
+  const auto& shape = source.model.inputs.front().shape;
+  const auto open = [](const onnx::Dimension& extent) { return !extent.value; };
+  if (source.chain && std::any_of(shape->begin() + 1, shape->end(), open)) {
+    return {{}, "the size of the input is not known; name it with --input"};
+  }
+  return compare_outputs(source.model, result, graph_options(command), command.in);
+}
+
+/// What `out` is to be: a safetensors file of one layer, or a model.
+bool is_layer(const std::string& out) {
+  return std::filesystem::path(out).extension() == ".safetensors";
+}
+
+/// Throws InexactError, or FormatError where the border is not the reason.
+[[noreturn]] void refuse_several(const Source& source, const ContractedModel& result,
+                                 const ModelCommand& command) {
+  const std::string where = command.in + ": no single layer equals this ";
+  const std::string what = source.chain ? "chain" : "model";
+  for (const LeftAlone& each : result.left) {
+    if (each.remedy.find("--border") == std::string::npos) continue;
+    const auto& input = source.model.inputs.front();
+    std::string size;
+    for (const onnx::Dimension& extent : input.shape.value_or(std::vector<onnx::Dimension>())) {
+      size += size.empty() ? "" : "x";
+      size += extent.value ? std::to_string(*extent.value) : size.empty() ? "1" : "7";
+    }
+    const bool open = each.remedy.find("--input") != std::string::npos;
+    throw concertina::InexactError(
+        where + what + (open ? " at every input size" : " at its input size") + ", from " +
+        each.where + ": " + each.reason +
+        "; pad the first layer instead, or accept one that is right " +
+        (open ? "at one size, with --input " + input.name + "=" + size + ", or " : "") +
+        "in the interior, with --border interior");
+  }
+  if (result.left.empty()) {
+    throw concertina::FormatError(where + what + ": write an ONNX model, -o NAME.onnx");
+  }
+  const LeftAlone& first = result.left.back();
+  throw concertina::FormatError(where + what + ", from " + first.where + ": " + first.reason +
+                                (first.remedy.empty() ? "" : " (" + first.remedy + ")"));
+}
+
+/// Throws UsageError for a file that must not be written.
+void check_output(const ModelCommand& command, bool chain) {
   std::error_code ignored;
-  if (!command.out.empty() && std::filesystem::equivalent(command.in, command.out, ignored)) {
+  if (std::filesystem::equivalent(command.in, command.out, ignored)) {
     throw UsageError("-o: " + in_quotes(command.out) +
                      " is the input, which would be lost; name another file");
   }
-  ModelOptions options{.graph = graph_options(command),
-                       .when = when_of(command.when),
-                       .equality = equality_of(command.border),
-                       .only = command.only};
+  if (is_layer(command.out)) {
+    if (command.external_data.empty()) return;
+    throw UsageError("--external-data is for ONNX models, not for a safetensors file");
+  }
+  if (chain && std::filesystem::path(command.out).extension() != ".onnx") {
+    throw UsageError("-o: " + in_quotes(command.out) + " ends in neither .onnx nor .safetensors");
+  }
+}
+
+}  // namespace
+
+ExitCode contract_file(const ModelCommand& command) {
+  static_cast<void>(dtype_of(command.dtype));
+  if (!command.out.empty()) check_output(command, !is_model(command.in));
   Progress progress;
   progress.show("contracting " + command.in);
-  const onnx::Model model = onnx::read_model(command.in);
-  const std::string external = command.out.empty() ? "" : external_data(command, model);
-  const ContractedModel result = contract_model(model, options);
+  const Source source = read(command, command.in);
+  refuse_chain(command, source.chain);
+  const ModelOptions options{.graph = graph_options(command),
+                             .when = when_of(command.when, source.chain),
+                             .equality = equality_of(command.border),
+                             .only = command.only};
+  const bool one_layer = is_layer(command.out);
+  const std::string external =
+      command.out.empty() || one_layer ? "" : external_data(command, source.model);
+  const ContractedModel result = contract_model(source.model, options);
+  onnx::Model wanted = result.model;
+  if (!command.dtype.empty()) wanted = rounded(std::move(wanted), *dtype_of(command.dtype));
+  std::optional<concertina::io::Safetensors> layer;
+  if (one_layer && !(layer = layer_file(wanted))) refuse_several(source, result, command);
   std::optional<ModelComparison> comparison;
   OutputComparison outputs;
   if (command.verify) {
     progress.show("verifying " + (command.out.empty() ? command.in : command.out));
-    comparison = compare_models(model, result.model, options.graph, options.equality);
-    outputs = compare_outputs(model, result.model, options.graph, command.in);
+    comparison = compare_models(source.model, result.model, options.graph, options.equality);
+    outputs = run_both(source, result.model, command);
   }
   const ExitCode code = comparison ? code_of(*comparison) : ok;
   const bool written = !command.out.empty() && code == ok;
-  if (written) {
+  if (written && layer) {
+    concertina::io::write_safetensors(command.out, *layer);
+  } else if (written) {
     onnx::WriteOptions write;
     write.external_data = external;
-    onnx::write_model(command.out, result.model, write);
+    onnx::write_model(command.out, wanted, write);
   }
   progress.clear();
   if (command.json) {
-    json document = to_json(result, command, model);
+    json document = to_json(result, command, source.model);
     if (comparison) {
       document["verification"] = to_json(*comparison);
       document["outputs"] = to_json(outputs);
@@ -313,7 +418,7 @@ ExitCode contract_model_file(const ModelCommand& command) {
     if (!written) document["written"] = nullptr;
     std::cout << document.dump(2) << '\n';
   } else {
-    print(result, model);
+    print(result, source.model);
     if (comparison) {
       print(*comparison);
       print(outputs);
@@ -326,12 +431,12 @@ ExitCode contract_model_file(const ModelCommand& command) {
   return code;
 }
 
-ExitCode verify_models(const ModelCommand& command) {
-  const onnx::Model model = onnx::read_model(command.in), result = onnx::read_model(command.out);
-  const ModelComparison comparison =
-      compare_models(model, result, graph_options(command), equality_of(command.border));
-  const OutputComparison outputs =
-      compare_outputs(model, result, graph_options(command), command.in);
+ExitCode verify_files(const ModelCommand& command) {
+  const Source source = read(command, command.in), result = read(command, command.out);
+  refuse_chain(command, source.chain || result.chain);
+  const ModelComparison comparison = compare_models(
+      source.model, result.model, graph_options(command), equality_of(command.border));
+  const OutputComparison outputs = run_both(source, result.model, command);
   if (command.json) {
     json document = to_json(comparison);
     document.update({{"file", command.in}, {"result", command.out}, {"outputs", to_json(outputs)}});
@@ -343,11 +448,13 @@ ExitCode verify_models(const ModelCommand& command) {
   return code_of(comparison);
 }
 
-ExitCode model_info(ModelCommand command) {
+ExitCode show_file(ModelCommand command) {
   command.out.clear();
-  const onnx::Model model = onnx::read_model(command.in);
+  const Source source = read(command, command.in);
+  refuse_chain(command, source.chain);
+  const onnx::Model& model = source.model;
   const ContractedModel result = contract_model(model, {.graph = graph_options(command),
-                                                        .when = when_of(command.when),
+                                                        .when = when_of(command.when, source.chain),
                                                         .equality = equality_of(command.border),
                                                         .only = command.only});
   if (command.json) {

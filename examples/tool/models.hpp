@@ -1,34 +1,32 @@
-// The subcommands on ONNX models.
+// The subcommands on networks: ONNX models, and safetensors files whose layers a chain describes.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "text.hpp"
 
-#include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace tool {
 
-/// What the options for ONNX models say, as they are written.
+/// What the options say, as they are written.
 struct ModelCommand {
-  std::string in, out;  // verify: both are models
+  std::string in, out;  // verify: what it is compared with
+  std::optional<std::string> chain;
   std::vector<std::string> inputs, only, keep;
-  std::string border = "size", when = "smaller", external_data;
+  std::string border = "size", when, external_data, dtype;
   bool verify = false, initializers_are_constant = false, json = false;
 };
 
-/// Whether a file is taken for an ONNX model, and not for a safetensors file: by its first bytes,
-/// where they tell, otherwise by its name.
-bool is_model(const std::filesystem::path& path);
-
-/// Contracts the linear regions of a model, and writes it where `out` is not empty.
-ExitCode contract_model_file(const ModelCommand& command);
+/// Contracts the linear regions of a model, and writes it, or the one layer that is left, where
+/// `out` is not empty. Throws InexactError where no single layer equals the model at the border.
+ExitCode contract_file(const ModelCommand& command);
 
 /// Proves that `out` computes what `in` does.
-ExitCode verify_models(const ModelCommand& command);
+ExitCode verify_files(const ModelCommand& command);
 
 /// What could be contracted, what it would save, why the rest is left.
-ExitCode model_info(ModelCommand command);
+ExitCode show_file(ModelCommand command);
 
 }  // namespace tool

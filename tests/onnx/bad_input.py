@@ -233,14 +233,14 @@ def checks(run, require, program, folder):
     refused(USAGE, "only_unknown", "--only", folder / "in.onnx", "--only", "nowhere", prepare=saved(good))
     refused(USAGE, "keep_unknown", "--keep", folder / "in.onnx", "--keep", "nowhere", prepare=saved(good))
     refused(USAGE, "when_unknown", "--when", folder / "in.onnx", "--when", "never", prepare=saved(good))
-    refused(USAGE, "option_of_layers", "--interior", folder / "in.onnx", "--interior", prepare=saved(good))
+    refused(USAGE, "chain_of_a_model", "--chain", folder / "in.onnx", "--chain", "a", prepare=saved(good))
     refused(USAGE, "external_data_elsewhere", "", folder / "in.onnx", "-o", folder / "out.onnx", "--external-data",
             "../out.data", prepare=saved(good))
     refused(USAGE, "external_data_is_output", "", folder / "in.onnx", "-o", folder / "out.onnx", "--external-data",
             "out.onnx", prepare=saved(good))
     refused(USAGE, "external_data_is_input", "", folder / "in.onnx", "-o", folder / "out.onnx", "--external-data",
             "in.data", prepare=external(lambda: None))
-    refused(USAGE, "verify_of_one", "verify", folder / "in.onnx", command="verify", prepare=saved(good))
+    refused(USAGE, "verify_of_one", "OUT", folder / "in.onnx", command="verify", prepare=saved(good))
     refused(FAILED_IO, "verify_of_missing", "out.onnx", folder / "in.onnx", folder / "out.onnx", command="verify",
             prepare=saved(good))
 

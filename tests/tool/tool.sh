@@ -3,31 +3,39 @@
 #
 # What a user of the command line sees: results, exit codes, one-line errors, files that are whole or not there.
 #
-#     tests/tool/tool.sh BIN DATA_DIR REFERENCE_DIR
+#     tests/tool/tool.sh BIN
 #
-# BIN is the program, DATA_DIR is examples/data, REFERENCE_DIR is tests/reference.
+# BIN is the program.
 set -uo pipefail
 
-if [ $# != 3 ]; then
-  echo "usage: tool.sh BIN DATA_DIR REFERENCE_DIR" >&2
+if [ $# != 1 ]; then
+  echo "usage: tool.sh BIN" >&2
   exit 2
 fi
-bin=$(realpath "$1") data=$(realpath "$2") reference=$(realpath "$3")
+bin=$(realpath "$1")
 . "$(dirname "$0")/expect.sh"
 
-# make FILE METADATA TENSOR=SHAPE...: a safetensors file of F64 tensors of small numbers; shapes are 4,3,1,1.
-# METADATA is a JSON object, or a Python expression that gives one.
+# make FILE CHAIN TENSOR=SHAPE[:DTYPE]...: a safetensors file of small numbers; shapes are 4,3,1,1, dtypes F64 if not
+# said. CHAIN is its metadata chain; - for none.
 make() {
   python3 - "$@" <<'PYTHON'
 import json, math, struct, sys
-path, metadata, *tensors = sys.argv[1:]
-header, data = {"__metadata__": {k: v if isinstance(v, str) else json.dumps(v) for k, v in eval(metadata).items()}}, b""
-for tensor in tensors:
+path, chain, *tensors = sys.argv[1:]
+def bf16(f):
+    return struct.pack("<H", struct.unpack("<I", struct.pack("<f", f))[0] >> 16)
+pack = {"F64": lambda f: struct.pack("<d", f), "F32": lambda f: struct.pack("<f", f),
+        "F16": lambda f: struct.pack("<e", f), "BF16": bf16, "I32": lambda f: struct.pack("<i", round(8 * f))}
+header, data = {} if chain == "-" else {"__metadata__": {"chain": chain}}, b""
+for i, tensor in enumerate(tensors):
     name, shape = tensor.split("=")
+    shape, dtype = shape.split(":") if ":" in shape else (shape, "F64")
     shape = [int(n) for n in shape.split(",")]
-    count = math.prod(shape)
-    header[name] = {"dtype": "F64", "shape": shape, "data_offsets": [len(data), len(data) + 8 * count]}
-    data += struct.pack(f"<{count}d", *((n % 7 - 3) / 8 for n in range(count)))
+    numbers = [((5 * n + i) % 7 - 3) / 8 for n in range(math.prod(shape))]
+    if name.endswith("running_var"):
+        numbers = [abs(n) + 0.5 for n in numbers]
+    piece = b"".join(map(pack[dtype], numbers))
+    header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(piece)]}
+    data += piece
 text = json.dumps(header).encode()
 text += b" " * (-len(text) % 8)
 open(path, "wb").write(struct.pack("<Q", len(text)) + text + data)
@@ -44,10 +52,38 @@ m = h.pop("__metadata__")
 print(" ".join("%s:%s%s" % (n, h[n]["dtype"], h[n]["shape"]) for n in sorted(h)), json.dumps(m, sort_keys=True))' "$1"
 }
 
+# is FILE TEXT: what tensors_of prints of it
+is() {
+  checks=$((checks + 1))
+  [ "$(tensors_of "$1")" = "$2" ] || fail "$1: $(tensors_of "$1")"
+}
+
+# contracts FILE RESULT OPTIONS...: to layer.safetensors, which is RESULT as tensors_of prints it; proved, read again,
+# and the same again
+contracts() {
+  local file=$1 result=$2
+  shift 2
+  rm -f layer.safetensors
+  expect 0 contract "$file" --verify -o layer.safetensors "$@"
+  says out 'wrote layer.safetensors'
+  is layer.safetensors "$result"
+  expect 0 contract layer.safetensors -o again.safetensors
+  checks=$((checks + 1))
+  cmp -s layer.safetensors again.safetensors || fail "$file: contracting the contraction changed it"
+  expect 0 contract "$file" --verify -o model.onnx "$@"
+  is_json_of contract "$file" "$@"
+}
+is_json_of() {
+  expect 0 "$1" --json "${@:2}"
+  is_json
+}
+
 # ---- help and usage
 expect 0 --help
 says out 'Exit codes'
-for command in contract verify bench info; do
+expect 0 --version
+says out 'concertina '
+for command in contract verify info; do
   expect 0 "$command" --help
   says out 's2p1g4'
 done
@@ -56,281 +92,262 @@ expect 2 nonsense
 expect 2 contract
 expect 2 contract --no-such-option x
 expect 2 verify
+expect 2 verify one
+expect 0 --completion
+says out 'everywhere size interior'
+checks=$((checks + 1))
+bash -n out || fail "the completion is not bash"
+# completed WORD...: what bash offers for the last word
+completed() {
+  bash -c '. ./out; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); compopt() { :; }; _concertina; echo "${COMPREPLY[*]}"' \
+    bash concertina "$@"
+}
+checks=$((checks + 4))
+[ "$(completed cont)" = contract ] || fail "completed: $(completed cont)"
+[ "$(completed contract x --bo)" = --border ] || fail "completed: $(completed contract x --bo)"
+[ "$(completed info --border s)" = size ] || fail "completed: $(completed info --border s)"
+[ "$(completed info ou)" = out ] || fail "completed: $(completed info ou)"
+expect 0 --man
+checks=$((checks + 1))
+cp out page.1
+if command -v man >/dev/null; then
+  warnings=$(LC_ALL=C.UTF-8 MANROFFSEQ='' man --warnings -E UTF-8 -l -Tutf8 -Z ./page.1 2>&1 >/dev/null)
+  [ -z "$warnings" ] || fail "the man page: $warnings"
+fi
+
+# ---- chains that contract to one layer
+make cl.safetensors 'a:p1,b,c' a.weight=8,3,1,1:F32 a.bias=8:F32 b.weight=8,8,3,3:F32 c.weight=4,8,1,1:F32 c.bias=4:F32
+contracts cl.safetensors 'bias:F32[4] weight:F32[4, 3, 3, 3] {"chain": ":p1"}'
+expect 0 contract cl.safetensors
+says out 'conv2d 3->4 @3x3 p1x1 +bias'
+says out 'nothing written'
+expect 0 info cl.safetensors
+says out 'conv2d 3->4 @3x3 p1x1 +bias'
+is_json_of info cl.safetensors
+make ends.safetensors 'a:p1e2,b:s3' a.weight=4,2,2 b.weight=3,4,5 b.bias=3
+contracts ends.safetensors 'bias:F64[3] weight:F64[3, 2, 6] {"chain": ":s3p1e2"}'
+make depthwise.safetensors 'a:p1g4,b:g4,c:g4' a.weight=8,1,1,1 b.weight=8,2,3,3 c.weight=4,2,1,1
+contracts depthwise.safetensors 'weight:F64[4, 1, 3, 3] {"chain": ":p1g4"}'
+make grouped.safetensors 'a:p2d2g2,b:s2x1g3' a.weight=6,2,3,3 b.weight=6,2,2,3
+contracts grouped.safetensors 'weight:F64[6, 4, 6, 7] {"chain": ":s2x1p2"}'
+make volume.safetensors 'a:p1,b:s1x2x1' a.weight=3,2,1,3,3:F32 b.weight=2,3,3,1,1:F32
+contracts volume.safetensors 'weight:F32[2, 2, 3, 3, 3] {"chain": ":s1x2x1p1"}'
+make linear.safetensors 'a,n,b' a.weight=6,5:F32 a.bias=6:F32 b.weight=2,6:F32 \
+  n.weight=6:F32 n.bias=6:F32 n.running_mean=6:F32 n.running_var=6:F32
+contracts linear.safetensors 'bias:F32[2] weight:F32[2, 5] {"chain": ""}'
+says out '"linear.safetensors"'
+make crop.safetensors 'a:p-1,b' a.weight=4,3,3,3 b.weight=2,4,1,1 b.bias=2
+contracts crop.safetensors 'bias:F64[2] weight:F64[2, 3, 3, 3] {"chain": ":p-1"}'
+make crop.safetensors 'a:p1x-1e2x0,b' a.weight=4,3,3,3 b.weight=2,4,1,1
+contracts crop.safetensors 'weight:F64[2, 3, 3, 3] {"chain": ":p1x-1e2x0"}'
+make crop.safetensors 'a:p1,b:p-1' a.weight=4,3,3,3 b.weight=2,4,3,3
+contracts crop.safetensors 'weight:F64[2, 3, 5, 5] {"chain": ""}'
+make norms.safetensors 'a:p1,n:eps1e-3,s,m' a.weight=4,3,3,3:F32 n.running_mean=4:F32 n.running_var=4:F32 \
+  s.weight=4:F32 s.bias=4:F32 m.weight=4:F32 m.bias=4:F32 m.running_mean=4:F32 m.running_var=4:F32
+contracts norms.safetensors 'bias:F32[4] weight:F32[4, 3, 3, 3] {"chain": ":p1"}'
+make norms.safetensors 'n,a' a.weight=4,3,3 n.running_mean=3 n.running_var=3
+contracts norms.safetensors 'bias:F64[4] weight:F64[4, 3, 3] {"chain": ""}'
+make pool.safetensors 'a,avg_pool:k2' a.weight=4,3,3,3
+contracts pool.safetensors 'weight:F64[4, 3, 4, 4] {"chain": ":s2"}'
+make pool.safetensors 'avg_pool:k3x1s2x1p1x0,a' a.weight=4,3,2,2
+contracts pool.safetensors 'weight:F64[4, 3, 5, 2] {"chain": ":s2x1p1x0"}'
+make single.safetensors - weight=4,3,3,3 bias=4
+contracts single.safetensors 'bias:F64[4] weight:F64[4, 3, 3, 3] {"chain": ":s2p1"}' --chain :s2p1
+contracts single.safetensors 'bias:F64[4] weight:F64[4, 3, 3, 3] {"chain": ""}' --chain ''
+make twice.safetensors 'a,a' a.weight=3,3,3 a.bias=3
+contracts twice.safetensors 'bias:F64[3] weight:F64[3, 3, 5] {"chain": ""}'
+
+# ---- dtypes
+make half.safetensors 'a,b' a.weight=4,3,1,1:F16 b.weight=2,4,3,3:BF16
+contracts half.safetensors 'weight:F32[2, 3, 3, 3] {"chain": ""}'
+for dtype in F64 F32 F16 BF16; do
+  expect 0 contract half.safetensors --dtype $dtype -o layer.safetensors
+  is layer.safetensors "weight:$dtype[2, 3, 3, 3] {\"chain\": \"\"}"
+  expect 0 contract layer.safetensors --dtype $dtype -o again.safetensors
+  checks=$((checks + 1))
+  cmp -s layer.safetensors again.safetensors || fail "$dtype: contracting the contraction changed it"
+  expect 0 contract half.safetensors --dtype $dtype -o model.onnx
+  expect 0 contract model.onnx -o again.safetensors
+  checks=$((checks + 1))
+  cmp -s layer.safetensors again.safetensors || fail "$dtype: the model has another layer"
+done
+make mixed.safetensors 'a,b' a.weight=4,3,1,1:F16 b.weight=2,4,3,3:F64
+contracts mixed.safetensors 'weight:F64[2, 3, 3, 3] {"chain": ""}'
+contracts mixed.safetensors 'weight:F32[2, 3, 3, 3] {"chain": ""}' --dtype F32
+expect 2 contract cl.safetensors --dtype F8
+make integers.safetensors 'a' a.weight=4,3,1,1:I32
+expect 3 contract integers.safetensors
+says err 'F64, F32, F16 and BF16'
 
 # ---- verify
-expect 0 verify "$data/chains"
-says out '10 of 10 files verified'
-says out 'agrees with F '
-says out 'interior at 7x7'
-says out 'exact at 7x7'
-expect 0 verify --json "$data/chains"
-is_json
-expect 0 verify "$reference"/listing-*.safetensors "$reference/chains" "$reference/inexact"
-says out '43 of 43 files verified'
-expect 0 verify "$reference/blocks"
-says out '34 of 34 files verified'
-expect 5 verify no-such-file.safetensors
+expect 0 contract cl.safetensors -o layer.safetensors
+expect 0 contract cl.safetensors -o model.onnx
+for result in layer.safetensors model.onnx cl.safetensors; do
+  expect 0 verify cl.safetensors "$result"
+done
+is_json_of verify cl.safetensors layer.safetensors
+expect 0 verify model.onnx layer.safetensors
+expect 0 verify cl.safetensors layer.safetensors --input input=1x3x8x8
+says out 'run on random input'
+expect 6 verify cl.safetensors pool.safetensors
+expect 5 verify cl.safetensors no-such-file.safetensors
 says err 'no-such-file'
-mkdir empty
-expect 5 verify empty
-
-# A wrong number must be found: the last byte but one of a float changed in each tensor in turn.
-for name in F2.weight F.weight output input; do
-  python3 - "$data/chains/cl-1-3-1.safetensors" "$name" <<'PYTHON'
+# A wrong number is found: a byte of a float changed.
+for tensor in weight bias; do
+  python3 - $tensor <<'PYTHON'
 import json, struct, sys
-data = bytearray(open(sys.argv[1], "rb").read())
+data = bytearray(open("layer.safetensors", "rb").read())
 n = struct.unpack("<Q", data[:8])[0]
-at = 8 + n + json.loads(data[8:8 + n])[sys.argv[2]]["data_offsets"][0]
+at = 8 + n + json.loads(data[8:8 + n])[sys.argv[1]]["data_offsets"][0]
 data[at + 2] ^= 0x10
 open("wrong.safetensors", "wb").write(data)
 PYTHON
-  expect 1 verify wrong.safetensors
-  says out FAIL
+  expect 1 verify cl.safetensors wrong.safetensors
+  says out WRONG
 done
-expect 1 verify --json wrong.safetensors
-is_json
-
 # A number that is none is found before it spreads: the first of a tensor becomes NaN or infinite.
-for name in F2.weight F.weight; do
+for name in b.weight a.bias; do
   for bits in 0x7fc00000 0xff800000; do
-    python3 - "$data/chains/cl-1-3-1.safetensors" "$name" $bits <<'PYTHON'
+    python3 - "$name" $bits <<'PYTHON'
 import json, struct, sys
-data = bytearray(open(sys.argv[1], "rb").read())
+data = bytearray(open("cl.safetensors", "rb").read())
 n = struct.unpack("<Q", data[:8])[0]
-tensor = json.loads(data[8:8 + n])[sys.argv[2]]
-assert tensor["dtype"] == "F32"
-at = 8 + n + tensor["data_offsets"][0]
-data[at:at + 4] = struct.pack("<I", int(sys.argv[3], 16))
+at = 8 + n + json.loads(data[8:8 + n])[sys.argv[1]]["data_offsets"][0]
+data[at:at + 4] = struct.pack("<I", int(sys.argv[2], 16))
 open("nan.safetensors", "wb").write(data)
 PYTHON
-    expect 3 verify nan.safetensors
-    says err "nan.safetensors: layer \"${name%.weight}\": tensor \"$name\" is not finite, element 0 is"
-  done
-done
-
-# An expected layer may be stored in 16 bits, coarser than the layers; then half an ulp of those is
-# allowed in addition, and no more.
-# store CHAIN LAYERS DTYPE ULPS: its layers as LAYERS (F32 or F64), what is expected as DTYPE, the
-# first weight off by so many ulps
-store() {
-  python3 - "$data/chains/$1.safetensors" "${@:2}" <<'PYTHON'
-import json, math, struct, sys
-path, layers, dtype, ulps = *sys.argv[1:4], int(sys.argv[4])
-data = open(path, "rb").read()
-n = struct.unpack("<Q", data[:8])[0]
-header, data = json.loads(data[8:8 + n]), data[8 + n:]
-def stored(f):
-    if dtype == "F16":
-        return struct.unpack("<H", struct.pack("<e", f))[0]
-    bits = struct.unpack("<I", struct.pack("<f", f))[0]
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16
-out = b""
-for name, tensor in header.items():
-    if name == "__metadata__":
-        continue
-    begin, end = tensor["data_offsets"]
-    piece = data[begin:end]
-    numbers = struct.unpack(f"<{math.prod(tensor['shape'])}f", piece)
-    if name.startswith("F."):
-        bits = [stored(f) for f in numbers]
-        bits[0] += ulps if name == "F.weight" else 0
-        piece, tensor["dtype"] = struct.pack(f"<{len(bits)}H", *bits), dtype
-    elif name.startswith("F") and layers == "F64":
-        piece, tensor["dtype"] = struct.pack(f"<{len(numbers)}d", *numbers), layers
-    tensor["data_offsets"] = [len(out), len(out) + len(piece)]
-    out += piece
-text = json.dumps(header).encode()
-text += b" " * (-len(text) % 8)
-open("stored.safetensors", "wb").write(struct.pack("<Q", len(text)) + text + out)
-PYTHON
-}
-for chain in cl-1-3-1 linear; do
-  for dtypes in 'F32 F16' 'F32 BF16' 'F64 BF16'; do
-    store $chain $dtypes 0
-    expect 0 verify stored.safetensors
-    says out 'agrees with F '
-    for ulps in 1 -1; do
-      store $chain $dtypes $ulps
-      expect 1 verify stored.safetensors
-      says out 'F FAILS'
+    for command in contract info 'verify cl.safetensors'; do
+      expect 3 $command nan.safetensors
+      says err "tensor \"$name\" is not finite, element 0 is"
     done
   done
 done
-expect 1 verify "$data/chains/linear.safetensors" wrong.safetensors no-such-file.safetensors 2>/dev/null
-says out '1 of 3 files verified'
-
-# ---- contract, and its own output as input
-for file in "$data"/chains/*.safetensors; do
-  name=$(basename "$file" .safetensors)
-  leave=()
-  case $name in
-    inexact-*) leave=(--interior) ;;
-    exact-at-*) leave=(--input-size 7,7) ;;
-  esac
-  expect 0 contract "$file" -o "$name.safetensors" "${leave[@]}"
-  expect 0 contract --json "$file" "${leave[@]}"
-  is_json
-  expect 0 verify "$name.safetensors"
-  expect 0 contract "$name.safetensors" -o again.safetensors
-  checks=$((checks + 1))
-  cmp -s "$name.safetensors" again.safetensors || fail "$name: contracting the contraction changed it"
-done
-checks=$((checks + 1))
-[ "$(tensors_of 1d-padding-end.safetensors)" = 'bias:F64[3] weight:F64[3, 2, 6] {"conv": "{\"dilation\":[1],\"groups\":1,\"padding\":[1],\"padding_end\":[2],\"stride\":[3]}"}' ] ||
-  fail "1d-padding-end: $(tensors_of 1d-padding-end.safetensors)"
-checks=$((checks + 1))
-[ "$(tensors_of depthwise-cl.safetensors)" = 'weight:F64[4, 1, 3, 3] {"conv": "{\"dilation\":[1,1],\"groups\":4,\"padding\":[1,1],\"stride\":[1,1]}"}' ] ||
-  fail "depthwise-cl: $(tensors_of depthwise-cl.safetensors)"
-for dtype in F64 F32 F16 BF16; do
-  expect 0 contract "$data/chains/cl-1-3-1-bf16.safetensors" --dtype $dtype -o typed.safetensors
-  checks=$((checks + 1))
-  [[ "$(tensors_of typed.safetensors)" = *"weight:$dtype["* ]] || fail "--dtype $dtype: $(tensors_of typed.safetensors)"
-  expect 0 verify typed.safetensors
-done
-checks=$((checks + 1))
-[[ "$(tensors_of cl-1-3-1-bf16.safetensors)" = *"weight:F32["* ]] || fail "BF16 gives F32 by default"
-expect 2 contract "$data/chains/linear.safetensors" --dtype F8
-expect 0 contract "$data/chains/linear.safetensors"
-says out 'nothing written'
-cp "$data/chains/linear.safetensors" own.safetensors
-expect 2 contract own.safetensors -o own.safetensors
-checks=$((checks + 1))
-cmp -s "$data/chains/linear.safetensors" own.safetensors || fail "the input was overwritten"
 
 # ---- refusals at the border
-inexact=$data/chains/inexact-padded-twice.safetensors odd=$data/chains/exact-at-odd-sizes.safetensors
-expect 4 contract "$inexact" -o refused.safetensors
+make inexact.safetensors 'a:p1,b:p1' a.weight=4,3,3,3 a.bias=4 b.weight=2,4,3,3
+make odd.safetensors 'a:p1,b:s2e1' a.weight=4,3,3,3 b.weight=2,4,3,3
+expect 4 contract inexact.safetensors -o refused.safetensors
 says err 'layer 2'
-says err '--interior'
-says err '--input-size'
-expect 4 contract "$inexact" --input-size 7,7 -o refused.safetensors
-says err '--interior'
-expect 4 contract "$odd" -o refused.safetensors
-expect 4 contract "$odd" --input-size 8,8 -o refused.safetensors
-expect 0 contract "$odd" --input-size 9
-expect 0 contract "$odd" --input-size 9x7
-says out 'exact at input size 9x7'
-for size in 9,9,9 0,7 -3,7 9,x 9, ' '; do
-  expect 2 contract "$odd" --input-size "$size"
+says err '--border interior'
+says err '--input input=1x3x7x7'
+expect 4 contract inexact.safetensors --input input=1x3x7x7 -o refused.safetensors
+says err '--border interior'
+expect 4 contract odd.safetensors -o refused.safetensors
+expect 4 contract odd.safetensors --input input=1x3x8x8 -o refused.safetensors
+contracts odd.safetensors 'weight:F64[2, 3, 5, 5] {"chain": ":s2p1e2"}' --input input=1x3x9x9
+contracts odd.safetensors 'weight:F64[2, 3, 5, 5] {"chain": ":s2p1e2"}' --input input=1x3x9x7
+says out 'at this size'
+contracts inexact.safetensors 'bias:F64[2] weight:F64[2, 3, 5, 5] {"chain": ":p2"}' --border interior
+expect 4 contract odd.safetensors --input input=1x3x9x9 --border everywhere -o refused.safetensors
+expect 0 contract inexact.safetensors -o kept.onnx
+for size in 9,9,9 0x7 -3x7 9xx '' ' '; do
+  expect 2 contract odd.safetensors --input "input=$size"
 done
-expect 2 contract "$odd" --input-size 7 --interior
-expect 2 contract "$data/chains/linear.safetensors" --input-size 7
-expect 3 contract "$odd" --input-size 1,1
+expect 2 contract odd.safetensors --input input=1x4x9x9
+expect 2 contract odd.safetensors --input image=1x3x9x9
+expect 2 contract linear.safetensors --input input=1x5x1x1
+expect 3 contract odd.safetensors --input input=1x3x1x1
+make norm.safetensors n n.running_mean=3 n.running_var=3
+expect 3 contract norm.safetensors -o refused.safetensors
+says err '.onnx'
+expect 0 contract norm.safetensors -o norm.onnx
 checks=$((checks + 1))
 [ -e refused.safetensors ] && fail "a refused contraction was written"
 
-# ---- nothing half-written
+# ---- nothing half-written, nothing lost
 echo precious >kept.safetensors
-expect 4 contract "$inexact" -o kept.safetensors
-expect 5 contract "$odd" --interior -o no/such/folder/out.safetensors
-expect 5 contract "$odd" --interior -o empty
-mkdir full && (ulimit -f 0; trap '' XFSZ; "$bin" contract "$odd" --interior -o full/out.safetensors) >out 2>err
+expect 4 contract inexact.safetensors -o kept.safetensors
+mkdir empty.safetensors
+expect 5 contract cl.safetensors -o no/such/folder/out.safetensors
+expect 5 contract cl.safetensors -o empty.safetensors
+mkdir full
+for out in out.safetensors out.onnx; do
+  checks=$((checks + 1))
+  (ulimit -f 0; trap '' XFSZ; "$bin" contract cl.safetensors -o full/$out) >/dev/null 2>&1 && fail "the disk is full"
+done
 checks=$((checks + 1))
 [ "$(cat kept.safetensors)" = precious ] || fail "a file was lost"
 [ -z "$(ls -A full)" ] || fail "half-written: $(ls -A full)"
 [ -z "$(find . -name '*.tmp')" ] || fail "left behind: $(find . -name '*.tmp')"
+cp cl.safetensors own.safetensors
+expect 2 contract own.safetensors -o own.safetensors
+checks=$((checks + 1))
+cmp -s cl.safetensors own.safetensors || fail "the input was overwritten"
+expect 2 contract cl.safetensors -o out.txt
+expect 2 contract cl.safetensors -o out.safetensors --external-data data
+expect 0 contract cl.safetensors -o model.onnx
+expect 2 contract model.onnx -o out.onnx --dtype F32
+for command in contract info 'verify model.onnx'; do
+  expect 2 $command model.onnx --chain a
+done
+expect 0 contract model.onnx -o from-model.safetensors
+is from-model.safetensors 'bias:F32[4] weight:F32[4, 3, 3, 3] {"chain": ":p1"}'
 
-# ---- files without metadata: --chain
-make plain.safetensors '{}' a.weight=4,3,1,1 a.bias=4 b.weight=6,2,3,3 c.x.weight=5,6,1,1
+# ---- the grammar
+make plain.safetensors - a.weight=4,3,1,1 a.bias=4 b.weight=6,2,3,3 c.x.weight=5,6,1,1 n.running_mean=3 n.running_var=3
 expect 3 contract plain.safetensors
 says err '--chain'
-expect 0 contract plain.safetensors --chain 'a:p1,b:s2g2,c.x'
-says out 'conv2d 3->5 @3x3 s2x2 p1x1 +bias, exact'
-expect 0 contract plain.safetensors --chain 'a:p1x2e0,b:s2x1d1x2g2' -o chained.safetensors
-says out 'conv2d 3->6 @3x3 s2x1 p1x2:0x0 d1x2 +bias'
-expect 0 contract chained.safetensors
-says out 'conv2d 3->6 @3x3 s2x1 p1x2:0x0 d1x2 +bias'
-expect 0 contract plain.safetensors --chain 'a:p-1,b:g2'
-expect 0 verify plain.safetensors --chain 'a:p1,b:s2g2,c.x'
-expect 0 info plain.safetensors --chain 'a:p1,b:s2g2,c.x'
-for grammar in ',a' 'a,' 'a:' 'a:q1' 'a:s' 'a:sx' 'a:s1x' 'a:s1s2' 'a:g1x2' 'a:g0' 'a:g-1' 'a:s2y' 'a:s99999999999999999999' ':s1'; do
+contracts plain.safetensors 'bias:F64[5] weight:F64[5, 3, 3, 3] {"chain": ":s2p1"}' --chain 'a:p1,b:s2g2,c.x' \
+  --border interior
+contracts plain.safetensors 'bias:F64[6] weight:F64[6, 3, 3, 3] {"chain": ":s2x1d1x2"}' --chain 'a,b:s2x1d1x2g2'
+expect 0 info plain.safetensors --chain 'a,b:s2g2,c.x'
+expect 0 verify plain.safetensors plain.safetensors --chain 'a,b:s2g2,c.x'
+grammars=(',a' 'a,' 'a:' 'a:q1' 'a:s' 'a:sx' 'a:s1x' 'a:s1x1x1x1' 'a:s1s2' 'a:g1x2' 'a:g0' 'a:g-1' 'a:s2y' 'a:s1.5'
+  'a:s99999999999999999999' 'a:s1099511627777' 'a:p-9223372036854775808' 'n:eps' 'n:eps-1' 'n:epsnan' 'n:epsinf'
+  'n:eps1s1' "a$(printf ',a%.0s' {1..100})")
+wrong=('a,nothing' 'a,c.x' 'a:s0' 'a:d0' 'a:s1x1x1' 'a,b' 'a:g3' 'a:k3' 'a:eps1e-5' 'n:s1' 'avg_pool' 'avg_pool:s2'
+  'avg_pool:k2' 'a,avg_pool:k2d2' 'a,avg_pool:k0' 'a,avg_pool:k2p-1' 'a,avg_pool:k2x2x2' ':s1' 'a,n' 'x')
+for grammar in "${grammars[@]}"; do
   expect 2 contract plain.safetensors --chain "$grammar"
+  says err '--chain: '
 done
-for grammar in 'a,nothing' 'a,c.x' 'a:s0' 'a:d0' 'a:s1x1x1' 'a,b' 'a:g3'; do
+for grammar in "${wrong[@]}"; do
   expect 3 contract plain.safetensors --chain "$grammar"
 done
-expect 4 contract plain.safetensors --chain 'a,b:p1g2'
 
 # ---- metadata that nobody should write
-chain() { # chain LAYERS [MORE]: a file whose chain has these layers, as Python expressions
-  make bad.safetensors "{'chain': {'kind': 'chain', 'layers': [$1], ${2:-}}}" a.weight=4,3,1,1 b.weight=6,4,3,3 \
-    c.weight=2,6,3,3 v.weight=4,3,5 e.weight=4,0,1,1 r.weight=1,1,1,1,1,1,1 a.bias=4 wrong.weight=2,2 wrong.bias=3
-}
 refused() { # refused TEXT
-  for command in contract verify info bench; do
-    expect 3 "$command" bad.safetensors
+  for command in contract info 'verify cl.safetensors'; do
+    expect 3 $command bad.safetensors
     says err "$1"
   done
 }
-chain "{'name': 'a'}, {'name': 'b'}"
-expect 0 contract bad.safetensors
-chain "{'kind': 'chain', 'layers': [{'name': 'a', 'padding': 1}, {'kind': 'chain', 'layers': []}, {'name': 'b'}]}"
-expect 0 verify bad.safetensors
-chain "{'kind': 'sum', 'branches': []}";                  refused 'needs at least one branch'
-chain "{'type': 'batch_norm', 'name': 'a', 'eps': 0}";    refused '"a.running_mean"'
-chain "{'type': 'dropout', 'name': 'a'}";                 refused 'channel_shuffle'
-chain "";                                                 refused 'no layers'
-chain "7";                                                refused 'found 7, expected an object'
-chain "{'type': 'conv'}";                                 refused 'no name'
-chain "{'name': 7}";                                      refused 'expected a string'
-chain "{'name': 'nothing'}";                              refused '"nothing.weight"'
-chain "{'name': 'a', 'stride': 'x'}";                     refused 'expected an integer'
-chain "{'name': 'a', 'stride': 1.5}";                     refused 'expected an integer'
-chain "{'name': 'a', 'stride': [1, [2]]}";                refused 'expected an integer'
-chain "{'name': 'a', 'stride': [1, 1, 1]}";               refused '2 spatial axes'
-chain "{'name': 'a', 'stride': [0, 1]}";                  refused 'expected at least 1'
-chain "{'name': 'a', 'dilation': -1}";                    refused 'expected at least 1'
-chain "{'name': 'a', 'groups': 0}";                       refused 'groups start at 1'
-chain "{'name': 'a', 'groups': 3}";                       refused 'groups must divide'
-chain "{'name': 'a', 'groups': 2**40}";                   refused 'groups must divide'
-chain "{'name': 'a', 'stride': 2**64}";                   refused 'at most 2^40'
-chain "{'name': 'a', 'strides': 2}";                      refused 'field "strides"'
-chain "{'name': 'a', 'type': 'linear'}";                  refused '[out, in]'
-chain "{'name': 'v'}, {'name': 'b'}";                     refused 'spatial axes'
-chain "{'name': 'e'}";                                    refused 'channel'
-chain "{'name': 'r'}";                                    refused '7 axes'
-chain "{'name': 'wrong'}";                                refused 'bias'
-chain "{'name': 'b'}, {'name': 'a'}";                     refused 'reads 3 channels'
-chain "{'name': 'b', 'stride': 2**40}, {'name': 'c'}";    refused 'overflows'
-chain "{'name': 'b', 'stride': 2**20}, {'name': 'c'}";    expect 3 contract bad.safetensors
-chain "{'name': 'a', 'stride': 2**31}, {'name': 'b'}";    expect 3 verify bad.safetensors
-chain "{'name': 'a', 'padding': 2**40}, {'name': 'b', 'padding': 2**40}"; expect 3 contract bad.safetensors
-chain "{'name': 'a', 'padding': 2**40}, {'name': 'b'}";   expect 3 verify bad.safetensors
-chain "{'name': 'a', 'padding': -2**40}, {'name': 'b', 'padding': 2**40}"; expect 3 verify bad.safetensors
-chain "{'name': 'a', 'padding': -2**63}, {'name': 'b', 'padding': 1}"; refused 'at most 2^40'
-chain "{'name': 'a', 'padding': 10**9}, {'name': 'b'}";   expect 3 verify bad.safetensors
-chain "*[{'name': 'a'}] * 300";                           refused 'more than 256 layers'
-chain "{'name': 'a'}" "'exact': 'maybe'";                 refused 'found "maybe"'
-chain "{'name': 'a'}" "'exact': 'interior'";              expect 1 verify bad.safetensors
-chain "{'name': 'a'}" "'expected': 'nothing'";            expect 3 verify bad.safetensors
-chain "{'name': 'a'}" "'expected': 'a'";                  expect 0 verify bad.safetensors
-chain "{'name': 'a'}" "'expected': 'b'";                  expect 1 verify bad.safetensors
-chain "{'name': 'a'}" "'expected': 'a', 'expected_geometry': {'stride': [2, 1]}"; expect 1 verify bad.safetensors
-chain "{'kind': 'chain', 'layers': [{'name': 'a'}, {'name': 'b', 'padding': 1}], 'expected': 'b'}, {'type': 'relu'}"
-expect 4 contract bad.safetensors
-says err 'pad its first layer instead'
-make bad.safetensors "{'chain': '[' * 100000}" a.weight=4,3,1,1;              refused 'not valid JSON'
-make bad.safetensors "{'chain': '[' * 100000 + ']' * 100000}" a.weight=4,3,1,1; refused 'found a list'
-make bad.safetensors "{'chain': '{\"kind\":\"chain\",\"layers\":[' * 10000 + ']}' * 10000}" a.weight=4,3,1,1
-refused 'nested more than 32'
-make bad.safetensors "{'conv': 'null'}" weight=4,3,1,1;                       refused 'expected an object'
-make bad.safetensors "{'conv': '{\"padding_mode\": 1}'}" weight=4,3,1,1;      refused 'padding_mode'
-make bad.safetensors "{'conv': '{}'}" other=4,3,1,1;                          refused '"weight"'
-make bad.safetensors "{'conv': '{}'}" weight=4,3,1,1 input=2,5,4,4 output=2,4,4,4; expect 3 verify bad.safetensors
-make bad.safetensors "{'conv': '{}'}" weight=4,3,1,1 input=2,3,4,4 output=2,4,4,5; expect 3 verify bad.safetensors
-make bad.safetensors "{'conv': '{}'}" weight=4,3,1,1 input=3,4,4 output=3,4,4;     expect 3 verify bad.safetensors
+bad() { # bad CHAIN: a file with this chain
+  make bad.safetensors "$1" a.weight=4,3,1,1 b.weight=6,4,3,3 c.weight=2,6,3,3 v.weight=4,3,5 e.weight=4,0,1,1 \
+    r.weight=1,1,1,1,1,1,1 a.bias=4 wrong.weight=2,2 wrong.bias=3 n.weight=4 n.running_mean=4 n.running_var=3 \
+    m.running_mean=4
+}
+for grammar in "${grammars[@]}" '{"kind": "chain", "layers": []}'; do
+  bad "$grammar"
+  refused 'bad.safetensors: metadata chain: '
+done
+for grammar in "${wrong[@]/#a,b/b,b}" "$(printf '[%.0s' {1..100000})"; do
+  bad "$grammar"
+  refused 'bad.safetensors: '
+done
+bad '';                   refused '"weight"'
+bad nothing;              refused '"nothing.weight"'
+bad a:s1x1x1;             refused '2 spatial axes'
+bad a:s0x1;               refused 'start at 1'
+bad a:d-1;                refused 'start at 1'
+bad a:g3;                 refused 'groups must divide'
+bad a:g1099511627776;     refused 'groups must divide'
+bad v,b;                  refused 'spatial axes'
+bad e;                    refused 'channel'
+bad r;                    refused '7 axes'
+bad wrong;                refused 'wrong.bias'
+bad a,n;                  refused 'n.running_var'
+bad a,m;                  refused '"m.running_var"'
+bad b,a;                  refused 'reads 3 channels'
+for grammar in b:s1099511627776,c b:s1048576,c a:p1099511627776,b:p1099511627776 \
+  a:p-1099511627776,b:p1099511627776 a:p1000000000,b:p1 b:d1048576,c; do
+  bad $grammar
+  expect 3 contract bad.safetensors -o refused.safetensors
+  checks=$((checks + 1))
+  [ ! -e refused.safetensors ] || fail "a refused contraction was written"
+done
 printf 'not a safetensors file at all' >bad.safetensors
 refused 'bad.safetensors'
-
-# ---- bench and info
-expect 0 info "$data/chains"/*.safetensors
-says out 'multiply-adds on an input of 6x5'
-expect 0 info --json "$data/chains/cl-1-3-1.safetensors" --input-size 32
-is_json
-expect 0 bench "$data/chains/cl-1-3-1.safetensors"
-says out 'GEMM peak'
-expect 0 bench --json "$data/chains/depthwise-cl.safetensors" "$data/chains/linear.safetensors"
-is_json
 
 # ---- the paper's networks
 expect 0 networks
@@ -354,14 +371,9 @@ for rate in 0 -1 nan 1e300; do
 done
 expect 2 info --network mobilenet --rate 3
 expect 2 info
+expect 2 info --network mobilenet cl.safetensors
+expect 2 info --network mobilenet --chain a
 expect 0 expand --network smallnet7 --expand cl+fc --seed 2 -o wide.safetensors
-expect 0 verify wide.safetensors
-says out '4 contracted layers'
-expect 0 contract wide.safetensors -o compact.safetensors
-says out '66,074 parameters'
-expect 0 verify compact.safetensors
-expect 3 info wide.safetensors
-says err 'a whole network'
 expect 5 expand --network smallnet7 -o no/such/folder/wide.safetensors
 
 finish
