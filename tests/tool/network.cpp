@@ -1,9 +1,7 @@
-// Whole networks: how their description is read and refused, each layer against its definition, and
-// the reference networks against the numbers that other people's code computed.
+// Whole networks: how their description is read and refused, each layer against its definition.
 // SPDX-License-Identifier: Apache-2.0
 #include "networks/graph.hpp"
 #include "networks/inference.hpp"
-#include "reference.hpp"
 #include "support.hpp"
 
 #include <concertina/io/safetensors.hpp>
@@ -497,77 +495,6 @@ TEST_CASE("a padding beyond memory is refused before it is computed", "[network]
   file.add("F.weight", {1, 1, 1, 1}, std::vector{1.0F});
   CHECK_THAT(message_of<SizeError>([&] { run(file, Tensor<float>{{1, 1, 1, 1}, {1}}); }),
              Contains("more than 4 GiB"));
-}
-
-// ---- reference networks
-
-double largest(const std::vector<double>& values) {
-  double result = 0;
-  for (const double value : values) result = std::max(result, std::abs(value));
-  return result;
-}
-
-template <class Scalar>
-double distance(const Tensor<Scalar>& x, const Tensor<double>& y) {
-  REQUIRE(x.shape == y.shape);
-  std::vector<double> differences;
-  for (std::size_t i = 0; i < x.values.size(); ++i)
-    differences.push_back(x.values[i] - y.values[i]);
-  return largest(differences);
-}
-
-template <class Scalar>
-std::vector<Index> top_classes(const Tensor<Scalar>& logits) {
-  std::vector<Index> result;
-  for (auto row = logits.values.begin(); row != logits.values.end(); row += logits.shape[1]) {
-    result.push_back(std::max_element(row, row + logits.shape[1]) - row);
-  }
-  return result;
-}
-
-TEST_CASE("reference networks give the stored logits", "[network]") {
-  for (const auto& path : reference_files(large_reference(), {"trained", "imagenet"})) {
-    const Safetensors file = io::read_safetensors(path);
-    const Node graph = parse_graph(file);
-    const std::string input = file.contains("images") ? "images" : "input";
-    const auto x = tool::read_tensor<float>(file, input);
-    const Tensor<double> wide = tool::read_tensor<double>(file, input);
-    for (const auto& [form, name] : {std::pair(Form::expanded, "logits.expanded"),
-                                     std::pair(Form::compact, "logits.compact")}) {
-      const Tensor<float> logits = Network<float>(file, graph, form)(x);
-      const Tensor<double> exact = Network<double>(file, graph, form)(wide);
-      const auto stored = tool::read_tensor<float>(file, name);
-      const double scale = largest(exact.values);
-      const double error = distance(logits, exact), stored_error = distance(stored, exact);
-      const double difference = distance(
-          logits, Tensor<double>{stored.shape, {stored.values.begin(), stored.values.end()}});
-      INFO(path.filename() << " " << name << ": largest " << scale << ", float " << error
-                           << " from double, stored " << stored_error << " from double, "
-                           << difference << " from float");
-      CHECK(error < 1e-5 * scale);
-      CHECK(stored_error < 4 * error);
-      CHECK(top_classes(logits) == top_classes(stored));
-    }
-  }
-}
-
-TEST_CASE("reference chains and blocks give the stored outputs", "[network]") {
-  for (const auto& path :
-       reference_files(CONCERTINA_SMALL_REFERENCE, {"blocks", "chains", "inexact"})) {
-    const Safetensors file = io::read_safetensors(path);
-    const auto x = tool::read_tensor<double>(file, "input");
-    if (x.shape.size() != 2 && x.shape.size() != 4) continue;  // one spatial axis, or three
-    CAPTURE(path);
-    const Node graph = parse_graph(file);
-    for (const auto& [form, name] :
-         {std::pair(Form::expanded, "output"), std::pair(Form::compact, "output.contracted")}) {
-      if (!file.contains(name)) continue;
-      const auto stored = tool::read_tensor<double>(file, name);
-      CHECK(distance(Network<double>(file, graph, form)(x), stored) <
-            1e-14 * largest(stored.values));
-    }
-    CHECK(is_linear(graph));
-  }
 }
 
 }  // namespace
