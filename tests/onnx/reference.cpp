@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <optional>
@@ -260,6 +262,14 @@ Index border_of(const onnx::Model& model) {
 
 // ---- the checks
 
+/// What is read is written again byte for byte.
+void check_bytes(const onnx::Model& model, const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  const auto written = onnx::serialize_model(model);
+  CHECK(std::ranges::equal(std::as_bytes(std::span(bytes)), written));
+}
+
 /// All three proofs hold of the one node that differs, if one does.
 void check_proved(const onnx::Model& model, const onnx::Model& result, const Reference& reference) {
   const ModelComparison comparison =
@@ -286,6 +296,9 @@ void check(const fs::path& folder) {
   const Reference reference = read_reference(folder);
   const onnx::Model& model = reference.model;
   CHECK((model.metadata.contains("source") || folder.parent_path().filename() == "made"));
+
+  check_bytes(model, folder / "model.onnx");
+  if (reference.expected) check_bytes(*reference.expected, folder / "expected.onnx");
 
   const auto contracted = [&](Equality equality, Index more = 0) {
     return contract_model(
