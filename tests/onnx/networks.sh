@@ -5,7 +5,8 @@
 #
 #     tests/onnx/networks.sh BIN REFERENCE_DIR
 #
-# BIN is the program, REFERENCE_DIR has trained/ and imagenet/ of the large reference data; skipped (77) where it is empty.
+# BIN is the program, REFERENCE_DIR has trained/ and imagenet/ of the large reference data; skipped (77) where it is
+# empty.
 set -uo pipefail
 
 if [ $# != 2 ]; then
@@ -19,7 +20,7 @@ fi
 bin=$(realpath "$1") reference=$(realpath "$2")
 . "$(dirname "$0")/../tool/expect.sh"
 
-# contracted NAME PARAMETERS REGIONS PUBLISHED: regions contracted and proved, by the program and by the network's source
+# contracted NAME PARAMETERS REGIONS PUBLISHED: regions contracted and proved, by the program and by the source
 contracted() {
   local network="$reference/$1"
   expect 0 contract "$network/model.onnx" -o contracted.onnx --verify
