@@ -264,13 +264,13 @@ class Reader {
   void append_conv(Builder& builder, const Layer& layer) const {
     concertina::ConvShape<Rank> shape{.out = layer.weight[0], .groups = groups(layer)};
     const auto axes = [&](char letter, const Dims& otherwise) {
-      return per_axis<Rank>(numbers(layer, letter, Rank, otherwise));
+      return per_axis<Rank>(numbers(layer, letter, Rank, otherwise), 0);
     };
     const Dims begin = numbers(layer, 'p', Rank, Dims(Rank, 0));
-    shape.kernel_size = per_axis<Rank>(Dims(layer.weight.begin() + 2, layer.weight.end()));
+    shape.kernel_size = per_axis<Rank>(Dims(layer.weight.begin() + 2, layer.weight.end()), 1);
     shape.stride = axes('s', Dims(Rank, 1));
     shape.dilation = axes('d', Dims(Rank, 1));
-    shape.padding = concertina::Padding<Rank>::sides(per_axis<Rank>(begin), axes('e', begin));
+    shape.padding = concertina::Padding<Rank>::sides(per_axis<Rank>(begin, 0), axes('e', begin));
     shape.bias = file_.contains(layer.chain.tensor("bias"));
     builder.conv(layer.chain.name, shape);
   }

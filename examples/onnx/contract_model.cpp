@@ -9,6 +9,7 @@
 #include <concertina/contract.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
 
@@ -34,6 +35,28 @@ std::string describe(const NewLayer& layer) {
 
 namespace {
 
+/// The first constant of the region that is not finite: `, such as "conv.weight"`; empty where all
+/// are.
+std::string culprit(const Graph& graph, Segments segments) {
+  constexpr std::array floating = {onnx::DataType::float16, onnx::DataType::bfloat16,
+                                   onnx::DataType::float32, onnx::DataType::float64};
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) {
+      for (const int node : map->nodes) {
+        for (std::size_t i = 0; i < graph.node(node).inputs.size(); ++i) {
+          const onnx::Tensor* const tensor = graph.constant(node, i);
+          if (!tensor || !std::ranges::count(floating, tensor->type)) continue;
+          const auto elements = tensor->values<double>();
+          if (!std::ranges::all_of(elements, [](double x) { return std::isfinite(x); })) {
+            return ", such as " + in_quotes(graph.node(node).inputs[i]);
+          }
+        }
+      }
+    }
+  }
+  return {};
+}
+
 /// Puts the region's contraction in its place.
 void contract_region(const Graph& graph, Segments segments, const Plan& plan, Rewriter& rewriter) {
   with_expression({segments}, [&](auto type) {
@@ -54,7 +77,8 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, Re
         !std::ranges::all_of(contraction.bias(), finite)) {
       throw concertina::NumericalError(graph.model().origin + ": the region that makes " +
                                        in_quotes(graph[segments.front().to].name) +
-                                       " has weights that are not finite, or contracts to such");
+                                       " has weights that are not finite, or contracts to such" +
+                                       culprit(graph, segments));
     }
     rewriter.replace(segments, plan.layer, layer_of(contraction).weight(), contraction.bias());
   });

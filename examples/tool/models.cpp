@@ -222,23 +222,44 @@ void print(const ModelComparison& comparison) {
 }
 
 json to_json(const OutputComparison& comparison) {
-  json differences = json::array();
+  json differences = json::array(), stored = json::array();
   for (const OutputDifference& each : comparison.differences) {
-    differences.push_back({{"input", each.input},
-                           {"output", each.output},
-                           {"largest", each.largest},
-                           {"magnitude", each.magnitude},
-                           {"where", each.where}});
+    json one = {{"input", each.input},     {"output", each.output},
+                {"largest", each.largest}, {"magnitude", each.magnitude},  // null for NaN
+                {"where", each.where},     {"nans", each.nans}};
+    if (each.stored.empty()) {
+      differences.push_back(std::move(one));
+    } else {
+      one.update({{"model", each.model}, {"file", each.stored}});
+      stored.push_back(std::move(one));
+    }
   }
-  return {{"differences", std::move(differences)}, {"skipped", comparison.skipped}};
+  return {{"differences", std::move(differences)},
+          {"stored", std::move(stored)},
+          {"notes", comparison.notes},
+          {"skipped", comparison.skipped}};
 }
 
 void print(const OutputComparison& comparison) {
   for (const OutputDifference& each : comparison.differences) {
-    std::cout << "run on " << each.input << " input, " << in_quotes(each.output) << " differs by "
-              << (each.largest == 0 ? "nothing"
-                                    : "at most " + brief(each.largest) + " at " + each.where)
-              << ", of values up to " << brief(each.magnitude) << '\n';
+    std::cout << "run on " << each.input << " input, "
+              << (each.stored.empty() ? "" : "the " + each.model + "'s ") << in_quotes(each.output)
+              << " differs " << (each.stored.empty() ? "" : "from stored " + each.stored + " ")
+              << "by ";
+    if (each.largest == 0) {
+      std::cout << "nothing";
+    } else {
+      std::cout << (std::isnan(each.largest) ? "NaN" : "at most " + brief(each.largest)) << " at "
+                << each.where;
+    }
+    std::cout << ", of values up to " << brief(each.magnitude);
+    if (each.largest > 0 && each.magnitude > 0) {
+      std::cout << " (" << brief(each.largest / each.magnitude) << " of that)";
+    }
+    std::cout << (each.nans > 0 ? "; NaN in " + counted(each.nans, "element") : "") << '\n';
+  }
+  for (const std::string& note : comparison.notes) {
+    std::cout << "  " << printable(note, 300) << '\n';
   }
   if (!comparison.skipped.empty()) {
     std::cout << "not run: " << printable(comparison.skipped, 300) << '\n';

@@ -92,20 +92,72 @@ std::string position(const std::vector<std::int64_t>& shape, std::size_t flat) {
   return text;
 }
 
-template <class Scalar>
-void compare(const Array<Scalar>& a, const Array<Scalar>& b, OutputDifference& difference) {
-  if (a.shape != b.shape) {
-    throw concertina::ShapeError("output " + in_quotes(difference.output) + ": shapes differ");
+std::vector<double> elements(const Value& value) {
+  return std::visit(
+      [](const auto& array) {
+        return std::vector<double>(array.values.begin(), array.values.end());
+      },
+      value);
+}
+
+/// Throws ShapeError for other shapes.
+void compare(const Value& a, const Value& b, OutputDifference& difference) {
+  const auto shape_of = [](const auto& array) { return Dims(array.shape); };
+  const Dims shape = std::visit(shape_of, a), other = std::visit(shape_of, b);
+  if (shape != other) {
+    throw concertina::ShapeError("output " + in_quotes(difference.output) + " is " +
+                                 to_text(shape) + " and " + to_text(other));
   }
-  for (std::size_t i = 0; i < a.values.size(); ++i) {
-    const auto x = static_cast<double>(a.values[i]), y = static_cast<double>(b.values[i]);
-    difference.magnitude = std::max(difference.magnitude, std::abs(x));
+  const std::vector<double> first = elements(a), second = elements(b);
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    const double x = first[i], y = second[i];
+    if (std::isnan(x) || std::isnan(y)) ++difference.nans;
+    if (!std::isnan(x)) difference.magnitude = std::max(difference.magnitude, std::abs(x));
+    if (x == y || (std::isnan(x) && std::isnan(y))) continue;
     const double off = std::abs(x - y);
-    if (!(off <= difference.largest)) {  // also NaN
+    // The first NaN stays.
+    if (std::isnan(off) ? !std::isnan(difference.largest) : off > difference.largest) {
       difference.largest = off;
-      difference.where = position(a.shape, i);
+      difference.where = position(shape, i);
     }
   }
+}
+
+/// What both models give, by name, against the files of a folder.
+void compare_with_stored(const onnx::Model& model, const std::string& set, const Values& before,
+                         const Values& after, const std::filesystem::path& folder,
+                         OutputComparison& comparison) {
+  std::set<std::string> known;
+  for (std::size_t i = 0; i < inputs_of(model).size(); ++i) {
+    known.insert("input_" + std::to_string(i) + ".pb");
+  }
+  for (std::size_t i = 0; i < model.outputs.size(); ++i) {
+    const std::string file = "output_" + std::to_string(i) + ".pb", &name = model.outputs[i].name;
+    known.insert(file);
+    if (!std::filesystem::exists(folder / file)) {
+      comparison.notes.push_back(set + " has no " + file);
+      continue;
+    }
+    try {
+      const Value stored = value_of(onnx::read_tensor(folder / file));
+      for (const auto& [which, outputs] :
+           {std::pair("model", &before), std::pair("result", &after)}) {
+        OutputDifference difference{.input = set, .output = name, .model = which, .stored = file};
+        compare(stored, outputs->at(name), difference);
+        comparison.differences.push_back(std::move(difference));
+      }
+    } catch (const concertina::Error& error) {
+      comparison.notes.push_back(set + "/" + file + ": " + error.what());
+    }
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string file = entry.path().filename().string();
+    const bool data = file.starts_with("input_") || file.starts_with("output_");
+    if (data && !known.contains(file)) {
+      comparison.notes.push_back(set + "/" + file + " is of no input or output, and not read");
+    }
+  }
+  std::ranges::sort(comparison.notes);
 }
 
 }  // namespace
@@ -116,17 +168,17 @@ OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& re
   try {
     const Evaluator before(model), after(result);
     auto sets = test_data(model, path.parent_path());
-    if (sets.empty()) sets.emplace_back("random", random_inputs(Graph(model, options)));
+    const bool stored = !sets.empty();
+    if (!stored) sets.emplace_back("random", random_inputs(Graph(model, options)));
     for (const auto& [name, inputs] : sets) {
       const Values expected = before(inputs), found = after(inputs);
       for (const auto& [output, value] : expected) {
-        OutputDifference difference{.input = name, .output = output, .where = {}};
-        std::visit(
-            [&](const auto& a) {
-              compare(a, std::get<std::decay_t<decltype(a)>>(found.at(output)), difference);
-            },
-            value);
+        OutputDifference difference{.input = name, .output = output};
+        compare(value, found.at(output), difference);
         comparison.differences.push_back(std::move(difference));
+      }
+      if (stored) {
+        compare_with_stored(model, name, expected, found, path.parent_path() / name, comparison);
       }
     }
   } catch (const concertina::Error& error) {

@@ -1,5 +1,5 @@
-// Two models run on the same inputs: how far apart their outputs are. Reported, never judged: how
-// one network's rounding compares with another's is chance.
+// Two models run on the same inputs: how far apart their outputs are, and how far from stored ones.
+// Reported, never judged: how one network's rounding compares with another's is chance.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -11,23 +11,27 @@
 
 namespace tool {
 
-/// One output of two models for one input.
+/// An output of two models for one input, or of one and as it is stored.
 struct OutputDifference {
-  std::string input;     ///< "random", or the folder of the test data
-  std::string output;    ///< the tensor
-  double largest = 0;    ///< absolute difference, at `where`
-  double magnitude = 0;  ///< of the largest element of the first model's
-  std::string where;     ///< "[0][3][12][7]"
+  std::string input;        ///< "random", or the folder of the test data
+  std::string output;       ///< the tensor
+  std::string model = {};   ///< "model" or "result", against what is stored; empty: both models
+  std::string stored = {};  ///< the file
+  double largest = 0;       ///< absolute difference, at `where`; NaN if one is
+  double magnitude = 0;     ///< of the largest element of the first model's, or stored
+  std::string where = {};   ///< "[0][3][12][7]"
+  std::ptrdiff_t nans = 0;  ///< elements that are NaN in either
 };
 
 struct OutputComparison {
   std::vector<OutputDifference> differences;
-  std::string skipped;  ///< why there are none; empty where there are some
+  std::vector<std::string> notes;  ///< files of the test data that are missing, or not read
+  std::string skipped;             ///< why there are no differences; empty where there are some
 };
 
-/// Runs both on each test_data_set_N beside the model's file, or on random input where there is
-/// none. An operator that is not implemented, or an input that is no array of floats, is a reason
-/// to skip.
+/// Runs both on each test_data_set_N beside the model's file, and compares with its output_N.pb; or
+/// on random input where there is none. An operator that is not implemented, or an input that is no
+/// array of floats, is a reason to skip.
 OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& result,
                                  const GraphOptions& options, const std::filesystem::path& path);
 

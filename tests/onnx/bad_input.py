@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are not what they should be, and paths that cannot be written: a line that says so, and nothing else."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -10,7 +11,8 @@ import models
 import numpy as np
 import onnx
 from models import Builder
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 USAGE, BAD_FILE, FAILED_IO = 2, 3, 5
 
@@ -305,4 +307,63 @@ def checks(run, require, program, folder):
         require((folder / "weights.bin").exists(), "there is no weights.bin")
         onnx.checker.check_model(folder / "out.onnx", full_check=True)
     result.append(("external_data_named", external_data_named))
+
+    # ---- outputs that are stored beside a model
+
+    def stored_outputs():
+        saved(good)()
+        data = folder / "test_data_set_0"
+        data.mkdir()
+
+        def store(name, values):
+            (data / name).write_bytes(numpy_helper.from_array(np.asarray(values, np.float32)).SerializeToString())
+
+        def report(*more):
+            code, output, error = run(program, *(more or ("contract", folder / "in.onnx", "--verify")), "--json")
+            require(code == 0, error)
+            text = run(program, *(more or ("contract", folder / "in.onnx", "--verify")))[1]
+            return json.loads(output)["outputs"], text
+
+        try:
+            x = np.random.default_rng(1).standard_normal([1, 8, 9, 11])
+            y = ReferenceEvaluator(good()).run(None, {"x": x.astype(np.float32)})[0]
+            store("input_0.pb", x)
+            outputs, text = report()
+            require(outputs["stored"] == [] and outputs["notes"] == ["test_data_set_0 has no output_0.pb"] and
+                    "  test_data_set_0 has no output_0.pb" in text, f"no output: {outputs}")
+            store("output_0.pb", y)
+            store("output_1.pb", y)
+            outputs, text = report()
+            require([each["model"] for each in outputs["stored"]] == ["model", "result"], f"models: {outputs}")
+            scale = np.max(np.abs(y))
+            for each in outputs["stored"]:
+                require(each["largest"] < 1e-5 * scale and abs(each["magnitude"] - scale) < 1e-6 and each["nans"] == 0,
+                        f"a difference: {each}")
+            require(len(outputs["notes"]) == 1 and "output_1.pb" in outputs["notes"][0], f"notes: {outputs['notes']}")
+            # Far off, or not a number: shown, and judged by nobody.
+            run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx")
+            for value, shown in ((y[0, 2, 3, 4] + 5, "differs from stored output_0.pb by at most 5 at [0][2][3][4]"),
+                                 (np.nan, "differs from stored output_0.pb by NaN at [0][2][3][4]")):
+                changed = np.array(y)
+                changed[0, 2, 3, 4] = value
+                store("output_0.pb", changed)
+                outputs, text = report("verify", folder / "in.onnx", folder / "out.onnx")
+                require(text.count(shown) == 2, f"not shown: {shown}: {text}")
+                for each in outputs["stored"]:
+                    nan = np.isnan(value)
+                    require(each["where"] == "[0][2][3][4]" and each["nans"] == nan and
+                            (each["largest"] is None if nan else abs(each["largest"] - 5) < 1e-3), f"wrong: {each}")
+            store("output_0.pb", y[:, :3])
+            outputs, _ = report()
+            require(outputs["stored"] == [] and "1x3x" in outputs["notes"][0], f"another shape: {outputs}")
+            (data / "output_0.pb").write_bytes(b"no tensor")
+            outputs, _ = report()
+            require(outputs["stored"] == [] and "output_0.pb" in outputs["notes"][0], f"no tensor: {outputs}")
+            require(len(outputs["differences"]) == 1, f"differences of the models: {outputs}")
+            (data / "input_0.pb").unlink()
+            outputs, _ = report()
+            require("input_0.pb" in outputs["skipped"], f"no input: {outputs}")
+        finally:
+            shutil.rmtree(data)
+    result.append(("stored_outputs", stored_outputs))
     return result
