@@ -117,9 +117,8 @@ int main(int argc, char** argv) {
 
   NetworkOptions network;
   const auto add_expansion = [&](CLI::App* command) {
-    CLI::Option* name =
-        command->add_option("--network", network.network,
-                            "One of the paper's networks, as concertina networks lists them");
+    CLI::Option* name = command->add_option("--network", network.network,
+                                            "A network, as concertina networks lists them");
     CLI::Option* expand =
         command->add_option("--expand", network.expand, "cl, ck, fc, cl+fc or ck+fc")->needs(name);
     command->add_option("--rate", network.rate, "Expansion rate r")
@@ -144,12 +143,12 @@ int main(int argc, char** argv) {
   };
   add_expansion(showing)->excludes(showing->get_option("FILE"), showing->get_option("--chain"),
                                    showing->get_option("--input"));
-  CLI::App* listing = app.add_subcommand("networks", "List the paper's networks and their cost");
+  CLI::App* listing = app.add_subcommand(
+      "networks", "List the paper's networks, and small ones of other blocks, with their cost");
   listing->add_flag("--json", network.json, "Print JSON: one object a network");
   CLI::App* writing = app.add_subcommand("expand",
-                                         "Write one of the paper's networks, expanded if --expand "
-                                         "says how, with random numbers and an "
-                                         "input");
+                                         "Write one of the networks as an ONNX model, expanded if "
+                                         "--expand says how, with random numbers");
   add_expansion(writing)->required();
   writing->add_option("--seed", network.seed, "Of the random numbers")->capture_default_str();
   writing->add_option("-o,--output", network.out, "The file to write")

@@ -14,6 +14,7 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <ranges>
 #include <set>
 #include <utility>
 
@@ -236,6 +237,7 @@ json to_json(const OutputComparison& comparison) {
   }
   return {{"differences", std::move(differences)},
           {"stored", std::move(stored)},
+          {"seconds", {{"before", comparison.before}, {"after", comparison.after}}},
           {"notes", comparison.notes},
           {"skipped", comparison.skipped}};
 }
@@ -257,6 +259,10 @@ void print(const OutputComparison& comparison) {
       std::cout << " (" << brief(each.largest / each.magnitude) << " of that)";
     }
     std::cout << (each.nans > 0 ? "; NaN in " + counted(each.nans, "element") : "") << '\n';
+  }
+  if (comparison.after > 0) {
+    std::cout << "run one operator after another: " << brief(1e3 * comparison.before) << " ms -> "
+              << brief(1e3 * comparison.after) << " ms\n";
   }
   for (const std::string& note : comparison.notes) {
     std::cout << "  " << printable(note, 300) << '\n';
@@ -334,10 +340,12 @@ void refuse_chain(const ModelCommand& command, bool read) {
 /// Both run on the same input; a chain of unknown size is not, for it may be of images of any size.
 OutputComparison run_both(const Source& source, const onnx::Model& result,
                           const ModelCommand& command) {
-  const auto& shape = source.model.inputs.front().shape;
   const auto open = [](const onnx::Dimension& extent) { return !extent.value; };
-  if (source.chain && std::any_of(shape->begin() + 1, shape->end(), open)) {
-    return {{}, "the size of the input is not known; name it with --input"};
+  if (source.chain &&
+      std::ranges::any_of(*source.model.inputs.front().shape | std::views::drop(1), open)) {
+    OutputComparison comparison;
+    comparison.skipped = "the size of the input is not known; name it with --input";
+    return comparison;
   }
   return compare_outputs(source.model, result, graph_options(command), command.in);
 }

@@ -91,6 +91,9 @@ ExitCode network_info(const NetworkOptions& options) {
 }
 
 ExitCode write_network(const NetworkOptions& options) {
+  if (!options.out.ends_with(".onnx")) {
+    throw UsageError("-o: " + in_quotes(options.out) + " is to be an ONNX model; name it .onnx");
+  }
   const Architecture network = described(options);
   const Cost cost = total(layer_costs(network));
   onnx::write_model(options.out, initialized(network, options.seed));

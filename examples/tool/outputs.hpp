@@ -25,6 +25,7 @@ struct OutputDifference {
 
 struct OutputComparison {
   std::vector<OutputDifference> differences;
+  double before = 0, after = 0;    ///< seconds that a run took, all inputs together
   std::vector<std::string> notes;  ///< files of the test data that are missing, or not read
   std::string skipped;             ///< why there are no differences; empty where there are some
 };

@@ -12,7 +12,7 @@ if [ $# != 1 ]; then
   echo "usage: tool.sh BIN" >&2
   exit 2
 fi
-bin=$(realpath "$1")
+bin=$(realpath "$1") here=$(realpath "$(dirname "$0")")
 . "$(dirname "$0")/expect.sh"
 
 # make FILE CHAIN TENSOR=SHAPE[:DTYPE]...: a safetensors file of small numbers; shapes are 4,3,1,1, dtypes F64 if not
@@ -373,7 +373,25 @@ expect 2 info --network mobilenet --rate 3
 expect 2 info
 expect 2 info --network mobilenet cl.safetensors
 expect 2 info --network mobilenet --chain a
-expect 0 expand --network smallnet7 --expand cl+fc --seed 2 -o wide.safetensors
-expect 5 expand --network smallnet7 -o no/such/folder/wide.safetensors
+expect 0 expand --network smallnet7 --expand cl+fc --seed 2 -o wide.onnx
+expect 0 contract wide.onnx -o compact.onnx --verify
+says out '66,074'
+says out 'proved: 4 of 4 regions that differ'
+expect 0 verify wide.onnx compact.onnx
+expect 2 expand --network smallnet7 -o wide.safetensors
+expect 5 expand --network smallnet7 -o no/such/folder/wide.onnx
+
+# ---- the models that come with the repository
+models=$here/../../examples/data/models
+for model in "$models"/*.onnx; do
+  expect 0 contract "$model" --verify
+  says out 'proved: '
+  says out 'run one operator after another: '
+done
+for name in repvgg mobileone; do
+  expect 0 expand --network $name -o again.onnx
+  checks=$((checks + 1))
+  cmp -s again.onnx "$models/$name.onnx" || fail "$name.onnx is not what concertina expand writes"
+done
 
 finish
