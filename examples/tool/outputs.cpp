@@ -76,6 +76,14 @@ Values random_inputs(const Graph& graph) {
       case onnx::DataType::bfloat16:
         values.emplace(name, random_array<float>(*tensor.sizes));
         break;
+      case onnx::DataType::uint8: {  // an image
+        const Array<double> x = random_array<double>(*tensor.sizes);
+        Array<Index> bytes{x.shape, {}};
+        for (const double value : x.values)
+          bytes.values.push_back(std::llround(127.5 + 127.5 * value));
+        values.emplace(name, std::move(bytes));
+        break;
+      }
       default:
         throw concertina::FormatError("input " + in_quotes(name) + " is of " +
                                       onnx::to_string(tensor.type));
