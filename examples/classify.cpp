@@ -217,7 +217,7 @@ int main(int argc, char** argv) {
       "classify");
   app.footer(
       "Exit codes: 0 all is well; 1 a count is not the stated one; 2 the command line is wrong; 3 "
-      "a file cannot be read, or is not what it should be.");
+      "a file is not what it should be; 5 reading or memory failed.");
   Options options;
   app.add_option("FILES", options.files,
                  "ONNX models, one or two, and test_batch.bin of CIFAR-10's binary version")
@@ -229,8 +229,7 @@ int main(int argc, char** argv) {
     return classify(options) ? tool::ok : tool::failed;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? tool::ok : tool::usage;
-  } catch (const std::exception& error) {
-    std::cerr << "classify: error: " << tool::printable(error.what()) << '\n';
-    return tool::bad_file;
+  } catch (...) {
+    return tool::report_error("classify");
   }
 }

@@ -192,6 +192,6 @@ That is the default here; `--stride last` is the paper's.
     if (!std::cout.flush()) throw concertina::IoError("standard output: not all could be written");
     return wrong == 0 ? tool::ok : tool::failed;
   } catch (...) {
-    return tool::report_error(nullptr, "complexity");
+    return tool::report_error("complexity");
   }
 }

@@ -321,6 +321,6 @@ int main(int argc, char** argv) {
     if (!std::cout.flush()) throw concertina::IoError("standard output: not all could be written");
     return good ? ok : failed;
   } catch (...) {
-    return report_error(nullptr, "contract_networks");
+    return report_error("contract_networks");
   }
 }

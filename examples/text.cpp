@@ -15,7 +15,7 @@
 
 namespace tool {
 
-ExitCode report_error(std::string* message, const char* program) {
+ExitCode report_error(const char* program) {
   ExitCode code = broken;
   std::string what;
   try {
@@ -36,9 +36,7 @@ ExitCode report_error(std::string* message, const char* program) {
   } catch (const std::exception& error) {
     what = std::string("unexpected: ") + error.what() + "; please report this";
   }
-  what = printable(what);
-  std::cerr << program << ": error: " << what << std::endl;
-  if (message) *message = what;
+  std::cerr << program << ": error: " << printable(what) << std::endl;
   return code;
 }
 
@@ -47,12 +45,6 @@ std::string printable(std::string_view text, std::size_t limit) {
 }
 
 std::string in_quotes(std::string_view text) { return '"' + printable(text, 60) + '"'; }
-
-std::string shown(const nlohmann::json& value) {
-  if (value.is_array()) return "a list";
-  if (value.is_object()) return "an object";
-  return value.is_string() ? in_quotes(value.get_ref<const std::string&>()) : value.dump();
-}
 
 std::string brief(long double number) {
   std::ostringstream text;

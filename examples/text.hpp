@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <nlohmann/json.hpp>
-
 #include <ranges>
 #include <stdexcept>
 #include <string>
@@ -29,8 +27,8 @@ enum ExitCode : int {
 };
 
 /// Prints the exception that is being handled as one line to standard error, and returns its exit
-/// code. `message`, if given, receives the line, but for the program's name.
-ExitCode report_error(std::string* message = nullptr, const char* program = "concertina");
+/// code.
+ExitCode report_error(const char* program);
 
 /// Text safe to print on one line: everything but printable ASCII as \xNN.
 std::string printable(std::string_view text, std::size_t limit = 1000);
@@ -45,9 +43,6 @@ std::string listed(const Names& names) {
   for (const std::string_view name : names) text.append(text.empty() ? "" : ", ").append(name);
   return text;
 }
-
-/// A JSON value in a message: what it is if it is not short.
-std::string shown(const nlohmann::json& value);
 
 /// Three significant digits: "0.0213", "4.7e-07".
 std::string brief(long double number);

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -92,6 +93,10 @@ int run_eval(const EvalCommand& command) {
 int run_contract(const ContractCommand& command) {
   if (!command.out.ends_with(".onnx")) {
     throw tool::UsageError(command.out + ": what is written is an ONNX model, *.onnx");
+  }
+  std::error_code ignored;
+  if (std::filesystem::equivalent(command.in, command.out, ignored)) {
+    throw tool::UsageError(command.out + " is the input, which would be lost; name another file");
   }
   const auto file = read_network(command.in);
   const Dataset data = open_dataset(command.data);

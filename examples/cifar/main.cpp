@@ -368,6 +368,6 @@ int main(int argc, char** argv) {
     std::cerr << "cifar: error: " << tool::printable(error.what()) << "; see cifar --help\n";
     return tool::usage;
   } catch (...) {
-    return tool::report_error(nullptr, "cifar");
+    return tool::report_error("cifar");
   }
 }

@@ -25,7 +25,8 @@ using concertina::ConvShape, concertina::ConvView, concertina::Error, concertina
 using nlohmann::json;
 namespace onnx = concertina::onnx;
 
-constexpr Index hidden = 64;  // numbers of fc1's output
+constexpr double onnx_eps = double{1e-5F};  // of batch norms, as a model holds it
+constexpr Index hidden = 64;                // numbers of fc1's output
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -97,7 +98,7 @@ struct InGraph {
     return x.linear(name_of(*weights.weight), shape.out, shape.bias);
   }
   Map norm(Map x, const NormTensors<Scalar>& norm) const {
-    return x.batch_norm(name_of(*norm.weight), double{1e-5F});
+    return x.batch_norm(name_of(*norm.weight), onnx_eps);
   }
   Map relu(Map x) const { return x.relu(); }
   Map max_pool(Map x) const { return x.max_pool({2, 2}, {2, 2}, {0, 0}); }
@@ -568,7 +569,8 @@ onnx::Model Network<Scalar>::contract() const {
             concertina::batch_norm(concertina::BatchNorm<Scalar>{.running_mean = mean->value,
                                                                  .running_var = variance->value,
                                                                  .weight = weight->value,
-                                                                 .bias = bias->value}) *
+                                                                 .bias = bias->value,
+                                                                 .eps = onnx_eps}) *
             convs.back());
       }
       assign(concertina::contract<Wide>(concertina::sum(branches)), to);

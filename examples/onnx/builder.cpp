@@ -95,7 +95,8 @@ void Builder::refuse(const std::string& name, const std::string& what) const {
 std::string Builder::parameter(const std::string& name, Dims dims) {
   auto& inputs = state_->model.inputs;
   if (std::ranges::find(inputs, name, &onnx::ValueInfo::name) == inputs.end()) {  // or it is shared
-    state_->names.insert(name);
+    if (!state_->names.insert(name).second)
+      throw ShapeError("a layer has the name of the parameter " + name);
     inputs.push_back({.name = name, .type = state_->type, .shape = declared(dims, "")});
   }
   return name;
@@ -215,7 +216,12 @@ Builder& Builder::batch_norm(const std::string& name, double eps) {
     inputs.push_back(parameter(of(name, suffix), {channels()}));
   }
   const auto rounded = static_cast<float>(eps);
-  if (state_->type == DataType::float64) state_->remainders[inputs.back()] = eps - double{rounded};
+  if (state_->type == DataType::float64) {
+    const double remainder = eps - double{rounded};
+    if (state_->remainders.emplace(inputs.back(), remainder).first->second != remainder) {
+      throw ShapeError("layer " + name + " is there twice, with another epsilon");
+    }
+  }
   return node("BatchNormalization", name, std::move(inputs), {Attribute::of("epsilon", rounded)},
               dims_);
 }

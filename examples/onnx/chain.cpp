@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -53,7 +54,7 @@ void parse_geometry(ChainLayer& layer, std::string_view text) {
     double eps = 0;
     const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), eps);
     if (error != std::errc() || stop != text.data() + text.size() || !(eps >= 0) ||
-        !std::isfinite(eps)) {
+        !std::isfinite(static_cast<float>(eps))) {
       wrong(layer, "found " + in_quotes(text) + " where a number such as 1e-5 should be");
     }
     layer.eps = eps;
@@ -225,7 +226,8 @@ class Reader {
     return found == layer.chain.geometry.end() ? 1 : found->second.front();
   }
 
-  Dims open_input() const {
+  /// `otherwise`: the spatial axes where no layer tells how many there are.
+  Dims open_input(int otherwise = 2) const {
     int rank = -1;
     Index channels = unknown;
     for (const Layer& layer : layers_) {
@@ -235,13 +237,13 @@ class Reader {
     if (channels == unknown) {
       throw FormatError(file_.origin + ": no layer of the chain tells how many channels it reads");
     }
-    Dims dims(static_cast<std::size_t>(rank < 0 ? 2 : rank) + 2, unknown);
+    Dims dims(static_cast<std::size_t>(rank < 0 ? otherwise : rank) + 2, unknown);
     dims[1] = channels;
     return dims;
   }
 
   Dims fitting(const Dims& input) const {
-    const Dims open = open_input();
+    const Dims open = open_input(std::clamp(static_cast<int>(input.size()) - 2, 0, 3));
     if (input.size() != open.size() || input[1] != open[1]) {
       throw UsageError("--input: " + file_.origin + " reads " + to_text(open) + ", not " +
                        to_text(input));
@@ -416,6 +418,14 @@ onnx::Model rounded(onnx::Model model, Dtype dtype) {
   for (onnx::Tensor& tensor : model.initializers) {
     if (!floats(tensor.type) || tensor.type == type) continue;
     const std::vector<double> values = tensor.values<double>();
+    const double largest = type == onnx::DataType::float16   ? 65504
+                           : type == onnx::DataType::float64 ? std::numeric_limits<double>::max()
+                                                             : std::numeric_limits<float>::max();
+    if (std::ranges::any_of(values, [&](double value) { return std::abs(value) > largest; })) {
+      throw concertina::NumericalError(model.origin + ": " + onnx::to_string(type) +
+                                       " does not hold the elements of " + in_quotes(tensor.name) +
+                                       "; write a wider type");
+    }
     tensor = with_stored(type, [&]<class Stored>(Stored) {
       return onnx::Tensor::of<Stored>(tensor.name, tensor.dims, rounded_to<Stored>(values));
     });

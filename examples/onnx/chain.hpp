@@ -62,7 +62,8 @@ onnx::Model chain_model(const concertina::io::Safetensors& file, const ChainOpti
 /// The dtype of this name that layers may have; none if it is another.
 std::optional<concertina::io::Dtype> layer_dtype(const std::string& name);
 
-/// A model's constants, its inputs and outputs rounded to the type, which is a narrower one.
+/// A model with its constants, inputs and outputs of the type. Throws NumericalError where it does
+/// not hold a constant.
 onnx::Model rounded(onnx::Model model, concertina::io::Dtype dtype);
 
 /// A model of one convolution or linear layer as a file of `weight`, `bias` and metadata "chain",

@@ -65,12 +65,15 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, Re
     const auto size = size_of<Rank>(graph[segments.back().from], plan.layer.in_layout);
     concertina::Border<Rank> border{.interior_only = plan.where == Equality::interior};
     if (plan.where == Equality::size) border.input_size = size;
+    const Segments layers = segments.first(segments.size() - plan.shifted),
+                   shifted = segments.subspan(layers.size());
     // The expression's layers are gone when the result is written.
     const auto contraction = [&] {
-      const RegionExpression<Expression> region(graph, segments);
+      const RegionExpression<Expression> region(graph, layers);
+      const Expression expression = shifted_expression(*region, shifted);
       return type_of(segments) == onnx::DataType::float64
-                 ? concertina::contract<long double>(*region, border)
-                 : concertina::contract(*region, border);
+                 ? concertina::contract<long double>(expression, border)
+                 : concertina::contract(expression, border);
     }();
     const auto finite = [](double element) { return std::isfinite(element); };
     if (!std::ranges::all_of(layer_of(contraction).weight(), finite) ||
@@ -80,7 +83,10 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, Re
                                        " has weights that are not finite, or contracts to such" +
                                        culprit(graph, segments));
     }
-    rewriter.replace(segments, plan.layer, layer_of(contraction).weight(), contraction.bias());
+    std::vector<double> shift;
+    if (!shifted.empty()) shift = split_affine(shifted, layer_of(contraction).shape().in).shift;
+    rewriter.replace(segments, plan.layer, layer_of(contraction).weight(), contraction.bias(),
+                     shift);
   });
 }
 
@@ -141,31 +147,34 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
           leave(segments, plan);
         } else {
           contract_region(graph, segments, plan, rewriter);
-          ContractedRegion region{.source = graph[segments.back().from].name,
-                                  .result = graph[segments.front().to].name,
-                                  .nodes = {},
-                                  .layer = describe(plan.layer),
-                                  .where = plan.where,
-                                  .border = plan.border,
-                                  .before = plan.before,
-                                  .after = plan.after};
+          ContractedRegion region{
+              .source = graph[segments.back().from].name,
+              .result = graph[segments.front().to].name,
+              .nodes = {},
+              .layer = describe(plan.layer) + (plan.shifted > 0 ? ", after a shift" : ""),
+              .where = plan.where,
+              .border = plan.border,
+              .before = plan.before,
+              .after = plan.after};
           for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
             for (auto each = segment->maps.rbegin(); each != segment->maps.rend(); ++each) {
               for (const int node : (*each)->nodes) region.nodes.push_back(name_of(graph, node));
             }
           }
           result.regions.push_back(std::move(region));
+          if (plan.shifted > 0) leave(segments, plan);
         }
         if (g > 0) {
           const Segments pair =
               Segments(all).subspan(groups[g - 1].begin, end - groups[g - 1].begin);
           Plan together = planner.plan(pair);
-          if (together.possible) {
-            const double apart =
-                groups[g - 1].plan.cost().multiply_adds + plan.cost().multiply_adds;
+          const double apart = groups[g - 1].plan.cost().multiply_adds + plan.cost().multiply_adds;
+          if (together.possible && together.after.multiply_adds > apart) {
             together.reason =
                 "multiply-adds would grow, " + change(apart, together.after.multiply_adds);
             together.remedy = "--when always";
+          } else if (together.possible) {
+            together.reason = "the layers cost no less together";
           }
           leave(pair, together);
         }

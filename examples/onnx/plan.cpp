@@ -117,16 +117,18 @@ std::string change(double before, double after) {
 template <class Expression>
 void Planner::judge(Segments segments, Plan& plan) const {
   constexpr int Rank = Expression::Rank;
-  const RegionExpression<Expression> region(graph_, segments);
+  const Segments layers = segments.first(segments.size() - plan.shifted);
+  const RegionExpression<Expression> region(graph_, layers);
+  const Expression expression = shifted_expression(*region, segments.subspan(layers.size()));
   const GraphTensor &source = graph_[segments.back().from], &result = graph_[segments.front().to];
-  const auto size = size_of<Rank>(source, region.layouts()[segments.back().from]);
-  const concertina::Form<Rank> form = form_of(*region);
+  const auto size = size_of<Rank>(source, region.layouts()[layers.back().from]);
+  const concertina::Form<Rank> form = form_of(expression);
   std::optional<ConvShape<Rank>> shape;
   concertina::Exactness<Rank> border;
   std::string differing;
   try {
     shape = form.shape();
-    border = concertina::exactness(*region);
+    border = concertina::exactness(expression);
   } catch (const concertina::ShapeError& error) {
     if (!size) throw;
     differing = error.what();  // branches may agree at the size
@@ -135,7 +137,7 @@ void Planner::judge(Segments segments, Plan& plan) const {
     plan.border = shape ? border.reason : differing;
     const bool at_size = size && options_.equality != Equality::everywhere;
     if (at_size && !shape) shape = form.shape(size);
-    if (at_size && concertina::exactness(*region, size).exact()) {
+    if (at_size && concertina::exactness(expression, size).exact()) {
       plan.where = Equality::size;
     } else if (shape && options_.equality == Equality::interior) {
       plan.where = Equality::interior;
@@ -155,12 +157,12 @@ void Planner::judge(Segments segments, Plan& plan) const {
                     std::to_string(weight_numel(*shape)) + " weights");
   }
   if constexpr (std::same_as<Expression, concertina::TransposedExpr<double, Rank>>) {
-    plan.layer = layer_of_dense_shape(*shape, (*region).stride(), rank_of(segments));
+    plan.layer = layer_of_dense_shape(*shape, expression.stride(), rank_of(segments));
     require_writable(plan.layer);
   } else {
     plan.layer = layer_of_shape(*shape, rank_of(segments));
   }
-  plan.layer.in_layout = region.layouts()[segments.back().from];
+  plan.layer.in_layout = region.layouts()[layers.back().from];
   plan.layer.out_layout = region.layouts()[segments.front().to];
   plan.layer.flat = is_flat(segments);
   const double taps = static_cast<double>(shape->in / shape->groups) *
@@ -172,6 +174,10 @@ void Planner::judge(Segments segments, Plan& plan) const {
                                            static_cast<double>(shape->in) +
                                        (shape->bias ? elements(result) : 0)
                                  : elements(result) * (taps + (shape->bias ? 1 : 0));
+  if (plan.shifted > 0) {
+    plan.after.parameters += static_cast<double>(shape->in);
+    plan.after.multiply_adds += elements(source);
+  }
   const bool bigger = plan.after.parameters > plan.before.parameters,
              slower = plan.after.multiply_adds > plan.before.multiply_adds;
   if ((options_.when == When::smaller && (bigger || slower)) ||
@@ -184,14 +190,27 @@ void Planner::judge(Segments segments, Plan& plan) const {
     return;
   }
   plan.nodes_after =
-      count_nodes(plan.layer, result.dims && result.dims->size() == 2, graph_.opset());
+      count_nodes(plan.layer, result.dims && result.dims->size() == 2, graph_.opset()) +
+      (plan.shifted > 0 ? 1 : 0);
   plan.possible = plan.nodes_after < plan.nodes_before || bigger || slower ||
                   plan.after.parameters < plan.before.parameters ||
                   plan.after.multiply_adds < plan.before.multiply_adds;
 }
 
-Plan Planner::plan(Segments segments) const {
+Plan Planner::plan(Segments segments) const { return plan(segments, 0); }
+
+Plan Planner::plan_with_shift(Segments segments) const {
+  const std::size_t leading = count_leading_affine(segments);
+  if (leading == 0 || leading == segments.size()) return {};
+  // In 16 bits factor and shift would each be rounded too coarsely.
+  const onnx::DataType type = type_of(segments);
+  const bool wide = type == onnx::DataType::float32 || type == onnx::DataType::float64;
+  return wide ? plan(segments, leading) : Plan();
+}
+
+Plan Planner::plan(Segments segments, std::size_t shifted) const {
   Plan result;
+  result.shifted = shifted;
   result.nodes_before = static_cast<double>(count_nodes(segments));
   result.before.parameters = parameters(graph_, segments);
   for (const Segment& segment : segments) {
@@ -232,7 +251,16 @@ std::vector<Group> best_groups(const Planner& planner, Segments segments, When w
   best[0].cost = Cost(0, 0, 0);
   for (std::size_t end = 1; end <= segments.size(); ++end) {
     for (std::size_t begin = end; begin-- > 0 && end - begin <= longest;) {
-      Plan plan = planner.plan(segments.subspan(begin, end - begin));
+      const Segments group = segments.subspan(begin, end - begin);
+      Plan plan = planner.plan(group);
+      if (!plan.possible && !plan.border.empty()) {
+        Plan shifted = planner.plan_with_shift(group);
+        if (shifted.possible) {
+          shifted.reason = plan.reason;
+          shifted.remedy = plan.remedy;
+          plan = std::move(shifted);
+        }
+      }
       if (!plan.possible && end - begin > 1) continue;
       const Cost own =
           plan.possible ? cost(plan.after, plan.nodes_after) : cost(plan.before, plan.nodes_before);

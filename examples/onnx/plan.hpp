@@ -18,6 +18,9 @@ struct Plan {
   NewLayer layer = {};
   Equality where = Equality::everywhere;
   std::string border = {};
+  /// Segments at the source whose factors the layer takes in while their shift stays before it, as
+  /// a constant that is added: at the border, padding's zeros are no shifted zeros.
+  std::size_t shifted = 0;
   ModelCost before, after;
   double nodes_before = 0, nodes_after = 0;
 
@@ -34,10 +37,13 @@ class Planner {
   Planner(const Graph& graph, const ModelOptions& options) : graph_(graph), options_(options) {}
 
   Plan plan(Segments segments) const;
+  /// The same with the shift of what it begins with left before it.
+  Plan plan_with_shift(Segments segments) const;
 
  private:
   template <class Expression>
   void judge(Segments segments, Plan& plan) const;
+  Plan plan(Segments segments, std::size_t shifted) const;
 
   const Graph& graph_;
   const ModelOptions& options_;

@@ -12,6 +12,7 @@
 #include <concertina/transposed.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <map>
 #include <optional>
@@ -278,6 +279,67 @@ class RegionExpression {
   std::optional<Expression> expression_;
 };
 
+/// Maps of channels that a region begins with, as one: scale x + shift.
+struct ChannelAffine {
+  std::vector<double> scale, shift;
+};
+
+/// How many segments at a region's source are one batch norm, scale or shift each.
+inline std::size_t count_leading_affine(Segments segments) {
+  const auto affine = [](const Segment& segment) {
+    return segment.maps.size() == 1 && (segment.maps.front()->kind == Kind::batch_norm ||
+                                        segment.maps.front()->kind == Kind::channel_scale);
+  };
+  std::size_t count = 0;
+  while (count < segments.size() && affine(segments[segments.size() - 1 - count])) ++count;
+  return count;
+}
+
+/// Segments of which each is such a map. Throws NotLinear where one has other channels.
+inline ChannelAffine affine_of(Segments segments, Index channels) {
+  const auto count = static_cast<std::size_t>(channels);
+  ChannelAffine result{std::vector<double>(count, 1), std::vector<double>(count, 0)};
+  for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
+    const LinearNode& map = *segment->maps.front();
+    std::vector<double> scale = map.scale, shift = map.shift;
+    if (map.kind == Kind::batch_norm) {
+      scale = map.statistics[0]->values<double>();
+      shift = map.statistics[1]->values<double>();
+      const auto mean = map.statistics[2]->values<double>(),
+                 variance = map.statistics[3]->values<double>();
+      for (std::size_t c = 0; c < scale.size(); ++c) {
+        scale[c] /= std::sqrt(variance[c] + map.eps);
+        shift[c] -= mean[c] * scale[c];
+      }
+    }
+    const auto fits = [&](const std::vector<double>& list) {
+      return list.size() <= 1 || list.size() == count;
+    };
+    if (!fits(scale) || !fits(shift)) throw NotLinear("a constant of other channels broadcasts");
+    const auto at = [](const std::vector<double>& list, std::size_t c, double otherwise) {
+      return list.empty() ? otherwise : list[list.size() == 1 ? 0 : c];
+    };
+    for (std::size_t c = 0; c < count; ++c) {
+      result.scale[c] *= at(scale, c, 1);
+      result.shift[c] = at(scale, c, 1) * result.shift[c] + at(shift, c, 0);
+    }
+  }
+  return result;
+}
+
+/// The same with what is added before the factors: scale (x + shift). Throws NotLinear where there
+/// is no such shift.
+inline ChannelAffine split_affine(Segments segments, Index channels) {
+  ChannelAffine affine = affine_of(segments, channels);
+  for (std::size_t c = 0; c < affine.scale.size(); ++c) {
+    affine.shift[c] /= affine.scale[c];
+    if (affine.scale[c] == 0 || !std::isfinite(affine.shift[c])) {
+      throw NotLinear("a factor of zero, before which no shift can stand");
+    }
+  }
+  return affine;
+}
+
 /// The spatial size of a region's source, where it is known.
 template <int Rank>
 std::optional<PerAxis<Rank>> size_of(const GraphTensor& source, Layout layout) {
@@ -325,6 +387,18 @@ concertina::Form<Rank> form_of(const Expr<double, Rank>& expression) {
 template <int Rank>
 concertina::Form<Rank> form_of(const concertina::TransposedExpr<double, Rank>& expression) {
   return concertina::Form<Rank>(expression.dense());
+}
+
+/// The layers after the factors of maps of channels; without their shift.
+template <class Expression>
+Expression shifted_expression(const Expression& layers, Segments shifted) {
+  if (shifted.empty()) return layers;
+  if constexpr (std::same_as<Expression, Expr<double, Expression::Rank>>) {
+    return layers * concertina::channel_scale<double>(
+                        split_affine(shifted, form_of(layers).shape().in).scale);
+  } else {
+    throw NotLinear("a transposed convolution after a shift");
+  }
 }
 
 }  // namespace tool

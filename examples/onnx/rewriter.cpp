@@ -58,7 +58,7 @@ Rewriter::Rewriter(const Graph& graph) : graph_(graph), model_(graph.model()) {
 }
 
 void Rewriter::replace(Segments segments, const NewLayer& layer, std::span<const double> weight,
-                       std::span<const double> bias) {
+                       std::span<const double> bias, std::span<const double> shift) {
   weight_ = weight;
   bias_ = bias;
   for (const Segment& segment : segments) {
@@ -74,7 +74,14 @@ void Rewriter::replace(Segments segments, const NewLayer& layer, std::span<const
   type_ = type_of(segments);
   source_ = &graph_[segments.back().from];
   sources_.insert(segments.back().from);
-  write(layer, graph_[segments.back().from].name);
+  std::string x = source_->name;
+  if (!shift.empty()) {
+    const bool first = layer.in_layout == Layout::channels_first;
+    Dims dims(first ? static_cast<std::size_t>(layer.rank) + 1 : 1, 1);
+    dims.front() = std::ssize(shift);
+    x = node("Add", {x, constant(".shift", dims, shift)});
+  }
+  write(layer, x);
   // In the order in which they run, the last one under the old node's name.
   nodes_->back().name = node_name_;
   nodes_->back().outputs = {result.name};

@@ -21,9 +21,10 @@ class Rewriter {
   bool removed(int node) const { return removed_[static_cast<std::size_t>(node)]; }
 
   /// Writes the layer in place of the region's nodes, under the name of the last; its elements
-  /// rounded once to the type of the region's.
+  /// rounded once to the type of the region's. A `shift`, one number a channel, is added to what
+  /// the layer reads.
   void replace(Segments region, const NewLayer& layer, std::span<const double> weight,
-               std::span<const double> bias);
+               std::span<const double> bias, std::span<const double> shift = {});
 
   /// The model, without nodes and constants of which nothing is left that read them.
   onnx::Model finished() &&;

@@ -95,10 +95,11 @@ int main(int argc, char** argv) {
                    "one where the input has one, or the model exceeds 2 GB")
       ->type_name("NAME");
   contracting
-      ->add_option("--dtype", model.dtype,
-                   "Of what is written of a chain: F64, F32, F16 or BF16; by default F64 where a "
-                   "tensor is, otherwise F32, to which the contraction is rounded before F16 and "
-                   "BF16")
+      ->add_option(
+          "--dtype", model.dtype,
+          "Of what is written of a chain: F64, F32, F16 or BF16; by default F64 where a "
+          "tensor is, otherwise F32, to which the contraction is rounded, and proved, before "
+          "F16 and BF16")
       ->type_name("DTYPE");
 
   CLI::App* verifying = app.add_subcommand(
@@ -141,8 +142,10 @@ int main(int argc, char** argv) {
         ->delimiter(',');
     return name;
   };
-  add_expansion(showing)->excludes(showing->get_option("FILE"), showing->get_option("--chain"),
-                                   showing->get_option("--input"));
+  add_expansion(showing)->excludes(
+      showing->get_option("FILE"), showing->get_option("--chain"), showing->get_option("--input"),
+      showing->get_option("--border"), showing->get_option("--initializers-are-constant"),
+      showing->get_option("--when"), showing->get_option("--only"), showing->get_option("--keep"));
   CLI::App* listing = app.add_subcommand(
       "networks", "List the paper's networks, and small ones of other blocks, with their cost");
   listing->add_flag("--json", network.json, "Print JSON: one object a network");
@@ -190,6 +193,6 @@ int main(int argc, char** argv) {
     std::cerr << "concertina: error: " << printable(error.what()) << "; see concertina --help\n";
     return usage;
   } catch (...) {
-    return report_error();
+    return report_error("concertina");
   }
 }

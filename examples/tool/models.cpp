@@ -317,7 +317,8 @@ struct Source {
   bool chain = false;
 };
 
-Source read(const ModelCommand& command, const std::string& path) {
+/// `described`: its metadata, where it has one, comes before --chain.
+Source read(const ModelCommand& command, const std::string& path, bool described = false) {
   if (is_model(path)) {
     if (!command.dtype.empty()) throw UsageError("--dtype is for safetensors files");
     return {onnx::read_model(path)};
@@ -328,7 +329,9 @@ Source read(const ModelCommand& command, const std::string& path) {
     auto [name, dims] = parse_input(text);
     if (name == "input") options.input = std::move(dims);
   }
-  return {chain_model(concertina::io::read_safetensors(path), options), true};
+  const concertina::io::Safetensors file = concertina::io::read_safetensors(path);
+  if (described && file.metadata.contains("chain")) options.chain.reset();
+  return {chain_model(file, options), true};
 }
 
 /// Throws UsageError for --chain where no file has layers to name.
@@ -403,6 +406,9 @@ void check_output(const ModelCommand& command, bool chain) {
 }  // namespace
 
 ExitCode contract_file(const ModelCommand& command) {
+  if (command.out.empty() && !(command.dtype.empty() && command.external_data.empty())) {
+    throw UsageError("--dtype and --external-data are of what is written; name a file with -o");
+  }
   static_cast<void>(dtype_of(command.dtype));
   if (!command.out.empty()) check_output(command, !is_model(command.in));
   Progress progress;
@@ -461,7 +467,7 @@ ExitCode contract_file(const ModelCommand& command) {
 }
 
 ExitCode verify_files(const ModelCommand& command) {
-  const Source source = read(command, command.in), result = read(command, command.out);
+  const Source source = read(command, command.in, true), result = read(command, command.out, true);
   refuse_chain(command, source.chain || result.chain);
   const ModelComparison comparison = compare_models(
       source.model, result.model, graph_options(command), equality_of(command.border));

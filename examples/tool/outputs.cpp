@@ -200,6 +200,9 @@ OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& re
       const Values expected = timed(before, inputs, comparison.before),
                    found = timed(after, inputs, comparison.after);
       for (const auto& [output, value] : expected) {
+        if (!found.contains(output)) {
+          throw concertina::FormatError("the other model has no output " + in_quotes(output));
+        }
         OutputDifference difference{.input = name, .output = output};
         compare(value, found.at(output), difference);
         comparison.differences.push_back(std::move(difference));

@@ -252,6 +252,43 @@ TEST_CASE("paddings and crops are taken in, and a crop is written", "[onnx]") {
   CHECK(contracted(c.finish(narrow), {{1, 2, 7, 8}}) == Ops{"Pad", "Conv", "Relu"});
 }
 
+TEST_CASE("factors before a padded layer fold, their shift stays", "[onnx]") {
+  const auto shifted = [](std::vector<float> factors, std::int64_t group, bool last) {
+    Builder b(last ? Ints{-1, -1, 4} : Ints{-1, 4, -1, -1});
+    const Ints dims = last ? Ints{4} : Ints{4, 1, 1};
+    auto x = b.node("Mul", {"x", b.constant<float>(dims, factors)});
+    x = b.node("Add", {x, b.constant<float>(dims, {3, -1, 0, 2})});
+    x = b.node("Mul", {x, b.constant<float>(dims, {1, -1, 2, 4})});
+    if (last) x = b.node("Transpose", {x}, {Attribute::of("perm", Ints{0, 2, 1})});
+    const Ints weight = last ? Ints{8, 4 / group, 3} : Ints{8, 4 / group, 3, 3};
+    return b.finish(b.batch_norm(b.conv(x, weight, 1, true, 1, group), 8));
+  };
+  const std::vector<Ints> images = {{1, 4, 5, 6}, {2, 4, 3, 7}};
+  const ModelOptions smaller;
+  // Quotients of shifts and factors are exact.
+  CHECK(contracted(shifted({1, -2, 4, 0.5F}, 1, false), images, smaller) ==
+        Ops{"Add", "Conv", "Relu"});
+  CHECK(contracted(shifted({1, -2, 4, 0.5F}, 4, false), images, smaller) ==
+        Ops{"Add", "Conv", "Relu"});
+  // Nothing can be added before a factor of zero.
+  CHECK(contracted(shifted({1, 0, 4, 0.5F}, 1, false), images, smaller) ==
+        Ops{"Mul", "Add", "Conv", "Relu"});
+  SECTION("another shift is found out") {
+    const onnx::Model model = shifted({1, -2, 4, 0.5F}, 1, false);
+    ContractedModel result = contract_model(model, smaller);
+    REQUIRE(result.regions.size() == 1);
+    CHECK(result.regions.front().layer.find("after a shift") != std::string::npos);
+    for (onnx::Tensor& tensor : result.model.initializers) {
+      std::vector<float> values = tensor.values<float>();
+      const onnx::Tensor right = tensor;
+      values.back() += 1.F / 64;
+      tensor = onnx::Tensor::of<float>(tensor.name, tensor.dims, values);
+      CHECK(compare_models(model, result.model).failed());
+      tensor = right;
+    }
+  }
+}
+
 TEST_CASE("what differs at the border is left, or taken where that is allowed", "[onnx]") {
   const auto build = [](const Ints& input) {
     Builder b(input);

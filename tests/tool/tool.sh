@@ -71,7 +71,7 @@ contracts() {
   checks=$((checks + 1))
   cmp -s layer.safetensors again.safetensors || fail "$file: contracting the contraction changed it"
   expect 0 contract "$file" --verify -o model.onnx "$@"
-  is_json_of contract "$file" "$@"
+  is_json_of contract "$file" -o model.onnx "$@"
 }
 is_json_of() {
   expect 0 "$1" --json "${@:2}"
@@ -277,6 +277,8 @@ expect 2 contract cl.safetensors -o out.txt
 expect 2 contract cl.safetensors -o out.safetensors --external-data data
 expect 0 contract cl.safetensors -o model.onnx
 expect 2 contract model.onnx -o out.onnx --dtype F32
+expect 2 contract cl.safetensors --dtype F16
+expect 2 contract model.onnx --external-data data
 for command in contract info 'verify model.onnx'; do
   expect 2 $command model.onnx --chain a
 done
@@ -292,8 +294,29 @@ contracts plain.safetensors 'bias:F64[5] weight:F64[5, 3, 3, 3] {"chain": ":s2p1
 contracts plain.safetensors 'bias:F64[6] weight:F64[6, 3, 3, 3] {"chain": ":s2x1d1x2"}' --chain 'a,b:s2x1d1x2g2'
 expect 0 info plain.safetensors --chain 'a,b:s2g2,c.x'
 expect 0 verify plain.safetensors plain.safetensors --chain 'a,b:s2g2,c.x'
+# A layer's own metadata come before --chain, which is for files without any.
+expect 0 contract plain.safetensors --chain 'a,b:s2g2,c.x' -o layer.safetensors
+expect 0 verify plain.safetensors layer.safetensors --chain 'a,b:s2g2,c.x'
+says out 'proved: 1 of 1'
+# 70,000 is more than half precision holds: nothing is written.
+make large.safetensors 'a,b' a.weight=512,512 b.weight=512,512
+python3 - <<'PYTHON'
+import struct
+data = bytearray(open("large.safetensors", "rb").read())
+begin = 8 + struct.unpack("<Q", data[:8])[0]
+data[begin:] = struct.pack("<d", 300) * ((len(data) - begin) // 8)
+open("large.safetensors", "wb").write(data)
+PYTHON
+rm -f layer.safetensors
+expect 3 contract large.safetensors --dtype F16 -o layer.safetensors --verify
+says err 'float16 does not hold'
+checks=$((checks + 1))
+[ ! -e layer.safetensors ] || fail "infinities were written"
+make twice.safetensors 'c,n:eps1e-9,n:eps1e-7' c.weight=3,3,1,1 n.running_mean=3 n.running_var=3
+expect 3 contract twice.safetensors
+says err 'another epsilon'
 grammars=(',a' 'a,' 'a:' 'a:q1' 'a:s' 'a:sx' 'a:s1x' 'a:s1x1x1x1' 'a:s1s2' 'a:g1x2' 'a:g0' 'a:g-1' 'a:s2y' 'a:s1.5'
-  'a:s99999999999999999999' 'a:s1099511627777' 'a:p-9223372036854775808' 'n:eps' 'n:eps-1' 'n:epsnan' 'n:epsinf'
+  'a:s99999999999999999999' 'a:s1099511627777' 'a:p-9223372036854775808' 'n:eps' 'n:eps-1' 'n:epsnan' 'n:epsinf' 'n:eps1e39'
   'n:eps1s1' "a$(printf ',a%.0s' {1..100})")
 wrong=('a,nothing' 'a,c.x' 'a:s0' 'a:d0' 'a:s1x1x1' 'a,b' 'a:g3' 'a:k3' 'a:eps1e-5' 'n:s1' 'avg_pool' 'avg_pool:s2'
   'avg_pool:k2' 'a,avg_pool:k2d2' 'a,avg_pool:k0' 'a,avg_pool:k2p-1' 'a,avg_pool:k2x2x2' ':s1' 'a,n' 'x')
