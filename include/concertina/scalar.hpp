@@ -92,11 +92,13 @@ long double smallest_subnormal() {
       1.0L, std::numeric_limits<Scalar>::min_exponent - std::numeric_limits<Scalar>::digits);
 }
 
-/// Distance between neighbouring values of type Scalar at the size of x.
+/// Distance between neighbouring values of type Scalar at the size of x; the smallest there is
+/// where x is 0, or not finite.
 template <class Scalar>
 long double ulp(long double x) {
   constexpr int least = std::numeric_limits<Scalar>::min_exponent;
-  const int exponent = x == 0 ? least : std::max(std::ilogb(x) + 1, least);
+  const bool sized = x != 0 && std::isfinite(x);
+  const int exponent = sized ? std::max(std::ilogb(x) + 1, least) : least;
   return std::ldexp(1.0L, exponent - std::numeric_limits<Scalar>::digits);
 }
 

@@ -138,6 +138,10 @@ TEST_CASE("units in the last place", "[scalar]") {
   CHECK(detail::ulp<float>(0.99L) == 0x1p-24L);
   CHECK(detail::ulp<float>(0) ==
         static_cast<long double>(std::numeric_limits<float>::denorm_min()));
+  for (const long double none : {std::numeric_limits<long double>::infinity(),
+                                 std::numeric_limits<long double>::quiet_NaN()}) {
+    CHECK(detail::ulp<float>(none) == detail::smallest_subnormal<float>());
+  }
   CHECK(detail::ulp<float>(1e-44L) ==
         static_cast<long double>(std::numeric_limits<float>::denorm_min()));
   CHECK(detail::smallest_subnormal<float>() ==
