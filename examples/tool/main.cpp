@@ -1,8 +1,8 @@
 // The command line: subcommands, their options, exit codes.
 // SPDX-License-Identifier: Apache-2.0
-#include "commands.hpp"
 #include "documents.hpp"
 #include "models.hpp"
+#include "networks.hpp"
 #include "onnx/chain.hpp"
 
 #include <concertina/error.hpp>

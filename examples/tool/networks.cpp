@@ -1,8 +1,11 @@
 // concertina networks, info --network, expand: the paper's networks without a file.
 // SPDX-License-Identifier: Apache-2.0
-#include "commands.hpp"
+#include "networks.hpp"
+
 #include "networks/expansion.hpp"
 #include "networks/paper_networks.hpp"
+
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <iostream>

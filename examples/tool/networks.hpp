@@ -4,8 +4,6 @@
 
 #include "text.hpp"
 
-#include <nlohmann/json.hpp>
-
 #include <cstdint>
 #include <string>
 #include <vector>
