@@ -273,6 +273,8 @@ TEST_CASE("factors before a padded layer fold, their shift stays", "[onnx]") {
   // Nothing can be added before a factor of zero.
   CHECK(contracted(shifted({1, 0, 4, 0.5F}, 1, false), images, smaller) ==
         Ops{"Mul", "Add", "Conv", "Relu"});
+  CHECK(contracted(shifted({1, -2, 4, 0.5F}, 1, true), {{1, 5, 4}, {2, 3, 4}}, smaller) ==
+        Ops{"Add", "Transpose", "Conv", "Relu"});
   SECTION("another shift is found out") {
     const onnx::Model model = shifted({1, -2, 4, 0.5F}, 1, false);
     ContractedModel result = contract_model(model, smaller);
