@@ -500,14 +500,9 @@ void Network<Scalar>::load(const concertina::io::Safetensors& file) {
     for (const Tensor<Scalar>* tensor : *tensors) {  // all are checked before one changes
       const auto& given = file.tensor(tensor->name);
       if (given.shape != tensor->shape) {
-        const auto shown = [](const std::vector<Index>& shape) {
-          std::string text;
-          for (const Index extent : shape)
-            text += (text.empty() ? "" : "x") + std::to_string(extent);
-          return text;
-        };
         throw FormatError(file.origin + ": tensor '" + tensor->name + "' is of shape " +
-                          shown(given.shape) + ", the network's of " + shown(tensor->shape));
+                          tool::to_text(given.shape) + ", the network's of " +
+                          tool::to_text(tensor->shape));
       }
       static_cast<void>(file.view<Scalar>(tensor->name));
     }

@@ -11,7 +11,7 @@
 
 namespace tool {
 
-/// What becomes of a region if it is contracted, decided without weights; or why it cannot be.
+/// What becomes of a region if it is contracted, decided before that; or why it cannot be.
 struct Plan {
   bool possible = false;
   std::string reason, remedy;  // otherwise
