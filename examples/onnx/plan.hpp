@@ -34,7 +34,7 @@ std::string change(double before, double after);
 /// Decides for one region.
 class Planner {
  public:
-  Planner(const Graph& graph, const ModelOptions& options) : graph_(graph), options_(options) {}
+  Planner(const Graph& graph, const ModelOptions& options);
 
   Plan plan(Segments segments) const;
   /// The same with the shift of what it begins with left before it.
@@ -47,6 +47,7 @@ class Planner {
 
   const Graph& graph_;
   const ModelOptions& options_;
+  std::vector<double> zeros_;  // for weights, which no plan depends on
 };
 
 /// Segments [begin, end) of a chain, the last applied first.

@@ -14,8 +14,10 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <deque>
 #include <map>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -33,9 +35,11 @@ class RegionExpression {
       std::same_as<Expression, concertina::TransposedExpr<double, Rank>>;
 
  public:
+  /// `zeros`, where given, stand for the weights of convolutions and linear layers, of which then
+  /// only the shapes are right: as many as the largest has elements. They must outlive it.
   /// Throws NotLinear where the region is no such map.
-  RegionExpression(const Graph& graph, Segments segments)
-      : graph_(graph), layouts_(segments), rank_(rank_of(segments)) {
+  RegionExpression(const Graph& graph, Segments segments, std::span<const double> zeros = {})
+      : graph_(graph), zeros_(zeros), layouts_(segments), rank_(rank_of(segments)) {
     const int source = segments.back().from;
     channels_ = channels_of(source, segments);
     for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
@@ -204,38 +208,50 @@ class RegionExpression {
     return bias;
   }
 
-  Part conv(const LinearNode& map) {
-    std::vector<double> bias = bias_of(map.bias);
-    ConvShape<Rank> shape = shape_of(map);
+  /// A leaf of that weight, which is only read where it is wanted.
+  template <class Weight>
+  Part weighted(ConvShape<Rank> shape, const Weight& weight, std::vector<double> bias) {
     shape.bias = !bias.empty();
-    return part(Conv<double, Rank>(shape, map.weight->template values<double>(), std::move(bias)),
-                shape.out);
+    if (zeros_.empty()) {
+      return part(Conv<double, Rank>(shape, weight(), std::move(bias)), shape.out);
+    }
+    biases_.push_back(std::move(bias));
+    const auto size = static_cast<std::size_t>(weight_numel(shape));
+    const concertina::ConvView<const double, Rank> view(shape, zeros_.first(size), biases_.back());
+    return part(view, shape.out);
+  }
+
+  Part conv(const LinearNode& map) {
+    return weighted(
+        shape_of(map), [&] { return map.weight->template values<double>(); }, bias_of(map.bias));
   }
 
   Part linear(const LinearNode& map) {
     const Index out = map.weight->dims[map.transposed ? 1 : 0],
                 in = map.weight->dims[map.transposed ? 0 : 1];
-    std::vector<double> weight = map.weight->values<double>();
-    if (map.transposed) {
-      std::vector<double> rows(weight.size());
-      for (Index i = 0; i < in; ++i) {
-        for (Index o = 0; o < out; ++o) {
-          rows[static_cast<std::size_t>(o * in + i)] =
-              weight[static_cast<std::size_t>(i * out + o)];
+    const auto weight = [&] {
+      std::vector<double> elements = map.weight->values<double>();
+      if (map.transposed) {
+        const std::vector<double> columns = elements;
+        for (Index i = 0; i < in; ++i) {
+          for (Index o = 0; o < out; ++o) {
+            elements[static_cast<std::size_t>(o * in + i)] =
+                columns[static_cast<std::size_t>(i * out + o)];
+          }
         }
       }
-      weight = std::move(rows);
-    }
-    for (double& element : weight) element *= map.alpha;
+      for (double& element : elements) element *= map.alpha;
+      return elements;
+    };
     std::vector<double> bias = map.beta == 0 ? std::vector<double>() : bias_of(map.bias);
     if (bias.size() == 1) bias.assign(static_cast<std::size_t>(out), bias.front());
     for (double& element : bias) element *= map.beta;
-    ConvShape<Rank> shape{.out = out, .in = in, .bias = !bias.empty()};
+    ConvShape<Rank> shape{.out = out, .in = in};
     if (!map.size.empty()) {
       shape.in = map.channels;
       shape.kernel_size = per_axis<Rank>(map.size, 1);
     }
-    return part(Conv<double, Rank>(shape, std::move(weight), std::move(bias)), out);
+    return weighted(shape, weight, std::move(bias));
   }
 
   Part batch_norm(const LinearNode& map) {
@@ -270,6 +286,8 @@ class RegionExpression {
   }
 
   const Graph& graph_;
+  std::span<const double> zeros_;
+  std::deque<std::vector<double>> biases_;  // that leaves of zeros view
   Layouts layouts_;
   int rank_;                  // spatial axes
   Index channels_ = unknown;  // of what the next layer reads
