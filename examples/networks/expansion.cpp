@@ -35,9 +35,9 @@ std::string reason(const std::string& strategy) {
 }
 
 /// What is done to each layer, by name.
-class Plan {
+class Expander {
  public:
-  Plan(const Architecture& network, const Expansion& expansion)
+  Expander(const Architecture& network, const Expansion& expansion)
       : network_(network), expansion_(expansion), graph_(network.model, {}) {
     const std::string& all = expansion.strategy;
     if (std::ranges::find(strategies, all) == strategies.end()) {
@@ -184,7 +184,7 @@ Architecture expanded(const Architecture& network, const Expansion& expansion) {
   Architecture result = network;
   result.name += "-" + expansion.strategy;
   result.title += ", expanded by " + expansion.strategy;
-  result.model = Plan(network, expansion).model();
+  result.model = Expander(network, expansion).model();
   return result;
 }
 
