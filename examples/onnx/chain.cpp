@@ -3,7 +3,6 @@
 
 #include "onnx/builder.hpp"
 #include "onnx/layer.hpp"
-#include "onnx/linear.hpp"
 #include "text.hpp"
 
 #include <concertina/error.hpp>
@@ -315,7 +314,7 @@ class Reader {
   onnx::DataType type_;
 };
 
-// ---- layers written
+// ---- types
 
 constexpr std::pair<Dtype, onnx::DataType> types[] = {{Dtype::F64, onnx::DataType::float64},
                                                       {Dtype::F32, onnx::DataType::float32},
@@ -339,38 +338,6 @@ std::vector<Stored> rounded_to(const std::vector<double>& values) {
   elements.reserve(values.size());
   for (const double value : values) elements.push_back(concertina::detail::convert<Stored>(value));
   return elements;
-}
-
-/// "s2p1x0"; what is the default is left out.
-std::string geometry_text(const Windows& windows, Index groups) {
-  std::string text;
-  const auto add = [&](char letter, const Dims& values, const Dims& otherwise) {
-    if (values == otherwise) return;
-    const bool one = std::ranges::all_of(values, [&](Index v) { return v == values.front(); });
-    text += letter;
-    for (std::size_t i = 0; i < (one ? 1 : values.size()); ++i) {
-      text += (i > 0 ? "x" : "") + std::to_string(values[i]);
-    }
-  };
-  const std::size_t rank = windows.kernel.size();
-  add('s', windows.strides, Dims(rank, 1));
-  add('p', windows.pads_begin, Dims(rank, 0));
-  add('e', windows.pads_end, windows.pads_begin);
-  add('d', windows.dilations, Dims(rank, 1));
-  add('g', {groups}, {1});
-  return text;
-}
-
-/// Adds what a Pad before the layer takes away. False where the layer pads there again.
-bool take_in(const Windows& pad, Windows& windows) {
-  const auto add = [](const Dims& crop, Dims& pads) {
-    for (std::size_t axis = 0; axis < pads.size(); ++axis) {
-      if (crop.at(axis) < 0 && pads[axis] > 0) return false;
-      pads[axis] += crop[axis];
-    }
-    return true;
-  };
-  return add(pad.pads_begin, windows.pads_begin) && add(pad.pads_end, windows.pads_end);
 }
 
 }  // namespace
@@ -441,41 +408,6 @@ onnx::Model rounded(onnx::Model model, Dtype dtype) {
     model.ir_version = 10;
   }
   return model;
-}
-
-std::optional<Safetensors> layer_file(const onnx::Model& model) {
-  const Graph graph(model, {});
-  std::optional<LinearNode> pad, layer;
-  for (int n = 0; n < static_cast<int>(model.nodes.size()); ++n) {
-    std::string reason;
-    std::optional<LinearNode> map = linear_node(graph, n, reason);
-    if (!map || layer || graph[map->operands.at(0)].producer != n - 1) return std::nullopt;
-    if (map->kind == LinearNode::Kind::pad && !pad) {
-      pad = std::move(map);
-    } else if (map->kind == LinearNode::Kind::conv || map->kind == LinearNode::Kind::linear) {
-      layer = std::move(map);
-    } else {
-      return std::nullopt;
-    }
-  }
-  if (!layer || model.outputs.size() != 1) return std::nullopt;
-  Windows windows = layer->windows.value_or(Windows());
-  const onnx::Tensor &weight = *layer->weight, *bias = layer->bias;
-  if (layer->kind == LinearNode::Kind::linear &&
-      (pad || layer->transposed || !layer->size.empty() || layer->alpha != 1 || layer->beta != 1)) {
-    return std::nullopt;
-  }
-  if (bias && bias->dims != Dims{weight.dims[0]}) return std::nullopt;
-  if (pad && !take_in(*pad->windows, windows)) return std::nullopt;
-
-  Safetensors file{.origin = model.origin, .metadata = {}, .tensors = {}};
-  const std::string geometry = geometry_text(windows, layer->groups);
-  file.metadata["chain"] = geometry.empty() ? "" : ":" + geometry;
-  with_stored(weight.type, [&]<class Stored>(Stored) {
-    file.add("weight", weight.dims, weight.values<Stored>());
-    if (bias) file.add("bias", bias->dims, bias->values<Stored>());
-  });
-  return file;
 }
 
 }  // namespace tool

@@ -1,5 +1,4 @@
-// Chains of layers whose tensors are in a safetensors file: described in a line, read as a model,
-// and the one layer that a model is written as such a file again.
+// Chains of layers whose tensors are in a safetensors file: described in a line, read as a model.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -65,9 +64,5 @@ std::optional<concertina::io::Dtype> layer_dtype(const std::string& name);
 /// A model with its constants, inputs and outputs of the type. Throws NumericalError where it does
 /// not hold a constant.
 onnx::Model rounded(onnx::Model model, concertina::io::Dtype dtype);
-
-/// A model of one convolution or linear layer as a file of `weight`, `bias` and metadata "chain",
-/// in the dtype of its constants; none for any other model.
-std::optional<concertina::io::Safetensors> layer_file(const onnx::Model& model);
 
 }  // namespace tool

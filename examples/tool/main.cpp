@@ -100,7 +100,7 @@ int main(int argc, char** argv) {
           "Of what is written of a chain: F64, F32, F16 or BF16; by default F64 where a "
           "tensor is, otherwise F32, to which the contraction is rounded, and proved, before "
           "F16 and BF16")
-      ->type_name("DTYPE");
+      ->check(CLI::IsMember({"F64", "F32", "F16", "BF16"}));
 
   CLI::App* verifying = app.add_subcommand(
       "verify", "Prove that one network computes what another does, whoever made it of that");
@@ -121,7 +121,9 @@ int main(int argc, char** argv) {
     CLI::Option* name = command->add_option("--network", network.network,
                                             "A network, as concertina networks lists them");
     CLI::Option* expand =
-        command->add_option("--expand", network.expand, "cl, ck, fc, cl+fc or ck+fc")->needs(name);
+        command->add_option("--expand", network.expand, "How its layers are expanded")
+            ->check(CLI::IsMember({"cl", "ck", "fc", "cl+fc", "ck+fc"}))
+            ->needs(name);
     command->add_option("--rate", network.rate, "Expansion rate r")
         ->needs(expand)
         ->capture_default_str();
@@ -171,26 +173,26 @@ int main(int argc, char** argv) {
     return show_file(model);
   };
 
-  // For the build: what is installed beside the program.
-  if (argc == 2 && std::string_view(argv[1]) == "--man") {
-    std::cout << man_page(app, version);
-    return ok;
-  }
-  if (argc == 2 && std::string_view(argv[1]) == "--completion") {
-    std::cout << bash_completion(app);
-    return ok;
-  }
-
   try {
-    app.parse(argc, argv);
-    const ExitCode code = run();
+    ExitCode code = ok;
+    // For the build: what is installed beside the program.
+    if (argc == 2 && std::string_view(argv[1]) == "--man") {
+      std::cout << man_page(app, version);
+    } else if (argc == 2 && std::string_view(argv[1]) == "--completion") {
+      std::cout << bash_completion(app);
+    } else {
+      app.parse(argc, argv);
+      code = run();
+    }
     if (!std::cout.flush()) {
       throw concertina::IoError("standard output: not all of it could be written");
     }
     return code;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    std::cerr << "concertina: error: " << printable(error.what()) << "; see concertina --help\n";
+    const auto commands = app.get_subcommands();
+    std::cerr << "concertina: error: " << printable(error.what()) << "; see concertina "
+              << (commands.empty() ? "" : commands.front()->get_name() + " ") << "--help\n";
     return usage;
   } catch (...) {
     return report_error("concertina");

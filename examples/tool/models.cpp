@@ -4,6 +4,7 @@
 #include "onnx/chain.hpp"
 #include "onnx/compare_models.hpp"
 #include "onnx/contract_model.hpp"
+#include "onnx/layer_file.hpp"
 #include "outputs.hpp"
 
 #include <nlohmann/json.hpp>
@@ -22,7 +23,6 @@ namespace tool {
 
 namespace {
 
-using concertina::io::Dtype;
 using nlohmann::json;
 
 /// NAME=1x3x224x224; the name may contain equals signs.
@@ -44,14 +44,6 @@ std::pair<std::string, Dims> parse_input(const std::string& text) {
     at = after + 1;
   }
   return {text.substr(0, equals), dims};
-}
-
-/// None where it is empty. Throws UsageError for what is not a dtype of layers.
-std::optional<Dtype> dtype_of(const std::string& text) {
-  if (text.empty()) return std::nullopt;
-  const std::optional<Dtype> dtype = layer_dtype(text);
-  if (!dtype) throw UsageError("--dtype: " + in_quotes(text) + " is none of F64, F32, F16, BF16");
-  return dtype;
 }
 
 GraphOptions graph_options(const ModelCommand& command) {
@@ -323,8 +315,7 @@ Source read(const ModelCommand& command, const std::string& path, bool described
     if (!command.dtype.empty()) throw UsageError("--dtype is for safetensors files");
     return {onnx::read_model(path)};
   }
-  const std::optional<Dtype> dtype = dtype_of(command.dtype);
-  ChainOptions options{.chain = command.chain, .wide = dtype == Dtype::F64, .input = {}};
+  ChainOptions options{.chain = command.chain, .wide = command.dtype == "F64", .input = {}};
   for (const std::string& text : command.inputs) {
     auto [name, dims] = parse_input(text);
     if (name == "input") options.input = std::move(dims);
@@ -332,6 +323,27 @@ Source read(const ModelCommand& command, const std::string& path, bool described
   const concertina::io::Safetensors file = concertina::io::read_safetensors(path);
   if (described && file.metadata.contains("chain")) options.chain.reset();
   return {chain_model(file, options), true};
+}
+
+/// Calls a chain's tensors, and the operators' version, as the model that it is compared with does.
+void name_like(const onnx::Model& model, onnx::Model& chain) {
+  const auto rename = [&](std::vector<onnx::ValueInfo>& infos, const std::string& name) {
+    const std::string old = std::exchange(infos.front().name, name);
+    infos.front().encoded = {};
+    for (onnx::Node& node : chain.nodes) {
+      node.encoded = {};
+      std::ranges::replace(node.inputs, old, name);
+      std::ranges::replace(node.outputs, old, name);
+    }
+  };
+  const auto given = [&](const onnx::ValueInfo& input) {
+    return std::ranges::find(model.initializers, input.name, &onnx::Tensor::name) ==
+           model.initializers.end();
+  };
+  if (std::ranges::count_if(model.inputs, given) != 1 || model.outputs.size() != 1) return;
+  rename(chain.inputs, std::ranges::find_if(model.inputs, given)->name);
+  rename(chain.outputs, model.outputs.front().name);
+  chain.opsets = model.opsets;
 }
 
 /// Throws UsageError for --chain where no file has layers to name.
@@ -366,10 +378,12 @@ bool is_layer(const std::string& out) {
   for (const LeftAlone& each : result.left) {
     if (each.remedy.find("--border") == std::string::npos) continue;
     const auto& input = source.model.inputs.front();
+    const auto dims = input.shape.value_or(std::vector<onnx::Dimension>());
     std::string size;
-    for (const onnx::Dimension& extent : input.shape.value_or(std::vector<onnx::Dimension>())) {
-      size += size.empty() ? "" : "x";
-      size += extent.value ? std::to_string(*extent.value) : size.empty() ? "1" : "7";
+    for (std::size_t axis = 0; axis < dims.size(); ++axis) {
+      const std::size_t left = dims.size() - axis;
+      const std::string name = axis == 0 ? "1" : left <= 3 ? std::string(1, "WHD"[left - 1]) : "C";
+      size += (axis > 0 ? "x" : "") + (dims[axis].value ? std::to_string(*dims[axis].value) : name);
     }
     const bool open = each.remedy.find("--input") != std::string::npos;
     throw concertina::InexactError(
@@ -380,7 +394,9 @@ bool is_layer(const std::string& out) {
         "in the interior, with --border interior");
   }
   if (result.left.empty()) {
-    throw concertina::FormatError(where + what + ": write an ONNX model, -o NAME.onnx");
+    throw concertina::FormatError(
+        where + what +
+        " as such a file holds it, a convolution or linear layer; write a model, -o NAME.onnx");
   }
   const LeftAlone& first = result.left.back();
   throw concertina::FormatError(where + what + ", from " + first.where + ": " + first.reason +
@@ -409,7 +425,6 @@ ExitCode contract_file(const ModelCommand& command) {
   if (command.out.empty() && !(command.dtype.empty() && command.external_data.empty())) {
     throw UsageError("--dtype and --external-data are of what is written; name a file with -o");
   }
-  static_cast<void>(dtype_of(command.dtype));
   if (!command.out.empty()) check_output(command, !is_model(command.in));
   Progress progress;
   progress.show("contracting " + command.in);
@@ -424,7 +439,7 @@ ExitCode contract_file(const ModelCommand& command) {
       command.out.empty() || one_layer ? "" : external_data(command, source.model);
   const ContractedModel result = contract_model(source.model, options);
   onnx::Model wanted = result.model;
-  if (!command.dtype.empty()) wanted = rounded(std::move(wanted), *dtype_of(command.dtype));
+  if (!command.dtype.empty()) wanted = rounded(std::move(wanted), *layer_dtype(command.dtype));
   std::optional<concertina::io::Safetensors> layer;
   if (one_layer && !(layer = layer_file(wanted))) refuse_several(source, result, command);
   std::optional<ModelComparison> comparison;
@@ -467,8 +482,10 @@ ExitCode contract_file(const ModelCommand& command) {
 }
 
 ExitCode verify_files(const ModelCommand& command) {
-  const Source source = read(command, command.in, true), result = read(command, command.out, true);
+  Source source = read(command, command.in, true), result = read(command, command.out, true);
   refuse_chain(command, source.chain || result.chain);
+  if (source.chain && !result.chain) name_like(result.model, source.model);
+  if (result.chain && !source.chain) name_like(source.model, result.model);
   const ModelComparison comparison = compare_models(
       source.model, result.model, graph_options(command), equality_of(command.border));
   const OutputComparison outputs = run_both(source, result.model, command);

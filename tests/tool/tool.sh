@@ -156,6 +156,11 @@ contracts single.safetensors 'bias:F64[4] weight:F64[4, 3, 3, 3] {"chain": ":s2p
 contracts single.safetensors 'bias:F64[4] weight:F64[4, 3, 3, 3] {"chain": ""}' --chain ''
 make twice.safetensors 'a,a' a.weight=3,3,3 a.bias=3
 contracts twice.safetensors 'bias:F64[3] weight:F64[3, 3, 5] {"chain": ""}'
+make norm.safetensors 'n' n.running_mean=4 n.running_var=4 n.weight=4
+contracts norm.safetensors 'bias:F64[4] weight:F64[4, 1, 1, 1] {"chain": ":g4"}'
+contracts norm.safetensors 'bias:F64[4] weight:F64[4, 1, 1] {"chain": ":g4"}' --input input=1x4x9
+make factor.safetensors 's' s.weight=4:F32 s.bias=4:F32
+contracts factor.safetensors 'bias:F32[4] weight:F32[4, 1, 1, 1] {"chain": ":g4"}'
 
 # ---- dtypes
 make half.safetensors 'a,b' a.weight=4,3,1,1:F16 b.weight=2,4,3,3:BF16
@@ -178,6 +183,19 @@ expect 2 contract cl.safetensors --dtype F8
 make integers.safetensors 'a' a.weight=4,3,1,1:I32
 expect 3 contract integers.safetensors
 says err 'F64, F32, F16 and BF16'
+
+# ---- a layer's file beside a model of other names
+expect 0 contract cl.safetensors -o layer.safetensors
+expect 0 contract cl.safetensors -o model.onnx
+python3 -c 'import sys; data = open(sys.argv[1], "rb").read()
+open(sys.argv[2], "wb").write(data.replace(b"input", b"image").replace(b"output", b"logits"))' model.onnx named.onnx
+expect 0 verify named.onnx layer.safetensors
+says out 'proved: 0 of 0'
+expect 0 verify layer.safetensors named.onnx
+expect 0 verify cl.safetensors named.onnx
+says out 'proved: 1 of 1'
+make other.safetensors - weight=4,3,3,3:F32 bias=4:F32
+expect 1 verify named.onnx other.safetensors --chain :p1
 
 # ---- verify
 expect 0 contract cl.safetensors -o layer.safetensors
@@ -229,10 +247,11 @@ make odd.safetensors 'a:p1,b:s2e1' a.weight=4,3,3,3 b.weight=2,4,3,3
 expect 4 contract inexact.safetensors -o refused.safetensors
 says err 'layer 2'
 says err '--border interior'
-says err '--input input=1x3x7x7'
+says err '--input input=1x3xHxW'
 expect 4 contract inexact.safetensors --input input=1x3x7x7 -o refused.safetensors
 says err '--border interior'
 expect 4 contract odd.safetensors -o refused.safetensors
+says err '--input input=1x3xHxW'
 expect 4 contract odd.safetensors --input input=1x3x8x8 -o refused.safetensors
 contracts odd.safetensors 'weight:F64[2, 3, 5, 5] {"chain": ":s2p1e2"}' --input input=1x3x9x9
 contracts odd.safetensors 'weight:F64[2, 3, 5, 5] {"chain": ":s2p1e2"}' --input input=1x3x9x7
@@ -247,7 +266,7 @@ expect 2 contract odd.safetensors --input input=1x4x9x9
 expect 2 contract odd.safetensors --input image=1x3x9x9
 expect 2 contract linear.safetensors --input input=1x5x1x1
 expect 3 contract odd.safetensors --input input=1x3x1x1
-make norm.safetensors n n.running_mean=3 n.running_var=3
+make norm.safetensors n,n n.running_mean=3 n.running_var=3
 expect 3 contract norm.safetensors -o refused.safetensors
 says err '.onnx'
 expect 0 contract norm.safetensors -o norm.onnx
