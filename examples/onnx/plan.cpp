@@ -116,19 +116,19 @@ std::string change(double before, double after) {
 
 Planner::Planner(const Graph& graph, const ModelOptions& options)
     : graph_(graph), options_(options) {
-  std::size_t most = 1;
   for (const GraphTensor& tensor : graph.tensors()) {
-    if (tensor.constant && !tensor.consumers.empty())
-      most = std::max(most, static_cast<std::size_t>(tensor.constant->numel()));
+    if (!tensor.constant || tensor.consumers.empty()) continue;
+    most_elements_ = std::max(most_elements_, static_cast<std::size_t>(tensor.constant->numel()));
   }
-  zeros_.resize(most);
+  elements_ = std::make_unique_for_overwrite<double[]>(most_elements_);
 }
 
 template <class Expression>
 void Planner::judge(Segments segments, Plan& plan) const {
   constexpr int Rank = Expression::Rank;
   const Segments layers = segments.first(segments.size() - plan.shifted);
-  const RegionExpression<Expression> region(graph_, layers, zeros_);
+  const RegionExpression<Expression> region(graph_, layers,
+                                            std::span(elements_.get(), most_elements_));
   const Expression expression = shifted_expression(*region, segments.subspan(layers.size()));
   const GraphTensor &source = graph_[segments.back().from], &result = graph_[segments.front().to];
   const auto size = size_of<Rank>(source, region.layouts()[layers.back().from]);

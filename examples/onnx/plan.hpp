@@ -6,6 +6,7 @@
 #include "onnx/layer.hpp"
 #include "onnx/regions.hpp"
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -47,7 +48,8 @@ class Planner {
 
   const Graph& graph_;
   const ModelOptions& options_;
-  std::vector<double> zeros_;  // for weights, which no plan depends on
+  std::size_t most_elements_ = 1;             // of a constant
+  std::unique_ptr<const double[]> elements_;  // in place of weights: never read, so never in memory
 };
 
 /// Segments [begin, end) of a chain, the last applied first.

@@ -35,11 +35,11 @@ class RegionExpression {
       std::same_as<Expression, concertina::TransposedExpr<double, Rank>>;
 
  public:
-  /// `zeros`, where given, stand for the weights of convolutions and linear layers, of which then
-  /// only the shapes are right: as many as the largest has elements. They must outlive it.
+  /// `stand_in`, where given, is viewed in place of the weights of convolutions and linear layers,
+  /// of which then only the shapes are right: as long as the largest. It must outlive this.
   /// Throws NotLinear where the region is no such map.
-  RegionExpression(const Graph& graph, Segments segments, std::span<const double> zeros = {})
-      : graph_(graph), zeros_(zeros), layouts_(segments), rank_(rank_of(segments)) {
+  RegionExpression(const Graph& graph, Segments segments, std::span<const double> stand_in = {})
+      : graph_(graph), stand_in_(stand_in), layouts_(segments), rank_(rank_of(segments)) {
     const int source = segments.back().from;
     channels_ = channels_of(source, segments);
     for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
@@ -212,12 +212,13 @@ class RegionExpression {
   template <class Weight>
   Part weighted(ConvShape<Rank> shape, const Weight& weight, std::vector<double> bias) {
     shape.bias = !bias.empty();
-    if (zeros_.empty()) {
+    if (stand_in_.empty()) {
       return part(Conv<double, Rank>(shape, weight(), std::move(bias)), shape.out);
     }
     biases_.push_back(std::move(bias));
     const auto size = static_cast<std::size_t>(weight_numel(shape));
-    const concertina::ConvView<const double, Rank> view(shape, zeros_.first(size), biases_.back());
+    const concertina::ConvView<const double, Rank> view(shape, stand_in_.first(size),
+                                                        biases_.back());
     return part(view, shape.out);
   }
 
@@ -286,8 +287,8 @@ class RegionExpression {
   }
 
   const Graph& graph_;
-  std::span<const double> zeros_;
-  std::deque<std::vector<double>> biases_;  // that leaves of zeros view
+  std::span<const double> stand_in_;
+  std::deque<std::vector<double>> biases_;  // that leaves view
   Layouts layouts_;
   int rank_;                  // spatial axes
   Index channels_ = unknown;  // of what the next layer reads
