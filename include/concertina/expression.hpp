@@ -147,6 +147,24 @@ class Form {
   /// counted. Throws as shape() does.
   Index multiply_adds(const std::optional<PerAxis<Rank>>& input_size = {}) const;
 
+  /// Multiply-adds of applying its layers, one after another, to one map of this size; additions
+  /// of branches and biases not counted. Throws as output_size() does.
+  Index applied_multiply_adds(const PerAxis<Rank>& input_size) const {
+    static_cast<void>(output_size(input_size));  // throws where branches differ
+    detail::Axes size = detail::all_axes(input_size, 1);
+    return detail::applied_multiply_adds(tree_, size);
+  }
+
+  /// Whether a training step on `batch` maps takes fewer multiply-adds if it contracts the
+  /// expression and applies the one layer, than if it applies its layers one after another:
+  ///
+  ///     multiply_adds() + batch * contraction's < batch * applied_multiply_adds()
+  ///
+  /// A step's backward pass costs twice the forward pass on either side, so that this decides for
+  /// both together. Does not say that the two are equal, see exactness(). Throws as shape() does
+  /// for this size; ShapeError for a batch below 1.
+  bool cheaper_contracted(Index batch, const PerAxis<Rank>& input_size) const;
+
   /// The shapes of the layers, in the order in which they are applied, branch after branch.
   std::vector<ConvShape<Rank>> leaves() const {
     std::vector<ConvShape<Rank>> result;

@@ -17,6 +17,15 @@ Index Form<Rank>::multiply_adds(const std::optional<PerAxis<Rank>>& input_size) 
   return detail::Program(tree_).multiply_adds();
 }
 
+template <int Rank>
+bool Form<Rank>::cheaper_contracted(Index batch, const PerAxis<Rank>& input_size) const {
+  if (batch < 1) detail::fail<ShapeError>({"a batch of ", batch, " maps"});
+  const Index layered = applied_multiply_adds(input_size),
+              compact = Form(shape(input_size)).applied_multiply_adds(input_size);
+  const double saved = static_cast<double>(layered) - static_cast<double>(compact);
+  return static_cast<double>(multiply_adds(input_size)) < static_cast<double>(batch) * saved;
+}
+
 namespace detail {
 
 template <class Layer>

@@ -192,6 +192,21 @@ inline Axes output_size(const AnyForm& form, const Axes& input_size) {
   return size;
 }
 
+/// Multiply-adds of applying the form's layers to one map, which becomes the last one's output.
+inline Index applied_multiply_adds(const AnyForm& form, Axes& size) {
+  if (form.is_leaf()) {
+    size = output_size(form.leaf(), size);
+    return checked_multiply(weight_numel(form.leaf()), numel(size), "multiply-adds");
+  }
+  const Axes input_size = size;
+  Index total = 0;
+  for (const AnyForm& part : form.parts()) {
+    if (form.join() != Join::chain) size = input_size;
+    total = checked_add(total, applied_multiply_adds(part, size), "multiply-adds");
+  }
+  return total;
+}
+
 /// The shape of the one layer that acts as the form does. Naming the input size admits sums whose
 /// branches have equal output sizes for it but not for every input.
 inline AnyShape contracted_shape(const AnyForm& form, const std::optional<Axes>& input_size = {}) {
