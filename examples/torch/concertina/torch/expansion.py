@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers expanded into several for training, and contracted again."""
+
+import fnmatch
+import itertools
+import math
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .contraction import Contraction, apply_layers
+from .shapes import Chain, ConvShape, ExpansionError, ShapeError, require_exact
+
+STRATEGIES = ("cl", "ck", "fc")
+CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+def shape_of(module, name=""):
+    """The shape of an nn.Linear or nn.ConvNd. Throws ShapeError naming a module that is something else."""
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        kind = kind.__bases__[0]
+    if kind is nn.Linear:
+        return ConvShape(module.in_features, module.out_features, bias=module.bias is not None)
+    if kind not in CONVOLUTIONS:
+        raise ShapeError(f"{name or 'module'} ({kind.__name__}) is not a Linear or Conv1d to 3d")
+    if module.padding_mode != "zeros":
+        raise ShapeError(f"{name or 'module'} pads with {module.padding_mode!r}; only zeros are linear in one layer")
+    padding = tuple((p, p) for p in module.padding) if module.padding != "valid" else ((0, 0),) * CONVOLUTIONS[kind]
+    if module.padding == "same":  # PyTorch puts the odd one at the end
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
+        padding = tuple((t // 2, t - t // 2) for t in total)
+    return ConvShape(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        module.stride,
+        padding,
+        module.dilation,
+        module.groups,
+        module.bias is not None,
+    )
+
+
+def expanded_shapes(shape, strategy, rate=4, inner_bias=True):
+    """The layers into which one expands; the first has all padding, so that no border differs.
+
+    CL and FC are 1x1, kxk, 1x1 of widths m, rm, rn, n; CK is 3x3, 3x3, ... of widths m, rm, rn, ..., n.
+    Throws ShapeError where the strategy does not apply. Source: ExpandNets (NeurIPS 2020), Section 3.1
+    """
+    if not 0 < rate < 1e6:
+        raise ShapeError(f"expansion rate {rate} is not in (0, 1e6)")
+    if (strategy == "fc") != (shape.rank == 0):
+        raise ShapeError(f"{strategy} does not expand ({shape}); fc is for Linear, cl and ck are for convolutions")
+    ones = (1,) * shape.rank
+    if strategy == "ck":
+        if max(shape.kernel_size) <= 3:
+            raise ShapeError(f"CK expands kernels larger than 3 into 3x3 layers; expand this one with CL ({shape})")
+        kernels, left = [], shape.kernel_size
+        while max(left) > 1:
+            kernels.append(tuple(min(k, 3) for k in left))
+            left = tuple(k - min(k, 3) + 1 for k in left)
+        strided = len(kernels) - 1
+    else:
+        kernels, strided = [ones, shape.kernel_size, ones], 1
+
+    def wide(channels):
+        return max(math.floor(rate * channels / shape.groups + 0.5), 1) * shape.groups
+
+    widths = [shape.in_channels, wide(shape.in_channels)]
+    widths += [wide(shape.out_channels)] * (len(kernels) - 2) + [shape.out_channels]
+    return [
+        ConvShape(
+            widths[layer],
+            widths[layer + 1],
+            kernel,
+            shape.stride if layer == strided else ones,
+            shape.padding if layer == 0 else tuple((0, 0) for _ in ones),
+            tuple(d if k > 1 else 1 for d, k in zip(shape.dilation, kernel)),
+            shape.groups,
+            shape.bias and (inner_bias or layer == len(kernels) - 1),
+        )
+        for layer, kernel in enumerate(kernels)
+    ]
+
+
+def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=True, when="auto"):
+    """Expands layers of `model`, or `model` itself, in place, and returns it.
+
+    strategy    "cl", "ck" or "fc", or several as "cl+fc": CL for convolutions whose kernel is larger than 1, CK for
+                those larger than 3, FC for Linear layers
+    preserve    whether the layers contract to the weight that is there; else they are initialised as PyTorch does
+    only        patterns (fnmatch) of modules' names: these alone, 1x1 convolutions too; what does not fit is refused
+    inner_bias  whether layers before the last have biases too, where the layer has one
+    when        "auto" runs the layers in turn where contracting would take more multiply-adds, as for few positions;
+                "always" contracts; "never" runs the layers
+
+    A layer's parameters become parametrizations (torch.nn.utils.parametrize): parametrizations.weight.original0, the
+    layer applied first, and so on. Make the optimizer after this. A model in which nothing was expanded, a weight
+    that is tied to another layer's, a parametrized layer, and padding that is not zeros are refused: ShapeError.
+    """
+    kinds = strategy.split("+")
+    if not set(kinds) <= set(STRATEGIES) or {"cl", "ck"} <= set(kinds):
+        raise ShapeError(f"there is no strategy {strategy!r}; there are cl, ck, fc, and with fc cl+fc, ck+fc")
+    if when not in ("auto", "always", "never"):
+        raise ShapeError(f"when is {when!r}, not auto, always or never")
+    only = [only] if isinstance(only, str) else only
+    chosen = []
+    for name, module in model.named_modules():
+        named = any(fnmatch.fnmatchcase(name, pattern) for pattern in only or [])
+        alone = module is model and (is_expanded(model) or not list(model.children()))
+        if named if only else alone or _applies(module, kinds):
+            shape = shape_of(module, name)
+            kind = "fc" if shape.rank == 0 else next((kind for kind in kinds if kind != "fc"), "fc")
+            chosen.append((name, module, shape, kind, expanded_shapes(shape, kind, rate, inner_bias)))
+    if not chosen:
+        raise ShapeError(f"no layer of {type(model).__name__} is one that {strategy} expands")
+    _refuse_tied(model, [module for _, module, *_ in chosen])
+    for name, module, *_ in chosen:
+        if parametrize.is_parametrized(module):
+            raise ShapeError(f"{name or 'module'} is parametrized already")
+    for _, module, shape, kind, layers in chosen:
+        weights = preserving_weights(module.weight, shape, layers) if preserve else None
+        _parametrize(module, kind, layers, weights, preserve, when)
+    return model
+
+
+def contract_(model):
+    """Contracts in place what expand_ expanded, in double and rounded once, and returns the model.
+
+    Modules and state dict are as before the expansion. Layers whose originals are tied are refused: ShapeError.
+    """
+    expanded = list(_expanded(model))
+    _refuse_tied(model, [module for _, module in expanded])
+    for _, module in expanded:
+        weight, bias = contracted(module)
+        order = [name for name in ("weight", "bias") if getattr(module, name) is not None]
+        for name in order:
+            parametrize.remove_parametrizations(module, name)
+        with torch.no_grad():
+            module.weight.copy_(weight)
+            if bias is not None:
+                module.bias.copy_(bias)
+        for name in order:  # parameters in the order that they had
+            module._parameters[name] = module._parameters.pop(name)
+    return model
+
+
+@torch.no_grad()
+def contracted(module):
+    """Weight and bias of an expanded module, computed in double and rounded once."""
+    contraction, weights, biases = _parts(module)
+    dtype = weights[0].dtype
+    weights = [weight.double() for weight in weights]
+    bias = contraction.bias(weights, [None if bias is None else bias.double() for bias in biases])
+    return contraction.weight(weights).to(dtype), None if bias is None else bias.to(dtype)
+
+
+def report(model):
+    """What is expanded, and what that costs: an object that prints as a table; its `rows` are dicts."""
+    rows = []
+    for name, module in _expanded(model):
+        own = module.parametrizations.weight[0]
+        shapes = own.contraction.leaves
+        rows.append(
+            {
+                "name": name,
+                "strategy": own.strategy,
+                "layer": str(own.contraction.shape),
+                "layers": [str(shape) for shape in shapes],
+                "parameters": _parameters(own.contraction.shape),
+                "expanded_parameters": sum(map(_parameters, shapes)),
+                "multiply_adds": own.contraction.multiply_adds,
+            }
+        )
+    return Report(rows)
+
+
+class Report:
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __str__(self):
+        if not self.rows:
+            return "nothing is expanded"
+        lines = [["layer", "", "expanded by", "parameters", "expanded", "multiply-adds to contract"]]
+        for row in self.rows:
+            counts = (f"{row[key]:,}" for key in ("parameters", "expanded_parameters", "multiply_adds"))
+            lines.append([row["name"], row["layer"], row["strategy"], *counts])
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+# ---- a parametrized layer ----------------------------------------------------------------------------
+
+
+class ExpandedWeight(nn.Module):
+    """The parametrization of an expanded layer's weight; its originals are the layers' weights."""
+
+    def __init__(self, strategy, layers, weights, when):
+        super().__init__()
+        form = Chain(layers)
+        require_exact(form)
+        self.strategy, self.when, self.contraction = strategy, when, Contraction(form)
+        self._initial = weights
+
+    def forward(self, *weights):
+        return self.contraction.weight(weights)
+
+    def right_inverse(self, weight):
+        if self._initial is None:
+            raise ShapeError("the weight of an expanded layer cannot be assigned; expand_(..., preserve=True) starts there")
+        initial, self._initial = self._initial, None
+        return initial
+
+    def contracts(self, x):
+        """Whether this takes no more multiply-adds than running the layers on `x`; forward and backward alike."""
+        if self.when != "auto":
+            return self.when == "always"
+        rank, layered = self.contraction.shape.rank, 0
+        size = tuple(x.shape[x.dim() - rank :])
+        batch = x.numel() // (x.shape[-rank - 1] * math.prod(size)) if rank else x.numel() // x.shape[-1]
+        for shape in self.contraction.leaves:
+            size = shape.output_size(size)
+            layered += shape.weight_numel * math.prod(size)
+        compact = self.contraction.shape.weight_numel * math.prod(size)
+        return self.contraction.multiply_adds + batch * compact <= batch * layered
+
+
+class ExpandedBias(nn.Module):
+    """The parametrization of its bias; its originals are the layers' biases."""
+
+    def __init__(self, weight, biases):
+        super().__init__()
+        self._weight = (weight,)  # in a tuple: the weight's parametrizations are another module's
+        self._initial = biases
+
+    def forward(self, *biases):
+        weights = originals(self._weight[0])
+        biases = [None] * (len(weights) - len(biases)) + list(biases)
+        return self._weight[0][0].contraction.bias(weights, biases)
+
+    right_inverse = ExpandedWeight.right_inverse
+
+
+def originals(parametrizations):
+    return [getattr(parametrizations, f"original{i}") for i in range(parametrizations.ntensors)]
+
+
+def _parametrize(module, strategy, layers, weights, preserve, when):
+    like = {"dtype": module.weight.dtype, "device": module.weight.device}
+    bounds = [1 / math.sqrt(math.prod(shape.weight_shape[1:])) for shape in layers]  # as PyTorch initialises
+    if weights is None:
+        weights = [torch.empty(shape.weight_shape, **like).uniform_(-b, b) for shape, b in zip(layers, bounds)]
+    biases = [torch.empty(s.out_channels, **like).uniform_(-b, b) for s, b in zip(layers, bounds) if s.bias]
+    if biases and preserve:
+        biases = [torch.zeros_like(bias) for bias in biases[:-1]] + [module.bias.detach().clone()]
+    trained = module.weight.requires_grad
+    parametrize.register_parametrization(module, "weight", ExpandedWeight(strategy, layers, weights, when), unsafe=True)
+    weight = module.parametrizations.weight
+    if biases:
+        parametrize.register_parametrization(module, "bias", ExpandedBias(weight, biases), unsafe=True)
+    weight.requires_grad_(trained)
+
+    # The class is this module's own, so its forward may be too.
+    contracted_forward = type(module).forward
+
+    def forward(self, x):
+        if self.parametrizations.weight[0].contracts(x):
+            return contracted_forward(self, x)
+        contraction, weights, biases = _parts(self)
+        return apply_layers(contraction.form, x, iter(zip(weights, biases)))
+
+    type(module).forward = forward
+
+
+def _parts(module):
+    weights = originals(module.parametrizations.weight)
+    biases = originals(module.parametrizations.bias) if "bias" in module.parametrizations else []
+    contraction = module.parametrizations.weight[0].contraction
+    return contraction, weights, [None] * (len(weights) - len(biases)) + biases
+
+
+def is_expanded(module):
+    return parametrize.is_parametrized(module, "weight") and isinstance(
+        module.parametrizations.weight[0], ExpandedWeight
+    )
+
+
+def _expanded(model):
+    return ((name, module) for name, module in model.named_modules() if is_expanded(module))
+
+
+def _parameters(shape):
+    return shape.weight_numel + shape.bias * shape.out_channels
+
+
+def _applies(module, kinds):
+    if type(module) is nn.Linear:
+        return "fc" in kinds
+    if type(module) not in CONVOLUTIONS:
+        return False
+    return max(module.kernel_size) > 3 if "ck" in kinds else "cl" in kinds and max(module.kernel_size) > 1
+
+
+def _refuse_tied(model, modules):
+    """Throws ShapeError where parameters of these modules are also another module's."""
+    owners = defaultdict(dict)
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners[id(parameter)][f"{name}.{key}".lstrip(".")] = module
+    of_interest = {id(parameter) for module in modules for parameter in module.parameters()}
+    for parameter, names in owners.items():
+        if parameter in of_interest and len(names) > 1:
+            raise ShapeError(f"{' and '.join(names)} are one tied parameter, which would come apart; untie it first")
+
+
+# ---- function-preserving expansion -------------------------------------------------------------------
+
+
+@torch.no_grad()
+def preserving_weights(weight, shape, layers):
+    """Weights that contract to `weight`: CL and FC with random orthonormal ends, CK by shifted copies of channels.
+
+    Ensures  equality up to rounding; for CK to the last bit
+    Throws   ExpansionError where these widths cannot represent the kernel
+    """
+    if layers[0].pointwise and layers[-1].pointwise:
+        weights = _orthonormal_ends(weight, shape, layers)
+    else:  # one layer takes the kernel's elements, the nearer to the middle the more it can reach
+        frees = sorted(range(len(layers)), key=lambda layer: abs(layer - len(layers) // 2))
+        weights = next(filter(None, (_shifted_copies(weight, shape, layers, free) for free in frees)), None)
+    if weights is None:
+        raise ExpansionError(
+            f"layers of these widths cannot represent the kernel ({shape} into {', '.join(map(str, layers))}); expand "
+            "at a higher rate, or another way"
+        )
+    return weights
+
+
+def _orthonormal_ends(weight, shape, layers):
+    groups = shape.groups
+    m, rm, rn, n = (width // groups for width in (shape.in_channels, *(s.out_channels for s in layers)))
+    if rm < m or rn < n:
+        return None
+    first, last = torch.randn(groups, rm, m, dtype=torch.float64), torch.randn(groups, rn, n, dtype=torch.float64)
+    first, last = (torch.linalg.qr(end).Q.to(weight.device) for end in (first, last))  # orthonormal columns
+    target = weight.double().reshape(groups, n, m, -1)
+    middle = torch.einsum("gpn,gnmk,gqm->gpqk", last, target, first)
+    parts = (first, middle, last.transpose(1, 2))
+    return [part.reshape(s.weight_shape).to(weight.dtype) for part, s in zip(parts, layers)]
+
+
+def _shifted_copies(weight, shape, layers, free):
+    """Layers before the free one copy each channel, shifted or not along each axis; those after it add such copies.
+
+    A tap of the kernel is then one of the free layer, between one copy of its input and one of its output.
+    None where there are not as many channels, or a tap is out of reach.
+    """
+    rank, groups = shape.rank, shape.groups
+    sides = layers[:free], layers[free + 1 :]
+    reach = [[sum(s.kernel_size[axis] - 1 for s in side) for axis in range(rank)] for side in sides]
+    copies = [list(itertools.product(*((0, 1) if r else (0,) for r in side))) for side in reach]
+    m, n = shape.in_channels // groups, shape.out_channels // groups
+    widths = [layer.out_channels // groups for layer in layers[:-1]]
+    if any(w < m * len(copies[0]) for w in widths[:free]) or any(w < n * len(copies[1]) for w in widths[free:]):
+        return None
+    weights = [weight.new_zeros(groups, s.out_channels // groups, *s.weight_shape[1:]) for s in layers]
+    for index, (layer, new) in enumerate(zip(layers, weights)):
+        if index == free:
+            continue
+        after = index > free
+        for channel, (copy, shifted) in itertools.product(range(n if after else m), enumerate(copies[after])):
+            wide = channel * len(copies[after]) + copy
+            out = channel if index == len(layers) - 1 else wide
+            tap = [on * (k - 1) for on, k in zip(shifted, layer.kernel_size)]
+            new[:, out, channel if index == 0 else wide, *tap] = 1
+    target = weight.reshape(groups, n, m, *shape.kernel_size)
+    for tap in itertools.product(*map(range, shape.kernel_size)):
+        for (before, b), (after, a) in itertools.product(*map(enumerate, copies)):
+            left = [t - on * r - also * q for t, on, r, also, q in zip(tap, b, reach[0], a, reach[1])]
+            if all(0 <= t < k for t, k in zip(left, layers[free].kernel_size)):
+                rows = slice(after, n * len(copies[1]), len(copies[1]))
+                columns = slice(before, m * len(copies[0]), len(copies[0]))
+                weights[free][:, rows, columns, *left] = target[..., *tap]
+                break
+        else:
+            return None
+    return [new.reshape(s.weight_shape) for new, s in zip(weights, layers)]

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""expand_, contract_ and report: exact at every geometry, and under what people train with."""
+
+import io
+import os
+import socket
+import unittest
+
+from support import HAVE_TORCH, needs_torch
+
+if HAVE_TORCH:
+    import copy
+
+    import torch
+    from support import GEOMETRIES, difference, gradients, layered, small_net, with_when
+    from torch import nn
+    from torch.nn.utils import parametrize
+
+    import concertina.torch as ct
+
+
+def every_geometry(rates=(2, 4)):
+    for name, (make, size, strategies) in GEOMETRIES.items():
+        for strategy in strategies:
+            for rate in rates:
+                yield f"{name}, {strategy}, rate {rate}", make, size, strategy, rate
+
+
+@needs_torch
+class Exactness(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(0)
+
+    def test_gradients_are_those_of_the_layers_in_turn(self):
+        for name, make, size, strategy, rate in every_geometry():
+            with self.subTest(name):
+                model = ct.expand_(make().double(), strategy, rate=rate, when="always")
+                x = torch.randn(size, dtype=torch.double)
+                self.assertLess(difference(gradients(model, x), gradients(layered(model), x)), 1e-12)
+
+    def test_float_is_as_near_to_double_as_the_layers_in_turn(self):
+        for name, make, size, strategy, rate in every_geometry():
+            with self.subTest(name):
+                model = ct.expand_(make(), strategy, rate=rate, when="always")
+                x = torch.randn(size)
+                exact = gradients(copy.deepcopy(model).double(), x.double())
+
+                def off(other):
+                    return sum(float((a - b).norm() / b.norm()) for a, b in zip(gradients(other, x), exact))
+
+                self.assertLess(off(model), 2 * off(layered(model)))
+
+    def test_preserving_expansion_keeps_the_function(self):
+        for name, make, _, strategy, rate in every_geometry(rates=(8,)):
+            with self.subTest(name):
+                module = make().double()
+                expanded = ct.expand_(copy.deepcopy(module), strategy, rate=rate, preserve=True, when="always")
+                off = float((expanded.weight - module.weight).detach().abs().max())
+                self.assertLessEqual(off, 0 if strategy == "ck" else 1e-14)
+                if module.bias is not None:
+                    self.assertTrue(torch.equal(expanded.bias, module.bias))
+
+    def test_contract_gives_plain_modules_with_the_same_names(self):
+        for name, make, size, strategy, rate in every_geometry():
+            with self.subTest(name):
+                plain = make().double()
+                model = ct.expand_(copy.deepcopy(plain), strategy, rate=rate)
+                x = torch.randn(size, dtype=torch.double)
+                y = model(x)
+                ct.contract_(model)
+                self.assertIs(type(model), type(plain))
+                self.assertEqual(list(model.state_dict()), list(plain.state_dict()))
+                self.assertEqual([p.shape for p in model.parameters()], [p.shape for p in plain.parameters()])
+                self.assertTrue(all(type(p) is nn.Parameter and p.requires_grad for p in model.parameters()))
+                torch.testing.assert_close(model(x), y, rtol=0, atol=1e-12)
+                plain.load_state_dict(model.state_dict())
+
+    def test_contraction_is_rounded_once(self):
+        model = ct.expand_(nn.Conv2d(16, 8, 7, padding=3), "ck")
+        exact = copy.deepcopy(model).double().weight.detach()
+        self.assertTrue(torch.equal(ct.contract_(model).weight.detach(), exact.float()))
+
+    def test_integers_contract_without_rounding(self):
+        for name, make, size, strategy, rate in every_geometry():
+            with self.subTest(name):
+                model = ct.expand_(make().double(), strategy, rate=rate, when="always")
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter.copy_(torch.randint(-3, 4, parameter.shape))
+                x = torch.randint(-3, 4, size).double()
+                self.assertTrue(torch.equal(model(x), layered(model)(x)))
+
+    def test_gradient_of_the_gradient(self):
+        model = ct.expand_(nn.Conv2d(2, 2, 5, padding=2).double(), "ck", rate=1, when="always")
+        parameters = dict(model.named_parameters())
+        x = torch.randn(1, 2, 5, 5, dtype=torch.double)
+
+        def outputs(*values):
+            return torch.func.functional_call(model, dict(zip(parameters, values)), (x,))
+
+        self.assertTrue(torch.autograd.gradgradcheck(outputs, tuple(parameters.values())))
+
+
+@needs_torch
+class Choice(unittest.TestCase):
+    def test_auto_runs_what_is_cheaper(self):
+        wide = ct.expand_(nn.Conv2d(64, 64, 3, padding=1), "cl")
+        weight = wide.parametrizations.weight[0]
+        self.assertFalse(weight.contracts(torch.empty(1, 64, 4, 4)))
+        self.assertTrue(weight.contracts(torch.empty(8, 64, 32, 32)))
+        self.assertTrue(weight.contracts(torch.empty(64, 2048, 2048)))  # one image, without the batch axis
+        linear = ct.expand_(nn.Linear(64, 64), "fc").parametrizations.weight[0]
+        self.assertFalse(linear.contracts(torch.empty(2, 64)))
+        self.assertTrue(linear.contracts(torch.empty(2, 500, 64)))
+
+    def test_both_ways_are_taken_and_agree(self):
+        model = ct.expand_(nn.Conv2d(8, 8, 3, padding=1).double(), "cl")
+        always, never = with_when(copy.deepcopy(model), "always"), layered(model)
+        for size, same in ((2, never), (64, always)):
+            x = torch.randn(1, 8, size, size, dtype=torch.double)
+            self.assertTrue(torch.equal(model(x), same(x)))
+            torch.testing.assert_close(always(x), never(x), rtol=0, atol=1e-12)
+
+    def test_layers_are_chosen_by_kernel_and_by_name(self):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 5), nn.Linear(4, 4))
+
+        def chosen(strategy, **options):
+            return [row["name"] for row in ct.report(ct.expand_(copy.deepcopy(model), strategy, **options)).rows]
+
+        self.assertEqual(chosen("cl"), ["1", "2"])
+        self.assertEqual(chosen("ck"), ["2"])
+        self.assertEqual(chosen("cl+fc"), ["1", "2", "3"])
+        self.assertEqual(chosen("ck+fc", only=["[23]"]), ["2", "3"])
+        self.assertEqual(chosen("cl", only="0"), ["0"])
+
+    def test_report(self):
+        report = ct.report(ct.expand_(small_net(), "cl+fc"))
+        self.assertEqual([row["name"] for row in report.rows], ["0", "4", "9"])
+        self.assertEqual(report.rows[1]["layers"], ["conv2d 8->32 @1x1 p3x3", "conv2d 32->64 @7x7", "conv2d 64->16 @1x1"])
+        self.assertEqual(report.rows[1]["multiply_adds"], 64 * 32 * 8 * 49 + 16 * 64 * 8 * 49)
+        self.assertIn("conv2d 8->16 @7x7 p3x3", str(report))
+        self.assertEqual(str(ct.report(small_net())), "nothing is expanded")
+
+    def test_refusals(self):
+        tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        tied[1].weight = tied[0].weight
+        for pattern, call in {
+            "pads with 'reflect'": lambda: ct.expand_(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "cl"),
+            "CK expands kernels larger": lambda: ct.expand_(nn.Conv2d(1, 1, 3), "ck"),
+            "fc is for Linear": lambda: ct.expand_(nn.Conv2d(1, 1, 3), "fc"),
+            "is not a Linear or Conv": lambda: ct.expand_(nn.ConvTranspose2d(1, 1, 3), "cl"),
+            "no layer of Sequential": lambda: ct.expand_(nn.Sequential(nn.ReLU()), "cl"),
+            "there is no strategy": lambda: ct.expand_(small_net(), "clx"),
+            "0.weight and 1.weight are one tied": lambda: ct.expand_(tied, "fc"),
+            "tied": lambda: ct.expand_(tied, "fc", only="1"),
+            "parametrized already": lambda: ct.expand_(ct.expand_(nn.Linear(2, 2), "fc"), "fc"),
+            "rate": lambda: ct.expand_(nn.Linear(2, 2), "fc", rate=0),
+            "when is": lambda: ct.expand_(nn.Linear(2, 2), "fc", when="often"),
+        }.items():
+            with self.subTest(pattern), self.assertRaisesRegex(ct.ShapeError, pattern):
+                call()
+        with self.assertRaisesRegex(ct.ExpansionError, "cannot represent the kernel"):
+            ct.expand_(nn.Conv2d(2, 2, 7), "ck", rate=2, preserve=True)
+        self.assertIsInstance(tied[1].weight, nn.Parameter)  # refused before anything was changed
+
+    def test_tied_originals_are_not_contracted_apart(self):
+        model = nn.Sequential(ct.expand_(nn.Linear(4, 4), "fc"), ct.expand_(nn.Linear(4, 4), "fc"))
+        model[1].parametrizations.weight.original1 = model[0].parametrizations.weight.original1
+        with self.assertRaisesRegex(ct.ShapeError, "tied"):
+            ct.contract_(model)
+
+    def test_one_module_used_twice_is_expanded_once(self):
+        shared = nn.Linear(4, 4).double()
+        model = ct.expand_(nn.Sequential(shared, nn.ReLU(), shared), "fc", when="always")
+        x = torch.randn(3, 4, dtype=torch.double)
+        self.assertLess(difference(gradients(model, x), gradients(layered(model), x)), 1e-12)
+        self.assertIs(ct.contract_(model)[0], model[2])
+
+    def test_the_weight_cannot_be_assigned(self):
+        with self.assertRaisesRegex(ct.ShapeError, "cannot be assigned"):
+            ct.expand_(nn.Linear(2, 2), "fc").weight = torch.zeros(2, 2)
+
+
+@needs_torch
+class Training(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(0)
+        self.model = ct.expand_(small_net(), "cl+fc", when="always")
+        self.x = torch.randn(4, 3, 16, 16)
+
+    def test_deepcopy_is_its_own(self):
+        other = copy.deepcopy(self.model)
+        before = self.model(self.x)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        self.assertTrue(torch.equal(self.model(self.x), before))
+        self.assertEqual(float(other(self.x).detach().abs().max()), 0)
+        ct.contract_(other)
+        self.assertEqual(len(ct.report(self.model).rows), 3)
+
+    def test_state_dict_and_save(self):
+        file = io.BytesIO()
+        torch.save(self.model.state_dict(), file)
+        file.seek(0)
+        other = ct.expand_(small_net(), "cl+fc", when="always")
+        other.load_state_dict(torch.load(file))
+        self.assertTrue(torch.equal(other.eval()(self.x), self.model.eval()(self.x)))
+
+    def test_autocast_keeps_weights_float(self):
+        model, x = ct.expand_(nn.Conv2d(3, 4, 5, padding=2), "ck", when="always"), self.x
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            weight, bias, y = model.weight, model.bias, model(x)
+        self.assertEqual((weight.dtype, bias.dtype, y.dtype), (torch.float, torch.float, torch.bfloat16))
+        self.assertTrue(torch.equal(weight, model.weight))
+        y.float().sum().backward()
+        self.assertTrue(all(p.grad.dtype == torch.float for p in model.parameters()))
+
+    def test_channels_last(self):
+        model = copy.deepcopy(self.model).double()
+        other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        x = self.x.double()
+        self.assertFalse(other[0].parametrizations.weight.original1.is_contiguous())
+        y = gradients(other, x.to(memory_format=torch.channels_last))
+        self.assertLess(difference(y, gradients(model, x)), 1e-12)
+
+    def test_weight_decay_of_the_contraction(self):
+        model = ct.expand_(nn.Linear(3, 2).double(), "fc")
+        x = self.x[0, 0, :, :3].double()
+        with parametrize.cached():
+            model(x).sum().backward()
+            plain = [p.grad.clone() for p in model.parameters()]
+            model.zero_grad()
+        with parametrize.cached():
+            (model(x).sum() + 0.05 * model.weight.square().sum()).backward()
+        w0, w1, w2 = (p.detach() for p in ct.expansion.originals(model.parametrizations.weight))
+        decay = 0.1 * w2 @ w1 @ w0  # the gradient of 0.05 |F|^2 with respect to F
+        torch.testing.assert_close(model.parametrizations.weight.original0.grad - plain[0], (w2 @ w1).T @ decay)
+
+    def test_compile(self):
+        for strategy in ("cl+fc", "ck+fc"):
+            model = ct.expand_(small_net().double(), strategy, when="auto")
+            x = self.x.double()
+            expected = gradients(copy.deepcopy(model), x)
+            for backend in ("aot_eager", "inductor"):
+                with self.subTest(strategy=strategy, backend=backend):
+                    torch.compiler.reset()
+                    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
+                    found = gradients(compiled, x)
+                    if backend == "aot_eager":
+                        self.assertTrue(all(map(torch.equal, found, expected)))
+                    self.assertLess(difference(found, expected), 1e-12)
+
+    def test_two_processes(self):
+        model, x = copy.deepcopy(self.model).double(), self.x.double()
+        model = nn.Sequential(*(m for m in model if not isinstance(m, nn.BatchNorm2d)))  # of a batch's statistics
+        expected = gradients(model, x)[1:]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = torch.multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        workers = [context.Process(target=_one_of_two, args=(rank, port, model, x, queue)) for rank in range(2)]
+        for worker in workers:
+            worker.start()
+        found = [[torch.tensor(g, dtype=torch.double) for g in queue.get()] for _ in workers]
+        for worker in workers:
+            worker.join(60)
+            self.assertEqual(worker.exitcode, 0)
+        for each in found:
+            self.assertLess(difference(each, expected), 1e-12)
+
+
+def _one_of_two(rank, port, model, x, queue):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    half = slice(rank * len(x) // 2, (rank + 1) * len(x) // 2)
+    y = parallel(x[half])
+    whole = torch.arange(2 * y.numel(), dtype=y.dtype).reshape(2, *y.shape)[rank]
+    (2 * torch.sin(whole + y).sum()).backward()  # gradients are averaged over the processes
+    queue.put([parameter.grad.tolist() for parameter in model.parameters()])
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    unittest.main()
