@@ -69,6 +69,14 @@ class Contraction:
         with full_precision(weights[0]):
             return _constant(self.form, None, iter(zip(self.leaves, weights, biases)))
 
+    def modulo(self, weights, biases, prime):
+        """Weight and bias over the integers modulo a prime, which are exact: the same steps, a remainder after each."""
+        values = list(weights)
+        for step, operands in self.steps:
+            values.append(step([values[operand] for operand in operands]) % prime)
+        bias = _constant(self.form, None, iter(zip(self.leaves, weights, biases)), lambda x: x % prime)
+        return values[-1], bias
+
 
 def full_precision(tensor):
     device = tensor.device.type
@@ -86,32 +94,32 @@ def apply(shape, x, weight, bias=None):
     return CONV[shape.rank](x, weight, bias, shape.stride, padding, shape.dilation, shape.groups)
 
 
-def apply_layers(form, x, parameters):
+def apply_layers(form, x, parameters, reduce=lambda x: x):
     """The form's layers in turn on a batch. `parameters` is an iterator of pairs weight, bias."""
     if isinstance(form, ConvShape):
-        return apply(form, x, *next(parameters))
+        return reduce(apply(form, x, *next(parameters)))
     if isinstance(form, Sum):
-        return sum(apply_layers(part, x, parameters) for part in form)
+        return reduce(sum(apply_layers(part, x, parameters, reduce) for part in form))
     for part in form:
-        x = apply_layers(part, x, parameters)
+        x = apply_layers(part, x, parameters, reduce)
     return x
 
 
-def _constant(form, x, layers):
+def _constant(form, x, layers, reduce=lambda x: x):
     """The value of each output channel where input channel c is x[c] at every position; None is zeros."""
     if isinstance(form, Chain):
         for part in form:
-            x = _constant(part, x, layers)
+            x = _constant(part, x, layers, reduce)
         return x
     if isinstance(form, Sum):
-        values = [v for v in (_constant(part, x, layers) for part in form) if v is not None]
-        return sum(values[1:], values[0]) if values else None
+        values = [v for v in (_constant(part, x, layers, reduce) for part in form) if v is not None]
+        return reduce(sum(values[1:], values[0])) if values else None
     shape, weight, bias = next(layers)
     if x is None:
         return bias
-    rows = weight.reshape(shape.groups, shape.out_channels // shape.groups, -1, math.prod(shape.kernel_size)).sum(3)
-    y = (rows @ x.reshape(shape.groups, -1, 1)).reshape(-1)
-    return y if bias is None else y + bias
+    taps = weight.reshape(shape.groups, shape.out_channels // shape.groups, -1, math.prod(shape.kernel_size))
+    y = (reduce(taps.sum(3)) @ x.reshape(shape.groups, -1, 1)).reshape(-1)
+    return reduce(y if bias is None else y + bias)
 
 
 class _Product:
@@ -147,8 +155,8 @@ class _Product:
         return (outer.reshape(self.outer_groups, -1, *outer.shape[1:]) * columns).reshape(outer.shape)
 
     def grouped(self, outer, inner):
-        outer = _regrouped(outer, self.outer_groups, self.groups)
-        inner = _regrouped(inner, self.inner_groups, self.groups)
+        outer = regrouped(outer, self.outer_groups, self.groups)
+        inner = regrouped(inner, self.inner_groups, self.groups)
         return (w.reshape(self.groups, w.shape[0] // self.groups, w.shape[1], -1) for w in (outer, inner))
 
     def outer_pointwise(self, outer, inner):
@@ -162,8 +170,8 @@ class _Product:
     def general(self, outer, inner):
         """A transposed convolution: the outer kernel as a batch of maps, the inner as the kernel."""
         groups = self.groups
-        outer = _regrouped(outer, self.outer_groups, groups)
-        inner = _regrouped(inner, self.inner_groups, groups)
+        outer = regrouped(outer, self.outer_groups, groups)
+        inner = regrouped(inner, self.inner_groups, groups)
         maps = outer.reshape(groups, -1, *outer.shape[1:]).transpose(0, 1).flatten(1, 2)
         product = CONV_TRANSPOSE[self.rank](maps, inner, None, self.stride, 0, 0, groups, self.dilation)
         columns = product.reshape(product.shape[0], groups, self.shape[1], *product.shape[2:])
@@ -192,11 +200,11 @@ class _Sum:
     def __call__(self, operands):
         total = operands[0].new_zeros(self.shape)
         for place, groups, weight in zip(self.places, self.branch_groups, operands):
-            total[place] += _regrouped(weight, groups, self.groups)
+            total[place] += regrouped(weight, groups, self.groups)
         return total
 
 
-def _regrouped(weight, groups, fewer):
+def regrouped(weight, groups, fewer):
     """The same layer with fewer groups: zeros between the blocks."""
     if groups == fewer:
         return weight

@@ -211,7 +211,7 @@ class ExpandedWeight(nn.Module):
 
     def right_inverse(self, weight):
         if self._initial is None:
-            raise ShapeError("the weight of an expanded layer cannot be assigned; expand_(..., preserve=True) starts there")
+            raise ShapeError("an expanded layer's weight cannot be assigned; expand_(..., preserve=True) starts there")
         initial, self._initial = self._initial, None
         return initial
 

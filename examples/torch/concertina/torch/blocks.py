@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Re-parameterised blocks of other people's code, found by structure: convolutions, batch norms and sums.
+
+The model is traced by torch.fx. Each tensor has an expression relative to its source, the nearest tensor that is not
+a linear function of another one or that is read more than once. What is linear between two such tensors is a region.
+"""
+
+import copy
+import math
+import operator
+import os
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .contraction import Contraction
+from .expansion import _parts, is_expanded, shape_of
+from .proofs import Parameters, prove
+from .shapes import Chain, ConvShape, Error, InexactError, ShapeError, Sum, contracted_shape, leaves, require_exact
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+ZERO_PAD = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+NORMS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+POOLS = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
+CONV_FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class VerificationError(Error):
+    """A proof does not hold; the message names the region."""
+
+
+@dataclass
+class Region:
+    """A linear function of `source`."""
+
+    source: fx.Node
+    form: Chain | Sum | ConvShape = Chain()
+    parameters: list = field(default_factory=list)
+    names: list = field(default_factory=list)  # of the modules
+    cost: tuple = (0, 0)  # parameters and multiply-adds of what it is made of, at best contracted
+
+    def contracted(self, dtype):
+        contraction = Contraction(self.form)
+        weights, biases = [p.weight for p in self.parameters], [p.bias for p in self.parameters]
+        bias = contraction.bias(weights, biases)
+        return contraction.shape, contraction.weight(weights).to(dtype), None if bias is None else bias.to(dtype)
+
+
+@dataclass(frozen=True)
+class Contracted:
+    """What a region became."""
+
+    name: str
+    form: str
+    layer: str
+    proofs: list
+
+    def __str__(self):
+        return "\n".join([f"{self.name}: {self.form} = {self.layer}", *(f"  {proof}" for proof in self.proofs)])
+
+
+class Verdict(list):
+    """The regions compared. `holds` where all proofs hold and all else is the same, else `difference` says what is not."""
+
+    def __init__(self, regions=(), difference=""):
+        super().__init__(regions)
+        self.difference = difference
+
+    @property
+    def holds(self):
+        return not self.difference and all(proof.holds for region in self for proof in region.proofs)
+
+    def __str__(self):
+        return "\n".join([*map(str, self), *([f"different: {self.difference}"] if self.difference else [])])
+
+
+@torch.no_grad()
+def from_blocks(model):
+    """A copy of `model` whose re-parameterised blocks are plain layers, and a Verdict with the proofs of each.
+
+    Contracted are convolutions, Linear layers, batch norms (as in inference), average pools, expanded layers, and sums
+    of these, where neither parameters nor multiply-adds grow and one layer equals them at every border, in double and
+    rounded once. The result is a torch.fx.GraphModule; where torch.fx cannot trace the model, its children are.
+    Requires  model.eval()
+    Throws    ShapeError for a model in training; VerificationError where a proof fails
+    """
+    model = copy.deepcopy(model)
+    verdict = Verdict()
+    model = _contract_blocks(model, "", verdict)
+    if not verdict.holds:
+        raise VerificationError(f"a contraction is not proved:\n{verdict}")
+    return model, verdict
+
+
+@torch.no_grad()
+def verify(model, other, accumulator=torch.float64):
+    """Whether `other` is `model` with linear layers contracted, or the other way round: a Verdict.
+
+    Each region of one must be that of the other, whose layers are taken as accumulated in `accumulator` and rounded
+    once; everything else must be the same. Requires both in eval() and traceable by torch.fx.
+    """
+    mine, theirs = _traced(model), _traced(other)
+    if mine is None or theirs is None:
+        raise ShapeError("torch.fx cannot trace the models")
+    return _compare(mine, theirs, accumulator)
+
+
+def _contract_blocks(module, prefix, verdict):
+    regions = _traced(module)
+    if regions is None:
+        for name, child in list(module.named_children()):
+            setattr(module, name, _contract_blocks(child, f"{prefix}{name}.", verdict))
+        return module
+    return regions.replaced(prefix, verdict) if regions.worth_replacing() else module
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return _pads_with_its_shift(module) or super().is_leaf_module(module, name)
+
+
+def _traced(module):
+    if module.training:
+        raise ShapeError("the model is in training mode, where batch norms are not linear; call eval() first")
+    if type(module).__module__.startswith("torch.nn.modules") and not list(module.children()):
+        module = nn.Sequential(module)  # what is one layer already
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(module)
+    except Exception:  # whatever a model's own code raises when it meets a proxy
+        return None
+    return _Regions(fx.GraphModule(tracer.root, graph))
+
+
+class _Regions:
+    """Of a traced model."""
+
+    def __init__(self, graph_module):
+        self.model = graph_module
+        self.nodes = list(graph_module.graph.nodes)
+        self.modules = dict(graph_module.named_modules())
+        self.constants, self.regions, self.absorbed = {}, {}, set()
+        for node in self.nodes:
+            self.regions[node] = None if self.constant(node) else self.linear(node) or Region(node)
+
+    # ---- constants: what depends on parameters alone, such as kernels that are generated
+
+    def constant(self, node):
+        if node.op == "get_attr":
+            value = operator.attrgetter(node.target)(self.model)
+        elif node.op in ("placeholder", "output") or not node.all_input_nodes:
+            return False
+        elif not all(each in self.constants for each in node.all_input_nodes):
+            return False
+        else:
+            args = fx.node.map_arg(node.args, self.constants.get)
+            kwargs = fx.node.map_arg(node.kwargs, self.constants.get)
+            target = self.modules[node.target] if node.op == "call_module" else node.target
+            value = getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
+        self.constants[node] = value
+        return True
+
+    def value(self, argument):
+        return fx.node.map_arg(argument, self.constants.__getitem__)
+
+    # ---- expressions
+
+    def linear(self, node):
+        """The region of a linear node, or None."""
+        try:
+            if node.op == "call_module":
+                return self.of_module(node, self.modules[node.target])
+            if node.op == "call_function" and node.target in CONV_FUNCTIONS:
+                return self.of_convolution(node)
+            if node.op == "call_function" and node.target in ADDITIONS and not node.kwargs:
+                return self.of_sum(node)
+        except KeyError:  # an argument that is no constant
+            pass
+        return None
+
+    def before(self, node):
+        """The region that a linear operation on `node` goes on from."""
+        region = self.regions[node]
+        return region if region.source is node or len(node.users) == 1 else Region(node)
+
+    def of_module(self, node, module):
+        if len(node.args) != 1 or node.kwargs or node.args[0] in self.constants:
+            return None
+        base, kind = self.before(node.args[0]), type(module)
+        if kind in IDENTITIES:
+            self.absorbed.add(node.args[0])
+            return base
+        if is_expanded(module):
+            contraction, weights, biases = _parts(module)
+            return self.chained(node, [_parameters(*each) for each in zip(contraction.leaves, weights, biases)])
+        if kind is nn.Linear or kind in CONV.values():
+            try:
+                shape = shape_of(module, node.target)
+            except ShapeError:
+                return None
+            return self.chained(node, [_parameters(shape, module.weight, module.bias)])
+        if kind in NORMS and module.running_mean is not None:
+            return self.chained(node, [_norm(module)])
+        if _pads_with_its_shift(module):
+            return self.padded_norm(node, *module.children(), module.pad_pixels)
+        if kind in POOLS and base.parameters:
+            return self.chained(node, _pool(module, contracted_shape(base.form).out_channels))
+        return None
+
+    def of_convolution(self, node):
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = {**dict(zip(names, node.args)), **node.kwargs}
+        weight, bias = self.value(given["weight"]), self.value(given.get("bias"))
+        rank = CONV_FUNCTIONS[node.target]
+
+        def axes(name, default):
+            value = self.value(given.get(name, default))
+            return (value,) * rank if isinstance(value, int) else tuple(value)
+
+        if isinstance(given.get("padding"), str):
+            return None
+        groups = self.value(given.get("groups", 1))
+        padding = tuple((p, p) for p in axes("padding", 0))
+        shape = ConvShape(
+            weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), axes("stride", 1), padding,
+            axes("dilation", 1), groups, bias is not None,
+        )  # fmt: skip
+        return self.chained(node, [_parameters(shape, weight, bias)], input=given["input"])
+
+    def chained(self, node, layers, input=None):
+        """The layers after the region of the node's input, or after that tensor where this would cost more."""
+        if not layers:
+            return None
+        input = node.args[0] if input is None else input
+        name = node.target if node.op == "call_module" else str(node)
+        form = Chain(shape for shape, _ in layers)
+        parameters = [each for _, each in layers]
+        for base in (self.before(input), Region(input)):
+            parts = base.form if isinstance(base.form, Chain) else Chain([base.form])
+            joined = Region(input, Chain((*parts, *form)), base.parameters + parameters, base.names + [name])
+            joined.source = base.source
+            joined.cost = tuple(a + b for a, b in zip(base.cost, _cost(form, base.form)))
+            if not base.parameters or self.pays(joined):
+                self.absorbed.add(input) if base.source is not input else None
+                return joined
+        return None
+
+    def padded_norm(self, node, norm, padding):
+        """A batch norm padded with what it makes of zero: zeros placed before unbiased 1x1 layers (DBB)."""
+        base = self.before(node.args[0])
+        ones = all(s.pointwise and not s.bias and set(s.stride) == {1} for s in leaves(base.form))
+        if not base.parameters or not isinstance(base.form, Chain) or not ones:
+            return None
+        pad = lambda pairs: tuple((p + padding, q + padding) for p, q in pairs)
+        first = base.form[0]
+        padded = ConvShape(**{**vars(first), "padding": pad(first.padding)})
+        self.regions[node.args[0]] = Region(
+            base.source, Chain((padded, *base.form[1:])), base.parameters, base.names, base.cost
+        )
+        return self.chained(node, [_norm(norm)])
+
+    def of_sum(self, node):
+        operands = [arg for arg in node.args if not (isinstance(arg, (int, float)) and arg == 0)]
+        if not all(isinstance(arg, fx.Node) and arg not in self.constants for arg in operands):
+            return None
+        regions = [self.before(arg) for arg in operands]
+        if len({region.source for region in regions}) > 1 or not any(region.parameters for region in regions):
+            return None
+        like = next(region for region in regions if region.parameters)
+        branches, parameters, names = [], [], []
+        for region in regions:
+            form, own = region.form, region.parameters
+            if not own:
+                form, own = _identity(contracted_shape(like.form))
+            branches += form if isinstance(form, Sum) else [form]
+            parameters, names = parameters + own, names + region.names
+        form = Sum(branches) if len(branches) > 1 else branches[0]
+        cost = tuple(sum(costs) for costs in zip(*(region.cost for region in regions)))
+        joined = Region(like.source, form, parameters, names, cost)
+        if not self.pays(joined):
+            return None
+        self.absorbed.update(arg for arg, region in zip(operands, regions) if region.parameters)
+        return joined
+
+    def pays(self, region):
+        """Whether one layer equals the region, at no more parameters and multiply-adds."""
+        try:
+            require_exact(region.form)
+            cost = _cost(contracted_shape(region.form), Chain())
+        except (ShapeError, InexactError):
+            return False
+        scaled = tuple(map(min, cost, region.cost))
+        if any(now > then for now, then in zip(cost, region.cost)):
+            return False
+        region.cost = scaled
+        return True
+
+    # ---- results
+
+    def ends(self):
+        """Nodes whose regions are computed, in order: (node, region)."""
+        return [
+            (node, region)
+            for node, region in self.regions.items()
+            if region and region.parameters and node not in self.absorbed
+        ]
+
+    def plain(self, region):
+        """Whether it is one nn module already."""
+        return len(region.parameters) == 1 and region.names[0] in self.modules
+
+    def worth_replacing(self):
+        return any(not self.plain(region) for _, region in self.ends())
+
+    def replaced(self, prefix, verdict):
+        for node, region in self.ends():
+            if self.plain(region):
+                continue
+            name = region.names[0]
+            if len(region.names) > 1 and not isinstance(region.form, Chain):
+                name = ".".join([*os.path.commonprefix([n.split(".")[:-1] for n in region.names]), "conv"])
+            while name in self.modules and name not in region.names:
+                name += "_"
+            like = next(self.model.parameters())
+            shape, weight, bias = region.contracted(like.dtype)
+            proofs = prove(region.form, region.parameters, weight.cpu(), None if bias is None else bias.cpu())
+            verdict.append(Contracted(prefix + name, str(region.form), str(shape), proofs))
+            self.model.add_submodule(name, _plain_module(shape, weight, bias).to(like.device))
+            with self.model.graph.inserting_before(node):
+                node.replace_all_uses_with(self.model.graph.call_module(name, (region.source,)))
+        self.model.graph.eliminate_dead_code()
+        self.model.delete_all_unused_submodules()
+        self.model.recompile()
+        return self.model.eval()
+
+
+def _compare(mine, theirs, accumulator):
+    verdict, same = Verdict(), {}
+    kept = [[node for node in side.nodes if side.regions[node] and node not in side.absorbed] for side in (mine, theirs)]
+    if len(kept[0]) != len(kept[1]):
+        return Verdict(difference=f"{len(kept[0])} operations and regions beside {len(kept[1])}")
+    for node, other in zip(*kept):
+        same[node] = other
+        region, others = mine.regions[node], theirs.regions[other]
+        if bool(region.parameters) != bool(others.parameters):
+            return Verdict(verdict, f"{node} and {other}: one is linear")
+        if not region.parameters:
+            if not _same_operation(mine, node, theirs, other, same):
+                return Verdict(verdict, f"{node} and {other}")
+            continue
+        if same.get(region.source) is not others.source:
+            return Verdict(verdict, f"{node} and {other} read different tensors")
+        if len(region.parameters) < len(others.parameters):
+            region, others = others, region
+        dtype = next(theirs.model.parameters()).dtype
+        (shape, *_), (other_shape, weight, bias) = region.contracted(dtype), others.contracted(dtype)
+        if shape != other_shape:
+            return Verdict(verdict, f"{node} ({shape}) and {other} ({other_shape})")
+        proofs = prove(region.form, region.parameters, weight.cpu(), None if bias is None else bias.cpu(), accumulator)
+        verdict.append(Contracted(".".join(region.names[:1]), str(region.form), str(shape), proofs))
+    return verdict
+
+
+def _same_operation(mine, node, theirs, other, same):
+    def arguments(side, each, known):
+        def value(argument):
+            constant = side.constants.get(argument)
+            return known.get(argument, argument) if constant is None else ("constant", repr(constant))
+
+        return str(fx.node.map_arg((each.args, each.kwargs), value))
+
+    if node.op != other.op or arguments(mine, node, same) != arguments(theirs, other, {}):
+        return False
+    if node.op != "call_module":
+        return node.op in ("placeholder", "output") or node.target == other.target
+    a, b = mine.modules[node.target], theirs.modules[other.target]
+    tensors, others = a.state_dict(), b.state_dict()
+    return repr(a) == repr(b) and tensors.keys() == others.keys() and all(
+        torch.equal(tensors[key], others[key]) for key in tensors
+    )
+
+
+# ---- leaves ------------------------------------------------------------------------------------------
+
+
+def _parameters(shape, weight, bias):
+    weight, bias = weight.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
+    return shape, Parameters(weight, bias, None if bias is None else bias.abs())
+
+
+def _diagonal(rank, channels, bias):
+    ones = (1,) * rank
+    return ConvShape(channels, channels, ones, ones, ((0, 0),) * rank, ones, channels, bias)
+
+
+def _norm(norm):
+    shape = _diagonal(NORMS[type(norm)], norm.num_features, True)
+    mean, variance = norm.running_mean.cpu().double(), norm.running_var.cpu().double()
+    scale, beta = torch.ones_like(mean), torch.zeros_like(mean)
+    if norm.affine:
+        scale, beta = norm.weight.detach().cpu().double(), norm.bias.detach().cpu().double()
+    factor = scale / (variance + norm.eps).sqrt()
+    shift = mean * factor
+    return shape, Parameters(factor.reshape(shape.weight_shape), beta - shift, beta.abs() + shift.abs(), norm=True)
+
+
+def _pool(pool, channels):
+    rank = POOLS[type(pool)]
+    plain = pool.count_include_pad and not pool.ceil_mode and getattr(pool, "divisor_override", None) is None
+    if not plain:
+        return None
+    kernel, stride, padding = (
+        (value,) * rank if isinstance(value, int) else tuple(value)
+        for value in (pool.kernel_size, pool.stride, pool.padding)
+    )
+    shape = ConvShape(
+        channels, channels, kernel, stride, tuple((p, p) for p in padding), (1,) * rank, channels, False
+    )
+    return [(shape, Parameters(torch.full(shape.weight_shape, 1 / math.prod(kernel)).double(), None, None))]
+
+
+def _identity(like):
+    shape = _diagonal(like.rank, like.in_channels, False)
+    return Chain([shape]), [Parameters(torch.ones(shape.weight_shape).double(), None, None)]
+
+
+def _pads_with_its_shift(module):
+    """A batch norm that pads its output with what it makes of zero, as DBB's BNAndPadLayer."""
+    children = list(module.children())
+    return len(children) == 1 and type(children[0]) in NORMS and isinstance(getattr(module, "pad_pixels", None), int)
+
+
+def _cost(form, before):
+    """Parameters and multiply-adds of layers, on maps of 64 positions along each axis and what `before` leaves."""
+    shape = contracted_shape(before) if len(leaves(before)) else None
+    layers = leaves(form)
+    scale = 1.0 if shape is None else 1.0 / math.prod(shape.stride)
+    parameters = multiply_adds = 0
+    for layer in layers:
+        scale /= math.prod(layer.stride)
+        parameters += layer.weight_numel + layer.bias * layer.out_channels
+        multiply_adds += layer.weight_numel * scale
+    return parameters, multiply_adds
+
+
+def _plain_module(shape, weight, bias):
+    if shape.rank == 0:
+        layer = nn.Linear(shape.in_channels, shape.out_channels, bias=bias is not None)
+    else:
+        even = all(start == end >= 0 for start, end in shape.padding)
+        layer = CONV[shape.rank](
+            shape.in_channels, shape.out_channels, shape.kernel_size, shape.stride,
+            tuple(start for start, _ in shape.padding) if even else 0, shape.dilation, shape.groups, bias is not None,
+        )  # fmt: skip
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    if shape.rank == 0 or even:
+        return layer
+    return nn.Sequential(ZERO_PAD[shape.rank](tuple(p for pair in reversed(shape.padding) for p in pair)), layer)
