@@ -136,7 +136,9 @@ class Choice(unittest.TestCase):
     def test_report(self):
         report = ct.report(ct.expand_(small_net(), "cl+fc"))
         self.assertEqual([row["name"] for row in report.rows], ["0", "4", "9"])
-        self.assertEqual(report.rows[1]["layers"], ["conv2d 8->32 @1x1 p3x3", "conv2d 32->64 @7x7", "conv2d 64->16 @1x1"])
+        self.assertEqual(
+            report.rows[1]["layers"], ["conv2d 8->32 @1x1 p3x3", "conv2d 32->64 @7x7", "conv2d 64->16 @1x1"]
+        )
         self.assertEqual(report.rows[1]["multiply_adds"], 64 * 32 * 8 * 49 + 16 * 64 * 8 * 49)
         self.assertIn("conv2d 8->16 @7x7 p3x3", str(report))
         self.assertEqual(str(ct.report(small_net())), "nothing is expanded")

@@ -3,4 +3,21 @@
 
 from .blocks import Verdict, VerificationError, from_blocks, verify
 from .expansion import Report, contract_, expand_, report
+from .export import save
 from .shapes import Error, ExpansionError, InexactError, ShapeError
+
+__all__ = [
+    "Error",
+    "ExpansionError",
+    "InexactError",
+    "Report",
+    "ShapeError",
+    "Verdict",
+    "VerificationError",
+    "contract_",
+    "expand_",
+    "from_blocks",
+    "report",
+    "save",
+    "verify",
+]

@@ -9,7 +9,7 @@ import copy
 import math
 import operator
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
@@ -40,8 +40,8 @@ class Region:
     source: fx.Node
     form: Chain | Sum | ConvShape = Chain()
     parameters: list = field(default_factory=list)
-    names: list = field(default_factory=list)  # of the modules
-    cost: tuple = (0, 0)  # parameters and multiply-adds of what it is made of, at best contracted
+    nodes: list = field(default_factory=list)  # that it is made of
+    cost: tuple = (0, 0)  # parameters and multiply-adds of these
 
     def contracted(self, dtype):
         contraction = Contraction(self.form)
@@ -64,7 +64,7 @@ class Contracted:
 
 
 class Verdict(list):
-    """The regions compared. `holds` where all proofs hold and all else is the same, else `difference` says what is not."""
+    """The regions compared. `holds` where all proofs hold and all else is the same; `difference` says what is not."""
 
     def __init__(self, regions=(), difference=""):
         super().__init__(regions)
@@ -124,7 +124,7 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(module):
-    if module.training:
+    if any(each.training for each in module.modules()):
         raise ShapeError("the model is in training mode, where batch norms are not linear; call eval() first")
     if type(module).__module__.startswith("torch.nn.modules") and not list(module.children()):
         module = nn.Sequential(module)  # what is one layer already
@@ -143,6 +143,14 @@ class _Regions:
         self.model = graph_module
         self.nodes = list(graph_module.graph.nodes)
         self.modules = dict(graph_module.named_modules())
+        self.frugal = set()  # nodes that go on from a region only where that costs no more
+        self.find()
+        costly = [region for _, region in self.ends() if not self.pays(region)]
+        if costly:  # as a whole; parts of it may pay
+            self.frugal = {node for region in costly for node in region.nodes}
+            self.find()
+
+    def find(self):
         self.constants, self.regions, self.absorbed = {}, {}, set()
         for node in self.nodes:
             self.regions[node] = None if self.constant(node) else self.linear(node) or Region(node)
@@ -160,7 +168,9 @@ class _Regions:
             args = fx.node.map_arg(node.args, self.constants.get)
             kwargs = fx.node.map_arg(node.kwargs, self.constants.get)
             target = self.modules[node.target] if node.op == "call_module" else node.target
-            value = getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
+            value = (
+                getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
+            )
         self.constants[node] = value
         return True
 
@@ -236,18 +246,17 @@ class _Regions:
         if not layers:
             return None
         input = node.args[0] if input is None else input
-        name = node.target if node.op == "call_module" else str(node)
-        form = Chain(shape for shape, _ in layers)
-        parameters = [each for _, each in layers]
+        form, parameters = Chain(shape for shape, _ in layers), [each for _, each in layers]
         for base in (self.before(input), Region(input)):
             parts = base.form if isinstance(base.form, Chain) else Chain([base.form])
-            joined = Region(input, Chain((*parts, *form)), base.parameters + parameters, base.names + [name])
-            joined.source = base.source
-            joined.cost = tuple(a + b for a, b in zip(base.cost, _cost(form, base.form)))
-            if not base.parameters or self.pays(joined):
-                self.absorbed.add(input) if base.source is not input else None
+            cost = tuple(map(operator.add, base.cost, _cost(form, base.form)))
+            joined = Region(
+                base.source, Chain((*parts, *form)), base.parameters + parameters, base.nodes + [node], cost
+            )
+            if not base.parameters or self.fits(joined, node):
+                if base.source is not input:
+                    self.absorbed.add(input)
                 return joined
-        return None
 
     def padded_norm(self, node, norm, padding):
         """A batch norm padded with what it makes of zero: zeros placed before unbiased 1x1 layers (DBB)."""
@@ -255,11 +264,9 @@ class _Regions:
         ones = all(s.pointwise and not s.bias and set(s.stride) == {1} for s in leaves(base.form))
         if not base.parameters or not isinstance(base.form, Chain) or not ones:
             return None
-        pad = lambda pairs: tuple((p + padding, q + padding) for p, q in pairs)
-        first = base.form[0]
-        padded = ConvShape(**{**vars(first), "padding": pad(first.padding)})
+        padded = replace(base.form[0], padding=tuple((p + padding, q + padding) for p, q in base.form[0].padding))
         self.regions[node.args[0]] = Region(
-            base.source, Chain((padded, *base.form[1:])), base.parameters, base.names, base.cost
+            base.source, Chain((padded, *base.form[1:])), base.parameters, base.nodes, base.cost
         )
         return self.chained(node, [_norm(norm)])
 
@@ -271,33 +278,37 @@ class _Regions:
         if len({region.source for region in regions}) > 1 or not any(region.parameters for region in regions):
             return None
         like = next(region for region in regions if region.parameters)
-        branches, parameters, names = [], [], []
+        branches, parameters, nodes = [], [], []
         for region in regions:
             form, own = region.form, region.parameters
             if not own:
                 form, own = _identity(contracted_shape(like.form))
             branches += form if isinstance(form, Sum) else [form]
-            parameters, names = parameters + own, names + region.names
+            parameters, nodes = parameters + own, nodes + region.nodes
         form = Sum(branches) if len(branches) > 1 else branches[0]
         cost = tuple(sum(costs) for costs in zip(*(region.cost for region in regions)))
-        joined = Region(like.source, form, parameters, names, cost)
-        if not self.pays(joined):
+        joined = Region(like.source, form, parameters, nodes + [node], cost)
+        if not self.fits(joined, node):
             return None
         self.absorbed.update(arg for arg, region in zip(operands, regions) if region.parameters)
         return joined
 
-    def pays(self, region):
-        """Whether one layer equals the region, at no more parameters and multiply-adds."""
+    def fits(self, region, node):
+        """Whether one layer equals the region; of a frugal node, at no more cost, which is then the region's."""
         try:
             require_exact(region.form)
-            cost = _cost(contracted_shape(region.form), Chain())
         except (ShapeError, InexactError):
             return False
-        scaled = tuple(map(min, cost, region.cost))
-        if any(now > then for now, then in zip(cost, region.cost)):
+        if node not in self.frugal:
+            return True
+        if not self.pays(region):
             return False
-        region.cost = scaled
+        region.cost = _cost(contracted_shape(region.form))
         return True
+
+    def pays(self, region):
+        """Whether its contraction has no more parameters and multiply-adds than what it is made of."""
+        return all(map(operator.le, _cost(contracted_shape(region.form)), region.cost))
 
     # ---- results
 
@@ -311,7 +322,7 @@ class _Regions:
 
     def plain(self, region):
         """Whether it is one nn module already."""
-        return len(region.parameters) == 1 and region.names[0] in self.modules
+        return len(region.parameters) == 1 and region.nodes[0].op == "call_module"
 
     def worth_replacing(self):
         return any(not self.plain(region) for _, region in self.ends())
@@ -320,10 +331,12 @@ class _Regions:
         for node, region in self.ends():
             if self.plain(region):
                 continue
-            name = region.names[0]
-            if len(region.names) > 1 and not isinstance(region.form, Chain):
-                name = ".".join([*os.path.commonprefix([n.split(".")[:-1] for n in region.names]), "conv"])
-            while name in self.modules and name not in region.names:
+            names = [node.target for node in region.nodes if node.op == "call_module"]
+            if names and isinstance(region.form, Chain):
+                name = names[0]
+            else:  # a block
+                name = ".".join([*os.path.commonprefix([name.split(".")[:-1] for name in names]), "conv"])
+            while name in self.modules and name not in names:
                 name += "_"
             like = next(self.model.parameters())
             shape, weight, bias = region.contracted(like.dtype)
@@ -340,7 +353,9 @@ class _Regions:
 
 def _compare(mine, theirs, accumulator):
     verdict, same = Verdict(), {}
-    kept = [[node for node in side.nodes if side.regions[node] and node not in side.absorbed] for side in (mine, theirs)]
+    kept = [
+        [node for node in side.nodes if side.regions[node] and node not in side.absorbed] for side in (mine, theirs)
+    ]
     if len(kept[0]) != len(kept[1]):
         return Verdict(difference=f"{len(kept[0])} operations and regions beside {len(kept[1])}")
     for node, other in zip(*kept):
@@ -354,6 +369,7 @@ def _compare(mine, theirs, accumulator):
             continue
         if same.get(region.source) is not others.source:
             return Verdict(verdict, f"{node} and {other} read different tensors")
+        region, others = _without_common_ends(region, others)
         if len(region.parameters) < len(others.parameters):
             region, others = others, region
         dtype = next(theirs.model.parameters()).dtype
@@ -361,8 +377,22 @@ def _compare(mine, theirs, accumulator):
         if shape != other_shape:
             return Verdict(verdict, f"{node} ({shape}) and {other} ({other_shape})")
         proofs = prove(region.form, region.parameters, weight.cpu(), None if bias is None else bias.cpu(), accumulator)
-        verdict.append(Contracted(".".join(region.names[:1]), str(region.form), str(shape), proofs))
+        verdict.append(Contracted(str(region.nodes[0].target), str(region.form), str(shape), proofs))
     return verdict
+
+
+def _without_common_ends(region, other):
+    """Both regions without layers that stand at the same end of each with the same elements, such as batch norms."""
+    for end in (-1, 0):
+        while all(isinstance(each.form, Chain) and len(each.form) > 1 for each in (region, other)):
+            equal = isinstance(region.form[end], ConvShape) and region.form[end] == other.form[end]
+            if not equal or not region.parameters[end].same(other.parameters[end]):
+                break
+            kept = slice(None, -1) if end else slice(1, None)
+            region, other = (
+                replace(each, form=Chain(each.form[kept]), parameters=each.parameters[kept]) for each in (region, other)
+            )
+    return region, other
 
 
 def _same_operation(mine, node, theirs, other, same):
@@ -379,8 +409,10 @@ def _same_operation(mine, node, theirs, other, same):
         return node.op in ("placeholder", "output") or node.target == other.target
     a, b = mine.modules[node.target], theirs.modules[other.target]
     tensors, others = a.state_dict(), b.state_dict()
-    return repr(a) == repr(b) and tensors.keys() == others.keys() and all(
-        torch.equal(tensors[key], others[key]) for key in tensors
+    return (
+        repr(a) == repr(b)
+        and tensors.keys() == others.keys()
+        and all(torch.equal(tensors[key], others[key]) for key in tensors)
     )
 
 
@@ -417,10 +449,8 @@ def _pool(pool, channels):
         (value,) * rank if isinstance(value, int) else tuple(value)
         for value in (pool.kernel_size, pool.stride, pool.padding)
     )
-    shape = ConvShape(
-        channels, channels, kernel, stride, tuple((p, p) for p in padding), (1,) * rank, channels, False
-    )
-    return [(shape, Parameters(torch.full(shape.weight_shape, 1 / math.prod(kernel)).double(), None, None))]
+    shape = ConvShape(channels, channels, kernel, stride, tuple((p, p) for p in padding), (1,) * rank, channels, False)
+    return [(shape, Parameters(torch.full(shape.weight_shape, 1 / math.prod(kernel), dtype=torch.double), None, None))]
 
 
 def _identity(like):
@@ -434,16 +464,14 @@ def _pads_with_its_shift(module):
     return len(children) == 1 and type(children[0]) in NORMS and isinstance(getattr(module, "pad_pixels", None), int)
 
 
-def _cost(form, before):
-    """Parameters and multiply-adds of layers, on maps of 64 positions along each axis and what `before` leaves."""
-    shape = contracted_shape(before) if len(leaves(before)) else None
-    layers = leaves(form)
-    scale = 1.0 if shape is None else 1.0 / math.prod(shape.stride)
+def _cost(form, before=()):
+    """Parameters of layers, and multiply-adds for each position along each axis of the input of `before`."""
+    share = math.prod(contracted_shape(before).stride) if before else 1
     parameters = multiply_adds = 0
-    for layer in layers:
-        scale /= math.prod(layer.stride)
+    for layer in leaves(form):
+        share *= math.prod(layer.stride)
         parameters += layer.weight_numel + layer.bias * layer.out_channels
-        multiply_adds += layer.weight_numel * scale
+        multiply_adds += layer.weight_numel / share
     return parameters, multiply_adds
 
 

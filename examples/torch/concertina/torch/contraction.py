@@ -59,10 +59,13 @@ class Contraction:
         with full_precision(weights[0]):
             if self.encoded and operators.takes(weights):
                 return operators.contract(weights, self.encoded)
-            values = list(weights)
-            for step, operands in self.steps:
-                values.append(step([values[operand] for operand in operands]))
-            return values[-1]
+            return self.weight_by_steps(weights)
+
+    def weight_by_steps(self, weights, reduce=lambda x: x):
+        values = list(weights)
+        for step, operands in self.steps:
+            values.append(reduce(step([values[operand] for operand in operands])))
+        return values[-1]
 
     def bias(self, weights, biases):
         """What the layers make of zeros: None where no layer has a bias."""
@@ -71,11 +74,8 @@ class Contraction:
 
     def modulo(self, weights, biases, prime):
         """Weight and bias over the integers modulo a prime, which are exact: the same steps, a remainder after each."""
-        values = list(weights)
-        for step, operands in self.steps:
-            values.append(step([values[operand] for operand in operands]) % prime)
         bias = _constant(self.form, None, iter(zip(self.leaves, weights, biases)), lambda x: x % prime)
-        return values[-1], bias
+        return self.weight_by_steps(weights, lambda x: x % prime), bias
 
 
 def full_precision(tensor):

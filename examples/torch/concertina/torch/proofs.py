@@ -35,6 +35,13 @@ class Parameters:
     magnitude: torch.Tensor | None
     norm: bool = False
 
+    def same(self, other):
+        return torch.equal(self.weight, other.weight) and (
+            self.bias is other.bias is None
+            or None not in (self.bias, other.bias)
+            and torch.equal(self.bias, other.bias)
+        )
+
 
 @torch.no_grad()
 def prove(form, parameters, weight, bias, accumulator=torch.float64):
@@ -73,9 +80,11 @@ def _structure(form):
     weights, biases = _random(layers)
     weight, bias = Contraction(form).modulo(weights, biases, PRIME)
     geometry = zip(shape.kernel_size, shape.dilation, shape.stride, shape.padding)
-    least = [max(d * (k - 1) + 1 + s - sum(p), 1) for k, d, s, p in geometry]
+    least = [max(d * (k - 1) + 1 + s - min(sum(p), 0), 1) for k, d, s, p in geometry]
     strides = max(shape.stride, default=1)
-    rows = max(s.in_channels for s in layers) * math.prod(n + strides + 2 * max(p) for n, p in zip(least, shape.padding))
+    rows = max(s.in_channels for s in layers) * math.prod(
+        n + strides + 2 * max(p) for n, p in zip(least, shape.padding)
+    )
     if rows > LARGEST:
         return Proof("structure", True, 0, f"not run: matrices of up to {rows:,} rows")
     holds, elements = True, 0
@@ -117,8 +126,10 @@ def _matrix(form, size, layers):
 
 
 def _fewer_channels(form):
-    """The same form with all channels and groups divided alike, two of each kept."""
+    """The same form with few channels: two, where no layer has groups but to scale each channel; else all channels and
+    groups divided alike, two of each kept."""
     shapes = leaves(form)
+    simple = all(shape.groups == 1 or shape.diagonal for shape in shapes)
     counts = [c for s in shapes for c in (s.in_channels, s.out_channels)] + [s.groups for s in shapes if s.groups > 1]
     common = math.gcd(*counts)
     by = next(f for f in range(max(common // 2, 1), 0, -1) if common % f == 0)
@@ -126,12 +137,9 @@ def _fewer_channels(form):
     def fewer(part):
         if not isinstance(part, ConvShape):
             return type(part)(map(fewer, part))
-        return replace(
-            part,
-            in_channels=part.in_channels // by,
-            out_channels=part.out_channels // by,
-            groups=max(part.groups // by, 1),
-        )
+        inside, outside = (min(c, 2) if simple else c // by for c in (part.in_channels, part.out_channels))
+        groups = 1 if part.groups == 1 else inside if simple else part.groups // by
+        return replace(part, in_channels=inside, out_channels=outside, groups=groups)
 
     return fewer(form)
 
@@ -199,7 +207,9 @@ def _by_definition(form, layers):
             for tap in itertools.product(*map(range, part.kernel_size)):
                 at = [
                     (t * d - p + start) // n
-                    for t, d, (p, _), (start, _), n in zip(tap, part.dilation, part.padding, shape.padding, shape.dilation)
+                    for t, d, (p, _), (start, _), n in zip(
+                        tap, part.dilation, part.padding, shape.padding, shape.dilation
+                    )
                 ]
                 weight[(..., *at)] += own[(..., *tap)]
         biases = [bias for _, bias in parts if bias is not None]
@@ -209,7 +219,9 @@ def _by_definition(form, layers):
         product = product_shape(outer, shape)
         groups = product.groups
         rows, columns = (
-            regrouped(w, s.groups, groups).reshape(groups, s.out_channels // groups, s.in_channels // groups, *s.kernel_size)
+            regrouped(w, s.groups, groups).reshape(
+                groups, s.out_channels // groups, s.in_channels // groups, *s.kernel_size
+            )
             for w, s in ((w2, outer), (weight, shape))
         )
         result = torch.zeros(groups, *rows.shape[1:2], *columns.shape[2:3], *product.kernel_size, dtype=torch.double)
@@ -222,7 +234,9 @@ def _by_definition(form, layers):
             for a in itertools.product(*map(range, shape.kernel_size)):
                 at = [
                     (t2 * d2 * s1 + t1 * d1) // d
-                    for t2, d2, s1, t1, d1, d in zip(b, outer.dilation, shape.stride, a, shape.dilation, product.dilation)
+                    for t2, d2, s1, t1, d1, d in zip(
+                        b, outer.dilation, shape.stride, a, shape.dilation, product.dilation
+                    )
                 ]
                 result[(..., *at)] += rows[(..., *b)] @ columns[(..., *a)]
         weight, shape = result.reshape(product.weight_shape), product

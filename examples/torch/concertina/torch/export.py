@@ -1,24 +1,14 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes linear layers of a PyTorch model to a file that `concertina` contracts. Needs torch only.
-
-As a module:
-
-    from export_torch import export
-    export(torch.nn.Sequential(squeeze, spatial, widen), "block.safetensors")
-
-    $ concertina contract block.safetensors -o layer.safetensors --verify
-
-As a program it writes an ExpandNet-CL block: export_torch.py [block.safetensors]
-"""
+"""Layers in a row, written to a file that the program `concertina` contracts."""
 
 import ctypes
 import json
 import os
 import struct
-import sys
 
 import torch
+
+from .shapes import ShapeError
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
@@ -26,10 +16,14 @@ BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 POOLS = (torch.nn.AvgPool1d, torch.nn.AvgPool2d, torch.nn.AvgPool3d)
 
 
-def export(sequential, path):
-    """Writes convolutions, Linear layers, batch norms (as in inference) and average pools in a row.
+def save(sequential, path):
+    """Writes convolutions, Linear layers, batch norms (as in inference) and average pools in a row, as safetensors.
 
-    Layers keep their names in `sequential`. Raises ValueError naming the module that is not supported.
+    Layers keep their names in `sequential`, and the metadata `chain` has their geometry:
+
+        concertina contract block.safetensors -o layer.safetensors --verify
+
+    Throws ShapeError naming the module that is not supported.
     """
     chain, tensors = [], {}
     for name, layer in _layers(sequential):
@@ -39,7 +33,7 @@ def export(sequential, path):
             if tensor is not None:
                 tensors[f"{name}.{suffix}"] = tensor
     if not chain:
-        raise ValueError("the model has no layers")
+        raise ShapeError("the model has no layers")
     _write_safetensors(path, tensors, {"chain": ",".join(chain), "source": f"PyTorch {torch.__version__}"})
 
 
@@ -56,27 +50,28 @@ def _described(name, layer):
     """NAME:GEOMETRY, as `concertina contract --help` describes it."""
     where = f"layer {name!r} ({type(layer).__name__})"
     if set(name) & set(",:") or name == "avg_pool":
-        raise ValueError(f"{where} cannot have this name in a chain")
+        raise ShapeError(f"{where} cannot have this name in a chain")
     if type(layer) is torch.nn.Linear:
         return name
     if type(layer) in BATCH_NORMS:
         if layer.running_mean is None:
-            raise ValueError(f"{where} has no running statistics; without them it is not linear")
+            raise ShapeError(f"{where} has no running statistics; without them it is not linear")
         return f"{name}:eps{layer.eps!r}"
     if type(layer) in POOLS:
         if layer.ceil_mode or not layer.count_include_pad or getattr(layer, "divisor_override", None) is not None:
-            raise ValueError(f"{where} has ceil_mode, divisor_override or no count_include_pad, which is not supported")
+            raise ShapeError(f"{where} has ceil_mode, divisor_override or no count_include_pad, which is not supported")
         return "avg_pool:k" + _numbers(layer.kernel_size) + "s" + _numbers(layer.stride) + "p" + _numbers(layer.padding)
     if type(layer) not in CONVOLUTIONS:
-        raise ValueError(f"{where} is not supported; only convolutions, Linear, batch norms and AvgPool are")
+        raise ShapeError(f"{where} is not supported; only convolutions, Linear, batch norms and AvgPool are")
     if layer.padding_mode != "zeros":
-        raise ValueError(f"{where} pads with {layer.padding_mode!r}; only zeros are linear in one layer")
+        raise ShapeError(f"{where} pads with {layer.padding_mode!r}; only zeros are linear in one layer")
     begin = end = (0,) if layer.padding == "valid" else layer.padding
     if layer.padding == "same":  # PyTorch puts the odd one at the end
         total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
         begin, end = [t // 2 for t in total], [t - t // 2 for t in total]
-    return (f"{name}:s{_numbers(layer.stride)}p{_numbers(begin)}e{_numbers(end)}d{_numbers(layer.dilation)}"
-            f"g{layer.groups}")
+    return (
+        f"{name}:s{_numbers(layer.stride)}p{_numbers(begin)}e{_numbers(end)}d{_numbers(layer.dilation)}g{layer.groups}"
+    )
 
 
 def _numbers(values):
@@ -88,7 +83,7 @@ def _write_safetensors(path, tensors, metadata):
     # Largest elements first, so that every tensor is aligned.
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"tensor {name!r} is {tensor.dtype}; only {', '.join(map(str, DTYPES))} are supported")
+            raise ShapeError(f"tensor {name!r} is {tensor.dtype}; only {', '.join(map(str, DTYPES))} are supported")
         values = tensor.detach().cpu().contiguous()
         data.append(ctypes.string_at(values.data_ptr(), values.numel() * values.element_size()))
         end = offset + len(data[-1])
@@ -101,16 +96,3 @@ def _write_safetensors(path, tensors, metadata):
         file.write(struct.pack("<Q", len(text)) + text)
         file.writelines(data)
     os.replace(part, path)
-
-
-def main():
-    torch.manual_seed(0)
-    path = sys.argv[1] if len(sys.argv) > 1 else "block.safetensors"
-    block = torch.nn.Sequential(torch.nn.Conv2d(16, 64, 1, padding=1), torch.nn.Conv2d(64, 128, 3),
-                                torch.nn.Conv2d(128, 32, 1))
-    export(block, path)
-    print(f"wrote {path}; next: concertina contract {path}")
-
-
-if __name__ == "__main__":
-    main()

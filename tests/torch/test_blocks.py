@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""from_blocks and verify on blocks written as their repositories write them: RepVGG, MobileOne, ACNet, DBB, OREPA."""
+
+import unittest
+
+from support import HAVE_TORCH, needs_torch
+
+if HAVE_TORCH:
+    import copy
+
+    import torch
+    from support import small_net
+    from torch import nn
+    from torch.nn import functional as F
+
+    import concertina.torch as ct
+    from concertina.torch.proofs import Parameters, prove
+    from concertina.torch.shapes import Chain, ConvShape, Sum, border
+
+    def conv_bn(inside, outside, kernel, padding=0, stride=1, groups=1):
+        conv = nn.Conv2d(inside, outside, kernel, stride, padding, groups=groups, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(outside))
+
+    class RepVGGBlock(nn.Module):
+        def __init__(self, inside, outside, stride=1, groups=1):
+            super().__init__()
+            self.nonlinearity = nn.ReLU()
+            self.rbr_identity = nn.BatchNorm2d(inside) if inside == outside and stride == 1 else None
+            self.rbr_dense = conv_bn(inside, outside, 3, 1, stride, groups)
+            self.rbr_1x1 = conv_bn(inside, outside, 1, 0, stride, groups)
+
+        def forward(self, inputs):
+            identity = 0 if self.rbr_identity is None else self.rbr_identity(inputs)
+            return self.nonlinearity(self.rbr_dense(inputs) + self.rbr_1x1(inputs) + identity)
+
+    class MobileOneBlock(nn.Module):
+        def __init__(self, channels, branches=3):
+            super().__init__()
+            self.rbr_skip = nn.BatchNorm2d(channels)
+            self.rbr_scale = conv_bn(channels, channels, 1, groups=channels)
+            self.rbr_conv = nn.ModuleList(conv_bn(channels, channels, 3, 1, groups=channels) for _ in range(branches))
+            self.activation = nn.GELU()
+
+        def forward(self, x):
+            out = self.rbr_scale(x) + self.rbr_skip(x)
+            for conv in self.rbr_conv:
+                out += conv(x)
+            return self.activation(out)
+
+    class ACBlock(nn.Module):
+        def __init__(self, inside, outside):
+            super().__init__()
+            self.square_conv, self.square_bn = nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside)
+            self.ver_conv, self.ver_bn = nn.Conv2d(inside, outside, (3, 1), padding=(1, 0)), nn.BatchNorm2d(outside)
+            self.hor_conv, self.hor_bn = nn.Conv2d(inside, outside, (1, 3), padding=(0, 1)), nn.BatchNorm2d(outside)
+
+        def forward(self, x):
+            square = self.square_bn(self.square_conv(x))
+            return square + self.ver_bn(self.ver_conv(x)) + self.hor_bn(self.hor_conv(x))
+
+    class BNAndPadLayer(nn.Module):
+        def __init__(self, pad_pixels, channels):
+            super().__init__()
+            self.bn, self.pad_pixels = nn.BatchNorm2d(channels), pad_pixels
+
+        def forward(self, x):
+            output, p = self.bn(x), self.pad_pixels
+            values = self.bn.bias - self.bn.running_mean * self.bn.weight / torch.sqrt(
+                self.bn.running_var + self.bn.eps
+            )
+            output = F.pad(output, [p] * 4)
+            values = values.view(1, -1, 1, 1)
+            output[:, :, :p, :] = output[:, :, -p:, :] = values
+            output[:, :, :, :p] = output[:, :, :, -p:] = values
+            return output
+
+    class IdentityBasedConv1x1(nn.Conv2d):
+        def __init__(self, channels):
+            super().__init__(channels, channels, 1, bias=False)
+            self.id_tensor = torch.eye(channels).reshape(channels, channels, 1, 1)
+
+        def forward(self, input):
+            kernel = self.weight + self.id_tensor.to(self.weight.device)
+            return F.conv2d(input, kernel, None, stride=1, padding=0, dilation=self.dilation, groups=self.groups)
+
+    class DiverseBranchBlock(nn.Module):
+        def __init__(self, channels, outside, stride=1):
+            super().__init__()
+            self.dbb_origin = conv_bn(channels, outside, 3, 1, stride)
+            self.dbb_avg = nn.Sequential()
+            self.dbb_avg.add_module("conv", nn.Conv2d(channels, outside, 1, bias=False))
+            self.dbb_avg.add_module("bn", BNAndPadLayer(1, outside))
+            self.dbb_avg.add_module("avg", nn.AvgPool2d(3, stride, 0))
+            self.dbb_avg.add_module("avgbn", nn.BatchNorm2d(outside))
+            self.dbb_1x1 = conv_bn(channels, outside, 1, 0, stride)
+            self.dbb_1x1_kxk = nn.Sequential()
+            self.dbb_1x1_kxk.add_module("idconv1", IdentityBasedConv1x1(channels))
+            self.dbb_1x1_kxk.add_module("bn1", BNAndPadLayer(1, channels))
+            self.dbb_1x1_kxk.add_module("conv2", nn.Conv2d(channels, outside, 3, stride, 0, bias=False))
+            self.dbb_1x1_kxk.add_module("bn2", nn.BatchNorm2d(outside))
+
+        def forward(self, inputs):
+            out = self.dbb_origin(inputs)
+            out += self.dbb_1x1(inputs)
+            out += self.dbb_avg(inputs)
+            out += self.dbb_1x1_kxk(inputs)
+            return out
+
+    class OREPA(nn.Module):
+        """A kernel made of parameters in every step, as OREPA's weight_gen does."""
+
+        def __init__(self, inside, outside):
+            super().__init__()
+            self.origin = nn.Parameter(torch.randn(outside, inside, 3, 3))
+            self.pointwise, self.spatial = (nn.Parameter(torch.randn(outside, inside, k, k)) for k in (1, 3))
+            self.vector = nn.Parameter(torch.rand(2, outside))
+            self.bn = nn.BatchNorm2d(outside)
+
+        def weight_gen(self):
+            origin = torch.einsum("oihw,o->oihw", self.origin, self.vector[0, :])
+            product = torch.einsum("oihw,oijk->oihw", self.spatial, self.pointwise)
+            return origin + torch.einsum("oihw,o->oihw", product, self.vector[1, :])
+
+        def forward(self, x):
+            return self.bn(F.conv2d(x, self.weight_gen(), bias=None, stride=1, padding=1, dilation=1, groups=1))
+
+    def in_inference(model):
+        """In double, with batch norms that do something."""
+        torch.manual_seed(1)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                for tensor in (module.bias, module.running_mean):
+                    nn.init.normal_(tensor)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+        return model.double().eval()
+
+    BLOCKS = {
+        "RepVGG": lambda: RepVGGBlock(8, 8),
+        "RepVGG, stride 2": lambda: RepVGGBlock(8, 6, stride=2),
+        "RepVGG, groups": lambda: RepVGGBlock(8, 8, groups=4),
+        "MobileOne": lambda: MobileOneBlock(6),
+        "ACNet": lambda: ACBlock(5, 6),
+        "DBB": lambda: DiverseBranchBlock(6, 6),
+        "DBB, stride 2": lambda: DiverseBranchBlock(6, 5, stride=2),
+        "OREPA": lambda: OREPA(6, 6),
+    }
+
+    def layers(model):
+        return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, nn.Linear))]
+
+
+@needs_torch
+class Blocks(unittest.TestCase):
+    def test_each_block_is_one_layer(self):
+        for name, make in BLOCKS.items():
+            with self.subTest(name):
+                block = in_inference(make())
+                before = copy.deepcopy(block.state_dict())
+                plain, verdict = ct.from_blocks(block)
+                self.assertEqual([type(layer) for layer in layers(plain)], [nn.Conv2d])
+                self.assertEqual(len(verdict), 1)
+                self.assertEqual([p.name for p in verdict[0].proofs], ["algebra", "rounding", "structure"])
+                self.assertTrue(all(proof.holds and proof.elements > 0 for proof in verdict[0].proofs))
+                for size in ((7, 7), (8, 9), (3, 4)):
+                    channels = layers(plain)[0].in_channels
+                    x = torch.randn(2, channels, *size, dtype=torch.double)
+                    torch.testing.assert_close(plain(x), block(x), rtol=0, atol=1e-12)
+                self.assertTrue(all(torch.equal(before[key], value) for key, value in block.state_dict().items()))
+                self.assertTrue(ct.verify(block, plain).holds)
+
+    def test_a_network_of_blocks(self):
+        network = in_inference(
+            nn.Sequential(
+                conv_bn(3, 8, 3, 1, 2), nn.ReLU(), RepVGGBlock(8, 8), MobileOneBlock(8), DiverseBranchBlock(8, 8),
+                nn.ReLU(), ACBlock(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 4),
+            )
+        )  # fmt: skip
+        for dtype, atol in ((torch.double, 1e-12), (torch.float, 1e-4)):
+            network.to(dtype)
+            plain, verdict = ct.from_blocks(network)
+            self.assertEqual([type(layer) for layer in layers(plain)], [nn.Conv2d] * 5 + [nn.Linear])
+            self.assertEqual(len(verdict), 6)
+            x = torch.randn(2, 3, 16, 16, dtype=dtype)
+            torch.testing.assert_close(plain(x), network(x), rtol=0, atol=atol)
+            self.assertEqual(next(plain.parameters()).dtype, dtype)
+            self.assertTrue(ct.verify(network, plain).holds)
+            self.assertIn("structure: holds", str(verdict))
+
+    def test_what_does_not_pay_or_is_not_exact_stays(self):
+        for name, model in {
+            "depthwise, pointwise": nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 16, 1)),
+            "border": nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)),
+            "low rank": nn.Sequential(nn.Linear(16, 2), nn.Linear(2, 16)),
+            "nonlinear": nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+            "shift before padding": nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)),
+            "reflect": nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4)),
+        }.items():
+            with self.subTest(name):
+                model.eval()
+                plain, verdict = ct.from_blocks(model)
+                self.assertEqual(list(verdict), [])
+                self.assertEqual([type(layer) for layer in layers(plain)], [type(layer) for layer in layers(model)])
+
+    def test_a_tensor_that_is_read_twice_stays(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+            def forward(self, x):
+                y = self.one(x)
+                return self.two(y) + torch.relu(y)
+
+        model = Twice().double().eval()
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual(list(verdict), [])
+        x = torch.randn(1, 4, 3, 3, dtype=torch.double)
+        self.assertTrue(torch.equal(plain(x), model(x)))
+
+    def test_what_cannot_be_traced_is_contracted_child_by_child(self):
+        class Dynamic(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = RepVGGBlock(4, 4)
+
+            def forward(self, x):
+                return self.block(x) if x.sum() > 0 else x
+
+        model = in_inference(Dynamic())
+        plain, verdict = ct.from_blocks(model)
+        self.assertIs(type(plain), Dynamic)
+        self.assertEqual([region.name for region in verdict], ["block.conv"])
+        x = torch.rand(1, 4, 5, 5, dtype=torch.double)
+        torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
+
+    def test_training_is_refused(self):
+        with self.assertRaisesRegex(ct.ShapeError, "training mode"):
+            ct.from_blocks(RepVGGBlock(4, 4))
+
+    def test_expanded_layers_are_contracted_with_their_norms(self):
+        model = in_inference(ct.expand_(small_net(), "ck+fc"))
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual(len(verdict), 3)
+        self.assertEqual([type(layer) for layer in layers(plain)], [nn.Conv2d, nn.Conv2d, nn.Linear])
+        x = torch.randn(2, 3, 16, 16, dtype=torch.double)
+        torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
+
+
+@needs_torch
+class Verify(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(0)
+        self.expanded = ct.expand_(small_net(), "cl+fc").eval()
+        self.compact = ct.contract_(copy.deepcopy(self.expanded))
+
+    def test_a_contraction_is_proved(self):
+        verdict = ct.verify(self.expanded, self.compact)
+        self.assertTrue(verdict.holds, str(verdict))
+        self.assertEqual(len(verdict), 3)
+
+    def test_an_ulp_is_found(self):
+        weight = self.compact[4].weight
+        with torch.no_grad():
+            weight[3, 2, 1, 0] = torch.nextafter(weight[3, 2, 1, 0], torch.tensor(torch.inf))
+        verdict = ct.verify(self.expanded, self.compact)
+        self.assertFalse(verdict.holds)
+        self.assertTrue(ct.verify(self.expanded, self.compact, accumulator=torch.float).holds)
+        with torch.no_grad():
+            weight[3, 2, 1, 0] += 1e-2
+        verdict = ct.verify(self.expanded, self.compact, accumulator=torch.float)
+        self.assertFalse(verdict.holds)
+        self.assertIn("weight[3, 2, 1, 0]", str(verdict))
+
+    def test_other_models_are_different(self):
+        for what, change in {
+            "activation": lambda m: setattr(m, "2", nn.GELU()),
+            "pool": lambda m: setattr(m, "3", nn.MaxPool2d(3)),
+            "stride": lambda m: setattr(m[0], "stride", (2, 2)),
+            "bias": lambda m: setattr(m[9], "bias", None),
+        }.items():
+            with self.subTest(what):
+                other = copy.deepcopy(self.compact)
+                change(other)
+                self.assertFalse(ct.verify(self.expanded, other.eval()).holds)
+        self.assertFalse(ct.verify(self.expanded, self.compact[:-1].eval()).holds)
+
+    def test_nan_fails(self):
+        with torch.no_grad():
+            self.compact[0].weight[0, 0, 0, 0] = torch.nan
+        self.assertFalse(ct.verify(self.expanded, self.compact).holds)
+
+
+@needs_torch
+class Proofs(unittest.TestCase):
+    """Each proof finds a mistake of its own kind."""
+
+    def setUp(self):
+        torch.manual_seed(0)
+
+        def conv(inside, outside, kernel, padding=0, dilation=1, groups=1):
+            both = (kernel, kernel), (1, 1), ((padding, padding),) * 2, (dilation, dilation)
+            return ConvShape(inside, outside, *both, groups)
+
+        self.form = Chain([conv(2, 4, 3, 2), Sum([conv(4, 4, 3, 0, 2), conv(4, 4, 1, -2)]), conv(4, 2, 1, groups=2)])
+        shapes = ct.shapes.leaves(self.form)
+        self.parameters = [Parameters(torch.randn(s.weight_shape).double(), None, None) for s in shapes]
+        self.contraction = ct.contraction.Contraction(self.form)
+        self.weight = self.contraction.weight([p.weight for p in self.parameters])
+
+    def proofs(self):
+        return {proof.name: proof.holds for proof in prove(self.form, self.parameters, self.weight, None)}
+
+    def test_what_is_right_is_proved(self):
+        self.assertEqual(self.proofs(), {"algebra": True, "rounding": True, "structure": True})
+
+    def test_a_wrong_step_is_found(self):
+        steps = ct.contraction.Contraction.weight_by_steps
+
+        def wrong(self, weights, reduce=lambda x: x):
+            return steps(self, weights, reduce).flip(-1)
+
+        ct.contraction.Contraction.weight_by_steps = wrong
+        try:
+            self.assertEqual(self.proofs(), {"algebra": False, "rounding": True, "structure": False})
+        finally:
+            ct.contraction.Contraction.weight_by_steps = steps
+
+    def test_a_wrong_weight_is_found(self):
+        self.weight[1, 0, 2, 2] += 1e-12
+        self.assertEqual(self.proofs(), {"algebra": True, "rounding": False, "structure": True})
+
+    def test_a_border_is_found(self):
+        """The borders of random chains, by running them: nonzero just where outputs differ, as deep as stated."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(low, high):
+            return int(torch.randint(low, high, (), generator=generator))
+
+        inexact = 0
+        for _ in range(150):
+            chain, channels = [], 2
+            for _ in range(draw(2, 5)):
+                kernel, dilation = draw(1, 4), draw(1, 3)
+                padding = ((draw(0, 3), draw(0, 3)),)
+                chain.append(ConvShape(channels, 2, (kernel,), (draw(1, 3),), padding, (dilation,), 1, draw(0, 2) == 1))
+            form = Chain(chain)
+            contraction = ct.contraction.Contraction(form)
+            weights = [torch.randint(1, 1000, s.weight_shape, generator=generator).double() for s in chain]
+            biases = [torch.randint(1, 1000, (2,), generator=generator).double() if s.bias else None for s in chain]
+            ((start, end),) = border(form)
+            deepest = [0, 0]
+            for size in range(60, 60 + contraction.shape.stride[0]):
+                x = torch.randint(1, 1000, (1, 2, size), generator=generator).double()
+                layered = ct.contraction.apply_layers(form, x, iter(zip(weights, biases)))
+                whole = ct.contraction.apply(
+                    contraction.shape, x, contraction.weight(weights), contraction.bias(weights, biases)
+                )
+                relative = ((layered - whole).abs() / layered.abs().clamp_min(1)).amax((0, 1)) > 1e-9
+                differing = relative.nonzero().flatten().tolist()
+                count = layered.shape[-1]
+                self.assertTrue(all(i < start or i >= count - end for i in differing), str(form))
+                deepest[0] = max([deepest[0], *(i + 1 for i in differing if i < count // 2)])
+                deepest[1] = max([deepest[1], *(count - i for i in differing if i >= count // 2)])
+            self.assertEqual(deepest, [start, end], str(form))
+            inexact += (start, end) != (0, 0)
+        self.assertGreater(inexact, 20)
+
+    def test_an_inexact_chain_is_refused(self):
+        layer = ConvShape(2, 2, (3, 3), (1, 1), ((1, 1),) * 2, (1, 1))
+        with self.assertRaisesRegex(ct.InexactError, "layer 2 .conv2d 2->2 @3x3 p1x1. pads with zeros where its input"):
+            ct.shapes.require_exact(Chain([layer, layer]))
+
+
+if __name__ == "__main__":
+    unittest.main()
