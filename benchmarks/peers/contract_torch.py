@@ -2,7 +2,8 @@
 """Contracts SmallNet's expanded layers as the published PyTorch code does, beside bench_product, in one run.
 
 The published contraction of ExpandNets multiplies 1x1 layers channel by channel in a Python loop (CL) and composes
-kxk kernels by a transposed convolution (CK); this is that method, checked against the layers' own outputs first.
+kxk kernels by a transposed convolution (CK); this is that method, and the same with an einsum in place of each loop,
+checked against the layers' own outputs first.
 
     benchmarks/peers/contract_torch.py build/release/benchmarks/bench_product
 
@@ -61,6 +62,20 @@ def spatial_then_pointwise(first, second):
     return columns.view(w2.shape[0], *w1.shape[1:]), w2.flatten(1) @ b1 + b2
 
 
+def pointwise_then_spatial_einsum(first, second):
+    weight = torch.einsum("omyx,mc->ocyx", second[0], first[0].flatten(1))
+    return spatial_then_bias(first, second, weight)
+
+
+def spatial_then_pointwise_einsum(first, second):
+    weight = torch.einsum("om,mcyx->ocyx", second[0].flatten(1), first[0])
+    return weight, second[0].flatten(1) @ first[1] + second[1]
+
+
+PUBLISHED = pointwise_then_spatial, spatial_then_pointwise
+EINSUM = pointwise_then_spatial_einsum, spatial_then_pointwise_einsum
+
+
 def spatial_then_spatial(first, second):
     return spatial_then_bias(first, second, nn.functional.conv_transpose2d(second[0], first[0]))
 
@@ -69,16 +84,16 @@ def linear_then_linear(first, second):
     return second[0] @ first[0], second[0] @ first[1] + second[1]
 
 
-def contract(layers):
+def contract(layers, pointwise_first=pointwise_then_spatial, pointwise_last=spatial_then_pointwise):
     product = (layers[0].weight, layers[0].bias)
     for layer in layers[1:]:
         following = (layer.weight, layer.bias)
         if product[0].dim() == 2:
             product = linear_then_linear(product, following)
         elif product[0].shape[2] == 1:
-            product = pointwise_then_spatial(product, following)
+            product = pointwise_first(product, following)
         elif following[0].shape[2] == 1:
-            product = spatial_then_pointwise(product, following)
+            product = pointwise_last(product, following)
         else:
             product = spatial_then_spatial(product, following)
     return product
@@ -86,19 +101,20 @@ def contract(layers):
 
 def check(layers):
     """The method is right: the contracted layer does what the layers do."""
-    weight, bias = contract(layers)
-    size = weight.shape[-1] + 2
-    x = torch.randn(2, weight.shape[1], *([size, size] if weight.dim() == 4 else []))
-    apply = nn.functional.conv2d if weight.dim() == 4 else nn.functional.linear
-    torch.testing.assert_close(apply(x, weight, bias), layers(x), rtol=1e-3, atol=1e-4)
+    for method in (PUBLISHED, EINSUM):
+        weight, bias = contract(layers, *method)
+        size = weight.shape[-1] + 2
+        x = torch.randn(2, weight.shape[1], *([size, size] if weight.dim() == 4 else []))
+        apply = nn.functional.conv2d if weight.dim() == 4 else nn.functional.linear
+        torch.testing.assert_close(apply(x, weight, bias), layers(x), rtol=1e-3, atol=1e-4)
 
 
-def microseconds_torch(layers, at_least=0.3):
-    contract(layers)
+def microseconds_torch(layers, method, at_least=0.3):
+    contract(layers, *method)
     times, begin = [], time.perf_counter()
     while time.perf_counter() - begin < at_least or len(times) < 5:
         start = time.perf_counter()
-        contract(layers)
+        contract(layers, *method)
         times.append(time.perf_counter() - start)
     return 1e6 * statistics.median(times)
 
@@ -118,19 +134,21 @@ def main():
     options = arguments.parse_args()
     torch.manual_seed(0)
     print(f"PyTorch {torch.__version__}; microseconds, medians of {options.rounds} alternating rounds")
-    print(f"{'layer':<30}{'ours, 1 thread':>16}{'torch, 1':>12}{'ratio':>8}{'torch, all':>12}{'ratio':>8}")
     threads = torch.get_num_threads()
+    columns = [(method, count) for method in (PUBLISHED, EINSUM) for count in (1, threads)]
+    names = [f"{name}, {count}" for name in ("published", "einsum") for count in (1, threads)]
+    print(f"{'layer':<30}{'ours, 1 thread':>16}" + "".join(f"{name:>16}{'ratio':>8}" for name in names))
     for name, layers in LAYERS.items():
         check(layers)
-        ours, single, multiple = [], [], []
+        ours, theirs = [], [[] for _ in columns]
         for _ in range(options.rounds):
             ours.append(microseconds_ours(options.binary, name))
-            torch.set_num_threads(1)
-            single.append(microseconds_torch(layers))
-            torch.set_num_threads(threads)
-            multiple.append(microseconds_torch(layers))
-        mine, one, all_threads = map(statistics.median, (ours, single, multiple))
-        print(f"{name:<30}{mine:>16.0f}{one:>12.0f}{one / mine:>8.1f}{all_threads:>12.0f}{all_threads / mine:>8.1f}")
+            for times, (method, count) in zip(theirs, columns, strict=True):
+                torch.set_num_threads(count)
+                times.append(microseconds_torch(layers, method))
+        mine = statistics.median(ours)
+        ratios = "".join(f"{time:>16.0f}{time / mine:>8.1f}" for time in map(statistics.median, theirs))
+        print(f"{name:<30}{mine:>16.0f}{ratios}")
 
 
 if __name__ == "__main__":

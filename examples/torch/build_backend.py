@@ -8,6 +8,7 @@ import tomllib
 import zipfile
 
 ROOT = pathlib.Path(__file__).parent
+SOURCES = ROOT / "src"
 
 
 def _with_operators(config_settings):
@@ -38,7 +39,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         f"Requires-Python: {project['requires-python']}",
         *(f"Requires-Dist: {each}" for each in project["dependencies"]),
     ]
-    files = {str(path.relative_to(ROOT)): path.read_bytes() for path in sorted(ROOT.glob("concertina/**/*.py"))}
+    files = {str(path.relative_to(SOURCES)): path.read_bytes() for path in sorted(SOURCES.rglob("*.py"))}
     files[f"{base}.dist-info/METADATA"] = "\n".join([*metadata, ""]).encode()
     files[f"{base}.dist-info/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: concertina\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

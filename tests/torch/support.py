@@ -8,7 +8,7 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 if not importlib.util.find_spec("concertina"):  # not installed: from the tree
-    sys.path.insert(0, str(ROOT / "examples" / "torch"))
+    sys.path.insert(0, str(ROOT / "examples" / "torch" / "src"))
 
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = unittest.skipUnless(HAVE_TORCH, "PyTorch is not installed (scripts/setup --torch)")
@@ -49,7 +49,7 @@ if HAVE_TORCH:
 
     def with_when(model, when):
         for module in model.modules():
-            if isinstance(module, ct.expansion.ExpandedWeight):
+            if isinstance(module, ct.ExpandedWeight):
                 module.when = when
         return model
 

@@ -2,12 +2,13 @@
 """Expanded training in PyTorch: layers expanded, contracted in every step, and contracted for good."""
 
 from .blocks import Verdict, VerificationError, from_blocks, verify
-from .expansion import Report, contract_, expand_, report
+from .expansion import ExpandedWeight, Report, contract_, expand_, report
 from .export import save
 from .shapes import Error, ExpansionError, InexactError, ShapeError
 
 __all__ = [
     "Error",
+    "ExpandedWeight",
     "ExpansionError",
     "InexactError",
     "Report",

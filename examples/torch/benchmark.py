@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Training steps of expanded networks: contracted by the package, by einsums written by hand, and layer by layer.
+
+A step is forward, cross entropy, backward and SGD with momentum, on one random batch in memory. Rounds alternate
+between the ways, medians are compared; first the ways' gradients are, in double.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+
+import concertina.torch as ct
+import torch
+from concertina.torch import operators
+from concertina.torch.expansion import originals
+from torch import nn
+from torch.nn import functional as F
+from tutorial import small_net
+
+
+def mobile_net():
+    """MobileNetV1's layers at half its width, on 32x32 images."""
+
+    def unit(inside, outside, kernel, stride=1, groups=1):
+        conv = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups, bias=False)
+        return [conv, nn.BatchNorm2d(outside), nn.ReLU()]
+
+    layers, widths = unit(3, 16, 3), [16, 32, 64, 64, 128, 128, 256, 256, 256]
+    for index, (inside, outside) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += unit(inside, inside, 3, 2 if index in (1, 3, 5) else 1, inside) + unit(inside, outside, 1)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inside, outside, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outside), nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inside != outside:
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+def resnet18():
+    """With the 3x3 stem for 32x32 images."""
+    layers, inside = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()], 64
+    for outside, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [BasicBlock(inside, outside, stride), BasicBlock(outside, outside, 1)]
+        inside = outside
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+NETWORKS = {  # the network, its expansion, the batch
+    "SmallNet CL": (small_net, {"strategy": "cl"}, 128),
+    "SmallNet CK": (small_net, {"strategy": "ck"}, 128),
+    "MobileNet CL": (mobile_net, {"strategy": "cl"}, 32),
+    "ResNet-18 CL, rate 2": (resnet18, {"strategy": "cl", "rate": 2}, 32),
+}
+
+
+def by_hand(model):
+    """Contracted as one would without a package: two einsums for CL, transposed convolutions for CK."""
+
+    def forward(self, x):
+        weights = originals(self.parametrizations.weight)
+        biases = originals(self.parametrizations.bias) if "bias" in self.parametrizations else []
+        weight, bias, groups = weights[0], biases[0] if biases else None, self.groups
+        for index, outer in enumerate(weights[1:], start=1):
+            if bias is not None:
+                bias = outer.sum((2, 3)) @ bias + biases[index]
+            if weight[0, 0].numel() == 1:
+                g = (groups, -1)
+                weight = torch.einsum(
+                    "gomyx,gmc->gocyx", outer.unflatten(0, g), weight.flatten(1).unflatten(0, g)
+                ).flatten(0, 1)
+            elif outer[0, 0].numel() == 1:
+                g = (groups, -1)
+                weight = torch.einsum(
+                    "gom,gmcyx->gocyx", outer.flatten(1).unflatten(0, g), weight.unflatten(0, g)
+                ).flatten(0, 1)
+            else:
+                weight = F.conv_transpose2d(outer, weight)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(getattr(module, "parametrizations", None), nn.ModuleDict):
+            module.forward = forward.__get__(module)
+    return model
+
+
+def with_when(model, when):
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, ct.ExpandedWeight):
+            module.when = when
+    return model
+
+
+def by_steps(model):
+    """The package without its compiled operators."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, ct.ExpandedWeight):
+            module.contraction.encoded = None
+    return model
+
+
+def check(ways):
+    """All ways have the same gradients, in double."""
+    x, expected = torch.randn(2, 3, 32, 32, dtype=torch.double), None
+    for name, model in ways.items():
+        if name == "compact":
+            continue
+        model = copy.deepcopy(model).double()
+        for module in model.modules():
+            if "forward" in vars(module):  # bound to the module that was copied
+                module.forward = module.forward.__func__.__get__(module)
+        model(x).square().sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+        expected = gradients if expected is None else expected
+        assert (gradients - expected).norm() <= 1e-10 * expected.norm(), name
+
+
+def measure(ways, batch, seconds, rounds):
+    x, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    optimizers = {name: torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9) for name, model in ways.items()}
+    times = {name: [] for name in ways}
+
+    def step(name):
+        start = time.perf_counter()
+        optimizers[name].zero_grad()
+        F.cross_entropy(ways[name](x), labels).backward()
+        optimizers[name].step()
+        return time.perf_counter() - start
+
+    for _ in range(rounds):
+        for name in ways:
+            step(name)
+            begin, own = time.perf_counter(), []
+            while not own or time.perf_counter() - begin < seconds:
+                own.append(step(name))
+            times[name].append(statistics.median(own))
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--threads", default="1,2", help="numbers of threads, with commas")
+    arguments.add_argument("--seconds", type=float, default=1, help="for each way in a round")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    options = arguments.parse_args()
+    print(f"PyTorch {torch.__version__}; a training step in ms, medians of {options.rounds} alternating rounds\n")
+    columns = ["compact", "contracted", "with PyTorch's operations", "by hand", "layer by layer"]
+    if not operators.AVAILABLE:
+        columns.remove("with PyTorch's operations")
+    print("| network | threads | " + " | ".join(columns) + " |")
+    print("|---|---|" + "---|" * len(columns))
+    for name in options.networks:
+        make, expansion, batch = NETWORKS[name]
+        torch.manual_seed(0)
+        compact = make()
+        model = ct.expand_(copy.deepcopy(compact), **expansion)
+        ways = {"compact": compact, "contracted": model, "by hand": by_hand(model)}
+        ways["layer by layer"] = with_when(model, "never")
+        if operators.AVAILABLE:
+            ways["with PyTorch's operations"] = by_steps(model)
+        check(ways)
+        for threads in map(int, options.threads.split(",")):
+            torch.set_num_threads(threads)
+            times = measure(ways, batch, options.seconds, options.rounds)
+            row = " | ".join(f"{1e3 * times[column]:.1f}" for column in columns)
+            print(f"| {name}, batch {batch} | {threads} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
