@@ -218,6 +218,35 @@ class Blocks(unittest.TestCase):
         x = torch.randn(1, 4, 3, 3, dtype=torch.double)
         self.assertTrue(torch.equal(plain(x), model(x)))
 
+    def test_a_tensor_that_is_written_to_stays(self):
+        class InPlace(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+                self.norm, self.relu = nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+
+            def forward(self, x):
+                x = torch.tanh(x)
+                kept = x
+                x += self.one(x)
+                y = self.norm(self.two(x))
+                return self.relu(x) + kept + y
+
+        model = in_inference(InPlace())
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual(list(verdict), [])
+        x = torch.randn(1, 4, 3, 3, dtype=torch.double)
+        torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
+
+    def test_dropout_is_passed(self):
+        model = in_inference(nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 3), nn.ReLU(), nn.Dropout(),
+                                           nn.Linear(3, 3), nn.Identity(), nn.Linear(3, 2)))  # fmt: skip
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual(len(verdict), 2)
+        x = torch.randn(5, 4, dtype=torch.double)
+        torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
+        self.assertTrue(ct.verify(model, plain).holds)
+
     def test_what_cannot_be_traced_is_contracted_child_by_child(self):
         class Dynamic(nn.Module):
             def __init__(self):

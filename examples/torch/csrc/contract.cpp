@@ -29,8 +29,7 @@ std::vector<concertina::ConvShape<rank>> decoded(const Integers& form) {
   STD_TORCH_CHECK(!form.empty() && form.size() % length == 0, "concertina: not an encoded chain");
   std::vector<concertina::ConvShape<rank>> shapes;
   for (std::size_t at = 0; at < form.size(); at += length) {
-    concertina::ConvShape<rank> shape{
-        .out = form[at + 1], .in = form[at], .groups = form[at + 2]};
+    concertina::ConvShape<rank> shape{.out = form[at + 1], .in = form[at], .groups = form[at + 2]};
     for (int axis = 0; axis < rank; ++axis) {
       const std::size_t first = at + 3 + static_cast<std::size_t>(axis);
       shape.kernel_size[axis] = form[first];

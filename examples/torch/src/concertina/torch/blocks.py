@@ -118,7 +118,26 @@ def _contract_blocks(module, prefix, verdict):
     return regions.replaced(prefix, verdict) if regions.worth_replacing() else module
 
 
+class _NotLinear(Exception):
+    """Of a node: an operand that is no constant, or not what it was when it was made."""
+
+
+class _Proxy(fx.Proxy):
+    """Records x += y as what it is; torch.fx would make it x + y, which leaves x as it was."""
+
+
+def _in_place(operation):
+    return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+
+for _operation in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+    setattr(_Proxy, f"__{_operation.__name__}__", _in_place(_operation))
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node):
+        return _Proxy(node, self)
+
     def is_leaf_module(self, module, name):
         return _pads_with_its_shift(module) or super().is_leaf_module(module, name)
 
@@ -143,6 +162,8 @@ class _Regions:
         self.model = graph_module
         self.nodes = list(graph_module.graph.nodes)
         self.modules = dict(graph_module.named_modules())
+        # Tensors that an operation writes to while others read them: what these read depends on the order.
+        self.written = {node.args[0] for node in self.nodes if self.in_place(node) and len(node.args[0].users) > 1}
         self.frugal = set()  # nodes that go on from a region only where that costs no more
         self.find()
         costly = [region for _, region in self.ends() if not self.pays(region)]
@@ -154,6 +175,15 @@ class _Regions:
         self.constants, self.regions, self.absorbed = {}, {}, set()
         for node in self.nodes:
             self.regions[node] = None if self.constant(node) else self.linear(node) or Region(node)
+
+    def in_place(self, node):
+        if not node.args or not isinstance(node.args[0], fx.Node):
+            return False
+        if node.op == "call_module":
+            return getattr(self.modules[node.target], "inplace", False)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        augmented = getattr(operator, name, None) is node.target and name[0] == "i" and hasattr(operator, name[1:])
+        return augmented or name.endswith("_") or bool(node.kwargs.get("inplace")) or name == "setitem"
 
     # ---- constants: what depends on parameters alone, such as kernels that are generated
 
@@ -175,7 +205,12 @@ class _Regions:
         return True
 
     def value(self, argument):
-        return fx.node.map_arg(argument, self.constants.__getitem__)
+        def known(node):
+            if node not in self.constants:
+                raise _NotLinear
+            return self.constants[node]
+
+        return fx.node.map_arg(argument, known)
 
     # ---- expressions
 
@@ -188,12 +223,14 @@ class _Regions:
                 return self.of_convolution(node)
             if node.op == "call_function" and node.target in ADDITIONS and not node.kwargs:
                 return self.of_sum(node)
-        except KeyError:  # an argument that is no constant
+        except _NotLinear:
             pass
         return None
 
     def before(self, node):
         """The region that a linear operation on `node` goes on from."""
+        if node in self.written:
+            raise _NotLinear
         region = self.regions[node]
         return region if region.source is node or len(node.users) == 1 else Region(node)
 
@@ -202,7 +239,8 @@ class _Regions:
             return None
         base, kind = self.before(node.args[0]), type(module)
         if kind in IDENTITIES:
-            self.absorbed.add(node.args[0])
+            if base.parameters:
+                self.absorbed.add(node.args[0])
             return base
         if is_expanded(module):
             contraction, weights, biases = _parts(module)
@@ -265,10 +303,12 @@ class _Regions:
         if not base.parameters or not isinstance(base.form, Chain) or not ones:
             return None
         padded = replace(base.form[0], padding=tuple((p + padding, q + padding) for p, q in base.form[0].padding))
-        self.regions[node.args[0]] = Region(
-            base.source, Chain((padded, *base.form[1:])), base.parameters, base.nodes, base.cost
-        )
-        return self.chained(node, [_norm(norm)])
+        self.regions[node.args[0]] = replace(base, form=Chain((padded, *base.form[1:])))
+        joined = self.chained(node, [_norm(norm)])
+        if joined.source is base.source:
+            return joined
+        self.regions[node.args[0]] = base
+        return None
 
     def of_sum(self, node):
         operands = [arg for arg in node.args if not (isinstance(arg, (int, float)) and arg == 0)]
@@ -311,6 +351,17 @@ class _Regions:
         return all(map(operator.le, _cost(contracted_shape(region.form)), region.cost))
 
     # ---- results
+
+    def seen(self, node):
+        """The node, or what it passes on."""
+        region = self.regions[node]
+        return node if region.parameters else region.source
+
+    def kept(self):
+        """Nodes that compute something, in order."""
+        return [
+            node for node in self.nodes if self.regions[node] and node not in self.absorbed and self.seen(node) is node
+        ]
 
     def ends(self):
         """Nodes whose regions are computed, in order: (node, region)."""
@@ -398,8 +449,11 @@ def _without_common_ends(region, other):
 def _same_operation(mine, node, theirs, other, same):
     def arguments(side, each, known):
         def value(argument):
-            constant = side.constants.get(argument)
-            return known.get(argument, argument) if constant is None else ("constant", repr(constant))
+            if argument not in side.constants:
+                source = side.seen(argument)
+                return known.get(source, source)
+            constant = side.constants[argument]
+            return f"{constant.dtype} {constant.tolist()}" if torch.is_tensor(constant) else repr(constant)
 
         return str(fx.node.map_arg((each.args, each.kwargs), value))
 
@@ -409,11 +463,8 @@ def _same_operation(mine, node, theirs, other, same):
         return node.op in ("placeholder", "output") or node.target == other.target
     a, b = mine.modules[node.target], theirs.modules[other.target]
     tensors, others = a.state_dict(), b.state_dict()
-    return (
-        repr(a) == repr(b)
-        and tensors.keys() == others.keys()
-        and all(torch.equal(tensors[key], others[key]) for key in tensors)
-    )
+    equal = tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
+    return equal and repr(a) == repr(b)
 
 
 # ---- leaves ------------------------------------------------------------------------------------------
