@@ -94,7 +94,7 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
     preserve    whether the layers contract to the weight that is there; else they are initialised as PyTorch does
     only        patterns (fnmatch) of modules' names: these alone, 1x1 convolutions too; what does not fit is refused
     inner_bias  whether layers before the last have biases too, where the layer has one
-    when        "auto" runs the layers in turn where contracting would take more multiply-adds, as for few positions;
+    when        "auto" runs the layers in turn where contracting takes no fewer multiply-adds, as for few positions;
                 "always" contracts; "never" runs the layers
 
     A layer's parameters become parametrizations (torch.nn.utils.parametrize): parametrizations.weight.original0, the
@@ -216,7 +216,7 @@ class ExpandedWeight(nn.Module):
         return initial
 
     def contracts(self, x):
-        """Whether this takes no more multiply-adds than running the layers on `x`; forward and backward alike."""
+        """Whether this takes fewer multiply-adds than running the layers on `x`; forward and backward alike."""
         if self.when != "auto":
             return self.when == "always"
         rank, layered = self.contraction.shape.rank, 0
@@ -226,7 +226,7 @@ class ExpandedWeight(nn.Module):
             size = shape.output_size(size)
             layered += shape.weight_numel * math.prod(size)
         compact = self.contraction.shape.weight_numel * math.prod(size)
-        return self.contraction.multiply_adds + batch * compact <= batch * layered
+        return self.contraction.multiply_adds + batch * compact < batch * layered
 
 
 class ExpandedBias(nn.Module):
