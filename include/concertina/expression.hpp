@@ -107,6 +107,10 @@ template <class E>
   requires requires { FormTraits<std::remove_cvref_t<E>>::Rank; }
 inline constexpr int form_rank = FormTraits<std::remove_cvref_t<E>>::Rank;
 
+/// The form of whatever has shapes, as a tree.
+template <class E>
+AnyForm any_form(const E& source);
+
 template <int Rank>
 std::optional<Axes> any_size(const std::optional<PerAxis<Rank>>& size) {
   return size ? std::optional(all_axes(*size, 1)) : std::nullopt;
@@ -125,7 +129,7 @@ class Form {
   /// Throws ShapeError where channels do not fit, naming both layers, or there are none.
   template <FormSource E>
     requires(detail::form_rank<E> == Rank && !std::same_as<std::remove_cvref_t<E>, Form>)
-  Form(const E& source);
+  Form(const E& source) : tree_(detail::any_form(source)) {}
 
   explicit Form(detail::AnyForm tree) : tree_(std::move(tree)) {}
 

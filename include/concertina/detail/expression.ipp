@@ -28,7 +28,6 @@ Tree<Leaf<ScalarOf<E>, rank_of<E>>> tree_of(const E& source) {
   }
 }
 
-/// The same without weights, whatever has shapes.
 template <class E>
 AnyForm any_form(const E& source) {
   if constexpr (LinearMap<E>) {
@@ -47,11 +46,6 @@ AnyForm any_form(const E& source) {
 }
 
 }  // namespace detail
-
-template <int Rank>
-template <FormSource E>
-  requires(detail::form_rank<E> == Rank && !std::same_as<std::remove_cvref_t<E>, Form<Rank>>)
-Form<Rank>::Form(const E& source) : tree_(detail::any_form(source)) {}
 
 template <class Scalar, int Rank>
 Expr<Scalar, Rank>::Expr(Join join, const std::vector<Expr>& parts)
