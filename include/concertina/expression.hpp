@@ -73,6 +73,7 @@ template <class E>
 concept LinearMap = requires { typename detail::LinearTraits<std::remove_cvref_t<E>>::Scalar; } &&
                     detail::LinearTraits<std::remove_cvref_t<E>>::Rank >= 0;
 
+/// The scalar and the rank of what can be contracted.
 template <LinearMap E>
 using ScalarOf = typename detail::LinearTraits<std::remove_cvref_t<E>>::Scalar;
 template <LinearMap E>
@@ -203,6 +204,10 @@ template <int Rank>
 std::string to_string(const Form<Rank>& form) {
   return detail::to_string(form.tree());
 }
+template <int Rank>
+std::ostream& operator<<(std::ostream& out, const Form<Rank>& form) {
+  return out << to_string(form);
+}
 
 // ---- the expression ----------------------------------------------------------------------------
 
@@ -267,6 +272,10 @@ class Leaf<Scalar, any_rank> {
  private:
   std::shared_ptr<const ChannelMap<Scalar>> map_;
 };
+
+/// What to_string of an expression prints.
+template <class Scalar, int Rank>
+std::string algebra(const Tree<Leaf<Scalar, Rank>>& tree);
 
 template <class Scalar, int Rank>
 FeatureMap<Scalar, Rank> apply(const Tree<Leaf<Scalar, Rank>>& node,
@@ -377,6 +386,18 @@ class Expr {
   Tree tree_;
 };
 
+/// As it is written, the last layer applied first: "batch_norm[4] * [conv2d 3->4 @3x3] + scale[4]".
+/// Concatenations are "concat_outputs(.., ..)" and "concat_inputs(.., ..)".
+template <class Scalar, int Rank>
+std::string to_string(const Expr<Scalar, Rank>& expression) {
+  return detail::algebra(expression.tree());
+}
+/// Writes to_string of it; a Form likewise.
+template <class Scalar, int Rank>
+std::ostream& operator<<(std::ostream& out, const Expr<Scalar, Rank>& expression) {
+  return out << to_string(expression);
+}
+
 /// `inner`, then `outer`: the product of their matrices. Named layers are viewed and must outlive
 /// the expression; temporaries are kept in it. Throws ShapeError naming both layers where channels
 /// differ.
@@ -405,6 +426,7 @@ template <class S, detail::Factor F>
 auto operator*(const S& factor, F&& f) {
   return std::forward<F>(f).scaled(detail::FactorScalar<F>(factor));
 }
+/// The map -F, and F + -G.
 template <detail::Factor F>
 auto operator-(F&& f) {
   return std::forward<F>(f).scaled(-detail::FactorScalar<F>(1));

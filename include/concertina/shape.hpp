@@ -13,6 +13,7 @@
 #include <initializer_list>
 #include <limits>
 #include <numeric>
+#include <ostream>
 #include <string>
 
 namespace concertina {
@@ -249,6 +250,16 @@ std::string to_string(const PerAxis<Rank>& values) {
 template <int Rank>
 std::string to_string(const ConvShape<Rank>& shape) {
   return detail::to_string(detail::AnyShape(shape));
+}
+
+/// Writes to_string of it.
+template <int Rank>
+std::ostream& operator<<(std::ostream& out, const PerAxis<Rank>& values) {
+  return out << to_string(values);
+}
+template <int Rank>
+std::ostream& operator<<(std::ostream& out, const ConvShape<Rank>& shape) {
+  return out << to_string(shape);
 }
 
 namespace detail {

@@ -11,6 +11,7 @@
 #include <list>
 #include <optional>
 #include <span>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -342,6 +343,31 @@ TEST_CASE("a form is what an expression is without its weights", "[expression]")
         "(conv2d 3->4 @1x1 +bias | conv2d 3->4 @1x1 +bias)");
   CHECK(to_string(Form(concat_inputs(std::vector<Expr<int, 2>>{b, b}))) ==
         "(conv2d 3->4 @1x1 +bias & conv2d 3->4 @1x1 +bias)");
+}
+
+TEST_CASE("an expression prints as it is written", "[expression]") {
+  Rng rng(33);
+  const auto [a, b, c, x] = three(rng);
+  const auto scale = channel_scale(std::vector<int>{1, 2, 3, 4});
+  CHECK(to_string(scale * (b + identity<int>(4) * b) * a) ==
+        "scale[4] * ([conv2d 3->4 @1x1 +bias] + identity[4] * [conv2d 3->4 @1x1 +bias]) * "
+        "[conv2d 2->3 @3x3 p1x1]");
+  CHECK(to_string(channel_bias<int>(4, 1) * channel_select<int>(3, {0, 1, 1, 2})) ==
+        "bias[4] * select[3->4]");
+  CHECK(to_string(batch_norm(BatchNorm<float>{.running_mean = {0}, .running_var = {1}})) ==
+        "batch_norm[1]");
+  CHECK(to_string(average_pool<float, 2>(3, 3, 2)) == "1/9[3] * [conv2d 3->3 @3x3 s2x2 g3]");
+  const std::vector<Expr<int, 2>> parts{b + b, b};
+  CHECK(to_string(concat_outputs(parts)) ==
+        "concat_outputs([conv2d 3->4 @1x1 +bias] + [conv2d 3->4 @1x1 +bias], "
+        "[conv2d 3->4 @1x1 +bias])");
+  CHECK(to_string(concat_inputs(parts)).starts_with("concat_inputs("));
+
+  const auto printed = [](const auto& value) { return (std::ostringstream() << value).str(); };
+  CHECK(printed(c * b) == to_string(c * b));
+  CHECK(printed(Form(c * b)) == to_string(Form(c * b)));
+  CHECK(printed(c.shape()) == to_string(c.shape()));
+  CHECK(printed(PerAxis<2>{3, 5}) == "3x5");
 }
 
 TEST_CASE("a form counts the multiply-adds of the order that is taken", "[expression]") {

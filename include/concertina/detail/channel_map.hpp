@@ -6,6 +6,7 @@
 #include <concertina/conv.hpp>
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 namespace concertina {
@@ -34,6 +35,17 @@ struct ChannelMap {
 
   friend bool operator==(const ChannelMap&, const ChannelMap&) = default;
 };
+
+/// What it is and its channels, "batch_norm[8]", "select[8->4]"; "1/9[8]" is the division in a
+/// pool.
+template <class Scalar>
+std::string to_string(const ChannelMap<Scalar>& map) {
+  const std::string in = std::to_string(map.in), out = std::to_string(map.out);
+  if (!map.variance.empty()) return "batch_norm[" + out + "]";
+  if (!map.source.empty()) return "select[" + in + "->" + out + "]";
+  if (map.divisor != 1) return "1/" + std::to_string(map.divisor) + "[" + out + "]";
+  return (!map.weight.empty() ? "scale[" : !map.bias.empty() ? "bias[" : "identity[") + out + "]";
+}
 
 namespace detail {
 

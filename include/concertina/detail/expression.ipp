@@ -75,6 +75,30 @@ void Expr<Scalar, Rank>::require_channels() const {
 
 namespace detail {
 
+template <class Scalar, int Rank>
+std::string algebra(const Tree<Leaf<Scalar, Rank>>& tree) {
+  if (tree.is_leaf()) {
+    if constexpr (Rank >= 0) {
+      if (tree.leaf().view()) return "[" + to_string(tree.leaf().shape()) + "]";
+    }
+    return to_string(*tree.leaf().channel_map());
+  }
+  const Join join = tree.join();
+  const bool concatenated = join == Join::concat_outputs || join == Join::concat_inputs;
+  std::string result;
+  for (const auto& part : tree.parts()) {
+    std::string factor = algebra(part);
+    if (join == Join::chain) {
+      if (part.join() == Join::sum) factor = "(" + factor + ")";
+      result = result.empty() ? factor : factor + " * " + result;
+    } else {
+      result += (result.empty() ? "" : concatenated ? ", " : " + ") + factor;
+    }
+  }
+  if (!concatenated) return result;
+  return (join == Join::concat_outputs ? "concat_outputs(" : "concat_inputs(") + result + ")";
+}
+
 /// Channels first .. first + count - 1 of a map.
 template <class Scalar, int Rank>
 FeatureMap<Scalar, Rank> slice(const FeatureMapView<Scalar, Rank>& x, Index first, Index count) {
