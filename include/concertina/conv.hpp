@@ -200,6 +200,7 @@ class Conv {
   std::vector<Scalar> bias_;
 };
 
+/// Layers by their rank: fully connected, and convolutions of one to three axes.
 template <class Scalar>
 using Linear = Conv<Scalar, 0>;
 template <class Scalar>

@@ -71,6 +71,7 @@ struct detail::SerialFor {
     for (Index i = 0; i < count; ++i) task(i);
   }
 };
+/// A plain loop, what is done without threads.
 inline constexpr detail::SerialFor serial_for{};
 
 }  // namespace concertina

@@ -34,7 +34,7 @@ struct Threads {
     std::vector<std::thread> others;
     try {
       for (Index t = 1; t < std::min<Index>(count, tasks); ++t) others.emplace_back(work);
-    } catch (const std::system_error&) {
+    } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
       // As many as there are.
     }
     work();

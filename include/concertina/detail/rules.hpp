@@ -163,9 +163,9 @@ inline void require_same_outputs(std::span<const AnyShape> branches,
       }
       const Index a = growth(first, axis), c = growth(branch, axis);
       if (a == c) continue;
+      constexpr const char* remedy = "pad alike, or name the input size where they agree";
       refuse(text({"output sizes differ along axis ", axis, ", by ", a, " and ", c,
-                   " from the input's before striding; pad alike, or name the input size where "
-                   "they agree"}));
+                   " from the input's before striding; ", remedy}));
     }
   }
 }

@@ -42,8 +42,8 @@ std::vector<ConvShape<Rank>> lay_out(const ConvShape<Rank>& shape,
       throw ShapeError("expansion rate " + std::to_string(options.rate) + " is not in (0, 1e6)");
     }
     for (std::size_t map = 0; map < between; ++map) {
-      const auto own = static_cast<double>((map == 0 ? shape.in : shape.out) / groups);
-      const auto wide = static_cast<Index>(std::llround(options.rate * own));
+      const Index own = (map == 0 ? shape.in : shape.out) / groups;
+      const auto wide = static_cast<Index>(std::llround(options.rate * static_cast<double>(own)));
       widths.push_back(checked_multiply(std::max<Index>(wide, 1), groups, "expansion"));
     }
   } else {
