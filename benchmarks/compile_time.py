@@ -23,14 +23,14 @@ concertina::Conv2d<float> product(const concertina::Conv2d<float>& outer, const 
   return concertina::contract(outer * inner);
 }
 """
-FIRST_STEPS = (ROOT / "examples/first_steps.cpp").read_text()
+FIRST_STEPS = (ROOT / "examples/01_first_steps.cpp").read_text()
 COMPILED = ["-DCONCERTINA_COMPILED"]
 CASES = {
     "#include <Eigen/Dense>": ("#include <Eigen/Dense>\n", ["-O2"]),
     "#include <concertina/contract.hpp>": ("#include <concertina/contract.hpp>\n", ["-O2"]),
     "one contract of Conv2d<float>": (CONTRACT, ["-O2"]),
     "  with concertina::compiled": (CONTRACT, ["-O2", *COMPILED]),
-    "examples/first_steps.cpp -O3": (FIRST_STEPS, ["-O3"]),
+    "examples/01_first_steps.cpp -O3": (FIRST_STEPS, ["-O3"]),
     "  with concertina::compiled ": (FIRST_STEPS, ["-O3", *COMPILED]),
 }
 

@@ -12,9 +12,8 @@ int main() {
   const auto layers = initialize<float>(expand_cl(compact, {.rate = 4}), generator);
 
   const auto product = contract<double>(layers[2] * layers[1] * layers[0]);
-  for (const auto& layer : layers) std::cout << to_string(layer.shape()) << '\n';
-  std::cout << "contract to " << to_string(product.shape()) << "\n\n"
-            << verify<double>(layers, product);
+  for (const auto& layer : layers) std::cout << layer.shape() << '\n';
+  std::cout << "contract to " << product.shape() << "\n\n" << verify<double>(layers, product);
 
   FeatureMap<float, 2> image({.channels = 8, .size = {32, 32}});
   std::cout << "\noutput " << to_string(product(image).shape().size) << '\n';
