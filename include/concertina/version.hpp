@@ -3,7 +3,7 @@
 #pragma once
 
 #define CONCERTINA_VERSION_MAJOR 0
-#define CONCERTINA_VERSION_MINOR 1
+#define CONCERTINA_VERSION_MINOR 2
 #define CONCERTINA_VERSION_PATCH 0
 
 /// One number to compare with: 1.2.3 is 10203.
