@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What mkdocs does beside: the reference, made of the public headers' docstrings; and files outside of docs/ that pages
+link to, which become part of the site."""
+
+import importlib.machinery
+import importlib.util
+import logging
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parent.parent
+INCLUDE = ROOT / "include/concertina"
+log = logging.getLogger("mkdocs.hooks.concertina")
+
+FIELD = re.compile(r"(Shapes|Requires|Ensures|Cost|Throws|Gradient|Source|Lifetime|Reach) +(.*)")
+OUTWARD = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+
+
+def public_names():
+    loader = importlib.machinery.SourceFileLoader("public_names", str(ROOT / "scripts/public_names"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("public_names", loader))
+    loader.exec_module(module)
+    return module.names
+
+
+def prose(lines):
+    """A docstring as Markdown: its fields as a list, indented text as code."""
+    result, field = [], False
+    for line in lines:
+        if match := FIELD.match(line):
+            result += [] if field else [""]
+            result.append(f"- **{match[1]}** {match[2]}")
+            field = True
+        elif field and line.startswith("  "):
+            result.append("  " + line.strip())
+        else:
+            result.append(line)
+            field = field and bool(line)
+    return re.sub(r"<(?=[^\s`>]*>)(?![^`\n]*`)", r"\\<", "\n".join(result))
+
+
+def declaration(lines):
+    """The head of what is declared: up to its body, its initialisers, or its semicolon."""
+    text, depth = "\n".join(lines), 0
+    for at, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if depth == 0 and (character in ";{" or text.startswith("\n      :", at) or text.startswith(" : ", at)):
+            if character == "{" and re.search(r"(\bMapShape|= |\bPadding)$", text[:at].rstrip()[-12:] or " "):
+                continue
+            return text[:at].rstrip()
+    return text
+
+
+def entries(header):
+    """(docstring, declaration) of each that has one; namespace detail is left out."""
+    lines, hidden, doc, at = header.read_text().split("\n"), 0, [], 0
+    while at < len(lines):
+        line = lines[at]
+        if re.match(r"namespace (concertina::)?detail \{", line):
+            hidden = 1
+        elif re.match(r"\}  // namespace (concertina::)?detail", line):
+            hidden = 0
+        if not hidden and re.match(r"\s*///(?!<)", line):
+            doc.append(re.sub(r"^\s*/// ?", "", line))
+        elif doc:
+            end = at
+            while end + 1 < len(lines) and not re.search(r"[;{]", lines[end]) and end < at + 14:
+                end += 1
+            indent = len(line) - len(line.lstrip())
+            heads = [declaration([text[indent:] for text in lines[at:end + 1]])]
+            while end + 1 < len(lines) and lines[end].endswith(";") and re.match(rf"\s{{{indent}}}(?!namespace|//|#|\}})\S", lines[end + 1]):
+                at = end = end + 1  # the declarations right below are documented with it
+                while end + 1 < len(lines) and not lines[end].endswith((";", "{")):
+                    end += 1
+                heads.append(declaration([text[indent:] for text in lines[at:end + 1]]))
+            yield indent, doc, "\n".join(heads)
+            doc, at = [], end
+        at += 1
+
+
+def title(head):
+    head = re.sub(r"template <.*?>\n", "", head, flags=re.S) if "\n" in head else head
+    for pattern in (r"\b(?:class|struct|concept|enum class) (\w+)", r"#define (\w+)", r"\busing (\w+)",
+                    r"(operator ?[^\s(]+)\(", r"(\w+)\(", r"(operator \w+)", r"(\w+)(?: =.*)?$"):
+        if match := re.search(pattern, head):
+            return match[1]
+    return head.split("\n")[-1]
+
+
+def reference():
+    """The page, and the public names that have no entry on it."""
+    names, page, missing = public_names(), ["# Reference", "", "From the headers' own documentation.", ""], []
+    for header in sorted([*INCLUDE.glob("*.hpp"), *INCLUDE.glob("io/*.hpp"), *INCLUDE.glob("cuda/*.hpp"),
+                          *INCLUDE.glob("cuda/*.cuh")]):
+        text = header.read_text()
+        purpose = " ".join(line[3:] for line in text.split("// SPDX")[0].strip().split("\n"))
+        page += [f"## {header.relative_to(INCLUDE)}", "", purpose, ""]
+        shown = ""
+        for indent, doc, head in entries(header):
+            name = title(head)
+            shown += f" {head}"
+            page += [f"{'####' if indent else '###'} {name.replace('<', '&lt;').replace('*', '&#42;')}", "", f"```cpp\n{head}\n```", "", prose(doc), ""]
+        missing += [f"{header.name}: {name}" for name in names(header)
+                    if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", f"{shown} {purpose}")]
+    return "\n".join(page), missing
+
+
+def on_files(files, config):
+    page, missing = reference()
+    for name in missing:
+        log.warning("no docstring: %s", name)
+    files.append(File.generated(config, "reference.md", content=page))
+    for source in {target for file in files.documentation_pages() if file.abs_src_path
+                   for target in outward(Path(file.abs_src_path))}:
+        files.append(File.generated(config, f"repository/{source.relative_to(ROOT)}.txt", content=source.read_text()))
+    return files
+
+
+def outward(page):
+    for match in OUTWARD.finditer(page.read_text()):
+        target = (page.parent / match[1]).resolve()
+        if ROOT / "docs" not in target.parents and target.is_file():
+            yield target
+
+
+def on_page_markdown(markdown, page, config, files):
+    if page.file.generated_by:
+        return markdown
+    source = Path(page.file.abs_src_path)
+
+    def inward(match):
+        target = (source.parent / match[1]).resolve()
+        if ROOT / "docs" in target.parents:
+            return match[0]
+        up = "../" * page.file.src_uri.count("/")
+        return f"]({up}repository/{target.relative_to(ROOT)}.txt)"
+
+    return OUTWARD.sub(inward, markdown)

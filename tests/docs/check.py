@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the repository's Markdown: links and anchors lead somewhere, prose is at most 120 characters wide, and the
+version is the same everywhere.
+
+usage: check.py [--commands BUILD_DIR]
+
+With --commands it runs each ```sh block that a ```text block follows, in a folder where the repository is but
+BUILD_DIR is build/release, and compares what is printed; times and outputs of networks are masked.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LINK = re.compile(r"(?<!\\)\]\(([^()\s]+)\)")
+FENCED = re.compile(r"^```.*?^```$|^<!--.*?-->$", re.S | re.M)
+COMMAND = re.compile(r"^```sh\n((?:(?!```).)*?)^```\n\n```text\n(.*?)^```$", re.S | re.M)
+NOISE = re.compile(r"^run .*$|\d[\d.e+-]* [mu]?s\b", re.M)
+WIDTH = 120  # but for docs/results, whose lines are figures
+
+
+def pages():
+    ignored = {"build", ".git"}
+    return sorted(page for page in ROOT.rglob("*.md") if not ignored & set(page.relative_to(ROOT).parts))
+
+
+def blank(match):
+    return "\n" * match[0].count("\n")
+
+
+def anchors(page):
+    """As GitHub and the site make them of headings."""
+    titles = re.findall(r"^#+ (.*)$", FENCED.sub(blank, page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def check_page(page):
+    name, text = page.relative_to(ROOT), FENCED.sub(blank, page.read_text())
+    for number, line in enumerate(text.split("\n"), start=1):
+        if len(line) > WIDTH and "results" not in name.parts and not line.startswith("|") and " " in line[2:]:
+            yield f"{name}:{number}: {len(line)} characters"
+        for target in LINK.findall(re.sub(r"`[^`]*`", "", line)):
+            if re.match(r"[a-z]+:", target):
+                continue
+            path, _, anchor = target.partition("#")
+            linked = (page.parent / path).resolve() if path else page
+            if not linked.exists():
+                yield f"{name}:{number}: there is no {target}"
+            elif anchor and linked.suffix == ".md" and anchor not in anchors(linked):
+                yield f"{name}:{number}: no heading of {path or name} is #{anchor}"
+
+
+def check_versions():
+    numbers = re.findall(r"VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", (ROOT / "include/concertina/version.hpp").read_text())
+    for name in ("CHANGELOG.md", "CITATION.cff", "packaging/vcpkg/vcpkg.json"):
+        if ".".join(numbers) not in (ROOT / name).read_text():
+            yield f"{name}: says nothing of version {'.'.join(numbers)}"
+
+
+def check_commands(build):
+    masked = lambda text: NOISE.sub("*", text).strip()
+    count = 0
+    for page in pages():
+        for commands, expected in COMMAND.findall(page.read_text()):
+            count += 1
+            with tempfile.TemporaryDirectory() as folder:
+                for entry in ROOT.iterdir():
+                    if entry.name != "build":
+                        (Path(folder) / entry.name).symlink_to(entry)
+                (Path(folder) / "build").mkdir()
+                (Path(folder) / "build/release").symlink_to(build)
+                path = f"{build / 'examples'}{os.pathsep}{os.environ['PATH']}"
+                done = subprocess.run(["bash", "-ec", commands], cwd=folder, env={**os.environ, "PATH": path},
+                                      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+            if done.returncode or masked(done.stdout) != masked(expected):
+                yield f"{page.relative_to(ROOT)}: {commands}exits with {done.returncode} and prints\n{done.stdout}"
+    if not count:
+        yield "no page has a command with its output"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--commands", type=lambda folder: Path(folder).resolve(), metavar="BUILD_DIR")
+    build = parser.parse_args().commands
+    if build:
+        faults = list(check_commands(build))
+    else:
+        faults = [fault for page in pages() for fault in check_page(page)] + list(check_versions())
+    print("\n".join(faults) if faults else "all is well")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()
