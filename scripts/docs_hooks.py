@@ -38,19 +38,18 @@ def prose(lines):
         else:
             result.append(line)
             field = field and bool(line)
-    return re.sub(r"<(?=[^\s`>]*>)(?![^`\n]*`)", r"\\<", "\n".join(result))
+    parts = "\n".join(result).split("`")  # every other one is code
+    return "`".join(part if at % 2 else part.replace("<", "&lt;") for at, part in enumerate(parts))
 
 
 def declaration(lines):
-    """The head of what is declared: up to its body, its initialisers, or its semicolon."""
+    """The head of what is declared, up to its body, its initialisers, or its semicolon, and in how many lines."""
     text, depth = "\n".join(lines), 0
     for at, character in enumerate(text):
         depth += (character in "([") - (character in ")]")
-        if depth == 0 and (character in ";{" or text.startswith("\n      :", at) or text.startswith(" : ", at)):
-            if character == "{" and re.search(r"(\bMapShape|= |\bPadding)$", text[:at].rstrip()[-12:] or " "):
-                continue
-            return text[:at].rstrip()
-    return text
+        if depth == 0 and (character in ";{" or re.match(r"\s+: ", text[at:at + 12])):
+            return text[:at].rstrip(), text.count("\n", 0, at)
+    return text, len(lines) - 1
 
 
 def entries(header):
@@ -65,18 +64,19 @@ def entries(header):
         if not hidden and re.match(r"\s*///(?!<)", line):
             doc.append(re.sub(r"^\s*/// ?", "", line))
         elif doc:
-            end = at
-            while end + 1 < len(lines) and not re.search(r"[;{]", lines[end]) and end < at + 14:
-                end += 1
             indent = len(line) - len(line.lstrip())
-            heads = [declaration([text[indent:] for text in lines[at:end + 1]])]
-            while end + 1 < len(lines) and lines[end].endswith(";") and re.match(rf"\s{{{indent}}}(?!namespace|//|#|\}})\S", lines[end + 1]):
-                at = end = end + 1  # the declarations right below are documented with it
-                while end + 1 < len(lines) and not lines[end].endswith((";", "{")):
-                    end += 1
-                heads.append(declaration([text[indent:] for text in lines[at:end + 1]]))
+            heads, count = [], 0
+            while True:  # the declarations right below, with no line between, are documented with it
+                at += count
+                head, count = declaration([text[indent:] for text in lines[at:at + 20]])
+                heads.append(head)
+                ends = lines[at + count].endswith(";")
+                count += 1
+                if not ends or not re.match(rf"\s{{{indent}}}(?!namespace|//|#|\}})\S", (lines[at + count:] or [""])[0]):
+                    break
             yield indent, doc, "\n".join(heads)
-            doc, at = [], end
+            doc = []
+            at += count - 1
         at += 1
 
 
