@@ -1,0 +1,569 @@
+// Batch norms in training: statistics, outputs and gradients beside layer by layer.
+// SPDX-License-Identifier: Apache-2.0
+#include <concertina/moments.hpp>
+
+#include <concertina/blocks.hpp>
+#include <concertina/expand.hpp>
+#include <concertina/threads.hpp>
+
+#include "core/layered.hpp"
+#include "support.hpp"
+
+#include <catch2/catch.hpp>
+
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace concertina::test {
+namespace {
+
+using Catch::Contains;
+
+template <class F>
+long double largest_of(const F& values) {
+  long double largest = 0;
+  for (const auto& value : values) {
+    largest = std::max(largest, std::abs(static_cast<long double>(value)));
+  }
+  return largest;
+}
+
+/// The largest difference relative to the largest value, or to `other` where all values are far
+/// smaller: what rounds are then terms that cancel.
+template <class F, class G>
+double distance(const F& found, const G& expected, long double other = 0) {
+  REQUIRE(found.size() == expected.size());
+  long double difference = 0, largest = largest_of(expected);
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    difference = std::max(difference, std::abs(static_cast<long double>(found[i]) -
+                                               static_cast<long double>(expected[i])));
+  }
+  if (largest < 1e-2L * other) largest = other;
+  return static_cast<double>(largest == 0 ? difference : difference / largest);
+}
+
+template <class T, int Rank, class Scalar>
+Maps<T, Rank> maps_of(const FeatureMap<Scalar, Rank>& x) {
+  return {x.shape().batch, x.shape().channels, x.shape().size,
+          std::vector<T>(x.values().begin(), x.values().end())};
+}
+
+template <class Scalar, int Rank>
+FeatureMap<Scalar, Rank> random_maps(const MapShape<Rank>& shape, Rng& rng, double mean = 0.5,
+                                     double width = 1) {
+  FeatureMap<Scalar, Rank> x(shape);
+  for (Scalar& value : x.values()) {
+    value = static_cast<Scalar>(mean + random_uniform(rng, width));
+  }
+  return x;
+}
+
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> random_layer(const ConvShape<Rank>& shape, Rng& rng) {
+  Conv<Scalar, Rank> layer(shape);
+  initialize_uniform(layer, rng);
+  return layer;
+}
+
+/// Weights of both signs.
+template <class Scalar>
+BatchNorm<Scalar> random_norm(Index channels, Rng& rng) {
+  BatchNorm<Scalar> norm = initial_batch_norm<Scalar>(channels);
+  for (std::size_t c = 0; c < norm.weight.size(); ++c) {
+    norm.weight[c] = static_cast<Scalar>(random_uniform(rng, 2));
+    norm.bias[c] = static_cast<Scalar>(random_uniform(rng, 1));
+  }
+  return norm;
+}
+
+/// A step's errors, of everything that it computes.
+struct Errors {
+  double output = 0, statistics = 0, layers = 0, input = 0;
+
+  double largest() const { return std::max({output, statistics, layers, input}); }
+};
+
+/// Of a step contracted, the layer run in T, relative to `exact` layer by layer.
+template <class T, class Scalar, int Rank, class Reference>
+Errors contracted_errors(const Expr<Scalar, Rank>& expression, const FeatureMap<Scalar, Rank>& x,
+                         Layered<Reference, Rank>& exact, Maps<Reference, Rank> output,
+                         const Maps<Reference, Rank>& gradient,
+                         const Maps<Reference, Rank>& input_gradient,
+                         const std::vector<Padding<Rank>>& margins) {
+  TrainingContraction<Scalar, Rank> block(expression, x.shape().size, margins);
+  const Conv<Scalar, Rank>& layer = block.forward(expression, x);
+  Layered<T, Rank> run{Expr<Scalar, Rank>(layer)};
+  const Maps<T, Rank> y = run.forward(maps_of<T>(x));
+  Maps<T, Rank> dy{output.batch, output.channels, output.size,
+                   std::vector<T>(gradient.values.begin(), gradient.values.end())};
+  const Maps<T, Rank> dx = run.backward(dy);
+  const auto cast = [](const std::vector<T>& from) {
+    return std::vector<Scalar>(from.begin(), from.end());
+  };
+  ConvShape<Rank> shape = layer.shape();
+  const Conv<Scalar, Rank> dlayer(
+      shape, cast(run.leaves.front().weight_gradient),
+      shape.bias ? cast(run.leaves.front().bias_gradient) : std::vector<Scalar>());
+  const auto gradients = block.backward(dlayer);
+  std::vector<Scalar> to = cast(dx.values);
+  block.add_input_gradient(x, to);
+
+  Errors errors;
+  errors.output = distance(y.values, output.values);
+  REQUIRE(block.statistics().size() == exact.means.size());
+  for (std::size_t norm = 0; norm < exact.means.size(); ++norm) {
+    errors.statistics =
+        std::max({errors.statistics, distance(block.statistics()[norm].mean, exact.means[norm]),
+                  distance(block.statistics()[norm].variance, exact.variances[norm])});
+  }
+  REQUIRE(gradients.size() == exact.leaves.size());
+  // What a norm undoes has a gradient of zero, as a bias before it, or but for eps, as a scale.
+  long double largest = 0;
+  for (const auto& leaf : exact.leaves) largest = std::max(largest, largest_of(leaf.weight_gradient));
+  for (std::size_t leaf = 0; leaf < gradients.size(); ++leaf) {
+    const auto& of = exact.leaves[leaf];
+    errors.layers =
+        std::max(errors.layers, distance(gradients[leaf].weight(), of.weight_gradient, largest));
+    if (!of.shape.bias) continue;
+    errors.layers =
+        std::max(errors.layers, distance(gradients[leaf].bias(), of.bias_gradient, largest));
+  }
+  errors.input = distance(to, input_gradient.values, largest_of(dx.values));
+  return errors;
+}
+
+/// The errors of a step in double, beside layer by layer in double.
+template <int Rank>
+Errors step_errors(const Expr<double, Rank>& expression, const FeatureMap<double, Rank>& x,
+                   const std::vector<Padding<Rank>>& margins = {}) {
+  Rng rng(7);
+  Layered<double, Rank> exact(expression, margins);
+  const Maps<double, Rank> y = exact.forward(maps_of<double>(x));
+  Maps<double, Rank> dy = y;
+  for (double& value : dy.values) value = random_uniform(rng, 1);
+  const Maps<double, Rank> dx = exact.backward(dy);
+  return contracted_errors<double>(expression, x, exact, y, dy, dx, margins);
+}
+
+template <int Rank>
+void check_step(const Expr<double, Rank>& expression, const FeatureMap<double, Rank>& x,
+                const std::vector<Padding<Rank>>& margins = {}, double tolerance = 1e-12) {
+  const Errors errors = step_errors(expression, x, margins);
+  INFO(to_string(Form<Rank>(expression)) << " on " << to_string(x.shape().size));
+  CAPTURE(tolerance / 1e-15, errors.output / 1e-15, errors.statistics / 1e-15,
+          errors.layers / 1e-15, errors.input / 1e-15);
+  CHECK(errors.largest() < tolerance);
+}
+
+/// Moments by their definition: patches in rows.
+template <int Rank>
+void check_moments(const ConvShape<Rank>& shape, const FeatureMap<double, Rank>& x) {
+  const Moments found = patch_moments(shape, x);
+  const Index taps = numel(shape.kernel_size), width = shape.in / shape.groups;
+  const PerAxis<Rank> size = x.shape().size;
+  const auto patch = static_cast<std::size_t>(taps * width);
+  for (Index group = 0; group < shape.groups; ++group) {
+    std::vector<std::vector<double>> rows;
+    for (Index n = 0; n < x.shape().batch; ++n) {
+      detail::for_each_position(output_size(shape, size), [&](const PerAxis<Rank>& t) {
+        std::vector<double>& row = rows.emplace_back(patch);
+        std::size_t i = 0;
+        detail::for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& a) {
+          for (Index c = 0; c < width; ++c, ++i) {
+            Index at = n * shape.in + group * width + c;
+            bool inside = true;
+            for (int axis = 0; axis < Rank; ++axis) {
+              const Index p = t[axis] * shape.stride[axis] - shape.padding.start[axis] +
+                              a[axis] * shape.dilation[axis];
+              inside = inside && p >= 0 && p < size[axis];
+              at = at * size[axis] + p;
+            }
+            if (inside) row[i] = x.values()[static_cast<std::size_t>(at)];
+          }
+        });
+      });
+    }
+    REQUIRE(found.count == std::ssize(rows));
+    std::vector<double> mean(patch), scatter(patch * patch);
+    for (const auto& row : rows) {
+      for (std::size_t i = 0; i < patch; ++i) mean[i] += row[i] / static_cast<double>(rows.size());
+    }
+    for (const auto& row : rows) {
+      for (std::size_t i = 0; i < patch * patch; ++i) {
+        scatter[i] += (row[i / patch] - mean[i / patch]) * (row[i % patch] - mean[i % patch]);
+      }
+    }
+    const auto own = [&](const std::vector<double>& of, std::size_t elements) {
+      const auto begin = of.begin() + group * static_cast<Index>(elements);
+      return std::vector<double>(begin, begin + static_cast<Index>(elements));
+    };
+    INFO(to_string(shape) << " on " << to_string(size));
+    CHECK(distance(own(found.mean, patch), mean) < 1e-13);
+    CHECK(distance(own(found.scatter, patch * patch), scatter) < 1e-12);
+  }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE_SIG("moments are those of the patches, by lags and by patches", "[moments]",
+                       ((int Rank), Rank), 1, 2, 3) {
+  Rng rng(1);
+  std::vector<ConvShape<Rank>> shapes = all_shapes<Rank>(rng, 30);
+  shapes.push_back({.out = 1, .in = 12, .kernel_size = 3, .padding = 1});
+  shapes.push_back({.out = 1, .in = 4, .kernel_size = 3, .padding = 4});
+  shapes.push_back({.out = 1, .in = 4, .kernel_size = 3, .padding = 2, .dilation = 2});
+  shapes.push_back({.out = 6, .in = 6, .kernel_size = 3, .padding = 1, .groups = 6});
+  shapes.push_back({.out = 6, .in = 6, .kernel_size = 3, .padding = 2, .dilation = 2, .groups = 6});
+  shapes.push_back({.out = 2, .in = 2, .kernel_size = 3, .padding = -1, .groups = 2});
+  bool lags = false, patches = false;
+  for (const ConvShape<Rank>& shape : shapes) {
+    const PerAxis<Rank> size = random_input_size(shape, rng, Rank == 3 ? 3 : 12);
+    const Index batch = random_index(rng, 1, 10);
+    const auto x = random_maps<double, Rank>({.batch = batch, .channels = shape.in, .size = size},
+                                             rng, 3);
+    const detail::PatchGeometry geometry(shape, detail::all_axes(size, 1));
+    (geometry.prefers_lags() ? lags : patches) = true;
+    check_moments(shape, x);
+  }
+  CHECK(lags);
+  CHECK(patches);
+}
+
+TEST_CASE("moments of workers add up to those of all", "[moments]") {
+  Rng rng(2);
+  const ConvShape<2> shape{.out = 4, .in = 4, .kernel_size = 3, .padding = 1, .groups = 2};
+  const auto all = random_maps<double, 2>({.batch = 7, .channels = 4, .size = {5, 6}}, rng, 1e4);
+  const auto part = [&](Index first, Index count) {
+    const auto begin = all.values().begin() + first * 120;
+    return FeatureMap<double, 2>({.batch = count, .channels = 4, .size = {5, 6}},
+                                 std::vector<double>(begin, begin + count * 120));
+  };
+  Moments sum;
+  sum = patch_moments(shape, part(0, 2));
+  sum += patch_moments(shape, part(2, 4));
+  sum += patch_moments(shape, part(6, 1));
+  const Moments whole = patch_moments(shape, all);
+  CHECK(sum.count == whole.count);
+  CHECK(distance(sum.mean, whole.mean) < 1e-14);
+  CHECK(distance(sum.scatter, whole.scatter) < 1e-13);
+  CHECK_THROWS_AS(sum += patch_moments({.out = 1, .in = 4}, all), ShapeError);
+}
+
+TEST_CASE("threads do not change a bit", "[moments]") {
+  Rng rng(3);
+  for (const Index groups : {1, 2, 12}) {
+    const ConvShape<2> shape{.out = 12, .in = 12, .kernel_size = 3, .padding = 1, .groups = groups};
+    const auto x = random_maps<float, 2>({.batch = 9, .channels = 12, .size = {8, 7}}, rng);
+    const Moments serial = patch_moments(shape, x), threads = patch_moments(shape, x, Threads{3});
+    CHECK(serial.mean == threads.mean);
+    CHECK(serial.scatter == threads.scatter);
+  }
+}
+
+TEMPLATE_TEST_CASE_SIG("a step of a layer and its norm is that of layer by layer", "[moments]",
+                       ((int Rank), Rank), 1, 2, 3) {
+  Rng rng(4);
+  std::vector<ConvShape<Rank>> shapes = all_shapes<Rank>(rng, 20);
+  shapes.push_back({.out = 5, .in = 10, .kernel_size = 3, .padding = 1});
+  shapes.push_back({.out = 6, .in = 6, .kernel_size = 3, .padding = 1, .groups = 6});
+  shapes.push_back({.out = 4, .in = 6, .kernel_size = 3, .padding = 2, .dilation = 2, .groups = 2});
+  int steps = 0;
+  for (const ConvShape<Rank>& shape : shapes) {
+    const PerAxis<Rank> size = random_input_size(shape, rng, Rank == 3 ? 2 : 6);
+    const auto layer = random_layer<double>(shape, rng);
+    const auto norm = random_norm<double>(shape.out, rng);
+    const auto x =
+        random_maps<double, Rank>({.batch = 5, .channels = shape.in, .size = size}, rng);
+    Layered<double, Rank> first(batch_norm(norm) * layer);
+    first.forward(maps_of<double>(x));
+    if (std::ranges::min(first.variances.front()) < 1e-20) continue;  // reads padding alone
+    ++steps;
+    check_step<Rank>(batch_norm(norm) * layer, x);
+  }
+  CHECK(steps > 25);
+}
+
+namespace {
+
+/// Blocks of every structure: each with a batch that it takes.
+void for_each_block(
+    const std::function<void(const std::string&, const Expr<double, 2>&,
+                             const FeatureMap<double, 2>&, const std::vector<Padding<2>>&)>& visit) {
+  Rng rng(5);
+  const auto batch = [&](Index channels, const PerAxis<2>& size) {
+    return random_maps<double, 2>({.batch = 4, .channels = channels, .size = size}, rng);
+  };
+  const auto conv = [&](const ConvShape<2>& shape) { return random_layer<double>(shape, rng); };
+  const auto bn = [&](Index channels) { return batch_norm(random_norm<double>(channels, rng)); };
+  const ConvShape<2> same{.out = 6, .in = 6, .kernel_size = 3, .padding = 1};
+
+  visit("RepVGG", bn(6) * conv(same) + bn(6) * conv({.out = 6, .in = 6}) + bn(6), batch(6, {7, 6}),
+        {});
+  visit("ACNet",
+        bn(5) * conv({.out = 5, .in = 4, .kernel_size = 3, .padding = 1}) +
+            bn(5) * conv({.out = 5, .in = 4, .kernel_size = {3, 1}, .padding = {1, 0}}) +
+            bn(5) * conv({.out = 5, .in = 4, .kernel_size = {1, 3}, .padding = {0, 1}}),
+        batch(4, {6, 7}), {});
+  visit("CL with norms",
+        bn(4) * conv({.out = 4, .in = 12}) * bn(12) * conv({.out = 12, .in = 10, .kernel_size = 3}) *
+            bn(10) * conv({.out = 10, .in = 5, .padding = 1}),
+        batch(5, {6, 6}), {});
+  {
+    const ConvShape<2> depthwise{
+        .out = 6, .in = 6, .kernel_size = 3, .padding = 1, .groups = 6};
+    visit("MobileOne, depthwise",
+          bn(6) * conv(depthwise) + bn(6) * conv(depthwise) +
+              bn(6) * conv({.out = 6, .in = 6, .groups = 6}) + bn(6),
+          batch(6, {6, 6}), {});
+  }
+  visit("MobileOne, 1x1",
+        bn(6) * conv({.out = 6, .in = 6}) + bn(6) * conv({.out = 6, .in = 6}) + bn(6),
+        batch(6, {5, 4}), {});
+  {
+    const auto dbb = initialize_diverse_branch_block<double>(
+        ConvShape<2>{.out = 5, .in = 4, .kernel_size = 3, .padding = 1}, rng);
+    const Expr<double, 2> expression = dbb.expression();
+    // origin, reduce, spatial, pointwise, before_pool, pool
+    visit("DBB", expression, batch(4, {6, 7}), {0, 1, 0, 0, 1, 0});
+    visit("DBB, statistics of the padded maps", expression, batch(4, {6, 7}), {});
+  }
+  visit("strided", bn(4) * conv({.out = 4, .in = 3, .kernel_size = 3, .stride = 2, .padding = 1}) +
+                       bn(4) * conv({.out = 4, .in = 3, .stride = 2}),
+        batch(3, {7, 9}), {});
+  visit("norm before a norm, sum in a chain",
+        bn(4) * (bn(4) * conv({.out = 4, .in = 5, .groups = 1}) + conv({.out = 4, .in = 5})) *
+            bn(5) * conv({.out = 5, .in = 3, .kernel_size = 3, .padding = 1}),
+        batch(3, {6, 6}), {});
+  visit("concatenated outputs",
+        bn(5) * concat_outputs(std::vector<Expr<double, 2>>{
+                    bn(3) * conv({.out = 3, .in = 4, .kernel_size = 3, .padding = 1}),
+                    bn(2) * conv({.out = 2, .in = 4})}),
+        batch(4, {5, 5}), {});
+  visit("concatenated inputs",
+        concat_inputs(std::vector<Expr<double, 2>>{
+            bn(3) * conv({.out = 3, .in = 4, .kernel_size = 3, .padding = 1}),
+            bn(3) * conv({.out = 3, .in = 2})}),
+        batch(6, {5, 5}), {});
+  visit("scales, biases and shuffles between",
+        bn(4) * channel_bias(std::vector<double>{1, 2, 3, 4}) *
+            channel_scale(std::vector<double>{1, -2, 3, 0.5}) * channel_shuffle<double>(4, 2) *
+            conv({.out = 4, .in = 4, .kernel_size = 3, .bias = true}),
+        batch(4, {6, 6}), {});
+  visit("no norm at all", conv({.out = 3, .in = 4, .kernel_size = 3}) * conv({.out = 4, .in = 2}),
+        batch(2, {5, 5}), {});
+  visit("kernels far apart share no moments",
+        bn(4) * conv({.out = 4, .in = 4, .kernel_size = {1, 7}, .padding = {0, 3}, .groups = 4}) +
+            bn(4) * conv({.out = 4, .in = 4, .kernel_size = {7, 1}, .padding = {3, 0}, .groups = 4}),
+        batch(4, {8, 9}), {});
+  {
+    auto plain = initial_batch_norm<double>(4);
+    plain.weight.clear();
+    plain.bias.clear();
+    visit("a norm without weight and bias",
+          batch_norm(plain) * conv({.out = 4, .in = 3, .kernel_size = 3, .padding = 1}),
+          batch(3, {6, 6}), {});
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a step of a block is that of layer by layer", "[moments]") {
+  for_each_block([](const std::string& name, const Expr<double, 2>& expression,
+                    const FeatureMap<double, 2>& x, const std::vector<Padding<2>>& margins) {
+    INFO(name);
+    check_step(expression, x, margins);
+  });
+}
+
+namespace {
+
+/// Layers and norms in memory that steps of descent move, and the expression of them.
+template <class Scalar>
+struct Trainable {
+  std::vector<Conv<Scalar, 2>> layers;
+  std::vector<BatchNorm<Scalar>> norms;
+  std::function<Expr<Scalar, 2>(const Trainable&)> join;
+
+  Expr<Scalar, 2> expression() const { return join(*this); }
+
+  /// From gradients in the order of leaves.
+  template <class Weight, class Bias>
+  void descend(std::size_t leaves, Weight&& weight, Bias&& bias, double rate) {
+    std::vector<bool> is_norm;
+    expression().tree().for_each_leaf(
+        [&](const auto& leaf) { is_norm.push_back(leaf.channel_map() != nullptr); });
+    REQUIRE(is_norm.size() == leaves);
+    auto layer = layers.begin();
+    auto norm = norms.begin();
+    const auto move = [&](auto&& to, auto&& gradient) {
+      for (std::size_t i = 0; i < to.size(); ++i) {
+        to[i] = static_cast<Scalar>(to[i] - rate * static_cast<double>(gradient[i]));
+      }
+    };
+    for (std::size_t leaf = 0; leaf < leaves; ++leaf) {
+      move(is_norm[leaf] ? std::span<Scalar>(norm->weight) : layer->weight(), weight(leaf));
+      move(is_norm[leaf] ? std::span<Scalar>(norm->bias) : layer->bias(), bias(leaf));
+      is_norm[leaf] ? static_cast<void>(++norm) : static_cast<void>(++layer);
+    }
+  }
+};
+
+/// RepVGG, a CL expansion with a norm after each layer, MobileOne's depthwise block, DBB's chain:
+/// layers in the order of leaves.
+template <class Scalar>
+std::vector<Trainable<Scalar>> trainable_blocks(Rng& rng) {
+  const auto make = [&](const std::vector<ConvShape<2>>& shapes, const std::vector<Index>& norms,
+                        std::function<Expr<Scalar, 2>(const Trainable<Scalar>&)> join) {
+    Trainable<Scalar> block{.layers = {}, .norms = {}, .join = std::move(join)};
+    for (const ConvShape<2>& shape : shapes) {
+      block.layers.push_back(random_layer<double>(shape, rng).template cast<Scalar>());
+    }
+    for (const Index channels : norms) block.norms.push_back(random_norm<Scalar>(channels, rng));
+    return block;
+  };
+  const ConvShape<2> same{.out = 6, .in = 6, .kernel_size = 3, .padding = 1},
+      depthwise{.out = 6, .in = 6, .kernel_size = 3, .padding = 1, .groups = 6};
+  using Block = Trainable<Scalar>;
+  return {make({same, {.out = 6, .in = 6}}, {6, 6, 6},
+               [](const Block& b) {
+                 return batch_norm(b.norms[0]) * b.layers[0] + batch_norm(b.norms[1]) * b.layers[1] +
+                        batch_norm(b.norms[2]);
+               }),
+          make({{.out = 12, .in = 6, .padding = 1},
+                {.out = 10, .in = 12, .kernel_size = 3},
+                {.out = 6, .in = 10}},
+               {12, 10, 6},
+               [](const Block& b) {
+                 return batch_norm(b.norms[2]) * b.layers[2] * batch_norm(b.norms[1]) * b.layers[1] *
+                        batch_norm(b.norms[0]) * b.layers[0];
+               }),
+          make({depthwise, depthwise, {.out = 6, .in = 6, .groups = 6}}, {6, 6, 6, 6},
+               [](const Block& b) {
+                 return batch_norm(b.norms[0]) * b.layers[0] + batch_norm(b.norms[1]) * b.layers[1] +
+                        batch_norm(b.norms[2]) * b.layers[2] + batch_norm(b.norms[3]);
+               }),
+          make({{.out = 6, .in = 6, .padding = 1}, {.out = 6, .in = 6, .kernel_size = 3}}, {6, 6},
+               [](const Block& b) {
+                 return batch_norm(b.norms[1]) * b.layers[1] * batch_norm(b.norms[0]) * b.layers[0];
+               })};
+}
+
+}  // namespace
+
+TEST_CASE("twenty steps of descent stay with those of layer by layer", "[moments]") {
+  Rng rng(8);
+  for (Trainable<double>& block : trainable_blocks<double>(rng)) {
+    Trainable<double> layered = block;
+    const auto target = random_maps<double, 2>({.batch = 4, .channels = 6, .size = {6, 7}}, rng);
+    TrainingContraction<double, 2> contraction(block.expression(), {6, 7});
+    double loss = 0, first_loss = 0;
+    for (int step = 0; step < 20; ++step) {
+      const auto x = random_maps<double, 2>({.batch = 4, .channels = 6, .size = {6, 7}}, rng);
+      // L = |y - target|^2 / 2
+      const auto gradient_of = [&](const Maps<double, 2>& y) {
+        Maps<double, 2> gradient = y;
+        loss = 0;
+        for (std::size_t i = 0; i < y.values.size(); ++i) {
+          gradient.values[i] -= target.values()[i];
+          loss += gradient.values[i] * gradient.values[i] / 2;
+        }
+        return gradient;
+      };
+      Layered<double, 2> exact(layered.expression());
+      exact.backward(gradient_of(exact.forward(maps_of<double>(x))));
+      layered.descend(
+          exact.leaves.size(), [&](std::size_t l) { return exact.leaves[l].weight_gradient; },
+          [&](std::size_t l) { return exact.leaves[l].bias_gradient; }, 1e-3);
+      const Conv2d<double>& layer = contraction.forward(block.expression(), x);
+      Layered<double, 2> run{Expr<double, 2>(layer)};
+      run.backward(gradient_of(run.forward(maps_of<double>(x))));
+      if (step == 0) first_loss = loss;
+      const Conv2d<double> gradient(layer.shape(), run.leaves[0].weight_gradient,
+                                    run.leaves[0].bias_gradient);
+      const auto gradients = contraction.backward(gradient);
+      block.descend(
+          gradients.size(), [&](std::size_t l) { return gradients[l].weight(); },
+          [&](std::size_t l) { return gradients[l].bias(); }, 1e-3);
+    }
+    CHECK(loss < 0.9 * first_loss);
+    for (std::size_t l = 0; l < block.layers.size(); ++l) {
+      CHECK(distance(block.layers[l].weight(), layered.layers[l].weight()) < 1e-9);
+    }
+    for (std::size_t n = 0; n < block.norms.size(); ++n) {
+      CHECK(distance(block.norms[n].weight, layered.norms[n].weight) < 1e-9);
+      CHECK(distance(block.norms[n].bias, layered.norms[n].bias) < 1e-9);
+    }
+  }
+}
+
+namespace {
+
+/// The errors of a step in float, contracted and layer by layer, against long double.
+std::pair<Errors, Errors> float_errors(const Expr<float, 2>& expression,
+                                       const FeatureMap<float, 2>& x) {
+  Rng rng(9);
+  Layered<long double, 2> exact(expression);
+  const auto y = exact.forward(maps_of<long double>(x));
+  Maps<long double, 2> dy = y;
+  for (long double& value : dy.values) value = static_cast<float>(random_uniform(rng, 1));
+  const auto dx = exact.backward(dy);
+  const Errors contracted = contracted_errors<float>(expression, x, exact, y, dy, dx, {});
+
+  Layered<float, 2> plain(expression);
+  const auto plain_y = plain.forward(maps_of<float>(x));
+  Maps<float, 2> plain_dy = plain_y;
+  plain_dy.values.assign(dy.values.begin(), dy.values.end());
+  const auto plain_dx = plain.backward(plain_dy);
+  Errors layered;
+  layered.output = distance(plain_y.values, y.values);
+  for (std::size_t norm = 0; norm < exact.means.size(); ++norm) {
+    layered.statistics = std::max({layered.statistics, distance(plain.means[norm], exact.means[norm]),
+                                   distance(plain.variances[norm], exact.variances[norm])});
+  }
+  long double largest = 0;
+  for (const auto& leaf : exact.leaves) largest = std::max(largest, largest_of(leaf.weight_gradient));
+  for (std::size_t leaf = 0; leaf < exact.leaves.size(); ++leaf) {
+    const auto& of = exact.leaves[leaf];
+    const auto& own = plain.leaves[leaf];
+    layered.layers = std::max({layered.layers,
+                               distance(own.weight_gradient, of.weight_gradient, largest),
+                               distance(own.bias_gradient, of.bias_gradient, largest)});
+  }
+  layered.input = distance(plain_dx.values, dx.values, largest_of(dx.values));
+  return {contracted, layered};
+}
+
+}  // namespace
+
+TEST_CASE("in float a step errs at most four times as much as layer by layer", "[moments]") {
+  Rng rng(10);
+  const auto check = [](const std::string& name, const Expr<float, 2>& expression,
+                        const FeatureMap<float, 2>& x) {
+    const auto [contracted, layered] = float_errors(expression, x);
+    constexpr double ulp = 0x1p-23;
+    INFO(name);
+    CAPTURE(contracted.output / ulp, layered.output / ulp, contracted.statistics / ulp,
+            layered.statistics / ulp, contracted.layers / ulp, layered.layers / ulp,
+            contracted.input / ulp, layered.input / ulp);
+    CHECK(contracted.output <= 4 * layered.output);
+    CHECK(contracted.statistics <= 4 * layered.statistics);
+    CHECK(contracted.layers <= 4 * layered.layers);
+    CHECK(contracted.input <= 4 * layered.input);
+  };
+  int number = 0;
+  for (const Trainable<float>& block : trainable_blocks<float>(rng)) {
+    const std::string name = "block " + std::to_string(++number);
+    const MapShape<2> shape{.batch = 8, .channels = 6, .size = {9, 8}};
+    check(name, block.expression(), random_maps<float, 2>(shape, rng));
+    auto constant = random_maps<float, 2>(shape, rng);
+    for (Index n = 0; n < 8; ++n) std::fill_n(constant.values().begin() + n * 432 + 72, 72, 0.3F);
+    check(name + ", a constant channel", block.expression(), constant);
+    check(name + ", one image", block.expression(),
+          random_maps<float, 2>({.batch = 1, .channels = 6, .size = {9, 8}}, rng));
+    check(name + ", mean 1e4", block.expression(), random_maps<float, 2>(shape, rng, 1e4, 1e-2));
+  }
+}
+
+}  // namespace concertina::test
