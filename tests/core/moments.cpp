@@ -564,6 +564,143 @@ TEST_CASE("in float a step errs at most four times as much as layer by layer", "
           random_maps<float, 2>({.batch = 1, .channels = 6, .size = {9, 8}}, rng));
     check(name + ", mean 1e4", block.expression(), random_maps<float, 2>(shape, rng, 1e4, 1e-2));
   }
+  // Without padding no border hides the small deviations.
+  const auto conv = [&](const ConvShape<2>& of) {
+    return random_layer<double>(of, rng).template cast<float>();
+  };
+  const auto bn = [&] { return batch_norm(random_norm<float>(6, rng)); };
+  const MapShape<2> shape{.batch = 8, .channels = 6, .size = {9, 8}};
+  const ConvShape<2> one{.out = 6, .in = 6}, valid{.out = 6, .in = 6, .kernel_size = 3},
+      depthwise{.out = 6, .in = 6, .groups = 6};
+  const auto far = random_maps<float, 2>(shape, rng, 1e4, 1e-2);
+  check("1x1 + 1x1, mean 1e4", bn() * conv(one) + bn() * conv(one), far);
+  check("3x3, mean 1e4", bn() * conv(valid), far);
+  check("3x3 after 1x1, mean 1e4", bn() * conv(valid) * bn() * conv(one), far);
+  check("depthwise 1x1, mean 1e4", bn() * conv(depthwise), far);
+}
+
+TEST_CASE("without variance eps decides, and without eps the channel is named", "[moments]") {
+  Rng rng(11);
+  BatchNorm<double> norm = random_norm<double>(2, rng);
+  const Conv2d<double> layer({.out = 2, .in = 2}, {2, -1, 1, 3});
+  FeatureMap<double, 2> x({.batch = 3, .channels = 2, .size = {2, 2}});
+  std::ranges::fill(x.values(), 0.1);
+  TrainingContraction block(batch_norm(norm) * layer, {2, 2});
+  const Conv2d<double>& contracted = block.forward(batch_norm(norm) * layer, x);
+  CHECK(block.statistics()[0].variance == std::vector<double>{0, 0});
+  const FeatureMap<double, 2> y = contracted(x);
+  for (Index i = 0; i < 24; ++i) {  // beta, whatever the factor of 1 / sqrt(eps)
+    CHECK(y.values()[static_cast<std::size_t>(i)] ==
+          Approx(norm.bias[static_cast<std::size_t>(i / 4 % 2)]).epsilon(1e-10));
+  }
+  norm.eps = 0;
+  const std::string message = message_of<NumericalError>(
+      [&] { block.forward(batch_norm(norm) * layer, x); });
+  CHECK_THAT(message, Contains("batch norm 1") && Contains("channel 0"));
+}
+
+TEST_CASE("two workers with shared statistics train as one", "[moments]") {
+  Rng rng(12);
+  const MapShape<2> shape{.batch = 5, .channels = 6, .size = {6, 7}};
+  const auto both = random_maps<double, 2>(shape, rng, 10);
+  const auto part = [&](const FeatureMap<double, 2>& of, Index first, Index count) {
+    const auto begin = of.values().begin() + first * 252;
+    return FeatureMap<double, 2>({.batch = count, .channels = 6, .size = {6, 7}},
+                                 std::vector<double>(begin, begin + count * 252));
+  };
+  for (const Trainable<double>& block : trainable_blocks<double>(rng)) {
+    const Expr<double, 2> expression = block.expression();
+    const FeatureMap<double, 2> mine = part(both, 0, 2), theirs = part(both, 2, 3);
+    TrainingContraction whole(expression, {6, 7}), one(expression, {6, 7}), two(expression, {6, 7});
+    const Conv2d<double> expected = whole.forward(expression, both);
+    std::vector<Moments> moments = one.moments(mine);
+    const std::vector<Moments> other = two.moments(theirs);
+    for (std::size_t m = 0; m < moments.size(); ++m) moments[m] += other[m];
+    CHECK(distance(two.forward(expression, moments).weight(), expected.weight()) < 1e-12);
+    CHECK(distance(one.forward(expression, moments).weight(), expected.weight()) < 1e-12);
+    Conv2d<double> gradient = random_layer<double>(expected.shape(), rng);
+    const auto all = whole.backward(gradient);
+    const auto own = one.backward(gradient);
+    two.backward(gradient);
+    for (std::size_t leaf = 0; leaf < all.size(); ++leaf) {
+      CHECK(distance(own[leaf].weight(), all[leaf].weight(), 1) < 1e-11);
+    }
+    std::vector<double> dx(both.values().size()), dmine(mine.values().size()),
+        dtheirs(theirs.values().size());
+    whole.add_input_gradient(both, dx);
+    one.add_input_gradient(mine, dmine);
+    two.add_input_gradient(theirs, dtheirs);
+    dmine.insert(dmine.end(), dtheirs.begin(), dtheirs.end());
+    CHECK(distance(dmine, dx) < 1e-10);
+  }
+}
+
+TEST_CASE("running statistics move as PyTorch's do", "[moments]") {
+  BatchNorm<float> norm = initial_batch_norm<float>(2);
+  norm.running_mean = {4, -8};
+  update_running_statistics(norm, {.count = 5, .mean = {8, 8}, .variance = {4, 0}}, 0.25);
+  CHECK(norm.running_mean == std::vector<float>{5, -4});
+  CHECK(norm.running_var == std::vector<float>{2, 0.75F});  // 0.75 + 0.25 * 4 * 5 / 4
+  CHECK_THROWS_AS(update_running_statistics(norm, {.count = 5, .mean = {1}, .variance = {1}}),
+                  ShapeError);
+}
+
+TEST_CASE("what does not fit is refused", "[moments]") {
+  Rng rng(13);
+  const auto norm = random_norm<double>(4, rng);
+  const auto layer = random_layer<double>(
+      ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3, .padding = 1}, rng);
+  const auto other = random_layer<double>(ConvShape<2>{.out = 4, .in = 3}, rng);
+  const Expr<double, 2> expression = batch_norm(norm) * layer;
+  TrainingContraction block(expression, {4, 5});
+  const auto batch = [&](Index n, Index channels, const PerAxis<2>& size) {
+    return random_maps<double, 2>({.batch = n, .channels = channels, .size = size}, rng);
+  };
+  Conv2d<double> gradient(block.shape());
+  CHECK_THROWS_AS(block.backward(gradient), Error);
+  CHECK_THROWS_AS(block.moments(batch(0, 3, {4, 5})), ShapeError);
+  CHECK_THROWS_AS(block.moments(batch(2, 4, {4, 5})), ShapeError);
+  CHECK_THROWS_AS(block.moments(batch(2, 3, {5, 5})), ShapeError);
+  CHECK_THROWS_AS(block.forward(batch_norm(norm) * other, batch(2, 3, {4, 5})), ShapeError);
+  CHECK_THROWS_AS(block.forward(expression, std::vector<Moments>{}), ShapeError);
+  block.forward(expression, batch(1, 3, {4, 5}));
+  CHECK_THROWS_AS(block.backward(other), ShapeError);
+  std::vector<double> input_gradient(60);
+  CHECK_THROWS_AS(block.add_input_gradient(batch(1, 3, {4, 5}), input_gradient), Error);
+  block.backward(gradient);
+  CHECK_THROWS_AS(block.add_input_gradient(batch(1, 3, {4, 4}), input_gradient), ShapeError);
+
+  // PyTorch: expected more than 1 value per channel when training.
+  TrainingContraction single(batch_norm(norm) * other, {1, 1});
+  const std::string message = message_of<ShapeError>(
+      [&] { single.forward(batch_norm(norm) * other, batch(1, 3, {1, 1})); });
+  CHECK_THAT(message, Contains("more than one value"));
+
+  // A padding after a norm is not one layer, whatever the statistics.
+  const auto padded = random_layer<double>(
+      ConvShape<2>{.out = 4, .in = 4, .kernel_size = 3, .padding = 1}, rng);
+  CHECK_THROWS_AS((TrainingContraction<double, 2>(padded * expression, {4, 5})), InexactError);
+  CHECK_THROWS_AS((TrainingContraction<double, 2>(expression, {4, 5}, {2})), ShapeError);
+  CHECK_THROWS_AS((TrainingContraction<double, 2>(expression, {4, 5}, {0, 0})), ShapeError);
+}
+
+TEST_CASE("costs are counted", "[moments]") {
+  Rng rng(14);
+  // The input has 16 x 16 positions, so as many outputs, at every layer.
+  const auto cl = initialize<double>(
+      std::vector<ConvShape<2>>{{.out = 128, .in = 32, .padding = 1},
+                                {.out = 128, .in = 128, .kernel_size = 3},
+                                {.out = 32, .in = 128}},
+      rng);
+  const auto bn = [&](Index channels) { return batch_norm(random_norm<double>(channels, rng)); };
+  TrainingContraction block(
+      Expr<double, 2>(bn(32) * cl[2] * bn(128) * cl[1] * bn(128) * cl[0]), {16, 16},
+      {1, 0, 0});
+  const auto cost = block.cost(128);
+  // 32 -> 128 at 18 x 18, 128 -> 128 3x3 and 128 -> 32 at 16 x 16, three passes
+  CHECK(cost.layered == Index{3} * 128 * (32 * 128 * 324 + (128 * 128 * 9 + 128 * 32) * 256));
+  CHECK(cost.layered > 6 * cost.contracted);
+  CHECK(cost.layered < 8 * cost.contracted);
 }
 
 }  // namespace concertina::test
