@@ -157,6 +157,11 @@ class GroupInputGradient {
     for (const Region& region : *regions_) {
       const Lags lags(*geometry_, region);
       offsets_.push_back(std::ssize(kernels_));
+      std::vector<Index>& distances = distances_.emplace_back();
+      for_each_position(lags.extent, [&](Axes lag) {
+        for (int axis = 0; axis < max_rank; ++axis) lag[axis] += lags.first[axis];
+        distances.push_back(canvas_.at(*geometry_, lag));
+      });
       std::vector<double> sums(static_cast<std::size_t>(numel(lags.extent) * width * width));
       for_each_position(kernel, [&](const Axes& tap) {
         if (!region.holds(tap)) return;
@@ -222,21 +227,28 @@ class GroupInputGradient {
   void add_lines(const Scalar* from, Scalar* to) const {
     for (std::size_t r = 0; r < regions_->size(); ++r) {
       const Region& region = (*regions_)[r];
-      const Lags lags(*geometry_, region);
       const Scalar* kernel = kernels_.data() + offsets_[r];
+      const std::vector<Index>& lags = distances_[r];
+      const auto write = [&](Index begin, Index count) {
+        if (count == 1) {  // a column's pixel: its sum stays in a register
+          Scalar sum(0);
+          for (std::size_t l = 0; l < lags.size(); ++l) sum += kernel[l] * from[begin + lags[l]];
+          to[begin] = sum;
+          return;
+        }
+        std::fill_n(to + begin, count, Scalar(0));
+        for (std::size_t l = 0; l < lags.size(); ++l) {
+          axpy(count, kernel[l], from + begin + lags[l], to + begin);
+        }
+      };
+      if (r == 0) {
+        write(0, canvas_.image);
+        continue;
+      }
       for (Index z = 0; z < region.extent[0]; ++z) {
         for (Index y = 0; y < region.extent[1]; ++y) {
-          const Index line =
-              canvas_.at(Axes{region.first[0] + z, region.first[1] + y, region.first[2]});
-          const bool whole = r == 0;
-          if (whole && (z != 0 || y != 0)) continue;
-          const Index begin = whole ? 0 : line, count = whole ? canvas_.image : region.extent[2];
-          std::fill_n(to + begin, count, Scalar(0));
-          Index index = 0;
-          for_each_position(lags.extent, [&](Axes lag) {
-            for (int axis = 0; axis < max_rank; ++axis) lag[axis] += lags.first[axis];
-            axpy(count, kernel[index++], from + begin + canvas_.at(*geometry_, lag), to + begin);
-          });
+          const Axes line = {region.first[0] + z, region.first[1] + y, region.first[2]};
+          write(canvas_.at(line), region.extent[2]);
         }
       }
     }
@@ -282,9 +294,10 @@ class GroupInputGradient {
   bool lags_;
   Canvas canvas_;
   std::vector<double> centre_;
-  std::vector<double> constant_;
-  std::vector<Scalar> map_;
-  std::vector<Index> offsets_;
+  std::vector<double> constant_;  // the same of each patch
+  std::vector<Scalar> map_;       // what no map decides, of each pixel
+  std::vector<Index> offsets_;                 // of each region's kernel
+  std::vector<std::vector<Index>> distances_;  // in pixels, of each region's lags
   std::vector<Scalar> kernels_;
 };
 
