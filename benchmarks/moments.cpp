@@ -30,7 +30,11 @@ struct Maps {
   std::vector<float> values;
 
   Maps(Index n, Index c, Index h, Index w)
-      : batch(n), channels(c), height(h), width(w), values(static_cast<std::size_t>(n * c * h * w)) {}
+      : batch(n),
+        channels(c),
+        height(h),
+        width(w),
+        values(static_cast<std::size_t>(n * c * h * w)) {}
   Index pixels() const { return height * width; }
   float* image(Index n) { return values.data() + n * channels * pixels(); }
   const float* image(Index n) const { return values.data() + n * channels * pixels(); }
@@ -86,8 +90,9 @@ class Layer {
         for (Index c = 0; c < shape_.out; ++c) {
           for_each_line(x, gradient, c, [&](Index tap, const float* from, Index row) {
             const float* line = dy.data() + c * gradient.pixels() + row * gradient.width;
-            dw(c, tap) += ConstView(from, 1, gradient.width).row(0).dot(
-                ConstView(line, 1, gradient.width).row(0));
+            dw(c, tap) += ConstView(from, 1, gradient.width)
+                              .row(0)
+                              .dot(ConstView(line, 1, gradient.width).row(0));
             axpy(gradient.width, w(c, tap), line, to.data() + (from - padded_.data()));
           });
         }
@@ -230,8 +235,8 @@ class Norm {
       const auto at = static_cast<std::size_t>(c);
       const float factor = norm_->weight[at] / deviation_[at];
       for (Index n = 0; n < z.batch; ++n) {
-        row(gradient, n, c) = factor * (row(gradient, n, c) - sum / count -
-                                        row(z, n, c) * (product / count));
+        row(gradient, n, c) =
+            factor * (row(gradient, n, c) - sum / count - row(z, n, c) * (product / count));
       }
     }
     return gradient;
@@ -425,10 +430,9 @@ void train_part(benchmark::State& state, const std::function<Block(std::mt19937_
 
 void add(const std::string& name, Index channels, Index size,
          std::function<Block(std::mt19937_64&)> make) {
-  const auto time = [](benchmark::internal::Benchmark* run) {
-    run->Unit(benchmark::kMillisecond);
-  };
-  time(benchmark::RegisterBenchmark((name + "/layered").c_str(), train, make, channels, size, false));
+  const auto time = [](benchmark::internal::Benchmark* run) { run->Unit(benchmark::kMillisecond); };
+  time(benchmark::RegisterBenchmark((name + "/layered").c_str(), train, make, channels, size,
+                                    false));
   time(benchmark::RegisterBenchmark((name + "/contracted").c_str(), train, make, channels, size,
                                     true));
   const char* const parts[] = {"/moments", "/input_gradient", "/algebra"};
@@ -446,9 +450,9 @@ const bool registered = [] {
       diagonal{.out = 32, .in = 32, .groups = 32};
   add("CL_r4", 32, 16, [](Generator& g) {
     return Block().branch({{.out = 128, .in = 32, .padding = 1},
-                         {.out = 128, .in = 128, .kernel_size = 3},
-                         {.out = 32, .in = 128}},
-                        g);
+                           {.out = 128, .in = 128, .kernel_size = 3},
+                           {.out = 32, .in = 128}},
+                          g);
   });
   add("MobileOne_1x1_k4", 32, 16, [one](Generator& g) {
     return Block().branch({one}, g).branch({one}, g).branch({one}, g).branch({one}, g).skip(32, g);

@@ -174,13 +174,13 @@ class TrainingContraction {
   struct Prefix {
     Plan plan;
     Contraction<double, Rank> contraction;
-    std::size_t leaf;                               // the norm's
-    detail::PatchGeometry geometry;                 // of its own patches
-    std::size_t patches = 0;                        // whose moments have its own
-    std::vector<Index> elements = {};               // [groups][weights of a row]: in those
-    Conv<double, Rank> kernel;                      // the contraction
-    ChannelMap<double> norm;                        // with the batch's statistics
-    std::vector<double> spread = {};                // kernel times covariance
+    std::size_t leaf;                  // the norm's
+    detail::PatchGeometry geometry;    // of its own patches
+    std::size_t patches = 0;           // whose moments have its own
+    std::vector<Index> elements = {};  // [groups][weights of a row]: in those
+    Conv<double, Rank> kernel;         // the contraction
+    ChannelMap<double> norm;           // with the batch's statistics
+    std::vector<double> spread = {};   // kernel times covariance
     Conv<double, Rank> kernel_gradient, norm_gradient;
 
     Index group_of(Index group, const detail::PatchGeometry& of) const {
@@ -202,18 +202,18 @@ class TrainingContraction {
 
   PerAxis<Rank> input_size_;
   std::vector<ConvShape<Rank>> leaf_shapes_;
-  std::vector<bool> is_norm_;                // of each leaf
-  Index layered_ = 0;                        // multiply-adds of a map, forward
-  std::vector<Prefix> prefixes_;             // one for each norm
-  std::vector<ChannelMap<double>> maps_;     // the plan's own
+  std::vector<bool> is_norm_;             // of each leaf
+  Index layered_ = 0;                     // multiply-adds of a map, forward
+  std::vector<Prefix> prefixes_;          // one for each norm
+  std::vector<ChannelMap<double>> maps_;  // the plan's own
   Plan plan_;
   Contraction<double, Rank> whole_;
   std::vector<detail::PatchGeometry> patches_;
   std::vector<Moments> moments_;
   std::vector<detail::MomentGradient> moment_gradients_;
   std::vector<BatchStatistics> statistics_;
-  std::vector<std::optional<Conv<double, Rank>>> layers_;      // leaves in double
-  std::vector<std::optional<ChannelMap<double>>> leaf_maps_;   // those that are maps
+  std::vector<std::optional<Conv<double, Rank>>> layers_;     // leaves in double
+  std::vector<std::optional<ChannelMap<double>>> leaf_maps_;  // those that are maps
   std::vector<Conv<double, Rank>> leaf_gradients_;
   Conv<Scalar, Rank> result_;
   std::vector<Conv<Scalar, Rank>> gradients_;

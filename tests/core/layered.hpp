@@ -42,8 +42,7 @@ class Layered {
  public:
   /// `margins` of the batch norms, in the order of leaves.
   template <class Scalar>
-  explicit Layered(const Expr<Scalar, Rank>& expression,
-                   std::vector<Padding<Rank>> margins = {})
+  explicit Layered(const Expr<Scalar, Rank>& expression, std::vector<Padding<Rank>> margins = {})
       : margins_(std::move(margins)), root_(build(expression.tree())) {}
 
   Maps<T, Rank> forward(const Maps<T, Rank>& x) { return forward(*root_, x); }
@@ -130,8 +129,7 @@ class Layered {
     detail::for_each_position(size, [&](const PerAxis<Rank>& p) {
       bool inside = true;
       for (int axis = 0; axis < Rank; ++axis) {
-        inside = inside && p[axis] >= margin.start[axis] &&
-                 p[axis] < size[axis] - margin.end[axis];
+        inside = inside && p[axis] >= margin.start[axis] && p[axis] < size[axis] - margin.end[axis];
       }
       if (inside) result.push_back(pixel);
       ++pixel;

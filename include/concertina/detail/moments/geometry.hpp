@@ -89,8 +89,8 @@ struct MomentGradient {
   std::vector<double> quadratic;  // [groups][patch][patch]
 };
 
-/// Pixels first .. first + extent - 1 along each axis, which taps tap_first .. tap_last - 1 read and
-/// no others; where no tap reads them, tap_first is the number of taps and tap_last 1.
+/// Pixels first .. first + extent - 1 along each axis, which taps tap_first .. tap_last - 1 read
+/// and no others; where no tap reads them, tap_first is the number of taps and tap_last 1.
 struct Region {
   Axes first, extent, tap_first, tap_last;
 
@@ -138,8 +138,8 @@ inline std::vector<Region> regions(const PatchGeometry& geometry) {
     result = std::move(finer);
   }
   std::ranges::swap(result.front(), *std::ranges::max_element(result, {}, [](const Region& region) {
-    return numel(region.extent);
-  }));
+                      return numel(region.extent);
+                    }));
   return result;
 }
 
@@ -159,20 +159,21 @@ struct Lags {
 /// One group's maps with zeros between, channel by channel at each pixel: a pixel at a lag is at a
 /// fixed distance in memory whatever the pixel, and zero where it is outside.
 struct Canvas {
-  Axes extent;        ///< with the zeros after each axis, which are those before the next line's
-  Index lead;         ///< zeros before the first pixel, and after the last
-  Index image;        ///< pixels from a map to the next one
-  Index width;        ///< elements at each pixel
+  Axes extent;  ///< with the zeros after each axis, which are those before the next line's
+  Index lead;   ///< zeros before the first pixel, and after the last
+  Index image;  ///< pixels from a map to the next one
+  Index width;  ///< elements at each pixel
 
   /// With zeros as far as lags reach, or else as patches do.
   Canvas(const PatchGeometry& geometry, bool lags) : width(geometry.width()) {
     Axes gap;
     for (int axis = 0; axis < max_rank; ++axis) {
       const Index reach = (geometry.kernel_size[axis] - 1) * geometry.dilation[axis];
-      const Index last = (geometry.positions[axis] - 1) * geometry.stride[axis] +
-                         geometry.first[axis] + reach;
-      gap[axis] = lags ? reach
-                       : std::max({Index{0}, -geometry.first[axis], last - geometry.size[axis] + 1});
+      const Index last =
+          (geometry.positions[axis] - 1) * geometry.stride[axis] + geometry.first[axis] + reach;
+      gap[axis] = lags
+                      ? reach
+                      : std::max({Index{0}, -geometry.first[axis], last - geometry.size[axis] + 1});
       extent[axis] = geometry.size[axis] + gap[axis];
     }
     lead = at(gap);

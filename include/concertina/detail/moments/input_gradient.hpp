@@ -193,7 +193,8 @@ class GroupInputGradient {
     });
     for (Index z = 0; z < lags.extent[0]; ++z) {
       for (Index y = 0; y < lags.extent[1]; ++y) {
-        lines.push_back(canvas_.at(*geometry_, {lags.first[0] + z, lags.first[1] + y, lags.first[2]}));
+        lines.push_back(
+            canvas_.at(*geometry_, {lags.first[0] + z, lags.first[1] + y, lags.first[2]}));
       }
     }
     constexpr Index most = 128;
@@ -294,8 +295,8 @@ class GroupInputGradient {
   bool lags_;
   Canvas canvas_;
   std::vector<double> centre_;
-  std::vector<double> constant_;  // the same of each patch
-  std::vector<Scalar> map_;       // what no map decides, of each pixel
+  std::vector<double> constant_;               // the same of each patch
+  std::vector<Scalar> map_;                    // what no map decides, of each pixel
   std::vector<Index> offsets_;                 // of each region's kernel
   std::vector<std::vector<Index>> distances_;  // in pixels, of each region's lags
   std::vector<Scalar> kernels_;
@@ -310,10 +311,9 @@ void add_input_gradient(const PatchGeometry& geometry, const Moments& moments,
   const Index pixels = numel(geometry.size), map = geometry.channels * pixels;
   const std::vector<Region> all = regions(geometry);
   const auto of_group = [&](Index group) {
-    return GroupInputGradient<Scalar>(geometry, all, moments.count,
-                                      moments.mean.data() + group * patch,
-                                      gradient.mean.data() + group * patch,
-                                      gradient.quadratic.data() + group * patch * patch);
+    return GroupInputGradient<Scalar>(
+        geometry, all, moments.count, moments.mean.data() + group * patch,
+        gradient.mean.data() + group * patch, gradient.quadratic.data() + group * patch * patch);
   };
   const auto add = [&](const GroupInputGradient<Scalar>& group_gradient, Index group, Index begin,
                        Index end) {
@@ -331,9 +331,8 @@ void add_input_gradient(const PatchGeometry& geometry, const Moments& moments,
   const Index shares = std::min(enough, batch);
   for (Index group = 0; group < groups; ++group) {
     const GroupInputGradient<Scalar> group_gradient = of_group(group);
-    run(shares, [&](Index s) {
-      add(group_gradient, group, batch * s / shares, batch * (s + 1) / shares);
-    });
+    run(shares,
+        [&](Index s) { add(group_gradient, group, batch * s / shares, batch * (s + 1) / shares); });
   }
 }
 

@@ -13,7 +13,8 @@
 
 namespace concertina::detail {
 
-/// The mean of a channel over the batch, found about its first value: a constant channel's is exact.
+/// The mean of a channel over the batch, found about its first value: a constant channel's is
+/// exact.
 template <class Scalar>
 double channel_mean(const Scalar* x, Index batch, Index channels, Index channel, Index pixels) {
   constexpr Index lanes = 16;
@@ -61,7 +62,8 @@ class GroupSums {
   /// Adds `count` maps of the group, `distance` elements apart.
   template <class Scalar>
   void add(const Scalar* maps, Index count, Index distance, const double* centre) {
-    const Index most = std::clamp<Index>(2048 / numel(geometry_->size), 1, std::max<Index>(count, 1));
+    const Index most =
+        std::clamp<Index>(2048 / numel(geometry_->size), 1, std::max<Index>(count, 1));
     std::vector<double> buffer(static_cast<std::size_t>(canvas_.numel_of(most)));
     double* const origin = buffer.data() + canvas_.lead * canvas_.width;
     for (Index n = 0; n < count; n += most) {
@@ -171,8 +173,8 @@ class GroupSums {
     });
   }
 
-  /// Calls visit(lag, index, count) for lines of lags of which a half of all has to be known: lag is
-  /// the line's first, index its place among the region's.
+  /// Calls visit(lag, index, count) for lines of lags of which a half of all has to be known: lag
+  /// is the line's first, index its place among the region's.
   template <class Visit>
   void for_each_line(const Lags& lags, Visit&& visit) const {
     Index index = 0;
@@ -292,11 +294,11 @@ class GroupSums {
     }
   }
 
-  /// Outside of the map a patch element is zero, so less its centre it is not: the sums of elements,
-  /// and what such elements add to the products.
+  /// Outside of the map a patch element is zero, so less its centre it is not: the sums of
+  /// elements, and what such elements add to the products.
   void add_border(Index batch, const double* centre, double* elements, double* products) const {
     const Index width = canvas_.width, taps = geometry_->taps(), patch = geometry_->patch();
-    std::vector<Index> pixel(static_cast<std::size_t>(taps));  // that each tap reads, or -1
+    std::vector<Index> pixel(static_cast<std::size_t>(taps));         // that each tap reads, or -1
     std::vector<double> both(static_cast<std::size_t>(taps * taps)),  // patches with both outside
         mixed(static_cast<std::size_t>(taps * patch));  // [b]: sums of elements where b is outside
     std::fill_n(elements, patch, 0.0);
@@ -361,16 +363,15 @@ class GroupSums {
 /// See concertina::patch_moments.
 template <class Scalar>
 Moments patch_moments(const PatchGeometry& geometry, const Scalar* x, Index batch,
-                           const ParallelFor& run) {
+                      const ParallelFor& run) {
   const Index groups = geometry.groups, width = geometry.width(), patch = geometry.patch();
   const Index pixels = numel(geometry.size), map = geometry.channels * pixels;
   Moments result{batch * numel(geometry.positions),
-                      std::vector<double>(static_cast<std::size_t>(groups * patch)),
-                      std::vector<double>(static_cast<std::size_t>(groups * patch * patch))};
+                 std::vector<double>(static_cast<std::size_t>(groups * patch)),
+                 std::vector<double>(static_cast<std::size_t>(groups * patch * patch))};
   std::vector<double> centre(static_cast<std::size_t>(geometry.channels));
   run(geometry.channels, [&](Index c) {
-    centre[static_cast<std::size_t>(c)] =
-        channel_mean(x, batch, geometry.channels, c, pixels);
+    centre[static_cast<std::size_t>(c)] = channel_mean(x, batch, geometry.channels, c, pixels);
   });
   const std::vector<Region> all = regions(geometry);
   // Sizes alone decide the shares, so results are the same bit for bit whatever `run` does.

@@ -29,8 +29,7 @@ inline Moments& Moments::operator+=(const Moments& other) {
   for (std::size_t i = 0; i < mean.size(); ++i) {
     const std::size_t group = i / patch * patch;
     for (std::size_t j = 0; j < patch; ++j) {
-      const double product =
-          (other.mean[i] - mean[i]) * (other.mean[group + j] - mean[group + j]);
+      const double product = (other.mean[i] - mean[i]) * (other.mean[group + j] - mean[group + j]);
       scatter[i * patch + j] += other.scatter[i * patch + j] + own * share * product;
     }
   }
@@ -72,8 +71,8 @@ void update_running_statistics(BatchNorm<Scalar>& norm, const BatchStatistics& b
   const auto count = static_cast<double>(batch.count);
   for (std::size_t c = 0; c < batch.mean.size(); ++c) {
     const auto move = [&](Scalar& running, double value) {
-      running = static_cast<Scalar>((1 - momentum) * static_cast<double>(running) +
-                                    momentum * value);
+      running =
+          static_cast<Scalar>((1 - momentum) * static_cast<double>(running) + momentum * value);
     };
     move(norm.running_mean[c], batch.mean[c]);
     move(norm.running_var[c], batch.variance[c] * count / (count - 1));
@@ -82,12 +81,13 @@ void update_running_statistics(BatchNorm<Scalar>& norm, const BatchStatistics& b
 
 template <std::floating_point Scalar_, int Rank_>
 TrainingContraction<Scalar_, Rank_>::TrainingContraction(const Expr<Scalar, Rank>& expression,
-                                               const PerAxis<Rank>& input_size,
-                                               const std::vector<Padding<Rank>>& margins)
+                                                         const PerAxis<Rank>& input_size,
+                                                         const std::vector<Padding<Rank>>& margins)
     : input_size_(input_size),
       plan_(plan_of(expression.tree(), {}, margins)),
-      whole_(Form<Rank>(plan_.map([](const PlanLeaf& leaf) { return detail::AnyShape(leaf.shape); })),
-             Border<Rank>{.input_size = input_size}),
+      whole_(
+          Form<Rank>(plan_.map([](const PlanLeaf& leaf) { return detail::AnyShape(leaf.shape); })),
+          Border<Rank>{.input_size = input_size}),
       layers_(leaf_shapes_.size()),
       leaf_maps_(leaf_shapes_.size()),
       result_(whole_.shape()) {
@@ -130,9 +130,9 @@ auto TrainingContraction<Scalar_, Rank_>::add_map(ChannelMap<double> map) -> Pla
 /// The plan of what stands at a node; `before` is what stands between the block's input and its
 /// own. Where that is nothing, a chain goes on from the contraction of a norm's prefix.
 template <std::floating_point Scalar_, int Rank_>
-auto TrainingContraction<Scalar_, Rank_>::plan_of(const detail::Tree<detail::Leaf<Scalar, Rank>>& node,
-                                        const std::optional<Plan>& before,
-                                        std::span<const Padding<Rank>> margins) -> Plan {
+auto TrainingContraction<Scalar_, Rank_>::plan_of(
+    const detail::Tree<detail::Leaf<Scalar, Rank>>& node, const std::optional<Plan>& before,
+    std::span<const Padding<Rank>> margins) -> Plan {
   const auto chained = [](const std::optional<Plan>& first, const std::optional<Plan>& second) {
     if (!first || !second) return first ? first : second;
     return std::optional(Plan(Join::chain, std::array{*first, *second}));
@@ -172,9 +172,9 @@ auto TrainingContraction<Scalar_, Rank_>::plan_of(const detail::Tree<detail::Lea
       const Index width = detail::channels(part).in;
       std::vector<Index> source(static_cast<std::size_t>(width));
       std::iota(source.begin(), source.end(), in);
-      own = chained(before, add_map(ChannelMap<double>{.in = detail::channels(node).in,
-                                                       .out = width,
-                                                       .source = std::move(source)}));
+      own = chained(
+          before, add_map(ChannelMap<double>{
+                      .in = detail::channels(node).in, .out = width, .source = std::move(source)}));
       in += width;
     }
     parts.push_back(plan_of(part, own, margins));
@@ -184,7 +184,7 @@ auto TrainingContraction<Scalar_, Rank_>::plan_of(const detail::Tree<detail::Lea
 
 template <std::floating_point Scalar_, int Rank_>
 void TrainingContraction<Scalar_, Rank_>::add_prefix(const Plan& plan, std::size_t leaf,
-                                           std::span<const Padding<Rank>> margins) {
+                                                     std::span<const Padding<Rank>> margins) {
   const Form<Rank> form(plan.map([](const PlanLeaf& at) { return detail::AnyShape(at.shape); }));
   Contraction<double, Rank> contraction(form, Border<Rank>{.input_size = input_size_});
   const ConvShape<Rank> shape = contraction.shape();
@@ -215,8 +215,8 @@ void TrainingContraction<Scalar_, Rank_>::choose_patches() {
       const auto last = [&](const PatchGeometry& of) {
         return of.offset(axis, of.kernel_size[axis] - 1);
       };
-      Index spacing = std::gcd(f.first[axis] - g.first[axis],
-                               f.kernel_size[axis] > 1 ? f.dilation[axis] : 0);
+      Index spacing =
+          std::gcd(f.first[axis] - g.first[axis], f.kernel_size[axis] > 1 ? f.dilation[axis] : 0);
       spacing = std::gcd(spacing, g.kernel_size[axis] > 1 ? g.dilation[axis] : 0);
       both.dilation[axis] = std::max<Index>(spacing, 1);
       both.first[axis] = std::min(f.first[axis], g.first[axis]);
@@ -274,16 +274,16 @@ auto TrainingContraction<Scalar_, Rank_>::cost(Index batch) const -> Cost {
 
 template <std::floating_point Scalar_, int Rank_>
 auto TrainingContraction<Scalar_, Rank_>::moments(const FeatureMapView<Scalar, Rank>& x,
-                                                        const ParallelFor& run) const -> std::vector<Moments> {
+                                                  const ParallelFor& run) const
+    -> std::vector<Moments> {
   detail::require_batch(x.shape(), shape().in);
   if (x.shape().size != input_size_) {
-    detail::fail<ShapeError>({"moments: maps of size ", x.shape().size,
-                              ", where the contraction is for ", input_size_});
+    detail::fail<ShapeError>(
+        {"moments: maps of size ", x.shape().size, ", where the contraction is for ", input_size_});
   }
   std::vector<Moments> result;
   for (const detail::PatchGeometry& patches : patches_) {
-    result.push_back(
-        detail::patch_moments(patches, x.values().data(), x.shape().batch, run));
+    result.push_back(detail::patch_moments(patches, x.values().data(), x.shape().batch, run));
   }
   return result;
 }
@@ -325,19 +325,16 @@ void TrainingContraction<Scalar_, Rank_>::load(const Expr<Scalar, Rank>& express
 }
 
 template <std::floating_point Scalar_, int Rank_>
-auto TrainingContraction<Scalar_, Rank_>::expression_of(const Plan& plan) const -> Expr<double, Rank> {
+auto TrainingContraction<Scalar_, Rank_>::expression_of(const Plan& plan) const
+    -> Expr<double, Rank> {
   using Kind = typename PlanLeaf::Kind;
   using Leaf = detail::Leaf<double, Rank>;
   return Expr<double, Rank>(plan.map([&](const PlanLeaf& leaf) -> Leaf {
     switch (leaf.kind) {
-      case Kind::norm:
-        return prefixes_[leaf.index].norm;
-      case Kind::prefix:
-        return Leaf(ConvView<const double, Rank>(prefixes_[leaf.index].kernel));
-      case Kind::map:
-        return maps_[leaf.index];
-      case Kind::leaf:
-        break;
+      case Kind::norm: return prefixes_[leaf.index].norm;
+      case Kind::prefix: return Leaf(ConvView<const double, Rank>(prefixes_[leaf.index].kernel));
+      case Kind::map: return maps_[leaf.index];
+      case Kind::leaf: break;
     }
     if (leaf_maps_[leaf.index]) return *leaf_maps_[leaf.index];
     return Leaf(ConvView<const double, Rank>(*layers_[leaf.index]));
@@ -362,8 +359,7 @@ void TrainingContraction<Scalar_, Rank_>::find_statistics(std::size_t norm) {
     const Index* elements = prefix.elements.data() + group * row;
     const Index whole = prefix.group_of(group, all);
     for (Index i = 0; i < row; ++i) {
-      const double* from =
-          moments.scatter.data() + (whole * patch + elements[i]) * patch;
+      const double* from = moments.scatter.data() + (whole * patch + elements[i]) * patch;
       for (Index j = 0; j < row; ++j) {
         covariance[static_cast<std::size_t>(i * row + j)] =
             from[elements[j]] / static_cast<double>(moments.count);
@@ -405,14 +401,15 @@ void TrainingContraction<Scalar_, Rank_>::require_form(const Expr<Scalar, Rank>&
     ++leaf;
   });
   if (same && leaf == leaf_shapes_.size()) return;
-  detail::fail<ShapeError>({"TrainingContraction: an expression of another form, ",
-                            Form<Rank>(expression)});
+  detail::fail<ShapeError>(
+      {"TrainingContraction: an expression of another form, ", Form<Rank>(expression)});
 }
 
 template <std::floating_point Scalar_, int Rank_>
 auto TrainingContraction<Scalar_, Rank_>::forward(const Expr<Scalar, Rank>& expression,
-                                                     std::vector<Moments> moments,
-                                                     const ParallelFor& run) -> const Conv<Scalar, Rank>& {
+                                                  std::vector<Moments> moments,
+                                                  const ParallelFor& run)
+    -> const Conv<Scalar, Rank>& {
   computed_ = differentiated_ = false;
   require_form(expression);
   bool fit = moments.size() == patches_.size();
@@ -421,9 +418,10 @@ auto TrainingContraction<Scalar_, Rank_>::forward(const Expr<Scalar, Rank>& expr
     fit = moments[p].mean.size() == elements &&
           moments[p].scatter.size() == elements * static_cast<std::size_t>(patches_[p].patch());
     if (fit && moments[p].count < 2) {
-      detail::fail<ShapeError>({"batch norms in training need more than one value for each "
-                                "channel, and have ",
-                                moments[p].count});
+      detail::fail<ShapeError>(
+          {"batch norms in training need more than one value for each "
+           "channel, and have ",
+           moments[p].count});
     }
   }
   if (!fit) throw ShapeError("forward: moments of other patches than the contraction's");
@@ -431,13 +429,14 @@ auto TrainingContraction<Scalar_, Rank_>::forward(const Expr<Scalar, Rank>& expr
   load(expression);
   for (std::size_t norm = 0; norm < prefixes_.size(); ++norm) {
     Prefix& prefix = prefixes_[norm];
-    prefix.contraction.forward(expression_of(prefix.plan),
-                               ConvView<double, Rank>(prefix.kernel), run);
+    prefix.contraction.forward(expression_of(prefix.plan), ConvView<double, Rank>(prefix.kernel),
+                               run);
     find_statistics(norm);
   }
   const Conv<double, Rank>& whole = whole_.forward(expression_of(plan_), run);
   const auto round = [](std::span<const double> from, std::span<Scalar> to) {
-    std::ranges::transform(from, to.begin(), [](double value) { return static_cast<Scalar>(value); });
+    std::ranges::transform(from, to.begin(),
+                           [](double value) { return static_cast<Scalar>(value); });
   };
   round(whole.weight(), result_.weight());
   round(whole.bias(), result_.bias());
@@ -447,16 +446,16 @@ auto TrainingContraction<Scalar_, Rank_>::forward(const Expr<Scalar, Rank>& expr
 
 /// Adds the gradients of a plan's leaves to those of what they stand for.
 template <std::floating_point Scalar_, int Rank_>
-void TrainingContraction<Scalar_, Rank_>::distribute(const Plan& plan,
-                                           std::span<const Conv<double, Rank>> gradients) {
+void TrainingContraction<Scalar_, Rank_>::distribute(
+    const Plan& plan, std::span<const Conv<double, Rank>> gradients) {
   using Kind = typename PlanLeaf::Kind;
   auto gradient = gradients.begin();
   plan.for_each_leaf([&](const PlanLeaf& leaf) {
     const Conv<double, Rank>& from = *gradient++;
     if (leaf.kind == Kind::map) return;
     Conv<double, Rank>& to = leaf.kind == Kind::leaf   ? leaf_gradients_[leaf.index]
-                          : leaf.kind == Kind::norm ? prefixes_[leaf.index].norm_gradient
-                                                    : prefixes_[leaf.index].kernel_gradient;
+                             : leaf.kind == Kind::norm ? prefixes_[leaf.index].norm_gradient
+                                                       : prefixes_[leaf.index].kernel_gradient;
     detail::axpy(std::ssize(from.weight()), 1.0, from.weight().data(), to.weight().data());
     detail::axpy(std::ssize(from.bias()), 1.0, from.bias().data(), to.bias().data());
   });
@@ -498,8 +497,8 @@ void TrainingContraction<Scalar_, Rank_>::add_statistics_gradient(std::size_t no
       }
     }
     detail::gemm<double>(detail::Op::transpose, detail::Op::none, row, row, out,
-                         {scaled.data(), row}, {prefix.kernel.weight().data() + first, row},
-                         false, {quadratic.data(), row});
+                         {scaled.data(), row}, {prefix.kernel.weight().data() + first, row}, false,
+                         {quadratic.data(), row});
     for (Index i = 0; i < row; ++i) {
       double* to = gradient.quadratic.data() + (whole * patch + elements[i]) * patch;
       for (Index j = 0; j < row; ++j) {
@@ -510,8 +509,9 @@ void TrainingContraction<Scalar_, Rank_>::add_statistics_gradient(std::size_t no
 }
 
 template <std::floating_point Scalar_, int Rank_>
-auto TrainingContraction<Scalar_, Rank_>::backward(
-    const ConvView<const Scalar, Rank>& gradient, const ParallelFor& run) -> std::span<const Conv<Scalar, Rank>> {
+auto TrainingContraction<Scalar_, Rank_>::backward(const ConvView<const Scalar, Rank>& gradient,
+                                                   const ParallelFor& run)
+    -> std::span<const Conv<Scalar, Rank>> {
   if (!computed_) throw Error("backward: forward has not been called");
   if (gradient.shape() != shape()) {
     detail::fail<ShapeError>({"backward: a gradient of shape ", gradient.shape(),
@@ -553,8 +553,8 @@ auto TrainingContraction<Scalar_, Rank_>::backward(
 
 template <std::floating_point Scalar_, int Rank_>
 void TrainingContraction<Scalar_, Rank_>::add_input_gradient(const FeatureMapView<Scalar, Rank>& x,
-                                                   std::span<Scalar> gradient,
-                                                   const ParallelFor& run) const {
+                                                             std::span<Scalar> gradient,
+                                                             const ParallelFor& run) const {
   if (!differentiated_) throw Error("add_input_gradient: backward has not been called");
   if (x.shape().size != input_size_ || x.shape().channels != shape().in ||
       gradient.size() != x.values().size()) {
@@ -570,3 +570,5 @@ void TrainingContraction<Scalar_, Rank_>::add_input_gradient(const FeatureMapVie
 }
 
 }  // namespace concertina
+
+#include <concertina/detail/compiled/moments.hpp>
