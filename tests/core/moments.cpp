@@ -60,10 +60,13 @@ FeatureMap<Scalar, Rank> random_maps(const MapShape<Rank>& shape, Rng& rng, doub
   return x;
 }
 
+/// No weight is near zero: a norm undoes the scale of a depthwise 1x1, whose gradient is thus the
+/// difference of terms that grow as its weight shrinks.
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> random_layer(const ConvShape<Rank>& shape, Rng& rng) {
   Conv<Scalar, Rank> layer(shape);
   initialize_uniform(layer, rng);
+  for (Scalar& weight : layer.weight()) weight += std::copysign(Scalar(0.3), weight);
   return layer;
 }
 
