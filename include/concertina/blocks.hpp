@@ -76,6 +76,19 @@ struct DiverseBranchBlock {
   }
   void expression() && = delete;
   ConvBatchNorm<Scalar, Rank>& principal() { return origin; }
+
+  /// What the statistics of its batch norms in training leave out, in the order of leaves: the
+  /// padding that stands before the inner ones (TrainingContraction).
+  std::vector<Padding<Rank>> margins() const {
+    const auto padding = [](const ConvBatchNorm<Scalar, Rank>& branch) {
+      return branch.conv.shape().padding;
+    };
+    std::vector<Padding<Rank>> result = {0, padding(reduce), 0};
+    if (pointwise) result.push_back(0);
+    if (before_pool) result.push_back(padding(*before_pool));
+    result.push_back(0);
+    return result;
+  }
 };
 
 /// Any number of kxk branches, a 1x1 branch and a skip connection, each with a batch norm.
@@ -118,6 +131,125 @@ struct Orepa {
   void expression() && = delete;
 };
 
+/// A token mixer beside a skip connection, x + scale * (mixer(x) - norm(x)): depthwise.
+/// Source  Vasu et al., FastViT, ICCV 2023
+template <class Scalar, int Rank>
+struct RepMixer {
+  MobileOne<Scalar, Rank> mixer;
+  BatchNorm<Scalar> norm;
+  std::vector<Scalar> layer_scale;
+
+  Expr<Scalar, Rank> expression() const& {
+    return identity<Scalar>(static_cast<Index>(layer_scale.size())) +
+           channel_scale(layer_scale) * (mixer.expression() - batch_norm(norm));
+  }
+  void expression() && = delete;
+};
+
+/// RepVGG for quantised networks: no batch norm on the 1x1 and the skip connection, one after the
+/// sum.
+/// Source  Chu, Li, Zhang, QARepVGG, AAAI 2024
+template <class Scalar, int Rank>
+struct QaRepVgg {
+  ConvBatchNorm<Scalar, Rank> dense;
+  Conv<Scalar, Rank> pointwise;
+  bool skips = false;
+  BatchNorm<Scalar> norm;
+
+  Expr<Scalar, Rank> expression() const& {
+    const auto branches = dense.expression() + pointwise;
+    return batch_norm(norm) *
+           (skips ? branches + identity<Scalar>(pointwise.shape().in) : branches);
+  }
+  void expression() && = delete;
+};
+
+/// A large depthwise kernel and small dilated ones beside it, each with a batch norm.
+/// Source  Ding et al., UniRepLKNet, CVPR 2024: the dilated re-parameterised block
+template <class Scalar, int Rank>
+struct DilatedBlock {
+  ConvBatchNorm<Scalar, Rank> large;
+  std::vector<ConvBatchNorm<Scalar, Rank>> dilated;
+
+  Expr<Scalar, Rank> expression() const& {
+    std::vector<Expr<Scalar, Rank>> branches{large.expression()};
+    for (const auto& branch : dilated) branches.push_back(branch.expression());
+    return sum(branches);
+  }
+  void expression() && = delete;
+  ConvBatchNorm<Scalar, Rank>& principal() { return large; }
+};
+
+/// 3x3; 1x1 and 3x3; and 1x1 with a Sobel or Laplace filter after it, each filter with a factor and
+/// a bias for each channel. Its padding is the published one: 1x1 layers pad, so that what comes
+/// after them reads their biases there.
+/// Source  Zhang, Zeng, Zhang, Edge-oriented convolution block, ACM MM 2021
+template <class Scalar>
+struct Ecb {
+  struct Edge {
+    Conv<Scalar, 2> pointwise;  ///< padded
+    std::vector<Scalar> factors, bias;
+  };
+  Conv<Scalar, 2> dense, widen, narrow;
+  Edge sobel_x, sobel_y, laplace;
+  bool skips = false;
+
+  Expr<Scalar, 2> expression() const& {
+    const auto edge = [](const Edge& branch, const std::vector<int>& filter) {
+      const Index channels = branch.pointwise.shape().out;
+      Conv<Scalar, 2> filters(
+          {.out = channels, .in = channels, .kernel_size = 3, .groups = channels});
+      for (std::size_t i = 0; i < filters.weight().size(); ++i) {
+        filters.weight()[i] = Scalar(filter[i % 9]);
+      }
+      return channel_bias(branch.bias) * channel_scale(branch.factors) * std::move(filters) *
+             branch.pointwise;
+    };
+    const auto branches = dense + narrow * widen + edge(sobel_x, {1, 0, -1, 2, 0, -2, 1, 0, -1}) +
+                          edge(sobel_y, {1, 2, 1, 0, 0, 0, -1, -2, -1}) +
+                          edge(laplace, {0, 1, 0, 1, -4, 1, 0, 1, 0});
+    return skips ? branches + identity<Scalar>(dense.shape().in) : branches;
+  }
+  void expression() && = delete;
+};
+
+/// A layer and an update of low rank, scale * up * down; with a kernel, `down` has it (LoCon).
+/// Source  Hu et al., LoRA, ICLR 2022; Yeh et al., LyCORIS, ICLR 2024
+template <class Scalar, int Rank>
+struct LoRa {
+  Conv<Scalar, Rank> base, down, up;
+  Scalar scale;  ///< alpha / rank
+
+  Expr<Scalar, Rank> expression() const& { return base + scale * (up * down); }
+  void expression() && = delete;
+};
+
+/// Two block-diagonal layers with channels transposed between and after them: of n = p * q
+/// channels, the first has p blocks of q, the second q blocks of p.
+/// Source  Dao et al., Monarch, ICML 2022
+template <class Scalar>
+struct Monarch {
+  Conv<Scalar, 0> first, second;
+
+  Expr<Scalar, 0> expression() const& {
+    const Index p = first.shape().groups, q = second.shape().groups;
+    return channel_shuffle<Scalar>(second.shape().out, q) * second *
+           channel_shuffle<Scalar>(first.shape().out, p) * first;
+  }
+  void expression() && = delete;
+};
+
+/// A kernel over-parameterised channel by channel: a depthwise layer that makes many of each
+/// channel, and a 1x1.
+/// Source  Cao et al., DO-Conv, IEEE TIP 2022
+template <class Scalar, int Rank>
+struct DoConv {
+  Conv<Scalar, Rank> depthwise, pointwise;
+
+  Expr<Scalar, Rank> expression() const& { return pointwise * depthwise; }
+  void expression() && = delete;
+};
+
 /// kxk into many channels, 1x1 back, and a residual connection.
 /// Source  Bhardwaj et al., Collapsible linear blocks (SESR), MLSys 2022
 template <class Scalar, int Rank>
@@ -150,6 +282,28 @@ RepVgg<Scalar, Rank> initialize_repvgg(const ConvShape<Rank>& shape, Generator& 
 template <class Scalar, int Rank, BitGenerator Generator>
 DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape<Rank>& shape,
                                                                  Generator& generator);
+
+/// Of a depthwise kernel of odd size, 5 or more, with the published kernels and dilations for sizes
+/// up to 17 (3x3 with every dilation that fits along the shortest axis for others).
+template <class Scalar, int Rank, BitGenerator Generator>
+DilatedBlock<Scalar, Rank> initialize_dilated_block(const ConvShape<Rank>& shape,
+                                                    Generator& generator);
+
+/// Square kernels of odd size, with stride, padding and groups of the shape.
+template <class Scalar, int Rank, BitGenerator Generator>
+QaRepVgg<Scalar, Rank> initialize_qarepvgg(const ConvShape<Rank>& shape, Generator& generator);
+
+/// An update of this rank that is zero until it is trained: it contracts to `base`, bit for bit.
+/// Requires  a base of one group
+/// Throws    ShapeError for more groups or no rank
+template <Layer F, BitGenerator Generator>
+LoRa<typename F::Scalar, F::Rank> initialize_lora(const F& base, Index rank, double alpha,
+                                                  Generator& generator);
+
+/// The layer as the 1x1 after a depthwise layer that copies each tap into a channel of its own: it
+/// contracts to `layer`, bit for bit.
+template <Layer F>
+DoConv<typename F::Scalar, F::Rank> over_parameterize(const F& layer);
 
 /// The block with its principal branch changed such that it contracts to `layer`: it goes on
 /// training from a trained kernel. All other branches stay, and the principal one's factors.

@@ -191,6 +191,249 @@ TEST_CASE("MobileOne, OREPA and SESR contract", "[blocks]") {
       Sesr<float, 2>{random_layer<float>(widen, rng), random_layer<float>(narrow, rng)});
 }
 
+namespace {
+
+/// A batch norm that multiplies and shifts by integers exactly: (x - mean) * weight + bias.
+BatchNorm<double> integer_norm(Index channels, Rng& rng) {
+  BatchNorm<double> norm = initial_batch_norm<double>(channels);
+  norm.eps = 0;
+  for (auto* values : {&norm.running_mean, &norm.weight, &norm.bias}) {
+    fill_small_integers(std::span<double>(*values), rng);
+  }
+  return norm;
+}
+
+using Map = FeatureMap<double, 2>;
+
+/// norm(x) by its definition.
+Map applied(const BatchNorm<double>& norm, Map x) {
+  const Index pixels = numel(x.shape().size);
+  for (std::size_t i = 0; i < x.values().size(); ++i) {
+    const auto c = static_cast<std::size_t>(static_cast<Index>(i) / pixels % x.shape().channels);
+    x.values()[i] = (x.values()[i] - norm.running_mean[c]) * norm.weight[c] + norm.bias[c];
+  }
+  return x;
+}
+Map applied(const ConvBatchNorm<double, 2>& branch, const Map& x) {
+  return applied(branch.norm, branch.conv(x));
+}
+
+/// f + factors[c] * g.
+Map combined(Map f, const std::vector<double>& factors, const Map& g) {
+  REQUIRE(f.shape() == g.shape());
+  const Index pixels = numel(f.shape().size);
+  for (std::size_t i = 0; i < f.values().size(); ++i) {
+    const auto c = static_cast<std::size_t>(static_cast<Index>(i) / pixels % f.shape().channels);
+    f.values()[i] += factors[c] * g.values()[i];
+  }
+  return f;
+}
+Map combined(Map f, double factor, const Map& g) {
+  const auto channels = static_cast<std::size_t>(f.shape().channels);
+  return combined(std::move(f), std::vector<double>(channels, factor), g);
+}
+
+/// With integers every rounding is exact.
+template <class Block>
+void check_definition(const Block& block, const Map& x, const Map& expected) {
+  const auto expression = block.expression();
+  CHECK(exactness(expression).exact());
+  CHECK(contract(expression)(x) == expected);
+  CHECK(verify<double>(expression, contract(expression)));
+}
+
+}  // namespace
+
+TEST_CASE("RepMixer, QARepVGG and the dilated block are their definitions", "[blocks]") {
+  Rng rng(6);
+  const auto branch = [&](const ConvShape<2>& shape) {
+    return ConvBatchNorm<double, 2>{small_integers<double>(shape, rng), integer_norm(6, rng)};
+  };
+  const auto x = small_integers<double, 2>({.batch = 2, .channels = 6, .size = {9, 8}}, rng);
+  const ConvShape<2> depthwise{.out = 6, .in = 6, .kernel_size = 3, .padding = 1, .groups = 6},
+      diagonal{.out = 6, .in = 6, .groups = 6};
+  {
+    RepMixer<double, 2> block{.mixer = {.dense = {branch(depthwise), branch(depthwise)},
+                                        .scale = branch(diagonal),
+                                        .skip = integer_norm(6, rng)},
+                              .norm = integer_norm(6, rng),
+                              .layer_scale = {1, -2, 3, 0, 2, -1}};
+    Map mixed = applied(block.mixer.dense[0], x);
+    mixed = combined(mixed, 1, applied(block.mixer.dense[1], x));
+    mixed = combined(mixed, 1, applied(*block.mixer.scale, x));
+    mixed = combined(mixed, 1, applied(*block.mixer.skip, x));
+    mixed = combined(mixed, -1, applied(block.norm, x));
+    check_definition(block, x, combined(x, block.layer_scale, mixed));
+  }
+  for (const bool skips : {false, true}) {
+    QaRepVgg<double, 2> block{
+        .dense = branch({.out = 6, .in = 6, .kernel_size = 3, .padding = 1}),
+        .pointwise = small_integers<double>(ConvShape<2>{.out = 6, .in = 6}, rng),
+        .skips = skips,
+        .norm = integer_norm(6, rng)};
+    Map sum = combined(applied(block.dense, x), 1, block.pointwise(x));
+    if (skips) sum = combined(sum, 1, x);
+    check_definition(block, x, applied(block.norm, sum));
+  }
+  {
+    const ConvShape<2> large{.out = 6, .in = 6, .kernel_size = 7, .padding = 3, .groups = 6};
+    auto block = initialize_dilated_block<double>(large, rng);
+    REQUIRE(block.dilated.size() == 3);
+    const std::vector<ConvShape<2>> published{
+        {.out = 6, .in = 6, .kernel_size = 5, .padding = 2, .groups = 6},
+        {.out = 6, .in = 6, .kernel_size = 3, .padding = 2, .dilation = 2, .groups = 6},
+        {.out = 6, .in = 6, .kernel_size = 3, .padding = 3, .dilation = 3, .groups = 6}};
+    block.large = branch(large);
+    Map expected = applied(block.large, x);
+    for (std::size_t b = 0; b < published.size(); ++b) {
+      CHECK(block.dilated[b].conv.shape() == published[b]);
+      block.dilated[b] = branch(published[b]);
+      expected = combined(expected, 1, applied(block.dilated[b], x));
+    }
+    check_definition(block, x, expected);
+  }
+}
+
+TEST_CASE("dilated blocks of the published sizes contract and preserve", "[blocks]") {
+  Rng rng(7);
+  for (const Index size : {5, 9, 11, 13, 15, 17, 19}) {
+    const ConvShape<2> shape{
+        .out = 3, .in = 3, .kernel_size = size, .padding = size / 2, .groups = 3, .bias = true};
+    const auto block = initialize_dilated_block<float>(shape, rng);
+    CHECK(contract(block.expression()).shape() == shape);
+    check_preserves(block, shape, rng);
+  }
+  CHECK_THROWS_AS(
+      initialize_dilated_block<float>(ConvShape<2>{.out = 1, .in = 1, .kernel_size = 3}, rng),
+      ShapeError);
+}
+
+TEST_CASE("ECB is its definition", "[blocks]") {
+  Rng rng(8);
+  const auto x = small_integers<double, 2>({.batch = 2, .channels = 4, .size = {5, 6}}, rng);
+  const auto layer = [&](const ConvShape<2>& shape) { return small_integers<double>(shape, rng); };
+  const ConvShape<2> padded{.out = 4, .in = 4, .padding = 1, .bias = true};
+  const auto edge = [&] {
+    Ecb<double>::Edge result{layer(padded), std::vector<double>(4), std::vector<double>(4)};
+    fill_small_integers(std::span<double>(result.factors), rng);
+    fill_small_integers(std::span<double>(result.bias), rng);
+    return result;
+  };
+  const Ecb<double> block{
+      .dense = layer({.out = 4, .in = 4, .kernel_size = 3, .padding = 1, .bias = true}),
+      .widen = layer({.out = 8, .in = 4, .padding = 1, .bias = true}),
+      .narrow = layer({.out = 4, .in = 8, .kernel_size = 3, .bias = true}),
+      .sobel_x = edge(),
+      .sobel_y = edge(),
+      .laplace = edge(),
+      .skips = true};
+  Map expected = combined(combined(block.dense(x), 1, block.narrow(block.widen(x))), 1, x);
+  const double filters[3][3][3] = {{{1, 0, -1}, {2, 0, -2}, {1, 0, -1}},
+                                   {{1, 2, 1}, {0, 0, 0}, {-1, -2, -1}},
+                                   {{0, 1, 0}, {1, -4, 1}, {0, 1, 0}}};
+  int number = 0;
+  for (const auto* branch : {&block.sobel_x, &block.sobel_y, &block.laplace}) {
+    const Map y = branch->pointwise(x);  // 7 x 8
+    const auto& filter = filters[number++];
+    for (Index n = 0; n < 2; ++n) {
+      for (Index c = 0; c < 4; ++c) {
+        const auto channel = static_cast<std::size_t>(c);
+        for (Index i = 0; i < 5; ++i) {
+          for (Index j = 0; j < 6; ++j) {
+            double sum = 0;
+            for (Index a = 0; a < 3; ++a) {
+              for (Index b = 0; b < 3; ++b) {
+                sum += filter[a][b] *
+                       y.values()[static_cast<std::size_t>(((n * 4 + c) * 7 + i + a) * 8 + j + b)];
+              }
+            }
+            expected.values()[static_cast<std::size_t>(((n * 4 + c) * 5 + i) * 6 + j)] +=
+                branch->factors[channel] * sum + branch->bias[channel];
+          }
+        }
+      }
+    }
+  }
+  check_definition(block, x, expected);
+}
+
+TEST_CASE("LoRA starts as its base, and adds its update", "[blocks]") {
+  Rng rng(9);
+  const auto linear = small_integers<double>(ConvShape<0>{.out = 5, .in = 7, .bias = true}, rng);
+  auto lora = initialize_lora(linear, 2, 4, rng);
+  CHECK(contract(lora.expression()) == linear);
+  fill_small_integers(lora.down.weight(), rng);
+  fill_small_integers(lora.up.weight(), rng);
+  const Linear<double> updated = contract(lora.expression());
+  for (std::size_t o = 0; o < 5; ++o) {
+    for (std::size_t i = 0; i < 7; ++i) {
+      const double update = lora.up.weight()[o * 2] * lora.down.weight()[i] +
+                            lora.up.weight()[o * 2 + 1] * lora.down.weight()[7 + i];
+      CHECK(updated.weight()[o * 7 + i] == linear.weight()[o * 7 + i] + 2 * update);
+    }
+  }
+  const auto conv = small_integers<double>(
+      ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3, .stride = 2, .padding = 1, .bias = true},
+      rng);
+  auto locon = initialize_lora(conv, 2, 2, rng);
+  CHECK(contract(locon.expression()) == conv);
+  fill_small_integers(locon.down.weight(), rng);
+  fill_small_integers(locon.up.weight(), rng);
+  const auto x = small_integers<double, 2>({.batch = 2, .channels = 3, .size = {6, 5}}, rng);
+  check_definition(locon, x, combined(conv(x), 1, locon.up(locon.down(x))));
+  CHECK_THROWS_AS(initialize_lora(conv, 0, 2, rng), ShapeError);
+}
+
+TEST_CASE("Monarch is two block-diagonal matrices with transpositions between", "[blocks]") {
+  Rng rng(10);
+  constexpr std::size_t p = 3, q = 2;
+  const Monarch<double> block{
+      small_integers<double>(ConvShape<0>{.out = 6, .in = 6, .groups = p}, rng),
+      small_integers<double>(ConvShape<0>{.out = 6, .in = 6, .groups = q}, rng)};
+  const Linear<double> dense = contract(block.expression());
+  REQUIRE(dense.shape() == ConvShape<0>{.out = 6, .in = 6});
+  // x[i][j] -> sum over j of R_i[l][j] x[i][j] -> sum over i of L_l[k][i], at [k][l]
+  for (std::size_t k = 0; k < p; ++k) {
+    for (std::size_t l = 0; l < q; ++l) {
+      for (std::size_t i = 0; i < p; ++i) {
+        for (std::size_t j = 0; j < q; ++j) {
+          const double right = block.first.weight()[(i * q + l) * q + j];
+          const double left = block.second.weight()[(l * p + k) * p + i];
+          CHECK(dense.weight()[(k * q + l) * 6 + i * q + j] == left * right);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("DO-Conv starts as its layer", "[blocks]") {
+  Rng rng(11);
+  for (const ConvShape<2>& shape : edge_shapes<2>()) {
+    const auto layer = small_integers<double>(shape, rng);
+    auto block = over_parameterize(layer);
+    CHECK(contract(block.expression()) == layer);
+    CHECK(contract(block.expression()).shape() == shape);
+    // Trained on: the kernel is the composition of the two, tap by tap.
+    fill_small_integers(block.depthwise.weight(), rng);
+    const Conv2d<double> trained = contract(block.expression());
+    const Index taps = numel(shape.kernel_size), in = shape.in / shape.groups;
+    for (Index o = 0; o < shape.out; ++o) {
+      for (Index c = 0; c < in; ++c) {
+        const Index channel = o / (shape.out / shape.groups) * in + c;
+        for (Index t = 0; t < taps; ++t) {
+          double sum = 0;
+          for (Index d = 0; d < taps; ++d) {
+            sum +=
+                block.pointwise.weight()[static_cast<std::size_t>((o * in + c) * taps + d)] *
+                block.depthwise.weight()[static_cast<std::size_t>((channel * taps + d) * taps + t)];
+          }
+          CHECK(trained.weight()[static_cast<std::size_t>((o * in + c) * taps + t)] == sum);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {
   Rng rng(5);
   const ConvShape<2> shape{.out = 4, .in = 4, .kernel_size = 3, .padding = 1};

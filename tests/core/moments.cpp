@@ -328,8 +328,8 @@ void for_each_block(const std::function<void(const std::string&, const Expr<doub
     const auto dbb = initialize_diverse_branch_block<double>(
         ConvShape<2>{.out = 5, .in = 4, .kernel_size = 3, .padding = 1}, rng);
     const Expr<double, 2> expression = dbb.expression();
-    // origin, reduce, spatial, pointwise, before_pool, pool
-    visit("DBB", expression, batch(4, {6, 7}), {0, 1, 0, 0, 1, 0});
+    visit("DBB", expression, batch(4, {6, 7}), dbb.margins());
+    CHECK(dbb.margins() == std::vector<Padding<2>>{0, 1, 0, 0, 1, 0});
     visit("DBB, statistics of the padded maps", expression, batch(4, {6, 7}), {});
   }
   visit("strided",

@@ -4,6 +4,7 @@
 
 #include <concertina/blocks.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -104,6 +105,101 @@ DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape
           initial_batch_norm<Scalar>(shape.out),
           std::move(reduce),
           std::move(spatial)};
+}
+
+template <class Scalar, int Rank, BitGenerator Generator>
+DilatedBlock<Scalar, Rank> initialize_dilated_block(const ConvShape<Rank>& shape,
+                                                    Generator& generator) {
+  detail::require_block_shape(shape, "DilatedBlock");
+  const Index least = std::ranges::min(shape.kernel_size);
+  if (least < 5) {
+    throw ShapeError("DilatedBlock needs kernels of size 5 or more (" + to_string(shape) + ")");
+  }
+  struct Small {
+    Index kernel_size, dilation;
+  };
+  const auto small = [&]() -> std::vector<Small> {
+    switch (least) {
+      case 5: return {{3, 1}, {3, 2}};
+      case 7: return {{5, 1}, {3, 2}, {3, 3}};
+      case 9: return {{5, 1}, {5, 2}, {3, 3}, {3, 4}};
+      case 11: return {{5, 1}, {5, 2}, {3, 3}, {3, 4}, {3, 5}};
+      case 13: return {{5, 1}, {7, 2}, {3, 3}, {3, 4}, {3, 5}};
+      case 15: return {{5, 1}, {7, 2}, {3, 3}, {3, 5}, {3, 7}};
+      case 17: return {{5, 1}, {9, 2}, {3, 4}, {3, 5}, {3, 7}};
+      default: break;
+    }
+    std::vector<Small> all;
+    for (Index dilation = 1; 2 * dilation + 1 <= least; ++dilation) all.push_back({3, dilation});
+    return all;
+  }();
+  DilatedBlock<Scalar, Rank> block{
+      detail::initialize_branch<Scalar>(shape, shape.kernel_size, generator), {}};
+  for (const Small& branch : small) {
+    ConvShape<Rank> dilated = shape;
+    dilated.bias = false;
+    dilated.kernel_size = branch.kernel_size;
+    dilated.dilation = branch.dilation;
+    for (int axis = 0; axis < Rank; ++axis) {
+      const Index less = (shape.kernel_size[axis] - effective_kernel_size(dilated, axis)) / 2;
+      dilated.padding.start[axis] -= less;
+      dilated.padding.end[axis] -= less;
+    }
+    Conv<Scalar, Rank> conv(dilated);
+    initialize_uniform(conv, generator);
+    block.dilated.push_back({std::move(conv), initial_batch_norm<Scalar>(shape.out)});
+  }
+  return block;
+}
+
+template <class Scalar, int Rank, BitGenerator Generator>
+QaRepVgg<Scalar, Rank> initialize_qarepvgg(const ConvShape<Rank>& shape, Generator& generator) {
+  RepVgg<Scalar, Rank> block = initialize_repvgg<Scalar>(shape, generator);
+  return {std::move(block.dense), std::move(block.pointwise.conv), block.skip.has_value(),
+          initial_batch_norm<Scalar>(shape.out)};
+}
+
+template <Layer F, BitGenerator Generator>
+LoRa<typename F::Scalar, F::Rank> initialize_lora(const F& base, Index rank, double alpha,
+                                                  Generator& generator) {
+  using Scalar = typename F::Scalar;
+  constexpr int Rank = F::Rank;
+  ConvShape<Rank> down = base.shape();
+  if (down.groups != 1 || rank < 1) {
+    throw ShapeError("initialize_lora: rank " + std::to_string(rank) + " for " + to_string(down) +
+                     ", where one group and a rank of 1 or more are needed");
+  }
+  down.out = rank;
+  down.bias = false;
+  LoRa<Scalar, Rank> block{Conv<Scalar, Rank>(ConvView<const Scalar, Rank>(base)),
+                           Conv<Scalar, Rank>(down),
+                           Conv<Scalar, Rank>(ConvShape<Rank>{.out = base.shape().out, .in = rank}),
+                           static_cast<Scalar>(alpha / static_cast<double>(rank))};
+  initialize_uniform(block.down, generator);
+  return block;
+}
+
+template <Layer F>
+DoConv<typename F::Scalar, F::Rank> over_parameterize(const F& layer) {
+  using Scalar = typename F::Scalar;
+  constexpr int Rank = F::Rank;
+  const ConvShape<Rank>& shape = layer.shape();
+  const Index taps = numel(shape.kernel_size);
+  ConvShape<Rank> depthwise = shape;
+  depthwise.out = detail::checked_multiply(shape.in, taps, "over_parameterize");
+  depthwise.groups = shape.in;
+  depthwise.bias = false;
+  Conv<Scalar, Rank> copies(depthwise);
+  for (Index i = 0; i < depthwise.out; ++i) {  // output i copies tap i % taps
+    copies.weight()[static_cast<std::size_t>(i * taps + i % taps)] = Scalar(1);
+  }
+  const auto copy = [](std::span<const Scalar> from) {
+    return std::vector<Scalar>(from.begin(), from.end());
+  };
+  return {std::move(copies),
+          Conv<Scalar, Rank>(
+              {.out = shape.out, .in = depthwise.out, .groups = shape.groups, .bias = shape.bias},
+              copy(layer.weight()), copy(layer.bias()))};
 }
 
 template <class Block, Layer F>
