@@ -176,6 +176,61 @@ Expr<Scalar, Rank> average_pool(
   return mean * std::move(window);
 }
 
+/// A low-pass filter before a stride, the same for each channel and along each axis: of {1, 2, 1},
+/// the weights of a 2-D one are {1, 2, 1, 2, 4, 2, 1, 2, 1} / 16. Padding is with zeros; the
+/// published one reflects, as no layer does.
+/// Throws  ShapeError for a filter whose sum is not positive, or no channels
+/// Source  Zhang, Making convolutional networks shift-invariant again, ICML 2019
+template <class Scalar, int Rank>
+  requires(!std::integral<Scalar>)
+Expr<Scalar, Rank> blur_pool(Index channels, const std::vector<Index>& filter,
+                             const std::type_identity_t<PerAxis<Rank>>& stride,
+                             const std::type_identity_t<Padding<Rank>>& padding = 0) {
+  Index sum = 0;
+  for (const Index tap : filter) sum = detail::checked_add(sum, tap, "blur_pool");
+  if (sum < 1) throw ShapeError("blur_pool: a filter whose sum is " + std::to_string(sum));
+  const auto taps = static_cast<Index>(filter.size());
+  Conv<Scalar, Rank> window({.out = channels,
+                             .in = channels,
+                             .kernel_size = taps,
+                             .stride = stride,
+                             .padding = padding,
+                             .groups = channels});
+  auto weight = window.weight().begin();
+  for (Index c = 0; c < channels; ++c) {
+    detail::for_each_position(window.shape().kernel_size, [&](const PerAxis<Rank>& tap) {
+      Index product = 1;
+      for (const Index at : tap) {
+        product =
+            detail::checked_multiply(product, filter[static_cast<std::size_t>(at)], "blur_pool");
+      }
+      *weight++ = static_cast<Scalar>(product);
+    });
+  }
+  const Expr<Scalar, Rank> mean(
+      ChannelMap<Scalar>{.in = channels, .out = channels, .divisor = numel(PerAxis<Rank>(sum))});
+  return mean * std::move(window);
+}
+
+/// Each block of `factor` positions along every axis becomes channels of one position:
+/// torch.nn.PixelUnshuffle, space to depth. Output channel c * factor^Rank + t is position t of the
+/// block, row-major, of channel c. Its inverse is pixel_shuffle, in transposed.hpp.
+/// Throws  ShapeError for no channels or factor
+/// Source  YOLOv5's Focus is one before a layer, in another order of channels
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> pixel_unshuffle(Index channels, Index factor) {
+  const Index positions = numel(PerAxis<Rank>(factor));
+  Conv<Scalar, Rank> layer({.out = detail::checked_multiply(channels, positions, "pixel_unshuffle"),
+                            .in = channels,
+                            .kernel_size = factor,
+                            .stride = factor,
+                            .groups = channels});
+  for (Index o = 0; o < layer.shape().out; ++o) {
+    layer.weight()[static_cast<std::size_t>(o * positions + o % positions)] = Scalar(1);
+  }
+  return layer;
+}
+
 /// A fully connected layer on the channels of each position, as a 1x1 of any rank: a view of the
 /// same elements.
 template <int Rank, Layer F>

@@ -184,6 +184,35 @@ Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> augmented(
   return detail::sparse<typename F::Scalar, F::Rank>(layer, input_size, true, limit);
 }
 
+/// A layer on maps of `input_size` as a fully connected layer on flat maps, bias included, so that
+/// it joins sums and products of fully connected ones. Groups stay. The inverse of linear_as_conv
+/// for a kernel as large as the map.
+/// Ensures  conv_as_linear(F, n)(flat x) == flat F(x), bit for bit where zeros add nothing
+/// Cost     out * positions * in / groups * numel(input_size) elements, most of them zero
+/// Throws   ShapeError for an input smaller than the kernel, SizeError on overflow
+/// Source   Ding et al., RepMLP, CVPR 2022
+template <Layer F>
+Conv<typename F::Scalar, 0> conv_as_linear(const F& layer, const PerAxis<F::Rank>& input_size) {
+  using Scalar = typename F::Scalar;
+  const ConvShape<F::Rank>& shape = layer.shape();
+  const detail::MatrixSize size = detail::toeplitz_size(shape, input_size);
+  Conv<Scalar, 0> linear(
+      {.out = size.rows, .in = size.columns, .groups = shape.groups, .bias = shape.bias});
+  const Index columns = size.columns / shape.groups, rows = size.rows / shape.groups;
+  const Index positions = size.rows / shape.out;
+  detail::for_each_row(shape, input_size, [&](Index row, const std::vector<detail::Entry>& reads) {
+    for (const detail::Entry& read : reads) {
+      const Index column = read.column - row / rows * columns;
+      linear.weight()[static_cast<std::size_t>(row * columns + column)] =
+          layer.weight()[static_cast<std::size_t>(read.weight)];
+    }
+    if (!shape.bias) return;
+    linear.bias()[static_cast<std::size_t>(row)] =
+        layer.bias()[static_cast<std::size_t>(row / positions)];
+  });
+  return linear;
+}
+
 /// The layer of this shape, without a bias, whose matrix on maps of `input_size` this is, compared
 /// exactly. The matrix may be sparse or dense, in either order; shape.bias plays no part.
 /// Ensures  conv_from_toeplitz(toeplitz(F, n), F.shape(), n) has F's weight

@@ -5,6 +5,7 @@
 
 #include <concertina/contract.hpp>
 #include <concertina/detail/apply_matrix.hpp>
+#include <concertina/layers.hpp>
 
 #include <algorithm>
 #include <concepts>
@@ -164,6 +165,30 @@ Transposed<ScalarOf<F>, rank_of<F>> transposed(const F& layer, std::vector<Scala
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> transposed(const Transposed<Scalar, Rank>& adjoint) {
   return adjoint.layer();
+}
+
+/// Blocks of factor^Rank channels become positions: torch.nn.PixelShuffle, depth to space, the
+/// adjoint and inverse of pixel_unshuffle. After a layer without a bias it makes a transposed
+/// convolution of it.
+/// Throws  ShapeError for no channels or factor
+/// Source  Shi et al., Sub-pixel convolution, CVPR 2016
+template <class Scalar, int Rank>
+Transposed<Scalar, Rank> pixel_shuffle(Index out_channels, Index factor) {
+  const Conv<Scalar, Rank> unshuffle = pixel_unshuffle<Scalar, Rank>(out_channels, factor);
+  return Transposed<Scalar, Rank>(unshuffle);
+}
+
+/// Every position `factor` times along each axis: torch.nn.Upsample with mode "nearest" and a whole
+/// factor. The adjoint of a sum over windows. Throws ShapeError for no channels or factor.
+template <class Scalar, int Rank>
+Transposed<Scalar, Rank> upsample_nearest(Index channels, const PerAxis<Rank>& factor) {
+  Conv<Scalar, Rank> window({.out = channels,
+                             .in = channels,
+                             .kernel_size = factor,
+                             .stride = factor,
+                             .groups = channels});
+  for (Scalar& element : window.weight()) element = Scalar(1);
+  return Transposed<Scalar, Rank>(window);
 }
 
 namespace detail {

@@ -364,4 +364,48 @@ TEST_CASE("a linear layer after a flatten is a layer as large as the map", "[lay
              Contains("linear 24->4 +bias") && Contains("30 elements"));
 }
 
+TEST_CASE("pixel unshuffle moves blocks of positions to channels", "[layers]") {
+  Rng rng(31);
+  const auto layer = pixel_unshuffle<double, 2>(3, 2);
+  const auto x = small_integers<double, 2>({.batch = 2, .channels = 3, .size = {4, 6}}, rng);
+  const auto y = layer(x);
+  REQUIRE(y.shape() == MapShape<2>{.batch = 2, .channels = 12, .size = {2, 3}});
+  for (Index n = 0; n < 2; ++n) {
+    for (Index c = 0; c < 3; ++c) {
+      for (Index i = 0; i < 4; ++i) {
+        for (Index j = 0; j < 6; ++j) {
+          const Index channel = c * 4 + i % 2 * 2 + j % 2;
+          CHECK(
+              y.values()[static_cast<std::size_t>(((n * 12 + channel) * 2 + i / 2) * 3 + j / 2)] ==
+              x.values()[static_cast<std::size_t>(((n * 3 + c) * 4 + i) * 6 + j)]);
+        }
+      }
+    }
+  }
+  // Focus: a 3x3 after it is a 6x6 of stride 2 at even sizes.
+  const auto conv =
+      small_integers<double>(ConvShape<2>{.out = 2, .in = 12, .kernel_size = 3, .padding = 1}, rng);
+  const auto focus = contract(conv * layer, exact_at(4, 6));
+  CHECK(focus.shape() ==
+        ConvShape<2>{.out = 2, .in = 3, .kernel_size = 6, .stride = 2, .padding = 2});
+  CHECK(focus(x) == conv(y));
+  CHECK_THROWS_AS((pixel_unshuffle<double, 2>(3, 0)), ShapeError);
+}
+
+TEST_CASE("a blur pool is its filter along every axis", "[layers]") {
+  Rng rng(32);
+  const auto x = small_integers<double, 2>({.batch = 1, .channels = 2, .size = {5, 6}}, rng);
+  const Conv2d<double> pool = blur_pool<double, 2>(2, {1, 2, 1}, 2, 1);
+  CHECK(pool.shape() ==
+        ConvShape<2>{.out = 2, .in = 2, .kernel_size = 3, .stride = 2, .padding = 1, .groups = 2});
+  const double expected[] = {1, 2, 1, 2, 4, 2, 1, 2, 1};
+  for (std::size_t i = 0; i < 18; ++i) CHECK(pool.weight()[i] == expected[i % 9] / 16);
+  const auto conv = small_integers<double>(
+      ConvShape<2>{.out = 2, .in = 2, .kernel_size = 3, .padding = 2, .groups = 2}, rng);
+  const Expr<double, 2> valid = blur_pool<double, 2>(2, {1, 2, 1}, 2);
+  CHECK(contract(valid * conv)(x) == valid(conv(x)));
+  CHECK_THROWS_AS((blur_pool<double, 2>(2, {1, -1}, 2)), ShapeError);
+  CHECK_THROWS_AS((blur_pool<double, 2>(2, {}, 2)), ShapeError);
+}
+
 }  // namespace concertina::test

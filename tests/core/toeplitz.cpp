@@ -349,4 +349,25 @@ TEST_CASE("a matrix over the limit is refused before it is allocated", "[toeplit
 }
 
 }  // namespace
+TEST_CASE("a layer at a size is a fully connected layer, and joins others", "[toeplitz]") {
+  Rng rng(51);
+  for (const ConvShape<2>& shape : all_shapes<2>(rng, 20)) {
+    const PerAxis<2> size = random_input_size(shape, rng);
+    const auto layer = small_integers<double>(shape, rng);
+    const auto x = small_integers<double, 2>({.batch = 3, .channels = shape.in, .size = size}, rng);
+    const auto y = layer(x);
+    const FeatureMap<double, 0> flat({.batch = 3, .channels = shape.in * numel(size)},
+                                     {x.values().begin(), x.values().end()});
+    const auto linear = conv_as_linear(layer, size);
+    CHECK(linear.shape().groups == shape.groups);
+    CHECK(std::ranges::equal(linear(flat).values(), y.values()));
+    const auto other = small_integers<double>(linear.shape(), rng);
+    const Linear<double> sum = contract(linear + other);
+    CHECK(sum.shape() == linear.shape());
+    for (std::size_t i = 0; i < sum.weight().size(); ++i) {
+      CHECK(sum.weight()[i] == linear.weight()[i] + other.weight()[i]);
+    }
+  }
+}
+
 }  // namespace concertina::test

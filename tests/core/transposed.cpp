@@ -730,4 +730,31 @@ TEST_CASE("what cannot be transposed is refused with its numbers", "[transposed]
 }
 
 }  // namespace
+TEST_CASE("pixel shuffle undoes pixel unshuffle, and nearest upsampling repeats", "[transposed]") {
+  Rng rng(41);
+  const auto shuffle = pixel_shuffle<double, 2>(2, 3);
+  const auto y = small_integers<double, 2>({.batch = 2, .channels = 18, .size = {2, 3}}, rng);
+  const auto x = shuffle(y);
+  REQUIRE(x.shape() == MapShape<2>{.batch = 2, .channels = 2, .size = {6, 9}});
+  CHECK(pixel_unshuffle<double, 2>(2, 3)(x) == y);
+  const auto conv =
+      small_integers<double>(ConvShape<2>{.out = 18, .in = 4, .kernel_size = 3, .padding = 1}, rng);
+  const auto z = small_integers<double, 2>({.batch = 2, .channels = 4, .size = {3, 4}}, rng);
+  const Transposed<double, 2> both = contract(shuffle * conv);
+  CHECK(both(z) == shuffle(conv(z)));
+
+  const auto up = upsample_nearest<double, 2>(2, {2, 3});
+  const auto small = small_integers<double, 2>({.batch = 1, .channels = 2, .size = {2, 2}}, rng);
+  const auto large = up(small);
+  REQUIRE(large.shape() == MapShape<2>{.batch = 1, .channels = 2, .size = {4, 6}});
+  for (Index c = 0; c < 2; ++c) {
+    for (Index i = 0; i < 4; ++i) {
+      for (Index j = 0; j < 6; ++j) {
+        CHECK(large.values()[static_cast<std::size_t>((c * 4 + i) * 6 + j)] ==
+              small.values()[static_cast<std::size_t>((c * 2 + i / 2) * 2 + j / 3)]);
+      }
+    }
+  }
+}
+
 }  // namespace concertina::test
