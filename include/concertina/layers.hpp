@@ -112,7 +112,7 @@ Expr<Scalar, any_rank> channel_select(Index channels, std::vector<Index> source)
 }
 
 /// Channels seen as [groups, n] become [n, groups], as torch.nn.ChannelShuffle does. Throws
-/// ShapeError where groups do not divide the channels.
+/// ShapeError where groups do not divide the channels, SizeError for more than fit a layer.
 /// Source  Zhang et al., ShuffleNet, CVPR 2018
 template <class Scalar>
 Expr<Scalar, any_rank> channel_shuffle(Index channels, Index groups) {
@@ -120,6 +120,7 @@ Expr<Scalar, any_rank> channel_shuffle(Index channels, Index groups) {
     throw ShapeError("channel_shuffle: " + std::to_string(groups) + " groups of " +
                      std::to_string(channels) + " channels");
   }
+  validate(ConvShape<0>{.out = channels, .in = channels});
   std::vector<Index> source;
   const Index width = channels / groups;
   for (Index i = 0; i < width; ++i) {

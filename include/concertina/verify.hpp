@@ -21,6 +21,7 @@ namespace concertina {
 struct Report {
   std::string proof = {};    ///< "algebra", "rounding", "structure" or "outputs"
   std::string failure = {};  ///< why it does not hold; empty where it does
+  bool undecided = false;    ///< whether that is only a bound too wide to tell: nothing is proved
   Index compared = 0;        ///< elements looked at
   std::string worst =
       {};  ///< the element nearest to its bound, "weight[3][0][1][2]"; empty where all are equal
@@ -84,9 +85,11 @@ Report prove_algebra(const E& expression, const F& contraction, std::uint64_t se
 /// within
 ///     gamma_n(u)|F| + gamma_n(u')|F| + underflow (+ half an ulp if A is wider than the layers'
 ///     scalar),
-/// where |F| contracts the absolute values, n counts the terms of all stages and gamma_n(u) = n*u /
-/// (1 - n*u). Kernels are compared as maps, so one with more zeros around it passes. For exact
-/// scalars the bound is zero. An input size is named for branches that agree only there.
+/// where |F| contracts the absolute values, n counts the terms of all stages, gamma_n(u) = n*u /
+/// (1 - n*u), and underflow is what this element's own products may lose. Where that exceeds |F|,
+/// or every bound what it bounds, the report is undecided. Kernels are compared as maps, so one
+/// with more zeros around it passes. For exact scalars the bound is zero. An input size is named
+/// for branches that agree only there.
 /// Requires  rounding to nearest, gradual underflow
 /// Cost      the contraction in plain loops, from the first layer on, twice
 /// Throws    VerificationError where n*u >= 1

@@ -267,6 +267,186 @@ TEST_CASE("outputs of the layers are compared off the border, a contraction's ev
                   ShapeError);
 }
 
+// ---- bounds that cannot be emptied --------------------------------------------------------------
+
+namespace {
+
+/// Layers of normally sized elements times the scales, each a power of two.
+std::vector<Conv2d<float>> scaled_chain(const std::vector<float>& scales) {
+  std::mt19937_64 generator(5);
+  std::vector<ConvShape<2>> shapes(scales.size(), {.out = 4, .in = 4});
+  shapes.front() = {.out = 4, .in = 3, .kernel_size = 3};
+  shapes.back().out = 3;
+  auto layers = initialize<float>(shapes, generator);
+  for (std::size_t i = 0; i < layers.size(); ++i) layers[i] = scales[i] * layers[i];
+  return layers;
+}
+
+/// Every proof of a wrong layer fails, or says that it cannot tell.
+template <class E>
+void check_refused(const E& expression, const Conv2d<float>& wrong) {
+  const Report rounding = prove_rounding(expression, wrong),
+               structure = prove_structure(expression, wrong, smallest_input(Form(expression)));
+  INFO(rounding << '\n' << structure);
+  CHECK_FALSE(rounding);
+  CHECK_FALSE(rounding.undecided);
+  CHECK_FALSE(structure);
+  CHECK_FALSE(structure.undecided);
+}
+
+}  // namespace
+
+TEST_CASE("layers of far apart scales leave no room for another kernel", "[verify]") {
+  for (const auto& scales :
+       {std::vector{0x1p73F, 0x1p-73F, 0x1p73F, 0x1p-73F}, std::vector{0x1p-73F, 0x1p73F, 1.0F},
+        std::vector{0x1p60F, 0x1p-50F, 1.0F}, std::vector{0x1p-60F, 0x1p-40F, 0x1p90F}}) {
+    const auto layers = scaled_chain(scales);
+    const Conv2d<float> right = contract(layers);
+    INFO(verify(layers, right));
+    CHECK(verify(layers, right));
+    check_refused(layers, -1 * right);
+    check_refused(layers, Conv2d<float>(right.shape()));
+    FeatureMap<float, 2> x({.channels = 3, .size = 6});
+    Rng rng(1);
+    for (float& element : x.values()) element = static_cast<float>(random_uniform(rng, 1));
+    const FeatureMap<float, 2> y = Expr<float, 2>(chain(layers))(x);
+    CHECK(prove_outputs(layers, right, x, y));
+    FeatureMap<float, 2> negated = y;
+    for (float& element : negated.values()) element = -element;
+    const Report report = prove_outputs(layers, right, x, negated);
+    CHECK_FALSE(report);
+    CHECK_FALSE(report.undecided);
+    CHECK_FALSE(prove_outputs(layers, right, x, negated, ComputedBy::contraction));
+  }
+}
+
+TEST_CASE("a dead channel of huge weights leaves the others no room", "[verify]") {
+  auto layers = scaled_chain({1, 1, 1});
+  const auto row = [](Conv2d<float>& layer, std::size_t channel, float value) {
+    const std::size_t width = layer.weight().size() / static_cast<std::size_t>(layer.shape().out);
+    std::ranges::fill(layer.weight().subspan(channel * width, width), value);
+  };
+  const auto column = [](Conv2d<float>& layer, std::size_t channel, float value) {
+    for (std::size_t i = channel; i < layer.weight().size(); i += 4) layer.weight()[i] = value;
+  };
+  row(layers[0], 3, 1e25F);
+  column(layers[1], 3, 0);
+  row(layers[1], 3, 1e25F);
+  layers[1].weight()[15] = 0;
+  column(layers[2], 3, 0);
+  const Conv2d<float> right = contract(layers);
+  CHECK(verify(layers, right));
+  Conv2d<float> flipped = right;
+  for (float& element : flipped.weight().first(27)) element = -element;
+  check_refused(layers, flipped);
+}
+
+TEST_CASE("where all that an element is made of may have underflowed, nothing is proved",
+          "[verify]") {
+  // In one order of the chain the two in the middle make 0.
+  const auto layers = scaled_chain({0x1p100F, 0x1p-100F, 0x1p-100F, 0x1p100F});
+  Conv2d<float> right = contract<double>(layers);
+  right.weight()[0] = next_up(right.weight()[0]);
+  for (const Report& report : {prove_rounding(layers, right), prove_rounding(layers, -1 * right),
+                               prove_structure(layers, -1 * right, smallest_input(Form(layers)))}) {
+    CHECK_FALSE(report);
+    CHECK(report.undecided);
+    std::ostringstream text;
+    text << report;
+    CHECK_THAT(text.str(), Catch::Contains("not proved: the bound of "));
+  }
+  CHECK(prove_rounding<double>(layers, contract<double>(layers)));
+}
+
+TEST_CASE("subnormal elements are judged by what their format resolves", "[verify]") {
+  auto layers = scaled_chain({1, 1, 1});
+  std::ranges::fill(layers[2].weight().first(4), 0x1p-148F);  // one output channel has died
+  const Conv2d<float> right = contract(layers);
+  CHECK(verify(layers, right));
+  Conv2d<float> wrong = right;
+  wrong.weight()[0] += 0x1p-100F;
+  CHECK_FALSE(prove_rounding(layers, wrong));
+
+  const Linear<float> tiny({.out = 1, .in = 1}, {0x1p-148F}), half({.out = 1, .in = 1}, {0.5F});
+  const std::vector<Linear<float>> all_tiny{tiny, half};
+  const Report report = prove_rounding(all_tiny, Linear<float>({.out = 1, .in = 1}, {-0x1p-149F}));
+  CHECK_FALSE(report);
+  CHECK(report.undecided);
+  CHECK(prove_rounding(all_tiny, contract(all_tiny)));
+}
+
+TEST_CASE("contractions that are zero are right", "[verify]") {
+  const auto layers = chain<float>();
+  const Conv2d<float> product = contract(layers);
+  CHECK(prove_rounding(product - product, Conv2d<float>(product.shape())));
+  CHECK(verify(0.0F * product, Conv2d<float>(product.shape())));
+  CHECK_FALSE(prove_rounding(0.0F * product, product));
+}
+
+TEST_CASE("an element that no output reads changes nothing", "[verify]") {
+  std::mt19937_64 generator(7);
+  const auto layers = initialize<float>(
+      std::vector<ConvShape<2>>{{.out = 3, .in = 3, .stride = 2}, {.out = 2, .in = 3}}, generator);
+  const Conv2d<float> product = contract(layers);
+  for (const float unread : {0.0F, 1e38F, std::numeric_limits<float>::infinity(),
+                             std::numeric_limits<float>::quiet_NaN()}) {
+    FeatureMap<float, 2> x({.channels = 3, .size = 5}, std::vector<float>(75, 0.5F));
+    x.values()[1] = unread;
+    const FeatureMap<float, 2> y = Expr<float, 2>(chain(layers))(x);
+    for (const ComputedBy by : {ComputedBy::layers, ComputedBy::contraction}) {
+      INFO(prove_outputs(layers, product, x, y, by));
+      CHECK(prove_outputs(layers, product, x, y, by));
+      FeatureMap<float, 2> negated = y;
+      for (float& element : negated.values()) element = -element;
+      CHECK_FALSE(prove_outputs(layers, product, x, negated, by));
+    }
+    x.values()[0] = unread;
+    CHECK(bool(prove_outputs(layers, product, x, Expr<float, 2>(chain(layers))(x))) ==
+          std::isfinite(unread));
+  }
+}
+
+TEST_CASE("outputs stored in 16 bits are held to their own rounding", "[verify]") {
+  const auto check = [](auto stored, float scale) {
+    using Stored = decltype(stored);
+    const auto layers = scaled_chain({4, 4, 4});
+    const Conv2d<float> product = contract(layers);
+    FeatureMap<float, 2> x({.channels = 3, .size = 6});
+    Rng rng(3);
+    for (float& element : x.values()) element = scale * static_cast<float>(random_uniform(rng, 1));
+    const FeatureMap<float, 2> y = Expr<float, 2>(chain(layers))(x);
+    const auto given = [&](float factor, float shift) {
+      FeatureMap<Stored, 2> map(y.shape());
+      for (std::size_t i = 0; i < y.values().size(); ++i) {
+        map.values()[i] = detail::convert<Stored>(factor * y.values()[i] + shift);
+      }
+      return map;
+    };
+    float mean = 0;
+    for (const float element : y.values()) mean += std::abs(element);
+    mean /= static_cast<float>(y.values().size());
+    INFO(prove_outputs(layers, product, x, given(1, 0)));
+    CHECK(prove_outputs(layers, product, x, given(1, 0)));
+    for (const auto& wrong : {given(-1, 0), given(1, mean / 10), given(0, 0), given(1.2F, 0)}) {
+      CHECK_FALSE(prove_outputs(layers, product, x, wrong));
+      CHECK_FALSE(prove_outputs(layers, product, x, wrong, ComputedBy::contraction));
+    }
+  };
+  for (const float scale : {1.0F, 0x1p-8F, 0x1p6F}) {
+    check(Eigen::half(), scale);
+    check(Eigen::bfloat16(), scale);
+  }
+}
+
+TEST_CASE("nothing compared is nothing proved", "[verify]") {
+  const auto layers = chain<float>();
+  const Conv2d<float> product = contract(layers);
+  const FeatureMap<float, 2> none({.batch = 0, .channels = 2, .size = 5});
+  const Report report = prove_outputs(layers, product, none, product(none));
+  CHECK_FALSE(report);
+  CHECK_THAT(report.failure, Catch::Contains("batch is empty"));
+}
+
 // ---- transposed layers
 // ---------------------------------------------------------------------------
 
@@ -451,24 +631,31 @@ TEST_CASE("space to depth and a 3x3 are a 6x6 of stride 2 at even sizes", "[veri
   CHECK(product(x) == focus(x));
 }
 
-TEST_CASE("cancellation widens the bound in ulp, not the proof", "[verify]") {
+TEST_CASE("where cancellation leaves less than the bound, nothing is proved", "[verify]") {
   // 1/3 * 3 - 1/3 * 3 + 2^-60: gone in float, kept in double.
   const float third = 1.0F / 3;
   const Linear<float> outer({.out = 1, .in = 3}, {third, -third, 0x1p-30F});
   const Linear<float> inner({.out = 3, .in = 1}, {3.0F, next_up(3.0F), 0x1p-30F});
   const std::vector<Linear<float>> layers{inner, outer};
   const Report plain = prove_rounding(layers, contract(layers));
-  CHECK(plain);
+  CHECK(plain.undecided);
   CHECK(plain.error <= plain.bound);
+  CHECK_FALSE(plain);  // the negated layer is as near
   CHECK(prove_rounding<double>(layers, contract<double>(layers)));
 }
 
 TEST_CASE("products that underflow stay within the bound", "[verify]") {
-  const Linear<float> small({.out = 1, .in = 2}, {0x1p-80F, 0x1.8p-75F});
+  const Linear<float> small({.out = 2, .in = 2}, {0x1p-80F, 0x1.8p-75F, 0x1p70F, 0x1p73F});
   const Linear<float> tiny({.out = 2, .in = 1}, {0x1.fp-72F, 0x1.2p-73F});
-  const Linear<float> large({.out = 1, .in = 1}, {0x1p20F});
+  const Linear<float> large({.out = 2, .in = 2, .groups = 2}, {0x1p20F, 1.0F});
   const std::vector<Linear<float>> layers{tiny, small, large};
-  CHECK(prove_rounding(layers, contract(layers)));
+  const Linear<float> right = contract(layers);
+  CHECK(prove_rounding(layers, right).error > 0);
+  CHECK(prove_rounding(layers, right));
+  const std::vector<Linear<float>> underflowed{
+      tiny, Linear<float>({.out = 1, .in = 2}, {0x1p-80F, 0x1.8p-75F}),
+      Linear<float>({.out = 1, .in = 1}, {0x1p20F})};
+  CHECK(prove_rounding(underflowed, contract(underflowed)).undecided);
   CHECK(prove_rounding<double>(layers, contract<double>(layers)));
 }
 

@@ -190,15 +190,18 @@ void require_preserved(const std::vector<Conv<Scalar, max_rank>>& layers,
   long double error = 0, norm = 0;
   if constexpr (rounds<Scalar>) {
     const Conv<Ref, Rank> magnitude = contract(sizes, interior_only);
-    const Index count = terms(any_form(layers)).weight;
-    const ErrorBound<Scalar, A> bound(count, underflow<A>(tree_of(layers), count));
-    for (std::size_t i = 0; i < target.weight().size(); ++i) {
-      const auto t = static_cast<long double>(target.weight()[i]);
-      const long double difference = static_cast<long double>(product.weight()[i]) - t;
-      holds = holds && std::abs(difference) <= bound(magnitude.weight()[i], t, product.weight()[i]);
-      error += difference * difference;
+    const ContractionBounds<Scalar, A, Rank> bounds(tree_of(layers), terms(any_form(layers)),
+                                                    least_positive(magnitude.weight()));
+    std::size_t i = 0;
+    for_each_weight(target, [&](Index o, Index c, const PerAxis<Rank>& offset, const Scalar& to) {
+      const auto t = static_cast<long double>(to),
+                 found = static_cast<long double>(product.weight()[i]),
+                 size = static_cast<long double>(magnitude.weight()[i]);
+      ++i;
+      holds = holds && std::abs(found - t) <= bounds.weight(o, c, offset, size, t, found);
+      error += (found - t) * (found - t);
       norm += t * t;
-    }
+    });
   } else {
     holds = ConvView<const Scalar, Rank>(product) == target;
   }

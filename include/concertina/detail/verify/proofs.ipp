@@ -8,8 +8,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <random>
+#include <span>
 #include <sstream>
+#include <utility>
 #include <vector>
 
 namespace concertina {
@@ -21,7 +24,7 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
   if (report) {
     line << "holds for " << report.compared << " elements";
   } else {
-    line << "FAILS: " << report.failure;
+    line << (report.undecided ? "not proved: " : "FAILS: ") << report.failure;
   }
   if (!report.worst.empty()) {
     line << "; worst " << report.worst << ": " << report.fraction() << " of its bound, "
@@ -32,22 +35,25 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
 
 namespace detail {
 
-/// Keeps the element nearest to its bound.
+/// Keeps the element nearest to its bound, and whether the bounds say anything.
 template <class Scalar>
 class Worst {
  public:
-  explicit Worst(Report& report) : report_(report) {}
+  /// Below `least` elements have no relative precision: it is the smallest normal number of what
+  /// computes or stores them.
+  explicit Worst(Report& report, long double least = 0) : report_(report), least_(least) {}
 
   /// `magnitude` is the same element contracted from absolute values; it is unused for exact
-  /// scalars.
+  /// scalars. bound(magnitude, computed,
+  /// reference) is what they may differ by.
   template <class Computed, class Ref, class Bound, class Where>
   void compare(const Computed& computed, const Ref& reference, const Ref& magnitude,
                const Bound& bound, Where&& where) {
     ++report_.compared;
     if constexpr (rounds<Scalar>) {
       const auto c = static_cast<long double>(computed), r = static_cast<long double>(reference);
-      const long double error = std::abs(c - r);
-      const long double allowed = bound(static_cast<long double>(magnitude), c, r);
+      const auto size = static_cast<long double>(magnitude);
+      const long double error = std::abs(c - r), allowed = bound(size, c, r);
       if (!std::isfinite(c) || !std::isfinite(r) || !std::isfinite(allowed)) {
         note(where(), error, allowed, 0, "is not finite");
         return;
@@ -60,8 +66,31 @@ class Worst {
                  (report_.worst.empty() || error * report_.bound > report_.error * allowed)) {
         note(where(), error, allowed, ulps, "");
       }
+      if (allowed < std::abs(r)) told_ = true;
+      if (error > 0 && !(allowed < size)) {
+        if (unsure_.empty() || allowed > least_) unsure_ = where();
+        if (allowed > least_) emptied_ = true;
+      }
+      differs_ = differs_ || error > 0;
     } else if (!(computed == static_cast<Computed>(reference))) {
       note(where(), 1, 0, 0, "differs");
+    }
+  }
+
+  /// A bound that exceeds what it bounds proves nothing: below the smallest normal number that is
+  /// so by nature, and then some other element must tell the layer from one of zeros.
+  void judge() {
+    if (!report_.failure.empty()) return;
+    if (emptied_) {
+      report_.undecided = true;
+      report_.failure = "the bound of " + unsure_ +
+                        " exceeds its magnitude, since its factors may have underflowed; use a "
+                        "wider accumulator";
+    } else if (differs_ && !told_) {
+      report_.undecided = true;
+      report_.failure =
+          "every element is smaller than its bound; use a wider accumulator, or layers of another "
+          "scale";
     }
   }
 
@@ -77,16 +106,10 @@ class Worst {
   }
 
   Report& report_;
+  long double least_;
+  std::string unsure_;
+  bool emptied_ = false, told_ = false, differs_ = false;
 };
-
-template <class A, class Scalar, int Rank>
-auto error_bound(const Tree<Leaf<Scalar, Rank>>& expression, Index count) {
-  if constexpr (rounds<Scalar>) {
-    return ErrorBound<Scalar, A>(count, underflow<A>(expression, count));
-  } else {
-    return 0;
-  }
-}
 
 /// Why `given` cannot be a contraction of shape `expected`, or nothing.
 template <int Rank>
@@ -274,6 +297,21 @@ Report prove_algebra(const Form<Rank>& form, const ConvShape<Rank>& contraction,
   return report;
 }
 
+/// What exact scalars are allowed.
+struct NoBounds {
+  long double weight(const auto&...) const { return 0; }
+  long double bias(const auto&...) const { return 0; }
+};
+
+template <class A, class Scalar, int Rank, class Least>
+auto bounds_of(const Tree<Leaf<Scalar, Rank>>& tree, const Terms& count, const Least& least) {
+  if constexpr (rounds<Scalar>) {
+    return ContractionBounds<Scalar, A, Rank>(tree, count, least());
+  } else {
+    return NoBounds{};
+  }
+}
+
 template <class A, class Scalar, int Rank>
 Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
                       const ConvView<const Scalar, Rank>& given,
@@ -286,35 +324,42 @@ Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
   const auto reference = contract_by_definition<Ref>(tree, Part::value);
   const auto magnitude = contract_by_definition<Ref>(tree, Part::magnitude);
   const Terms count = terms(tree);
-  const auto weight_bound = error_bound<A>(tree, count.weight);
-  const auto bias_bound = error_bound<A>(tree, count.bias);
-
   const ConvView<const Ref, Rank> right(reference), size(magnitude);
-  Worst<Scalar> worst(report);
+  const auto bounds = bounds_of<A>(tree, count, [&] {
+    return std::min(least_positive(size.weight()), least_positive(size.bias()));
+  });
+  Worst<Scalar> worst(report, smallest_of(precision_of<A>()));
   const auto place = [](Index o, Index c, const PerAxis<Rank>& offset) {
     std::string text = "weight[" + std::to_string(o) + "][" + std::to_string(c) + "]";
     return Rank == 0 ? text : text + " at offset " + concertina::to_string(offset);
   };
+  const auto compare_weight = [&](const Scalar& n, const Ref& r, Index o, Index c,
+                                  const PerAxis<Rank>& offset) {
+    worst.compare(
+        n, r, tap_at(size, o, c, offset),
+        [&](auto... numbers) { return bounds.weight(o, c, offset, numbers...); },
+        [&] { return place(o, c, offset); });
+  };
   for_each_weight(right, [&](Index o, Index c, const PerAxis<Rank>& offset, const Ref& r) {
-    worst.compare(tap_at(given, o, c, offset), r, tap_at(size, o, c, offset), weight_bound,
-                  [&] { return place(o, c, offset); });
+    compare_weight(tap_at(given, o, c, offset), r, o, c, offset);
   });
   for_each_weight(given, [&](Index o, Index c, const PerAxis<Rank>& offset, const Scalar& n) {
     if (n == Scalar(0))
       return;  // nothing to explain, and taps beyond the chain's reach must be zero
-    worst.compare(n, tap_at(right, o, c, offset), tap_at(size, o, c, offset), weight_bound,
-                  [&] { return place(o, c, offset); });
+    compare_weight(n, tap_at(right, o, c, offset), o, c, offset);
     --report.compared;
   });
-  const auto element = [](auto bias, std::size_t o) {
-    return bias.empty() ? decltype(bias[o] + bias[o])(0) : bias[o];
+  const auto element = [](auto bias, Index o) {
+    return bias.empty() ? decltype(bias[0] + bias[0])(0) : bias[static_cast<std::size_t>(o)];
   };
-  for (std::size_t o = 0; o < static_cast<std::size_t>(given.shape().out); ++o) {
+  for (Index o = 0; o < given.shape().out; ++o) {
     if (given.bias().empty() && right.bias().empty()) break;
-    worst.compare(static_cast<Scalar>(element(given.bias(), o)), element(right.bias(), o),
-                  element(size.bias(), o), bias_bound,
-                  [&] { return "bias[" + std::to_string(o) + "]"; });
+    worst.compare(
+        static_cast<Scalar>(element(given.bias(), o)), element(right.bias(), o),
+        element(size.bias(), o), [&](auto... numbers) { return bounds.bias(o, numbers...); },
+        [&] { return "bias[" + std::to_string(o) + "]"; });
   }
+  worst.judge();
   return report;
 }
 
@@ -408,21 +453,28 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
   const auto reference = from_leaves(Part::value);
   const auto magnitude = from_leaves(Part::magnitude);
   const auto given = augmented(contraction, input_size, limit);
-  const Terms count = terms(tree);
-  const auto bound = error_bound<A>(tree, count.bias);
+  const Index count = terms(tree).bias;
+  const auto bounds = bounds_of<A>(tree, Terms{.weight = count, .bias = count}, [&] {
+    return least_positive(
+        std::span(magnitude.valuePtr(), static_cast<std::size_t>(magnitude.nonZeros())));
+  });
 
   const Exactness<Rank> border = find_exactness<Rank>(form, input_size, spacing);
   const PerAxis<Rank> positions = concertina::output_size(contraction.shape(), input_size);
-  Worst<Scalar> worst(report);
+  Worst<Scalar> worst(report, smallest_of(precision_of<A>()));
   const auto columns = static_cast<std::size_t>(given.cols());
   std::vector<Scalar> computed(columns, Scalar(0));
   std::vector<Ref> right(columns, Ref(0)), size(columns, Ref(0));
-  std::vector<bool> reads(columns, true);  // an element, or the 1 of the bias
+  std::vector<bool> reads(columns, true);     // an element, or the 1 of the bias
+  std::vector<PerAxis<Rank>> place(columns);  // of an element
   for (Index channel = 0, column = 0; channel < contraction.shape().in; ++channel) {
     for_each_position(input_size, [&](const PerAxis<Rank>& position) {
-      reads[static_cast<std::size_t>(column++)] = is_spaced(position, spacing);
+      const auto at = static_cast<std::size_t>(column++);
+      reads[at] = is_spaced(position, spacing);
+      place[at] = position;
     });
   }
+  const Index pixels = numel(input_size);
   const auto scatter = [](const auto& matrix, Index row, auto& line, bool clear) {
     using Matrix = std::remove_cvref_t<decltype(matrix)>;
     for (typename Matrix::InnerIterator entry(matrix, row); entry; ++entry) {
@@ -432,15 +484,25 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
   };
   Index row = 0;
   bool any = false;  // a layer of zeros has no entries to compare
-  const auto compare_row = [&] {
+  const auto compare_row = [&](Index o, const PerAxis<Rank>& position) {
+    const auto bound = [&](std::size_t column, auto... numbers) {
+      const Index channel = static_cast<Index>(column) / pixels;
+      if (channel == contraction.shape().in) return bounds.bias(o, numbers...);
+      PerAxis<Rank> offset;
+      for (int axis = 0; axis < Rank; ++axis) {
+        offset[axis] = place[column][axis] - position[axis] * contraction.shape().stride[axis];
+      }
+      return bounds.weight(o, channel, offset, numbers...);
+    };
     scatter(given, row, computed, false);
     scatter(reference, row, right, false);
     scatter(magnitude, row, size, false);
     for (std::size_t column = 0; column < columns; ++column) {
       if (!reads[column] || (computed[column] == Scalar(0) && right[column] == Ref(0))) continue;
-      worst.compare(computed[column], right[column], size[column], bound, [&] {
-        return "entry (" + std::to_string(row) + ", " + std::to_string(column) + ")";
-      });
+      worst.compare(
+          computed[column], right[column], size[column],
+          [&](auto... numbers) { return bound(column, numbers...); },
+          [&] { return "entry (" + std::to_string(row) + ", " + std::to_string(column) + ")"; });
     }
     scatter(given, row, computed, true);
     scatter(reference, row, right, true);
@@ -450,13 +512,14 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
     for_each_position(positions, [&](const PerAxis<Rank>& position) {
       if (off_border(position, positions, border)) {
         any = true;
-        compare_row();
+        compare_row(o, position);
       }
       ++row;
     });
   }
   if (!any) refuse_empty(report, input_size);
-  compare_row();  // [0 1]
+  compare_row(0, {});  // [0 1]
+  worst.judge();
   return report;
 }
 
@@ -490,15 +553,18 @@ Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
                       " of size ", shape.size});
   }
 
-  FeatureMap<Ref, Rank> magnitude = input;
-  long double relative = 0, lost = 0;
+  FeatureMap<Ref, Rank> magnitude = reference;
+  std::optional<FeatureMap<Ref, Rank>> lost_each;  // where one number would say too little
+  std::vector<long double> lost_channel(static_cast<std::size_t>(shape.channels));
+  long double relative = 0, enlarged = 0, lost_all = 0, least = 0;
   if constexpr (rounds<Scalar>) {
+    FeatureMap<Ref, Rank> absolutes = input;
     long double largest = 1;
-    for (Ref& element : magnitude.values()) {
+    for (Ref& element : absolutes.values()) {
       element = std::abs(element);
       largest = std::max(largest, static_cast<long double>(element));
     }
-    magnitude = magnitude_of<Ref>(tree)(magnitude);
+    magnitude = magnitude_of<Ref>(tree)(absolutes);
 
     const OutputErrors errors(tree, contraction.shape(), largest);
     const auto storage = [](const Precision& sums, const Precision& stored) {
@@ -514,24 +580,42 @@ Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
                                                     : errors.of_contraction(sums, stored, sums))
                               .stored(stored);
     relative = (ours.relative + theirs.relative) / (1 - errors.of_magnitude<Ref>());
-    lost = 2 * (1 + ours.relative) * (1 + theirs.relative) * (ours.lost + theirs.lost);
-  } else {
-    magnitude = reference;
+    enlarged = 2 * (1 + ours.relative) * (1 + theirs.relative);
+    lost_all = enlarged * (ours.lost + theirs.lost);
+    least = std::max(smallest_of(sums), smallest_of(precision));
+    if (!is_negligible(lost_all, relative * least_positive(std::as_const(magnitude).values()))) {
+      lost_all = enlarged * stored.subnormal;
+      const auto lost = [&](const Precision& in, const Precision& narrow, const Precision& apply) {
+        return lost_by_contraction(tree, absolutes, errors, in, narrow, apply);
+      };
+      lost_each = lost(accumulator, storage(accumulator, own), precision_of<Ref>());
+      if (by == ComputedBy::layers) {
+        lost_channel = lost_by_layers(
+            tree, std::vector<long double>(static_cast<std::size_t>(contraction.shape().in)),
+            sums.subnormal);
+      } else {
+        const auto more = lost(sums, stored, sums);
+        std::ranges::transform(lost_each->values(), more.values(), lost_each->values().begin(),
+                               std::plus<>());
+      }
+    }
   }
-  const auto bound = [&](long double size, long double, long double) {
-    return relative * size + lost;
-  };
 
   const Exactness<Rank> border = by == ComputedBy::layers
                                      ? find_exactness<Rank>(form, input_size, spacing)
                                      : Exactness<Rank>{};
-  Worst<Scalar> worst(report);
+  Worst<Scalar> worst(report, least);
   std::size_t at = 0;
   for (Index n = 0; n < shape.batch; ++n) {
     for (Index channel = 0; channel < shape.channels; ++channel) {
       for_each_position(shape.size, [&](const PerAxis<Rank>& position) {
         const std::size_t i = at++;
         if (!off_border(position, shape.size, border)) return;
+        const auto bound = [&](long double size, long double, long double) {
+          long double lost = lost_channel[static_cast<std::size_t>(channel)];
+          if (lost_each) lost += static_cast<long double>(lost_each->values()[i]);
+          return relative * size + enlarged * lost + lost_all;
+        };
         worst.compare(outputs.values()[i], reference.values()[i], magnitude.values()[i], bound,
                       [&] {
                         const std::string text =
@@ -541,7 +625,12 @@ Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
       });
     }
   }
-  if (report.compared == 0) refuse_empty(report, input_size);
+  if (shape.batch == 0) {
+    report.failure = "the batch is empty: nothing was compared";
+  } else if (report.compared == 0) {
+    refuse_empty(report, input_size);
+  }
+  worst.judge();
   return report;
 }
 

@@ -8,10 +8,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace concertina::detail {
@@ -276,35 +279,205 @@ long double scale_bound(const Tree<Leaf<Scalar, Rank>>& node) {
   return node.join() == Join::chain ? product : sum;
 }
 
-/// Bounds what underflow adds to any element of a contraction: each of `terms` products loses at
-/// most one smallest subnormal, which the remaining factors then scale.
-template <class A, class Scalar, int Rank>
-long double underflow(const Tree<Leaf<Scalar, Rank>>& expression, Index terms) {
-  return static_cast<long double>(terms) * smallest_subnormal<A>() * scale_bound(expression);
+/// An element of a contraction of absolute values, with what underflow may have added to it.
+///
+/// A product of two numbers loses at most one smallest subnormal w, nothing where one is 0. In any
+/// order of a chain, an element of the layers i .. j sums at most as many products as there are
+/// paths through them, and at most the terms of the chain; what they lose is scaled by the layers
+/// before i and after j. Summed over all i and j, that bounds every order. The layers are folded in
+/// from the first on: `open` has the counts of i .. j, scaled by the layers before i, for the j
+/// reached; `lost` has what all others add.
+/// Docs  docs/proofs.md, Rounding
+template <class Ref>
+struct Carried {
+  Ref magnitude = 0, lost = 0, open = 0, spanning = 0;
+
+  Carried() = default;
+  explicit Carried(int) {}
+  Carried(Ref value, Ref off) : magnitude(value), lost(off), open(zero() ? 0 : 1) {}
+
+  /// At most this is what was computed.
+  Ref largest() const { return magnitude + lost; }
+  bool zero() const { return largest() == 0; }
+
+  /// A product of two layers' elements: `spanning` continues what is open, `open` starts anew.
+  friend Carried operator*(const Carried& outer, const Carried& inner) {
+    Carried product;
+    product.magnitude = outer.magnitude * inner.magnitude;
+    product.lost = outer.magnitude * inner.lost + outer.lost * inner.largest();
+    if (outer.zero()) return product;
+    product.open = inner.largest();
+    product.spanning = inner.open;
+    return product;
+  }
+  friend Carried operator+(Carried f, const Carried& g) {
+    f.magnitude += g.magnitude;
+    f.lost += g.lost;
+    f.open += g.open;
+    f.spanning += g.spanning;
+    return f;
+  }
+
+  /// After all sums of a product: `most` bounds what spans it, `each` is what a product loses.
+  void settle(Ref most, Ref each) {
+    const Ref products = std::min(spanning, most);
+    lost += each * products;
+    open += products;
+    spanning = 0;
+  }
+};
+
+/// The leaf, whose elements are stored, or lose what computing them of a batch norm may.
+template <class Ref, class Scalar, int Rank>
+Conv<Carried<Ref>, Rank> carried_leaf(const Leaf<Scalar, Rank>& leaf, Ref each) {
+  const Conv<Ref, Rank> layer = leaf_by_definition<Ref>(leaf, Part::magnitude);
+  const ChannelMap<Scalar>* map = leaf.channel_map();
+  const Ref factor = map && (!map->variance.empty() || map->divisor != 1) ? 4 * each : 0;
+  Conv<Carried<Ref>, Rank> result(layer.shape());
+  for (std::size_t i = 0; i < layer.weight().size(); ++i) {
+    const Ref element = layer.weight()[i];
+    result.weight()[i] = {element, element == 0 ? 0 : factor};
+  }
+  for (std::size_t o = 0; o < layer.bias().size(); ++o) {
+    const bool shifts = map && !map->mean.empty();
+    const Ref mean = shifts ? std::abs(convert<Ref>(map->mean[o])) : 0;
+    result.bias()[o] = {layer.bias()[o], shifts ? factor * mean + each : 0};
+  }
+  return result;
 }
 
+/// Requires  terms: of the whole expression; each: the smallest subnormal of what computes it
+template <class Ref, class Scalar, int Rank>
+Conv<Carried<Ref>, Rank> carry(const Tree<Leaf<Scalar, Rank>>& node, Ref terms, Ref each) {
+  using Layer = Conv<Carried<Ref>, Rank>;
+  using View = ConvView<const Carried<Ref>, Rank>;
+  if (node.is_leaf()) return carried_leaf<Ref>(node.leaf(), each);
+  std::vector<Layer> parts;
+  for (const auto& part : node.parts()) parts.push_back(carry<Ref>(part, terms, each));
+  if (node.join() != Join::chain) {
+    Layer sum =
+        add_by_definition(node.join(), whole_shape(form_of(node)).template as<Rank>(), parts);
+    const auto close = [](Carried<Ref>& at) { at = {at.magnitude, at.lost}; };
+    std::ranges::for_each(sum.weight(), close);
+    std::ranges::for_each(sum.bias(), close);
+    return sum;
+  }
+  Layer product = std::move(parts.front());
+  // The sums of the columns of all layers before some i, the 1 of the bias last.
+  std::vector<Ref> columns(static_cast<std::size_t>(product.shape().in) + 1, Ref(1));
+  for (std::size_t p = 1; p < parts.size(); ++p) {
+    const Layer inner = std::exchange(product, multiply_by_definition(parts[p], product));
+    auto element = product.weight().begin();
+    for_each_weight(View(product), [&](Index, Index c, const PerAxis<Rank>&, const Carried<Ref>&) {
+      (element++)->settle(terms * columns[static_cast<std::size_t>(c)], each);
+    });
+    for (Carried<Ref>& bias : product.bias()) bias.settle(terms * columns.back(), each);
+    for_each_weight(View(inner),
+                    [&](Index, Index c, const PerAxis<Rank>&, const Carried<Ref>& weight) {
+                      columns[static_cast<std::size_t>(c)] += weight.largest();
+                    });
+    columns.back() += 1;
+    for (const Carried<Ref>& bias : inner.bias()) columns.back() += bias.largest();
+  }
+  return product;
+}
+
+/// The least that is above 0, or infinity.
+template <class Ref>
+long double least_positive(std::span<const Ref> magnitudes) {
+  long double least = std::numeric_limits<long double>::infinity();
+  for (const Ref& magnitude : magnitudes) {
+    if (magnitude > 0) least = std::min(least, static_cast<long double>(magnitude));
+  }
+  return least;
+}
+
+/// Whether an allowance for all elements is too small to matter beside any other error.
+inline bool is_negligible(long double lost, long double least) { return lost <= least * 0x1p-10L; }
+
+/// What underflow may add to each element of a contraction in A. One number for all where that is
+/// negligible beside `least`, the smallest rounding error that elements are allowed.
+template <class Ref, int Rank>
+class Underflow {
+ public:
+  template <class Scalar>
+  Underflow(const Tree<Leaf<Scalar, Rank>>& tree, Index terms, long double subnormal,
+            long double least)
+      : all_(static_cast<long double>(terms) * subnormal * scale_bound(tree)) {
+    if (is_negligible(all_, least)) return;
+    const auto carried = carry<Ref>(tree, static_cast<Ref>(terms), static_cast<Ref>(subnormal));
+    each_.emplace(carried.shape());
+    const auto lost = [](const Carried<Ref>& element) { return element.lost; };
+    std::ranges::transform(carried.weight(), each_->weight().begin(), lost);
+    std::ranges::transform(carried.bias(), each_->bias().begin(), lost);
+  }
+
+  long double weight(Index o, Index c, const PerAxis<Rank>& offset) const {
+    return each_ ? static_cast<long double>(tap_at(ConvView<const Ref, Rank>(*each_), o, c, offset))
+                 : all_;
+  }
+  long double bias(Index o) const {
+    if (!each_) return all_;
+    return each_->bias().empty()
+               ? 0
+               : static_cast<long double>(each_->bias()[static_cast<std::size_t>(o)]);
+  }
+
+ private:
+  long double all_;
+  std::optional<Conv<Ref, Rank>> each_;
+};
+
 /// Bounds |computed - reference| for an element whose factors' absolute values contract to
-/// `magnitude`.
+/// `magnitude`, and to which underflow added `lost`.
 template <class Scalar, class A>
-struct ErrorBound {
+class ErrorBound {
   using Ref = Reference<A>;
 
-  ErrorBound(Index terms, long double lost)
-      : relative_(gamma(terms, unit_roundoff<A>()) + gamma(terms, unit_roundoff<Ref>())),
-        // The magnitude is itself computed in the reference scalar.
-        inflation_(1 / (1 - gamma(terms, unit_roundoff<Ref>()))),
-        lost_(2 * lost) {}
+ public:
+  explicit ErrorBound(Index terms)
+      : relative_((gamma(terms, unit_roundoff<A>()) + gamma(terms, unit_roundoff<Ref>())) /
+                  // The magnitude is itself computed in the reference scalar.
+                  (1 - gamma(terms, unit_roundoff<Ref>()))) {}
 
-  long double operator()(long double magnitude, long double computed, long double reference) const {
+  /// Of the magnitude.
+  long double relative() const { return relative_; }
+
+  long double operator()(long double magnitude, long double lost, long double computed,
+                         long double reference) const {
     const long double final_rounding =
         std::is_same_v<A, Scalar>
             ? 0
             : ulp<Scalar>(std::max(std::abs(computed), std::abs(reference))) / 2;
-    return relative_ * inflation_ * magnitude + lost_ + final_rounding;
+    return relative_ * magnitude + 2 * lost + final_rounding;
   }
 
  private:
-  long double relative_, inflation_, lost_;
+  long double relative_;
+};
+
+/// What rounding explains of each element of a contraction in A, stored as Scalar.
+template <class Scalar, class A, int Rank>
+class ContractionBounds {
+ public:
+  /// `least`: the smallest magnitude above 0.
+  ContractionBounds(const Tree<Leaf<Scalar, Rank>>& tree, const Terms& count, long double least)
+      : weight_(count.weight),
+        bias_(count.bias),
+        lost_(tree, count.bias, smallest_subnormal<A>(), weight_.relative() * least) {}
+
+  long double weight(Index o, Index c, const PerAxis<Rank>& offset, long double magnitude,
+                     long double computed, long double reference) const {
+    return weight_(magnitude, lost_.weight(o, c, offset), computed, reference);
+  }
+  long double bias(Index o, long double magnitude, long double computed,
+                   long double reference) const {
+    return bias_(magnitude, lost_.bias(o), computed, reference);
+  }
+
+ private:
+  ErrorBound<Scalar, A> weight_, bias_;
+  Underflow<Reference<A>, Rank> lost_;
 };
 
 /// How a scalar rounds; all zero for one that does not.
@@ -312,9 +485,18 @@ struct Precision {
   long double unit = 0, subnormal = 0;  ///< unit roundoff, smallest subnormal
 };
 
+/// The smallest normal number: the smallest subnormal is that by 2u.
+inline long double smallest_of(const Precision& precision) {
+  return precision.unit == 0 ? 0 : precision.subnormal / (2 * precision.unit);
+}
+
 template <class Scalar>
 Precision precision_of() {
-  return {unit_roundoff<Scalar>(), smallest_subnormal<Scalar>()};
+  if constexpr (rounds<Scalar>) {
+    return {unit_roundoff<Scalar>(), smallest_subnormal<Scalar>()};
+  } else {
+    return {};
+  }
 }
 
 /// Outputs off by at most `relative` of their magnitude, and by what underflow lost.
@@ -327,6 +509,43 @@ struct OutputError {
 
   static long double compound(long double e, long double f) { return e + f + e * f; }
 };
+
+/// Adds to each channel what underflow of the layers in turn may: `each` for every product with a
+/// weight that is not 0, scaled by the layers that follow.
+template <class Scalar, int Rank>
+std::vector<long double> lost_by_layers(const Tree<Leaf<Scalar, Rank>>& node,
+                                        const std::vector<long double>& given, long double each) {
+  if (node.is_leaf()) {
+    const auto layer = leaf_by_definition<long double>(node.leaf(), Part::magnitude);
+    std::vector<long double> lost(static_cast<std::size_t>(layer.shape().out));
+    for_each_weight(ConvView<const long double, Rank>(layer),
+                    [&](Index o, Index c, const PerAxis<Rank>&, long double weight) {
+                      if (weight == 0) return;
+                      // A batch norm has seven roundings more, of which four are products.
+                      const long double own = node.leaf().channel_map() ? 8 * each : each;
+                      lost[static_cast<std::size_t>(o)] +=
+                          weight * given[static_cast<std::size_t>(c)] + own;
+                    });
+    return lost;
+  }
+  if (node.join() == Join::chain) {
+    std::vector<long double> lost = given;
+    for (const auto& part : node.parts()) lost = lost_by_layers(part, lost, each);
+    return lost;
+  }
+  std::vector<long double> lost(static_cast<std::size_t>(channels(node).out));
+  auto to = lost.begin();
+  auto from = given.begin();
+  for (const auto& part : node.parts()) {
+    const Channels own = channels(part);
+    const auto of_part = lost_by_layers(
+        part, std::vector<long double>(from, from + static_cast<std::ptrdiff_t>(own.in)), each);
+    std::transform(of_part.begin(), of_part.end(), to, to, std::plus<>());
+    if (node.join() == Join::concat_outputs) to += static_cast<std::ptrdiff_t>(own.out);
+    if (node.join() == Join::concat_inputs) from += static_cast<std::ptrdiff_t>(own.in);
+  }
+  return lost;
+}
 
 /// What rounding adds to the outputs of a map, computed by its layers or by a contraction;
 /// docs/proofs.md derives it.
@@ -345,6 +564,10 @@ class OutputErrors {
       layers_ = checked_add(layers_, output_terms(leaf.shape()) + 8, "terms");
     });
   }
+
+  /// Terms of a bias of the contraction, and of one of its outputs.
+  Index contracting() const { return contracting_; }
+  Index applying() const { return applying_; }
 
   /// Of the layers in turn.
   OutputError of_layers(const Precision& sums) const {
@@ -376,5 +599,28 @@ class OutputErrors {
   Index layers_ = 0, contracting_, applying_;
   long double scale_, largest_;
 };
+
+/// What underflow adds to the outputs of a contraction of this tree in `sums`, rounded once more to
+/// `storage` and applied in `applied`, to inputs of these absolute values: each element as far as
+/// its own inputs reach.
+template <class Ref, class Scalar, int Rank>
+FeatureMap<Ref, Rank> lost_by_contraction(const Tree<Leaf<Scalar, Rank>>& tree,
+                                          const FeatureMap<Ref, Rank>& inputs,
+                                          const OutputErrors& errors, const Precision& sums,
+                                          const Precision& storage, const Precision& applied) {
+  const auto carried =
+      carry<Ref>(tree, static_cast<Ref>(errors.contracting()), static_cast<Ref>(sums.subnormal));
+  Conv<Ref, Rank> lost(carried.shape());
+  const auto each = [&](const Carried<Ref>& element) {
+    return element.zero() ? Ref(0) : element.lost + static_cast<Ref>(storage.subnormal);
+  };
+  std::ranges::transform(carried.weight(), lost.weight().begin(), each);
+  std::ranges::transform(carried.bias(), lost.bias().begin(), each);
+  FeatureMap<Ref, Rank> result = lost(inputs);
+  const auto products =
+      static_cast<Ref>(static_cast<long double>(errors.applying()) * applied.subnormal);
+  for (Ref& element : result.values()) element += products;
+  return result;
+}
 
 }  // namespace concertina::detail
