@@ -8,15 +8,32 @@
 #include <concertina/shape.hpp>
 
 #include <concepts>
+#include <ranges>
 #include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+/// Warns where what a view shows dies before it; Clang alone can.
+#if defined(__has_cpp_attribute) && __has_cpp_attribute(clang::lifetimebound)
+#define CONCERTINA_LIFETIMEBOUND [[clang::lifetimebound]]
+#else
+#define CONCERTINA_LIFETIMEBOUND
+#endif
+
 namespace concertina {
 
 template <class Scalar, int Rank>
 class Conv;
+
+namespace detail {
+
+/// A container that dies at the end of the statement, with its elements.
+template <class R>
+concept TemporaryRange =
+    !std::is_lvalue_reference_v<R> && std::ranges::range<R> && !std::ranges::borrowed_range<R>;
+
+}  // namespace detail
 
 /// A layer of known shape whose elements lie in memory: a Conv or a view of one.
 template <class L>
@@ -57,11 +74,15 @@ class ConvView {
 
   ConvView(const ConvShape<Rank>&, std::vector<Scalar>&&, std::span<Element> = {}) = delete;
   ConvView(const ConvShape<Rank>&, std::span<Element>, std::vector<Scalar>&&) = delete;
+  template <detail::TemporaryRange W>
+  ConvView(const ConvShape<Rank>&, W&&, std::span<Element> = {}) = delete;
+  template <detail::TemporaryRange B>
+  ConvView(const ConvShape<Rank>&, std::span<Element>, B&&) = delete;
 
-  ConvView(const Conv<Scalar, Rank>& owner)
+  ConvView(const Conv<Scalar, Rank>& owner CONCERTINA_LIFETIMEBOUND)
     requires std::is_const_v<Element>
       : shape_(owner.shape()), weight_(owner.weight()), bias_(owner.bias()) {}
-  ConvView(Conv<Scalar, Rank>& owner)
+  ConvView(Conv<Scalar, Rank>& owner CONCERTINA_LIFETIMEBOUND)
     requires(!std::is_const_v<Element>)
       : shape_(owner.shape()), weight_(owner.weight()), bias_(owner.bias()) {}
   ConvView(const Conv<Scalar, Rank>&&) = delete;
@@ -143,6 +164,7 @@ class ConvView {
 /// that a kernel determines. Rank 0 is a fully connected layer, ranks 1 to 3 are the usual
 /// convolutions. Scalar may be any commutative ring: default-constructible,
 /// copied, made from 0 and 1, added (+, +=) and multiplied.
+/// Moved   one that was moved from has no channels: applied or joined, it throws ShapeError
 /// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, Section 3
 template <class Scalar_, int Rank_>
 class Conv {
@@ -169,6 +191,21 @@ class Conv {
       : shape_(view.shape()),
         weight_(view.weight().begin(), view.weight().end()),
         bias_(view.bias().begin(), view.bias().end()) {}
+
+  Conv(const Conv&) = default;
+  Conv(Conv&& other) noexcept
+      : shape_(std::exchange(other.shape_, {})),
+        weight_(std::exchange(other.weight_, {})),
+        bias_(std::exchange(other.bias_, {})) {}
+  Conv& operator=(const Conv&) = default;
+  Conv& operator=(Conv&& other) noexcept {
+    if (this == &other) return *this;
+    shape_ = std::exchange(other.shape_, {});
+    weight_ = std::exchange(other.weight_, {});
+    bias_ = std::exchange(other.bias_, {});
+    return *this;
+  }
+  ~Conv() = default;
 
   const ConvShape<Rank>& shape() const noexcept { return shape_; }
   std::span<const Scalar> weight() const noexcept { return weight_; }

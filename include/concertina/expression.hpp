@@ -62,6 +62,11 @@ concept Joinable =
     Factor<F> && Factor<G> && std::same_as<FactorScalar<F>, FactorScalar<G>> &&
     (factor_rank<F> == factor_rank<G> || factor_rank<F> == any_rank || factor_rank<G> == any_rank);
 
+/// Layers that an expression would view.
+template <class F>
+concept NamedLayer = std::is_lvalue_reference_v<F> && Layer<std::remove_cvref_t<F>> &&
+                     std::same_as<std::remove_cvref_t<F>, Conv<FactorScalar<F>, factor_rank<F>>>;
+
 template <class F, class G>
 using JoinOf = Expr<FactorScalar<F>, std::max(factor_rank<F>, factor_rank<G>)>;
 
@@ -179,7 +184,7 @@ class Form {
   }
 
   /// How its parts are joined; Join::none for one layer.
-  Join join() const noexcept { return tree_.join(); }
+  Join join() const { return tree_.join(); }
   std::vector<Form> parts() const {
     std::vector<Form> result;
     for (const detail::AnyForm& part : tree_.parts()) result.emplace_back(part);
@@ -302,6 +307,7 @@ struct LayerTypes<Scalar, any_rank> {
 /// cheapest order is found whatever the parentheses. With Rank any_rank it holds only what has no
 /// rank of its own (batch norms, scales, identities, permutations) and takes that of its neighbour.
 /// Lifetime  named layers are viewed, and must outlive it; temporaries are kept in it
+/// Moved     one that was moved from is empty: used in any way, it throws ShapeError
 template <class Scalar_, int Rank_>
 class Expr {
  public:
@@ -311,7 +317,7 @@ class Expr {
   using Owner = typename detail::LayerTypes<Scalar, Rank>::Owner;
   using View = typename detail::LayerTypes<Scalar, Rank>::View;
 
-  Expr(const Owner& layer)
+  Expr(const Owner& layer CONCERTINA_LIFETIMEBOUND)
     requires(Rank >= 0)
       : tree_(detail::Leaf<Scalar, Rank>(View(layer))) {}
   Expr(const View& view)
@@ -407,6 +413,13 @@ auto operator*(Outer&& outer, Inner&& inner) {
   using Result = detail::JoinOf<Outer, Inner>;
   return Result(Join::chain, Result(std::forward<Inner>(inner)),
                 Result(std::forward<Outer>(outer)));
+}
+
+template <class Outer, class Inner>
+  requires detail::Joinable<Outer, Inner> && detail::NamedLayer<Outer> && detail::NamedLayer<Inner>
+auto operator*(Outer&& outer CONCERTINA_LIFETIMEBOUND, Inner&& inner CONCERTINA_LIFETIMEBOUND) {
+  using Result = detail::JoinOf<Outer, Inner>;
+  return Result(Join::chain, Result(inner), Result(outer));
 }
 
 /// Parallel branches: the sum of their matrices. Throws ShapeError where channels differ; strides

@@ -40,7 +40,8 @@ Index numel(const MapShape<Rank>& shape) {
 template <class Scalar, int Rank>
 class FeatureMapView;
 
-/// Feature maps of Rank spatial axes, contiguous and row-major as in PyTorch and ONNX.
+/// Feature maps of Rank spatial axes, contiguous and row-major as in PyTorch and ONNX. One that was
+/// moved from is as one made without a shape: empty, of no channels.
 template <class Scalar_, int Rank_>
 class FeatureMap {
  public:
@@ -62,6 +63,14 @@ class FeatureMap {
     }
   }
 
+  FeatureMap(const FeatureMap&) = default;
+  FeatureMap(FeatureMap&& other) noexcept { swap(other); }
+  FeatureMap& operator=(FeatureMap other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~FeatureMap() = default;
+
   const MapShape<Rank>& shape() const noexcept { return shape_; }
   std::span<const Scalar> values() const noexcept { return values_; }
   std::span<Scalar> values() noexcept { return values_; }
@@ -69,6 +78,11 @@ class FeatureMap {
   friend bool operator==(const FeatureMap&, const FeatureMap&) = default;
 
  private:
+  void swap(FeatureMap& other) noexcept {
+    std::swap(shape_, other.shape_);
+    values_.swap(other.values_);
+  }
+
   MapShape<Rank> shape_{.batch = 0, .channels = 0};
   std::vector<Scalar> values_;
 };

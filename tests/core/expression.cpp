@@ -603,4 +603,61 @@ TEST_CASE("half layers add in float", "[expression]") {
 }
 
 }  // namespace
+// ---- what was moved from, and what is nested deep -----------------------------------------------
+
+TEST_CASE("what was moved from is empty, and using it throws", "[expression]") {
+  Rng rng(1);
+  auto first = small_integers<int, 2>({.out = 2, .in = 3, .kernel_size = 3, .bias = true}, rng);
+  const auto second = small_integers<int, 2>({.out = 4, .in = 2}, rng);
+  auto map = small_integers<int, 2>({.channels = 3, .size = 5}, rng);
+  Expr<int, 2> product = second * first;
+
+  const Conv2d<int> kept = std::move(first);
+  CHECK(first.shape() == ConvShape<2>{});
+  CHECK(first.weight().empty());
+  CHECK(first.bias().empty());
+  CHECK_THROWS_AS(first(map), ShapeError);
+  CHECK_THROWS_AS(second * first, ShapeError);
+  CHECK_THROWS_AS(contract(first), ShapeError);
+  first = kept;
+  CHECK(first == kept);
+
+  const Expr<int, 2> taken = std::move(product);
+  CHECK(Conv2d<int>(taken) == second * kept);
+  CHECK_THROWS_AS(product(map), ShapeError);
+  CHECK_THROWS_AS(contract(product), ShapeError);
+  CHECK_THROWS_AS(second * product, ShapeError);
+  CHECK_THROWS_AS(product + taken, ShapeError);
+  CHECK_THROWS_AS(product.scaled(2), ShapeError);
+  CHECK_THROWS_AS(Form(product), ShapeError);
+  CHECK_THROWS_AS(product.layers(), ShapeError);
+  product = taken;
+  CHECK(Conv2d<int>(product) == Conv2d<int>(taken));
+
+  const FeatureMap<int, 2> moved = std::move(map);
+  CHECK(map.values().empty());
+  CHECK(map.shape() == MapShape<2>{.batch = 0, .channels = 0});
+  CHECK_THROWS_AS(kept(map), ShapeError);
+  map = moved;
+  CHECK(map == moved);
+}
+
+TEST_CASE("expressions nested deep are contracted, too deep ones refused", "[expression]") {
+  Conv2d<double> one({.out = 1, .in = 1}, {1.0});
+  const auto nested = [&](int levels) {
+    Expr<double, 2> expression(one);
+    for (int i = 0; i < levels; ++i) {
+      const std::vector parts{expression, Expr<double, 2>(one)};
+      expression = Expr<double, 2>(i % 2 == 0 ? Join::chain : Join::sum, parts);
+    }
+    return expression;
+  };
+  CHECK(contract(nested(900)).weight()[0] == 451);
+  CHECK_THAT(message_of<SizeError>([&] { nested(10000); }), Catch::Contains("nested deeper"));
+  // Parentheses are no nesting.
+  Expr<double, 2> chain(one);
+  for (int i = 0; i < 2000; ++i) chain = chain + one;
+  CHECK(chain.tree().parts().size() == 2001);
+}
+
 }  // namespace concertina::test

@@ -408,4 +408,8 @@ TEST_CASE("a blur pool is its filter along every axis", "[layers]") {
   CHECK_THROWS_AS((blur_pool<double, 2>(2, {}, 2)), ShapeError);
 }
 
+TEST_CASE("a shuffle of more channels than fit a layer is refused before its memory", "[layers]") {
+  CHECK_THROWS_AS(channel_shuffle<float>(Index{1} << 62, 2), SizeError);
+}
+
 }  // namespace concertina::test

@@ -7,6 +7,7 @@
 #include <concertina/parallel.hpp>
 #include <concertina/shape.hpp>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <span>
@@ -28,21 +29,29 @@ enum class Join {
 
 namespace detail {
 
+struct Channels {
+  Index in, out;
+};
+
 /// Leaves, joined. Chains of chains and sums of sums are flattened, and one part alone is that
 /// part, so equal expressions have equal trees whatever their parentheses. Trees do not change, so
-/// copies share their nodes.
+/// copies share their nodes. A tree that was moved from is empty, and throws ShapeError when used.
 template <class T>
 class Tree {
  public:
-  Tree(T leaf) : node_(std::make_shared<const Node>(Node{Join::none, std::move(leaf), {}})) {}
+  Tree(T leaf) {
+    const Channels channels{leaf.in, leaf.out};
+    node_ = std::make_shared<const Node>(Node{Join::none, std::move(leaf), {}, channels, 0});
+  }
 
-  /// Throws ShapeError where there are no parts.
+  /// Throws ShapeError where there are no parts, SizeError where they are nested too deep.
   Tree(Join join, std::span<const Tree> parts);
 
-  Join join() const noexcept { return node_->join; }
-  bool is_leaf() const noexcept { return join() == Join::none; }
-  const T& leaf() const { return *node_->leaf; }
-  const std::vector<Tree>& parts() const noexcept { return node_->parts; }
+  Join join() const { return node().join; }
+  bool is_leaf() const { return join() == Join::none; }
+  const T& leaf() const { return *node().leaf; }
+  const std::vector<Tree>& parts() const { return node().parts; }
+  const Channels& channels() const { return node().channels; }
 
   /// The same tree with each(leaf) at its leaves.
   template <class Each>
@@ -63,7 +72,7 @@ class Tree {
 
   friend bool operator==(const Tree& f, const Tree& g) {
     return f.node_ == g.node_ ||
-           (f.join() == g.join() && f.node_->leaf == g.node_->leaf && f.parts() == g.parts());
+           (f.join() == g.join() && f.node().leaf == g.node().leaf && f.parts() == g.parts());
   }
 
  private:
@@ -71,44 +80,60 @@ class Tree {
     Join join;
     std::optional<T> leaf;
     std::vector<Tree> parts;
+    Channels channels;
+    int depth;  ///< of nodes below
   };
+
+  const Node& node() const {
+    if (!node_) throw ShapeError("an expression that was moved from");
+    return *node_;
+  }
 
   std::shared_ptr<const Node> node_;
 };
+
+/// The channels of parts joined.
+template <class T>
+Channels joined_channels(Join join, const std::vector<Tree<T>>& parts) {
+  Channels whole = parts.front().channels();
+  if (join == Join::chain) return {whole.in, parts.back().channels().out};
+  for (const Tree<T>& part : std::span(parts).subspan(1)) {
+    const Channels& more = part.channels();
+    if (join == Join::concat_outputs) whole.out = checked_add(whole.out, more.out, "concat");
+    if (join == Join::concat_inputs) whole.in = checked_add(whole.in, more.in, "concat");
+  }
+  return whole;
+}
 
 template <class T>
 Tree<T>::Tree(Join join, std::span<const Tree> parts) {
   if (parts.empty()) throw ShapeError("an expression of no layers");
   if (parts.size() == 1) {
+    parts.front().node();
     node_ = parts.front().node_;
     return;
   }
-  Node node{join, {}, {}};
+  Node node{join, {}, {}, {}, 0};
   for (const Tree& part : parts) {
+    node.depth = std::max(node.depth, part.node().depth + (part.join() == join ? 0 : 1));
     if (part.join() == join) {
       for (const Tree& inner : part.parts()) node.parts.push_back(inner);
     } else {
       node.parts.push_back(part);
     }
   }
+  constexpr int deepest = 1000;  // everything that walks a tree calls itself for each level
+  if (node.depth > deepest) {
+    fail<SizeError>({"an expression of sums and products nested deeper than ", deepest,
+                     "; contract the inner ones first"});
+  }
+  node.channels = joined_channels(join, node.parts);
   node_ = std::make_shared<const Node>(std::move(node));
 }
 
-struct Channels {
-  Index in, out;
-};
-
 template <class T>
-Channels channels(const Tree<T>& tree) {
-  if (tree.is_leaf()) return {tree.leaf().in, tree.leaf().out};
-  Channels first = channels(tree.parts().front()), last = channels(tree.parts().back());
-  if (tree.join() == Join::chain) return {first.in, last.out};
-  for (const Tree<T>& part : std::span(tree.parts()).subspan(1)) {
-    const Channels more = channels(part);
-    if (tree.join() == Join::concat_outputs) first.out = checked_add(first.out, more.out, "concat");
-    if (tree.join() == Join::concat_inputs) first.in = checked_add(first.in, more.in, "concat");
-  }
-  return first;
+const Channels& channels(const Tree<T>& tree) {
+  return tree.channels();
 }
 
 /// Throws ShapeError where the channels of parts that are to be joined differ. describe(p) names a
