@@ -22,6 +22,7 @@ if HAVE_TORCH:
     import concertina.torch as ct
 
 PACKAGE = ROOT / "examples" / "torch"
+PROJECT = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
 TOOL = ROOT / "build" / "release" / "examples" / "concertina"
 
 
@@ -96,14 +97,15 @@ class Wheel(unittest.TestCase):
     """Needs Python alone, so these run everywhere."""
 
     def test_pure_python_is_built_without_anything(self):
+        name = f"concertina-{PROJECT['version']}-py3-none-any.whl"
         with tempfile.TemporaryDirectory() as folder:
             build = f"import build_backend as b; print(b.get_requires_for_build_wheel(), b.build_wheel({folder!r}))"
             done = subprocess.run(
                 [sys.executable, "-B", "-I", "-c", f"import sys; sys.path.insert(0, {str(PACKAGE)!r}); {build}"],
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
-            self.assertEqual(done.stdout.strip(), "[] concertina-0.1.0-py3-none-any.whl")
-            with zipfile.ZipFile(f"{folder}/concertina-0.1.0-py3-none-any.whl") as wheel:
+            self.assertEqual(done.stdout.strip(), f"[] {name}")
+            with zipfile.ZipFile(f"{folder}/{name}") as wheel:
                 names = set(wheel.namelist())
                 self.assertIsNone(wheel.testzip())
         files = {str(path.relative_to(PACKAGE / "src")) for path in PACKAGE.glob("src/**/*.py")}
@@ -112,8 +114,7 @@ class Wheel(unittest.TestCase):
     def test_the_version_is_the_headers(self):
         text = (ROOT / "include/concertina/version.hpp").read_text()
         numbers = (re.search(rf"VERSION_{part} (\d+)", text)[1] for part in ("MAJOR", "MINOR", "PATCH"))
-        project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
-        self.assertEqual(project["version"], ".".join(numbers))
+        self.assertEqual(PROJECT["version"], ".".join(numbers))
 
 
 if __name__ == "__main__":
