@@ -17,4 +17,5 @@ int main() {
 
   FeatureMap<float, 2> image({.channels = 8, .size = {32, 32}});
   std::cout << "\noutput " << to_string(product(image).shape().size) << '\n';
+  return std::cout.flush() ? 0 : 1;
 }

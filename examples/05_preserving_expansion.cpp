@@ -35,5 +35,5 @@ int main() {
               << proofs << '\n';
     good = good && proofs && same == (ends == Ends::shift);
   }
-  return good ? 0 : 1;
+  return std::cout.flush() && good ? 0 : 1;
 }

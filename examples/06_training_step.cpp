@@ -81,5 +81,5 @@ int main() {
     (step == 0 ? first : last) = loss;
   }
   std::cout << "loss " << first << " at the start, " << last << " after 200 steps\n";
-  return last < first / 20 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return std::cout.flush() && last < first / 20 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -226,9 +226,9 @@ int main(int argc, char** argv) {
   app.add_option("--limit", options.limit, "Only so many images")->check(CLI::PositiveNumber);
   try {
     app.parse(argc, argv);
-    return classify(options) ? tool::ok : tool::failed;
+    return tool::finish("classify", classify(options) ? tool::ok : tool::failed);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? tool::ok : tool::usage;
+    return app.exit(error) == 0 ? tool::finish("classify", tool::ok) : tool::usage;
   } catch (...) {
     return tool::report_error("classify");
   }

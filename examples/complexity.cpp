@@ -149,7 +149,11 @@ int main(int argc, char** argv) {
                "complexity");
   std::string paper = CONCERTINA_EXAMPLES_DATA "/complexity.csv";
   app.add_option("--paper", paper, "The published figures")->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return tool::finish("complexity", app.exit(error));
+  }
   try {
     const std::vector<Row> rows = read_rows(paper);
     std::cout <<
@@ -189,8 +193,7 @@ That is the default here; `--stride last` is the paper's.
 
 )";
     print_strides(rows);
-    if (!std::cout.flush()) throw concertina::IoError("standard output: not all could be written");
-    return wrong == 0 ? tool::ok : tool::failed;
+    return tool::finish("complexity", wrong == 0 ? tool::ok : tool::failed);
   } catch (...) {
     return tool::report_error("complexity");
   }

@@ -297,7 +297,11 @@ int main(int argc, char** argv) {
   app.add_option("NAME", names,
                  "The networks, as concertina networks lists them; by default all. "
                  "U-Net takes ten minutes and 6 GiB");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return finish("contract_networks", app.exit(error));
+  }
   try {
     bool good = true;
     Progress progress;
@@ -318,8 +322,7 @@ int main(int argc, char** argv) {
         }
       }
     }
-    if (!std::cout.flush()) throw concertina::IoError("standard output: not all could be written");
-    return good ? ok : failed;
+    return finish("contract_networks", good ? ok : failed);
   } catch (...) {
     return report_error("contract_networks");
   }

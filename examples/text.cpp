@@ -40,6 +40,12 @@ ExitCode report_error(const char* program) {
   return code;
 }
 
+int finish(const char* program, int code) {
+  if (std::cout.flush()) return code;
+  std::cerr << program << ": error: standard output: not all of it could be written" << std::endl;
+  return broken;
+}
+
 std::string printable(std::string_view text, std::size_t limit) {
   return concertina::io::detail::shown(text, limit);
 }

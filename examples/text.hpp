@@ -30,6 +30,10 @@ enum ExitCode : int {
 /// code.
 ExitCode report_error(const char* program);
 
+/// The exit code of a program that is done: its own, unless standard output could not all be
+/// written, which is reported.
+int finish(const char* program, int code);
+
 /// Text safe to print on one line: everything but printable ASCII as \xNN.
 std::string printable(std::string_view text, std::size_t limit = 1000);
 

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdint>
 #include <initializer_list>
 #include <iostream>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -64,6 +66,7 @@ void require_use(const CLI::App& command, const cifar::TrainCommand& training) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const CLI::Range seed(std::int64_t{0}, std::numeric_limits<std::int64_t>::max());
   using namespace cifar;
   CLI::App app(
       "Trains the networks of the ExpandNets paper on CIFAR, expanded at the compact "
@@ -180,6 +183,7 @@ int main(int argc, char** argv) {
                       "Start the weights of batch norms uniform in 0 to 1, as PyTorch 0.4 did, in "
                       "which the paper's networks were trained; by default at 1");
   train_app->add_option("--seed", recipe.seed, "Of everything that is drawn")
+      ->check(seed)
       ->capture_default_str();
   train_app->add_option("--out", out, "Folder for log.csv, checkpoint and best network")
       ->capture_default_str();
@@ -228,6 +232,7 @@ int main(int argc, char** argv) {
   landscape_app->add_option("--images", seeing.options.images, "Of the training set")
       ->capture_default_str();
   landscape_app->add_option("--seed", seeing.options.seed, "Of the directions")
+      ->check(seed)
       ->capture_default_str();
   landscape_app->add_flag("--expanded", seeing.trained,
                           "Among the expanded network's parameters; by default among those of the "
@@ -330,6 +335,7 @@ int main(int argc, char** argv) {
   drift_app->add_option("--batch", drifting.recipe.batch, "Images of a step")
       ->capture_default_str();
   drift_app->add_option("--seed", drifting.recipe.seed, "Of weights, order and augmentation")
+      ->check(seed)
       ->capture_default_str();
   add_threads(drift_app, drifting.threads);
 
@@ -348,23 +354,23 @@ int main(int argc, char** argv) {
       options.init = init;
       options.command = command_line(argc, argv);
       require_use(*train_app, training);
-      return run_train(training);
+      return tool::finish("cifar", run_train(training));
     }
-    if (eval_app->parsed()) return run_eval(evaluation);
-    if (contract_app->parsed()) return run_contract(contraction);
-    if (drift_app->parsed()) return run_drift(drifting);
-    if (landscape_app->parsed()) return run_landscape(seeing);
+    if (eval_app->parsed()) return tool::finish("cifar", run_eval(evaluation));
+    if (contract_app->parsed()) return tool::finish("cifar", run_contract(contraction));
+    if (drift_app->parsed()) return tool::finish("cifar", run_drift(drifting));
+    if (landscape_app->parsed()) return tool::finish("cifar", run_landscape(seeing));
     if (reproduce_app->parsed()) {
       reproducing.options.data = reproduce_data;
       reproducing.options.device = device_of(device);
       reproducing.options.out = reproduce_out;
       reproducing.options.command = command_line(argc, argv);
-      return run_reproduce(reproducing);
+      return tool::finish("cifar", run_reproduce(reproducing));
     }
     bench.device = device_of(device);
-    return run_bench(bench);
+    return tool::finish("cifar", run_bench(bench));
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    if (error.get_exit_code() == 0) return tool::finish("cifar", app.exit(error));  // --help
     std::cerr << "cifar: error: " << tool::printable(error.what()) << "; see cifar --help\n";
     return tool::usage;
   } catch (...) {

@@ -15,15 +15,16 @@
 namespace tool {
 
 bool ModelComparison::proved() const {
-  return std::ranges::all_of(
-             regions, [](const ComparedRegion& region) { return region.unproved.empty(); }) &&
-         !failed();
+  return std::ranges::all_of(regions, [](const ComparedRegion& region) {
+    return region.unproved.empty() &&
+           std::ranges::all_of(region.proofs, [](const auto& report) { return bool(report); });
+  });
 }
 
 bool ModelComparison::failed() const {
   return std::ranges::any_of(regions, [](const ComparedRegion& region) {
     return std::ranges::any_of(region.proofs,
-                               [](const concertina::Report& report) { return !report; });
+                               [](const auto& report) { return !report && !report.undecided; });
   });
 }
 

@@ -10,7 +10,9 @@
 
 #include <CLI/CLI.hpp>
 
+#include <cstdint>
 #include <iostream>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -155,7 +157,9 @@ int main(int argc, char** argv) {
                                          "Write one of the networks as an ONNX model, expanded if "
                                          "--expand says how, with random numbers");
   add_expansion(writing)->required();
-  writing->add_option("--seed", network.seed, "Of the random numbers")->capture_default_str();
+  writing->add_option("--seed", network.seed, "Of the random numbers")
+      ->check(CLI::Range(std::int64_t{0}, std::numeric_limits<std::int64_t>::max()))
+      ->capture_default_str();
   writing->add_option("-o,--output", network.out, "The file to write")
       ->type_name("FILE")
       ->required();
@@ -184,12 +188,11 @@ int main(int argc, char** argv) {
       app.parse(argc, argv);
       code = run();
     }
-    if (!std::cout.flush()) {
-      throw concertina::IoError("standard output: not all of it could be written");
-    }
-    return code;
+    return finish("concertina", code);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    if (error.get_exit_code() == 0) {  // --help, --version
+      return finish("concertina", app.exit(error));
+    }
     const auto commands = app.get_subcommands();
     std::cerr << "concertina: error: " << printable(error.what()) << "; see concertina "
               << (commands.empty() ? "" : commands.front()->get_name() + " ") << "--help\n";

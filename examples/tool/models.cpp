@@ -171,6 +171,7 @@ json to_json(const ModelComparison& comparison) {
       proofs.push_back({{"proof", report.proof},
                         {"holds", static_cast<bool>(report)},
                         {"failure", report.failure},
+                        {"undecided", report.undecided},
                         {"compared", report.compared},
                         {"fraction_of_bound", static_cast<double>(report.fraction())}});
     }
@@ -200,7 +201,8 @@ void print(const ModelComparison& comparison) {
         closest = std::max(closest, report.fraction());
       } else {
         holds = false;
-        std::cout << "  WRONG: " << in_quotes(region.result) << ": " << report << '\n';
+        std::cout << (report.undecided ? "  not proved: " : "  WRONG: ") << in_quotes(region.result)
+                  << ": " << report << '\n';
       }
     }
     for (const std::string& skipped : region.skipped) {

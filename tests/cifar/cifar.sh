@@ -302,5 +302,15 @@ head -c 5000 /dev/zero >data/cifar-10-batches-bin/data_batch_3.bin
 expect 3 "$cifar" train --data data --out none
 says err "data_batch_3.bin"
 
+# ---- output that cannot be written
+for command in "$cifar --help" "$cifar train --help" "$classify --help"; do
+  checks=$((checks + 2))
+  $command >/dev/full 2>/dev/null
+  [ $? = 5 ] || fail "$command: standard output is full"
+  $command >&- 2>/dev/null
+  [ $? = 5 ] || fail "$command: standard output is closed"
+done
+for command in train drift landscape; do expect 2 "$cifar" $command --seed -1; done
+
 echo "$checks checks, $failures failed"
 [ "$failures" = 0 ]

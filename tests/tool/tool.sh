@@ -284,6 +284,16 @@ for out in out.safetensors out.onnx; do
   checks=$((checks + 1))
   (ulimit -f 0; trap '' XFSZ; "$bin" contract cl.safetensors -o full/$out) >/dev/null 2>&1 && fail "the disk is full"
 done
+for command in networks --help --version --man --completion 'expand --help' 'info cl.safetensors'; do
+  checks=$((checks + 2))
+  # shellcheck disable=SC2086
+  "$bin" $command >/dev/full 2>/dev/null
+  [ $? = 5 ] || fail "$command: standard output is full"
+  # shellcheck disable=SC2086
+  "$bin" $command >&- 2>/dev/null
+  [ $? = 5 ] || fail "$command: standard output is closed"
+done
+expect 2 expand --network smallnet3 --seed -1 -o negative.onnx
 checks=$((checks + 1))
 [ "$(cat kept.safetensors)" = precious ] || fail "a file was lost"
 [ -z "$(ls -A full)" ] || fail "half-written: $(ls -A full)"
