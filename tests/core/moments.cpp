@@ -70,12 +70,13 @@ Conv<Scalar, Rank> random_layer(const ConvShape<Rank>& shape, Rng& rng) {
   return layer;
 }
 
-/// Weights of both signs.
+/// Weights of both signs, none near zero: another norm after it undoes their scale.
 template <class Scalar>
 BatchNorm<Scalar> random_norm(Index channels, Rng& rng) {
   BatchNorm<Scalar> norm = initial_batch_norm<Scalar>(channels);
   for (std::size_t c = 0; c < norm.weight.size(); ++c) {
-    norm.weight[c] = static_cast<Scalar>(random_uniform(rng, 2));
+    const double weight = random_uniform(rng, 2);
+    norm.weight[c] = static_cast<Scalar>(weight + std::copysign(0.3, weight));
     norm.bias[c] = static_cast<Scalar>(random_uniform(rng, 1));
   }
   return norm;
