@@ -8,12 +8,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <iostream>
 #include <new>
 #include <sstream>
+#include <system_error>
 
 namespace tool {
+
+std::string system_message() { return std::generic_category().message(errno); }
 
 ExitCode report_error(const char* program) {
   ExitCode code = broken;

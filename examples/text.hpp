@@ -34,6 +34,9 @@ ExitCode report_error(const char* program);
 /// written, which is reported.
 int finish(const char* program, int code);
 
+/// What errno says.
+std::string system_message();
+
 /// Text safe to print on one line: everything but printable ASCII as \xNN.
 std::string printable(std::string_view text, std::size_t limit = 1000);
 

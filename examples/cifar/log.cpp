@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "log.hpp"
 
+#include "text.hpp"
 #include "text_file.hpp"
 
 #include <concertina/error.hpp>
@@ -170,7 +171,7 @@ CsvLog CsvLog::resume(const fs::path& path, const std::vector<std::string>& comm
 void CsvLog::append_to(const fs::path& path) {
   path_ = path.string();
   file_.reset(std::fopen(path_.c_str(), "ab"));
-  if (!file_) cannot_write(path_, system_message());
+  if (!file_) cannot_write(path_, tool::system_message());
 }
 
 void CsvLog::add(const EpochRecord& record) {
@@ -182,7 +183,7 @@ void CsvLog::add(const EpochRecord& record) {
   const std::string line = line_of({record, best});
   if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() ||
       std::fflush(file_.get()) != 0) {
-    cannot_write(path_, system_message());
+    cannot_write(path_, tool::system_message());
   }
   last_epoch_ = record.epoch;
   best_ = best;

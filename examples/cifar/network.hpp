@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "operations.hpp"
+#include "training/operations.hpp"
 
 #include <concertina/conv.hpp>
 #include <concertina/io/onnx.hpp>
@@ -21,6 +21,8 @@
 #include <vector>
 
 namespace cifar {
+
+using namespace training;
 
 /// How an expanded layer is computed.
 enum class Compute {

@@ -196,7 +196,7 @@ class FolderLock {
  public:
   explicit FolderLock(const fs::path& folder)
       : file_(open((folder / ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666)) {
-    if (file_ < 0) cannot_write((folder / ".lock").string(), system_message());
+    if (file_ < 0) cannot_write((folder / ".lock").string(), tool::system_message());
     if (flock(file_, LOCK_EX | LOCK_NB) == 0) return;
     close(file_);
     throw concertina::Error(folder.string() +

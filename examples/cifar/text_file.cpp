@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "text_file.hpp"
 
+#include "text.hpp"
+
 #include <concertina/error.hpp>
 
-#include <cerrno>
 #include <cstddef>
 #include <cstdio>
 #include <system_error>
@@ -11,8 +12,6 @@
 namespace cifar {
 
 namespace fs = std::filesystem;
-
-std::string system_message() { return std::generic_category().message(errno); }
 
 void cannot_write(const std::string& path, const std::string& why) {
   throw concertina::IoError("cannot write " + path + ": " + why);
@@ -44,11 +43,11 @@ std::string read_text(const fs::path& path, std::uintmax_t limit, const std::str
                                 " may have");
   }
   std::FILE* const file = std::fopen(path.string().c_str(), "rb");
-  if (!file) fail(system_message());
+  if (!file) fail(tool::system_message());
   std::string text(static_cast<std::size_t>(size), '\0');
   text.resize(std::fread(text.data(), 1, text.size(), file));
   const bool failed = std::ferror(file) != 0;
-  const std::string message = system_message();
+  const std::string message = tool::system_message();
   std::fclose(file);
   if (failed) fail(message);
   return text;
@@ -69,13 +68,14 @@ void write_text(const fs::path& path, std::string_view text) {
   temporary += ".tmp";
   std::FILE* const file = std::fopen(temporary.string().c_str(), "wb");
   if (!file) {
-    cannot_write(path.string(), "cannot create " + temporary.string() + ", " + system_message());
+    cannot_write(path.string(),
+                 "cannot create " + temporary.string() + ", " + tool::system_message());
   }
   bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  std::string message = system_message();
+  std::string message = tool::system_message();
   if (std::fclose(file) != 0 && written) {
     written = false;
-    message = system_message();
+    message = tool::system_message();
   }
   if (written) {
     fs::rename(temporary, target, error);

@@ -26,9 +26,6 @@ void write_text(const std::filesystem::path& path, std::string_view text);
 /// Throws IoError for a file that cannot be written.
 [[noreturn]] void cannot_write(const std::string& path, const std::string& why);
 
-/// What errno says.
-std::string system_message();
-
 /// The parts between separators, one more than there are separators.
 std::vector<std::string_view> split(std::string_view text, char separator);
 

@@ -4,10 +4,10 @@
 #pragma once
 
 #include "cuda/accelerator.hpp"
-#include "data.hpp"
 #include "log.hpp"
 #include "network.hpp"
-#include "optimizer.hpp"
+#include "training/data.hpp"
+#include "training/optimizer.hpp"
 #include "transfer.hpp"
 
 #include <concertina/error.hpp>
@@ -22,6 +22,8 @@
 #include <vector>
 
 namespace cifar {
+
+using namespace training;
 
 /// What a network learns from a teacher, besides or instead of the labels.
 enum class Transfer {

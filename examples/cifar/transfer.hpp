@@ -3,11 +3,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "operations.hpp"
+#include "training/operations.hpp"
 
 #include <vector>
 
 namespace cifar {
+
+using namespace training;
 
 /// Adds weight * T^2 times the mean cross-entropy of softmax(logits / T) with
 /// softmax(teacher / T), T the temperature, to the loss.

@@ -6,7 +6,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "../crop.hpp"
+#include "training/crop.hpp"
 
 #include <concertina/cuda/detail/block.hpp>
 #include <concertina/shape.hpp>
@@ -18,6 +18,8 @@
 #include <vector>
 
 namespace cifar::cuda {
+
+using namespace training;
 
 using concertina::cuda::shared_size;
 

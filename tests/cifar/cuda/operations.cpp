@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cifar/cuda/operations.hpp"
 
-#include "cifar/data.hpp"
 #include "cuda/executor.hpp"
 #include "support.hpp"
+#include "training/data.hpp"
 
 #include <catch2/catch.hpp>
 

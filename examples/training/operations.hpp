@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-namespace cifar {
+namespace training {
 
 /// A layer's numbers: its own, or those that a contraction makes of other layers'.
 template <class Scalar>
@@ -151,4 +151,4 @@ class Contractions {
   std::vector<Job> jobs_;
 };
 
-}  // namespace cifar
+}  // namespace training

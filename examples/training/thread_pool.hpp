@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace cifar {
+namespace training {
 
 class ThreadPool {
  public:
@@ -55,4 +55,4 @@ class ThreadPool {
   std::exception_ptr failure_;
 };
 
-}  // namespace cifar
+}  // namespace training

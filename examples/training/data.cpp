@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data.hpp"
 
-#include "text_file.hpp"
+#include "text.hpp"
 
 #include <concertina/error.hpp>
 #include <concertina/random.hpp>
@@ -20,7 +20,7 @@
 #include <system_error>
 #include <utility>
 
-namespace cifar {
+namespace training {
 
 namespace {
 
@@ -164,7 +164,7 @@ struct OpenFile {
   }
   void read(std::uint8_t* to, std::size_t count) const {
     if (std::fread(to, 1, count, file.get()) == count) return;
-    fail(std::ferror(file.get()) ? system_message() : "it became shorter while it was read");
+    fail(std::ferror(file.get()) ? tool::system_message() : "it became shorter while it was read");
   }
 };
 
@@ -187,7 +187,7 @@ OpenFile open_file(const fs::path& path, const Layout& layout) {
   }
   result.bytes = static_cast<Index>(size);
   result.file.reset(std::fopen(path.string().c_str(), "rb"));
-  if (!result.file) result.fail(system_message());
+  if (!result.file) result.fail(tool::system_message());
   return result;
 }
 
@@ -574,4 +574,4 @@ template void load_images<float, 16>(const Dataset&, const Images&, std::span<co
 template void load_images<double, 16>(const Dataset&, const Images&, std::span<const std::uint32_t>,
                                       const Augmentation*, double*);
 
-}  // namespace cifar
+}  // namespace training

@@ -6,7 +6,7 @@
 #include <string>
 #include <system_error>
 
-namespace cifar {
+namespace training {
 namespace {
 
 /// Waits until the value is another one: a while by asking again, because the next tasks usually
@@ -89,4 +89,4 @@ void ThreadPool::take_tasks(Index worker) {
   }
 }
 
-}  // namespace cifar
+}  // namespace training

@@ -1,6 +1,6 @@
 // The thread pool: every task once, workers never shared, exceptions rethrown, many quick runs.
 // SPDX-License-Identifier: Apache-2.0
-#include "cifar/thread_pool.hpp"  // first: the header must stand alone
+#include "training/thread_pool.hpp"  // first: the header must stand alone
 
 #include "support.hpp"
 
@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-using namespace cifar;
+using namespace training;
 using Catch::Matchers::Contains, Catch::Matchers::Equals;
 using concertina::test::message_of;
 
@@ -28,7 +28,7 @@ constexpr std::initializer_list<Index> pool_sizes = {1, 2, 3, 5};
 
 }  // namespace
 
-TEST_CASE("every task runs once, and a worker runs one at a time", "[cifar][thread_pool]") {
+TEST_CASE("every task runs once, and a worker runs one at a time", "[training][thread_pool]") {
   for (const Index threads : pool_sizes) {
     ThreadPool pool(threads);
     REQUIRE(pool.size() == threads);
@@ -56,7 +56,7 @@ TEST_CASE("every task runs once, and a worker runs one at a time", "[cifar][thre
 }
 
 TEST_CASE("what tasks wrote is there when the run returns, without atomics",
-          "[cifar][thread_pool]") {
+          "[training][thread_pool]") {
   ThreadPool pool(3);
   std::vector<Index> squares(100), by_worker(3);
   for (Index time = 1; time <= 100; ++time) {
@@ -71,7 +71,7 @@ TEST_CASE("what tasks wrote is there when the run returns, without atomics",
   CHECK(by_worker[0] + by_worker[1] + by_worker[2] == 10000);
 }
 
-TEST_CASE("an exception of a task is rethrown, and the pool goes on", "[cifar][thread_pool]") {
+TEST_CASE("an exception of a task is rethrown, and the pool goes on", "[training][thread_pool]") {
   for (const Index threads : pool_sizes) {
     INFO(threads << " threads");
     ThreadPool pool(threads);
@@ -101,7 +101,7 @@ TEST_CASE("an exception of a task is rethrown, and the pool goes on", "[cifar][t
   }
 }
 
-TEST_CASE("an exception of any worker reaches the caller", "[cifar][thread_pool]") {
+TEST_CASE("an exception of any worker reaches the caller", "[training][thread_pool]") {
   ThreadPool pool(3);
   for (Index failing = 0; failing < 3; ++failing) {
     // Every worker is in a task before one of them fails.
@@ -117,7 +117,7 @@ TEST_CASE("an exception of any worker reaches the caller", "[cifar][thread_pool]
   }
 }
 
-TEST_CASE("many quick runs", "[cifar][thread_pool]") {
+TEST_CASE("many quick runs", "[training][thread_pool]") {
   for (const Index threads : pool_sizes) {
     ThreadPool pool(threads);
     std::atomic<std::int64_t> sum = 0;
@@ -132,7 +132,7 @@ TEST_CASE("many quick runs", "[cifar][thread_pool]") {
   }
 }
 
-TEST_CASE("workers that fell asleep wake, for tasks and for the end", "[cifar][thread_pool]") {
+TEST_CASE("workers that fell asleep wake, for tasks and for the end", "[training][thread_pool]") {
   using namespace std::chrono_literals;
   ThreadPool pool(4);
   for (int time = 0; time < 5; ++time) {
@@ -151,12 +151,12 @@ TEST_CASE("workers that fell asleep wake, for tasks and for the end", "[cifar][t
   std::this_thread::sleep_for(5ms);
 }
 
-TEST_CASE("pools come and go without a task", "[cifar][thread_pool]") {
+TEST_CASE("pools come and go without a task", "[training][thread_pool]") {
   for (int time = 0; time < 50; ++time) ThreadPool(1 + time % 4);
   SUCCEED();
 }
 
-TEST_CASE("a pool without threads is refused", "[cifar][thread_pool]") {
+TEST_CASE("a pool without threads is refused", "[training][thread_pool]") {
   for (const Index threads : {0, -1}) {
     CHECK_THAT(message_of<concertina::Error>([&] { ThreadPool pool(threads); }),
                Contains(std::to_string(threads) + " threads"));

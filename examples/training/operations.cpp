@@ -11,7 +11,7 @@
 #include <string>
 #include <utility>
 
-namespace cifar {
+namespace training {
 namespace {
 
 using concertina::ConvShape, concertina::ShapeError;
@@ -850,4 +850,4 @@ CIFAR_INSTANTIATE(float)
 CIFAR_INSTANTIATE(double)
 #undef CIFAR_INSTANTIATE
 
-}  // namespace cifar
+}  // namespace training

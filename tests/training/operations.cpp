@@ -1,7 +1,7 @@
 // The training program's operations: each result against loops written from its definition, each
 // gradient against the transposed map or central differences; empty lanes, threads, contractions.
 // SPDX-License-Identifier: Apache-2.0
-#include "cifar/operations.hpp"  // first: the header must stand alone
+#include "training/operations.hpp"  // first: the header must stand alone
 
 #include "support.hpp"
 
@@ -25,7 +25,7 @@
 #include <utility>
 #include <vector>
 
-using namespace cifar;
+using namespace training;
 using Catch::Matchers::Contains;
 using concertina::ConvShape, concertina::ShapeError, concertina::to_string;
 using concertina::test::message_of, concertina::test::random_index, concertina::test::Rng;
@@ -315,12 +315,13 @@ void check_convolutions() {
 
 }  // namespace
 
-TEST_CASE("a convolution and its gradients are those of the definition", "[cifar][operations]") {
+TEST_CASE("a convolution and its gradients are those of the definition", "[training][operations]") {
   SECTION("float") { check_convolutions<float>(); }
   SECTION("double") { check_convolutions<double>(); }
 }
 
-TEST_CASE("a convolution of maps wider than a band of the weight gradient", "[cifar][operations]") {
+TEST_CASE("a convolution of maps wider than a band of the weight gradient",
+          "[training][operations]") {
   Rng rng(12);
   check_convolution<float>({.out = 9, .in = 2, .kernel_size = 3, .padding = 1}, 2, 3, 41, rng);
   check_convolution<float>({.out = 2, .in = 3, .kernel_size = 3, .bias = true}, 17, 33, 9, rng);
@@ -386,7 +387,8 @@ void check_linears() {
 
 }  // namespace
 
-TEST_CASE("a linear layer and its gradients are those of the definition", "[cifar][operations]") {
+TEST_CASE("a linear layer and its gradients are those of the definition",
+          "[training][operations]") {
   SECTION("float") { check_linears<float>(); }
   SECTION("double") { check_linears<double>(); }
 }
@@ -436,7 +438,7 @@ void check_max_pool(Index images, Index channels, Index height, Index width, Rng
 }  // namespace
 
 TEST_CASE("a max pool gives the largest, and its gradient to the first of equal ones",
-          "[cifar][operations]") {
+          "[training][operations]") {
   Rng rng(14);
   for (const Index images : batches) {
     for (const Index height : {2, 3, 4, 7}) {
@@ -448,7 +450,7 @@ TEST_CASE("a max pool gives the largest, and its gradient to the first of equal 
   }
 }
 
-TEST_CASE("a relu works in place and has no gradient at zero", "[cifar][operations]") {
+TEST_CASE("a relu works in place and has no gradient at zero", "[training][operations]") {
   Rng rng(15);
   for (const Index images : batches) {
     const Batch x = small_integers(images, 3, 3, 2, rng);
@@ -469,7 +471,7 @@ TEST_CASE("a relu works in place and has no gradient at zero", "[cifar][operatio
   }
 }
 
-TEST_CASE("a mean pool is the mean, and shares its gradient", "[cifar][operations]") {
+TEST_CASE("a mean pool is the mean, and shares its gradient", "[training][operations]") {
   Rng rng(161);
   for (const Index images : batches) {
     const Batch x = small_integers(images, 3, 4, 2, rng);
@@ -494,7 +496,7 @@ TEST_CASE("a mean pool is the mean, and shares its gradient", "[cifar][operation
   }
 }
 
-TEST_CASE("what is detached is a copy without a gradient", "[cifar][operations]") {
+TEST_CASE("what is detached is a copy without a gradient", "[training][operations]") {
   Rng rng(162);
   const Batch x = small_integers(17, 2, 3, 2, rng), direction = small_integers(17, 2, 3, 2, rng);
   Rig<float> rig(17);
@@ -509,7 +511,7 @@ TEST_CASE("what is detached is a copy without a gradient", "[cifar][operations]"
   CHECK(gradients_of(maps, 17) == direction);
 }
 
-TEST_CASE("branches add up, and each has the gradient of the sum", "[cifar][operations]") {
+TEST_CASE("branches add up, and each has the gradient of the sum", "[training][operations]") {
   Rng rng(16);
   for (const Index images : batches) {
     const Batch a = small_integers(images, 2, 3, 5, rng), b = small_integers(images, 2, 3, 5, rng),
@@ -581,7 +583,7 @@ Variable variable_of(const std::string& name, Tensor<double>& tensor) {
 
 }  // namespace
 
-TEST_CASE("a batch norm's gradients are those of the whole batch", "[cifar][operations]") {
+TEST_CASE("a batch norm's gradients are those of the whole batch", "[training][operations]") {
   Rng rng(17);
   const auto draw = [&] { return 1 + random_number(rng) / 2; };
   for (const Index images : batches) {
@@ -607,7 +609,7 @@ TEST_CASE("a batch norm's gradients are those of the whole batch", "[cifar][oper
   }
 }
 
-TEST_CASE("a cross-entropy's gradient, of labels and of soft targets", "[cifar][operations]") {
+TEST_CASE("a cross-entropy's gradient, of labels and of soft targets", "[training][operations]") {
   Rng rng(18);
   for (const Index images : batches) {
     for (const bool soft : {false, true}) {
@@ -642,7 +644,7 @@ TEST_CASE("a cross-entropy's gradient, of labels and of soft targets", "[cifar][
 }
 
 TEST_CASE("maps that many operations read, in any order, have the sum of their gradients",
-          "[cifar][operations]") {
+          "[training][operations]") {
   constexpr Index images = 17;
   constexpr std::size_t kinds = 7;
   Rng rng(19);
@@ -814,7 +816,7 @@ void check_batch_norm(Index images, Index channels, Index height, Index width, d
 }  // namespace
 
 TEST_CASE("a batch norm is that of PyTorch, by batch and by running statistics",
-          "[cifar][operations]") {
+          "[training][operations]") {
   Rng rng(20);
   for (const Index images : batches) {
     for (const double level : {0.0, -3.0, 40.0}) {
@@ -827,7 +829,7 @@ TEST_CASE("a batch norm is that of PyTorch, by batch and by running statistics",
   check_batch_norm<float>(33, 2, 32, 31, 1, 2, rng);
 }
 
-TEST_CASE("running statistics move with every batch in training", "[cifar][operations]") {
+TEST_CASE("running statistics move with every batch in training", "[training][operations]") {
   // Two batches of 1, 3 and of 5, 9 in one channel: means 2 and 7, unbiased variances 2 and 8.
   Rig<double> rig(2);
   Maps<double>& input = rig.tape.maps(1, 1, 1);
@@ -932,7 +934,7 @@ void check_cross_entropy(Index images, Index classes, double spread, bool soft, 
 
 }  // namespace
 
-TEST_CASE("a cross-entropy is that of the definition", "[cifar][operations]") {
+TEST_CASE("a cross-entropy is that of the definition", "[training][operations]") {
   Rng rng(21);
   for (const Index images : batches) {
     for (const double spread : {0.0, 1.0, 30.0}) {
@@ -944,7 +946,7 @@ TEST_CASE("a cross-entropy is that of the definition", "[cifar][operations]") {
   }
 }
 
-TEST_CASE("a cross-entropy of logits that overflow exponentials", "[cifar][operations]") {
+TEST_CASE("a cross-entropy of logits that overflow exponentials", "[training][operations]") {
   Rig<float> rig(1);
   Batch z(1, 3, 1, 1);
   z.values = {1000, 990, -1000};
@@ -956,7 +958,7 @@ TEST_CASE("a cross-entropy of logits that overflow exponentials", "[cifar][opera
   CHECK(entropy.correct() == 0);
 }
 
-TEST_CASE("targets of images beyond the batch change nothing", "[cifar][operations]") {
+TEST_CASE("targets of images beyond the batch change nothing", "[training][operations]") {
   Rng rng(29);
   const Batch z = random_batch(17, 4, 1, 1, rng);
   const auto results = [&](std::size_t targets) {
@@ -1108,7 +1110,7 @@ std::vector<std::uint8_t> random_labels(Index images, Rng& rng) {
 
 }  // namespace
 
-TEST_CASE("gradients of a network of all operations", "[cifar][operations]") {
+TEST_CASE("gradients of a network of all operations", "[training][operations]") {
   for (const bool contract : {false, true}) {
     for (const Index images : {15, 17}) {
       INFO((contract ? "contracted, " : "layered, ") << images << " images");
@@ -1136,7 +1138,7 @@ TEST_CASE("gradients of a network of all operations", "[cifar][operations]") {
   }
 }
 
-TEST_CASE("lanes without an image change nothing", "[cifar][operations]") {
+TEST_CASE("lanes without an image change nothing", "[training][operations]") {
   Rng rng(24);
   for (const Index images : {1, 15, 17}) {
     INFO(images << " images");
@@ -1161,7 +1163,7 @@ TEST_CASE("lanes without an image change nothing", "[cifar][operations]") {
   }
 }
 
-TEST_CASE("gradients of lanes without an image are zero", "[cifar][operations]") {
+TEST_CASE("gradients of lanes without an image are zero", "[training][operations]") {
   Rng rng(25);
   Everything<float> network({});
   network.run(random_batch(33, 3, 9, 8, rng), random_labels(33, rng));
@@ -1177,7 +1179,7 @@ TEST_CASE("gradients of lanes without an image are zero", "[cifar][operations]")
   CHECK(beyond == 15 * 10);
 }
 
-TEST_CASE("any number of threads gives the same result, bit for bit", "[cifar][operations]") {
+TEST_CASE("any number of threads gives the same result, bit for bit", "[training][operations]") {
   Rng rng(26);
   const Batch x = random_batch(83, 3, 9, 8, rng);
   const auto labels = random_labels(83, rng);
@@ -1223,7 +1225,7 @@ double distance(std::span<const double> a, std::span<const double> b) {
 }  // namespace
 
 TEST_CASE("contracted chains have the loss and the gradients of their layers",
-          "[cifar][operations]") {
+          "[training][operations]") {
   using Shapes = std::vector<ConvShape<2>>;
   constexpr bool bias = true;
   const std::vector<std::pair<std::string, Shapes>> chains = {
@@ -1281,7 +1283,7 @@ TEST_CASE("contracted chains have the loss and the gradients of their layers",
 }
 
 TEST_CASE("the decay of a contraction is that of a compact layer, pulled back",
-          "[cifar][operations]") {
+          "[training][operations]") {
   // Of small integers, so every number is exact.
   constexpr double decay = 3;
   const std::vector<ConvShape<2>> shapes = {{.out = 4, .in = 2, .kernel_size = 1, .bias = true},
@@ -1347,7 +1349,7 @@ TEST_CASE("the decay of a contraction is that of a compact layer, pulled back",
 }
 
 TEST_CASE("a contraction follows its layers only when told that they changed",
-          "[cifar][operations]") {
+          "[training][operations]") {
   Rig<double> rig(1);
   Contractions<double> contractions(rig.tape);
   const std::vector<ConvShape<0>> shapes = {{.out = 1, .in = 1}, {.out = 1, .in = 1, .bias = true}};
@@ -1370,7 +1372,7 @@ TEST_CASE("a contraction follows its layers only when told that they changed",
 
 // ---- refusals -----------------------------------------------------------------------------------
 
-TEST_CASE("operations refuse what they cannot compute, with numbers", "[cifar][operations]") {
+TEST_CASE("operations refuse what they cannot compute, with numbers", "[training][operations]") {
   Rig<float> rig(16);
   const auto zero = [] { return 0.0; };
   Maps<float>& x = rig.tape.maps(3, 5, 4);
@@ -1424,7 +1426,7 @@ TEST_CASE("operations refuse what they cannot compute, with numbers", "[cifar][o
              Contains("3x5x4") && Contains("3x4x5"));
 }
 
-TEST_CASE("a relu in place is refused where others have read the maps", "[cifar][operations]") {
+TEST_CASE("a relu in place is refused where others have read the maps", "[training][operations]") {
   Rig<float> rig(16);
   Maps<float>& x = rig.tape.maps(3, 4, 4);
   relu(rig.tape, x);
@@ -1432,7 +1434,7 @@ TEST_CASE("a relu in place is refused where others have read the maps", "[cifar]
   CHECK_THAT(message_of<concertina::Error>([&] { relu(rig.tape, x); }), Contains("relu"));
 }
 
-TEST_CASE("a tensor that two operations read is refused", "[cifar][operations]") {
+TEST_CASE("a tensor that two operations read is refused", "[training][operations]") {
   Rig<float> rig(16);
   const auto zero = [] { return 0.0; };
   Maps<float>& x = rig.tape.maps(3, 5, 4);
@@ -1470,7 +1472,7 @@ TEST_CASE("a tensor that two operations read is refused", "[cifar][operations]")
              Contains("a computed tensor is read by two operations"));
 }
 
-TEST_CASE("labels and targets that do not fit are refused", "[cifar][operations]") {
+TEST_CASE("labels and targets that do not fit are refused", "[training][operations]") {
   Rig<float> rig(16);
   CrossEntropy<float> entropy(rig.tape, rig.tape.maps(10, 1, 1));
   CHECK_THAT(
@@ -1508,12 +1510,12 @@ void check_sum_lanes() {
 
 }  // namespace
 
-TEST_CASE("lanes of each row are summed", "[cifar][operations]") {
+TEST_CASE("lanes of each row are summed", "[training][operations]") {
   SECTION("float") { check_sum_lanes<float>(); }
   SECTION("double") { check_sum_lanes<double>(); }
 }
 
-TEST_CASE("kernels are packed in blocks of channels", "[cifar][operations]") {
+TEST_CASE("kernels are packed in blocks of channels", "[training][operations]") {
   for (const Index out : {1, 2, 3, 7, 8, 9, 13, 16, 31}) {
     for (const Index in : {1, 3, 8, 11}) {
       for (const auto& [height, width] : {std::pair<Index, Index>(1, 1), {3, 2}, {1, 5}}) {

@@ -14,7 +14,7 @@
 #include <algorithm>
 #include <type_traits>
 
-namespace cifar {
+namespace training {
 
 /// Where a kernel stands on maps of one size; padding may be negative.
 struct ConvSize {
@@ -297,4 +297,4 @@ void correlate(const ConvSize& size, const Scalar* x, const Scalar* dy, Scalar* 
   });
 }
 
-}  // namespace cifar
+}  // namespace training

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-namespace cifar {
+namespace training {
 
 /// Images as their files hold them.
 struct Images {
@@ -84,4 +84,4 @@ extern template void load_images<double, 16>(const Dataset&, const Images&,
                                              std::span<const std::uint32_t>, const Augmentation*,
                                              double*);
 
-}  // namespace cifar
+}  // namespace training

@@ -1,7 +1,7 @@
 // The training program's images: what is read, generated and refused, in which order and crop, and
 // where each pixel lands.
 // SPDX-License-Identifier: Apache-2.0
-#include "cifar/data.hpp"  // first: the header must stand alone
+#include "training/data.hpp"  // first: the header must stand alone
 
 #include "support.hpp"
 
@@ -26,7 +26,7 @@
 #include <tuple>
 #include <vector>
 
-using namespace cifar;
+using namespace training;
 using Catch::Matchers::Contains, Catch::Matchers::Equals;
 using concertina::test::message_of;
 namespace fs = std::filesystem;
@@ -155,7 +155,7 @@ std::uint64_t checksum(const std::vector<std::uint8_t>& bytes) {
 
 }  // namespace
 
-TEST_CASE("CIFAR-10 is read from its folder and from its parent", "[cifar]") {
+TEST_CASE("CIFAR-10 is read from its folder and from its parent", "[training]") {
   const Folder folder;
   put_cifar10(folder.path() / "cifar-10-batches-bin");
   const auto place = GENERATE(as<std::string>(), "", "cifar-10-batches-bin");
@@ -179,7 +179,7 @@ TEST_CASE("CIFAR-10 is read from its folder and from its parent", "[cifar]") {
   CHECK(data.deviation[1] == Approx(0.2435).margin(5e-5));
 }
 
-TEST_CASE("CIFAR-100 is read with its fine labels", "[cifar]") {
+TEST_CASE("CIFAR-100 is read with its fine labels", "[training]") {
   const Folder folder;
   put_cifar100(folder.path() / "cifar-100-binary");
   const auto place = GENERATE(as<std::string>(), "", "cifar-100-binary");
@@ -195,7 +195,7 @@ TEST_CASE("CIFAR-100 is read with its fine labels", "[cifar]") {
 }
 
 TEST_CASE("with files in the folder and in the one inside, those in the folder are meant",
-          "[cifar]") {
+          "[training]") {
   const Folder folder;
   put_cifar100(folder.path());
   put_cifar100(folder.path() / "cifar-100-binary");
@@ -203,7 +203,7 @@ TEST_CASE("with files in the folder and in the one inside, those in the folder a
   CHECK(read_dataset(folder.path(), "cifar100").test.labels == std::vector<std::uint8_t>{2});
 }
 
-TEST_CASE("a folder without the files is refused with what it should hold", "[cifar]") {
+TEST_CASE("a folder without the files is refused with what it should hold", "[training]") {
   using concertina::IoError;
   const Folder folder;
   const fs::path& path = folder.path();
@@ -255,13 +255,13 @@ TEST_CASE("a folder without the files is refused with what it should hold", "[ci
   }
 }
 
-TEST_CASE("a set that is not CIFAR is refused by name", "[cifar]") {
+TEST_CASE("a set that is not CIFAR is refused by name", "[training]") {
   CHECK(refusal<concertina::Error>("/", "imagenet") ==
         "there is no data set \"imagenet\" to read; those that are read are cifar10, cifar100 and "
         "mnist");
 }
 
-TEST_CASE("a damaged file is refused with the place", "[cifar]") {
+TEST_CASE("a damaged file is refused with the place", "[training]") {
   const Folder folder;
   put_cifar10(folder.path());
   put_cifar100(folder.path());
@@ -303,7 +303,7 @@ TEST_CASE("a damaged file is refused with the place", "[cifar]") {
   }
 }
 
-TEST_CASE("what is no file of images is refused before anything is allocated", "[cifar]") {
+TEST_CASE("what is no file of images is refused before anything is allocated", "[training]") {
   const Folder folder;
   put_cifar10(folder.path());
   const fs::path path = folder.path() / batch(1);
@@ -338,7 +338,7 @@ TEST_CASE("what is no file of images is refused before anything is allocated", "
   }
 }
 
-TEST_CASE("generated images are the same everywhere", "[cifar]") {
+TEST_CASE("generated images are the same everywhere", "[training]") {
   const Dataset data = generated_dataset(10, 200, 50, 1);
   CHECK(data.name == "generated");
   CHECK(data.classes == 10);
@@ -348,7 +348,7 @@ TEST_CASE("generated images are the same everywhere", "[cifar]") {
 }
 
 TEST_CASE("generated images are balanced, different and within reach of the normalisation",
-          "[cifar]") {
+          "[training]") {
   const Dataset data = generated_dataset(7, 500, 100, 3);
   for (const Images* images : {&data.train, &data.test}) {
     std::vector<Index> counts(7);
@@ -380,7 +380,7 @@ TEST_CASE("generated images are balanced, different and within reach of the norm
   }
 }
 
-TEST_CASE("generated sets of absurd sizes are refused", "[cifar]") {
+TEST_CASE("generated sets of absurd sizes are refused", "[training]") {
   const auto refused = [](Index classes, Index train, Index test) {
     return message_of<concertina::SizeError>([&] { generated_dataset(classes, train, test, 1); });
   };
@@ -392,7 +392,7 @@ TEST_CASE("generated sets of absurd sizes are refused", "[cifar]") {
   CHECK(generated_dataset(256, 1, 1, 1).train.count() == 1);
 }
 
-TEST_CASE("an epoch's order is a permutation of its own", "[cifar]") {
+TEST_CASE("an epoch's order is a permutation of its own", "[training]") {
   const Index count = GENERATE(0, 1, 2, 15, 16, 17, 1000);
   std::vector<std::uint32_t> all(static_cast<std::size_t>(count));
   std::iota(all.begin(), all.end(), 0U);
@@ -409,12 +409,12 @@ TEST_CASE("an epoch's order is a permutation of its own", "[cifar]") {
   }
 }
 
-TEST_CASE("an epoch's order is the same everywhere", "[cifar]") {
+TEST_CASE("an epoch's order is the same everywhere", "[training]") {
   CHECK(epoch_order(10, 1, 0) == std::vector<std::uint32_t>{7, 0, 8, 2, 3, 1, 9, 4, 6, 5});
   CHECK(epoch_order(10, 1, 1) == std::vector<std::uint32_t>{2, 9, 5, 8, 7, 0, 4, 6, 1, 3});
 }
 
-TEST_CASE("every order is as probable", "[cifar]") {
+TEST_CASE("every order is as probable", "[training]") {
   std::map<std::vector<std::uint32_t>, int> counts;
   for (Index epoch = 0; epoch < 24'000; ++epoch) ++counts[epoch_order(4, 9, epoch)];
   CHECK(counts.size() == 24);
@@ -423,13 +423,13 @@ TEST_CASE("every order is as probable", "[cifar]") {
   CHECK(chi_squared < 49.7);  // 23 degrees of freedom: exceeded by chance once in a thousand
 }
 
-TEST_CASE("orders of more images than there are numbers are refused", "[cifar]") {
+TEST_CASE("orders of more images than there are numbers are refused", "[training]") {
   CHECK(message_of<concertina::SizeError>([] { epoch_order(-1, 1, 0); }) ==
         "an order of -1 images; there can be 0 to 4294967295");
   CHECK_THROWS_AS(epoch_order(Index{1} << 32, 1, 0), concertina::SizeError);
 }
 
-TEST_CASE("corrupted labels are drawn anew, as many as asked for", "[cifar]") {
+TEST_CASE("corrupted labels are drawn anew, as many as asked for", "[training]") {
   std::vector<std::uint8_t> labels(50'000);
   for (std::size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<std::uint8_t>(i % 10);
   CHECK(corrupted_labels(labels, 10, 0, 1) == labels);
@@ -455,7 +455,7 @@ TEST_CASE("corrupted labels are drawn anew, as many as asked for", "[cifar]") {
              Contains("0 to 1"));
 }
 
-TEST_CASE("crops are every one as probable, and independent from image to image", "[cifar]") {
+TEST_CASE("crops are every one as probable, and independent from image to image", "[training]") {
   std::map<std::tuple<Index, Index, bool>, int> counts;
   constexpr int images = 162'000;
   const auto add = [&counts](const Crop& crop) { ++counts[{crop.top, crop.left, crop.flip}]; };
@@ -483,12 +483,12 @@ TEST_CASE("crops are every one as probable, and independent from image to image"
   CHECK(flips == Approx(images / 2).margin(4 * std::sqrt(images / 4.0)));
 }
 
-TEST_CASE("a crop is the same everywhere", "[cifar]") {
+TEST_CASE("a crop is the same everywhere", "[training]") {
   CHECK(crop_of({.seed = 1, .epoch = 2}, 3) == Crop{.top = 8, .left = 8, .flip = false});
   CHECK(crop_of({.seed = 1, .epoch = 2}, 6) == Crop{.top = 3, .left = 7, .flip = true});
 }
 
-TEMPLATE_TEST_CASE("images land where their definition puts them", "[cifar]", float, double) {
+TEMPLATE_TEST_CASE("images land where their definition puts them", "[training]", float, double) {
   const Images images = random_images(40);
   const Dataset norm = normalisation();
   const std::size_t count = GENERATE(as<std::size_t>(), 0, 1, 15, 16);
@@ -519,7 +519,7 @@ TEMPLATE_TEST_CASE("images land where their definition puts them", "[cifar]", fl
   CHECK(wrong == 0);
 }
 
-TEST_CASE("every crop and flip moves an image as it says, black outside", "[cifar]") {
+TEST_CASE("every crop and flip moves an image as it says, black outside", "[training]") {
   const Images images = random_images(1);
   const Dataset norm = normalisation();
   std::set<std::tuple<Index, Index, bool>> seen;
@@ -550,7 +550,7 @@ TEST_CASE("every crop and flip moves an image as it says, black outside", "[cifa
   CHECK(wrong == 0);
 }
 
-TEST_CASE("images that are not there, and more than there are lanes, are refused", "[cifar]") {
+TEST_CASE("images that are not there, and more than there are lanes, are refused", "[training]") {
   const Dataset norm = normalisation();
   Images images = random_images(3);
   std::vector<float> to(3 * 32 * 32 * lanes);
@@ -598,7 +598,7 @@ void put_mnist(const fs::path& folder) {
 
 }  // namespace
 
-TEST_CASE("digits of MNIST stand in the middle of all three colours", "[cifar]") {
+TEST_CASE("digits of MNIST stand in the middle of all three colours", "[training]") {
   const Folder folder;
   const auto place = GENERATE(as<std::string>(), "", "MNIST/raw");
   put_mnist(folder.path() / place);
@@ -628,7 +628,7 @@ TEST_CASE("digits of MNIST stand in the middle of all three colours", "[cifar]")
   CHECK(wrong == 0);
 }
 
-TEST_CASE("damaged files of MNIST are refused with the place", "[cifar]") {
+TEST_CASE("damaged files of MNIST are refused with the place", "[training]") {
   using concertina::FormatError;
   const Folder folder;
   const fs::path& path = folder.path();

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-namespace cifar {
+namespace training {
 
 using concertina::Index;
 
@@ -66,4 +66,4 @@ CONCERTINA_HOST_DEVICE inline Crop crop_of(const Augmentation& augmentation, std
           .flip = draw % 2 == 1};
 }
 
-}  // namespace cifar
+}  // namespace training

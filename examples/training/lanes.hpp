@@ -13,7 +13,7 @@
 #include <cstddef>
 #include <utility>
 
-namespace cifar {
+namespace training {
 
 using concertina::Index;
 
@@ -93,4 +93,4 @@ double sum_lanes(const Vector<Scalar>& row) {
   return sum;
 }
 
-}  // namespace cifar
+}  // namespace training

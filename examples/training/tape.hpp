@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-namespace cifar {
+namespace training {
 
 /// Numbers that belong to the network, not to an image: weights, biases, statistics.
 template <class Scalar>
@@ -214,4 +214,4 @@ class Tape {
   std::vector<std::vector<Row<Scalar>>> scratch_;
 };
 
-}  // namespace cifar
+}  // namespace training

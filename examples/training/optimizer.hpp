@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-namespace cifar {
+namespace training {
 
 /// A parameter and the weight decay that it has.
 template <class Scalar>
@@ -146,4 +146,4 @@ class Adam final : public Optimizer<Scalar> {
   }
 };
 
-}  // namespace cifar
+}  // namespace training
