@@ -2,10 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/error.hpp>
+
+#include <algorithm>
 #include <ranges>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace tool {
@@ -50,6 +54,29 @@ std::string listed(const Names& names) {
   for (const std::string_view name : names) text.append(text.empty() ? "" : ", ").append(name);
   return text;
 }
+
+/// The names of an enumeration's values, as on the command line and in files.
+template <class Enum>
+struct Names {
+  std::string what;  ///< that they name, for messages
+  std::vector<std::pair<Enum, std::string>> values;
+
+  /// Throws concertina::Error with the choices for a name that there is not.
+  Enum of(const std::string& name) const {
+    const auto found =
+        std::ranges::find(values, name, [](const auto& each) { return each.second; });
+    if (found != values.end()) return found->first;
+    throw concertina::Error("there is no " + what + " '" + name + "'; there are " + listed(all()));
+  }
+  const std::string& of(Enum value) const {
+    return std::ranges::find(values, value, [](const auto& each) { return each.first; })->second;
+  }
+  std::vector<std::string> all() const {
+    std::vector<std::string> names;
+    for (const auto& [value, name] : values) names.push_back(name);
+    return names;
+  }
+};
 
 /// Three significant digits: "0.0213", "4.7e-07".
 std::string brief(long double number);

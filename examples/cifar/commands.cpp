@@ -345,7 +345,7 @@ int run_bench(const BenchCommand& command) {
                          {"rate", command.network.rate},
                          {"blocks", command.network.blocks},
                          {"augmentation", true},
-                         {"device", name_of(command.device)},
+                         {"device", device_names.of(command.device)},
                          {"rows", nlohmann::json::array()}};
   std::vector<std::vector<std::string>> table = {
       {"model", "computed", "parameters", "images/s", "of compact", "of layered"}};
@@ -360,7 +360,7 @@ int run_bench(const BenchCommand& command) {
     return ratios[rounds / 2];
   };
   for (Row& row : rows) {
-    const std::string mode = name_of(row.compute) + (row.forked ? "" : ", not forked");
+    const std::string mode = compute_names.of(row.compute) + (row.forked ? "" : ", not forked");
     auto sorted = row.rates;
     std::ranges::nth_element(sorted, sorted.begin() + rounds / 2);
     row.median = sorted[rounds / 2];
@@ -387,7 +387,8 @@ int run_bench(const BenchCommand& command) {
   } else {
     std::cout << "A training step (augmentation, forward, backward, update): kernel "
               << command.network.kernel << ", batch " << command.batch << ", "
-              << (on_device ? name_of(command.device) : tool::counted(pool.size(), "thread"))
+              << (on_device ? device_names.of(command.device)
+                            : tool::counted(pool.size(), "thread"))
               << "; ratios are medians of rounds in turn.\n"
               << tool::table(table);
   }

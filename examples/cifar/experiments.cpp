@@ -63,7 +63,7 @@ Meaning meaning_of(const Experiment& row) {
   } else if (setting != "none") {
     const std::string transfer = ours(transfers, setting);
     if (transfer.empty()) refuse("setting", row.setting);
-    meaning.transfer = transfer_of(transfer);
+    meaning.transfer = transfer_names.of(transfer);
   }
   return meaning;
 }
@@ -132,7 +132,7 @@ std::string Experiment::name() const {
   const Meaning meaning = meaning_of(*this);
   std::string text = meaning.dataset + "-" + network_name(meaning.model, kernel, rate);
   if (meaning.init) text += "-init";
-  if (meaning.transfer != Transfer::none) text += "-" + name_of(meaning.transfer);
+  if (meaning.transfer != Transfer::none) text += "-" + transfer_names.of(meaning.transfer);
   if (meaning.corrupted > 0) text += "-corrupted" + std::to_string(meaning.corrupted);
   return text;
 }
@@ -217,8 +217,8 @@ std::vector<Run> runs_of(const Experiment& experiment, std::uint64_t seed, const
     run.recipe.transfer.method = meaning.transfer;
     run.recipe.adam = meaning.transfer != Transfer::kd;
     if (run.recipe.adam) run.recipe.learning_rate = 1e-4;
-    marks += "-" + name_of(meaning.transfer) + "-w" + std::to_string(budget.teacher_width) + "-e" +
-             std::to_string(budget.teacher_epochs);
+    marks += "-" + transfer_names.of(meaning.transfer) + "-w" +
+             std::to_string(budget.teacher_width) + "-e" + std::to_string(budget.teacher_epochs);
   }
   if (meaning.corrupted > 0) {
     run.recipe.corrupted = static_cast<double>(meaning.corrupted) / 100;

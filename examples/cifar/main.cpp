@@ -103,7 +103,7 @@ int main(int argc, char** argv) {
   };
 
   TrainCommand training;
-  std::string compute = "contracted";
+  std::string compute = "auto";
   CLI::App* train_app = app.add_subcommand("train", "Train a network");
   add_data(train_app, training.data);
   TrainOptions& options = training.options;
@@ -114,10 +114,12 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   add_network(train_app, options.network);
   train_app
-      ->add_option("--compute", compute,
-                   "How expansions are computed: contracted; layered, as frameworks do; nonlinear, "
-                   "with a ReLU between the layers")
-      ->check(CLI::IsMember({"contracted", "layered", "nonlinear"}))
+      ->add_option(
+          "--compute", compute,
+          "How expansions are computed: contracted; layered, as frameworks do; auto, whichever "
+          "costs each fewer multiply-adds at this batch; nonlinear, with a ReLU between "
+          "the layers")
+      ->check(CLI::IsMember(compute_names.all()))
       ->capture_default_str();
   train_app->add_option("--epochs", recipe.epochs, "Epochs; the rate falls after a third and two")
       ->capture_default_str();
@@ -153,7 +155,7 @@ int main(int argc, char** argv) {
       ->add_option("--transfer", transfer,
                    "What to learn from the teacher: none; kd, its softened classes; hint, its "
                    "projected features; pkt, the similarities of its features")
-      ->check(CLI::IsMember({"none", "kd", "hint", "pkt"}))
+      ->check(CLI::IsMember(transfer_names.all()))
       ->capture_default_str();
   std::string teacher;
   train_app->add_option("--teacher", teacher,
@@ -195,7 +197,7 @@ int main(int argc, char** argv) {
   std::string device = "cpu";
   const auto add_device = [&](CLI::App* command, const char* help) {
     command->add_option("--device", device, help)
-        ->check(CLI::IsMember({"cpu", "cuda"}))
+        ->check(CLI::IsMember(device_names.all()))
         ->capture_default_str();
   };
   add_device(train_app,
@@ -342,13 +344,13 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     if (train_app->parsed()) {
-      options.network.compute = compute_of(compute);
-      options.device = device_of(device);
+      options.network.compute = compute_names.of(compute);
+      options.device = device_names.of(device);
       options.teacher = teacher;
       recipe.adam = optimizer == "adam";
       if (recipe.adam && rate_option->count() == 0) recipe.learning_rate = 1e-4;
       recipe.decay_products = decay == "product";
-      recipe.transfer.method = transfer_of(transfer);
+      recipe.transfer.method = transfer_names.of(transfer);
       recipe.transfer.learned_projection = projection == "learned";
       options.out = out;
       options.init = init;
@@ -362,12 +364,12 @@ int main(int argc, char** argv) {
     if (landscape_app->parsed()) return tool::finish("cifar", run_landscape(seeing));
     if (reproduce_app->parsed()) {
       reproducing.options.data = reproduce_data;
-      reproducing.options.device = device_of(device);
+      reproducing.options.device = device_names.of(device);
       reproducing.options.out = reproduce_out;
       reproducing.options.command = command_line(argc, argv);
       return tool::finish("cifar", run_reproduce(reproducing));
     }
-    bench.device = device_of(device);
+    bench.device = device_names.of(device);
     return tool::finish("cifar", run_bench(bench));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return tool::finish("cifar", app.exit(error));  // --help

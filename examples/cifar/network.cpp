@@ -55,7 +55,7 @@ json json_of(const NetworkOptions& options) {
   return {{"model", options.model}, {"kernel", options.kernel},
           {"rate", options.rate},   {"blocks", options.blocks},
           {"width", options.width}, {"classes", options.classes},
-          {"norms", options.norms}, {"compute", name_of(options.compute)}};
+          {"norms", options.norms}, {"compute", compute_names.of(options.compute)}};
 }
 
 /// Layers as operations on a tape.
@@ -108,23 +108,11 @@ struct InGraph {
 
 }  // namespace
 
-Compute compute_of(const std::string& name) {
-  for (const Compute compute : {Compute::contracted, Compute::layered, Compute::nonlinear}) {
-    if (name == name_of(compute)) return compute;
-  }
-  throw Error("there is no way '" + name +
-              "' of computing an expansion; there are contracted, layered, nonlinear");
-}
-
-std::string name_of(Compute compute) {
-  switch (compute) {
-    case Compute::contracted: return "contracted";
-    case Compute::layered: return "layered";
-    case Compute::nonlinear: return "nonlinear";
-  }
-  throw Error("Compute " + std::to_string(static_cast<int>(compute)) +
-              " is none of the enumerators");
-}
+const tool::Names<Compute> compute_names{"way of computing an expansion",
+                                         {{Compute::automatic, "auto"},
+                                          {Compute::contracted, "contracted"},
+                                          {Compute::layered, "layered"},
+                                          {Compute::nonlinear, "nonlinear"}}};
 
 void NetworkOptions::validate() const {
   const auto require = [](bool holds, const char* option, const auto& value, const char* choices) {
@@ -209,7 +197,7 @@ NetworkOptions options_of(const concertina::io::Safetensors& file) {
                            .blocks = network.at("blocks"),
                            .width = network.value("width", Index{64}),
                            .classes = network.at("classes"),
-                           .compute = compute_of(network.at("compute")),
+                           .compute = compute_names.of(network.at("compute").get<std::string>()),
                            .norms = network.at("norms")};
     options.validate();
     return options;
@@ -236,10 +224,16 @@ std::optional<Normalization> normalization_of(const concertina::io::Safetensors&
 
 template <class Scalar>
 template <int Rank>
-auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<Rank>> chain)
-    -> Layer<Rank> {
+auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<Rank>> chain,
+                                 const concertina::PerAxis<Rank>& size) -> Layer<Rank> {
   Layer<Rank> layer{.chain = std::move(chain), .weights = {}};
-  const bool contracts = layer.chain.size() > 1 && options_.compute == Compute::contracted;
+  const bool expanded = layer.chain.size() > 1;
+  const bool contracts =
+      expanded &&
+      (options_.compute == Compute::automatic
+           ? concertina::Form<Rank>(layer.chain).cheaper_contracted(tape_.capacity(), size)
+           : options_.compute == Compute::contracted);
+  if (expanded) (contracts ? contracted_names_ : layered_names_).push_back(name);
   for (std::size_t l = 0; l < layer.chain.size(); ++l) {
     const ConvShape<Rank>& each = layer.chain[l];
     const std::string prefix = layer.chain.size() == 1 ? name : name + "." + std::to_string(l);
@@ -300,6 +294,10 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
                 .backward = {},
                 .finish = {}});
   options_.is_resnet() ? make_resnet() : make_smallnet();
+  if (options_.compute == Compute::automatic) {
+    if (layered_names_.empty()) options_.compute = Compute::contracted;
+    if (contracted_names_.empty() && !layered_names_.empty()) options_.compute = Compute::layered;
+  }
   contractions_.record();
   const OnTape<Scalar> on{tape_};
   features_ = apply_to_last(on, &images);
@@ -334,7 +332,7 @@ void Network<Scalar>::make_smallnet() {
             {make_layer<2>(name + suffix, {branch}), make_norm(name + suffix + "_bn", out)});
       }
     } else {
-      block.conv.push_back(make_layer(name, expanded(options_, shape)));
+      block.conv.push_back(make_layer<2>(name, expanded(options_, shape), size));
       if (options_.norms) block.norm.push_back(make_norm(name + "_bn", out));
     }
     size = (size + 2 * padding - kernel + 1) / 2;
@@ -383,7 +381,7 @@ template <class Scalar>
 std::vector<const Tensor<Scalar>*> Network<Scalar>::decay_contractions(double decay) {
   if (options_.compute != Compute::contracted) {
     throw Error("the decay of products needs contracted expansions; these are " +
-                name_of(options_.compute));
+                compute_names.of(options_.compute));
   }
   contractions_.set_decay(decay);
   return contracted_;

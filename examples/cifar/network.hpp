@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "text.hpp"
 #include "training/operations.hpp"
 
 #include <concertina/conv.hpp>
@@ -26,14 +27,13 @@ using namespace training;
 
 /// How an expanded layer is computed.
 enum class Compute {
+  automatic,   ///< each as contracted where its counts say that this is cheaper, otherwise layered
   contracted,  ///< contracted to one layer before each batch, gradients pulled back after it
   layered,     ///< layer by layer, as a framework would
   nonlinear    ///< layer by layer with a ReLU between; its weights may initialise the linear form
 };
 
-/// Names as on the command line. Throw Error with the choices for another name.
-Compute compute_of(const std::string& name);
-std::string name_of(Compute compute);
+extern const tool::Names<Compute> compute_names;
 
 /// The models: compact, fc, cl, cl+fc, ck, ck+fc, acnet, resnet18.
 const std::vector<std::string>& model_names();
@@ -119,7 +119,13 @@ class Network {
   /// What the images were normalised by, for files to say; load() takes it from one that does.
   void set_normalization(const Normalization& normalization) { normalization_ = normalization; }
 
+  /// As given; Compute::automatic only where it chose differently for some expansions than others.
   const NetworkOptions& options() const { return options_; }
+
+  /// The expansions that are computed contracted, and those that are not.
+  const std::vector<std::string>& contracted() const { return contracted_names_; }
+  const std::vector<std::string>& layered() const { return layered_names_; }
+
   Tape<Scalar>& tape() { return tape_; }
   CrossEntropy<Scalar>& loss() { return *loss_; }
   Maps<Scalar>& features() { return *features_; }  ///< what the last layer reads
@@ -159,8 +165,10 @@ class Network {
     std::vector<Branch> branches = {};  // of a residual: two in a row, and what is beside them
   };
 
+  /// The layer reads maps of this size; it says for Compute::automatic what is cheaper.
   template <int Rank>
-  Layer<Rank> make_layer(const std::string& name, std::vector<concertina::ConvShape<Rank>> chain);
+  Layer<Rank> make_layer(const std::string& name, std::vector<concertina::ConvShape<Rank>> chain,
+                         const concertina::PerAxis<Rank>& size = {});
   NormTensors<Scalar> make_norm(const std::string& name, Index channels);
   void make_smallnet();
   void make_resnet();
@@ -182,8 +190,9 @@ class Network {
   std::vector<Block> blocks_;
   std::vector<Layer<0>> linear_;  // fc1, fc2; of resnet18 fc
   std::vector<Tensor<Scalar>*> parameters_, computed_, statistics_, norm_weights_;
-  std::vector<const Tensor<Scalar>*> contracted_;            // those of parameters_ in expansions
-  std::vector<std::pair<Tensor<Scalar>*, double>> uniform_;  // initialised within this bound
+  std::vector<const Tensor<Scalar>*> contracted_;  // those of parameters_ in contractions
+  std::vector<std::string> contracted_names_, layered_names_;  // of expansions
+  std::vector<std::pair<Tensor<Scalar>*, double>> uniform_;    // initialised within this bound
   std::function<void(Index, Scalar*)> source_;
   std::optional<Normalization> normalization_;
   std::unique_ptr<CrossEntropy<Scalar>> loss_;

@@ -13,6 +13,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <iostream>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -77,43 +78,18 @@ std::uint64_t fingerprint(const concertina::io::Safetensors& file) {
 
 }  // namespace
 
-Transfer transfer_of(const std::string& name) {
-  for (const Transfer transfer : {Transfer::none, Transfer::kd, Transfer::hint, Transfer::pkt}) {
-    if (name == name_of(transfer)) return transfer;
-  }
-  throw Error("there is no transfer '" + name + "'; there are none, kd, hint, pkt");
-}
+const tool::Names<Transfer> transfer_names{"transfer",
+                                           {{Transfer::none, "none"},
+                                            {Transfer::kd, "kd"},
+                                            {Transfer::hint, "hint"},
+                                            {Transfer::pkt, "pkt"}}};
 
-std::string name_of(Transfer transfer) {
-  switch (transfer) {
-    case Transfer::none: return "none";
-    case Transfer::kd: return "kd";
-    case Transfer::hint: return "hint";
-    case Transfer::pkt: return "pkt";
-  }
-  throw Error("Transfer " + std::to_string(static_cast<int>(transfer)) +
-              " is none of the enumerators");
-}
-
-Device device_of(const std::string& name) {
-  for (const Device device : {Device::cpu, Device::cuda}) {
-    if (name == name_of(device)) return device;
-  }
-  throw Error("there is no device '" + name + "'; there are cpu, cuda");
-}
-
-std::string name_of(Device device) {
-  switch (device) {
-    case Device::cpu: return "cpu";
-    case Device::cuda: return "cuda";
-  }
-  throw Error("Device " + std::to_string(static_cast<int>(device)) + " is none of the enumerators");
-}
+const tool::Names<Device> device_names{"device", {{Device::cpu, "cpu"}, {Device::cuda, "cuda"}}};
 
 void require_teacher(Transfer transfer, bool teacher) {
   if (teacher == (transfer != Transfer::none)) return;
   throw Error(teacher ? "a teacher without a transfer; there are kd, hint, pkt"
-                      : "the transfer " + name_of(transfer) + " needs a teacher");
+                      : "the transfer " + transfer_names.of(transfer) + " needs a teacher");
 }
 
 void Recipe::validate() const {
@@ -145,10 +121,11 @@ void require_accelerable(const NetworkOptions& network, const Recipe& recipe) {
   };
   require(network.model == "compact" || network.is_expanded(), "the model " + network.model,
           "SmallNet and its expansions");
-  require(!network.is_expanded() || network.compute == Compute::contracted,
-          "--compute " + name_of(network.compute), "contracted expansions");
-  require(recipe.transfer.method == Transfer::none, "--transfer " + name_of(recipe.transfer.method),
-          "what learns from labels");
+  require(!network.is_expanded() || network.compute == Compute::contracted ||
+              network.compute == Compute::automatic,
+          "--compute " + compute_names.of(network.compute), "contracted expansions");
+  require(recipe.transfer.method == Transfer::none,
+          "--transfer " + transfer_names.of(recipe.transfer.method), "what learns from labels");
   require(!recipe.adam, "--optimizer adam", "sgd");
 }
 
@@ -196,8 +173,7 @@ Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& imag
 template <class Scalar>
 Training<Scalar>::Training(const NetworkOptions& network, const Recipe& recipe, const Dataset& data,
                            ThreadPool& pool, const concertina::io::Safetensors* teacher)
-    : network_options_(network),
-      recipe_((recipe.validate(), recipe)),
+    : recipe_((recipe.validate(), recipe)),
       data_(data),
       labels_(corrupted_labels(data.train.labels, data.classes, recipe.corrupted, recipe.seed)),
       network_(
@@ -335,15 +311,15 @@ cuda::Numbers<Scalar> Training<Scalar>::numbers() {
 
 template <class Scalar>
 cuda::TrainingPlan Training<Scalar>::accelerator_plan() const {
-  require_accelerable(network_options_, recipe_);
+  require_accelerable(network_.options(), recipe_);
   const auto shapes_of = [](const std::vector<Tensor<Scalar>*>& tensors) {
     std::vector<cuda::NamedShape> shapes;
     for (const Tensor<Scalar>* tensor : tensors) shapes.push_back({tensor->name, tensor->shape});
     return shapes;
   };
-  return {.network = {.kernel = network_options_.kernel,
-                      .blocks = network_options_.blocks,
-                      .norms = network_options_.norms,
+  return {.network = {.kernel = network_.options().kernel,
+                      .blocks = network_.options().blocks,
+                      .norms = network_.options().norms,
                       .parameters = shapes_of(network_.parameters()),
                       .statistics = shapes_of(network_.statistics())},
           .descent = {.momentum = recipe_.momentum,
@@ -416,7 +392,7 @@ std::string Training<Scalar>::settings() const {
                 {"weight decay", recipe_.weight_decay},
                 {"decay of products", recipe_.decay_products},
                 {"corrupted", recipe_.corrupted},
-                {"transfer", name_of(transfer.method)},
+                {"transfer", transfer_names.of(transfer.method)},
                 {"adam", recipe_.adam},
                 {"uniform norms", recipe_.uniform_norms},
                 {"seed", recipe_.seed},
@@ -461,7 +437,7 @@ void Training<Scalar>::restore(const concertina::io::Safetensors& file) {
     if (found != file.metadata.end()) return found->second;
     throw FormatError(file.origin + ": no metadata '" + key + "', so it is no checkpoint");
   };
-  if (options_of(file) != network_options_) {
+  if (options_of(file) != network_.options()) {
     throw FormatError(file.origin + ": a checkpoint of another network, " + metadata("network"));
   }
   if (metadata("training") != settings()) {
@@ -513,8 +489,13 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   }
   std::optional<concertina::io::Safetensors> teacher;
   if (!options.teacher.empty()) teacher = read_network(options.teacher);
-  Training<Scalar> training(options.network, options.recipe, data, pool,
-                            teacher ? &*teacher : nullptr);
+  NetworkOptions network = options.network;
+  const bool needs_contractions = options.recipe.decay_products || options.device != Device::cpu ||
+                                  (options.similarities > 0 && !options.trained_gradients);
+  if (network.compute == Compute::automatic && needs_contractions) {
+    network.compute = Compute::contracted;
+  }
+  Training<Scalar> training(network, options.recipe, data, pool, teacher ? &*teacher : nullptr);
   if (!options.init.empty()) training.start_from(read_network(options.init));
   const Index batches = options.recipe.batches(data.train.count());
   if (options.similarities > batches) {
@@ -544,10 +525,16 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
     throw concertina::IoError(options.out.string() + ": cannot be made a folder, " +
                               failure.message());
   }
-  const std::vector<std::string> comments = {
-      options.command, "model " + options.network.model + ", " +
-                           std::to_string(training.network().parameter_count()) +
-                           " parameters, data set " + data.name};
+  std::vector<std::string> comments = {options.command,
+                                       "model " + options.network.model + ", " +
+                                           std::to_string(training.network().parameter_count()) +
+                                           " parameters, data set " + data.name};
+  for (const auto& [how, layers] : {std::pair("contracted: ", training.network().contracted()),
+                                    std::pair("layer by layer: ", training.network().layered())}) {
+    if (options.network.compute != Compute::automatic || layers.empty()) continue;
+    comments.push_back(how + tool::listed(layers));
+    if (!options.report) std::cerr << comments.back() << '\n';
+  }
   const auto log_path = options.out / "log.csv";
   CsvLog log = exists ? CsvLog::resume(log_path, comments, done) : CsvLog(log_path, comments);
 
@@ -633,15 +620,17 @@ void TrainOptions::validate() const {
   network.validate();
   recipe.validate();
   require_teacher(recipe.transfer.method, !teacher.empty());
-  const bool contracted = network.compute == Compute::contracted && network.model != "acnet";
-  if (similarities > 0 && !trained_gradients && !contracted && network.model != "compact") {
+  const bool can_contract =
+      network.compute == Compute::contracted || network.compute == Compute::automatic;
+  if (similarities > 0 && !trained_gradients && network.model != "compact" &&
+      (!can_contract || network.model == "acnet")) {
     throw Error("similarities of a compact network's gradients, of " + network.model +
-                " computed " + name_of(network.compute) +
+                " computed " + compute_names.of(network.compute) +
                 ": it has no compact network in training; compare --trained-gradients");
   }
-  if (recipe.decay_products && network.compute != Compute::contracted) {
+  if (recipe.decay_products && !can_contract) {
     throw Error("the decay of products needs contracted expansions; these are " +
-                name_of(network.compute));
+                compute_names.of(network.compute));
   }
   if (device == Device::cpu) return;
   require_accelerable(network, recipe);

@@ -33,9 +33,7 @@ enum class Transfer {
   pkt    ///< features with similarities like the teacher's; the last layer as with hint
 };
 
-/// Names as on the command line. Throw Error with the choices for another name.
-Transfer transfer_of(const std::string& name);
-std::string name_of(Transfer transfer);
+extern const tool::Names<Transfer> transfer_names;
 
 /// Throws Error where there is a teacher and no transfer, or the other way round.
 void require_teacher(Transfer transfer, bool teacher);
@@ -89,9 +87,7 @@ Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& imag
 /// What computes a training's epochs and tests.
 enum class Device { cpu, cuda };
 
-/// Names as on the command line. Throw Error with the choices for another name.
-Device device_of(const std::string& name);
-std::string name_of(Device device);
+extern const tool::Names<Device> device_names;
 
 /// An option of a training that the device does not compute; the message names it.
 struct UnsupportedError : concertina::Error {
@@ -192,7 +188,6 @@ class Training {
   /// Forward on a batch of the training set, the teacher first.
   Score forward(std::span<const std::uint32_t> which);
 
-  NetworkOptions network_options_;
   Recipe recipe_;
   const Dataset& data_;
   std::vector<std::uint8_t> labels_;  // of the training set, perhaps corrupted

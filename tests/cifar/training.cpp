@@ -50,9 +50,11 @@ TEST_CASE("contracted training is layered training, in double", "[cifar]") {
     INFO(model);
     const auto contracted = losses<double>(model, kernel, Compute::contracted);
     const auto layered = losses<double>(model, kernel, Compute::layered);
+    const auto automatic = losses<double>(model, kernel, Compute::automatic);  // of either
     for (std::size_t step = 0; step < contracted.size(); ++step) {
       INFO("step " << step);
       CHECK(std::abs(contracted[step] - layered[step]) <= 1e-9 * layered[step]);
+      CHECK(std::abs(automatic[step] - layered[step]) <= 1e-9 * layered[step]);
     }
     CHECK(contracted.back() < contracted.front());  // it does learn
   }
@@ -271,7 +273,7 @@ TEST_CASE("recipes that make no sense are refused", "[cifar]") {
   CHECK_THAT(refused({.transfer = {.temperature = 0}}), Contains("temperature"));
   CHECK_THAT(refused({.transfer = {.weight = 2}}), Contains("transfer weight"));
   CHECK_THAT(refused({.transfer = {.method = Transfer::kd}}), Contains("needs a teacher"));
-  CHECK_THAT(message_of<concertina::Error>([] { transfer_of("osmosis"); }), Contains("pkt"));
+  CHECK_THAT(message_of<concertina::Error>([] { transfer_names.of("osmosis"); }), Contains("pkt"));
   CHECK_THAT(message_of<concertina::Error>([&] {
                Training<float>({.model = "fc", .kernel = 3, .compute = Compute::layered},
                                {.decay_products = true}, data, pool);
@@ -334,7 +336,7 @@ TEST_CASE("a teacher teaches", "[cifar]") {
     if (name == "fc1.weight") std::ranges::fill(tensor.bytes, std::byte{0});
   }
   for (const Transfer method : {Transfer::hint, Transfer::pkt}) {
-    INFO(name_of(method));
+    INFO(transfer_names.of(method));
     const Recipe recipe{.epochs = 6,
                         .batch = 32,
                         .adam = true,

@@ -639,8 +639,8 @@ TEST_CASE("what a device does not compute is refused by name", "[cuda][cifar]") 
                              .command = {},
                              .device = Device::cuda};
   CHECK_THAT(message_of<UnsupportedError>([&] { options.validate(); }), Contains("--similarities"));
-  CHECK(device_of("cuda") == Device::cuda);
-  CHECK_THAT(message_of<concertina::Error>([] { device_of("gpu"); }), Contains("cpu, cuda"));
+  CHECK(device_names.of("cuda") == Device::cuda);
+  CHECK_THAT(message_of<concertina::Error>([] { device_names.of("gpu"); }), Contains("cpu, cuda"));
 }
 
 }  // namespace
