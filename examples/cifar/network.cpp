@@ -285,14 +285,9 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
                          bool detached_classifier)
     : options_((options.validate(), options)), tape_(capacity, pool), contractions_(tape_) {
   Maps<Scalar>& images = tape_.maps(3, 32, 32, false);
-  tape_.record({.prepare = {},
-                .forward = {{.each =
-                                 [this, &images](Index chunk, Index) {
-                                   if (source_) source_(chunk, images.values(chunk));
-                                 },
-                             .then = {}}},
-                .backward = {},
-                .finish = {}});
+  record_source<Scalar>(tape_, images, [this](Index chunk, Scalar* to) {
+    if (source_) source_(chunk, to);
+  });
   options_.is_resnet() ? make_resnet() : make_smallnet();
   if (options_.compute == Compute::automatic) {
     if (layered_names_.empty()) options_.compute = Compute::contracted;

@@ -92,6 +92,17 @@ ConvSize conv_size(const ConvShape<2>& shape, Index channels, Index height, Inde
 }  // namespace
 
 template <class Scalar>
+void record_source(Tape<Scalar>& tape, Maps<Scalar>& x,
+                   std::function<void(Index chunk, Scalar* to)> source) {
+  tape.record({.prepare = {},
+               .forward = {{.each = [&x, source = std::move(source)](
+                                        Index chunk, Index) { source(chunk, x.values(chunk)); },
+                            .then = {}}},
+               .backward = {},
+               .finish = {}});
+}
+
+template <class Scalar>
 Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2>& shape,
                           Weights<Scalar> weights) {
   const ConvSize conv = conv_size(shape, x.channels, x.height, x.width);
@@ -829,25 +840,26 @@ void Contractions<Scalar>::record() {
   tape_.record(std::move(operation));
 }
 
-#define CIFAR_INSTANTIATE(Scalar)                                                       \
-  template Maps<Scalar>& convolution(Tape<Scalar>&, Maps<Scalar>&, const ConvShape<2>&, \
-                                     Weights<Scalar>);                                  \
-  template Maps<Scalar>& linear(Tape<Scalar>&, Maps<Scalar>&, const ConvShape<0>&,      \
-                                Weights<Scalar>);                                       \
-  template Maps<Scalar>& batch_norm(Tape<Scalar>&, Maps<Scalar>&, NormTensors<Scalar>); \
-  template void relu(Tape<Scalar>&, Maps<Scalar>&);                                     \
-  template Maps<Scalar>& max_pool(Tape<Scalar>&, Maps<Scalar>&);                        \
-  template Maps<Scalar>& mean_pool(Tape<Scalar>&, Maps<Scalar>&);                       \
-  template Maps<Scalar>& detached(Tape<Scalar>&, Maps<Scalar>&);                        \
-  template Maps<Scalar>& add(Tape<Scalar>&, std::vector<Maps<Scalar>*>);                \
-  template class CrossEntropy<Scalar>;                                                  \
-  template class Contractions<Scalar>;                                                  \
-  template std::pair<Weights<Scalar>, ConvShape<0>> Contractions<Scalar>::add(          \
-      const Chain<Scalar, 0>&);                                                         \
-  template std::pair<Weights<Scalar>, ConvShape<2>> Contractions<Scalar>::add(          \
+#define TRAINING_INSTANTIATE(Scalar)                                                              \
+  template void record_source(Tape<Scalar>&, Maps<Scalar>&, std::function<void(Index, Scalar*)>); \
+  template Maps<Scalar>& convolution(Tape<Scalar>&, Maps<Scalar>&, const ConvShape<2>&,           \
+                                     Weights<Scalar>);                                            \
+  template Maps<Scalar>& linear(Tape<Scalar>&, Maps<Scalar>&, const ConvShape<0>&,                \
+                                Weights<Scalar>);                                                 \
+  template Maps<Scalar>& batch_norm(Tape<Scalar>&, Maps<Scalar>&, NormTensors<Scalar>);           \
+  template void relu(Tape<Scalar>&, Maps<Scalar>&);                                               \
+  template Maps<Scalar>& max_pool(Tape<Scalar>&, Maps<Scalar>&);                                  \
+  template Maps<Scalar>& mean_pool(Tape<Scalar>&, Maps<Scalar>&);                                 \
+  template Maps<Scalar>& detached(Tape<Scalar>&, Maps<Scalar>&);                                  \
+  template Maps<Scalar>& add(Tape<Scalar>&, std::vector<Maps<Scalar>*>);                          \
+  template class CrossEntropy<Scalar>;                                                            \
+  template class Contractions<Scalar>;                                                            \
+  template std::pair<Weights<Scalar>, ConvShape<0>> Contractions<Scalar>::add(                    \
+      const Chain<Scalar, 0>&);                                                                   \
+  template std::pair<Weights<Scalar>, ConvShape<2>> Contractions<Scalar>::add(                    \
       const Chain<Scalar, 2>&);
-CIFAR_INSTANTIATE(float)
-CIFAR_INSTANTIATE(double)
-#undef CIFAR_INSTANTIATE
+TRAINING_INSTANTIATE(float)
+TRAINING_INSTANTIATE(double)
+#undef TRAINING_INSTANTIATE
 
 }  // namespace training

@@ -23,6 +23,11 @@ struct Weights {
   Tensor<Scalar>* bias = nullptr;    ///< [out]; null for none
 };
 
+/// Fills a chunk of the maps, [channel][y][x][lane], at the start of each pass forward.
+template <class Scalar>
+void record_source(Tape<Scalar>& tape, Maps<Scalar>& x,
+                   std::function<void(Index chunk, Scalar* to)> source);
+
 /// A convolution, as torch.nn.Conv2d.
 /// Requires  stride 1 or 2, dilation 1, one group, equal padding on both sides of an axis
 /// Cost      the input's gradient at stride 2 is computed as at stride 1
