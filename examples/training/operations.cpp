@@ -23,20 +23,19 @@ using LaneMatrix = Eigen::Map<Eigen::Matrix<Scalar, Eigen::Dynamic, lanes, Eigen
 
 std::size_t size(Index count) { return static_cast<std::size_t>(count); }
 
-/// Sums of chunks, a block of numbers at a time, in the order of the chunks.
+/// Sums of chunks, in their order.
 template <class Scalar>
-void sum_chunks(ThreadPool& pool, Index chunks, const std::vector<Scalar>& parts,
-                std::vector<Scalar>& sum) {
-  constexpr Index block = 4096;
+void sum_chunks(Index chunks, const std::vector<Scalar>& parts, std::vector<Scalar>& sum) {
+  constexpr Index block = 4096;  // stays in the first-level cache
   const Index count = std::ssize(sum);
-  pool.run((count + block - 1) / block, [&](Index task, Index) {
-    const Index first = task * block, numbers = std::min(block, count - first);
+  for (Index first = 0; first < count; first += block) {
+    const Index numbers = std::min(block, count - first);
     Eigen::Map<Eigen::ArrayX<Scalar>> to(sum.data() + first, numbers);
     to.setZero();
     for (Index chunk = 0; chunk < chunks; ++chunk) {
       to += Eigen::Map<const Eigen::ArrayX<Scalar>>(parts.data() + chunk * count + first, numbers);
     }
-  });
+  }
 }
 
 /// Counts the one operation that reads a tensor, and so sets its gradient.
@@ -177,10 +176,9 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
            },
        .then = {}});
   operation.finish = [=, &tape] {
-    sum_chunks(tape.pool(), tape.chunks(), state->weight_parts, state->weight_gradient);
-    if (weights.bias) {
-      sum_chunks(tape.pool(), tape.chunks(), state->bias_parts, state->bias_gradient);
-    }
+    sum_chunks(tape.chunks(), state->weight_parts, state->weight_gradient);
+    if (weights.bias) sum_chunks(tape.chunks(), state->bias_parts, state->bias_gradient);
+    if (weights.weight->pullback) weights.weight->pullback();
   };
   tape.record(std::move(operation));
   return y;
@@ -236,22 +234,19 @@ Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<0>& sh
                                       },
                                   .then = {}});
   }
-  // Not in parts by chunks: rows of the result, each over all chunks in order.
+  // Not in parts by chunks: the whole result over all chunks in order.
   operation.finish = [=, &tape, &x, &y] {
-    constexpr Index panel = 16;
-    tape.pool().run((out + panel - 1) / panel, [&](Index task, Index) {
-      const Index first = task * panel, rows = std::min(panel, out - first);
-      Eigen::Map<Matrix<Scalar>> sum(state->weight_gradient.data() + first * in, rows, in);
-      sum.setZero();
-      if (weights.bias) std::fill_n(state->bias_gradient.data() + first, rows, Scalar(0));
-      for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
-        const LaneMatrix<Scalar> gradient(y.gradients(chunk) + first * lanes, rows, lanes);
-        sum.noalias() += gradient * LaneMatrix<Scalar>(x.values(chunk), in, lanes).transpose();
-        if (!weights.bias) continue;
-        Eigen::Map<Eigen::VectorX<Scalar>>(state->bias_gradient.data() + first, rows) +=
-            gradient.rowwise().sum();
-      }
-    });
+    Eigen::Map<Matrix<Scalar>> sum(state->weight_gradient.data(), out, in);
+    sum.setZero();
+    std::ranges::fill(state->bias_gradient, Scalar(0));
+    for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
+      const LaneMatrix<Scalar> gradient(y.gradients(chunk), out, lanes);
+      sum.noalias() += gradient * LaneMatrix<Scalar>(x.values(chunk), in, lanes).transpose();
+      if (!weights.bias) continue;
+      Eigen::Map<Eigen::VectorX<Scalar>>(state->bias_gradient.data(), out) +=
+          gradient.rowwise().sum();
+    }
+    if (weights.weight->pullback) weights.weight->pullback();
   };
   tape.record(std::move(operation));
   return y;
@@ -772,16 +767,16 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
   Weights<Scalar> whole{&tape_.tensor("", extents),
                         shape.bias ? &tape_.tensor("", {shape.out}) : nullptr};
 
-  const auto run_on = [this](bool alone, auto&& use) {
+  const auto run_on = [this](bool together, auto&& use) {
     const auto pool = [this](Index count, auto&& task) {
       tape_.pool().run(count, [&](Index i, Index) { task(i); });
     };
-    use(alone ? concertina::ParallelFor(pool) : concertina::ParallelFor(concertina::serial_for));
+    use(together ? concertina::ParallelFor(pool) : concertina::ParallelFor(concertina::serial_for));
   };
   jobs_.push_back(
       {.forward =
-           [=](bool alone) {
-             run_on(alone, [&](const concertina::ParallelFor& run) {
+           [=](bool together) {
+             run_on(together, [&](const concertina::ParallelFor& run) {
                state->contraction.forward(
                    state->expression,
                    concertina::ConvView<Scalar, Rank>(
@@ -791,8 +786,8 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
              });
            },
        .backward =
-           [=, this, layers = chain.layers](bool alone) {
-             run_on(alone, [&](const concertina::ParallelFor& run) {
+           [=, this, layers = chain.layers](bool together) {
+             run_on(together, [&](const concertina::ParallelFor& run) {
                const concertina::ConvView<const Scalar, Rank> gradient(
                    shape, decayed(*whole.weight, state->weight_gradient),
                    whole.bias ? decayed(*whole.bias, state->bias_gradient)
@@ -804,6 +799,7 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
                }
              });
            },
+       .weight = whole.weight,
        .work = form.multiply_adds()});
   return {whole, shape};
 }
@@ -824,19 +820,24 @@ void Contractions<Scalar>::record() {
   if (jobs_.empty()) return;
   constexpr Index large = 8'000'000;  // multiply-adds: a sixth of a millisecond
   std::ranges::sort(jobs_, std::greater(), &Job::work);
-  std::vector<Job> together, apart;
-  for (Job& job : jobs_) (job.work >= large ? together : apart).push_back(std::move(job));
-  const auto all = [&pool = tape_.pool(), together, apart](auto member) {
-    for (const Job& job : together) (job.*member)(true);
-    pool.run(std::ssize(apart), [&](Index i, Index) { (apart[size(i)].*member)(false); });
-  };
+  const auto small = std::ranges::find_if(jobs_, [](const Job& job) { return job.work < large; });
+  const std::span<const Job> together(jobs_.begin(), small), apart(small, jobs_.end());
   Operation operation;
-  operation.prepare = [this, all, computed = Index{-1}]() mutable {
+  operation.prepare = [=, this, computed = Index{-1}]() mutable {
     if (computed == tape_.version()) return;
-    all(&Job::forward);
+    for (const Job& job : together) job.forward(true);
+    tape_.pool().run(std::ssize(apart), [&](Index i, Index) { apart[size(i)].forward(false); });
     computed = tape_.version();
   };
-  operation.finish = [all] { all(&Job::backward); };
+  const bool beside = tape_.pool().size() <= 2;
+  for (const Job& job : beside ? std::span<const Job>(jobs_) : apart) {
+    job.weight->pullback = [&job] { job.backward(false); };
+  }
+  operation.last = [=] {
+    for (const Job& job : together) {
+      if (!beside) job.backward(true);
+    }
+  };
   tape_.record(std::move(operation));
 }
 

@@ -122,8 +122,9 @@ struct Chain {
 };
 
 /// Contractions of chains: before each batch the chains' numbers become those of single layers, and
-/// after it gradients of those are pulled back to the chains. Chains are contracted side by side,
-/// but a large one by all threads together.
+/// gradients of those are pulled back to the chains. Chains are contracted side by side, but a
+/// large one by all threads together. A pullback runs beside the layers' below passes back, but a
+/// large one, where there are more than two threads, after them by all together.
 template <class Scalar>
 class Contractions {
  public:
@@ -148,8 +149,9 @@ class Contractions {
   std::span<const Scalar> decayed(const Tensor<Scalar>& tensor, std::vector<Scalar>& sum) const;
 
   struct Job {
-    std::function<void(bool alone)> forward, backward;
-    Index work;  // multiply-adds
+    std::function<void(bool together)> forward, backward;
+    Tensor<Scalar>* weight;  // of the contraction
+    Index work;              // multiply-adds
   };
   Tape<Scalar>& tape_;
   Scalar decay_ = 0;

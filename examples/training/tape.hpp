@@ -31,6 +31,8 @@ struct Tensor {
   std::vector<Scalar> value;
   std::span<const Scalar> gradient;  ///< set by the one operation that reads it; empty for none
   bool read = false;                 ///< there is that operation
+  /// Of one that is computed from others: sets their gradients from its own, when that is set.
+  std::function<void()> pullback = {};
 };
 
 /// Feature maps of a batch, and the gradient of the loss with respect to them.
@@ -79,7 +81,9 @@ struct Stage {
 struct Operation {
   std::function<void()> prepare;  ///< before the pass forward: what depends on tensors alone
   std::vector<Stage> forward, backward;
-  std::function<void()> finish;  ///< after the whole pass back: sums over chunks of its parameters
+  /// After its own pass back, on one thread beside those that follow: gradients of its parameters.
+  std::function<void()> finish;
+  std::function<void()> last = {};  ///< after all that, with all threads
 };
 
 template <class Scalar>
@@ -125,6 +129,7 @@ class Tape {
       if (operation.prepare) operation.prepare();
     }
     stages_.clear();
+    finishes_.clear();
     for (Operation& operation : operations_) append(operation.forward);
     run();
   }
@@ -132,12 +137,20 @@ class Tape {
   /// After forward in training. Every tensor's gradient is then that of the loss.
   void backward() {
     stages_.clear();
+    finishes_.clear();
     for (auto operation = operations_.rbegin(); operation != operations_.rend(); ++operation) {
       append(operation->backward);
+      if (operation->finish) finishes_.push_back({stages_.size(), &operation->finish});
     }
-    run();
+    try {
+      run();
+    } catch (...) {
+      pool_.wait();  // they refer to what the caller may end
+      throw;
+    }
+    pool_.wait();
     for (auto operation = operations_.rbegin(); operation != operations_.rend(); ++operation) {
-      if (operation->finish) operation->finish();
+      if (operation->last) operation->last();
     }
   }
 
@@ -182,6 +195,14 @@ class Tape {
   }
 
   void run() {
+    auto finish = finishes_.begin();
+    const auto submit_finished = [&](auto stage) {
+      const auto done = static_cast<std::size_t>(stage - stages_.begin());
+      for (; finish != finishes_.end() && finish->stages <= done; ++finish) {
+        pool_.submit(*finish->call);
+      }
+    };
+    submit_finished(stages_.begin());
     for (auto first = stages_.begin(); first != stages_.end();) {
       auto last = first;
       bool chunkwise = false;
@@ -201,6 +222,7 @@ class Tape {
       }
       if ((*(last - 1))->then) (*(last - 1))->then();
       first = last;
+      submit_finished(first);
     }
   }
 
@@ -210,7 +232,12 @@ class Tape {
   std::deque<Maps<Scalar>> maps_;
   std::deque<Tensor<Scalar>> tensors_;
   std::vector<Operation> operations_;
+  struct Finish {
+    std::size_t stages;  // after so many of them
+    const std::function<void()>* call;
+  };
   std::vector<Stage*> stages_;  // of the pass at hand
+  std::vector<Finish> finishes_;
   std::vector<std::vector<Row<Scalar>>> scratch_;
 };
 

@@ -3,8 +3,10 @@
 
 #include <concertina/error.hpp>
 
+#include <algorithm>
 #include <string>
 #include <system_error>
+#include <utility>
 
 namespace training {
 namespace {
@@ -41,52 +43,96 @@ ThreadPool::ThreadPool(Index threads) {
 
 ThreadPool::~ThreadPool() { stop(); }
 
+void ThreadPool::wake() {
+  news_.fetch_add(1, std::memory_order_release);
+  news_.notify_all();
+}
+
 void ThreadPool::stop() {
   stopping_ = true;
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  wake();
   for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::keep(std::exception_ptr& failure) {
+  const std::lock_guard lock(mutex_);
+  if (!failure) failure = std::current_exception();
 }
 
 void ThreadPool::run(Index count, void* context, Call call) {
   call_ = call;
   context_ = context;
   count_ = count;
-  next_.store(0, std::memory_order_relaxed);
-  const bool alone = workers_.empty() || count < 2;
-  if (!alone) {
-    busy_.store(std::ssize(workers_), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
-  }
+  done_.store(0, std::memory_order_relaxed);
+  left_.store(count, std::memory_order_release);
+  if (!workers_.empty() && count > 1) wake();
   take_tasks(0);
-  if (!alone) {
-    for (Index busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) {
-      wait_while_equal(busy_, busy);
-    }
+  for (Index done; (done = done_.load(std::memory_order_acquire)) != count;) {
+    wait_while_equal(done_, done);
   }
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
+void ThreadPool::submit(std::function<void()> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    submitted_.push_back(std::move(task));
+  }
+  pending_.fetch_add(1, std::memory_order_relaxed);
+  if (!workers_.empty()) wake();
+}
+
+void ThreadPool::wait() {
+  while (take_submitted()) {
+  }
+  for (Index pending; (pending = pending_.load(std::memory_order_acquire)) != 0;) {
+    wait_while_equal(pending_, pending);
+  }
+  if (submitted_failure_) std::rethrow_exception(std::exchange(submitted_failure_, nullptr));
+}
+
 void ThreadPool::work(Index worker) {
-  for (std::uint32_t seen = 0;; ++seen) {
-    wait_while_equal(generation_, seen);
-    if (stopping_) return;
+  for (;;) {
+    const std::uint32_t seen = news_.load(std::memory_order_acquire);
     take_tasks(worker);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+    if (take_submitted()) continue;
+    if (stopping_) return;
+    wait_while_equal(news_, seen);
   }
 }
 
 void ThreadPool::take_tasks(Index worker) {
-  try {
-    for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
-      call_(context_, i, worker);
+  // A task that was taken keeps the run from ending, so its call is there to be read.
+  for (Index left; (left = left_.fetch_sub(1, std::memory_order_acq_rel)) > 0;) {
+    const Index count = count_;
+    Index finished = 1;
+    try {
+      call_(context_, count - left, worker);
+    } catch (...) {
+      keep(failure_);
+      finished += std::max<Index>(0, left_.exchange(0, std::memory_order_acq_rel));
     }
-  } catch (...) {
-    next_.store(count_, std::memory_order_relaxed);
-    const std::lock_guard lock(failure_mutex_);
-    if (!failure_) failure_ = std::current_exception();
+    if (done_.fetch_add(finished, std::memory_order_acq_rel) + finished == count) {
+      done_.notify_one();
+    }
   }
+}
+
+bool ThreadPool::take_submitted() {
+  std::function<void()> task;
+  {
+    const std::lock_guard lock(mutex_);
+    if (submitted_.empty()) return false;
+    task = std::move(submitted_.front());
+    submitted_.pop_front();
+  }
+  try {
+    task();
+  } catch (...) {
+    keep(submitted_failure_);
+  }
+  if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_all();
+  return true;
 }
 
 }  // namespace training

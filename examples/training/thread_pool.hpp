@@ -7,7 +7,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -35,24 +37,38 @@ class ThreadPool {
         [](void* context, Index i, Index worker) { (*static_cast<Decayed*>(context))(i, worker); });
   }
 
+  /// Leaves a task to a thread that has nothing else to do: beside the tasks of runs, at the latest
+  /// in wait(). Which of several runs first is open.
+  void submit(std::function<void()> task);
+
+  /// Returns when all submitted tasks are done; takes part in it. Rethrows the first exception of
+  /// theirs.
+  void wait();
+
  private:
   using Call = void (*)(void* context, Index i, Index worker);
 
   void run(Index count, void* context, Call call);
   void work(Index worker);
+  void wake();
   void stop();
   void take_tasks(Index worker);
+  bool take_submitted();
+  void keep(std::exception_ptr& failure);
 
   std::vector<std::thread> workers_;
-  Call call_ = nullptr;
+  std::atomic<std::uint32_t> news_ = 0;  // changes wake the workers
+  std::atomic<bool> stopping_ = false;
+
+  Call call_ = nullptr;  // of the run; who took one of its tasks may read them
   void* context_ = nullptr;
   Index count_ = 0;
-  std::atomic<Index> next_ = 0;
-  std::atomic<std::uint32_t> generation_ = 0;  // of the tasks; changes wake the workers
-  std::atomic<Index> busy_ = 0;                // workers that have not finished this generation
-  bool stopping_ = false;
-  std::mutex failure_mutex_;
-  std::exception_ptr failure_;
+  std::atomic<Index> left_ = 0, done_ = 0;  // tasks nobody has taken; tasks that are done
+
+  std::mutex mutex_;  // of what follows
+  std::deque<std::function<void()>> submitted_;
+  std::exception_ptr failure_, submitted_failure_;
+  std::atomic<Index> pending_ = 0;  // submitted, not done
 };
 
 }  // namespace training

@@ -117,6 +117,49 @@ TEST_CASE("an exception of any worker reaches the caller", "[training][thread_po
   }
 }
 
+TEST_CASE("submitted tasks run once, beside runs, and are done after wait",
+          "[training][thread_pool]") {
+  for (const Index threads : pool_sizes) {
+    INFO(threads << " threads");
+    ThreadPool pool(threads);
+    for (int time = 0; time < 200; ++time) {
+      std::vector<Index> submitted(7), run(20);  // without atomics: wait() and run() order them
+      for (Index& each : submitted) {
+        pool.submit([&each] { ++each; });
+        if (time % 3 == 0) pool.run(20, [&](Index task, Index) { ++run[at(task)]; });
+      }
+      pool.wait();
+      CHECK(submitted == std::vector<Index>(7, 1));
+      CHECK(run == std::vector<Index>(20, time % 3 == 0 ? 7 : 0));
+      pool.wait();  // nothing is left
+    }
+  }
+}
+
+TEST_CASE("a long submitted task does not hold up a run", "[training][thread_pool]") {
+  ThreadPool pool(2);
+  std::atomic<bool> done = false;
+  pool.submit([&] {
+    while (!done) std::this_thread::yield();
+  });
+  for (int time = 0; time < 100; ++time) pool.run(10, [](Index, Index) {});
+  done = true;
+  pool.wait();
+}
+
+TEST_CASE("an exception of a submitted task is wait's", "[training][thread_pool]") {
+  for (const Index threads : pool_sizes) {
+    ThreadPool pool(threads);
+    std::atomic<int> done = 0;
+    pool.submit([] { throw std::runtime_error("submitted"); });
+    pool.submit([&] { ++done; });
+    CHECK_NOTHROW(pool.run(10, [](Index, Index) {}));
+    CHECK_THAT(message_of<std::runtime_error>([&] { pool.wait(); }), Equals("submitted"));
+    CHECK(done == 1);
+    CHECK_NOTHROW(pool.wait());
+  }
+}
+
 TEST_CASE("many quick runs", "[training][thread_pool]") {
   for (const Index threads : pool_sizes) {
     ThreadPool pool(threads);
