@@ -2,6 +2,8 @@
 #include "operations.hpp"
 
 #include <concertina/contract.hpp>
+#include <concertina/layers.hpp>
+#include <concertina/moments.hpp>
 
 #include <Eigen/Core>
 
@@ -131,11 +133,16 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
                                          spread_scratch + convolve_scratch(conv.adjoint())}));
 
   Operation operation;
-  operation.prepare = [=, differentiable = x.differentiable] {
+  const auto pack = [=, differentiable = x.differentiable] {
     pack_kernel(conv, weights.weight->value.data(), state->packed.data());
     if (!differentiable) return;
     pack_adjoint_kernel(conv, weights.weight->value.data(), state->packed_adjoint.data());
   };
+  if (weights.weight->late) {
+    operation.forward.push_back({.each = {}, .then = pack});
+  } else {
+    operation.prepare = pack;
+  }
   operation.forward.push_back(
       {.each =
            [=, &tape, &x, &y](Index chunk, Index worker) {
@@ -841,6 +848,162 @@ void Contractions<Scalar>::record() {
   tape_.record(std::move(operation));
 }
 
+namespace {
+
+/// A block as an expression of its tensors, its batch norms as in inference.
+template <class Scalar>
+concertina::Expr<Scalar, 2> expression_of(const NormedBranches<Scalar>& branches) {
+  using Expression = concertina::Expr<Scalar, 2>;
+  std::vector<Expression> summands;
+  for (const auto& branch : branches) {
+    std::vector<Expression> chain;
+    for (const auto& [shape, weights, norm] : branch) {
+      const concertina::ConvView<const Scalar, 2> conv(
+          shape, weights.weight->value,
+          weights.bias ? std::span<const Scalar>(weights.bias->value) : std::span<const Scalar>());
+      chain.push_back(concertina::batch_norm(
+                          concertina::BatchNorm<Scalar>{.running_mean = norm.running_mean->value,
+                                                        .running_var = norm.running_var->value,
+                                                        .weight = norm.weight->value,
+                                                        .bias = norm.bias->value}) *
+                      conv);
+    }
+    summands.push_back(concertina::chain(chain));
+  }
+  return concertina::sum(summands);
+}
+
+template <class Scalar>
+std::vector<NormedLayer<Scalar>> layers_of(const NormedBranches<Scalar>& branches) {
+  std::vector<NormedLayer<Scalar>> layers;
+  for (const auto& branch : branches) layers.insert(layers.end(), branch.begin(), branch.end());
+  return layers;
+}
+
+}  // namespace
+
+template <class Scalar>
+bool cheaper_contracted(const NormedBranches<Scalar>& branches, const concertina::PerAxis<2>& size,
+                        Index images) {
+  const auto [layered, contracted] =
+      concertina::TrainingContraction<Scalar, 2>(expression_of(branches), size).cost(images);
+  return contracted < layered;
+}
+
+template <class Scalar>
+Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
+                               const NormedBranches<Scalar>& branches) {
+  struct State {
+    concertina::TrainingContraction<Scalar, 2> contraction;
+    std::vector<Scalar> batch, gradient;  // [image][channel][y][x]
+    Index computed = -1;                  // version of the tensors, in inference
+  };
+  const auto state = std::make_shared<State>(State{
+      concertina::TrainingContraction<Scalar, 2>(expression_of(branches), {x.height, x.width}),
+      {},
+      {}});
+  state->batch.resize(size(tape.capacity() * x.numbers()));
+  state->gradient.resize(x.differentiable ? state->batch.size() : 0);
+  const std::vector<NormedLayer<Scalar>> layers = layers_of(branches);
+  for (const auto& [shape, weights, norm] : layers) {
+    for (Tensor<Scalar>* tensor : {weights.weight, weights.bias, norm.weight, norm.bias}) {
+      if (tensor) mark_read(*tensor);
+    }
+  }
+  const ConvShape<2> shape = state->contraction.shape();
+  const Weights<Scalar> whole{
+      &tape.tensor("", {shape.out, shape.in, shape.kernel_size[0], shape.kernel_size[1]}),
+      shape.bias ? &tape.tensor("", {shape.out}) : nullptr};
+  whole.weight->late = true;
+  whole.weight->pullback = [=] {
+    const auto gradients = state->contraction.backward(concertina::ConvView<const Scalar, 2>(
+        shape, whole.weight->gradient,
+        whole.bias ? whole.bias->gradient : std::span<const Scalar>()));
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const auto &conv = gradients[2 * l], &norm = gradients[2 * l + 1];
+      layers[l].weights.weight->gradient = conv.weight();
+      if (layers[l].weights.bias) layers[l].weights.bias->gradient = conv.bias();
+      layers[l].norm.weight->gradient = norm.weight();
+      layers[l].norm.bias->gradient = norm.bias();
+    }
+  };
+
+  const Index positions = x.height * x.width;
+  /// Calls each(element of x, the same in [image][channel][y][x]) for the images of a chunk.
+  const auto for_each_element = [&tape, positions, channels = x.channels](Index chunk,
+                                                                          auto&& each) {
+    const Index first = chunk * lanes, images = std::min<Index>(lanes, tape.images() - first);
+    for (Index c = 0; c < channels; ++c) {
+      for (Index lane = 0; lane < images; ++lane) {
+        const Index to = ((first + lane) * channels + c) * positions;
+        for (Index i = 0; i < positions; ++i) each((c * positions + i) * lanes + lane, to + i);
+      }
+    }
+  };
+  const auto batch = [=, &tape, &x] {
+    const concertina::MapShape<2> maps{
+        .batch = tape.images(), .channels = x.channels, .size = {x.height, x.width}};
+    return concertina::FeatureMapView<Scalar, 2>(
+        maps, std::span<const Scalar>(state->batch).first(size(numel(maps))));
+  };
+  const auto run = [&tape](Index count, auto&& task) {
+    tape.pool().run(count, [&](Index i, Index) { task(i); });
+  };
+  const auto set = [=](const concertina::Conv<Scalar, 2>& layer) {
+    std::ranges::copy(layer.weight(), whole.weight->value.begin());
+    if (whole.bias) std::ranges::copy(layer.bias(), whole.bias->value.begin());
+  };
+
+  Operation operation;
+  operation.forward.push_back(
+      {.each =
+           [=, &tape, &x](Index chunk, Index) {
+             if (!tape.training()) return;
+             const Scalar* const from = x.values(chunk);
+             for_each_element(chunk, [&](Index i, Index to) { state->batch[size(to)] = from[i]; });
+           },
+       .then =
+           [=, &tape] {
+             if (!tape.training()) {
+               if (std::exchange(state->computed, tape.version()) == tape.version()) return;
+               set(concertina::contract(expression_of(branches)));
+               return;
+             }
+             state->computed = -1;
+             set(state->contraction.forward(expression_of(branches), batch(), run));
+             for (std::size_t l = 0; l < layers.size(); ++l) {
+               const concertina::BatchStatistics& statistics = state->contraction.statistics()[l];
+               concertina::BatchNorm<Scalar> norm{layers[l].norm.running_mean->value,
+                                                  layers[l].norm.running_var->value};
+               concertina::update_running_statistics(norm, statistics);
+               layers[l].norm.running_mean->value = norm.running_mean;
+               layers[l].norm.running_var->value = norm.running_var;
+             }
+           }});
+  if (x.differentiable) {  // through the statistics; the convolution adds the rest before
+    const auto first_writer = tape.first_writer(x);
+    operation.backward.push_back(
+        {.each = {}, .then = [=, &tape] {
+           tape.pool().wait();  // for the pullback
+           std::ranges::fill(state->gradient, Scalar(0));
+           state->contraction.add_input_gradient(
+               batch(), std::span(state->gradient).first(batch().values().size()), run);
+         }});
+    operation.backward.push_back({.each =
+                                      [=, &x](Index chunk, Index) {
+                                        Scalar* const to = x.gradients(chunk);
+                                        if (first_writer())
+                                          std::fill_n(to, x.numbers() * lanes, Scalar(0));
+                                        for_each_element(chunk, [&](Index i, Index from) {
+                                          to[i] += state->gradient[size(from)];
+                                        });
+                                      },
+                                  .then = {}});
+  }
+  tape.record(std::move(operation));
+  return convolution(tape, x, shape, whole);
+}
+
 #define TRAINING_INSTANTIATE(Scalar)                                                              \
   template void record_source(Tape<Scalar>&, Maps<Scalar>&, std::function<void(Index, Scalar*)>); \
   template Maps<Scalar>& convolution(Tape<Scalar>&, Maps<Scalar>&, const ConvShape<2>&,           \
@@ -853,6 +1016,10 @@ void Contractions<Scalar>::record() {
   template Maps<Scalar>& mean_pool(Tape<Scalar>&, Maps<Scalar>&);                                 \
   template Maps<Scalar>& detached(Tape<Scalar>&, Maps<Scalar>&);                                  \
   template Maps<Scalar>& add(Tape<Scalar>&, std::vector<Maps<Scalar>*>);                          \
+  template Maps<Scalar>& contracted_block(Tape<Scalar>&, Maps<Scalar>&,                           \
+                                          const NormedBranches<Scalar>&);                         \
+  template bool cheaper_contracted(const NormedBranches<Scalar>&, const concertina::PerAxis<2>&,  \
+                                   Index);                                                        \
   template class CrossEntropy<Scalar>;                                                            \
   template class Contractions<Scalar>;                                                            \
   template std::pair<Weights<Scalar>, ConvShape<0>> Contractions<Scalar>::add(                    \

@@ -158,4 +158,30 @@ class Contractions {
   std::vector<Job> jobs_;
 };
 
+/// A convolution, and the batch norm of what it gives.
+template <class Scalar>
+struct NormedLayer {
+  concertina::ConvShape<2> shape;
+  Weights<Scalar> weights;
+  NormTensors<Scalar> norm;
+};
+
+/// Branches of such layers, the first applied first; a block is their sum.
+template <class Scalar>
+using NormedBranches = std::vector<std::vector<NormedLayer<Scalar>>>;
+
+/// A block as one convolution: in training by the statistics of the batch, which follow from the
+/// moments of the input's patches and move the running ones; in inference by the running ones.
+/// Outputs and gradients are those of the layers one by one, before rounding.
+/// Source  concertina::TrainingContraction
+/// Throws  InexactError where no single layer equals the block at the border
+template <class Scalar>
+Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
+                               const NormedBranches<Scalar>& branches);
+
+/// Whether a training step on so many images of this size has fewer multiply-adds that way.
+template <class Scalar>
+bool cheaper_contracted(const NormedBranches<Scalar>& branches, const concertina::PerAxis<2>& size,
+                        Index images);
+
 }  // namespace training

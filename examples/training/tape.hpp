@@ -33,6 +33,7 @@ struct Tensor {
   bool read = false;                 ///< there is that operation
   /// Of one that is computed from others: sets their gradients from its own, when that is set.
   std::function<void()> pullback = {};
+  bool late = false;  ///< computed within the pass forward, not before it
 };
 
 /// Feature maps of a batch, and the gradient of the loss with respect to them.
@@ -220,6 +221,7 @@ class Tape {
           }
         });
       }
+      submit_finished(last - 1);
       if ((*(last - 1))->then) (*(last - 1))->then();
       first = last;
       submit_finished(first);
