@@ -306,7 +306,8 @@ int run_bench(const BenchCommand& command) {
     for (const Compute compute : {Compute::contracted, Compute::layered}) {
       NetworkOptions network = command.network;
       network.model = model;
-      if ((!network.is_expanded() || on_device) && compute == Compute::layered) continue;
+      const bool has_layers = network.is_expanded() || network.is_block();
+      if ((!has_layers || on_device) && compute == Compute::layered) continue;
       network.compute = compute;
       if (on_device) as_usage([&] { require_accelerable(network, recipe); });
       as_usage([&] { network.validate(); });

@@ -198,6 +198,7 @@ std::vector<Run> runs_of(const Experiment& experiment, std::uint64_t seed, const
                  .weight_decay = deeper ? 5e-4 : 0,
                  .uniform_norms = budget.uniform_norms,
                  .seed = seed}};
+  if (run.network.is_block()) run.network.compute = Compute::automatic;
   if (experiment.rate) run.network.rate = *experiment.rate;
   const std::string prefix = meaning.dataset + (deeper ? "-deeper" : "") + "-" +
                              network_name(meaning.model, experiment.kernel, experiment.rate) +

@@ -50,7 +50,10 @@ void require_use(const CLI::App& command, const cifar::TrainCommand& training) {
   const cifar::Transfer transfer = recipe.transfer.method;
   require_use(command, network.is_resnet(), {"--width"}, "resnet18");
   require_use(command, !network.is_resnet(), {"--kernel", "--blocks"}, "SmallNet and its forms");
-  require_use(command, network.is_expanded(), {"--rate", "--compute"}, "expanded networks");
+  require_use(command, network.is_expanded() || network.model == "cl+norms", {"--rate"},
+              "expanded networks");
+  require_use(command, network.is_expanded() || network.is_block(), {"--compute"},
+              "expanded networks and blocks");
   require_use(command, network.is_expanded() && recipe.weight_decay > 0, {"--decay-of"},
               "expanded networks with --weight-decay");
   require_use(command, !recipe.adam, {"--momentum", "--keep-momentum"}, "--optimizer sgd");

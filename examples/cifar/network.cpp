@@ -79,6 +79,9 @@ struct OnTape {
   Map max_pool(Map x) const { return &cifar::max_pool(tape, *x); }
   Map mean_pool(Map x) const { return &cifar::mean_pool(tape, *x); }
   Map sum(const std::vector<Map>& branches) const { return &add(tape, branches); }
+  Map block(Map x, const NormedBranches<Scalar>& branches) const {
+    return &contracted_block(tape, *x, branches);
+  }
 };
 
 /// Layers as nodes of a graph.
@@ -115,7 +118,8 @@ const tool::Names<Compute> compute_names{"way of computing an expansion",
                                           {Compute::nonlinear, "nonlinear"}}};
 
 void NetworkOptions::validate() const {
-  const auto require = [](bool holds, const char* option, const auto& value, const char* choices) {
+  const auto require = [](bool holds, const char* option, const auto& value,
+                          const std::string& choices) {
     if (holds) return;
     std::ostringstream text;
     text << option << ' ' << value << "; " << choices;
@@ -129,16 +133,24 @@ void NetworkOptions::validate() const {
           "odd ones from 1 to 31 are possible");
   require(!contains(model, "ck") || kernel > 3, "kernel", kernel,
           "CK expands kernels from 5 on into 3x3 layers; CL expands any");
-  require(model != "acnet" || kernel > 1, "kernel", kernel, "ACNet needs one from 3 on");
+  require(!is_block() || kernel > 1, "kernel", kernel, model + " needs one from 3 on");
+  if (is_block() && compute == Compute::nonlinear) {
+    throw Error("there is no nonlinear counterpart of " + model);
+  }
   require(classes >= 2 && classes <= 256, "classes", classes, "2 to 256 are possible");
   require(rate >= 1 && rate <= 64, "rate", rate, "1 to 64 are possible");
   require(width >= 1 && width <= 256, "width", width, "1 to 256 are possible, ResNet-18 has 64");
 }
 
 const std::vector<std::string>& model_names() {
-  static const std::vector<std::string> names = {"compact", "fc",    "cl",    "cl+fc",
-                                                 "ck",      "ck+fc", "acnet", "resnet18"};
+  static const std::vector<std::string> names = {"compact",   "fc",       "cl",      "cl+fc",
+                                                 "ck",        "ck+fc",    "acnet",   "repvgg",
+                                                 "mobileone", "cl+norms", "resnet18"};
   return names;
+}
+
+bool NetworkOptions::is_block() const {
+  return model == "acnet" || model == "repvgg" || model == "mobileone" || model == "cl+norms";
 }
 
 bool contracts(const NetworkOptions& options) {
@@ -311,22 +323,11 @@ void Network<Scalar>::make_smallnet() {
     const Index out = Index{8} << b;
     ConvShape<2> shape{
         .out = out, .in = channels, .kernel_size = kernel, .padding = padding, .bias = true};
-    Block& block = blocks_.emplace_back();
-    if (options_.model == "acnet" && options_.norms) {
-      // The column and the row read what the square's middle reads: less padding across.
+    if (options_.is_block() && options_.norms) {
       shape.bias = false;
-      ConvShape<2> vertical = shape, horizontal = shape;
-      vertical.kernel_size = {kernel, 1};
-      horizontal.kernel_size = {1, kernel};
-      vertical.padding = {padding, padding - kernel / 2};
-      horizontal.padding = {padding - kernel / 2, padding};
-      for (const auto& [suffix, branch] :
-           {std::pair(".square", shape), std::pair(".vertical", vertical),
-            std::pair(".horizontal", horizontal)}) {
-        block.branches.push_back(
-            {make_layer<2>(name + suffix, {branch}), make_norm(name + suffix + "_bn", out)});
-      }
+      make_block(name, shape, size);
     } else {
+      Block& block = blocks_.emplace_back();
       block.conv.push_back(make_layer<2>(name, expanded(options_, shape), size));
       if (options_.norms) block.norm.push_back(make_norm(name + "_bn", out));
     }
@@ -339,6 +340,60 @@ void Network<Scalar>::make_smallnet() {
                                              ? expand_fc(fc1, {.rate = options_.rate})
                                              : std::vector{fc1}));
   linear_.push_back(make_layer<0>("fc2", {fc2}));
+}
+
+template <class Scalar>
+void Network<Scalar>::make_block(const std::string& name, const ConvShape<2>& shape, Index size) {
+  Block& block = blocks_.emplace_back();
+  const auto add = [&](std::vector<Normed>& branch, const std::string& own,
+                       const ConvShape<2>& each) {
+    branch.push_back(
+        {make_layer<2>(name + "." + own, {each}), make_norm(name + "." + own + "_bn", each.out)});
+  };
+  /// A branch of a smaller kernel reads what the middle of the whole one reads: less padding.
+  const auto smaller = [&](Index height, Index width) {
+    ConvShape<2> branch = shape;
+    branch.kernel_size = {height, width};
+    branch.padding = {shape.padding.start[0] - (shape.kernel_size[0] - height) / 2,
+                      shape.padding.start[1] - (shape.kernel_size[1] - width) / 2};
+    return branch;
+  };
+  const Index kernel = options_.kernel;
+  if (options_.model == "acnet") {
+    add(block.branches.emplace_back(), "square", shape);
+    add(block.branches.emplace_back(), "vertical", smaller(kernel, 1));
+    add(block.branches.emplace_back(), "horizontal", smaller(1, kernel));
+  } else if (options_.model == "repvgg") {
+    add(block.branches.emplace_back(), "dense", shape);
+    add(block.branches.emplace_back(), "point", smaller(1, 1));
+  } else if (options_.model == "mobileone") {
+    for (const char* own : {"dense0", "dense1", "dense2", "dense3"}) {
+      add(block.branches.emplace_back(), own, shape);
+    }
+    add(block.branches.emplace_back(), "scale", smaller(1, 1));
+  } else {
+    auto& branch = block.branches.emplace_back();
+    for (const ConvShape<2>& each : expanded(options_, shape)) {
+      add(branch, std::to_string(branch.size()), each);
+    }
+  }
+  block.contracts =
+      options_.compute == Compute::contracted ||
+      (options_.compute == Compute::automatic &&
+       cheaper_contracted(normed(block), concertina::PerAxis<2>(size), tape_.capacity()));
+  (block.contracts ? contracted_names_ : layered_names_).push_back(name);
+}
+
+template <class Scalar>
+NormedBranches<Scalar> Network<Scalar>::normed(const Block& block) const {
+  NormedBranches<Scalar> branches;
+  for (const auto& branch : block.branches) {
+    auto& layers = branches.emplace_back();
+    for (const auto& [conv, norm] : branch) {
+      layers.push_back({conv.chain.front(), conv.weights.front(), norm});
+    }
+  }
+  return branches;
 }
 
 template <class Scalar>
@@ -357,14 +412,18 @@ void Network<Scalar>::make_resnet() {
       const std::string name =
           "layer" + std::to_string(stage + 1) + "." + std::to_string(block) + ".";
       const Index out = options_.width << stage, stride = stage > 0 && block == 0 ? 2 : 1;
-      std::vector<Branch>& branches = blocks_.emplace_back().branches;
+      auto& branches = blocks_.emplace_back().branches;
       const auto add = [&](const char* own, const char* norm, Index in, Index kernel, Index by) {
         Layer<2> layer = conv(name + own, in, out, kernel, by);
-        branches.push_back({std::move(layer), make_norm(name + norm, out)});
+        branches.back().push_back({std::move(layer), make_norm(name + norm, out)});
       };
+      branches.emplace_back();
       add("conv1", "bn1", channels, 3, stride);
       add("conv2", "bn2", out, 3, 1);
-      if (stride > 1) add("downsample.0", "downsample.1", channels, 1, stride);
+      if (stride > 1) {
+        branches.emplace_back();
+        add("downsample.0", "downsample.1", channels, 1, stride);
+      }
       channels = out;
     }
   }
@@ -399,23 +458,25 @@ template <class Scalar>
 template <class On>
 typename On::Map Network<Scalar>::apply(const On& on, const Block& block,
                                         typename On::Map x) const {
-  const auto normed = [&](const Branch& branch, typename On::Map from) {
-    return on.norm(apply(on, branch.conv, from), branch.norm);
-  };
   if (block.branches.empty()) {
     x = apply(on, block.conv.front(), x);
     if (!block.norm.empty()) x = on.norm(x, block.norm.front());
     return on.relu(x);
   }
-  std::vector<typename On::Map> summands;
-  if (options_.is_resnet()) {
-    const auto& branches = block.branches;
-    summands.push_back(normed(branches[1], on.relu(normed(branches[0], x))));
-    summands.push_back(branches.size() > 2 ? normed(branches[2], x) : x);
-  } else {
-    for (const Branch& branch : block.branches) summands.push_back(normed(branch, x));
+  if constexpr (On::contracts) {
+    if (block.contracts) return on.relu(on.block(x, normed(block)));
   }
-  return on.relu(on.sum(summands));
+  std::vector<typename On::Map> summands;
+  for (const auto& branch : block.branches) {
+    typename On::Map y = x;
+    for (const Normed& each : branch) {
+      if (options_.is_resnet() && &each != &branch.front()) y = on.relu(y);
+      y = on.norm(apply(on, each.conv, y), each.norm);
+    }
+    summands.push_back(y);
+  }
+  if (options_.is_resnet() && summands.size() == 1) summands.push_back(x);
+  return on.relu(summands.size() == 1 ? summands.front() : on.sum(summands));
 }
 
 template <class Scalar>
@@ -534,7 +595,7 @@ onnx::Model Network<Scalar>::contract() const {
   NetworkOptions compact = options_;
   compact.model = "compact";
   compact.compute = Compute::contracted;
-  compact.norms = options_.norms && options_.model != "acnet";
+  compact.norms = options_.norms && !options_.is_block();
   ThreadPool alone(1);
   Network<Scalar> result(compact, 1, alone);
   result.normalization_ = normalization_;
@@ -549,17 +610,18 @@ onnx::Model Network<Scalar>::contract() const {
     const Weights<Scalar>& to = result.blocks_[b].conv.front().weights.front();
     if (!blocks_[b].branches.empty()) {
       std::vector<concertina::Expr<Scalar, 2>> branches;
-      std::vector<ConvView<const Scalar, 2>> convs;
-      for (const Branch& branch : blocks_[b].branches) {
-        convs.push_back(views(branch.conv).front());
-        const auto& [weight, bias, mean, variance] = branch.norm;
-        branches.push_back(
-            concertina::batch_norm(concertina::BatchNorm<Scalar>{.running_mean = mean->value,
-                                                                 .running_var = variance->value,
-                                                                 .weight = weight->value,
-                                                                 .bias = bias->value,
-                                                                 .eps = onnx_eps}) *
-            convs.back());
+      for (const auto& branch : blocks_[b].branches) {
+        std::vector<concertina::Expr<Scalar, 2>> layers;
+        for (const auto& [conv, norm] : branch) {
+          layers.push_back(concertina::batch_norm(concertina::BatchNorm<Scalar>{
+                               .running_mean = norm.running_mean->value,
+                               .running_var = norm.running_var->value,
+                               .weight = norm.weight->value,
+                               .bias = norm.bias->value,
+                               .eps = onnx_eps}) *
+                           views(conv).front());
+        }
+        branches.push_back(concertina::chain(layers));
       }
       assign(concertina::contract<Wide>(concertina::sum(branches)), to);
       continue;

@@ -35,7 +35,7 @@ enum class Compute {
 
 extern const tool::Names<Compute> compute_names;
 
-/// The models: compact, fc, cl, cl+fc, ck, ck+fc, acnet, resnet18.
+/// The models: compact, fc, cl, cl+fc, ck, ck+fc; acnet, repvgg, mobileone, cl+norms; resnet18.
 const std::vector<std::string>& model_names();
 
 struct NetworkOptions {
@@ -52,7 +52,9 @@ struct NetworkOptions {
   void validate() const;
 
   bool is_resnet() const { return model == "resnet18"; }
-  bool is_expanded() const { return model != "compact" && model != "acnet" && !is_resnet(); }
+  /// Branches with batch norms in the place of each convolution and its norm.
+  bool is_block() const;
+  bool is_expanded() const { return model != "compact" && !is_block() && !is_resnet(); }
 
   friend bool operator==(const NetworkOptions&, const NetworkOptions&) = default;
 };
@@ -74,11 +76,14 @@ struct Normalization {
 /// expansion keeps 3 channels in its first layer, 3->3->8r->8 as published, not 3->3r->8r->8. All
 /// padding stands on the first layer of an expansion, so its contraction is exact at the border.
 /// Tensors are named as in PyTorch: conv1.weight, or conv1.0.weight to conv1.2.weight; conv1_bn.*,
-/// fc1.*, fc2.*. ACNet's branches are conv1.square, .vertical and .horizontal, each with its norm.
+/// fc1.*, fc2.*. Branches of blocks have their own norms, conv1.square_bn of conv1.square: ACNet's
+/// square, vertical and horizontal; RepVGG's dense and point; MobileOne's dense0 to dense3 and
+/// scale; of cl+norms, CL with a norm after each layer, 0 to 2.
 ///
 /// Or ResNet-18 as it is usual on CIFAR: a first convolution of kernel 3, and no pool after it.
 /// Tensors are named as in torchvision, layer1.0.conv1.weight and so on.
 /// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, supplement A; ACNet, ICCV 2019;
+///         RepVGG, CVPR 2021; MobileOne, CVPR 2023;
 ///         He et al., "Deep residual learning for image recognition", CVPR 2016
 template <class Scalar>
 class Network {
@@ -155,14 +160,15 @@ class Network {
     std::vector<Weights<Scalar>> weights;
     std::pair<Weights<Scalar>, concertina::ConvShape<Rank>> contraction = {};
   };
-  struct Branch {
+  struct Normed {
     Layer<2> conv;
     NormTensors<Scalar> norm;
   };
   struct Block {
-    std::vector<Layer<2>> conv = {};  // empty for ACNet and ResNet-18's residuals, otherwise one
+    std::vector<Layer<2>> conv = {};  // one, or none where there are branches
     std::vector<NormTensors<Scalar>> norm = {};
-    std::vector<Branch> branches = {};  // of a residual: two in a row, and what is beside them
+    std::vector<std::vector<Normed>> branches = {};  // each the first applied first
+    bool contracts = false;                          // branches are computed as one convolution
   };
 
   /// The layer reads maps of this size; it says for Compute::automatic what is cheaper.
@@ -171,6 +177,8 @@ class Network {
                          const concertina::PerAxis<Rank>& size = {});
   NormTensors<Scalar> make_norm(const std::string& name, Index channels);
   void make_smallnet();
+  NormedBranches<Scalar> normed(const Block& block) const;
+  void make_block(const std::string& name, const concertina::ConvShape<2>& shape, Index size);
   void make_resnet();
 
   /// What layers make of a map, on the tape or in a model's graph.

@@ -623,10 +623,13 @@ void TrainOptions::validate() const {
   const bool can_contract =
       network.compute == Compute::contracted || network.compute == Compute::automatic;
   if (similarities > 0 && !trained_gradients && network.model != "compact" &&
-      (!can_contract || network.model == "acnet")) {
+      (!can_contract || network.is_block())) {
     throw Error("similarities of a compact network's gradients, of " + network.model +
                 " computed " + compute_names.of(network.compute) +
                 ": it has no compact network in training; compare --trained-gradients");
+  }
+  if (recipe.decay_products && network.is_block()) {
+    throw Error("the decay of products is of expansions without norms, not of " + network.model);
   }
   if (recipe.decay_products && !can_contract) {
     throw Error("the decay of products needs contracted expansions; these are " +

@@ -179,7 +179,8 @@ template <class Scalar>
 Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
                                const NormedBranches<Scalar>& branches);
 
-/// Whether a training step on so many images of this size has fewer multiply-adds that way.
+/// Whether a training step on so many images of this size should take less time that way, by its
+/// multiply-adds.
 template <class Scalar>
 bool cheaper_contracted(const NormedBranches<Scalar>& branches, const concertina::PerAxis<2>& size,
                         Index images);

@@ -268,7 +268,7 @@ says err "needs a teacher"
 expect 2 "$cifar" landscape plain/best.onnx --data data --points 4 -o none.csv
 expect 3 "$cifar" landscape teacher/best.onnx --data data -o none.csv
 says err "--expanded"
-for unused in "--width 8" "--model resnet18 --kernel 3" "--model compact --rate 2" "--model acnet --compute layered" \
+for unused in "--width 8" "--model resnet18 --kernel 3" "--model compact --rate 2" "--model acnet --rate 2" \
   "--model cl --decay-of product" "--optimizer adam --keep-momentum" "--temperature 2" "--projection learned" \
   "--trained-gradients" "--dataset mnist"; do
   expect 2 "$cifar" train $unused --out none

@@ -223,23 +223,26 @@ TEST_CASE("the nonlinear counterpart has ReLUs and the same tensors", "[cifar]")
 }
 
 TEST_CASE("results do not depend on the number of threads, to the bit", "[cifar]") {
-  const auto outcome = [](Index threads) {
+  const auto outcome = [](const std::string& model, Index threads) {
     ThreadPool pool(threads);
-    Network<float> network({.model = "cl+fc", .kernel = 3}, 40, pool);
+    Network<float> network({.model = model, .kernel = 3}, 40, pool);
     network.initialize(5);
     fill(network, 40);
     network.tape().forward(40, true);
     network.tape().backward();
     return std::pair(network.loss().loss(), gradients(network));
   };
-  const auto alone = outcome(1);
-  for (const Index threads : {2, 3, 5}) CHECK(outcome(threads) == alone);
+  for (const char* model : {"cl+fc", "cl+norms"}) {
+    const auto alone = outcome(model, 1);
+    for (const Index threads : {2, 3, 5}) CHECK(outcome(model, threads) == alone);
+  }
 }
 
 TEST_CASE("a contracted network is the compact one, also in inference", "[cifar]") {
   ThreadPool pool(2);
   constexpr Index images = 5;
-  for (const std::string model : {"cl", "cl+fc", "ck", "ck+fc", "fc", "acnet", "compact"}) {
+  for (const std::string model : {"cl", "cl+fc", "ck", "ck+fc", "fc", "acnet", "repvgg",
+                                  "mobileone", "cl+norms", "compact"}) {
     for (const Index kernel : {3, 7}) {
       if (model.starts_with("ck") && kernel == 3) continue;
       INFO(model << ", kernel " << kernel);
@@ -394,7 +397,8 @@ TEST_CASE("auto contracts the expansions for which that is cheaper at the batch"
 TEST_CASE("models of a network and of what it contracts to contract alike", "[cifar]") {
   ThreadPool pool(1);
   for (const auto& [model, kernel] :
-       {std::pair("cl+fc", 3), std::pair("ck", 5), std::pair("acnet", 3), std::pair("acnet", 5)}) {
+       {std::pair("cl+fc", 3), std::pair("ck", 5), std::pair("acnet", 3), std::pair("acnet", 5),
+        std::pair("repvgg", 3), std::pair("mobileone", 5), std::pair("cl+norms", 3)}) {
     INFO(model << ", kernel " << kernel);
     Network<float> network({.model = model, .kernel = kernel, .rate = 2}, 4, pool);
     network.initialize(7);
