@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 #include <set>
+#include <string_view>
 
 namespace tool {
 
@@ -181,11 +182,18 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
       }
     }
   }
+  std::set<std::string_view> replaceable;  // by a caller: initializers that are inputs too
+  for (const onnx::Tensor& tensor : model.initializers) {
+    if (!graph[graph.find(tensor.name)].constant) replaceable.insert(tensor.name);
+  }
   for (int n = 0; n < static_cast<int>(model.nodes.size()); ++n) {
     const bool constant = graph.output(n) >= 0 && graph[graph.output(n)].constant;
     if (!linear.reason(n).empty() && !rewriter.removed(n) && !constant) {
+      const bool replaced = std::ranges::any_of(
+          graph.node(n).inputs, [&](const auto& name) { return replaceable.contains(name); });
       result.left.push_back(
-          {graph.node(n).op_type + " " + name_of(graph, n), linear.reason(n), ""});
+          {graph.node(n).op_type + " " + name_of(graph, n), linear.reason(n),
+           replaced ? "--initializers-are-constant, if no caller replaces it" : ""});
     }
   }
   std::ranges::reverse(result.regions);

@@ -349,7 +349,11 @@ TEST_CASE("constants that a caller may replace are none", "[onnx]") {
       model.inputs.push_back(Builder::info(tensor.name, tensor.dims));
     return model;
   };
-  CHECK(operators(contract_model(build(8), {}).model) == Ops{"Conv", "Conv", "Relu"});
+  const ContractedModel replaceable = contract_model(build(8), {});
+  CHECK(operators(replaceable.model) == Ops{"Conv", "Conv", "Relu"});
+  REQUIRE(replaceable.left.size() == 2);
+  for (const LeftAlone& left : replaceable.left)
+    CHECK(left.remedy.starts_with("--initializers-are-constant"));
   const ContractedModel constant =
       contract_model(build(8), {.graph = {.initializers_are_constant = true}});
   CHECK(operators(constant.model) == Ops{"Conv", "Relu"});
