@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <concepts>
 #include <set>
 #include <string_view>
 
@@ -58,8 +59,37 @@ std::string culprit(const Graph& graph, Segments segments) {
   return {};
 }
 
-/// Puts the region's contraction in its place.
-void contract_region(const Graph& graph, Segments segments, const Plan& plan, Rewriter& rewriter) {
+template <int Rank>
+TapNorms tap_norms(const Conv<double, Rank>& layer, const std::string& name) {
+  const concertina::PerAxis<Rank>& kernel = layer.shape().kernel_size;
+  std::vector<double> norms(static_cast<std::size_t>(concertina::numel(kernel)));
+  for (std::size_t i = 0; i < layer.weight().size(); ++i) {
+    double& norm = norms[i % norms.size()];
+    norm = std::hypot(norm, layer.weight()[i]);
+  }
+  return {.layer = name, .kernel = Dims(kernel.begin(), kernel.end()), .norms = std::move(norms)};
+}
+
+/// Of a region whose maps have `rank` spatial axes.
+template <int Rank>
+TapNorms tap_norms(const Expr<double, Rank>& expression, int rank) {
+  const auto& tree = expression.tree();
+  if (tree.is_leaf()) {
+    return tap_norms(tree.leaf().template to<double>(),
+                     tree.leaf().channel_map()
+                         ? concertina::to_string(expression)
+                         : describe(layer_of_shape(tree.leaf().shape(), rank)));
+  }
+  TapNorms result{.join = tree.join()};
+  for (const auto& part : tree.parts()) {
+    result.parts.push_back(tap_norms(Expr<double, Rank>(part), rank));
+  }
+  return result;
+}
+
+/// Puts the region's contraction in its place; into `result` the norms of taps, where wanted.
+void contract_region(const Graph& graph, Segments segments, const Plan& plan, bool with_norms,
+                     ContractedRegion& result, Rewriter& rewriter) {
   with_expression({segments}, [&](auto type) {
     using Expression = typename decltype(type)::type;
     constexpr int Rank = Expression::Rank;
@@ -72,6 +102,9 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, Re
     const auto contraction = [&] {
       const RegionExpression<Expression> region(graph, layers);
       const Expression expression = shifted_expression(*region, shifted);
+      if constexpr (std::same_as<Expression, Expr<double, Rank>>) {
+        if (with_norms) result.taps_before = tap_norms(expression, rank_of(segments));
+      }
       return type_of(segments) == onnx::DataType::float64
                  ? concertina::contract<long double>(expression, border)
                  : concertina::contract(expression, border);
@@ -83,6 +116,9 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, Re
                                        in_quotes(graph[segments.front().to].name) +
                                        " has weights that are not finite, or contracts to such" +
                                        culprit(graph, segments));
+    }
+    if constexpr (std::same_as<Expression, Expr<double, Rank>>) {
+      if (with_norms) result.taps_after = tap_norms(contraction, result.layer);
     }
     std::vector<double> shift;
     if (!shifted.empty()) shift = split_affine(shifted, layer_of(contraction).shape().in).shift;
@@ -147,7 +183,6 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
         if (!plan.possible || !wanted(segments)) {
           leave(segments, plan);
         } else {
-          contract_region(graph, segments, plan, rewriter);
           ContractedRegion region{
               .source = graph[segments.back().from].name,
               .result = graph[segments.front().to].name,
@@ -157,6 +192,7 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
               .border = plan.border,
               .before = plan.before,
               .after = plan.after};
+          contract_region(graph, segments, plan, options.tap_norms, region, rewriter);
           for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
             for (auto each = segment->maps.rbegin(); each != segment->maps.rend(); ++each) {
               for (const int node : (*each)->nodes) region.nodes.push_back(name_of(graph, node));

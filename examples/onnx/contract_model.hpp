@@ -5,6 +5,8 @@
 
 #include "onnx/graph.hpp"
 
+#include <concertina/expression.hpp>  // Join
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -30,6 +32,16 @@ struct ModelOptions {
   When when = When::smaller;
   Equality equality = Equality::size;
   std::vector<std::string> only = {};  ///< regions that make these tensors, or hold these nodes
+  bool tap_norms = false;              ///< those of regions are wanted
+};
+
+/// Layers joined, as a picture shows them.
+struct TapNorms {
+  concertina::Join join = concertina::Join::none;
+  std::vector<TapNorms> parts = {};  ///< the first applied first
+  std::string layer = {};            ///< what it is, if it is one
+  Dims kernel = {};                  ///< its size along two axes or three
+  std::vector<double> norms = {};    ///< of each tap's weights, all channels together
 };
 
 /// Elements of constants, and multiply-adds of one pass at the model's size (an assumed one where
@@ -47,6 +59,7 @@ struct ContractedRegion {
   Equality where = Equality::everywhere;
   std::string border;  ///< in words, where it is not everywhere
   ModelCost before, after;
+  TapNorms taps_before = {}, taps_after = {};  ///< where wanted; none of transposed layers
 };
 
 /// Where linear nodes meet that stay apart, or a node that is not taken for linear.

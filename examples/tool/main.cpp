@@ -117,6 +117,12 @@ int main(int argc, char** argv) {
   showing->add_option("FILE", model.in, "An ONNX model, or a safetensors file");
   add_model_options(showing);
   add_choices(showing);
+  CLI::Option* picture =
+      showing
+          ->add_flag("--svg", model.svg,
+                     "Print a picture instead: the taps of each region's layers and of the one "
+                     "that they become, darker where weights are larger")
+          ->excludes("--json");
 
   NetworkOptions network;
   const auto add_expansion = [&](CLI::App* command) {
@@ -146,10 +152,11 @@ int main(int argc, char** argv) {
         ->delimiter(',');
     return name;
   };
-  add_expansion(showing)->excludes(
-      showing->get_option("FILE"), showing->get_option("--chain"), showing->get_option("--input"),
-      showing->get_option("--border"), showing->get_option("--initializers-are-constant"),
-      showing->get_option("--when"), showing->get_option("--only"), showing->get_option("--keep"));
+  add_expansion(showing)->excludes(showing->get_option("FILE"), showing->get_option("--chain"),
+                                   showing->get_option("--input"), showing->get_option("--border"),
+                                   showing->get_option("--initializers-are-constant"),
+                                   showing->get_option("--when"), showing->get_option("--only"),
+                                   showing->get_option("--keep"), picture);
   CLI::App* listing = app.add_subcommand(
       "networks", "List the paper's networks, and small ones of other blocks, with their cost");
   listing->add_flag("--json", network.json, "Print JSON: one object a network");

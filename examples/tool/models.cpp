@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "models.hpp"
 
+#include "draw.hpp"
 #include "onnx/chain.hpp"
 #include "onnx/compare_models.hpp"
 #include "onnx/contract_model.hpp"
@@ -510,8 +511,11 @@ ExitCode show_file(ModelCommand command) {
   const ContractedModel result = contract_model(model, {.graph = graph_options(command),
                                                         .when = when_of(command.when, source.chain),
                                                         .equality = equality_of(command.border),
-                                                        .only = command.only});
-  if (command.json) {
+                                                        .only = command.only,
+                                                        .tap_norms = command.svg});
+  if (command.svg) {
+    std::cout << draw_taps(result);
+  } else if (command.json) {
     std::cout << to_json(result, command, model).dump(2) << '\n';
   } else {
     std::cout << command.in << ": " << counted(std::ssize(model.nodes), "node") << ", opset "

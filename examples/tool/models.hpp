@@ -16,7 +16,7 @@ struct ModelCommand {
   std::optional<std::string> chain;
   std::vector<std::string> inputs, only, keep;
   std::string border = "size", when, external_data, dtype;
-  bool verify = false, initializers_are_constant = false, json = false;
+  bool verify = false, initializers_are_constant = false, json = false, svg = false;
 };
 
 /// Contracts the linear regions of a model, and writes it, or the one layer that is left, where

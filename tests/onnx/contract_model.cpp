@@ -363,6 +363,32 @@ TEST_CASE("constants that a caller may replace are none", "[onnx]") {
   CHECK(old.model.inputs.size() == 3);  // x, and every initializer
 }
 
+TEST_CASE("taps are measured over all channels", "[onnx]") {
+  const auto build = [](const std::string& op, const std::vector<float>& outer) {
+    Builder b({1, 2, -1, -1});
+    const std::string inner = b.node("Conv", {"x", b.constant<float>({1, 2, 1, 2}, {3, 0, 4, -2})});
+    return b.finish(b.node(op, {inner, b.constant<float>({1, 1, 1, 1}, outer)}));
+  };
+  ModelOptions options{.when = When::always, .tap_norms = true};
+  const ContractedModel result = contract_model(build("Conv", {2}), options);
+  REQUIRE(result.regions.size() == 1);
+  const TapNorms &before = result.regions[0].taps_before, &after = result.regions[0].taps_after;
+  CHECK(before.join == concertina::Join::chain);
+  REQUIRE(before.parts.size() == 2);
+  CHECK(before.parts[0].layer == "conv2d 2->1 @1x2");
+  CHECK(before.parts[0].kernel == Ints{1, 2});
+  CHECK(before.parts[0].norms == std::vector<double>{5, 2});  // 3 and 4, 0 and -2
+  CHECK(before.parts[1].norms == std::vector<double>{2});
+  CHECK(after.layer == "conv2d 2->1 @1x2");
+  CHECK(after.norms == std::vector<double>{10, 4});
+
+  const ContractedModel transposed = contract_model(build("ConvTranspose", {2}), options);
+  REQUIRE(transposed.regions.size() == 1);
+  CHECK(transposed.regions[0].taps_after.norms.empty());
+  options.tap_norms = false;
+  CHECK(contract_model(build("Conv", {2}), options).regions.at(0).taps_after.norms.empty());
+}
+
 TEST_CASE("constants may come from nodes that read only constants", "[onnx]") {
   Builder b({-1, 3});
   const auto transposed =

@@ -124,6 +124,29 @@ says out 'nothing written'
 expect 0 info cl.safetensors
 says out 'conv2d 3->4 @3x3 p1x1 +bias'
 is_json_of info cl.safetensors
+# pictures FILE COUNT OPTIONS...: info prints a picture of so many taps, which is XML
+pictures() {
+  expect 0 info "$1" --svg "${@:3}"
+  checks=$((checks + 1))
+  [ "$(python3 -c 'import xml.dom.minidom as m; print(len(m.parse("out").getElementsByTagName("rect")))')" = "$2" ] ||
+    fail "a picture of $1"
+}
+pictures cl.safetensors 20  # 1x1, 3x3, 1x1, and the 3x3 that they are
+says out '>conv2d 8->8<'
+expect 2 info cl.safetensors --svg --json
+expect 2 info --network smallnet3 --svg
+make single.safetensors a a.weight=4,3,3,3
+expect 2 info single.safetensors --svg
+make wide.safetensors a,b a.weight=1,1,200,200 b.weight=1,1,1,1
+expect 2 info wide.safetensors --svg
+says err '80,001 taps'
+make solid.safetensors a,b a.weight=2,1,2,3,4 b.weight=2,2,1,1,1
+pictures solid.safetensors 49
+expect 0 expand --network smallnet3 --expand cl -o expanded.onnx
+python3 -c 'data = open("expanded.onnx", "rb").read()
+open("hostile.onnx", "wb").write(data.replace(b"conv1", b"c<&n]"))'
+pictures hostile.onnx 63
+says out 'c&lt;&amp;n]'
 make ends.safetensors 'a:p1e2,b:s3' a.weight=4,2,2 b.weight=3,4,5 b.bias=3
 contracts ends.safetensors 'bias:F64[3] weight:F64[3, 2, 6] {"chain": ":s3p1e2"}'
 make depthwise.safetensors 'a:p1g4,b:g4,c:g4' a.weight=8,1,1,1 b.weight=8,2,3,3 c.weight=4,2,1,1
