@@ -50,6 +50,7 @@ TEST_CASE("a border may depend on the input size", "[exactness]") {
   const std::vector<ConvShape<2>> chain{conv(3, 1, false), conv(3, 1, false, 2)};
   CHECK(at(chain, {8, 9}).start == PerAxis<2>(1));
   CHECK(at(chain, {8, 9}).end == PerAxis<2>{0, 1});
+  CHECK(at(chain, {1'000'008, 1'000'009}).end == PerAxis<2>{0, 1});
   CHECK(worst(chain).end == PerAxis<2>(1));
 }
 
@@ -85,6 +86,21 @@ TEST_CASE("a padding that no output reads does not matter", "[exactness]") {
   CHECK_FALSE(exactness(std::vector{first, reads}));
 }
 
+TEST_CASE("along an axis on which outputs see only padding, all is zero on either side",
+          "[exactness]") {
+  // On two columns the first layer reads columns -2 and -1.
+  const ConvShape<2> beside{
+      .out = 2, .in = 2, .kernel_size = {3, 1}, .padding = Padding<2>::sides({1, 2}, {1, -2})};
+  ConvShape<2> padded = conv(3, 1, false);
+  padded.kernel_size[1] = 1;
+  padded.padding = Padding<2>::sides({1, 0}, {1, 0});
+  CHECK(at({beside, padded}, {5, 2}));
+  CHECK(at({beside, padded}, {5, 3}).start == PerAxis<2>{1, 0});  // reads column 0 too
+  CHECK_FALSE(worst({beside, padded}));
+  padded.bias = true;
+  CHECK(at({beside, padded}, {5, 2}));
+}
+
 TEST_CASE("branches that agree at a size only are judged there", "[exactness]") {
   const Form<2> branches =
       joined<2>(Join::sum, {Form(conv(2, 0, true, 2)), Form(conv(1, 0, false, 2))});
@@ -107,6 +123,15 @@ TEST_CASE("exactness needs a chain that fits, and an input that fits it", "[exac
   CHECK_THROWS_AS(worst({conv(1, 0, false), other}), ShapeError);
   CHECK_THROWS_AS(worst({}), ShapeError);
   CHECK_THROWS_AS(worst({conv(3, 1, true, 1'000'000), conv(3, 1, true, 1'000'000)}), SizeError);
+  CHECK_THAT(message_of<SizeError>([] { worst({conv(3, 1, true, 1000), conv(3, 1, true, 1000)}); }),
+             Catch::Contains("strides of 1000000 in all are too many input sizes"));
+  CHECK_THAT(message_of<SizeError>([] {
+               at({conv(20'000, 1, true), conv(20'000, 1, true)}, {1'000'000, 1'000'000});
+             }),
+             Catch::Contains("pad the first layer only"));
+  const Index far = (Index{1} << 40) + 1;
+  for (const ConvShape<2>& layer : {conv(3, far, false), conv(3, 1, false, far)})
+    CHECK_THROWS_AS(worst({conv(3, 1, false), layer}), SizeError);
 }
 
 }  // namespace concertina::test

@@ -180,7 +180,10 @@ TEST_CASE("identity, scales and selections of channels", "[layers]") {
   CHECK_THAT(message_of<ShapeError>([] { channel_select<int>(3, {0, -1}); }),
              Contains("output channel 1 is input channel -1 of 3"));
   CHECK_THROWS_AS(channel_select<int>(3, {}), ShapeError);
+  CHECK_THROWS_AS(channel_select<int>(3, {3}), ShapeError);
   CHECK_THROWS_AS(channel_shuffle<int>(6, 4), ShapeError);
+  CHECK_THROWS_AS(channel_shuffle<int>(6, 0), ShapeError);
+  CHECK_THROWS_AS(channel_shuffle<int>(0, 2), ShapeError);
   CHECK_THROWS_AS(identity<int>(0), ShapeError);
   CHECK_THROWS_AS(channel_scale<int>({}), ShapeError);
   CHECK_THROWS_AS(identity<std::int64_t>(5) * layer, ShapeError);
