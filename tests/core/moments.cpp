@@ -254,6 +254,18 @@ TEST_CASE("moments of workers add up to those of all", "[moments]") {
   CHECK(distance(sum.mean, whole.mean) < 1e-14);
   CHECK(distance(sum.scatter, whole.scatter) < 1e-13);
   CHECK_THROWS_AS(sum += patch_moments({.out = 1, .in = 4}, all), ShapeError);
+
+  // A worker that has no images.
+  const std::size_t elements = whole.mean.size(), pairs = whole.scatter.size();
+  const Moments none{.mean = std::vector<double>(elements), .scatter = std::vector<double>(pairs)};
+  Moments with_none = whole, from_none = none;
+  with_none += none;
+  from_none += whole;
+  for (const Moments& same : {with_none, from_none}) {
+    CHECK(same.count == whole.count);
+    CHECK(same.mean == whole.mean);
+    CHECK(same.scatter == whole.scatter);
+  }
 }
 
 TEST_CASE("threads do not change a bit", "[moments]") {
@@ -652,6 +664,8 @@ TEST_CASE("running statistics move as PyTorch's do", "[moments]") {
   CHECK(norm.running_var == std::vector<float>{2, 0.75F});  // 0.75 + 0.25 * 4 * 5 / 4
   CHECK_THROWS_AS(update_running_statistics(norm, {.count = 5, .mean = {1}, .variance = {1}}),
                   ShapeError);
+  CHECK_THROWS_AS(update_running_statistics(norm, {.count = 5, .mean = {1, 1}, .variance = {1}}),
+                  ShapeError);
 }
 
 TEST_CASE("what does not fit is refused", "[moments]") {
@@ -672,12 +686,18 @@ TEST_CASE("what does not fit is refused", "[moments]") {
   CHECK_THROWS_AS(block.moments(batch(2, 3, {5, 5})), ShapeError);
   CHECK_THROWS_AS(block.forward(batch_norm(norm) * other, batch(2, 3, {4, 5})), ShapeError);
   CHECK_THROWS_AS(block.forward(expression, std::vector<Moments>{}), ShapeError);
+  CHECK_THROWS_AS(block.forward(expression, std::vector<Moments>(1)), ShapeError);
+  std::vector<Moments> moments = block.moments(batch(2, 3, {4, 5}));
+  moments.front().scatter.pop_back();
+  CHECK_THROWS_AS(block.forward(expression, moments), ShapeError);
   block.forward(expression, batch(1, 3, {4, 5}));
   CHECK_THROWS_AS(block.backward(other), ShapeError);
   std::vector<double> input_gradient(60);
   CHECK_THROWS_AS(block.add_input_gradient(batch(1, 3, {4, 5}), input_gradient), Error);
   block.backward(gradient);
   CHECK_THROWS_AS(block.add_input_gradient(batch(1, 3, {4, 4}), input_gradient), ShapeError);
+  CHECK_THROWS_AS(block.add_input_gradient(batch(1, 2, {4, 5}), input_gradient), ShapeError);
+  CHECK_THROWS_AS(block.add_input_gradient(batch(2, 3, {4, 5}), input_gradient), ShapeError);
 
   // PyTorch: expected more than 1 value per channel when training.
   TrainingContraction single(batch_norm(norm) * other, {1, 1});
