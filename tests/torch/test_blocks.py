@@ -285,7 +285,7 @@ class Verify(unittest.TestCase):
 
     def test_a_contraction_is_proved(self):
         verdict = ct.verify(self.expanded, self.compact)
-        self.assertTrue(verdict.holds, str(verdict))
+        self.assertIs(verdict.holds, True, str(verdict))
         self.assertEqual(len(verdict), 3)
 
     def test_an_ulp_is_found(self):
@@ -300,6 +300,18 @@ class Verify(unittest.TestCase):
         verdict = ct.verify(self.expanded, self.compact, accumulator=torch.float)
         self.assertFalse(verdict.holds)
         self.assertIn("weight[3, 2, 1, 0]", str(verdict))
+
+    def test_what_is_too_large_to_run_is_not_proved(self):
+        model = nn.Sequential(nn.Conv3d(2, 2, 1, padding=6), nn.Conv3d(2, 2, 9)).eval()
+        plain, verdict = ct.from_blocks(model)  # nothing is wrong
+        self.assertIs(verdict.holds, None)
+        self.assertEqual([proof.holds for proof in verdict[0].proofs], [True, True, None])
+        self.assertRegex(str(verdict), r"structure: not proved; its matrices would have [\d,]+ rows, more than 2,048")
+        with torch.no_grad():
+            next(plain.parameters())[0, 0, 0, 0, 0] += 1
+        self.assertIs(ct.verify(model, plain).holds, False)  # found by another proof
+        plain, _ = ct.from_blocks(model)
+        self.assertIs(ct.verify(nn.Sequential(model, nn.ReLU()).eval(), plain).holds, False)
 
     def test_other_models_are_different(self):
         for what, change in {

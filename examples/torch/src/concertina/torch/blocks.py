@@ -64,7 +64,12 @@ class Contracted:
 
 
 class Verdict(list):
-    """The regions compared. `holds` where all proofs hold and all else is the same; `difference` says what is not."""
+    """The regions compared, with the proofs of each; `difference` says what else is not the same.
+
+    `holds` is True where every proof of every region was run and holds and all else is the same, False where a proof
+    fails or something else is different, and None where nothing is wrong but a proof was too large to run. That one
+    is printed as not proved, and its `holds` is None.
+    """
 
     def __init__(self, regions=(), difference=""):
         super().__init__(regions)
@@ -72,7 +77,8 @@ class Verdict(list):
 
     @property
     def holds(self):
-        return not self.difference and all(proof.holds for region in self for proof in region.proofs)
+        proofs = [proof.holds for region in self for proof in region.proofs]
+        return False if self.difference or False in proofs else None if None in proofs else True
 
     def __str__(self):
         return "\n".join([*map(str, self), *([f"different: {self.difference}"] if self.difference else [])])
@@ -86,13 +92,14 @@ def from_blocks(model):
     of these, where neither parameters nor multiply-adds grow and one layer equals them at every border, in double and
     rounded once. The result is a torch.fx.GraphModule; where torch.fx cannot trace the model, its children are.
     Requires  model.eval()
-    Throws    ShapeError for a model in training; VerificationError where a proof fails
+    Throws    ShapeError for a model in training; VerificationError where a proof fails. One that is too large to run
+              is no failure: see Verdict.holds
     """
     model = copy.deepcopy(model)
     verdict = Verdict()
     model = _contract_blocks(model, "", verdict)
-    if not verdict.holds:
-        raise VerificationError(f"a contraction is not proved:\n{verdict}")
+    if verdict.holds is False:
+        raise VerificationError(f"a contraction is wrong:\n{verdict}")
     return model, verdict
 
 

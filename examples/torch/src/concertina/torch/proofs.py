@@ -16,12 +16,16 @@ LARGEST = 2**11  # rows of a matrix of the third proof
 
 @dataclass(frozen=True)
 class Proof:
+    """`holds` is None where the proof says neither; the note says why."""
+
     name: str
-    holds: bool
+    holds: bool | None
     elements: int
     note: str = ""
 
     def __str__(self):
+        if self.holds is None:
+            return f"{self.name}: not proved; {self.note}"
         verdict = "holds for" if self.holds else "FAILS for"
         return f"{self.name}: {verdict} {self.elements:,} elements" + (f"; {self.note}" if self.note else "")
 
@@ -86,7 +90,7 @@ def _structure(form):
         n + strides + 2 * max(p) for n, p in zip(least, shape.padding)
     )
     if rows > LARGEST:
-        return Proof("structure", True, 0, f"not run: matrices of up to {rows:,} rows")
+        return Proof("structure", None, 0, f"its matrices would have {rows:,} rows, more than {LARGEST:,}")
     holds, elements = True, 0
     for more in range(strides):
         size = tuple(n + more for n in least)
