@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Training steps of expanded networks: contracted by the package, by einsums written by hand, and layer by layer.
+"""Training steps of expanded networks: contracted by the package, by einsums written by hand, and layer by layer;
+and of blocks with batch norms in training, contracted and layer by layer.
 
 A step is forward, cross entropy, backward and SGD with momentum, on one random batch in memory. Rounds alternate
 between the ways, medians are compared; first the ways' gradients are, in double. One thread's time is processor time,
@@ -63,6 +64,32 @@ NETWORKS = {  # the network, its expansion, the batch
     "SmallNet CK": (small_net, {"strategy": "ck"}, 128),
     "MobileNet CL": (mobile_net, {"strategy": "cl"}, 32),
     "ResNet-18 CL, rate 2": (resnet18, {"strategy": "cl", "rate": 2}, 32),
+}
+
+
+def conv_bn(inside, outside, kernel, groups=1, padding=0):
+    return [nn.Conv2d(inside, outside, kernel, 1, padding, groups=groups, bias=False), nn.BatchNorm2d(outside)]
+
+
+class Branches(nn.Module):
+    def __init__(self, *branches):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
+
+    def forward(self, x):
+        return sum(branch(x) for branch in self.branches)
+
+
+BLOCKS = {  # of 32 channels
+    "CL rate 4, a norm after each layer": lambda: nn.Sequential(
+        *conv_bn(32, 128, 1, padding=1), *conv_bn(128, 128, 3), *conv_bn(128, 32, 1)
+    ),
+    "MobileOne 1x1, k = 4, skip": lambda: Branches(*(conv_bn(32, 32, 1) for _ in range(4)), [nn.BatchNorm2d(32)]),
+    "MobileOne depthwise, 4 x 3x3 + 1x1 + skip": lambda: Branches(
+        *(conv_bn(32, 32, 3, 32, 1) for _ in range(4)), conv_bn(32, 32, 1, 32), [nn.BatchNorm2d(32)]
+    ),
+    "ACNet": lambda: Branches(*(conv_bn(32, 32, k, 1, (k[0] // 2, k[1] // 2)) for k in ((3, 3), (3, 1), (1, 3)))),
+    "RepVGG": lambda: Branches(conv_bn(32, 32, 3, 1, 1), conv_bn(32, 32, 1), [nn.BatchNorm2d(32)]),
 }
 
 
@@ -153,13 +180,48 @@ def measure(ways, batch, seconds, rounds):
     return {name: statistics.median(each) for name, each in times.items()}
 
 
+def measure_blocks(threads, rounds):
+    """Forward and backward, with the gradient of the input, on maps of 16x16, batch 128."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    for name, make in BLOCKS.items():
+        torch.manual_seed(0)
+        layered = make()
+        always, auto = (ct.contract_in_training_(copy.deepcopy(layered), when) for when in ("always", "auto"))
+        ways, times = [layered, always, auto], [[], [], []]
+        x, gradient = torch.randn(128, 32, 16, 16, requires_grad=True), torch.randn(128, 32, 16, 16)
+        for index in range(rounds + 1):
+            for way, own in zip(ways, times, strict=True):
+                start = clock()
+                way(x).backward(gradient)
+                own += [clock() - start] * (index > 0)
+        milliseconds = [1e3 * statistics.median(own) for own in times]
+        cells = " | ".join(f"{each:.1f}" for each in milliseconds)
+        (contraction,) = type(always).contractions
+        counted, own = contraction.multiply_adds(128, (16, 16))
+        print(
+            f"| {name} | {threads} | {cells} | {milliseconds[0] / milliseconds[1]:.2f} | {counted / own:.2f} |",
+            flush=True,
+        )
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--threads", default="1,2", help="numbers of threads, with commas")
     arguments.add_argument("--seconds", type=float, default=1, help="for each way in a round")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    arguments.add_argument("--blocks", action="store_true", help="the blocks with batch norms in training instead")
     options = arguments.parse_args()
+    if options.blocks:
+        print(
+            f"PyTorch {torch.__version__}; forward and backward in ms, medians of {options.rounds} alternating rounds\n"
+        )
+        print("| block | threads | layer by layer | contracted | auto | speed-up | multiply-adds |")
+        print("|---|---|---|---|---|---|---|")
+        for threads in map(int, options.threads.split(",")):
+            measure_blocks(threads, options.rounds)
+        return
     print(f"PyTorch {torch.__version__}; a training step in ms, medians of {options.rounds} alternating rounds\n")
     columns = ["compact", "contracted", "with PyTorch's operations", "by hand", "layer by layer"]
     if not operators.AVAILABLE:

@@ -5,6 +5,7 @@ from .blocks import Verdict, VerificationError, from_blocks, verify
 from .expansion import ExpandedWeight, Report, contract_, expand_, report
 from .export import save
 from .shapes import Error, ExpansionError, InexactError, ShapeError
+from .training import contract_in_training_
 
 __all__ = [
     "Error",
@@ -16,6 +17,7 @@ __all__ = [
     "Verdict",
     "VerificationError",
     "contract_",
+    "contract_in_training_",
     "expand_",
     "from_blocks",
     "report",

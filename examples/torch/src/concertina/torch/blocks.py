@@ -22,7 +22,7 @@ from .shapes import Chain, ConvShape, Error, InexactError, ShapeError, Sum, cont
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 ZERO_PAD = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
-NORMS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+NORMS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None}  # that takes any rank
 POOLS = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
 CONV_FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -259,12 +259,21 @@ class _Regions:
                 return None
             return self.chained(node, [_parameters(shape, module.weight, module.bias)])
         if kind in NORMS and module.running_mean is not None:
-            return self.chained(node, [_norm(module)])
+            return self.chained(node, [_norm(module, self.rank_of(module))])
         if _pads_with_its_shift(module):
             return self.padded_norm(node, *module.children(), module.pad_pixels)
         if kind in POOLS and base.parameters:
             return self.chained(node, _pool(module, contracted_shape(base.form).out_channels))
         return None
+
+    def rank_of(self, norm):
+        """Where a norm has none of its own, that of the model's convolutions."""
+        kinds = {type(module) for module in self.modules.values()}
+        return NORMS[type(norm)] or next((rank for rank, kind in CONV.items() if kind in kinds), 2)
+
+    def identity(self, like):
+        shape = _diagonal(like.rank, like.in_channels, False)
+        return Chain([shape]), [Parameters(torch.ones(shape.weight_shape).double(), None, None)]
 
     def of_convolution(self, node):
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -311,7 +320,7 @@ class _Regions:
             return None
         padded = replace(base.form[0], padding=tuple((p + padding, q + padding) for p, q in base.form[0].padding))
         self.regions[node.args[0]] = replace(base, form=Chain((padded, *base.form[1:])))
-        joined = self.chained(node, [_norm(norm)])
+        joined = self.chained(node, [_norm(norm, self.rank_of(norm))])
         if joined.source is base.source:
             return joined
         self.regions[node.args[0]] = base
@@ -329,7 +338,7 @@ class _Regions:
         for region in regions:
             form, own = region.form, region.parameters
             if not own:
-                form, own = _identity(contracted_shape(like.form))
+                form, own = self.identity(contracted_shape(like.form))
             branches += form if isinstance(form, Sum) else [form]
             parameters, nodes = parameters + own, nodes + region.nodes
         form = Sum(branches) if len(branches) > 1 else branches[0]
@@ -487,8 +496,8 @@ def _diagonal(rank, channels, bias):
     return ConvShape(channels, channels, ones, ones, ((0, 0),) * rank, ones, channels, bias)
 
 
-def _norm(norm):
-    shape = _diagonal(NORMS[type(norm)], norm.num_features, True)
+def _norm(norm, rank):
+    shape = _diagonal(rank, norm.num_features, True)
     mean, variance = norm.running_mean.cpu().double(), norm.running_var.cpu().double()
     scale, beta = torch.ones_like(mean), torch.zeros_like(mean)
     if norm.affine:
@@ -509,11 +518,6 @@ def _pool(pool, channels):
     )
     shape = ConvShape(channels, channels, kernel, stride, tuple((p, p) for p in padding), (1,) * rank, channels, False)
     return [(shape, Parameters(torch.full(shape.weight_shape, 1 / math.prod(kernel), dtype=torch.double), None, None))]
-
-
-def _identity(like):
-    shape = _diagonal(like.rank, like.in_channels, False)
-    return Chain([shape]), [Parameters(torch.ones(shape.weight_shape).double(), None, None)]
 
 
 def _pads_with_its_shift(module):

@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks whose batch norms are in training, each run as one layer: statistics from the moments of the input's patches.
+
+A norm normalises a linear function of the block's input. Its statistics follow from mean and covariance of the
+patches that this function reads, so for the batch at hand it is a factor and a shift for each channel, and contracts:
+docs/moments.md.
+"""
+
+import math
+import os
+from dataclasses import dataclass, replace
+
+import torch
+from torch import distributed, fx, nn
+
+from .blocks import CONV, NORMS, POOLS, _diagonal, _pool, _Regions, _Tracer
+from .contraction import Contraction, apply, full_precision
+from .expansion import shape_of
+from .moments import PatchMoments, channel_means, less_means, multiply_adds
+from .shapes import Chain, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact
+
+
+def contract_in_training_(model, when="auto"):
+    """Blocks of convolutions, average pools, batch norms and sums train as one layer each, exactly; returns `model`.
+
+    A block is one layer in every training step: norms normalise by the batch's statistics, gradients go through these
+    to all layers and to the input, running statistics move as PyTorch moves them. In eval() it is the contraction with
+    these. Blocks are found by structure, as by from_blocks, where one layer equals them at every border. Modules,
+    parameters and the state dict stay as they are, so an optimizer may be made before or after; what changes is the
+    forward of the modules whose code runs a block, which are then of a class derived from their own.
+
+    when  "auto" runs the layers in turn where contracting takes no fewer multiply-adds, those in double counted twice;
+          "always" contracts
+
+    nn.SyncBatchNorm shares its statistics among workers, on any device; the gradient of the parameters is as of
+    PyTorch's. Not contracted are blocks with dropout, layers with hooks or parametrizations, and code that depends on
+    `training`. Weights are contracted, and moments taken, in double. Gradients have no gradients.
+    Throws  ShapeError where no block is found, with the reason where there is one, or when called again; in the step,
+            where a norm has one value per channel
+    """
+    if when not in ("auto", "always"):
+        raise ShapeError(f"when is {when!r}, not auto or always")
+    if any(hasattr(type(module), "contractions") for module in model.modules()):
+        raise ShapeError(f"{type(model).__name__} is contracted in training already")
+    reasons = []
+    if not _convert(model, when, reasons):
+        why = f"; {reasons[0]}" if reasons else ""
+        raise ShapeError(
+            f"{type(model).__name__} has no block of several layers and batch norms that is one layer{why}"
+        )
+    return model
+
+
+class TrainingContraction:
+    """A form with batch norms in training as one layer. Planned once; holds no tensors.
+
+    `norms` says which leaves of the form are batch norms, as layers that scale each channel. Calling it with an input
+    and the leaves' modules in their order, None for an identity, is the block.
+    Throws  InexactError where a norm's prefix, or the form, is not one layer
+    """
+
+    def __init__(self, form, norms, when="auto"):
+        self.form, self.norms, self.when = form, norms, when
+        self.leaves = leaves(form)
+        self.shape = contracted_shape(form)
+        self.steps, self.geometries, self.once = [], [], 0
+        self._at = 0
+        require_exact(form)
+        self.result = self._plan(form, _Value(None, None, Chain())).index
+        self._share()
+
+    # ---- the plan: values are first the leaves, then what each step makes
+
+    def _plan(self, form, before):
+        """Steps that make one layer of `before`, whose index is None where that is the input, and a form after it."""
+        if isinstance(form, ConvShape) and self.norms[self._at]:
+            if before.form:
+                require_exact(before.form)
+            diagonal = self._emit(_Statistics(self._at, before, form))
+            self._at += 1
+            return self._joined(before, [_Value(diagonal, form, form)])
+        count = len(leaves(form))
+        if not any(self.norms[self._at : self._at + count]):
+            values = [_Value(self._at + i, shape, shape) for i, shape in enumerate(leaves(form))]
+            self._at += count
+            return self._joined(before, values, form)
+        if isinstance(form, Sum):
+            parts = [self._plan(part, before) for part in form]
+            own = Sum(part.shape for part in parts)
+            return self._contract(own, parts, Sum(part.form for part in parts))
+        run = []  # parts without norms, contracted with what is before them in the cheapest order
+        for part in form:
+            count = len(leaves(part))
+            if not any(self.norms[self._at + sum(len(leaves(each)) for each in run) :][:count]):
+                run.append(part)
+                continue
+            if run:
+                before, run = self._plan(_chain(run), before), []
+            before = self._plan(part, before)
+        return self._plan(_chain(run), before) if run else before
+
+    def _joined(self, before, values, form=None):
+        form = values[0].shape if form is None else form
+        whole = Chain((*before.form, form))
+        if before.index is None:
+            return replace(values[0], form=whole) if form is values[0].shape else self._contract(form, values, whole)
+        parts = form if isinstance(form, Chain) else [form]
+        return self._contract(Chain((before.shape, *parts)), [before, *values], whole)
+
+    def _contract(self, form, operands, whole):
+        contraction = Contraction(form)
+        self.once += 3 * contraction.multiply_adds
+        step = _Contract(contraction, [operand.index for operand in operands])
+        return _Value(self._emit(step), contraction.shape, whole)
+
+    def _emit(self, step):
+        self.steps.append(step)
+        return len(self.leaves) + len(self.steps) - 1
+
+    def _share(self):
+        """Kernels that read at the same positions share moments where that takes no more work than two."""
+        statistics = [step for step in self.steps if isinstance(step, _Statistics)]
+        for step in statistics:
+            own = step.geometry
+            for index, other in enumerate(self.geometries):
+                both = _united(other, own)
+                if both and _work(both) <= _work(other) + _work(own):
+                    self.geometries[index], step.patches = both, index
+                    break
+            else:
+                self.geometries.append(own)
+                step.patches = len(self.geometries) - 1
+        for step in statistics:
+            patch = step.geometry.weight_numel // step.geometry.out_channels
+            self.once += 2 * step.out_channels * patch**2
+
+    # ---- a step
+
+    def __call__(self, x, *modules):
+        if isinstance(x, fx.Proxy) or not self._contracts(x, modules):
+            return self._layered(self.form, x, iter(modules))
+        centre = channel_means(x) if any(map(_by_batch, modules)) else None
+        with full_precision(x):
+            weight, bias = self._layer(x, modules, centre)
+            shape = self.shape
+            if centre is not None:  # F x + b = F (x - c) + (F c + b), of which the former is better in few digits
+                taps = weight.reshape(shape.groups, -1, shape.in_channels // shape.groups, math.prod(shape.kernel_size))
+                shift = (taps.sum(3) @ centre.reshape(shape.groups, -1, 1)).flatten()
+                bias = shift if bias is None else shift + bias
+                x = less_means(x, shape, centre)
+                shape = replace(shape, padding=((0, 0),) * shape.rank)
+        return apply(shape, x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def multiply_adds(self, batch, size, dtype=torch.float, training=True):
+        """Of a step on a batch, or of inference: layer by layer, and contracted; those in double count twice."""
+        passes = 3 if training else 1
+        layered = _layered_multiply_adds(self.form, size, iter(self.norms))[0]
+        double = 1 if dtype == torch.double else 2
+        own = passes * self.shape.weight_numel * math.prod(self.shape.output_size(size))
+        if training:
+            for geometry in self.geometries:
+                moments, backward = multiply_adds(geometry, size)
+                own += double * moments + backward
+        return passes * layered * batch, own * batch + double * self.once * passes // 3
+
+    def _contracts(self, x, modules):
+        shared = any(_group(module) is not None for module in modules)
+        if self.when == "always" or shared and x.device.type == "cpu":  # where PyTorch has no SyncBatchNorm
+            return True
+        batch = 2**30 if shared else len(x)  # workers decide alike, whatever their batches
+        layered, contracted = self.multiply_adds(batch, x.shape[2:], x.dtype, any(map(_by_batch, modules)))
+        return contracted < layered
+
+    def _layered(self, form, x, modules):
+        if isinstance(form, ConvShape):
+            module = next(modules)
+            return x if module is None else module(x)
+        if isinstance(form, Sum):
+            parts = [self._layered(part, x, modules) for part in form]
+            return sum(parts[1:], parts[0])
+        for part in form:
+            x = self._layered(part, x, modules)
+        return x
+
+    def _layer(self, x, modules, centre):
+        """The one layer, for this batch, in double; moves running statistics."""
+        values = [_of_module(shape, module, x) for shape, module in zip(self.leaves, modules)]
+        moments = {}
+        for step in self.steps:
+            if isinstance(step, _Contract):
+                weights, biases = zip(*(values[operand] for operand in step.operands))
+                values.append((step.contraction.weight(weights), step.contraction.bias(weights, biases)))
+                continue
+            norm = modules[step.leaf]
+            if not _by_batch(norm):
+                values.append(_factors(step.shape, norm, norm.running_mean.double(), norm.running_var.double()))
+                continue
+            key = step.patches, _group(norm)
+            if key not in moments:
+                moments[key] = PatchMoments.apply(x, centre, self.geometries[step.patches], key[1])
+            before = None if step.before.index is None else values[step.before.index]
+            mean, variance = step.of(before, *moments[key][:2], self.geometries[step.patches])
+            _move(norm, mean, variance, moments[key][2])
+            values.append(_factors(step.shape, norm, mean, variance))
+        return values[self.result]
+
+
+@dataclass(frozen=True)
+class _Value:
+    index: int | None
+    shape: ConvShape | None
+    form: Chain
+
+
+@dataclass
+class _Contract:
+    contraction: Contraction
+    operands: list
+
+
+class _Statistics:
+    """Mean and variance of what a norm normalises, a layer `before` on the input."""
+
+    def __init__(self, leaf, before, norm):
+        self.leaf, self.before, self.shape, self.patches = leaf, before, norm, None
+        shape = norm if before.shape is None else before.shape
+        self.geometry = replace(shape, out_channels=shape.in_channels, bias=False)
+        self.out_channels = shape.out_channels
+
+    def of(self, before, mean, covariance, patches):
+        groups = self.geometry.groups
+        if self.geometry != patches:  # of its own patches
+            group, elements = _elements(self.geometry, patches, mean.device)
+            mean = mean[group, elements]
+            covariance = covariance[group[:, :, None], elements[:, :, None], elements[:, None, :]]
+        if before is None:
+            return mean.flatten(), covariance.flatten()
+        weight, bias = before
+        weight = weight.reshape(groups, -1, mean.shape[1])
+        own = (weight @ mean.unsqueeze(2)).flatten()
+        variance = (weight @ covariance * weight).sum(2).flatten()
+        return own if bias is None else own + bias, variance
+
+
+def _elements(own, whole, device):
+    """Where the patches of one geometry lie in those of a larger one: groups [own's, 1], elements [own's, patch]."""
+    taps = torch.zeros((), dtype=torch.long, device=device)
+    for k, d, (p, _), n, e, (q, _) in zip(
+        own.kernel_size, own.dilation, own.padding, whole.kernel_size, whole.dilation, whole.padding
+    ):
+        at = (torch.arange(k, device=device) * d + q - p) // e
+        taps = taps.unsqueeze(-1) * n + at
+    channels = torch.arange(own.in_channels, device=device).reshape(own.groups, -1)
+    width = whole.in_channels // whole.groups
+    elements = (channels % width).unsqueeze(2) * math.prod(whole.kernel_size) + taps.flatten()
+    return channels[:, :1] // width, elements.flatten(1)
+
+
+def _united(f, g):
+    """The patches that hold those of both, or None where these are read at other positions."""
+    alike = all(
+        sum(p) - d * (k - 1) == sum(q) - e * (j - 1)
+        for p, d, k, q, e, j in zip(f.padding, f.dilation, f.kernel_size, g.padding, g.dilation, g.kernel_size)
+    )
+    if f.stride != g.stride or not alike:
+        return None
+    both = contracted_shape(Sum([f, g]))
+    return replace(both, bias=False)
+
+
+def _work(geometry):
+    """Multiply-adds on a map large enough that its border does not decide."""
+    size = [
+        max(d * (k - 1) + 1 - sum(p), 1) + 64
+        for d, k, p in zip(geometry.dilation, geometry.kernel_size, geometry.padding)
+    ]
+    return sum(multiply_adds(geometry, size))
+
+
+def _chain(parts):
+    return parts[0] if len(parts) == 1 else Chain(parts)
+
+
+def _layered_multiply_adds(form, size, norms):
+    if isinstance(form, ConvShape):
+        size = form.output_size(size)
+        return 0 if next(norms) else form.weight_numel * math.prod(size), size
+    total, at = 0, size
+    for part in form:
+        own, after = _layered_multiply_adds(part, at if isinstance(form, Chain) else size, norms)
+        total, at = total + own, after
+    return total, at
+
+
+# ---- modules -----------------------------------------------------------------------------------------
+
+
+def _of_module(shape, module, like):
+    """A leaf's weight and bias in double; a norm's come later."""
+    kind = {"dtype": torch.double, "device": like.device}
+    if isinstance(module, tuple(NORMS)):
+        return None
+    if module is None:
+        return torch.ones(shape.weight_shape, **kind), None
+    if isinstance(module, tuple(POOLS)):
+        return torch.full(shape.weight_shape, 1 / math.prod(shape.kernel_size), **kind), None
+    bias = module.bias
+    return module.weight.double(), None if bias is None else bias.double()
+
+
+def _by_batch(module):
+    """Whether it is a batch norm that normalises by the batch's statistics."""
+    return isinstance(module, tuple(NORMS)) and (module.training or module.running_mean is None)
+
+
+def _group(norm):
+    if not isinstance(norm, nn.SyncBatchNorm) or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    group = norm.process_group or distributed.group.WORLD
+    return group if norm.training and distributed.get_world_size(group) > 1 else None
+
+
+def _factors(shape, norm, mean, variance):
+    """A norm as a layer that scales each channel: weight and bias."""
+    factor = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = norm.weight.double() * factor
+    shift = -mean * factor
+    if norm.bias is not None:
+        shift = norm.bias.double() + shift
+    return factor.reshape(shape.weight_shape), shift
+
+
+@torch.no_grad()
+def _move(norm, mean, variance, count):
+    """Running statistics, as torch.nn.BatchNorm moves them: the variance unbiased."""
+    if not (norm.training and norm.track_running_stats):
+        return
+    momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        momentum = 1 / float(norm.num_batches_tracked) if momentum is None else momentum
+    if norm.running_mean is not None:
+        for running, value in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
+            running.copy_((1 - momentum) * running.double() + momentum * value)
+
+
+# ---- blocks of a model -------------------------------------------------------------------------------
+
+
+class _TrainingRegions(_Regions):
+    """Regions of a model in training. A leaf's parameters are its module's name, or None for an identity."""
+
+    def __init__(self, graph_module):
+        self.reasons = []
+        super().__init__(graph_module)
+
+    def constant(self, node):
+        known = node.op == "get_attr" or node.op not in ("placeholder", "output") and node.all_input_nodes
+        if not known or not all(each in self.constants for each in node.all_input_nodes):
+            return False
+        self.constants[node] = None
+        return True
+
+    def of_convolution(self, node):
+        return None
+
+    def of_module(self, node, module):
+        if len(node.args) != 1 or node.kwargs or node.args[0] in self.constants:
+            return None
+        base, kind = self.before(node.args[0]), type(module)
+        if kind is nn.Identity:
+            if base.parameters:
+                self.absorbed.add(node.args[0])
+            return base
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return None
+        if kind in CONV.values():
+            try:
+                shape = shape_of(module, node.target)
+            except ShapeError as error:
+                self.reasons.append(str(error))
+                return None
+        elif kind in NORMS:
+            shape = _diagonal(self.rank_of(module), module.num_features, True)
+        elif kind in POOLS and base.parameters:
+            pool = _pool(module, contracted_shape(base.form).out_channels)
+            if not pool:
+                return None
+            shape = pool[0][0]
+        else:
+            return None
+        return self.chained(node, [(shape, node.target)])
+
+    def fits(self, region, node):
+        try:
+            require_exact(region.form)
+        except Error as error:
+            self.reasons.append(str(error))
+        return super().fits(region, node)
+
+    def identity(self, like):
+        return Chain([_diagonal(like.rank, like.in_channels, False)]), [None]
+
+    def blocks(self):
+        """Those with norms and more than one layer: (node, region, which leaves are norms)."""
+        for node, region in self.ends():
+            kinds = [type(self.modules.get(name)) for name in region.parameters]
+            norms = [kind in NORMS for kind in kinds]
+            if any(norms) and sum(kind in CONV.values() or kind in POOLS for kind in kinds) > 1:
+                yield node, region, norms
+
+    def contracted(self, when):
+        """The forward that runs each block as one layer, and the contractions."""
+        graph, contractions = self.model.graph, []
+        for node, region, norms in list(self.blocks()):
+            contraction = TrainingContraction(region.form, norms, when)
+            contractions.append(contraction)
+            with graph.inserting_before(node):
+                modules = [None if name is None else graph.get_attr(name) for name in region.parameters]
+                node.replace_all_uses_with(graph.call_function(_function(contraction), (region.source, *modules)))
+        graph.eliminate_dead_code()
+        self.model.recompile()
+        return type(self.model).forward, contractions
+
+
+def _function(contraction):
+    """fx wants a function: it takes its name."""
+
+    def contracted_in_training(x, *modules):
+        return contraction(x, *modules)
+
+    return contracted_in_training
+
+
+def _traced(module):
+    """Its regions; None where torch.fx cannot trace it, or where its code depends on `training`."""
+    modes = {each: each.training for each in module.modules()}
+    graphs = []
+    try:
+        for mode in (True, False):
+            module.train(mode)
+            tracer = _Tracer()
+            graphs.append(tracer.trace(module))
+    except Exception:  # whatever a model's own code raises when it meets a proxy
+        return None
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
+    if graphs[0].python_code("self").src != graphs[1].python_code("self").src:
+        return None
+    return _TrainingRegions(fx.GraphModule(module, graphs[0]))
+
+
+def _names(region, prefix=""):
+    return frozenset(prefix + name for name in region.parameters if name is not None)
+
+
+def _convert(module, when, reasons):
+    """Whether there were blocks."""
+    regions = _traced(module)
+    if regions is None:
+        return any([_convert(child, when, reasons) for child in module.children()])
+    reasons += regions.reasons
+    converted = []
+    blocks = [_names(region) for _, region, _ in regions.blocks()]
+    paths = {names: os.path.commonprefix([name.split(".")[:-1] for name in names]) for names in blocks}
+    for names, path in sorted(paths.items(), key=lambda item: len(item[1])):  # code that runs others first
+        if any(path[: len(each)] == each for each in converted):
+            continue
+        while path and not _convert_module(module.get_submodule(".".join(path)), ".".join([*path, ""]), names, when):
+            path = path[:-1]  # the code that runs the block is further out
+        if not path:
+            _convert_module(module, "", names, when)
+        converted.append(path)
+    return bool(converted)
+
+
+def _convert_module(module, prefix, names, when):
+    """Gives the module the forward that runs its blocks, if the one of these layers is among them."""
+    regions = _traced(module)
+    if regions is None or not any(_names(region, prefix) == names for _, region, _ in regions.blocks()):
+        return False
+    forward, contractions = regions.contracted(when)
+    kind = type(module)
+    module.__class__ = type(f"Contracted{kind.__name__}", (kind,), {"forward": forward, "contractions": contractions})
+    return True

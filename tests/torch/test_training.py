@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch norms in training, contracted, beside the layers run in turn: statistics, outputs, gradients, training steps."""
+
+import math
+import os
+import socket
+import unittest
+
+from support import HAVE_TORCH, needs_torch
+
+if HAVE_TORCH:
+    import copy
+
+    import torch
+    from support import difference, gradients
+    from test_blocks import ACBlock, MobileOneBlock, RepVGGBlock, conv_bn
+    from torch import nn
+
+    import concertina.torch as ct
+    from concertina.torch.moments import PatchMoments, added, channel_means, patch_moments
+    from concertina.torch.shapes import Chain, ConvShape
+    from concertina.torch.training import TrainingContraction
+
+    class Branches(nn.Module):
+        def __init__(self, *branches):
+            super().__init__()
+            self.branches = nn.ModuleList(branches)
+
+        def forward(self, x):
+            return sum(branch(x) for branch in self.branches)
+
+    def norms(*channels, rank=2):
+        return [(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1](c) for c in channels]
+
+    def cl(inside=4, outside=6, rate=2, stride=1):
+        """CL with a norm after each layer."""
+        first = nn.Conv2d(inside, rate * inside, 1, padding=1, bias=False)
+        middle = nn.Conv2d(rate * inside, rate * outside, 3, stride, bias=False)
+        last = nn.Conv2d(rate * outside, outside, 1, bias=False)
+        each = norms(rate * inside, rate * outside, outside)
+        return nn.Sequential(first, each[0], middle, each[1], last, each[2])
+
+    def diverse(channels, outside):
+        """The branches of DBB, each padded in its first layer."""
+        one, three = (nn.Conv2d(channels, outside, 1, padding=1, bias=False) for _ in range(2))
+        middle = nn.Conv2d(outside, outside, 3, bias=False)
+        return Branches(
+            conv_bn(channels, outside, 3, 1), conv_bn(channels, outside, 1),
+            nn.Sequential(one, *norms(outside), nn.AvgPool2d(3, 1), *norms(outside)),
+            nn.Sequential(three, *norms(outside), middle, *norms(outside)),
+        )  # fmt: skip
+
+    def conv3d_bn(kernel, padding):
+        return nn.Sequential(nn.Conv3d(2, 2, kernel, (2, 1, 1), padding, bias=False), *norms(2, rank=3))
+
+    def conv1d_bn(kernel, padding, dilation=1):
+        return nn.Sequential(nn.Conv1d(3, 4, kernel, 1, padding, dilation, bias=False), *norms(4, rank=1))
+
+    # Blocks and their inputs.
+    BLOCKS = {
+        "CL": (cl, (3, 4, 7, 6)),
+        "CL, stride 2": (lambda: cl(stride=2), (3, 4, 7, 6)),
+        "RepVGG": (lambda: RepVGGBlock(4, 4), (3, 4, 7, 6)),
+        "RepVGG, stride 2": (lambda: RepVGGBlock(4, 6, stride=2), (3, 4, 7, 6)),
+        "RepVGG, groups": (lambda: RepVGGBlock(6, 6, groups=3), (3, 6, 5, 6)),
+        "MobileOne, depthwise": (lambda: MobileOneBlock(5), (3, 5, 6, 4)),
+        "MobileOne, 1x1": (lambda: Branches(*(conv_bn(4, 4, 1) for _ in range(4)), *norms(4)), (3, 4, 5, 5)),
+        "ACNet": (lambda: ACBlock(5, 6), (3, 5, 6, 7)),
+        "DBB": (lambda: diverse(4, 5), (2, 4, 6, 7)),
+        "a residual within": (
+            lambda: nn.Sequential(Branches(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1), nn.Identity()), *norms(4)),
+            (3, 4, 5, 6),
+        ),
+        "a small map": (lambda: RepVGGBlock(4, 4), (5, 4, 2, 1)),
+        "dilation, 1d": (lambda: Branches(conv1d_bn(3, 3, 3), conv1d_bn(5, 2), conv1d_bn(1, 0)), (3, 3, 9)),
+        "even kernel, 1d": (lambda: Branches(conv1d_bn(4, "same"), conv1d_bn(1, 0)), (3, 3, 9)),
+        "3d": (lambda: Branches(conv3d_bn(3, 1), conv3d_bn((1, 3, 1), (0, 1, 0))), (2, 2, 4, 3, 5)),
+    }
+
+    def made(name):
+        """A block in double whose norms do something, gamma negative too, and an input whose channels differ."""
+        torch.manual_seed(0)
+        make, size = BLOCKS[name]
+        block = make().double()
+        for module in block.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                with torch.no_grad():
+                    module.weight.uniform_(0.5, 1.5).mul_(torch.randn_like(module.weight).sign())
+                    module.bias.normal_()
+        channels = (1, size[1], *[1] * (len(size) - 2))
+        x = torch.randn(size, dtype=torch.double) * (0.5 + torch.rand(channels)) + torch.randn(channels)
+        return block, x
+
+    def step(block, x):
+        """Output, the gradients of all parameters as one, that of the input, and the buffers as one."""
+        x = x.clone().requires_grad_()
+        output, *others = gradients(block, x)
+        buffers = [buffer.double().flatten() for buffer in block.buffers()]
+        return [output, torch.cat([gradient.flatten() for gradient in others]), x.grad, torch.cat(buffers)]
+
+    def contracted(block, when="always"):
+        return ct.contract_in_training_(copy.deepcopy(block), when)
+
+    def contractions(model):
+        return [each for module in model.modules() for each in getattr(type(module), "contractions", ())]
+
+
+@needs_torch
+class Moments(unittest.TestCase):
+    def shapes(self):
+        def shape(channels, kernel, stride, padding, dilation, groups):
+            return ConvShape(channels, channels, kernel, stride, padding, dilation, groups)
+
+        yield shape(4, (3, 3), (1, 1), ((1, 1),) * 2, (1, 1), 1), (5, 6)
+        yield shape(4, (3, 3), (2, 1), ((1, 1),) * 2, (1, 1), 2), (5, 6)
+        yield shape(4, (3, 2), (1, 1), ((2, 1), (0, 1)), (2, 3), 4), (9, 6)
+        yield shape(3, (1, 3), (1, 1), ((0, 0), (1, 1)), (1, 1), 1), (4, 5)
+        yield shape(6, (1, 1), (2, 2), ((0, 0),) * 2, (1, 1), 6), (4, 5)
+        yield shape(6, (7, 7), (1, 1), ((3, 3),) * 2, (1, 1), 3), (3, 4)  # no pixel is read by all taps
+        yield shape(2, (5,), (1,), ((2, 2),), (1,), 1), (4,)
+        yield shape(2, (2,), (1,), ((0, 0),), (5,), 1), (7,)  # pixels that no tap reads
+        yield shape(2, (2, 3, 2), (1, 1, 1), ((1, 1), (0, 0), (2, 1)), (1, 1, 2), 2), (4, 5, 6)
+
+    def by_definition(self, x, shape):
+        """Mean and covariance from all patches, element by element."""
+        columns = []
+        for image in x:
+            for at in torch.cartesian_prod(*map(torch.arange, shape.output_size(x.shape[2:]))).reshape(-1, shape.rank):
+                rows = []
+                for channel in range(shape.in_channels):
+                    for tap in torch.cartesian_prod(*map(torch.arange, shape.kernel_size)).reshape(-1, shape.rank):
+                        geometry = zip(at.tolist(), shape.stride, shape.padding, tap.tolist(), shape.dilation)
+                        pixel = [t * s - p + k * d for t, s, (p, _), k, d in geometry]
+                        inside = all(0 <= i < n for i, n in zip(pixel, x.shape[2:]))
+                        rows.append(image[(channel, *pixel)] if inside else image.new_zeros(()))
+                columns.append(torch.stack(rows))
+        patches = torch.stack(columns).reshape(len(columns), shape.groups, -1).transpose(0, 1)
+        mean = patches.mean(1)
+        apart = patches - mean.unsqueeze(1)
+        return len(columns), mean, apart.transpose(1, 2) @ apart / len(columns)
+
+    def test_moments_and_their_gradient_are_those_of_the_patches(self):
+        torch.manual_seed(0)
+        for shape, size in self.shapes():
+            with self.subTest(str(shape)):
+                x = torch.randn(2, shape.in_channels, *size, dtype=torch.double, requires_grad=True)
+                count, mean, covariance = self.by_definition(x, shape)
+                own = PatchMoments.apply(x, channel_means(x), shape, None)
+                self.assertEqual(own[2], count)
+                self.assertLess(difference(own[:2], (mean, covariance)), 1e-13)
+                gradient = torch.randn_like(mean), torch.randn_like(covariance)
+                found, expected = (torch.autograd.grad(each, x, gradient) for each in (own[:2], (mean, covariance)))
+                self.assertLess(difference(found, expected), 1e-12)
+
+    def test_those_of_parts_are_added(self):
+        torch.manual_seed(0)
+        for shape, size in self.shapes():
+            x = torch.randn(5, shape.in_channels, *size, dtype=torch.double) + 3
+            whole = patch_moments(x, shape)
+            parts = added(*patch_moments(x[:2], shape), *patch_moments(x[2:], shape))
+            self.assertEqual(whole[0], parts[0])
+            self.assertLess(difference(parts[1:], whole[1:]), 1e-13)
+
+    def test_a_large_mean_takes_no_digits(self):
+        torch.manual_seed(0)
+        shape, size = next(self.shapes())
+        shape = ConvShape(*[4] * 2, (3, 3), (1, 1), ((0, 0),) * 2, (1, 1))
+        x = torch.randint(-9, 10, (3, 4, *size)).double() / 1024
+        x[:, 1] = 0  # constant
+        here, there = (patch_moments(each, shape)[2] for each in (x, x + 2**20))
+        self.assertLess(difference([there], [here]), 1e-12)
+        self.assertEqual(float(there.reshape(4, 9, 4, 9)[1].abs().max()), 0)
+
+
+@needs_torch
+class Training(unittest.TestCase):
+    def test_each_block_is_its_layers(self):
+        for name in BLOCKS:
+            with self.subTest(name):
+                block, x = made(name)
+                own = contracted(block)
+                self.assertEqual(len(contractions(own)), 1)
+                self.assertEqual(list(own.state_dict()), list(block.state_dict()))
+                self.assertIsInstance(own, type(block))
+                self.assertLess(difference(step(own, x), step(block, x)), 1e-12)
+                self.assertTrue(all(torch.equal(a, b) for a, b in zip(counts(own), counts(block), strict=True)))
+                own.eval(), block.eval()
+                self.assertLess(difference([own(x)], [block(x)]), 1e-12)
+                plain, verdict = ct.from_blocks(own)
+                self.assertIs(verdict.holds, True)
+                self.assertLess(difference([plain(x)], [block(x)]), 1e-12)
+
+    def test_twenty_steps(self):
+        for name in BLOCKS:
+            with self.subTest(name):
+                block, x = made(name)
+                own = contracted(block)
+                target = torch.randn_like(block(x)).detach()
+                own.load_state_dict(block.state_dict())
+                for model in (block, own):
+                    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+                    for index in range(20):
+                        optimizer.zero_grad()
+                        batch = x + 0.1 * index
+                        (model(batch) - target).square().mean().backward()
+                        optimizer.step()
+                states = ([t.double() for t in model.state_dict().values()] for model in (own, block))
+                self.assertLess(difference(*([torch.cat([t.flatten() for t in state])] for state in states)), 1e-9)
+
+    def test_in_float_no_further_from_double_than_the_layers(self):
+        def hard(x):
+            yield "", x
+            yield "mean 1e4, deviation 1e-2", 1e4 + 0.01 * x
+            constant = x.clone()
+            constant[:, 0] = 3
+            yield "a constant channel", constant
+            yield "one image", x[:1]
+
+        for name in BLOCKS:
+            block, inputs = made(name)
+            block.float()
+            for what, x in hard(inputs.float()):
+                with self.subTest(name, input=what):
+                    exact = step(copy.deepcopy(block).double(), x.double())[:3]
+                    errors = []
+                    for model in (contracted(block), copy.deepcopy(block)):
+                        found = [t.double() for t in step(model, x)[:3]]
+                        errors.append([float((f - e).norm()) for f, e in zip(found, exact, strict=True)])
+                    for own, layered, value in zip(*errors, exact, strict=True):
+                        self.assertLessEqual(own, 4 * layered + 2**-24 * float(value.norm()))
+
+    def test_norms_as_they_are_set(self):
+        def each(block, change):
+            for module in block.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    change(module)
+
+        def untracked(norm):
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+
+        changes = {
+            "frozen": lambda block: block.rbr_1x1[1].eval(),
+            "cumulative": lambda block: each(block, lambda norm: setattr(norm, "momentum", None)),
+            "not tracked": lambda block: each(block, lambda norm: setattr(norm, "track_running_stats", False)),
+            "no statistics": lambda block: each(block, untracked),
+            "eps": lambda block: each(block, lambda norm: setattr(norm, "eps", 0.5)),
+            "not affine": lambda block: setattr(block, "rbr_identity", nn.BatchNorm2d(4, affine=False).double()),
+            "no gradient": lambda block: block.rbr_dense.requires_grad_(False),
+        }
+        for name, change in changes.items():
+            with self.subTest(name):
+                block, x = made("RepVGG")
+                change(block)
+                own = contracted(block)
+                results = []
+                for model in (own, block):
+                    outputs = []
+                    for batch in (x, x * 2 + 1):
+                        model.zero_grad()
+                        batch = batch.clone().requires_grad_()
+                        outputs.append(model(batch))
+                        outputs[-1].square().sum().backward()
+                        outputs.append(batch.grad)
+                    some = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+                    outputs.append(torch.cat(some))
+                    outputs += [buffer.double() for buffer in model.buffers()]
+                    model.eval()
+                    results.append([*outputs, model(x)])
+                self.assertLess(difference(*results), 1e-12)
+
+    def test_automatic_by_counts(self):
+        def makes(block, x):
+            """Whether it contracts: then its layers are not called."""
+            calls = []
+            own = contracted(block, "auto")
+            for module in own.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.register_forward_hook(lambda *_: calls.append(1))
+            own(x)
+            return not calls
+
+        torch.manual_seed(0)
+        x = torch.randn(8, 16, 16, 16)
+        self.assertTrue(makes(Branches(*(conv_bn(16, 16, 1) for _ in range(4))), x))
+        self.assertTrue(makes(cl(16, 16, 4), x))
+        self.assertFalse(makes(RepVGGBlock(16, 16), x))
+        self.assertFalse(makes(cl(16, 16, 4), x[:1, :, :4, :4]))  # not enough positions
+        (mobile,) = contractions(contracted(Branches(*(conv_bn(16, 16, 1) for _ in range(4)))))
+        layered, own = mobile.multiply_adds(8, (16, 16), torch.double)
+        self.assertEqual(layered, 3 * 4 * 256 * 256 * 8)
+        # The layer's passes, moments and their gradient for each pixel; four kernels times the covariance, to and fro.
+        self.assertEqual(own - (3 + 1 + 1) * 256 * 256 * 8, 4 * 2 * 16 * 256 + 3 * 4 * 256)
+
+    def test_a_network(self):
+        torch.manual_seed(0)
+        make = nn.Sequential(
+            conv_bn(3, 4, 3, 1), nn.ReLU(), RepVGGBlock(4, 4), MobileOneBlock(4), nn.Dropout(0), diverse(4, 4),
+            nn.Conv2d(4, 4, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+        ).double()  # fmt: skip
+        own = contracted(make)
+        self.assertEqual(
+            [type(module).__name__ for module in own][2:6:3], ["ContractedRepVGGBlock", "ContractedBranches"]
+        )
+        ct.expand_(own, "ck", when="always", preserve=True, rate=8)  # what is left
+        x = torch.randn(4, 3, 8, 8, dtype=torch.double)
+        self.assertLess(difference([own(x)], [make(x)]), 1e-12)
+        copied = copy.deepcopy(own)
+        self.assertTrue(torch.equal(copied(x), own(x)))
+        ct.contract_(own)
+        make.load_state_dict(own.state_dict())
+        self.assertLess(difference([own.eval()(x)], [make.eval()(x)]), 1e-12)
+
+    def test_what_is_not_exact_is_refused(self):
+        def refused(message, model):
+            with self.assertRaisesRegex(ct.ShapeError, message):
+                ct.contract_in_training_(model)
+
+        between = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        refused("no block .*Pad the first layer instead", between)
+        reflect = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4))
+        refused("pads with 'reflect'", Branches(reflect, conv_bn(4, 4, 1)))
+        refused("no block", nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
+        dropout = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout(), nn.BatchNorm2d(4))
+        refused("no block", dropout)
+        hooked = conv_bn(4, 4, 1)
+        hooked[0].register_forward_hook(lambda *_: None)
+        refused("no block", Branches(hooked, conv_bn(4, 4, 3, 1)[0]))
+        refused("already", contracted(RepVGGBlock(4, 4)))
+        with self.assertRaisesRegex(ct.ShapeError, "when is 'never'"):
+            ct.contract_in_training_(RepVGGBlock(4, 4), "never")
+        ones = ConvShape(4, 4, (1, 1), (1, 1), ((0, 0),) * 2, (1, 1), 4, True)
+        conv = ConvShape(4, 4, (3, 3), (1, 1), ((1, 1),) * 2, (1, 1))
+        with self.assertRaisesRegex(ct.InexactError, "layer 2 .* pads with zeros"):
+            TrainingContraction(Chain([ones, conv]), [True, False])
+
+    def test_one_value_for_each_channel_is_refused(self):
+        block = RepVGGBlock(4, 4)
+        own = contracted(block)
+        for model in (own, block):
+            with self.assertRaisesRegex(ValueError, "more than 1 value per channel"):
+                model(torch.randn(1, 4, 1, 1))
+        own.eval()(torch.randn(1, 4, 1, 1))
+
+    def test_code_that_depends_on_training_is_left_to_its_parts(self):
+        class Scaled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = RepVGGBlock(4, 4)
+
+            def forward(self, x):
+                return self.block(x) * (2 if self.training else 1)
+
+        block, x = Scaled(), torch.randn(2, 4, 5, 5)
+        own = contracted(block)
+        self.assertIs(type(own), Scaled)
+        for model in (own, block):
+            model.block.rbr_dense[1].momentum = 1
+        self.assertLess(difference([own(x)], [block(x)]), 1e-5)
+        self.assertLess(difference([own.eval()(x)], [block.eval()(x)]), 1e-5)
+
+    def test_autocast_and_channels_last(self):
+        block, x = made("RepVGG")
+        own = contracted(block.float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = own(x.float())
+        self.assertEqual(y.dtype, torch.bfloat16)
+        y.float().sum().backward()
+        self.assertTrue(all(p.grad.dtype == torch.float for p in own.parameters()))
+        block, x = made("RepVGG")
+        other = contracted(block).to(memory_format=torch.channels_last)
+        y = step(other, x.to(memory_format=torch.channels_last))
+        self.assertLess(difference(y, step(block, x)), 1e-12)
+
+    def test_gradients_have_no_gradients(self):
+        block, x = made("RepVGG")
+        (gradient,) = torch.autograd.grad(contracted(block)(x.requires_grad_()).square().sum(), x, create_graph=True)
+        with self.assertRaisesRegex(RuntimeError, "once_differentiable"):
+            gradient.sum().backward()
+
+    def test_synchronised_over_two_processes(self):
+        names = ["RepVGG", "CL", "MobileOne, depthwise"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = torch.multiprocessing.get_context("spawn")  # threads of this process do not outlive a fork
+        queue = context.Queue()
+        workers = [context.Process(target=_one_of_two, args=(r, port, names, queue), daemon=True) for r in range(2)]
+        for worker in workers:
+            worker.start()
+        found = dict(queue.get(timeout=300) for _ in workers)
+        for worker in workers:
+            worker.join(60)
+            self.assertEqual(worker.exitcode, 0)
+        for index, name in enumerate(names):
+            with self.subTest(name):
+                block, halves = two_halves(name)
+                expected = step(block, torch.cat(halves))
+                results = [[torch.tensor(v, dtype=torch.double) for v in found[rank][index]] for rank in range(2)]
+                for part in (0, 2):  # outputs, gradients of the input
+                    joined = torch.cat([result[part] for result in results])
+                    self.assertLess(difference([joined], [expected[part]]), 1e-12)
+                for result in results:  # gradients of parameters, buffers
+                    self.assertLess(difference([result[1], result[3]], [expected[1], expected[3]]), 1e-12)
+
+
+def two_halves(name):
+    """A block, and the batches of two processes, of different size."""
+    block, x = made(name)
+    return block, (x[:2], torch.cat([x[2:], x.flip(2) * 2 + 1]))
+
+
+def counts(model):
+    return [m.num_batches_tracked for m in model.modules() if hasattr(m, "num_batches_tracked")]
+
+
+def _one_of_two(rank, port, names, queue):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    results = []
+    for name in names:
+        block, halves = two_halves(name)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(contracted(block, "auto"))
+        x = halves[rank].clone().requires_grad_()
+        y = model(x)  # DistributedDataParallel takes SyncBatchNorm on devices only
+        start = rank * len(halves[0]) * math.prod(y.shape[1:])
+        phases = torch.arange(start, start + y.numel(), dtype=y.dtype).reshape(y.shape)
+        torch.sin(phases + y).sum().backward()  # this half of the loss that `gradients` takes
+        total = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        torch.distributed.all_reduce(total)
+        buffers = torch.cat([buffer.double().flatten() for buffer in model.buffers()])
+        results.append([t.detach().tolist() for t in (y, total, x.grad, buffers)])
+    queue.put((rank, results))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    unittest.main()
