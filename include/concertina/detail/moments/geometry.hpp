@@ -79,6 +79,21 @@ struct PatchGeometry {
     return gradient_prefers_lags() ? gradient_by_lags() : gradient_by_patches();
   }
 
+  /// Calls visit(a, pixel) for each tap of patch t, the pixel flat, or -1 where it is outside.
+  template <class Visit>
+  void for_each_tap(const Axes& t, Visit&& visit) const {
+    Index a = 0;
+    for_each_position(kernel_size, [&](const Axes& tap) {
+      Axes at;
+      bool inside = true;
+      for (int axis = 0; axis < max_rank; ++axis) {
+        at[axis] = t[axis] * stride[axis] + offset(axis, tap[axis]);
+        inside = inside && at[axis] >= 0 && at[axis] < size[axis];
+      }
+      visit(a++, inside ? flat(at, size) : Index{-1});
+    });
+  }
+
   friend bool operator==(const PatchGeometry&, const PatchGeometry&) = default;
 };
 
@@ -191,6 +206,46 @@ struct Canvas {
   }
 
   Index numel_of(Index images) const { return (images * image + 2 * lead) * width; }
+
+  /// Where the patches of `count` maps begin, and how far their taps are from there, in elements.
+  std::vector<Index> patch_starts(const PatchGeometry& geometry, Index count) const {
+    std::vector<Index> starts;
+    for (Index n = 0; n < count; ++n) {
+      for_each_position(geometry.positions, [&](Axes t) {
+        for (int axis = 0; axis < max_rank; ++axis) {
+          t[axis] = t[axis] * geometry.stride[axis] + geometry.first[axis];
+        }
+        starts.push_back((n * image + at(t)) * width);
+      });
+    }
+    return starts;
+  }
+  std::vector<Index> tap_distances(const PatchGeometry& geometry) const {
+    std::vector<Index> taps;
+    for_each_position(geometry.kernel_size,
+                      [&](const Axes& tap) { taps.push_back(at(geometry, tap) * width); });
+    return taps;
+  }
+
+  /// The region's pixels of `count` maps.
+  std::vector<Index> pixels_of(const Region& region, Index count) const {
+    std::vector<Index> pixels;
+    for (Index n = 0; n < count; ++n) {
+      for_each_position(region.extent, [&](Axes pixel) {
+        for (int axis = 0; axis < max_rank; ++axis) pixel[axis] += region.first[axis];
+        pixels.push_back(n * image + at(pixel));
+      });
+    }
+    return pixels;
+  }
+
+  /// Copies `length` pixels, `dilation` apart along the last axis.
+  template <class T>
+  T* copy_line(const T* from, Index length, Index dilation, T* to) const {
+    if (dilation == 1) return std::copy_n(from, length * width, to);
+    for (Index x = 0; x < length; ++x) to = std::copy_n(from + x * dilation * width, width, to);
+    return to;
+  }
 
   /// Writes one group of a map, less its centres, to where its first pixel is. What lies between is
   /// left as it is.

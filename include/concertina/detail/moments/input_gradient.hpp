@@ -70,26 +70,11 @@ class GroupInputGradient {
   }
 
  private:
-  /// Calls visit(a, pixel) for each tap of patch t, the pixel flat, or -1 where it is outside.
-  template <class Visit>
-  void for_each_tap(const Axes& t, Visit&& visit) const {
-    Index a = 0;
-    for_each_position(geometry_->kernel_size, [&](const Axes& tap) {
-      Axes at;
-      bool inside = true;
-      for (int axis = 0; axis < max_rank; ++axis) {
-        at[axis] = t[axis] * geometry_->stride[axis] + geometry_->offset(axis, tap[axis]);
-        inside = inside && at[axis] >= 0 && at[axis] < geometry_->size[axis];
-      }
-      visit(a++, inside ? flat(at, geometry_->size) : Index{-1});
-    });
-  }
-
   /// The channels' means, from the tap that reads the map most often: any number near them will do.
   void find_centre(const double* mean) {
     std::vector<Index> reads(static_cast<std::size_t>(geometry_->taps()));
     for_each_position(geometry_->positions, [&](const Axes& t) {
-      for_each_tap(t, [&](Index a, Index pixel) {
+      geometry_->for_each_tap(t, [&](Index a, Index pixel) {
         reads[static_cast<std::size_t>(a)] += pixel >= 0 ? 1 : 0;
       });
     });
@@ -126,7 +111,7 @@ class GroupInputGradient {
     double* to = constant_.data();
     for_each_position(geometry_->positions, [&](const Axes& t) {
       std::copy(everywhere.begin(), everywhere.end(), to);
-      for_each_tap(t, [&](Index b, Index pixel) {
+      geometry_->for_each_tap(t, [&](Index b, Index pixel) {
         if (pixel < 0) axpy(patch, -2 * one, outside.data() + b * patch, to);
       });
       to += patch;
@@ -139,7 +124,7 @@ class GroupInputGradient {
     std::vector<double> sum(static_cast<std::size_t>(width * pixels));
     const double* from = constant_.data();
     for_each_position(geometry_->positions, [&](const Axes& t) {
-      for_each_tap(t, [&](Index a, Index pixel) {
+      geometry_->for_each_tap(t, [&](Index a, Index pixel) {
         if (pixel < 0) return;
         for (Index c = 0; c < width; ++c) {
           sum[static_cast<std::size_t>(c * pixels + pixel)] += from[a * width + c];
@@ -184,13 +169,10 @@ class GroupInputGradient {
     const Region& region = (*regions_)[r];
     const Lags lags(*geometry_, region);
     if (numel(lags.extent) == 0) return;
-    const Index width = canvas_.width, dilation = geometry_->dilation[2];
+    const Index width = canvas_.width;
     const Index rows = numel(region.extent), columns = numel(lags.extent) * width;
-    std::vector<Index> pixels, lines;
-    for_each_position(region.extent, [&](Axes pixel) {
-      for (int axis = 0; axis < max_rank; ++axis) pixel[axis] += region.first[axis];
-      pixels.push_back(canvas_.at(pixel));
-    });
+    const std::vector<Index> pixels = canvas_.pixels_of(region, 1);
+    std::vector<Index> lines;
     for (Index z = 0; z < lags.extent[0]; ++z) {
       for (Index y = 0; y < lags.extent[1]; ++y) {
         lines.push_back(
@@ -206,13 +188,7 @@ class GroupInputGradient {
       for (Index i = 0; i < here; ++i) {
         for (const Index line : lines) {
           const Scalar* pixel = from + (pixels[static_cast<std::size_t>(begin + i)] + line) * width;
-          if (dilation == 1) {
-            at = std::copy_n(pixel, lags.extent[2] * width, at);
-            continue;
-          }
-          for (Index x = 0; x < lags.extent[2]; ++x) {
-            at = std::copy_n(pixel + x * dilation * width, width, at);
-          }
+          at = canvas_.copy_line(pixel, lags.extent[2], geometry_->dilation[2], at);
         }
       }
       gemm<Scalar>(Op::none, Op::none, here, width, columns, {read.data(), columns},
@@ -257,16 +233,8 @@ class GroupInputGradient {
 
   void add_patches(const Scalar* from, Scalar* to) const {
     const Index width = canvas_.width, patch = geometry_->patch();
-    std::vector<Index> starts, taps;
-    for_each_position(geometry_->positions, [&](Axes t) {
-      for (int axis = 0; axis < max_rank; ++axis) {
-        t[axis] = t[axis] * geometry_->stride[axis] + geometry_->first[axis];
-      }
-      starts.push_back(canvas_.at(t) * width);
-    });
-    for_each_position(geometry_->kernel_size, [&](const Axes& tap) {
-      taps.push_back(canvas_.at(*geometry_, tap) * width);
-    });
+    const std::vector<Index> starts = canvas_.patch_starts(*geometry_, 1),
+                             taps = canvas_.tap_distances(*geometry_);
     constexpr Index most = 128;
     std::vector<Scalar> read(static_cast<std::size_t>(most * patch)), gradient(read.size());
     for (Index begin = 0; begin < std::ssize(starts); begin += most) {

@@ -194,14 +194,8 @@ class GroupSums {
     const Region& region = (*regions_)[r];
     const Lags lags(*geometry_, region);
     if (numel(lags.extent) == 0) return;
-    const Index width = canvas_.width, dilation = geometry_->dilation[2];
-    std::vector<Index> pixels;
-    for (Index n = 0; n < count; ++n) {
-      for_each_position(region.extent, [&](Axes pixel) {
-        for (int axis = 0; axis < max_rank; ++axis) pixel[axis] += region.first[axis];
-        pixels.push_back(n * canvas_.image + canvas_.at(pixel));
-      });
-    }
+    const Index width = canvas_.width;
+    const std::vector<Index> pixels = canvas_.pixels_of(region, count);
     constexpr Index most = tuning::panel_columns / 2;
     const Index columns = lags.extent[2] * width;
     std::vector<double> left(static_cast<std::size_t>(most * width)),
@@ -216,15 +210,8 @@ class GroupSums {
         const double* from = maps + canvas_.at(*geometry_, lag) * width;
         const Index line = length * width;
         for (Index i = 0; i < here; ++i) {
-          const double* pixel = from + at[i] * width;
-          double* to = right.data() + i * line;
-          if (dilation == 1) {
-            std::copy_n(pixel, line, to);
-          } else {
-            for (Index x = 0; x < length; ++x) {
-              std::copy_n(pixel + x * dilation * width, width, to + x * width);
-            }
-          }
+          canvas_.copy_line(from + at[i] * width, length, geometry_->dilation[2],
+                            right.data() + i * line);
         }
         gemm<double>(Op::transpose, Op::none, width, line, here, {left.data(), width},
                      {right.data(), line}, true,
@@ -264,18 +251,8 @@ class GroupSums {
 
   void add_patches(const double* maps, Index count) {
     const Index width = canvas_.width, patch = geometry_->patch();
-    std::vector<Index> starts, taps;
-    for (Index n = 0; n < count; ++n) {
-      for_each_position(geometry_->positions, [&](Axes t) {
-        for (int axis = 0; axis < max_rank; ++axis) {
-          t[axis] = t[axis] * geometry_->stride[axis] + geometry_->first[axis];
-        }
-        starts.push_back((n * canvas_.image + canvas_.at(t)) * width);
-      });
-    }
-    for_each_position(geometry_->kernel_size, [&](const Axes& tap) {
-      taps.push_back(canvas_.at(*geometry_, tap) * width);
-    });
+    const std::vector<Index> starts = canvas_.patch_starts(*geometry_, count),
+                             taps = canvas_.tap_distances(*geometry_);
     constexpr Index most = tuning::panel_columns / 2, side = 64;
     std::vector<double> rows(static_cast<std::size_t>(most * patch));
     for (Index begin = 0; begin < std::ssize(starts); begin += most) {
@@ -304,26 +281,15 @@ class GroupSums {
     std::fill_n(elements, patch, 0.0);
     for_each_position(geometry_->positions, [&](const Axes& t) {
       bool border = false;
-      Index a = 0;
-      for_each_position(geometry_->kernel_size, [&](const Axes& tap) {
-        Axes at;
-        bool inside = true;
-        for (int axis = 0; axis < max_rank; ++axis) {
-          at[axis] = t[axis] * geometry_->stride[axis] + geometry_->offset(axis, tap[axis]);
-          inside = inside && at[axis] >= 0 && at[axis] < geometry_->size[axis];
-        }
-        pixel[static_cast<std::size_t>(a)] = inside ? flat(at, geometry_->size) : -1;
-        if (inside) {
-          axpy(width, 1.0, pixels_.data() + pixel[static_cast<std::size_t>(a)] * width,
-               elements + a * width);
-        }
-        border = border || !inside;
-        ++a;
+      geometry_->for_each_tap(t, [&](Index a, Index read) {
+        pixel[static_cast<std::size_t>(a)] = read;
+        border = border || read < 0;
+        if (read >= 0) axpy(width, 1.0, pixels_.data() + read * width, elements + a * width);
       });
       if (!border) return;
       for (Index b = 0; b < taps; ++b) {
         if (pixel[static_cast<std::size_t>(b)] >= 0) continue;
-        for (a = 0; a < taps; ++a) {
+        for (Index a = 0; a < taps; ++a) {
           const Index read = pixel[static_cast<std::size_t>(a)];
           if (read < 0) {
             both[static_cast<std::size_t>(a * taps + b)] += static_cast<double>(batch);

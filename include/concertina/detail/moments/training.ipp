@@ -433,13 +433,7 @@ auto TrainingContraction<Scalar_, Rank_>::forward(const Expr<Scalar, Rank>& expr
                                run);
     find_statistics(norm);
   }
-  const Conv<double, Rank>& whole = whole_.forward(expression_of(plan_), run);
-  const auto round = [](std::span<const double> from, std::span<Scalar> to) {
-    std::ranges::transform(from, to.begin(),
-                           [](double value) { return static_cast<Scalar>(value); });
-  };
-  round(whole.weight(), result_.weight());
-  round(whole.bias(), result_.bias());
+  result_ = whole_.forward(expression_of(plan_), run).template cast<Scalar>();
   computed_ = true;
   return result_;
 }
@@ -540,12 +534,7 @@ auto TrainingContraction<Scalar_, Rank_>::backward(const ConvView<const Scalar, 
                                                         prefix.kernel_gradient, run));
   }
   for (std::size_t leaf = 0; leaf < gradients_.size(); ++leaf) {
-    const auto round = [](std::span<const double> from, std::span<Scalar> to) {
-      std::ranges::transform(from, to.begin(),
-                             [](double value) { return static_cast<Scalar>(value); });
-    };
-    round(leaf_gradients_[leaf].weight(), gradients_[leaf].weight());
-    round(leaf_gradients_[leaf].bias(), gradients_[leaf].bias());
+    gradients_[leaf] = leaf_gradients_[leaf].template cast<Scalar>();
   }
   differentiated_ = true;
   return gradients_;
