@@ -6,6 +6,7 @@
 #include <concertina/contract.hpp>
 #include <concertina/layers.hpp>
 #include <concertina/random.hpp>
+#include <concertina/toeplitz.hpp>
 
 #include <optional>
 #include <span>
@@ -224,6 +225,77 @@ struct LoRa {
   void expression() && = delete;
 };
 
+namespace detail {
+
+/// The layer several times, each on channels of its own; of a batch norm each channel's statistics.
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> repeated(const Conv<Scalar, Rank>& layer, Index times);
+template <class Scalar>
+BatchNorm<Scalar> repeated(const BatchNorm<Scalar>& norm, Index times);
+
+}  // namespace detail
+
+/// A layer and an update that is a Kronecker product, scale * (first x second): the kernel from
+/// input channel j * m + l to output channel i * n + k is first[i][j] * second[k][l]. The
+/// expression has each factor several times, one copy after the other; a factor's gradient is their
+/// sum.
+/// Source  Yeh et al., LyCORIS, ICLR 2024
+template <class Scalar, int Rank>
+struct LoKr {
+  Conv<Scalar, Rank> base;
+  Conv<Scalar, 0> first;
+  Conv<Scalar, Rank> second;  ///< with the base's kernel, stride, padding and dilation
+  Scalar scale = Scalar(1);
+
+  Expr<Scalar, Rank> expression() const& {
+    const Index rows = first.shape().out, columns = first.shape().in, n = second.shape().out;
+    const Conv<Scalar, 0> copies = detail::repeated(first, n);
+    // (first x 1) (1 x second)
+    return base +
+           scale *
+               (channel_shuffle<Scalar>(n * rows, n) * Conv<Scalar, Rank>(pointwise<Rank>(copies)) *
+                channel_shuffle<Scalar>(n * columns, columns) * detail::repeated(second, columns));
+  }
+  void expression() && = delete;
+};
+
+/// A kernel refocused by a map of kernels, kernel + map(kernel), where the kernel is read as a
+/// feature map of out * in / groups channels. Only the map is trained.
+/// Source  Cai et al., RefConv, 2023
+template <class Scalar, int Rank>
+struct RefConv {
+  Conv<Scalar, Rank> base, map;
+
+  /// Summed in double where that is wider, and rounded once. Throws ShapeError where the map is not
+  /// one of such kernels to others of the same size.
+  Conv<Scalar, Rank> kernel() const;
+  Expr<Scalar, Rank> expression() const { return kernel(); }
+};
+
+/// A fully connected layer on maps of one size, and depthwise convolutions beside it that keep the
+/// size, each with a batch norm of one factor for all positions of a channel, in inference: flat
+/// maps to flat maps.
+/// Source  Ding et al., RepMLPNet, CVPR 2022: channel and local perceptron
+template <class Scalar, int Rank>
+struct RepMlp {
+  PerAxis<Rank> size;
+  Conv<Scalar, 0> dense;  ///< a group for each channel
+  BatchNorm<Scalar> norm;
+  std::vector<ConvBatchNorm<Scalar, Rank>> local;
+
+  Expr<Scalar, 0> expression() const& {
+    const auto flat = [&](const BatchNorm<Scalar>& of) {
+      return batch_norm(detail::repeated(of, numel(size)));
+    };
+    Expr<Scalar, 0> branches = flat(norm) * dense;
+    for (const auto& branch : local) {
+      branches = branches + flat(branch.norm) * conv_as_linear(branch.conv, size);
+    }
+    return branches;
+  }
+  void expression() && = delete;
+};
+
 /// Two block-diagonal layers with channels transposed between and after them: of n = p * q
 /// channels, the first has p blocks of q, the second q blocks of p.
 /// Source  Dao et al., Monarch, ICML 2022
@@ -299,6 +371,26 @@ QaRepVgg<Scalar, Rank> initialize_qarepvgg(const ConvShape<Rank>& shape, Generat
 template <Layer F, BitGenerator Generator>
 LoRa<typename F::Scalar, F::Rank> initialize_lora(const F& base, Index rank, double alpha,
                                                   Generator& generator);
+
+/// A Kronecker update whose first factor has these rows and columns, zero until it is trained: it
+/// contracts to `base`, bit for bit.
+/// Throws    ShapeError for a base of several groups, or where these do not divide its channels
+template <Layer F, BitGenerator Generator>
+LoKr<typename F::Scalar, F::Rank> initialize_lokr(const F& base, Index rows, Index columns,
+                                                  Generator& generator);
+
+/// The layer with a map of this odd size that is zero until it is trained, a group for each pair of
+/// the layer's channels within its groups: it contracts to `base`, bit for bit.
+/// Throws    ShapeError for a map of even size
+template <Layer F>
+RefConv<typename F::Scalar, F::Rank> initialize_refconv(const F& base, Index map_size);
+
+/// Of that many channels, with convolutions of these odd sizes.
+/// Throws    ShapeError for an even size, or one that maps of this size are too small for
+template <class Scalar, int Rank, BitGenerator Generator>
+RepMlp<Scalar, Rank> initialize_rep_mlp(Index channels, const PerAxis<Rank>& size,
+                                        const std::vector<Index>& kernel_sizes,
+                                        Generator& generator);
 
 /// The layer as the 1x1 after a depthwise layer that copies each tap into a channel of its own: it
 /// contracts to `layer`, bit for bit.

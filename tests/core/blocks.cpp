@@ -434,6 +434,108 @@ TEST_CASE("DO-Conv starts as its layer", "[blocks]") {
   }
 }
 
+TEST_CASE("LoKr starts as its base, and adds a Kronecker product", "[blocks]") {
+  Rng rng(12);
+  for (const Index rows : {1, 2, 6}) {
+    for (const Index columns : {1, 4}) {
+      const ConvShape<2> shape{
+          .out = 6, .in = 4, .kernel_size = {3, 2}, .stride = 2, .padding = 1, .bias = true};
+      const auto conv = small_integers<double>(shape, rng);
+      auto block = initialize_lokr(conv, rows, columns, rng);
+      CHECK(contract(block.expression()) == conv);
+      fill_small_integers(block.first.weight(), rng);
+      fill_small_integers(block.second.weight(), rng);
+      block.scale = -2;
+      check_contracts(block);
+      const Conv2d<double> updated = contract(block.expression());
+      REQUIRE(updated.shape() == shape);
+      const Index n = 6 / rows, m = 4 / columns;
+      for (Index o = 0; o < 6; ++o) {
+        for (Index c = 0; c < 4; ++c) {
+          for (Index t = 0; t < 6; ++t) {
+            const auto at = static_cast<std::size_t>((o * 4 + c) * 6 + t);
+            const double first =
+                block.first.weight()[static_cast<std::size_t>(o / n * columns + c / m)];
+            const double second =
+                block.second.weight()[static_cast<std::size_t>((o % n * m + c % m) * 6 + t)];
+            CHECK(updated.weight()[at] == conv.weight()[at] - 2 * first * second);
+          }
+        }
+      }
+    }
+  }
+  const auto linear = small_integers<double>(ConvShape<0>{.out = 4, .in = 6}, rng);
+  const auto flat = initialize_lokr(linear, 2, 3, rng);
+  CHECK(contract(flat.expression()) == linear);
+  CHECK_THROWS_AS(initialize_lokr(linear, 3, 3, rng), ShapeError);
+  CHECK_THROWS_AS(initialize_lokr(linear, 2, 0, rng), ShapeError);
+}
+
+TEST_CASE("RefConv starts as its base, and refocuses its kernels", "[blocks]") {
+  Rng rng(13);
+  for (const Index groups : {1, 2, 4}) {
+    const ConvShape<2> shape{
+        .out = 4, .in = 4, .kernel_size = {3, 5}, .padding = 1, .groups = groups, .bias = true};
+    const auto conv = small_integers<double>(shape, rng);
+    auto block = initialize_refconv(conv, 3);
+    const Index kernels = 4 * 4 / groups;  // the published map: kernels / groups groups
+    REQUIRE(block.map.shape() == ConvShape<2>{.out = kernels,
+                                              .in = kernels,
+                                              .kernel_size = 3,
+                                              .padding = 1,
+                                              .groups = kernels / groups});
+    CHECK(contract(block.expression()) == conv);
+    fill_small_integers(block.map.weight(), rng);
+    const Conv2d<double> refocused = contract(block.expression());
+    REQUIRE(refocused.shape() == shape);
+    for (Index k = 0; k < kernels; ++k) {
+      for (Index i = 0; i < 3; ++i) {
+        for (Index j = 0; j < 5; ++j) {
+          const auto at = [&](Index kernel, Index y, Index x) {
+            const bool inside = y >= 0 && y < 3 && x >= 0 && x < 5;
+            return inside ? conv.weight()[static_cast<std::size_t>((kernel * 3 + y) * 5 + x)] : 0;
+          };
+          double sum = at(k, i, j);
+          for (Index from = 0; from < groups; ++from) {
+            for (Index t = 0; t < 9; ++t) {
+              sum += block.map.weight()[static_cast<std::size_t>((k * groups + from) * 9 + t)] *
+                     at(k / groups * groups + from, i + t / 3 - 1, j + t % 3 - 1);
+            }
+          }
+          CHECK(refocused.weight()[static_cast<std::size_t>((k * 3 + i) * 5 + j)] == sum);
+        }
+      }
+    }
+    check_contracts(block);
+    CHECK_THROWS_AS(initialize_refconv(conv, 2), ShapeError);
+    const Conv2d<double> shrinking({.out = kernels, .in = kernels, .kernel_size = 3});
+    CHECK_THROWS_AS((RefConv<double, 2>{conv, shrinking}.kernel()), ShapeError);
+  }
+}
+
+TEST_CASE("RepMLP is its definition on flat maps", "[blocks]") {
+  Rng rng(14);
+  const auto x = small_integers<double, 2>({.batch = 2, .channels = 3, .size = {4, 5}}, rng);
+  auto block = initialize_rep_mlp<double, 2>(3, {4, 5}, {1, 3}, rng);
+  fill_small_integers(block.dense.weight(), rng);
+  block.norm = integer_norm(3, rng);
+  const auto values = [](const auto& map) {
+    return std::vector<double>(map.values().begin(), map.values().end());
+  };
+  const FeatureMap<double, 0> flat_x({.batch = 2, .channels = 60}, values(x));
+  Map expected = applied(block.norm, Map(x.shape(), values(block.dense(flat_x))));
+  for (auto& branch : block.local) {
+    fill_small_integers(branch.conv.weight(), rng);
+    branch.norm = integer_norm(3, rng);
+    expected = combined(expected, 1, applied(branch, x));
+  }
+  check_contracts(block);
+  const Linear<double> flat = contract(block.expression());
+  CHECK(flat.shape() == ConvShape<0>{.out = 60, .in = 60, .groups = 3, .bias = true});
+  CHECK(values(flat(flat_x)) == values(expected));
+  CHECK_THROWS_AS((initialize_rep_mlp<double, 2>(3, {4, 5}, {2}, rng)), ShapeError);
+}
+
 TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {
   Rng rng(5);
   const ConvShape<2> shape{.out = 4, .in = 4, .kernel_size = 3, .padding = 1};

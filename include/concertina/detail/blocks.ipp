@@ -42,6 +42,54 @@ ConvBatchNorm<Scalar, Rank> initialize_branch(const ConvShape<Rank>& shape,
 
 }  // namespace detail
 
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> detail::repeated(const Conv<Scalar, Rank>& layer, Index times) {
+  ConvShape<Rank> shape = layer.shape();
+  shape.out = checked_multiply(shape.out, times, "repeated");
+  shape.in = checked_multiply(shape.in, times, "repeated");
+  shape.groups *= times;
+  Conv<Scalar, Rank> result(shape);
+  const auto fill = [](std::span<const Scalar> from, std::span<Scalar> to) {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = from[i % from.size()];
+  };
+  fill(layer.weight(), result.weight());
+  fill(layer.bias(), result.bias());
+  return result;
+}
+
+template <class Scalar>
+BatchNorm<Scalar> detail::repeated(const BatchNorm<Scalar>& norm, Index times) {
+  const auto each = [&](const std::vector<Scalar>& list) {
+    std::vector<Scalar> result;
+    for (const Scalar& value : list) {
+      result.insert(result.end(), static_cast<std::size_t>(times), value);
+    }
+    return result;
+  };
+  return {each(norm.running_mean), each(norm.running_var), each(norm.weight), each(norm.bias),
+          norm.eps};
+}
+
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> RefConv<Scalar, Rank>::kernel() const {
+  using Wide = detail::WideFor<Scalar>;
+  Conv<Scalar, Rank> result = base;
+  const ConvShape<Rank>& shape = base.shape();
+  const Index kernels = shape.out * (shape.in / shape.groups);
+  const Conv<Wide, Rank> wide = base.template cast<Wide>();
+  const FeatureMap<Wide, Rank> before({.channels = kernels, .size = shape.kernel_size},
+                                      {wide.weight().begin(), wide.weight().end()});
+  const FeatureMap<Wide, Rank> refocused = map.template cast<Wide>()(before);
+  if (refocused.shape() != before.shape()) {
+    detail::fail<ShapeError>({"RefConv: ", map.shape(), " does not map the ", kernels,
+                              " kernels of ", shape, " to others of their size"});
+  }
+  for (std::size_t i = 0; i < result.weight().size(); ++i) {
+    result.weight()[i] = detail::convert<Scalar>(before.values()[i] + refocused.values()[i]);
+  }
+  return result;
+}
+
 template <class Scalar, BitGenerator Generator>
 AcNet<Scalar> initialize_acnet(const ConvShape<2>& shape, Generator& generator) {
   detail::require_block_shape(shape, "AcNet");
@@ -98,6 +146,12 @@ DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape
   ConvShape<Rank> outer = window;
   outer.in = inner.out;
   Branch reduce = branch(inner, PerAxis<Rank>(1)), spatial = branch(outer, shape.kernel_size);
+  if (!depthwise) {  // the published 1x1 starts as the identity
+    const Index width = shape.in / groups;
+    for (Index i = 0; i < shape.in * width; ++i) {
+      reduce.conv.weight()[static_cast<std::size_t>(i)] = Scalar(i % width == i / width % width);
+    }
+  }
   return {std::move(origin),
           std::move(pointwise),
           std::move(before_pool),
@@ -176,6 +230,67 @@ LoRa<typename F::Scalar, F::Rank> initialize_lora(const F& base, Index rank, dou
                            Conv<Scalar, Rank>(ConvShape<Rank>{.out = base.shape().out, .in = rank}),
                            static_cast<Scalar>(alpha / static_cast<double>(rank))};
   initialize_uniform(block.down, generator);
+  return block;
+}
+
+template <Layer F, BitGenerator Generator>
+LoKr<typename F::Scalar, F::Rank> initialize_lokr(const F& base, Index rows, Index columns,
+                                                  Generator& generator) {
+  using Scalar = typename F::Scalar;
+  constexpr int Rank = F::Rank;
+  ConvShape<Rank> second = base.shape();
+  if (second.groups != 1 || rows < 1 || columns < 1 || second.out % rows != 0 ||
+      second.in % columns != 0) {
+    detail::fail<ShapeError>({"initialize_lokr: a factor of ", rows, " rows and ", columns,
+                              " columns for ", second, ", whose channels they have to divide"});
+  }
+  second.out /= rows;
+  second.in /= columns;
+  second.bias = false;
+  LoKr<Scalar, Rank> block{Conv<Scalar, Rank>(ConvView<const Scalar, Rank>(base)),
+                           Conv<Scalar, 0>(ConvShape<0>{.out = rows, .in = columns}),
+                           Conv<Scalar, Rank>(second)};
+  initialize_uniform(block.first, generator);
+  return block;
+}
+
+template <Layer F>
+RefConv<typename F::Scalar, F::Rank> initialize_refconv(const F& base, Index map_size) {
+  using Scalar = typename F::Scalar;
+  constexpr int Rank = F::Rank;
+  const ConvShape<Rank>& shape = base.shape();
+  const Index kernels =
+      detail::checked_multiply(shape.out, shape.in / shape.groups, "initialize_refconv");
+  const ConvShape<Rank> map{.out = kernels,
+                            .in = kernels,
+                            .kernel_size = map_size,
+                            .padding = map_size / 2,
+                            .groups = kernels / shape.groups};
+  detail::require_block_shape(map, "RefConv");
+  return {Conv<Scalar, Rank>(ConvView<const Scalar, Rank>(base)), Conv<Scalar, Rank>(map)};
+}
+
+template <class Scalar, int Rank, BitGenerator Generator>
+RepMlp<Scalar, Rank> initialize_rep_mlp(Index channels, const PerAxis<Rank>& size,
+                                        const std::vector<Index>& kernel_sizes,
+                                        Generator& generator) {
+  const Index elements = detail::checked_multiply(channels, numel(size), "initialize_rep_mlp");
+  RepMlp<Scalar, Rank> block{
+      size,
+      Conv<Scalar, 0>(ConvShape<0>{.out = elements, .in = elements, .groups = channels}),
+      initial_batch_norm<Scalar>(channels),
+      {}};
+  initialize_uniform(block.dense, generator);
+  for (const Index kernel_size : kernel_sizes) {
+    const ConvShape<Rank> shape{.out = channels,
+                                .in = channels,
+                                .kernel_size = kernel_size,
+                                .padding = kernel_size / 2,
+                                .groups = channels};
+    detail::require_block_shape(shape, "RepMlp");
+    block.local.push_back(
+        detail::initialize_branch<Scalar>(shape, PerAxis<Rank>(kernel_size), generator));
+  }
   return block;
 }
 
