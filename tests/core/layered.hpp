@@ -48,9 +48,18 @@ class Layered {
   Maps<T, Rank> forward(const Maps<T, Rank>& x) { return forward(*root_, x); }
   Maps<T, Rank> backward(const Maps<T, Rank>& gradient) { return backward(*root_, gradient); }
 
+  /// After forward: everything without its sign, so that backward then sums the absolute values of
+  /// the terms that make the gradients.
+  void make_absolute() {
+    make_absolute(*root_);
+    for (Parameters<T, Rank>& leaf : leaves) make_absolute(leaf.weight);
+    absolute_ = true;
+  }
+
   std::vector<Parameters<T, Rank>> leaves;
   std::vector<std::vector<T>> means, variances;  // of each norm
   Index count = 0;                               // values of the last norm's channels
+  Index additions = 0;                           // of a value to a sum, one after another, forward
 
  private:
   struct Node {
@@ -63,6 +72,15 @@ class Layered {
     Maps<T, Rank> input = {}, normalised = {};  // as forward saw them
     std::vector<T> deviation = {};
   };
+
+  static void make_absolute(std::vector<T>& values) {
+    for (T& value : values) value = std::abs(value);
+  }
+  static void make_absolute(Node& node) {
+    make_absolute(node.input.values);
+    make_absolute(node.normalised.values);
+    for (const auto& part : node.parts) make_absolute(*part);
+  }
 
   template <class Scalar>
   std::unique_ptr<Node> build(const detail::Tree<detail::Leaf<Scalar, Rank>>& tree) {
@@ -140,6 +158,7 @@ class Layered {
   Maps<T, Rank> normalise(Node& node, Maps<T, Rank> x) {
     const std::vector<Index> pixels = window(node, x.size);
     count = x.batch * std::ssize(pixels);
+    additions += 2 * count;
     Maps<T, Rank> y = x;
     node.deviation.clear();
     means[node.norm].clear();
@@ -197,6 +216,7 @@ class Layered {
             less = (sum + z.at(n, c, p) * product) / values;
             ++next;
           }
+          if (absolute_) less = -less;
           gradient.at(n, c, p) = factor * (gradient.at(n, c, p) - less);
         }
       }
@@ -227,6 +247,7 @@ class Layered {
     if (node.join == Join::none) {
       const Parameters<T, Rank>& leaf = leaves[node.leaf];
       Maps<T, Rank> y = zeros<T>(x.batch, leaf.shape.out, output_size(leaf.shape, x.size));
+      additions += std::ssize(leaf.weight) / leaf.shape.out;
       for (Index n = 0; n < x.batch; ++n) {
         for (Index o = 0; leaf.shape.bias && o < y.channels; ++o) {
           for (Index p = 0; p < y.pixels(); ++p) {
@@ -327,6 +348,7 @@ class Layered {
 
   std::vector<Padding<Rank>> margins_;
   std::unique_ptr<Node> root_;
+  bool absolute_ = false;
 };
 
 }  // namespace concertina::test

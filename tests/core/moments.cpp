@@ -13,6 +13,8 @@
 
 #include <cmath>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -30,17 +32,16 @@ long double largest_of(const F& values) {
   return largest;
 }
 
-/// The largest difference relative to the largest value, or to a tenth of `other` where that is
-/// larger: what rounds are then terms that cancel.
+/// The largest difference relative to the largest value, or to `least` where that is larger.
 template <class F, class G>
-double distance(const F& found, const G& expected, long double other = 0) {
+double distance(const F& found, const G& expected, long double least = 0) {
   REQUIRE(found.size() == expected.size());
-  long double difference = 0, largest = largest_of(expected);
+  long double difference = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
     difference = std::max(difference, std::abs(static_cast<long double>(found[i]) -
                                                static_cast<long double>(expected[i])));
   }
-  largest = std::max(largest, other / 10);
+  const long double largest = std::max(largest_of(expected), least);
   return static_cast<double>(largest == 0 ? difference : difference / largest);
 }
 
@@ -60,23 +61,19 @@ FeatureMap<Scalar, Rank> random_maps(const MapShape<Rank>& shape, Rng& rng, doub
   return x;
 }
 
-/// No weight is near zero: a norm undoes the scale of a depthwise 1x1, whose gradient is thus the
-/// difference of terms that grow as its weight shrinks.
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> random_layer(const ConvShape<Rank>& shape, Rng& rng) {
   Conv<Scalar, Rank> layer(shape);
   initialize_uniform(layer, rng);
-  for (Scalar& weight : layer.weight()) weight += std::copysign(Scalar(0.3), weight);
   return layer;
 }
 
-/// Weights of both signs, none near zero: another norm after it undoes their scale.
+/// Weights of both signs.
 template <class Scalar>
 BatchNorm<Scalar> random_norm(Index channels, Rng& rng) {
   BatchNorm<Scalar> norm = initial_batch_norm<Scalar>(channels);
   for (std::size_t c = 0; c < norm.weight.size(); ++c) {
-    const double weight = random_uniform(rng, 2);
-    norm.weight[c] = static_cast<Scalar>(weight + std::copysign(0.3, weight));
+    norm.weight[c] = static_cast<Scalar>(random_uniform(rng, 2));
     norm.bias[c] = static_cast<Scalar>(random_uniform(rng, 1));
   }
   return norm;
@@ -89,77 +86,116 @@ struct Errors {
   double largest() const { return std::max({output, statistics, layers, input}); }
 };
 
-/// Of a step contracted, the layer run in T, relative to `exact` layer by layer.
+/// A step layer by layer in T, with a random gradient of its output, and what the terms of its
+/// gradients sum to without their signs.
+template <class T, int Rank>
+struct LayeredStep {
+  Layered<T, Rank> layers, terms;
+  Maps<T, Rank> output, gradient, input_gradient, input_terms;
+
+  template <class Scalar>
+  LayeredStep(const Expr<Scalar, Rank>& expression, const FeatureMap<Scalar, Rank>& x,
+              const std::vector<Padding<Rank>>& margins = {})
+      : layers(expression, margins),
+        terms(expression, margins),
+        output(layers.forward(maps_of<T>(x))),
+        gradient(output) {
+    Rng rng(7);
+    for (T& value : gradient.values) value = static_cast<Scalar>(random_uniform(rng, 1));
+    input_gradient = layers.backward(gradient);
+    terms.forward(maps_of<T>(x));
+    terms.make_absolute();
+    Maps<T, Rank> sizes = gradient;
+    for (T& value : sizes.values) value = std::abs(value);
+    input_terms = terms.backward(sizes);
+  }
+
+  /// Errors of gradients are judged beside the largest gradient; where its terms cancel, as they do
+  /// where a norm undoes what a layer does, beside as much of the terms as rounding errs by. In n
+  /// additions errors add up to sqrt(n) u of the terms (Higham, Mary, A new approach to
+  /// probabilistic rounding error analysis, 2019), so that 1e-12 of this is 16 times that.
+  long double rounded(long double of_terms) const {
+    const auto additions = static_cast<long double>(2 * layers.additions);  // forward, backward
+    return of_terms * 16 * std::sqrt(additions) * 0x1p-53L / 1e-12L;
+  }
+
+  /// The error of gradients of the leaves.
+  template <class Weight, class Bias>
+  double layers_error(Weight&& weight, Bias&& bias) const {
+    double error = 0;
+    for (std::size_t leaf = 0; leaf < layers.leaves.size(); ++leaf) {
+      const auto &of = layers.leaves[leaf], &sizes = terms.leaves[leaf];
+      error = std::max(error, distance(weight(leaf), of.weight_gradient,
+                                       rounded(largest_of(sizes.weight_gradient))));
+      if (!of.shape.bias) continue;
+      error = std::max(
+          error, distance(bias(leaf), of.bias_gradient, rounded(largest_of(sizes.bias_gradient))));
+    }
+    return error;
+  }
+  double input_error(const auto& found) const {
+    return distance(found, input_gradient.values, rounded(largest_of(input_terms.values)));
+  }
+  double statistics_error(const auto& mean, const auto& variance) const {
+    double error = 0;
+    for (std::size_t norm = 0; norm < layers.means.size(); ++norm) {
+      error = std::max({error, distance(mean(norm), layers.means[norm]),
+                        distance(variance(norm), layers.variances[norm])});
+    }
+    return error;
+  }
+};
+
+/// The errors of a step contracted, the layer run in T.
 template <class T, class Scalar, int Rank, class Reference>
 Errors contracted_errors(const Expr<Scalar, Rank>& expression, const FeatureMap<Scalar, Rank>& x,
-                         Layered<Reference, Rank>& exact, Maps<Reference, Rank> output,
-                         const Maps<Reference, Rank>& gradient,
-                         const Maps<Reference, Rank>& input_gradient,
-                         const std::vector<Padding<Rank>>& margins) {
+                         const LayeredStep<Reference, Rank>& step,
+                         const std::vector<Padding<Rank>>& margins = {}) {
   TrainingContraction<Scalar, Rank> block(expression, x.shape().size, margins);
   const Conv<Scalar, Rank>& layer = block.forward(expression, x);
   Layered<T, Rank> run{Expr<Scalar, Rank>(layer)};
   const Maps<T, Rank> y = run.forward(maps_of<T>(x));
-  Maps<T, Rank> dy{output.batch, output.channels, output.size,
-                   std::vector<T>(gradient.values.begin(), gradient.values.end())};
+  Maps<T, Rank> dy = y;
+  dy.values.assign(step.gradient.values.begin(), step.gradient.values.end());
   const Maps<T, Rank> dx = run.backward(dy);
   const auto cast = [](const std::vector<T>& from) {
     return std::vector<Scalar>(from.begin(), from.end());
   };
-  ConvShape<Rank> shape = layer.shape();
+  const ConvShape<Rank> shape = layer.shape();
   const Conv<Scalar, Rank> dlayer(
       shape, cast(run.leaves.front().weight_gradient),
       shape.bias ? cast(run.leaves.front().bias_gradient) : std::vector<Scalar>());
   const auto gradients = block.backward(dlayer);
   std::vector<Scalar> to = cast(dx.values);
   block.add_input_gradient(x, to);
-
-  Errors errors;
-  errors.output = distance(y.values, output.values);
-  REQUIRE(block.statistics().size() == exact.means.size());
-  for (std::size_t norm = 0; norm < exact.means.size(); ++norm) {
-    errors.statistics =
-        std::max({errors.statistics, distance(block.statistics()[norm].mean, exact.means[norm]),
-                  distance(block.statistics()[norm].variance, exact.variances[norm])});
-  }
-  REQUIRE(gradients.size() == exact.leaves.size());
-  // What a norm undoes has a gradient of zero, as a bias before it, or but for eps, as a scale.
-  long double largest = 0;
-  for (const auto& leaf : exact.leaves)
-    largest = std::max(largest, largest_of(leaf.weight_gradient));
-  for (std::size_t leaf = 0; leaf < gradients.size(); ++leaf) {
-    const auto& of = exact.leaves[leaf];
-    errors.layers =
-        std::max(errors.layers, distance(gradients[leaf].weight(), of.weight_gradient, largest));
-    if (!of.shape.bias) continue;
-    errors.layers =
-        std::max(errors.layers, distance(gradients[leaf].bias(), of.bias_gradient, largest));
-  }
-  errors.input = distance(to, input_gradient.values, largest_of(dx.values));
-  return errors;
+  const auto statistics = block.statistics();
+  REQUIRE(statistics.size() == step.layers.means.size());
+  REQUIRE(gradients.size() == step.layers.leaves.size());
+  return {
+      .output = distance(y.values, step.output.values),
+      .statistics = step.statistics_error([&](std::size_t n) { return statistics[n].mean; },
+                                          [&](std::size_t n) { return statistics[n].variance; }),
+      .layers = step.layers_error([&](std::size_t l) { return gradients[l].weight(); },
+                                  [&](std::size_t l) { return gradients[l].bias(); }),
+      .input = step.input_error(to)};
 }
 
 /// The errors of a step in double, beside layer by layer in double.
 template <int Rank>
 Errors step_errors(const Expr<double, Rank>& expression, const FeatureMap<double, Rank>& x,
                    const std::vector<Padding<Rank>>& margins = {}) {
-  Rng rng(7);
-  Layered<double, Rank> exact(expression, margins);
-  const Maps<double, Rank> y = exact.forward(maps_of<double>(x));
-  Maps<double, Rank> dy = y;
-  for (double& value : dy.values) value = random_uniform(rng, 1);
-  const Maps<double, Rank> dx = exact.backward(dy);
-  return contracted_errors<double>(expression, x, exact, y, dy, dx, margins);
+  return contracted_errors<double>(expression, x, LayeredStep<double, Rank>(expression, x, margins),
+                                   margins);
 }
 
 template <int Rank>
 void check_step(const Expr<double, Rank>& expression, const FeatureMap<double, Rank>& x,
-                const std::vector<Padding<Rank>>& margins = {}, double tolerance = 1e-12) {
+                const std::vector<Padding<Rank>>& margins = {}) {
   const Errors errors = step_errors(expression, x, margins);
   INFO(to_string(Form<Rank>(expression)) << " on " << to_string(x.shape().size));
-  CAPTURE(tolerance / 1e-15, errors.output / 1e-15, errors.statistics / 1e-15,
-          errors.layers / 1e-15, errors.input / 1e-15);
-  CHECK(errors.largest() < tolerance);
+  CAPTURE(errors.output / 1e-15, errors.statistics / 1e-15, errors.layers / 1e-15,
+          errors.input / 1e-15);
+  CHECK(errors.largest() < 1e-12);
 }
 
 /// Moments by their definition: patches in rows.
@@ -304,10 +340,9 @@ TEMPLATE_TEST_CASE_SIG("a step of a layer and its norm is that of layer by layer
 namespace {
 
 /// Blocks of every structure: each with a batch that it takes.
-void for_each_block(const std::function<void(const std::string&, const Expr<double, 2>&,
-                                             const FeatureMap<double, 2>&,
-                                             const std::vector<Padding<2>>&)>& visit) {
-  Rng rng(5);
+void for_each_block(Rng& rng, const std::function<void(const std::string&, const Expr<double, 2>&,
+                                                       const FeatureMap<double, 2>&,
+                                                       const std::vector<Padding<2>>&)>& visit) {
   const auto batch = [&](Index channels, const PerAxis<2>& size) {
     return random_maps<double, 2>({.batch = 4, .channels = channels, .size = size}, rng);
   };
@@ -338,8 +373,9 @@ void for_each_block(const std::function<void(const std::string&, const Expr<doub
         bn(6) * conv({.out = 6, .in = 6}) + bn(6) * conv({.out = 6, .in = 6}) + bn(6),
         batch(6, {5, 4}), {});
   {
-    const auto dbb = initialize_diverse_branch_block<double>(
+    auto dbb = initialize_diverse_branch_block<double>(
         ConvShape<2>{.out = 5, .in = 4, .kernel_size = 3, .padding = 1}, rng);
+    dbb.reduce.conv = random_layer<double>(dbb.reduce.conv.shape(), rng);
     const Expr<double, 2> expression = dbb.expression();
     visit("DBB", expression, batch(4, {6, 7}), dbb.margins());
     CHECK(dbb.margins() == std::vector<Padding<2>>{0, 1, 0, 0, 1, 0});
@@ -388,11 +424,15 @@ void for_each_block(const std::function<void(const std::string&, const Expr<doub
 }  // namespace
 
 TEST_CASE("a step of a block is that of layer by layer", "[moments]") {
-  for_each_block([](const std::string& name, const Expr<double, 2>& expression,
-                    const FeatureMap<double, 2>& x, const std::vector<Padding<2>>& margins) {
-    INFO(name);
-    check_step(expression, x, margins);
-  });
+  for (unsigned seed = 0; seed < 5; ++seed) {
+    Rng rng(seed);
+    for_each_block(rng,
+                   [&](const std::string& name, const Expr<double, 2>& expression,
+                       const FeatureMap<double, 2>& x, const std::vector<Padding<2>>& margins) {
+                     INFO(name << ", seed " << seed);
+                     check_step(expression, x, margins);
+                   });
+  }
 }
 
 namespace {
@@ -473,7 +513,9 @@ std::vector<Trainable<Scalar>> trainable_blocks(Rng& rng) {
 
 TEST_CASE("twenty steps of descent stay with those of layer by layer", "[moments]") {
   Rng rng(8);
-  for (Trainable<double>& block : trainable_blocks<double>(rng)) {
+  std::vector<Trainable<double>> blocks = trainable_blocks<double>(rng);
+  std::ranges::move(trainable_blocks<double>(rng), std::back_inserter(blocks));
+  for (Trainable<double>& block : blocks) {
     Trainable<double> layered = block;
     const auto target = random_maps<double, 2>({.batch = 4, .channels = 6, .size = {6, 7}}, rng);
     TrainingContraction<double, 2> contraction(block.expression(), {6, 7});
@@ -522,82 +564,76 @@ namespace {
 /// The errors of a step in float, contracted and layer by layer, against long double.
 std::pair<Errors, Errors> float_errors(const Expr<float, 2>& expression,
                                        const FeatureMap<float, 2>& x) {
-  Rng rng(9);
-  Layered<long double, 2> exact(expression);
-  const auto y = exact.forward(maps_of<long double>(x));
-  Maps<long double, 2> dy = y;
-  for (long double& value : dy.values) value = static_cast<float>(random_uniform(rng, 1));
-  const auto dx = exact.backward(dy);
-  const Errors contracted = contracted_errors<float>(expression, x, exact, y, dy, dx, {});
-
-  Layered<float, 2> plain(expression);
-  const auto plain_y = plain.forward(maps_of<float>(x));
-  Maps<float, 2> plain_dy = plain_y;
-  plain_dy.values.assign(dy.values.begin(), dy.values.end());
-  const auto plain_dx = plain.backward(plain_dy);
-  Errors layered;
-  layered.output = distance(plain_y.values, y.values);
-  for (std::size_t norm = 0; norm < exact.means.size(); ++norm) {
-    layered.statistics =
-        std::max({layered.statistics, distance(plain.means[norm], exact.means[norm]),
-                  distance(plain.variances[norm], exact.variances[norm])});
-  }
-  long double largest = 0;
-  for (const auto& leaf : exact.leaves)
-    largest = std::max(largest, largest_of(leaf.weight_gradient));
-  for (std::size_t leaf = 0; leaf < exact.leaves.size(); ++leaf) {
-    const auto& of = exact.leaves[leaf];
-    const auto& own = plain.leaves[leaf];
-    layered.layers =
-        std::max({layered.layers, distance(own.weight_gradient, of.weight_gradient, largest),
-                  distance(own.bias_gradient, of.bias_gradient, largest)});
-  }
-  layered.input = distance(plain_dx.values, dx.values, largest_of(dx.values));
-  return {contracted, layered};
+  const LayeredStep<long double, 2> exact(expression, x);
+  const LayeredStep<float, 2> plain(expression, x);
+  const auto& of = plain.layers;
+  const Errors layered{
+      .output = distance(plain.output.values, exact.output.values),
+      .statistics = exact.statistics_error([&](std::size_t n) { return of.means[n]; },
+                                           [&](std::size_t n) { return of.variances[n]; }),
+      .layers = exact.layers_error([&](std::size_t l) { return of.leaves[l].weight_gradient; },
+                                   [&](std::size_t l) { return of.leaves[l].bias_gradient; }),
+      .input = exact.input_error(plain.input_gradient.values)};
+  return {contracted_errors<float>(expression, x, exact), layered};
 }
 
 }  // namespace
 
 TEST_CASE("in float a step errs at most four times as much as layer by layer", "[moments]") {
-  Rng rng(10);
-  const auto check = [](const std::string& name, const Expr<float, 2>& expression,
-                        const FeatureMap<float, 2>& x) {
+  // The largest errors of several batches: far from zero, single ones are chance.
+  std::map<std::string, std::pair<Errors, Errors>> largest;
+  const auto check = [&](const std::string& name, const Expr<float, 2>& expression,
+                         const FeatureMap<float, 2>& x) {
+    const auto take = [](Errors& to, const Errors& from) {
+      to = {std::max(to.output, from.output), std::max(to.statistics, from.statistics),
+            std::max(to.layers, from.layers), std::max(to.input, from.input)};
+    };
     const auto [contracted, layered] = float_errors(expression, x);
+    take(largest[name].first, contracted);
+    take(largest[name].second, layered);
+  };
+  for (unsigned seed = 10; seed < 13; ++seed) {
+    Rng rng(seed);
+    int number = 0;
+    for (const Trainable<float>& block : trainable_blocks<float>(rng)) {
+      const std::string name = "block " + std::to_string(++number);
+      const MapShape<2> shape{.batch = 8, .channels = 6, .size = {9, 8}};
+      check(name, block.expression(), random_maps<float, 2>(shape, rng));
+      auto constant = random_maps<float, 2>(shape, rng);
+      for (Index n = 0; n < 8; ++n) std::fill_n(constant.values().begin() + n * 432 + 72, 72, 0.3F);
+      check(name + ", a constant channel", block.expression(), constant);
+      check(name + ", one image", block.expression(),
+            random_maps<float, 2>({.batch = 1, .channels = 6, .size = {9, 8}}, rng));
+      check(name + ", mean 1e4", block.expression(), random_maps<float, 2>(shape, rng, 1e4, 1e-2));
+    }
+    // Without padding no border hides the small deviations.
+    const auto conv = [&](const ConvShape<2>& of) {
+      return random_layer<double>(of, rng).template cast<float>();
+    };
+    const auto bn = [&] { return batch_norm(random_norm<float>(6, rng)); };
+    const MapShape<2> shape{.batch = 8, .channels = 6, .size = {9, 8}};
+    const ConvShape<2> one{.out = 6, .in = 6}, valid{.out = 6, .in = 6, .kernel_size = 3},
+        depthwise{.out = 6, .in = 6, .groups = 6};
+    const auto far = random_maps<float, 2>(shape, rng, 1e4, 1e-2);
+    check("1x1 + 1x1, mean 1e4", bn() * conv(one) + bn() * conv(one), far);
+    check("3x3, mean 1e4", bn() * conv(valid), far);
+    check("3x3 after 1x1, mean 1e4", bn() * conv(valid) * bn() * conv(one), far);
+    check("depthwise 1x1, mean 1e4", bn() * conv(depthwise), far);
+  }
+  for (const auto& [name, errors] : largest) {
+    const auto& [contracted, layered] = errors;
     constexpr double ulp = 0x1p-23;
     INFO(name);
     CAPTURE(contracted.output / ulp, layered.output / ulp, contracted.statistics / ulp,
             layered.statistics / ulp, contracted.layers / ulp, layered.layers / ulp,
             contracted.input / ulp, layered.input / ulp);
+    // Where layer by layer has no digit right, as in gradients far from zero, nothing compares.
+    const auto fits = [](double own, double other) { return own <= 4 * other || other > 0.5; };
     CHECK(contracted.output <= 4 * layered.output);
     CHECK(contracted.statistics <= 4 * layered.statistics);
-    CHECK(contracted.layers <= 4 * layered.layers);
-    CHECK(contracted.input <= 4 * layered.input);
-  };
-  int number = 0;
-  for (const Trainable<float>& block : trainable_blocks<float>(rng)) {
-    const std::string name = "block " + std::to_string(++number);
-    const MapShape<2> shape{.batch = 8, .channels = 6, .size = {9, 8}};
-    check(name, block.expression(), random_maps<float, 2>(shape, rng));
-    auto constant = random_maps<float, 2>(shape, rng);
-    for (Index n = 0; n < 8; ++n) std::fill_n(constant.values().begin() + n * 432 + 72, 72, 0.3F);
-    check(name + ", a constant channel", block.expression(), constant);
-    check(name + ", one image", block.expression(),
-          random_maps<float, 2>({.batch = 1, .channels = 6, .size = {9, 8}}, rng));
-    check(name + ", mean 1e4", block.expression(), random_maps<float, 2>(shape, rng, 1e4, 1e-2));
+    CHECK(fits(contracted.layers, layered.layers));
+    CHECK(fits(contracted.input, layered.input));
   }
-  // Without padding no border hides the small deviations.
-  const auto conv = [&](const ConvShape<2>& of) {
-    return random_layer<double>(of, rng).template cast<float>();
-  };
-  const auto bn = [&] { return batch_norm(random_norm<float>(6, rng)); };
-  const MapShape<2> shape{.batch = 8, .channels = 6, .size = {9, 8}};
-  const ConvShape<2> one{.out = 6, .in = 6}, valid{.out = 6, .in = 6, .kernel_size = 3},
-      depthwise{.out = 6, .in = 6, .groups = 6};
-  const auto far = random_maps<float, 2>(shape, rng, 1e4, 1e-2);
-  check("1x1 + 1x1, mean 1e4", bn() * conv(one) + bn() * conv(one), far);
-  check("3x3, mean 1e4", bn() * conv(valid), far);
-  check("3x3 after 1x1, mean 1e4", bn() * conv(valid) * bn() * conv(one), far);
-  check("depthwise 1x1, mean 1e4", bn() * conv(depthwise), far);
 }
 
 TEST_CASE("without variance eps decides, and without eps the channel is named", "[moments]") {
@@ -632,27 +668,25 @@ TEST_CASE("two workers with shared statistics train as one", "[moments]") {
   for (const Trainable<double>& block : trainable_blocks<double>(rng)) {
     const Expr<double, 2> expression = block.expression();
     const FeatureMap<double, 2> mine = part(both, 0, 2), theirs = part(both, 2, 3);
-    TrainingContraction whole(expression, {6, 7}), one(expression, {6, 7}), two(expression, {6, 7});
-    const Conv2d<double> expected = whole.forward(expression, both);
+    const LayeredStep<double, 2> step(expression, both);
+    TrainingContraction one(expression, {6, 7}), two(expression, {6, 7});
     std::vector<Moments> moments = one.moments(mine);
     const std::vector<Moments> other = two.moments(theirs);
     for (std::size_t m = 0; m < moments.size(); ++m) moments[m] += other[m];
-    CHECK(distance(two.forward(expression, moments).weight(), expected.weight()) < 1e-12);
-    CHECK(distance(one.forward(expression, moments).weight(), expected.weight()) < 1e-12);
-    Conv2d<double> gradient = random_layer<double>(expected.shape(), rng);
-    const auto all = whole.backward(gradient);
-    const auto own = one.backward(gradient);
+    const Conv2d<double>& layer = one.forward(expression, moments);
+    CHECK(two.forward(expression, moments) == layer);
+    Layered<double, 2> run{Expr<double, 2>(layer)};
+    CHECK(distance(run.forward(maps_of<double>(both)).values, step.output.values) < 1e-12);
+    std::vector<double> dx = run.backward(step.gradient).values;
+    const Conv2d<double> gradient(layer.shape(), run.leaves[0].weight_gradient,
+                                  run.leaves[0].bias_gradient);
+    const auto gradients = one.backward(gradient);
     two.backward(gradient);
-    for (std::size_t leaf = 0; leaf < all.size(); ++leaf) {
-      CHECK(distance(own[leaf].weight(), all[leaf].weight(), 1) < 1e-11);
-    }
-    std::vector<double> dx(both.values().size()), dmine(mine.values().size()),
-        dtheirs(theirs.values().size());
-    whole.add_input_gradient(both, dx);
-    one.add_input_gradient(mine, dmine);
-    two.add_input_gradient(theirs, dtheirs);
-    dmine.insert(dmine.end(), dtheirs.begin(), dtheirs.end());
-    CHECK(distance(dmine, dx) < 1e-10);
+    CHECK(step.layers_error([&](std::size_t l) { return gradients[l].weight(); },
+                            [&](std::size_t l) { return gradients[l].bias(); }) < 1e-12);
+    one.add_input_gradient(mine, std::span(dx).first(mine.values().size()));
+    two.add_input_gradient(theirs, std::span(dx).last(theirs.values().size()));
+    CHECK(step.input_error(dx) < 1e-12);
   }
 }
 
