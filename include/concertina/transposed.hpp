@@ -168,8 +168,8 @@ Conv<Scalar, Rank> transposed(const Transposed<Scalar, Rank>& adjoint) {
 }
 
 /// Blocks of factor^Rank channels become positions: torch.nn.PixelShuffle, depth to space, the
-/// adjoint and inverse of pixel_unshuffle. After a layer without a bias it makes a transposed
-/// convolution of it.
+/// adjoint and inverse of pixel_unshuffle. It makes a transposed convolution of a layer before it,
+/// if that has the same bias, or none, for all positions that a channel becomes.
 /// Throws  ShapeError for no channels or factor
 /// Source  Shi et al., Sub-pixel convolution, CVPR 2016
 template <class Scalar, int Rank>
@@ -297,20 +297,121 @@ FeatureMap<Scalar, Rank> dense_map(const FeatureMapView<Scalar, Rank>& x,
   return result;
 }
 
+/// Whether channels are at most selected.
+template <class Scalar, int Rank>
+bool selects(const Leaf<Scalar, Rank>& leaf) {
+  const ChannelMap<Scalar>* map = leaf.channel_map();
+  return map && *map == ChannelMap<Scalar>{.in = map->in, .out = map->out, .source = map->source};
+}
+
+template <class Scalar>
+std::vector<Scalar> selected(std::vector<Scalar> from, const std::vector<Index>& source) {
+  if (source.empty() || from.empty()) return from;
+  std::vector<Scalar> result;
+  for (const Index channel : source) result.push_back(from[static_cast<std::size_t>(channel)]);
+  return result;
+}
+
+/// The bias of a chain's last layer, after which channels are at most selected: what every position
+/// gets; empty where it is zero. `place` becomes that layer's among the leaves.
+template <class Scalar, int Rank>
+std::vector<Scalar> last_bias(const Tree<Leaf<Scalar, Rank>>& tree, std::size_t& place) {
+  if (!tree.is_leaf()) {
+    const auto& parts = tree.parts();
+    if (tree.join() != Join::chain || !parts.back().is_leaf()) return {};
+    const Leaf<Scalar, Rank>& last = parts.back().leaf();
+    const std::span before(parts.data(), parts.size() - 1);
+    place = 0;
+    if (!selects(last)) {
+      for (const auto& part : before) part.for_each_leaf([&](const auto&) { ++place; });
+      return last_bias(parts.back(), place);
+    }
+    return selected(last_bias(Tree<Leaf<Scalar, Rank>>(Join::chain, before), place),
+                    last.channel_map()->source);
+  }
+  const ChannelMap<Scalar>* map = tree.leaf().channel_map();
+  std::vector<Scalar> bias;
+  if (map && map->mean.empty()) bias = map->bias;
+  if (!map) bias.assign(tree.leaf().view()->bias().begin(), tree.leaf().view()->bias().end());
+  const bool zero = std::ranges::all_of(bias, [](const Scalar& b) { return b == Scalar(0); });
+  return zero ? std::vector<Scalar>() : bias;
+}
+
+/// What a bias before a chain becomes behind the layer that makes the last of its strides, that
+/// layer's own included: where one tap of each layer writes each position, as in pixel shuffles and
+/// nearest upsampling, and all positions of a channel get the same. Empty where not. `strides` are
+/// those of the layers as they were given, `place` becomes that layer's among them.
+template <class Scalar, int Rank>
+std::vector<Scalar> bias_behind(std::vector<Scalar> bias, const Tree<Leaf<Scalar, Rank>>& outer,
+                                const std::vector<PerAxis<Rank>>& strides, PerAxis<Rank> remaining,
+                                std::size_t& place) {
+  if (!outer.is_leaf() && outer.join() != Join::chain) return {};
+  for (place = 0; !bias.empty(); ++place) {
+    const Tree<Leaf<Scalar, Rank>>& part = outer.is_leaf() ? outer : outer.parts()[place];
+    if (part.is_leaf() && selects(part.leaf())) {
+      bias = selected(std::move(bias), part.leaf().channel_map()->source);
+      continue;
+    }
+    if (!part.is_leaf() || !part.leaf().view()) return {};
+    const ConvView<const Scalar, Rank>& layer = *part.leaf().view();
+    const ConvShape<Rank>& shape = layer.shape();
+    const PerAxis<Rank>& stride = strides[place];
+    for (int axis = 0; axis < Rank; ++axis) {
+      remaining[axis] /= stride[axis];
+      const Index reach = (stride[axis] - 1) * remaining[axis];
+      if (shape.kernel_size[axis] != stride[axis] ||
+          (stride[axis] > 1 && shape.dilation[axis] != remaining[axis]) ||
+          shape.padding.start[axis] != reach || shape.padding.end[axis] != reach) {
+        return {};
+      }
+    }
+    std::vector<Scalar> behind(static_cast<std::size_t>(shape.out));
+    const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
+    const Index taps = numel(shape.kernel_size);
+    for (Index o = 0; o < shape.out; ++o) {
+      Scalar& here = behind[static_cast<std::size_t>(o)];
+      for (Index tap = 0; tap < taps; ++tap) {
+        Scalar sum(0);
+        for (Index c = 0; c < in; ++c) {
+          sum = sum + layer.weight()[static_cast<std::size_t>((o * in + c) * taps + tap)] *
+                          bias[static_cast<std::size_t>(o / out * in + c)];
+        }
+        if (tap == 0) here = sum;
+        if (!(here == sum)) return {};
+      }
+      if (shape.bias) here = here + layer.bias()[static_cast<std::size_t>(o)];
+    }
+    bias = std::move(behind);
+    if (remaining == 1) return bias;
+  }
+  return {};
+}
+
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> with_bias(const ConvView<const Scalar, Rank>& layer, std::vector<Scalar> bias) {
+  ConvShape<Rank> shape = layer.shape();
+  shape.bias = true;
+  return {shape, {layer.weight().begin(), layer.weight().end()}, std::move(bias)};
+}
+
 /// A leaf before zeros are put between the positions of its output as one that does the same after
 /// they were put between those of its input: dilation and padding grow, the elements stay. Throws
-/// InexactError for a bias that is not zero, as it would stand at every position.
+/// InexactError for a bias that is not zero, as it would stand at every position, unless it
+/// `moves`.
 template <class Scalar, int Rank>
-Leaf<Scalar, Rank> spread(const Leaf<Scalar, Rank>& leaf, const PerAxis<Rank>& spacing) {
+Leaf<Scalar, Rank> spread(const Leaf<Scalar, Rank>& leaf, const PerAxis<Rank>& spacing,
+                          bool moves) {
   if (spacing == 1) return leaf;
   ConvShape<Rank> shape = leaf.shape();
   const auto zero = [](const auto& list) {
     return std::ranges::all_of(list, [](const Scalar& element) { return element == Scalar(0); });
   };
   const ChannelMap<Scalar>* map = leaf.channel_map();
-  if (map ? !zero(map->mean) || !zero(map->bias) : !zero(leaf.view()->bias())) {
+  if (!moves && (map ? !zero(map->mean) || !zero(map->bias) : !zero(leaf.view()->bias()))) {
     fail<InexactError>({"no bias stands for that of a layer (", shape,
-                        ") before a transposed one: its sum varies from position to position"});
+                        ") before a transposed one: its sum varies from position to position; "
+                        "before a pixel shuffle it has to be the same for all positions that a "
+                        "channel becomes"});
   }
   shape.bias = false;
   if (map) {
@@ -378,22 +479,42 @@ class TransposedExpr {
   /// The layers as they were given, in the order of dense()'s leaves.
   const std::vector<Given>& given() const noexcept { return given_; }
 
-  /// `inner`, then `outer`. Throws ShapeError where channels differ; InexactError where `inner` has
-  /// a bias and `outer` a stride.
+  /// `inner`, then `outer`. A bias that ends `inner` becomes one of the first layer of `outer`
+  /// where every position gets the same of it: after nearest upsampling always, after a pixel
+  /// shuffle if it is alike for all positions that a channel becomes. Throws ShapeError where
+  /// channels differ; InexactError where `inner` has another bias and `outer` a stride.
   static TransposedExpr product(const TransposedExpr& outer, const TransposedExpr& inner) {
     TransposedExpr result = inner;
+    Expr<Scalar, Rank> after = outer.dense_;
+    std::size_t moved = inner.given_.size();  // the leaf whose bias goes on behind the strides
+    if (outer.stride_ != 1) {
+      std::vector<PerAxis<Rank>> strides;
+      for (const Given& each : outer.given_) {
+        strides.push_back(each.transposed ? each.shape.stride : PerAxis<Rank>(1));
+      }
+      std::size_t from = 0, to = 0, leaf = 0;
+      const auto bias = detail::bias_behind(detail::last_bias(inner.dense_.tree(), from),
+                                            after.tree(), strides, outer.stride_, to);
+      if (!bias.empty()) {
+        moved = from;
+        after = Expr<Scalar, Rank>(after.tree().map([&](const auto& at) {
+          return leaf++ == to ? detail::Leaf<Scalar, Rank>(detail::with_bias(*at.view(), bias))
+                              : at;
+        }));
+      }
+    }
     for (int axis = 0; axis < Rank; ++axis) {
       result.stride_[axis] =
           detail::checked_multiply(inner.stride_[axis], outer.stride_[axis], "transposed");
     }
     result.given_.clear();
-    result.dense_ =
-        outer.dense_ * Expr<Scalar, Rank>(inner.dense_.tree().map([&](const auto& leaf) {
-          const auto spaced = detail::spread(leaf, outer.stride_);
-          result.given_.push_back(inner.given_[result.given_.size()]);
-          result.given_.back().shape.bias &= spaced.shape().bias;
-          return spaced;
-        }));
+    result.dense_ = after * Expr<Scalar, Rank>(inner.dense_.tree().map([&](const auto& leaf) {
+                      const auto spaced =
+                          detail::spread(leaf, outer.stride_, result.given_.size() == moved);
+                      result.given_.push_back(inner.given_[result.given_.size()]);
+                      result.given_.back().shape.bias &= spaced.shape().bias;
+                      return spaced;
+                    }));
     result.given_.insert(result.given_.end(), outer.given_.begin(), outer.given_.end());
     return result;
   }
@@ -470,7 +591,7 @@ TransposedExprOf<T> as_transposed_expr(F&& factor) {
 /// `inner`, then `outer`, one or both of them transposed, the other of stride 1: a batch norm or
 /// convolution after a transposed convolution, a convolution before one.
 /// Throws  ShapeError naming both layers where channels differ, and for another stride;
-///         InexactError for a bias before a stride, which varies from position to position
+///         InexactError for a bias before a stride that varies from position to position
 template <detail::TransposedFactor Outer, detail::JoinsTransposed<Outer> Inner>
 auto operator*(Outer&& outer, Inner&& inner) {
   return detail::TransposedExprOf<Outer>::product(
@@ -583,7 +704,8 @@ class TransposedContraction {
   }
 
   /// From dL/d(contraction) to the gradient of each layer, in the order in which they are applied,
-  /// branch after branch; see Contraction::backward.
+  /// branch after branch; see Contraction::backward. A bias before a stride has none: where it
+  /// stands behind it, its gradient is that of the transposed layer's bias.
   std::vector<Gradient> backward(const Expression& expression,
                                  const Transposed<Scalar, Rank>& gradient,
                                  const ParallelFor& run = serial_for) {

@@ -5,6 +5,7 @@
 #include <concertina/contract.hpp>
 #include <concertina/detail/verify/rounding.hpp>
 #include <concertina/modular.hpp>
+#include <concertina/random.hpp>
 #include <concertina/verify.hpp>
 
 #include "support.hpp"
@@ -409,6 +410,60 @@ TEST_CASE("a blur pool is its filter along every axis", "[layers]") {
   CHECK(contract(valid * conv)(x) == valid(conv(x)));
   CHECK_THROWS_AS((blur_pool<double, 2>(2, {1, -1}, 2)), ShapeError);
   CHECK_THROWS_AS((blur_pool<double, 2>(2, {}, 2)), ShapeError);
+}
+
+namespace {
+
+/// A leaf after a layer: proved, and along any direction of the layer its gradient is exact.
+template <int Rank, class Leaf>
+void check_after(const ConvShape<Rank>& shape, const Leaf& leaf, Rng& rng) {
+  const auto random = [&] {
+    Conv<PrimeField, Rank> layer(shape);
+    fill_random(layer.weight(), rng);
+    fill_random(layer.bias(), rng);
+    return layer;
+  };
+  Conv<float, Rank> rounding(shape);
+  initialize_uniform(rounding, rng);
+  const Expr<float, Rank> of_floats = leaf.template operator()<float>() * rounding;
+  INFO(to_string(Form(of_floats)));
+  CHECK(exactness(of_floats).exact());
+  CHECK(verify<double>(of_floats, contract<double>(of_floats)));
+
+  const Conv<PrimeField, Rank> layer = random(), direction = random();
+  const Expr<PrimeField, Rank> before = leaf.template operator()<PrimeField>();
+  Contraction<PrimeField, Rank> contraction{Form(before * layer)};
+  const auto product = [](const Conv<PrimeField, Rank>& f, const Conv<PrimeField, Rank>& g) {
+    PrimeField sum(0);
+    for (std::size_t i = 0; i < f.weight().size(); ++i) sum = sum + f.weight()[i] * g.weight()[i];
+    for (std::size_t i = 0; i < f.bias().size(); ++i) sum = sum + f.bias()[i] * g.bias()[i];
+    return sum;
+  };
+  const Conv<PrimeField, Rank> whole = contraction.forward(before * layer);
+  Conv<PrimeField, Rank> gradient = whole;
+  fill_random(gradient.weight(), rng);
+  fill_random(gradient.bias(), rng);
+  const Conv<PrimeField, Rank> of_layer = contraction.backward(before * layer, gradient)[0];
+  Conv<PrimeField, Rank> moved = layer;
+  for (std::size_t i = 0; i < moved.weight().size(); ++i)
+    moved.weight()[i] = moved.weight()[i] + direction.weight()[i];
+  for (std::size_t i = 0; i < moved.bias().size(); ++i)
+    moved.bias()[i] = moved.bias()[i] + direction.bias()[i];
+  CHECK(product(gradient, contraction.forward(before * moved)) ==
+        product(gradient, whole) + product(of_layer, direction));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE_SIG("unshuffles and blur pools after any layer are proved, and differentiated",
+                       "[layers]", ((int Rank), Rank), 1, 2, 3) {
+  Rng rng(33);
+  for (const ConvShape<Rank>& shape : all_shapes<Rank>(rng, 10)) {
+    check_after(
+        shape, [&]<class S>() { return Expr<S, Rank>(pixel_unshuffle<S, Rank>(shape.out, 2)); },
+        rng);
+    check_after(shape, [&]<class S>() { return blur_pool<S, Rank>(shape.out, {1, 3, 2}, 2); }, rng);
+  }
 }
 
 TEST_CASE("a shuffle of more channels than fit a layer is refused before its memory", "[layers]") {

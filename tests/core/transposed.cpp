@@ -4,6 +4,8 @@
 
 #include <concertina/layers.hpp>
 #include <concertina/modular.hpp>
+#include <concertina/random.hpp>
+#include <concertina/verify.hpp>
 
 #include "support.hpp"
 
@@ -754,6 +756,105 @@ TEST_CASE("pixel shuffle undoes pixel unshuffle, and nearest upsampling repeats"
               small.values()[static_cast<std::size_t>((c * 2 + i / 2) * 2 + j / 3)]);
       }
     }
+  }
+}
+
+TEST_CASE("a bias before a stride stands behind it where every position gets the same",
+          "[transposed]") {
+  Rng rng(42);
+  const auto z = small_integers<int, 2>({.batch = 2, .channels = 3, .size = {3, 4}}, rng);
+  auto conv = small_integers<int>(
+      ConvShape<2>{.out = 8, .in = 3, .kernel_size = 3, .padding = 1, .bias = true}, rng);
+  const auto after = small_integers<int>(ConvShape<2>{.out = 3, .in = 2, .bias = true}, rng);
+  const auto padded =
+      small_integers<int>(ConvShape<2>{.out = 3, .in = 8, .kernel_size = 3, .padding = 1}, rng);
+  const auto up = upsample_nearest<int, 2>(8, {2, 3});
+  conv.bias()[5] = 7;
+
+  CHECK(contract(up * conv)(z) == up(conv(z)));
+  const Transposed<int, 2> far = contract(up * upsample_nearest<int, 2>(8, {3, 1}) * conv);
+  CHECK(far(z) == up(upsample_nearest<int, 2>(8, {3, 1})(conv(z))));
+  // A padding after the bias reads zeros where the bias goes on.
+  CHECK_THROWS_AS(contract(padded * (up * conv)), InexactError);
+
+  const auto shuffle = pixel_shuffle<int, 2>(2, 2);
+  std::ranges::fill(conv.bias().first(4), 5);
+  std::ranges::fill(conv.bias().subspan(4), -3);
+  CHECK(contract(shuffle * conv).bias()[1] == -3);
+  CHECK(contract(shuffle * conv)(z) == shuffle(conv(z)));
+  CHECK(contract(after * (shuffle * conv))(z) == after(shuffle(conv(z))));
+  CHECK(contract((after * shuffle) * conv)(z) == after(shuffle(conv(z))));
+  CHECK(contract(shuffle * channel_bias<int>({1, 1, 1, 1, 2, 2, 2, 2}))(conv(z)).values()[0] ==
+        conv(z).values()[0] + 1);
+
+  // Positions first, as ONNX's DepthToSpace has them.
+  const auto order = channel_shuffle<int>(8, 4);
+  auto other = conv;
+  for (std::size_t c = 0; c < 8; ++c) other.bias()[c] = c % 2 == 0 ? 5 : -3;
+  const FeatureMap<int, 2> expected = shuffle((order * Expr<int, 2>(other))(z));
+  CHECK(contract(shuffle * order * other)(z) == expected);
+  CHECK_THROWS_AS(contract(shuffle * order * conv), InexactError);
+
+  conv.bias()[6] = 4;
+  CHECK_THAT(message_of<InexactError>([&] { contract(shuffle * conv); }),
+             Catch::Contains("the same for all positions"));
+  CHECK_THROWS_AS(contract(shuffle * (conv + conv)), InexactError);
+  // What other taps write too, or none, gets another sum.
+  for (const PerAxis<2>& kernel : {PerAxis<2>{3, 2}, PerAxis<2>{1, 2}}) {
+    Conv2d<int> sums({.out = 8, .in = 1, .kernel_size = kernel, .stride = 2});
+    std::ranges::fill(sums.weight(), 1);
+    CHECK_THROWS_AS(contract(transposed(sums) * conv), InexactError);
+  }
+  Conv2d<int> cropped({.out = 8, .in = 1, .kernel_size = 2, .stride = 2, .padding = 1});
+  std::ranges::fill(cropped.weight(), 1);
+  CHECK_THROWS_AS(contract(transposed(cropped) * conv), InexactError);
+  CHECK_THROWS_AS(contract(transposed(cropped, {}, 1) * conv), InexactError);
+
+  // In training its gradient is that of the bias behind.
+  TransposedContraction contraction(up * conv);
+  const Transposed<int, 2> whole = contraction.forward(up * conv);
+  const auto gradients = contraction.backward(up * conv, whole);
+  CHECK_FALSE(std::get<Conv2d<int>>(gradients[0]).shape().bias);
+  CHECK(std::ranges::equal(std::get<Transposed<int, 2>>(gradients[1]).bias(), whole.bias()));
+}
+
+TEMPLATE_TEST_CASE_SIG("shuffles and upsampling after any layer are proved, and differentiated",
+                       "[transposed]", ((int Rank), Rank), 1, 2, 3) {
+  Rng rng(43);
+  PerAxis<Rank> factors;
+  for (int axis = 0; axis < Rank; ++axis) factors[axis] = 2 + axis % 2;
+  const auto check = [&](const ConvShape<Rank>& shape, const auto& leaf) {
+    Conv<float, Rank> rounding(shape);
+    initialize_uniform(rounding, rng);
+    const auto of_floats = leaf.template operator()<float>() * rounding;
+    INFO(to_string(Form(of_floats.dense())));
+    CHECK(exactness(of_floats).exact());
+    CHECK(verify<double>(of_floats, contract<double>(of_floats)));
+
+    const auto [layer, direction] =
+        std::pair(random_pair(shape, rng).layer, random_pair(shape, rng).layer);
+    const auto up = leaf.template operator()<PrimeField>();
+    TransposedContraction contraction(up * layer);
+    const Transposed<PrimeField, Rank> whole = contraction.forward(up * layer);
+    const auto gradients = contraction.backward(up * layer, whole);
+    Conv<PrimeField, Rank> moved = layer;
+    PrimeField along(0);
+    const auto& of_layer = std::get<Conv<PrimeField, Rank>>(gradients[0]);
+    for (std::size_t i = 0; i < moved.weight().size(); ++i) {
+      moved.weight()[i] = moved.weight()[i] + direction.weight()[i];
+      along = along + of_layer.weight()[i] * direction.weight()[i];
+    }
+    CHECK(inner_product(whole, contraction.forward(up * moved)) ==
+          inner_product(whole, whole) + along);
+  };
+  for (ConvShape<Rank> shape : all_shapes<Rank>(rng, 4)) {
+    shape.stride = 1;
+    shape.bias = false;
+    check(shape, [&]<class S>() { return upsample_nearest<S, Rank>(shape.out, factors); });
+    shape.out *= numel(PerAxis<Rank>(2));
+    check(shape, [&]<class S>() {
+      return pixel_shuffle<S, Rank>(shape.out / numel(PerAxis<Rank>(2)), 2);
+    });
   }
 }
 
