@@ -54,6 +54,8 @@ class Reader {
     if (op == "AveragePool") return average_pool();
     if (op == "GlobalAveragePool" || op == "ReduceMean") return mean();
     if (op == "Pad") return pad();
+    if (op == "SpaceToDepth" || op == "DepthToSpace") return depth();
+    if (op == "Resize" || op == "Upsample") return upsample();
     if (op == "Slice") return slice();
     if (op == "Split") return split();
     if (op == "Gather") return gather();
@@ -450,6 +452,67 @@ class Reader {
     channels_first();
     result_.channels = extent_of_channels(Layout::channels_first);
     if (result_.channels == unknown) return no("the number of its channels is not known");
+    return result_;
+  }
+
+  std::optional<LinearNode> depth() {
+    const Index factor = node_.integer("blocksize", 0);
+    if (factor < 1) wrong("a blocksize of " + std::to_string(factor));
+    if (factor > 256) return no("its blocks are too large");
+    result_.kind = node_.op_type == "SpaceToDepth" ? Kind::space_to_depth : Kind::depth_to_space;
+    result_.spatial_axes = 2;
+    result_.factors = {factor, factor};
+    result_.positions_first = node_.text("mode", "DCR") != "CRD";
+    result_.channels = extent_of_channels(Layout::channels_first);
+    channels_first();
+    return result_;
+  }
+
+  /// A Resize that repeats every position a whole number of times.
+  std::optional<LinearNode> upsample() {
+    if (node_.text("mode", "nearest") != "nearest") return no("it interpolates");
+    if (rank() < 3 || rank() > 5) return no("it has other than one to three spatial axes");
+    if (node_.attribute("axes")) return no("it names axes");
+    const bool old = node_.op_type == "Upsample" || graph_.opset() < 11;
+    std::vector<double> scales;
+    if (const auto* attribute = node_.attribute("scales"))
+      scales.assign(attribute->floats.begin(), attribute->floats.end());
+    if (const onnx::Tensor* given = weights(old ? 1 : 2)) scales = given->values<double>();
+    const auto sizes = graph_.integers(index_, 3);
+    if (scales.empty() && sizes && sizes->size() == dims()->size()) {
+      for (std::size_t axis = 0; axis < sizes->size(); ++axis) {
+        scales.push_back(static_cast<double>((*sizes)[axis]) /
+                         static_cast<double>((*dims())[axis]));
+      }
+    }
+    result_.type = onnx::DataType::undefined;  // its scales are float whatever it reads
+    if (scales.size() != dims()->size()) return no("its scales are not constants, one an axis");
+    for (const double scale : scales) {
+      if (!(scale >= 1 && scale <= 256) || scale != std::floor(scale))
+        return no("its scales are not whole");
+      result_.factors.push_back(static_cast<Index>(scale));
+    }
+    if (result_.factors[0] != 1 || result_.factors[1] != 1) return no("it scales the channels");
+    result_.factors.erase(result_.factors.begin(), result_.factors.begin() + 2);
+    const std::string reads =
+        node_.text("coordinate_transformation_mode", old ? "asymmetric" : "half_pixel") + " " +
+        node_.text("nearest_mode", old ? "floor" : "round_prefer_floor");
+    // Of a scale s, output i is to be input i / s, rounded down.
+    static const std::set<std::string, std::less<>> whole = {
+        "asymmetric floor",
+        "half_pixel round_prefer_floor",
+        "half_pixel round_prefer_ceil",
+        "half_pixel_symmetric round_prefer_floor",
+        "half_pixel_symmetric round_prefer_ceil",
+        "pytorch_half_pixel round_prefer_floor",
+        "pytorch_half_pixel round_prefer_ceil",
+        "tf_half_pixel_for_nn floor"};
+    if (!whole.contains(reads))
+      return no("it does not repeat every position as often (" + reads + ")");
+    result_.kind = Kind::upsample;
+    result_.spatial_axes = rank() - 2;
+    result_.channels = extent_of_channels(Layout::channels_first);
+    channels_first();
     return result_;
   }
 

@@ -26,6 +26,9 @@ struct LinearNode {
     channel_select,
     average_pool,
     pad,
+    space_to_depth,
+    depth_to_space,
+    upsample,       ///< each position `factors` times
     move_channels,  ///< a Transpose between the layouts
     sum,            ///< of the operands times `signs`
     concat
@@ -56,7 +59,9 @@ struct LinearNode {
   std::vector<Index> source = {};  ///< channel_select: of its first output's channels
   std::vector<std::vector<Index>> more_sources = {};  ///< of further outputs, as Split has them
   std::vector<double> signs = {};                     ///< sum
-  Dims size = {};  ///< linear, after a flatten: of what that reads
+  Dims size = {};               ///< linear, after a flatten: of what that reads
+  Dims factors = {};            ///< space_to_depth, depth_to_space, upsample: along each axis
+  bool positions_first = true;  ///< depth: channels are [positions, channels], as in mode DCR
 };
 
 /// What the node is; none, with the reason, where it is no linear map or cannot be taken for one.

@@ -155,7 +155,38 @@ class RegionExpression {
         std::ranges::fill(ones.weight(), 1.0);
         return part(std::move(ones), map.channels);
       }
+      case Kind::space_to_depth:
+      case Kind::depth_to_space:
+      case Kind::upsample: return resampled(map);
       default: throw NotLinear("no map");
+    }
+  }
+
+  Part resampled(const LinearNode& map) const {
+    require_channels();
+    if (map.spatial_axes != rank_) {
+      throw NotLinear("its layers have other numbers of spatial axes");
+    }
+    const Index factor = map.factors.front(), positions = factor * factor;
+    if (map.kind == Kind::space_to_depth) {
+      const Index out = channels_ * positions;
+      return part(concertina::channel_shuffle<double>(out, channels_) *
+                      concertina::pixel_unshuffle<double, Rank>(channels_, factor),
+                  out);
+    }
+    if constexpr (is_transposed) {
+      if (map.kind == Kind::upsample) {
+        return {
+            concertina::upsample_nearest<double, Rank>(channels_, per_axis<Rank>(map.factors, 1)),
+            channels_};
+      }
+      const Index out = channels_ / positions;
+      if (out * positions != channels_) throw NotLinear("its blocks do not divide its channels");
+      const auto shuffle = concertina::pixel_shuffle<double, Rank>(out, factor);
+      if (!map.positions_first) return {shuffle, out};
+      return {shuffle * concertina::channel_shuffle<double>(channels_, positions), out};
+    } else {
+      throw NotLinear("a transposed convolution");
     }
   }
 
@@ -378,7 +409,8 @@ auto with_expression(std::initializer_list<Segments> regions, const F& f) {
   bool transposed = false;
   for (const Segments region : regions) {
     rank = std::max(rank, rank_of(region));
-    transposed = transposed || contains(region, {Kind::conv_transpose});
+    transposed = transposed ||
+                 contains(region, {Kind::conv_transpose, Kind::depth_to_space, Kind::upsample});
   }
   const auto at_rank = [&]<int Rank>(std::integral_constant<int, Rank>) {
     return transposed ? f(std::type_identity<concertina::TransposedExpr<double, Rank>>())

@@ -1558,6 +1558,144 @@ def deconv_auto_pad(g, x):
     return g.add("Relu", g.norm(g.deconv(x, 8, 6, 3, 3, strides=2, auto_pad="SAME_UPPER"), 6))
 
 
+# ---- space and depth, nearest upsampling ------------------------------------------------------------------------------
+
+
+def sub_pixel(g, x, mode="DCR", bias=None, factor=2):
+    y = g.conv(x, 5 * factor**2, 8, 3, 3, pads=1, bias=False)
+    if bias is not None:
+        y = g.add("Add", y, g.constant(np.asarray(bias, np.float32).reshape(-1, 1, 1)))
+    return g.add("DepthToSpace", y, blocksize=factor, mode=mode)
+
+
+for mode in ("DCR", "CRD"):
+    five = [0.5, -1, 2, 0, 3]
+    alike = np.tile(five, 4) if mode == "DCR" else np.repeat(five, 4)
+
+    @case("ConvTranspose Relu", name=f"sub_pixel_{mode.lower()}")
+    def _(g, x, mode=mode):
+        return g.add("Relu", sub_pixel(g, x, mode))
+
+    @case("ConvTranspose Relu", name=f"sub_pixel_{mode.lower()}_by_three")
+    def _(g, x, mode=mode):
+        return g.add("Relu", sub_pixel(g, x, mode, factor=3))
+
+    @case("ConvTranspose Relu", name=f"sub_pixel_{mode.lower()}_of_one_bias")
+    def _(g, x, mode=mode, alike=alike):
+        return g.add("Relu", sub_pixel(g, x, mode, alike))
+
+    @case("Conv DepthToSpace Relu", name=f"sub_pixel_{mode.lower()}_of_many_biases", says="the same for all positions")
+    def _(g, x, mode=mode):
+        return g.add("Relu", sub_pixel(g, x, mode, np.arange(20)))
+
+
+@case("ConvTranspose Relu")
+def sub_pixel_between(g, x):
+    return g.add("Relu", g.norm(g.conv(sub_pixel(g, g.conv(x, 8, 8, 1, 1, bias=False)), 4, 5, 1, 1), 4))
+
+
+@case("ConvTranspose Relu")
+def sub_pixel_sum(g, x):
+    return g.add("Relu", g.add("Add", sub_pixel(g, x), g.deconv(x, 8, 5, 4, 4, strides=2, pads=1)))
+
+
+@case("Conv DepthToSpace Relu", when=None, says="cost no less together")
+def sub_pixel_if_smaller(g, x):
+    return g.add("Relu", sub_pixel(g, g.conv(x, 8, 8, 1, 1, bias=False)))
+
+
+@case("Conv DepthToSpace Relu", when=None, says="as many multiply-adds")
+def one_sub_pixel_if_smaller(g, x):
+    return g.add("Relu", sub_pixel(g, x))
+
+
+@case("SpaceToDepth DepthToSpace Relu", dims=[1, 8, 8, 12], free="batch")
+def space_to_depth_and_back(g, x):
+    return g.add("Relu", g.add("DepthToSpace", g.add("SpaceToDepth", x, blocksize=2), blocksize=2))
+
+
+@case("Conv Relu", dims=[1, 3, 8, 12], free="batch")
+def space_to_depth_conv(g, x):
+    return g.add("Relu", g.norm(g.conv(g.add("SpaceToDepth", x, blocksize=2), 5, 12, 1, 1), 5))
+
+
+@case("Conv Relu", dims=[1, 3, 8, 12], free="batch")
+def focus(g, x):
+    return g.add("Relu", g.conv(g.add("SpaceToDepth", x, blocksize=2), 5, 12, 3, 3, pads=1))
+
+
+@case("SpaceToDepth Conv Relu", dims=["n", 3, "h", "w"], sizes=[(8, 12)], says="")
+def focus_of_any_size(g, x):
+    return g.add("Relu", g.conv(g.add("SpaceToDepth", x, blocksize=2), 5, 12, 3, 3, pads=1))
+
+
+def resize(g, x, *scales, coordinates="asymmetric", nearest="floor", mode="nearest"):
+    more = {"coordinate_transformation_mode": coordinates, "nearest_mode": nearest, "mode": mode}
+    return g.add("Resize", x, "", g.constant(np.array([1, 1, *scales], np.float32)), **more)
+
+
+for coordinates, nearest in (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"),
+                             ("half_pixel", "round_prefer_ceil"), ("tf_half_pixel_for_nn", "floor")):
+    @case("ConvTranspose Relu", name=f"upsample_conv_{coordinates}_{nearest}")
+    def _(g, x, coordinates=coordinates, nearest=nearest):
+        y = resize(g, x, 2, 3, coordinates=coordinates, nearest=nearest)
+        return g.add("Relu", g.conv(y, 5, 8, 3, 3, pads=1))
+
+for coordinates, nearest in (("asymmetric", "ceil"), ("align_corners", "floor"), ("half_pixel", "floor")):
+    @case("Resize Conv Relu", name=f"resize_conv_{coordinates}_{nearest}", says="does not repeat every position")
+    def _(g, x, coordinates=coordinates, nearest=nearest):
+        y = resize(g, x, 2, 3, coordinates=coordinates, nearest=nearest)
+        return g.add("Relu", g.conv(y, 5, 8, 3, 3, pads=1))
+
+
+@case("ConvTranspose Relu")
+def biased_conv_upsample(g, x):
+    return g.add("Relu", resize(g, g.conv(x, 5, 8, 3, 3, pads=1), 2, 2))
+
+
+@case("Conv ConvTranspose Relu", says="pads with zeros")
+def biased_conv_upsample_conv_padded(g, x):
+    return g.add("Relu", g.conv(resize(g, g.conv(x, 5, 8, 1, 1), 2, 2), 5, 5, 3, 3, pads=1))
+
+
+@case("ConvTranspose Relu", dims=[1, 8, 7])
+def upsample_conv_1d(g, x):
+    return g.add("Relu", g.conv(resize(g, x, 4), 5, 8, 3, pads=1))
+
+
+@case("ConvTranspose Relu", opset=9)
+def upsample_opset_9(g, x):
+    y = g.add("Upsample", x, g.constant(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
+    return g.add("Relu", g.conv(y, 5, 8, 3, 3, pads=1))
+
+
+@case("ConvTranspose Relu", free="none")
+def upsample_to_a_size(g, x):
+    y = g.add("Resize", x, "", "", g.constant([1, 8, 18, 33]), coordinate_transformation_mode="asymmetric",
+              nearest_mode="floor", mode="nearest")
+    return g.add("Relu", g.conv(y, 5, 8, 3, 3, pads=1))
+
+
+@case("Resize Conv Relu", says="scales are not whole")
+def resize_by_one_and_a_half(g, x):
+    return g.add("Relu", g.conv(resize(g, x, 1.5, 2), 5, 8, 3, 3, pads=1))
+
+
+@case("Resize Conv Relu", says="it interpolates")
+def resize_linear(g, x):
+    return g.add("Relu", g.conv(resize(g, x, 2, 2, mode="linear"), 5, 8, 3, 3, pads=1))
+
+
+@case("Resize Conv Relu", when=None, says="parameters would grow")
+def upsample_conv_if_smaller(g, x):
+    return g.add("Relu", g.conv(resize(g, x, 2, 2), 5, 8, 3, 3, pads=1))
+
+
+@case("ConvTranspose Relu", when="faster")
+def upsample_conv_if_faster(g, x):
+    return g.add("Relu", g.conv(resize(g, x, 2, 2), 5, 8, 3, 3, pads=1))
+
+
 # ---- what pays -------------------------------------------------------------------------------------------------------
 
 case("Conv Conv Relu", name="dw_then_pw_if_smaller", when=None, says="would grow")(dw_then_pw)

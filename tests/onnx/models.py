@@ -193,8 +193,8 @@ def widened(model):
 CONTRACTIONS = {"Relu", "Identity", "Dropout", "Neg", "Clip", "LeakyRelu", "Tanh", "Abs"}
 SAME_OF_ABSOLUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sum", "Mul", "AveragePool", "MaxPool",
                     "GlobalAveragePool", "ReduceMean", "Pad", "Slice", "Split", "Gather", "Concat", "Flatten",
-                    "Reshape", "Transpose", "Constant", "Shape", "DepthToSpace", "Squeeze", "Unsqueeze", "Cast",
-                    "ConstantOfShape"}
+                    "Reshape", "Transpose", "Constant", "Shape", "DepthToSpace", "SpaceToDepth", "Resize", "Upsample",
+                    "Squeeze", "Unsqueeze", "Cast", "ConstantOfShape"}
 
 
 def absolute(model):
