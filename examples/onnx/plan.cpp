@@ -151,6 +151,13 @@ void Planner::judge(Segments segments, Plan& plan) const {
       plan.where = Equality::size;
     } else if (shape && options_.equality == Equality::interior) {
       plan.where = Equality::interior;
+      const auto& layouts = region.layouts();
+      if (size && covers<Rank>(concertina::exactness(expression, size), result,
+                               layouts[segments.front().to])) {
+        plan.reason =
+            "the border covers all of its result at the model's input size, " + plan.border;
+        return;
+      }
     } else {
       plan.reason = plan.border;
       plan.remedy = size && options_.equality == Equality::everywhere

@@ -402,6 +402,17 @@ std::optional<PerAxis<Rank>> size_of(const GraphTensor& source, Layout layout) {
   return per_axis<Rank>(size, 1);
 }
 
+/// Whether no output of a map lies off the border; of a result without spatial axes there is one.
+template <int Rank>
+bool covers(const concertina::Exactness<Rank>& border, const GraphTensor& result, Layout layout) {
+  const bool flat = result.dims && result.dims->size() < 3;
+  const auto size = flat ? std::optional(PerAxis<Rank>(1)) : size_of<Rank>(result, layout);
+  for (int axis = 0; size && axis < Rank; ++axis) {
+    if (border.start[axis] + border.end[axis] >= (*size)[axis]) return true;
+  }
+  return false;
+}
+
 /// Calls f with the type of expression that these regions are.
 template <class F>
 auto with_expression(std::initializer_list<Segments> regions, const F& f) {

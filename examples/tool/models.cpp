@@ -26,6 +26,11 @@ namespace {
 
 using nlohmann::json;
 
+/// Bytes that are no UTF-8, as paths may have, become U+FFFD.
+std::string to_text(const json& document) {
+  return document.dump(2, ' ', false, json::error_handler_t::replace);
+}
+
 /// NAME=1x3x224x224; the name may contain equals signs.
 std::pair<std::string, Dims> parse_input(const std::string& text) {
   const auto wrong = [&]() -> UsageError {
@@ -49,7 +54,10 @@ std::pair<std::string, Dims> parse_input(const std::string& text) {
 
 GraphOptions graph_options(const ModelCommand& command) {
   GraphOptions options;
-  for (const std::string& input : command.inputs) options.inputs.insert(parse_input(input));
+  for (const std::string& text : command.inputs) {
+    if (options.inputs.insert(parse_input(text)).second) continue;
+    throw UsageError("--input " + in_quotes(text) + ": the input has a shape already");
+  }
   options.initializers_are_constant = command.initializers_are_constant;
   options.keep = command.keep;
   return options;
@@ -159,8 +167,8 @@ void print(const ContractedModel& result, const onnx::Model& model) {
             << '\n';
 }
 
-ExitCode code_of(const ModelComparison& comparison) {
-  if (comparison.failed()) return failed;
+ExitCode code_of(const ModelComparison& comparison, const OutputComparison& outputs) {
+  if (comparison.failed() || outputs.failed()) return failed;
   return comparison.proved() ? ok : not_proved;
 }
 
@@ -189,7 +197,7 @@ json to_json(const ModelComparison& comparison) {
 }
 
 void print(const ModelComparison& comparison) {
-  std::size_t proved = 0;
+  std::size_t proved = 0, partly = 0;
   long double closest = 0;
   for (const ComparedRegion& region : comparison.regions) {
     bool holds = region.unproved.empty();
@@ -207,12 +215,15 @@ void print(const ModelComparison& comparison) {
       }
     }
     for (const std::string& skipped : region.skipped) {
-      std::cout << "  " << in_quotes(region.result) << ": without the proof of " << skipped << '\n';
+      std::cout << "  " << in_quotes(region.result) << ": without the proof of "
+                << printable(skipped, 300) << '\n';
     }
     if (holds) ++proved;
+    if (holds && !region.skipped.empty()) ++partly;
   }
   std::cout << "proved: " << proved << " of " << counted(std::ssize(comparison.regions), "region")
             << " that differ"
+            << (partly > 0 ? ", " + std::to_string(partly) + " not by all proofs" : "")
             << (closest > 0 ? ", at most " + brief(closest) + " of the rounding bound" : "") << "; "
             << counted(static_cast<std::ptrdiff_t>(comparison.identical), "node") << " identical\n";
 }
@@ -306,10 +317,11 @@ bool is_model(const std::filesystem::path& path) {
   return path.extension() == ".onnx" || (head[0] == 0x08 && head[1] > 0 && head[1] < 32);
 }
 
-/// A model, and whether it is of a safetensors file's chain.
+/// A model, whether it is of a safetensors file's chain, and what of that no layer reads.
 struct Source {
   onnx::Model model;
   bool chain = false;
+  std::vector<std::string> unread = {};
 };
 
 /// `described`: its metadata, where it has one, comes before --chain.
@@ -319,13 +331,25 @@ Source read(const ModelCommand& command, const std::string& path, bool described
     return {onnx::read_model(path)};
   }
   ChainOptions options{.chain = command.chain, .wide = command.dtype == "F64", .input = {}};
-  for (const std::string& text : command.inputs) {
-    auto [name, dims] = parse_input(text);
-    if (name == "input") options.input = std::move(dims);
-  }
+  const auto inputs = graph_options(command).inputs;
+  if (const auto given = inputs.find("input"); given != inputs.end()) options.input = given->second;
   const concertina::io::Safetensors file = concertina::io::read_safetensors(path);
   if (described && file.metadata.contains("chain")) options.chain.reset();
-  return {chain_model(file, options), true};
+  Source source{chain_model(file, options), true};
+  for (const auto& [name, tensor] : file.tensors) {
+    if (!std::ranges::count(source.model.initializers, name, &onnx::Tensor::name)) {
+      source.unread.push_back(name);
+    }
+  }
+  return source;
+}
+
+/// "not read: 3 tensors that the chain does not name, such as "x""; nothing where all are.
+void print_unread(const Source& source) {
+  if (source.unread.empty()) return;
+  std::cout << "  not read: " << counted(std::ssize(source.unread), "tensor") << " of "
+            << printable(source.model.origin) << " that the chain does not name, such as "
+            << in_quotes(source.unread.front()) << '\n';
 }
 
 /// Calls a chain's tensors, and the operators' version, as the model that it is compared with does.
@@ -359,7 +383,7 @@ void refuse_chain(const ModelCommand& command, bool read) {
 OutputComparison run_both(const Source& source, const onnx::Model& result,
                           const ModelCommand& command) {
   const auto open = [](const onnx::Dimension& extent) { return !extent.value; };
-  if (source.chain &&
+  if (source.chain && !has_test_data(command.in) &&
       std::ranges::any_of(*source.model.inputs.front().shape | std::views::drop(1), open)) {
     OutputComparison comparison;
     comparison.skipped = "the size of the input is not known; name it with --input";
@@ -452,7 +476,7 @@ ExitCode contract_file(const ModelCommand& command) {
     comparison = compare_models(source.model, result.model, options.graph, options.equality);
     outputs = run_both(source, result.model, command);
   }
-  const ExitCode code = comparison ? code_of(*comparison) : ok;
+  const ExitCode code = comparison ? code_of(*comparison, outputs) : ok;
   const bool written = !command.out.empty() && code == ok;
   if (written && layer) {
     concertina::io::write_safetensors(command.out, *layer);
@@ -469,14 +493,16 @@ ExitCode contract_file(const ModelCommand& command) {
       document["outputs"] = to_json(outputs);
     }
     if (!written) document["written"] = nullptr;
-    std::cout << document.dump(2) << '\n';
+    document["unread"] = source.unread;
+    std::cout << to_text(document) << '\n';
   } else {
     print(result, source.model);
+    print_unread(source);
     if (comparison) {
       print(*comparison);
       print(outputs);
     }
-    std::cout << (written               ? "wrote " + command.out
+    std::cout << (written               ? "wrote " + printable(command.out)
                   : command.out.empty() ? "nothing written, name a file with -o"
                                         : "nothing written: the result could not be verified")
               << '\n';
@@ -491,16 +517,25 @@ ExitCode verify_files(const ModelCommand& command) {
   if (result.chain && !source.chain) name_like(source.model, result.model);
   const ModelComparison comparison = compare_models(
       source.model, result.model, graph_options(command), equality_of(command.border));
-  const OutputComparison outputs = run_both(source, result.model, command);
+  OutputComparison outputs = run_both(source, result.model, command);
+  const auto folder_of = [](const std::string& path) {
+    return std::filesystem::path(path).parent_path();
+  };
+  if (folder_of(command.in) != folder_of(command.out) && has_test_data(command.out)) {
+    outputs.notes.push_back("test data beside " + command.out + " are not read");
+  }
   if (command.json) {
     json document = to_json(comparison);
     document.update({{"file", command.in}, {"result", command.out}, {"outputs", to_json(outputs)}});
-    std::cout << document.dump(2) << '\n';
+    document["unread"] = json::array({source.unread, result.unread});
+    std::cout << to_text(document) << '\n';
   } else {
+    print_unread(source);
+    print_unread(result);
     print(comparison);
     print(outputs);
   }
-  return code_of(comparison);
+  return code_of(comparison, outputs);
 }
 
 ExitCode show_file(ModelCommand command) {
@@ -516,11 +551,14 @@ ExitCode show_file(ModelCommand command) {
   if (command.svg) {
     std::cout << draw_taps(result);
   } else if (command.json) {
-    std::cout << to_json(result, command, model).dump(2) << '\n';
+    json document = to_json(result, command, model);
+    document["unread"] = source.unread;
+    std::cout << to_text(document) << '\n';
   } else {
-    std::cout << command.in << ": " << counted(std::ssize(model.nodes), "node") << ", opset "
-              << model.opset() << ", IR " << model.ir_version << '\n';
+    std::cout << printable(command.in) << ": " << counted(std::ssize(model.nodes), "node")
+              << ", opset " << model.opset() << ", IR " << model.ir_version << '\n';
     print(result, model);
+    print_unread(source);
   }
   return ok;
 }

@@ -12,6 +12,8 @@
 #include <limits>
 #include <random>
 #include <set>
+#include <string_view>
+#include <system_error>
 #include <utility>
 
 namespace tool {
@@ -29,20 +31,31 @@ std::vector<std::string> inputs_of(const onnx::Model& model) {
   return names;
 }
 
-std::vector<std::pair<std::string, Values>> test_data(const onnx::Model& model,
-                                                      const std::filesystem::path& folder) {
-  std::vector<std::pair<std::string, Values>> sets;
-  for (int set = 0;; ++set) {
-    const std::string name = "test_data_set_" + std::to_string(set);
-    if (!std::filesystem::is_directory(folder / name)) return sets;
-    Values values;
-    int i = 0;
-    for (const std::string& input : inputs_of(model)) {
-      const auto file = folder / name / ("input_" + std::to_string(i++) + ".pb");
-      values.insert_or_assign(input, value_of(onnx::read_tensor(file)));
-    }
-    sets.emplace_back(name, std::move(values));
+/// The folders test_data_set_N beside a model's file, by N.
+std::vector<std::string> test_data_sets(const std::filesystem::path& folder) {
+  constexpr std::string_view prefix = "test_data_set_";
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(
+           folder.empty() ? std::filesystem::path(".") : folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_directory(ignored) && name.starts_with(prefix)) names.push_back(name);
   }
+  std::ranges::sort(names, {}, [](const std::string& name) {
+    return std::pair(name.size(), name);  // 2 before 10
+  });
+  return names;
+}
+
+/// Throws IoError, FormatError where an input is missing, or no tensor.
+Values test_inputs(const onnx::Model& model, const std::filesystem::path& folder) {
+  Values values;
+  int i = 0;
+  for (const std::string& input : inputs_of(model)) {
+    const auto file = folder / ("input_" + std::to_string(i++) + ".pb");
+    values.insert_or_assign(input, value_of(onnx::read_tensor(file)));
+  }
+  return values;
 }
 
 template <class Scalar>
@@ -102,35 +115,35 @@ std::string position(const std::vector<std::int64_t>& shape, std::size_t flat) {
   return text;
 }
 
-std::vector<double> elements(const Value& value) {
-  return std::visit(
-      [](const auto& array) {
-        return std::vector<double>(array.values.begin(), array.values.end());
-      },
-      value);
-}
-
-/// Throws ShapeError for other shapes.
+/// Throws ShapeError for other shapes, and where there is nothing to compare.
 void compare(const Value& a, const Value& b, OutputDifference& difference) {
   const auto shape_of = [](const auto& array) { return Dims(array.shape); };
   const Dims shape = std::visit(shape_of, a), other = std::visit(shape_of, b);
+  const std::string output = "output " + in_quotes(difference.output) + " is ";
   if (shape != other) {
-    throw concertina::ShapeError("output " + in_quotes(difference.output) + " is " +
-                                 to_text(shape) + " and " + to_text(other));
+    throw concertina::ShapeError(output + to_text(shape) + " and " + to_text(other));
   }
-  const std::vector<double> first = elements(a), second = elements(b);
-  for (std::size_t i = 0; i < first.size(); ++i) {
-    const double x = first[i], y = second[i];
-    if (std::isnan(x) || std::isnan(y)) ++difference.nans;
-    if (!std::isnan(x)) difference.magnitude = std::max(difference.magnitude, std::abs(x));
-    if (x == y || (std::isnan(x) && std::isnan(y))) continue;
-    const double off = std::abs(x - y);
-    // The first NaN stays.
-    if (std::isnan(off) ? !std::isnan(difference.largest) : off > difference.largest) {
-      difference.largest = off;
-      difference.where = position(shape, i);
+  if (std::ranges::count(shape, 0) > 0) {
+    throw concertina::ShapeError(output + to_text(shape) + ", so nothing was compared");
+  }
+  const auto each = [&](const auto& first, const auto& second) {
+    for (std::size_t i = 0; i < first.values.size(); ++i) {
+      const auto x = static_cast<long double>(first.values[i]),  // as wide as any integer
+          y = static_cast<long double>(second.values[i]);
+      if (std::isnan(x) || std::isnan(y)) ++difference.nans;
+      if (!std::isnan(x)) {
+        difference.magnitude = std::max(difference.magnitude, static_cast<double>(std::abs(x)));
+      }
+      if (x == y || (std::isnan(x) && std::isnan(y))) continue;
+      const auto off = static_cast<double>(std::abs(x - y));
+      // The first NaN stays.
+      if (std::isnan(off) ? !std::isnan(difference.largest) : off > difference.largest) {
+        difference.largest = off;
+        difference.where = position(shape, i);
+      }
     }
-  }
+  };
+  std::visit(each, a, b);
 }
 
 /// What both models give, by name, against the files of a folder.
@@ -162,12 +175,10 @@ void compare_with_stored(const onnx::Model& model, const std::string& set, const
   }
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string file = entry.path().filename().string();
-    const bool data = file.starts_with("input_") || file.starts_with("output_");
-    if (data && !known.contains(file)) {
+    if (!known.contains(file)) {
       comparison.notes.push_back(set + "/" + file + " is of no input or output, and not read");
     }
   }
-  std::ranges::sort(comparison.notes);
 }
 
 /// The outputs, and the shortest time of runs that take a fiftieth of a second together.
@@ -188,15 +199,22 @@ Values timed(const Evaluator& evaluator, const Values& inputs, double& seconds) 
 
 }  // namespace
 
+bool OutputComparison::failed() const {
+  return std::ranges::any_of(differences, [](const OutputDifference& difference) {
+    return std::isnan(difference.largest);
+  });
+}
+
+bool has_test_data(const std::filesystem::path& path) {
+  return !test_data_sets(path.parent_path()).empty();
+}
+
 OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& result,
                                  const GraphOptions& options, const std::filesystem::path& path) {
   OutputComparison comparison;
   try {
     const Evaluator before(model), after(result);
-    auto sets = test_data(model, path.parent_path());
-    const bool stored = !sets.empty();
-    if (!stored) sets.emplace_back("random", random_inputs(Graph(model, options)));
-    for (const auto& [name, inputs] : sets) {
+    const auto run = [&](const std::string& name, const Values& inputs, bool stored) {
       const Values expected = timed(before, inputs, comparison.before),
                    found = timed(after, inputs, comparison.after);
       for (const auto& [output, value] : expected) {
@@ -210,7 +228,18 @@ OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& re
       if (stored) {
         compare_with_stored(model, name, expected, found, path.parent_path() / name, comparison);
       }
+    };
+    const auto sets = test_data_sets(path.parent_path());
+    if (sets.empty()) run("random", random_inputs(Graph(model, options)), false);
+    for (const std::string& name : sets) {
+      try {
+        run(name, test_inputs(model, path.parent_path() / name), true);
+      } catch (const concertina::Error& error) {
+        comparison.notes.push_back(name + " is not compared: " + error.what());
+      }
     }
+    if (comparison.differences.empty()) comparison.skipped = "no test data could be read";
+    std::ranges::sort(comparison.notes);
   } catch (const concertina::Error& error) {
     comparison.differences.clear();
     comparison.skipped = error.what();

@@ -1,5 +1,6 @@
 // Two models run on the same inputs: how far apart their outputs are, and how far from stored ones.
-// Reported, never judged: how one network's rounding compares with another's is chance.
+// Reported, not judged, for how one network's rounding compares with another's is chance; but a NaN
+// where the other has none is no rounding.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -28,11 +29,18 @@ struct OutputComparison {
   double before = 0, after = 0;    ///< seconds that a run took, all inputs together
   std::vector<std::string> notes;  ///< files of the test data that are missing, or not read
   std::string skipped;             ///< why there are no differences; empty where there are some
+
+  /// Whether an element is NaN on one side only.
+  bool failed() const;
 };
 
+/// Whether there is a test_data_set_N beside a model's file.
+bool has_test_data(const std::filesystem::path& path);
+
 /// Runs both on each test_data_set_N beside the model's file, and compares with its output_N.pb; or
-/// on random input where there is none. An operator that is not implemented, or an input that is no
-/// array of floats, is a reason to skip.
+/// on random input where there is none. What cannot be read or compared, and files of no input or
+/// output, are in the notes. An operator that is not implemented, or an input that is no array of
+/// floats, is a reason to skip.
 OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& result,
                                  const GraphOptions& options, const std::filesystem::path& path);
 

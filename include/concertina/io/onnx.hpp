@@ -182,7 +182,7 @@ struct Model {
   std::int64_t ir_version = 8;
   std::vector<OperatorSet> opsets = {};
   std::string graph_name = {}, producer = {};
-  std::map<std::string, std::string> metadata = {};  // metadata_props; the last of equal keys
+  std::map<std::string, std::string> metadata = {};  // metadata_props
   std::vector<Node> nodes = {};
   std::vector<Tensor> initializers = {};
   std::vector<ValueInfo> inputs = {}, outputs = {}, values = {};
@@ -200,7 +200,8 @@ struct Model {
 
 /// Reads and checks a model, and what it keeps in files beside it. Tensors in attributes, functions
 /// and the like that are kept so become inline; initializers say that they were external.
-/// Ensures   names of tensors are unique; every node reads only graph inputs, initializers and
+/// Ensures   names of tensors, of a node's attributes, domains of operators and keys of metadata are
+///           there once; every node reads only graph inputs, initializers and
 ///           outputs of nodes before it; each tensor has as many bytes as its shape says
 /// Cost      one read; memory for the files once, and for the nodes
 /// Throws    FormatError naming the file, the offset or the node, what is there and what was

@@ -15,6 +15,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -88,6 +89,15 @@ inline void check_graph(const Model& model) {
     }
   };
 
+  const auto once = [&](const auto& list, auto name, const std::string& what) {
+    std::unordered_set<std::string_view> names;
+    for (const auto& each : list) {
+      if (!names.insert(each.*name).second)
+        refuse(what + ' ' + in_quotes(each.*name) + " is there twice");
+    }
+  };
+  once(model.opsets, &OperatorSet::domain, "operators of the domain");
+
   for (const ValueInfo& input : model.inputs) add("graph input", input.name);
   const auto inputs = std::exchange(writers, {});  // an initializer may be an input too
   for (const Tensor& tensor : model.initializers) add("initializer", tensor.name);
@@ -96,6 +106,7 @@ inline void check_graph(const Model& model) {
 
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     if (nodes[i].op_type.empty()) refuse(about(nodes[i], i) + ": there is no operator");
+    once(nodes[i].attributes, &Attribute::name, about(nodes[i], i) + ": attribute");
     const auto check_read = [&](const std::string& name) {
       if (name.empty() || writers.contains(name)) return;
       const auto later = std::find_if(

@@ -52,7 +52,8 @@ inline void read_header(const Source& source, Model& model) {
           if (entry.number() == 1) key = entry.text();
           if (entry.number() == 2) value = entry.text();
         }
-        model.metadata.insert_or_assign(std::move(key), std::move(value));
+        if (model.metadata.contains(key)) entry.refuse({in_quotes(key), " is there twice"});
+        model.metadata.emplace(std::move(key), std::move(value));
       }
     }
   }
