@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnx/compare_models.hpp"
 
+#include "onnx/proof_cost.hpp"
 #include "onnx/region_expression.hpp"
 #include "text.hpp"
 
@@ -183,12 +184,28 @@ PerAxis<Rank> smallest(const concertina::TransposedExpr<double, Rank>& expressio
   return concertina::smallest_input(expression);
 }
 
-/// The three proofs that `layer` is the region's contraction. Rounding is judged as of sums in A.
+template <int Rank>
+PerAxis<Rank> spacing_of(const Expr<double, Rank>&) {
+  return 1;
+}
+template <int Rank>
+PerAxis<Rank> spacing_of(const concertina::TransposedExpr<double, Rank>& expression) {
+  return expression.stride();
+}
+
+/// The three proofs that `layer` is the region's contraction, of those that the budget allows.
+/// Rounding is judged as of sums in A.
 template <class A, class Expression, class Layer>
 void prove(const Expression& expression, const Layer& layer,
-           const std::optional<PerAxis<Expression::Rank>>& size, ComparedRegion& region) {
-  const auto attempt = [&](const char* name, const auto& proof) {
+           const std::optional<PerAxis<Expression::Rank>>& size, Budget& budget,
+           ComparedRegion& region) {
+  constexpr int Rank = Expression::Rank;
+  const concertina::Form<Rank> form = form_of(expression);
+  const PerAxis<Rank> shown = size ? *size : smallest(expression),
+                      dense = concertina::detail::dense_size(shown, spacing_of(expression));
+  const auto attempt = [&](const char* name, const ProofCost& cost, const auto& proof) {
     try {
+      budget.take("it", cost.bytes, cost.multiply_adds);
       region.proofs.push_back(proof());
     } catch (const concertina::SizeError& error) {
       region.skipped.push_back(std::string(name) + ": " + error.what());
@@ -198,11 +215,12 @@ void prove(const Expression& expression, const Layer& layer,
       region.skipped.push_back(std::string(name) + ": not enough memory");
     }
   };
-  attempt("algebra", [&] { return concertina::prove_algebra(expression, layer, 1, size); });
-  attempt("rounding", [&] { return concertina::prove_rounding<A>(expression, layer, size); });
-  attempt("structure", [&] {
-    return concertina::prove_structure<A>(expression, layer, size ? *size : smallest(expression));
-  });
+  attempt("algebra", proof_cost::algebra(form, dense),
+          [&] { return concertina::prove_algebra(expression, layer, 1, size); });
+  attempt("rounding", proof_cost::rounding(form),
+          [&] { return concertina::prove_rounding<A>(expression, layer, size); });
+  attempt("structure", proof_cost::structure(form, dense),
+          [&] { return concertina::prove_structure<A>(expression, layer, shown); });
   // The algebra is of shapes alone.
   const auto of_elements = [](const concertina::Report& report) {
     return report.proof != "algebra";
@@ -278,7 +296,7 @@ Expression with_shift_as_channel(const Graph& graph, Segments segments) {
 /// Proves one region of each model, of the same source and result, to be the same map.
 template <class Expression>
 void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments contracted,
-                  Equality equality, ComparedRegion& region) {
+                  Equality equality, Budget& budget, ComparedRegion& region) {
   constexpr int Rank = Expression::Rank;
   const RegionExpression<Expression> before(a, expanded), after(b, contracted);
   const onnx::DataType type = type_of(contracted), before_type = type_of(expanded);
@@ -305,17 +323,20 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
       return type == onnx::DataType::float64 ? concertina::contract<long double>(e, border)
                                              : concertina::contract(e, border);
     };
+    for (const Expression* map : {&contracted_map, &expanded_map}) {
+      budget.take("contracting it", 0, static_cast<double>(form_of(*map).multiply_adds(at)));
+    }
     const auto stored = contract(contracted_map);
     const auto prove_as_double = [&](ComparedRegion& compared) {
       const auto contraction = contract(expanded_map);
-      prove<double>(expanded_map, contraction, at, compared);
+      prove<double>(expanded_map, contraction, at, budget, compared);
       compared.proofs.push_back(prove_storage(type, stored, contraction));
     };
     if (type == onnx::DataType::float64) {
-      prove<double>(expanded_map, stored, at, region);
+      prove<double>(expanded_map, stored, at, budget, region);
     } else if (type == onnx::DataType::float32) {
       ComparedRegion as_double = region;
-      prove<float>(expanded_map, stored, at, region);
+      prove<float>(expanded_map, stored, at, budget, region);
       if (!std::ranges::any_of(region.proofs, &concertina::Report::undecided)) return true;
       // Bounds of sums in float say nothing about some long chains. Those in double may, where
       // that is what was stored, rounded.
@@ -365,6 +386,7 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
   const Graph a(model, options), b(result, options);
   const LinearGraph before(a), after(b);
   ModelComparison comparison;
+  Budget budget = options.budget;
   const auto none = [](int) { return false; };
   // Regions of `result` that are not the model's own nodes, from the outputs back.
   std::vector<bool> done(result.nodes.size());
@@ -408,7 +430,8 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
     region.source = a[expanded.back().from].name;
     try {
       with_expression({expanded, contracted}, [&](auto type) {
-        prove_region<typename decltype(type)::type>(a, expanded, b, contracted, equality, region);
+        prove_region<typename decltype(type)::type>(a, expanded, b, contracted, equality, budget,
+                                                    region);
       });
     } catch (const NotLinear& error) {
       region.unproved = error.what();

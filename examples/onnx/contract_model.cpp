@@ -89,7 +89,7 @@ TapNorms tap_norms(const Expr<double, Rank>& expression, int rank) {
 
 /// Puts the region's contraction in its place; into `result` the norms of taps, where wanted.
 void contract_region(const Graph& graph, Segments segments, const Plan& plan, bool with_norms,
-                     ContractedRegion& result, Rewriter& rewriter) {
+                     Budget& budget, ContractedRegion& result, Rewriter& rewriter) {
   with_expression({segments}, [&](auto type) {
     using Expression = typename decltype(type)::type;
     constexpr int Rank = Expression::Rank;
@@ -102,6 +102,9 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, bo
     const auto contraction = [&] {
       const RegionExpression<Expression> region(graph, layers);
       const Expression expression = shifted_expression(*region, shifted);
+      budget.take(graph.model().origin + ": contracting the region that makes " +
+                      in_quotes(graph[segments.front().to].name),
+                  0, static_cast<double>(form_of(expression).multiply_adds(border.input_size)));
       if constexpr (std::same_as<Expression, Expr<double, Rank>>) {
         if (with_norms) result.taps_before = tap_norms(expression, rank_of(segments));
       }
@@ -160,6 +163,7 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
       });
     });
   };
+  Budget budget = options.graph.budget;
   const auto leave = [&](Segments segments, const Plan& plan) {
     if (plan.reason.empty() || !reported.emplace(segments.front().to, segments.back().from).second)
       return;

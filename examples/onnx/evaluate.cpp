@@ -107,16 +107,27 @@ struct Instruction {
 struct Frame {
   std::vector<const Value*> at;
   std::vector<Value> owned;
+  std::vector<double> bytes;  // of those that are owned
+  double kept = 0;            // their sum
 
-  explicit Frame(std::size_t slots) : at(slots, nullptr), owned(slots) {}
+  explicit Frame(std::size_t slots) : at(slots, nullptr), owned(slots), bytes(slots) {}
 
   void put(std::size_t slot, Value value) {
     owned[slot] = std::move(value);
     at[slot] = &owned[slot];
+    const auto size = [](const auto& array) {
+      return sizeof(array.values[0]) * array.values.size();
+    };
+    account(slot, static_cast<double>(std::visit(size, owned[slot])));
   }
   void release(std::size_t slot) {
     owned[slot] = {};
     at[slot] = nullptr;
+    account(slot, 0);
+  }
+  void account(std::size_t slot, double now) {
+    kept += now - bytes[slot];
+    bytes[slot] = now;
   }
 
   void run(const Instruction& instruction) {
@@ -147,6 +158,7 @@ struct Frame {
       throw FormatError(given() + error.what());
     }
     for (const std::size_t slot : instruction.released) release(slot);
+    evaluation::RunBudget::current.take("what is kept after " + instruction.where, kept, 0);
   }
 };
 
@@ -184,19 +196,21 @@ struct Evaluator::Program {
     std::optional<Kind> kind;  // nothing: as it is given
   };
   bool wide;
+  Budget budget;
   std::vector<Input> inputs = {};
   std::vector<std::pair<std::string, std::size_t>> outputs = {};
   std::vector<Instruction> instructions = {};
   Frame constants;
 
-  Program(const Model& model, bool wide_floats);
+  Program(const Model& model, bool wide_floats, const Budget& of_run);
   void add(const Definition& definition, const std::vector<std::size_t>& from, std::size_t to);
   void find_last_readers();
   std::optional<Value> widened(const Input& input, const Value& value) const;
 };
 
-Evaluator::Program::Program(const Model& model, bool wide_floats)
-    : wide(wide_floats), constants(0) {
+Evaluator::Program::Program(const Model& model, bool wide_floats, const Budget& of_run)
+    : wide(wide_floats), budget(of_run), constants(0) {
+  const evaluation::RunBudget scope(budget);
   const auto complain = [&](const std::string& what) {
     throw FormatError(model.origin + ": " + what);
   };
@@ -323,9 +337,11 @@ std::optional<Value> Evaluator::Program::widened(const Input& input, const Value
 }
 
 Values Evaluator::operator()(const Values& inputs) const {
+  const evaluation::RunBudget scope(program_->budget);
   Frame frame(0);
   frame.at = program_->constants.at;
   frame.owned.resize(frame.at.size());
+  frame.bytes.resize(frame.at.size());
   for (const auto& input : program_->inputs) {
     const auto given = inputs.find(input.name);
     if (given == inputs.end()) throw FormatError("input " + quoted(input.name) + " is not given");
@@ -358,8 +374,8 @@ Values Evaluator::operator()(const Values& inputs) const {
   return results;
 }
 
-Evaluator::Evaluator(const Model& model, bool wide)
-    : program_(std::make_unique<Program>(model, wide)) {}
+Evaluator::Evaluator(const Model& model, bool wide, Budget budget)
+    : program_(std::make_unique<Program>(model, wide, budget)) {}
 Evaluator::~Evaluator() = default;
 Evaluator::Evaluator(Evaluator&&) noexcept = default;
 

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "onnx/budget.hpp"
+
 #include <concertina/io/onnx.hpp>
 
 #include <cstdint>
@@ -39,9 +41,9 @@ concertina::onnx::Tensor tensor_of(std::string name, const Value& value);
 /// `wide`, all in double. It shares no code with contraction.
 class Evaluator {
  public:
-  /// The model is not needed afterwards. Throws FormatError naming the nodes whose operators are
-  /// not implemented, or that are not what their operator says.
-  explicit Evaluator(const concertina::onnx::Model& model, bool wide = false);
+  /// The model is not needed afterwards; `budget` is that of a run. Throws FormatError naming the
+  /// nodes whose operators are not implemented, or that are not what their operator says.
+  explicit Evaluator(const concertina::onnx::Model& model, bool wide = false, Budget budget = {});
   ~Evaluator();
   Evaluator(Evaluator&&) noexcept;
 
@@ -49,7 +51,7 @@ class Evaluator {
   /// called from several threads at once.
   /// Throws  ShapeError naming the node that its inputs do not fit; FormatError for inputs that the
   ///         graph does not have, or has and are not given; SizeError for an array of more than
-  ///         2^29 elements; NumericalError where an integer is divided by 0
+  ///         2^29 elements, and above the budget; NumericalError where an integer is divided by 0
   Values operator()(const Values& inputs) const;
 
  private:

@@ -570,7 +570,7 @@ std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node) {
   model.outputs = {{.name = n.outputs.front()}};
   try {
     const onnx::DataType type = type_of_output(graph, node, 0);
-    const Values values = Evaluator(model)({});
+    const Values values = Evaluator(model, false, graph.budget())({});
     auto tensor =
         std::make_unique<onnx::Tensor>(tensor_of(n.outputs.front(), values.begin()->second));
     // What the evaluator widens is not of the type that the model would go on with.
@@ -599,7 +599,7 @@ int Graph::add(const std::string& name) {
 }
 
 Graph::Graph(const onnx::Model& model, const GraphOptions& options)
-    : model_(model), opset_(model.opset()) {
+    : model_(model), opset_(model.opset()), budget_(options.budget) {
   if (opset_ < oldest_opset) {
     refuse(model, "operators of opset " + std::to_string(opset_) + "; " +
                       std::to_string(oldest_opset) +

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "onnx/budget.hpp"
+
 #include <concertina/io/onnx.hpp>
 #include <concertina/shape.hpp>
 
@@ -42,6 +44,7 @@ struct GraphOptions {
   std::map<std::string, Dims> inputs = {};  ///< shapes of graph inputs, in place of declared ones
   bool initializers_are_constant = false;   ///< also those that are graph inputs
   std::vector<std::string> keep = {};       ///< tensors that nothing takes in
+  Budget budget = {};                       ///< of each thing that is done with it
 };
 
 /// The model must outlive it.
@@ -53,6 +56,7 @@ class Graph {
 
   const onnx::Model& model() const { return model_; }
   Index opset() const { return opset_; }
+  const Budget& budget() const { return budget_; }
   std::span<const GraphTensor> tensors() const { return tensors_; }
   const GraphTensor& operator[](int tensor) const {
     return tensors_[static_cast<std::size_t>(tensor)];
@@ -74,6 +78,7 @@ class Graph {
 
   const onnx::Model& model_;
   Index opset_ = 0;
+  Budget budget_;
   std::vector<GraphTensor> tensors_;
   std::unordered_map<std::string, int> index_;
   std::vector<std::vector<int>> inputs_, outputs_;  // of nodes

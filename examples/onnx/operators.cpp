@@ -24,6 +24,9 @@ Index count(std::span<const Index> extents) {
     }
     result *= std::max<Index>(extent, 1);
   }
+  RunBudget::current.take("an array of " + to_text(shape),
+                          sizeof(double) * static_cast<double>(result),
+                          static_cast<double>(result));
   return std::ranges::find(extents, 0) == extents.end() ? result : 0;
 }
 

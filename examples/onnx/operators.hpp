@@ -33,8 +33,26 @@ std::string to_text(const Shape& shape);
 /// Throws ShapeError; the program adds which node it is.
 [[noreturn]] void refuse(const std::string& what);
 
-/// The product of extents. Throws SizeError above 2^29 elements, ShapeError for negative extents.
+/// The product of extents, of what is an array or a loop. Throws SizeError above 2^29 elements, and
+/// above the run's budget; ShapeError for negative extents.
 Index count(std::span<const Index> extents);
+
+/// What the run of this thread may still take.
+class RunBudget {
+ public:
+  explicit RunBudget(const Budget& budget) : outer_(std::exchange(current, budget)) {}
+  ~RunBudget() { current = outer_; }
+  RunBudget(const RunBudget&) = delete;
+  RunBudget& operator=(const RunBudget&) = delete;
+
+  static inline thread_local Budget current;
+
+ private:
+  Budget outer_;
+};
+
+/// Takes the multiply-adds of an operator from the run's budget. Throws SizeError.
+inline void spend(double multiply_adds) { RunBudget::current.take("it", 0, multiply_adds); }
 
 inline const Shape& shape_of(const Value& value) {
   return std::visit([](const auto& array) -> const Shape& { return array.shape; }, value);

@@ -168,10 +168,16 @@ void Planner::judge(Segments segments, Plan& plan) const {
       return;
     }
   }
-  constexpr Index most_elements = Index{1} << 29;  // a file can ask for any stride and dilation
-  if (weight_numel(*shape) > most_elements) {
+  // A file can ask for any stride and dilation.
+  constexpr Index most_elements = Index{1} << 29;
+  constexpr double bytes_each = 32;  // while the layer is made, and written
+  const double bytes = bytes_each * static_cast<double>(weight_numel(*shape));
+  if (weight_numel(*shape) > most_elements || bytes > graph_.budget().memory) {
     throw NotLinear("as " + to_string(*shape) + " it would have " +
-                    std::to_string(weight_numel(*shape)) + " weights");
+                    std::to_string(weight_numel(*shape)) + " weights" +
+                    (weight_numel(*shape) > most_elements
+                         ? ""
+                         : "; allow that with --memory " + brief(1.01 * bytes)));
   }
   if constexpr (std::same_as<Expression, concertina::TransposedExpr<double, Rank>>) {
     plan.layer = layer_of_dense_shape(*shape, expression.stride(), rank_of(segments));

@@ -5,6 +5,7 @@
 
 #include "onnx/layer.hpp"
 #include "onnx/regions.hpp"
+#include "text.hpp"
 
 #include <concertina/detail/channel_map.hpp>
 #include <concertina/exactness.hpp>
@@ -69,8 +70,9 @@ class RegionExpression {
     Index channels;
   };
 
-  Expression identity() const {
+  Expression identity() {
     require_channels();
+    require_memory(channels_, 1);
     return Expression(Expr<double, Rank>(concertina::identity<double>(channels_)));
   }
 
@@ -138,16 +140,21 @@ class RegionExpression {
       case Kind::channel_scale: return channel_scale(map);
       case Kind::channel_select: {
         require_channels();
+        require_memory(channels_, 1);
         const auto& source = output == 0 ? map.source : map.more_sources[output - 1];
         return part(concertina::channel_select<double>(channels_, source),
                     static_cast<Index>(source.size()));
       }
       case Kind::average_pool:
+        require_memory(
+            map.channels,
+            static_cast<double>(concertina::numel(per_axis<Rank>(map.windows->kernel, 1))));
         return part(concertina::average_pool<double, Rank>(
                         map.channels, per_axis<Rank>(map.windows->kernel, 1),
                         per_axis<Rank>(map.windows->strides, 1), padding(*map.windows)),
                     map.channels);
       case Kind::pad: {
+        require_memory(map.channels, 1);
         Conv<double, Rank> ones({.out = map.channels,
                                  .in = map.channels,
                                  .padding = padding(*map.windows),
@@ -192,6 +199,14 @@ class RegionExpression {
 
   static Part part(Expr<double, Rank> expression, Index channels) {
     return {Expression(std::move(expression)), channels};
+  }
+
+  /// Before elements are made that no constant has. Throws NotLinear above the budget.
+  void require_memory(Index channels, double each) {
+    made_bytes_ += sizeof(double) * each * static_cast<double>(channels);
+    if (made_bytes_ <= graph_.budget().memory) return;
+    throw NotLinear("its layers would take " + brief(made_bytes_) +
+                    " bytes; allow that with --memory");
   }
 
   void require_channels() const {
@@ -300,6 +315,7 @@ class RegionExpression {
   Part channel_scale(const LinearNode& map) {
     if (channels_ == unknown) channels_ = map.channels;
     require_channels();
+    require_memory(channels_, 2);
     const auto each = [&](const std::vector<double>& values) {
       return values.size() == 1
                  ? std::vector<double>(static_cast<std::size_t>(channels_), values.front())
@@ -326,6 +342,7 @@ class RegionExpression {
   int from_ = -1;
   std::map<int, const LinearNode*> makers_;
   std::vector<int> made_;
+  double made_bytes_ = 0;
   std::optional<Expression> expression_;
 };
 

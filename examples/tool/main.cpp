@@ -57,6 +57,18 @@ int main(int argc, char** argv) {
         ->capture_default_str();
     command->add_flag("--initializers-are-constant", model.initializers_are_constant,
                       "Take initializers for constants although they are inputs too");
+    command
+        ->add_option("--memory", model.memory,
+                     "The most memory that any one step may take, such as 8GB; by default 900 MB "
+                     "and 64 times the files")
+        ->type_name("BYTES")
+        ->transform(CLI::AsSizeValue(true));
+    command
+        ->add_option("--effort", model.effort,
+                     "The most multiply-adds, such as 1e12, that contracting, proving or running a "
+                     "model may take, each; by default 2e9 and 2000 for each byte of the files")
+        ->type_name("COUNT")
+        ->check(CLI::PositiveNumber);
     command->add_flag("--json", model.json, "Print JSON");
   };
   const auto add_choices = [&](CLI::App* command) {
@@ -155,6 +167,7 @@ int main(int argc, char** argv) {
   add_expansion(showing)->excludes(showing->get_option("FILE"), showing->get_option("--chain"),
                                    showing->get_option("--input"), showing->get_option("--border"),
                                    showing->get_option("--initializers-are-constant"),
+                                   showing->get_option("--memory"), showing->get_option("--effort"),
                                    showing->get_option("--when"), showing->get_option("--only"),
                                    showing->get_option("--keep"), picture);
   CLI::App* listing = app.add_subcommand(

@@ -52,8 +52,23 @@ std::pair<std::string, Dims> parse_input(const std::string& text) {
   return {text.substr(0, equals), dims};
 }
 
+/// As the options say; by default a second or two of a processor and a gigabyte, more for files of
+/// more than a megabyte.
+Budget budget_of(const ModelCommand& command) {
+  std::error_code ignored;
+  double bytes = 0;
+  for (const std::string& path : {command.in, command.out}) {
+    const auto size = std::filesystem::file_size(path, ignored);
+    if (!ignored) bytes += static_cast<double>(size);
+  }
+  Budget budget{.memory = 9e8 + 64 * bytes, .effort = 2e9 + 2e3 * bytes};
+  if (command.memory) budget.memory = static_cast<double>(*command.memory);
+  if (command.effort) budget.effort = *command.effort;
+  return budget;
+}
+
 GraphOptions graph_options(const ModelCommand& command) {
-  GraphOptions options;
+  GraphOptions options{.budget = budget_of(command)};
   for (const std::string& text : command.inputs) {
     if (options.inputs.insert(parse_input(text)).second) continue;
     throw UsageError("--input " + in_quotes(text) + ": the input has a shape already");

@@ -4,6 +4,7 @@
 
 #include "text.hpp"
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@ struct ModelCommand {
   std::optional<std::string> chain;
   std::vector<std::string> inputs, only, keep;
   std::string border = "size", when, external_data, dtype;
+  std::optional<std::uint64_t> memory;  // bytes
+  std::optional<double> effort;         // multiply-adds
   bool verify = false, initializers_are_constant = false, json = false, svg = false;
 };
 

@@ -59,13 +59,14 @@ Values test_inputs(const onnx::Model& model, const std::filesystem::path& folder
 }
 
 template <class Scalar>
-Array<Scalar> random_array(const Dims& dims) {
+Array<Scalar> random_array(const Dims& dims, const Budget& budget) {
   Array<Scalar> array{{dims.begin(), dims.end()}, {}};
   Index count = 1;
   for (const Index extent : dims)
     count = concertina::detail::checked_multiply(count, extent, "input");
-  constexpr Index most = Index{1} << 26;
-  if (count > most) throw concertina::SizeError("a random input of " + to_text(dims));
+  const auto elements = static_cast<double>(count);
+  Budget(budget).take("a random input of " + to_text(dims), sizeof(double) * elements, elements);
+  array.values.reserve(static_cast<std::size_t>(count));
   std::mt19937_64 generator(1);
   for (Index i = 0; i < count; ++i) {
     array.values.push_back(
@@ -82,15 +83,15 @@ Values random_inputs(const Graph& graph) {
       throw concertina::FormatError("input " + in_quotes(name) + " states no shape");
     switch (tensor.type) {
       case onnx::DataType::float64:
-        values.emplace(name, random_array<double>(*tensor.sizes));
+        values.emplace(name, random_array<double>(*tensor.sizes, graph.budget()));
         break;
       case onnx::DataType::float32:
       case onnx::DataType::float16:
       case onnx::DataType::bfloat16:
-        values.emplace(name, random_array<float>(*tensor.sizes));
+        values.emplace(name, random_array<float>(*tensor.sizes, graph.budget()));
         break;
       case onnx::DataType::uint8: {  // an image
-        const Array<double> x = random_array<double>(*tensor.sizes);
+        const Array<double> x = random_array<double>(*tensor.sizes, graph.budget());
         Array<Index> bytes{x.shape, {}};
         for (const double value : x.values)
           bytes.values.push_back(std::llround(127.5 + 127.5 * value));
@@ -213,7 +214,7 @@ OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& re
                                  const GraphOptions& options, const std::filesystem::path& path) {
   OutputComparison comparison;
   try {
-    const Evaluator before(model), after(result);
+    const Evaluator before(model, false, options.budget), after(result, false, options.budget);
     const auto run = [&](const std::string& name, const Values& inputs, bool stored) {
       const Values expected = timed(before, inputs, comparison.before),
                    found = timed(after, inputs, comparison.after);

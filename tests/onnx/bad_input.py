@@ -318,9 +318,9 @@ def checks(run, require, program, folder):
         def store(name, values):
             (data / name).write_bytes(numpy_helper.from_array(np.asarray(values, np.float32)).SerializeToString())
 
-        def report(*more):
+        def report(*more, expected=0):
             code, output, error = run(program, *(more or ("contract", folder / "in.onnx", "--verify")), "--json")
-            require(code == 0, error)
+            require(code == expected, f"exit code {code}: {error}")
             text = run(program, *(more or ("contract", folder / "in.onnx", "--verify")))[1]
             return json.loads(output)["outputs"], text
 
@@ -340,14 +340,14 @@ def checks(run, require, program, folder):
                 require(each["largest"] < 1e-5 * scale and abs(each["magnitude"] - scale) < 1e-6 and each["nans"] == 0,
                         f"a difference: {each}")
             require(len(outputs["notes"]) == 1 and "output_1.pb" in outputs["notes"][0], f"notes: {outputs['notes']}")
-            # Far off, or not a number: shown, and judged by nobody.
+            # Far off: shown, and judged by nobody. Not a number: a failure.
             run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx")
             for value, shown in ((y[0, 2, 3, 4] + 5, "differs from stored output_0.pb by at most 5 at [0][2][3][4]"),
                                  (np.nan, "differs from stored output_0.pb by NaN at [0][2][3][4]")):
                 changed = np.array(y)
                 changed[0, 2, 3, 4] = value
                 store("output_0.pb", changed)
-                outputs, text = report("verify", folder / "in.onnx", folder / "out.onnx")
+                outputs, text = report("verify", folder / "in.onnx", folder / "out.onnx", expected=int(np.isnan(value)))
                 require(text.count(shown) == 2, f"not shown: {shown}: {text}")
                 for each in outputs["stored"]:
                     nan = np.isnan(value)
@@ -360,10 +360,220 @@ def checks(run, require, program, folder):
             outputs, _ = report()
             require(outputs["stored"] == [] and "output_0.pb" in outputs["notes"][0], f"no tensor: {outputs}")
             require(len(outputs["differences"]) == 1, f"differences of the models: {outputs}")
-            (data / "input_0.pb").unlink()
+            # Other files, an empty batch, numbers that leave out some: named.
+            store("labels.pb", [1])
+            store("input_0.pb", x[:0])
+            store("output_0.pb", y[:0])
+            data.rename(folder / "test_data_set_3")
+            outputs, text = report()
+            require(outputs["differences"] == [] and outputs["skipped"] == "no test data could be read" and
+                    "so nothing was compared" in text and "test_data_set_3" in text, f"an empty batch: {outputs}")
+            store_there = folder / "test_data_set_3" / "input_0.pb"
+            store_there.write_bytes(numpy_helper.from_array(x.astype(np.float32)).SerializeToString())
+            outputs, text = report()
+            require(len(outputs["differences"]) == 1 and "test_data_set_3/labels.pb is of no input" in text,
+                    f"test data that do not begin at 0: {outputs}")
+            (folder / "elsewhere").mkdir()
+            shutil.copy(folder / "in.onnx", folder / "elsewhere" / "out.onnx")
+            text = report("verify", folder / "elsewhere" / "out.onnx", folder / "in.onnx")[1]
+            require("test data beside" in text, f"test data of the other model: {text}")
+            store_there.unlink()
             outputs, _ = report()
-            require("input_0.pb" in outputs["skipped"], f"no input: {outputs}")
+            require("input_0.pb" in outputs["notes"][0], f"no input: {outputs}")
         finally:
-            shutil.rmtree(data)
+            for each in (data, folder / "test_data_set_3", folder / "elsewhere"):
+                shutil.rmtree(each, ignore_errors=True)
     result.append(("stored_outputs", stored_outputs))
+
+    # ---- nothing in silence
+
+    def verified(name, first, second, expected, says, *more):
+        """What verify says of two models."""
+        def check():
+            saved(first)()
+            saved(second, folder / "out.onnx")()
+            code, output, error = run(program, "verify", folder / "in.onnx", folder / "out.onnx", *more)
+            require(code == expected and says in output, f"exit code {code}: {output}{error}")
+        result.append(("silence/" + name, check))
+
+    def of_size(*size):
+        g = Builder("size")
+        g.output(g.add("Relu", g.conv(g.input("x", [1, 8, *size]), 16, 8, 3, 3)))
+        return g.model()
+
+    def overloaded(name):
+        g = Builder("overload", opset=20)
+        g.output(g.add("f", g.input("x", [1, 4]), domain="d"), [1, 4])
+        g.domains = {"d": 1}
+        g.functions = [helper.make_function("d", "f", ["a"], ["b"], [helper.make_node(op, ["a"], ["b"])],
+                                            [helper.make_opsetid("", 20)], overload=overload)
+                       for overload, op in (("one", "Relu"), ("two", "Neg"))]
+        g.nodes[0].overload = name
+        return g.model()
+
+    def nan_of_large(first):
+        """Both differ by rounding only where nothing overflows: infinity less infinity is NaN."""
+        g = Builder("overflow")
+        x = g.input("x", [1, 1])
+        y = g.add("Mul", x, g.constant(np.array([[0.0]])))
+        huge = g.add("Add", y, g.constant(np.array([[3e38]])))
+        huge = g.add("Mul", g.add("Relu", huge), g.constant(np.array([[4.0 if first else 1.0]])))
+        g.output(g.add("Sub", huge, huge))
+        return g.model()
+
+    verified("input_shapes", of_size(9, 9), of_size(20, 20), 6, "of other types or shapes")
+    verified("same_shapes", of_size(9, 9), of_size(9, 9), 0, "proved: 0 of 0")
+    verified("open_shapes", of_size(9, 9), of_size("h", "w"), 0, "proved: 0 of 0")
+    verified("overload", overloaded("one"), overloaded("two"), 6, "not proved")
+    verified("same_overload", overloaded("one"), overloaded("one"), 0, "1 node identical")
+    verified("one_is_nan", nan_of_large(True), nan_of_large(False), 1, "NaN in 1 element")
+    verified("both_are_nan", nan_of_large(True), nan_of_large(True), 0, "NaN in 1 element")
+
+    refused(BAD_FILE, "metadata_twice", "there twice", prepare=edited(
+        lambda model: model.metadata_props.add(key="author", value="another")))
+    refused(BAD_FILE, "opset_twice", "there twice", prepare=edited(
+        lambda model: model.opset_import.add(domain="", version=11)))
+    refused(BAD_FILE, "attribute_twice", "there twice", prepare=edited(
+        lambda model: model.graph.node[0].attribute.extend([helper.make_attribute("group", 1)] * 2)))
+    refused(USAGE, "input_twice", "--input", folder / "in.onnx", "--input", "x=1x8x9x11", "--input", "x=1x8x9x11",
+            prepare=saved(good))
+
+    def border():
+        """Off the border means: where no path leaves a map between. A map that is all border has no such place."""
+        def padded(size):
+            g = Builder("padded")
+            y = g.conv(g.conv(g.input("x", [1, 4, size, size]), 4, 4, 3, 3, pads=1), 4, 4, 3, 3, pads=1)
+            g.output(g.add("Relu", y))
+            return g.model()
+
+        for size, regions in ((2, 0), (3, 1), (8, 1)):
+            saved(padded(size))()
+            options = ("--border", "interior", "--when", "always", "--json")
+            code, output, error = run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx", *options)
+            require(code == 0 and len(json.loads(output)["regions"]) == regions, f"{size}: {output}{error}")
+            require(regions > 0 or "the border covers all" in output, f"{size}: {output}")
+            (folder / "other.onnx").write_bytes((folder / "out.onnx").read_bytes())
+        # Shapes decide, not numbers: layers that happen to be equal at the border are equal off it.
+        chance = padded(8)
+        for tensor in chance.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+        saved(chance)()
+        code, output, error = run(program, "contract", folder / "in.onnx", "--when", "always")
+        require(code == 0 and "off the border" not in output and "nodes 3 -> 3" in output, f"{output}{error}")
+        code, output, error = run(program, "contract", folder / "in.onnx", *options[:4], "--verify")
+        require(code == 0 and "off the border" in output and "proved: 1 of 1" in output, f"{output}{error}")
+        # The layer of a large map, in a model whose map is all border.
+        layer = onnx.load(folder / "other.onnx")
+        for info in [*layer.graph.input, *layer.graph.output]:
+            for dim in info.type.tensor_type.shape.dim[2:]:
+                dim.dim_value = 2
+        saved(padded(2))()
+        saved(layer, folder / "out.onnx")()
+        code, output, error = run(program, "verify", folder / "in.onnx", folder / "out.onnx", "--border", "interior")
+        require(code == 6 and "the border covers all" in output, f"exit code {code}: {output}{error}")
+        (folder / "other.onnx").unlink()
+    result.append(("silence/border", border))
+
+    def zero():
+        def change(model):
+            for tensor in model.graph.initializer[:2]:
+                tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+        edited(change)()
+        code, output, error = run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx", "--verify")
+        require(code == 0 and "proved: 1 of 1" in output, f"exit code {code}: {output}{error}")
+    result.append(("silence/zero", zero))
+
+    # ---- small files that ask for much
+
+    def pooled(channels, size, kernel):
+        g = Builder("pool")
+        g.output(g.conv(g.add("AveragePool", g.input("x", [1, channels, size, size]), kernel_shape=[kernel, kernel]),
+                        4, channels, 1, 1))
+        return g.model()
+
+    def plain(count, channels):
+        g = Builder("plain")
+        y = g.input("x", [1, channels, 200, 200])
+        for _ in range(count):
+            y = g.conv(y, channels, channels, 3, 3)
+        g.output(g.add("Relu", y))
+        return g.model()
+
+    def apart(**geometry):
+        g = Builder("apart")
+        y = g.conv(g.input("x", [1, 2, "h", "w"]), 2, 2, 3, 3, strides=geometry.get("stride", 1))
+        g.output(g.conv(y, 2, 2, 3, 3, dilations=geometry.get("dilation", 1)), [1, 2, "i", "j"])
+        return g.model()
+
+    def wide(channels):
+        g = Builder("wide")
+        y = g.input("x", [1, channels, 4, 4])
+        for _ in range(2):
+            y = g.add("AveragePool", y, kernel_shape=[2, 2])
+        g.output(g.add("Mul", y, g.constant(np.float32(2))))
+        return g.model()
+
+    def grown(op, values):
+        g = Builder("grown")
+        if op == "Expand":
+            weight = g.add(op, g.constant(np.ones(1)), g.constant(np.array(values)))
+            g.output(g.add("Conv", g.input("x", [1, values[1], 8, 8]), weight), [1, values[0], 6, 6])
+        else:
+            g.output(g.add(op, g.input("x", [1, 4, 2, 2]), g.constant(np.array(values))))
+        return g.model()
+
+    def repeated(op, count, *more):
+        g = Builder("repeated")
+        y = g.input("x", [1, 4, 20, 20])
+        for _ in range(count):
+            y = g.add("Add", y, g.conv(y, 4, 4, 1, 1)) if op == "Add" else g.add(op, y, *more)
+        g.output(y)
+        return g.model()
+
+    hostile = {
+        "pool_4096": lambda: pooled(1, 8192, 4096), "pool_512": lambda: pooled(1, 1024, 512),
+        "pool_of_256": lambda: pooled(256, 128, 64), "40_convolutions": lambda: plain(40, 8),
+        "20_convolutions": lambda: plain(20, 16), "dilation": lambda: apart(dilation=1000),
+        "stride": lambda: apart(stride=1000), "channels": lambda: wide(2**40), "some_channels": lambda: wide(2**22),
+        "expand": lambda: grown("Expand", [2**20, 4, 3, 3]), "tile": lambda: grown("Tile", [1, 1, 20000, 20000]),
+        "residuals": lambda: repeated("Add", 30), "relus": lambda: repeated("Relu", 12000),
+    }
+
+    def bounded(make):
+        def check():
+            saved(make)()
+            require((folder / "in.onnx").stat().st_size < 1 << 20, "the file is large")
+            always = ("--when", "always", "--border", "interior")
+            for arguments in (("info", folder / "in.onnx", *always),
+                              ("contract", folder / "in.onnx", "-o", folder / "out.onnx", *always),
+                              ("contract", folder / "in.onnx", "--verify", *always),
+                              ("verify", folder / "in.onnx", folder / "in.onnx")):
+                with open(folder / "said", "w") as said:
+                    process = subprocess.Popen([program, *arguments], stdout=said, stderr=said)
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                seconds, megabytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+                print(f"    {arguments[0]}: exit {process.returncode}, {seconds:.2f} s, {megabytes:.0f} MB")
+                require(process.returncode in (0, 3, 6), f"exit code {process.returncode}")
+                require(seconds < 5 and megabytes < 1000, f"{arguments[0]}: {seconds:.1f} s, {megabytes:.0f} MB: "
+                                                          f"{(folder / 'said').read_text()[:300]}")
+            (folder / "said").unlink()
+        return check
+    for name, make in hostile.items():
+        result.append(("hostile/" + name, bounded(make)))
+
+    def allowed():
+        """The number that a refusal names is enough."""
+        saved(lambda: plain(5, 8))()
+        command = ["contract", folder / "in.onnx", "--verify", "--when", "always"]
+        code, output, _ = run(program, *command, "--effort", "1e5")
+        while code != 0:
+            require("--effort " in output + _, f"no number: {output}{_}")
+            number = (output + _).split("--effort ")[1].split()[0].rstrip(";,.")
+            require(float(number) > 1e5, f"no more: {number}")
+            code, output, _ = run(program, *command, "--effort", str(2 * float(number)))
+        require("proved: 1 of 1" in output, output)
+        code, _, error = run(program, *command, "--memory", "much")
+        require(code == USAGE and "--memory" in error, error)
+    result.append(("hostile/allowed", allowed))
     return result
