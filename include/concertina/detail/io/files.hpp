@@ -4,6 +4,11 @@
 
 #include <concertina/error.hpp>  // IoError
 
+#ifdef __linux__
+#include <fcntl.h>   // O_TMPFILE
+#include <unistd.h>  // linkat
+#endif
+
 #include <cerrno>
 #include <cstddef>
 #include <cstdio>
@@ -53,16 +58,20 @@ class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path)
       : shown_path_(path.string()), target_(path) {
+    // Links are followed, also one that leads to nothing yet.
     std::error_code error;
-    const auto status = std::filesystem::status(path, error);
-    if (std::filesystem::exists(status)) {
-      if (!std::filesystem::is_regular_file(status)) {
-        fail("there is something that is not a regular file");
-      }
-      target_ = std::filesystem::canonical(path, error);
+    for (int links = 0;
+         std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error)); ++links) {
+      if (links == 40) fail("too many links lead on from it");  // as many as Linux follows
+      target_ = target_.parent_path() / std::filesystem::read_symlink(target_, error);
       if (error) fail(error.message());
     }
-    std::tie(file_, temporary_) = create_temporary();
+    const auto status = std::filesystem::status(target_, error);
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+      fail("there is something that is not a regular file");
+    }
+    file_ = create_unnamed();
+    if (!file_) std::tie(file_, temporary_) = create_temporary();
   }
 
   AtomicFile(const AtomicFile&) = delete;
@@ -71,6 +80,7 @@ class AtomicFile {
   ~AtomicFile() {
     if (complete_) return;
     file_.reset();
+    if (temporary_.empty()) return;
     std::error_code ignored;
     std::filesystem::remove(temporary_, ignored);
   }
@@ -111,22 +121,65 @@ class AtomicFile {
   }
 
  private:
-  /// A new file in the target's folder.
-  std::pair<FileHandle, std::filesystem::path> create_temporary() const {
+  /// The first name in the target's folder that `make` finds free.
+  template <class Make>
+  std::filesystem::path temporary_name(const Make& make) const {
     for (int number = 0;; ++number) {
       auto path = target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
-      // x: never opens a file that exists, nor follows a link that somebody put there.
-      FileHandle file(std::fopen(path.string().c_str(), "wbx"));
-      if (file) return {std::move(file), std::move(path)};
+      if (make(path.string().c_str())) return path;
       if (errno != EEXIST || number == 1000) {
         fail("cannot create " + path.string() + ", " + system_message());
       }
     }
   }
 
+  /// A new file in the target's folder.
+  std::pair<FileHandle, std::filesystem::path> create_temporary() const {
+    FileHandle file;
+    auto path = temporary_name([&](const char* name) {
+      // x: never opens a file that exists, nor follows a link that somebody put there.
+      file.reset(std::fopen(name, "wbx"));
+      return file != nullptr;
+    });
+    return {std::move(file), std::move(path)};
+  }
+
+  /// The same without a name, of which nothing is left if the program is killed; null where the
+  /// system has none.
+  FileHandle create_unnamed() const {
+#ifdef O_TMPFILE
+    const auto folder = target_.has_parent_path() ? target_.parent_path() : ".";
+    const int descriptor = ::open(folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666);
+    if (descriptor < 0) return nullptr;
+    FileHandle file(::fdopen(descriptor, "wb"));
+    if (!file || ::access(link_of(file.get()).c_str(), F_OK) != 0) {
+      if (!file) ::close(descriptor);
+      return nullptr;
+    }
+    return file;
+#else
+    return nullptr;
+#endif
+  }
+
+#ifdef O_TMPFILE
+  static std::string link_of(std::FILE* file) {
+    return "/proc/self/fd/" + std::to_string(::fileno(file));
+  }
+#endif
+
   void close() {
     if (!file_) return;
-    if (std::fflush(file_.get()) != 0 || std::fclose(file_.release()) != 0) fail(system_message());
+    if (std::fflush(file_.get()) != 0) fail(system_message());
+#ifdef O_TMPFILE
+    if (temporary_.empty()) {
+      const std::string link = link_of(file_.get());
+      temporary_ = temporary_name([&](const char* name) {
+        return ::linkat(AT_FDCWD, link.c_str(), AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0;
+      });
+    }
+#endif
+    if (std::fclose(file_.release()) != 0) fail(system_message());
   }
 
   void rename(const std::filesystem::path& from, const std::filesystem::path& to) const {
