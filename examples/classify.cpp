@@ -228,7 +228,9 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
     return tool::finish("classify", classify(options) ? tool::ok : tool::failed);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? tool::finish("classify", tool::ok) : tool::usage;
+    if (error.get_exit_code() == 0) return tool::finish("classify", app.exit(error));
+    std::cerr << "classify: error: " << tool::printable(error.what()) << "; see classify --help\n";
+    return tool::usage;
   } catch (...) {
     return tool::report_error("classify");
   }

@@ -302,6 +302,14 @@ expect 4 contract inexact.safetensors -o kept.safetensors
 mkdir empty.safetensors
 expect 5 contract cl.safetensors -o no/such/folder/out.safetensors
 expect 5 contract cl.safetensors -o empty.safetensors
+ln -s led-to.safetensors dangling.safetensors
+ln -s loop-2.safetensors loop-1.safetensors
+ln -s loop-1.safetensors loop-2.safetensors
+expect 0 contract cl.safetensors -o dangling.safetensors
+expect 5 contract cl.safetensors -o loop-1.safetensors
+says err 'links'
+checks=$((checks + 1))
+[ -L dangling.safetensors ] && [ -f led-to.safetensors ] && [ -L loop-1.safetensors ] || fail "links were not followed"
 mkdir full
 for out in out.safetensors out.onnx; do
   checks=$((checks + 1))
@@ -321,6 +329,22 @@ checks=$((checks + 1))
 [ "$(cat kept.safetensors)" = precious ] || fail "a file was lost"
 [ -z "$(ls -A full)" ] || fail "half-written: $(ls -A full)"
 [ -z "$(find . -name '*.tmp')" ] || fail "left behind: $(find . -name '*.tmp')"
+# Paths are bytes: what is no UTF-8, a newline or an escape is neither JSON nor for a terminal.
+odd=$'p\377\nq\033[31m.safetensors'
+cp cl.safetensors "$odd"
+for command in contract info "verify cl.safetensors"; do
+  # shellcheck disable=SC2086
+  expect 0 $command "$odd" --json
+  is_json
+  # shellcheck disable=SC2086
+  expect 0 $command "$odd"
+  checks=$((checks + 1))
+  LC_ALL=C grep -q $'[\033\377]' out && fail "a path as it is: $command"
+done
+expect 0 contract cl.safetensors -o "$odd"
+says out 'wrote p\xff\x0aq\x1b[31m.safetensors'
+expect 3 contract "$odd" --chain nothing
+expect 5 contract "no-$odd"
 cp cl.safetensors own.safetensors
 expect 2 contract own.safetensors -o own.safetensors
 checks=$((checks + 1))
@@ -350,6 +374,10 @@ expect 0 verify plain.safetensors plain.safetensors --chain 'a,b:s2g2,c.x'
 expect 0 contract plain.safetensors --chain 'a,b:s2g2,c.x' -o layer.safetensors
 expect 0 verify plain.safetensors layer.safetensors --chain 'a,b:s2g2,c.x'
 says out 'proved: 1 of 1'
+says out 'not read: 2 tensors of plain.safetensors that the chain does not name, such as "n.running_mean"'
+expect 0 contract plain.safetensors --chain 'a,b:s2g2,c.x,n'
+checks=$((checks + 1))
+grep -q 'not read' out && fail "all tensors are read"
 # 70,000 is more than half precision holds: nothing is written.
 make large.safetensors 'a,b' a.weight=512,512 b.weight=512,512
 python3 - <<'PYTHON'
