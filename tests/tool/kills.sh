@@ -14,7 +14,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 2
 
-"$bin" expand --network mobilenet -o in.onnx >/dev/null && mkdir folder &&
+"$bin" expand --network smallnet7 --expand fc --rate 8 -o in.onnx >/dev/null && mkdir folder &&
   "$bin" contract in.onnx -o after.onnx >/dev/null && echo before >before.onnx || exit 1
 write() { exec "$bin" contract in.onnx -o folder/out.onnx >/dev/null 2>&1; }
 start=$(date +%s%N)
