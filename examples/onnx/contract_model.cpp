@@ -196,7 +196,7 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
               .border = plan.border,
               .before = plan.before,
               .after = plan.after};
-          contract_region(graph, segments, plan, options.tap_norms, region, rewriter);
+          contract_region(graph, segments, plan, options.tap_norms, budget, region, rewriter);
           for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
             for (auto each = segment->maps.rbegin(); each != segment->maps.rend(); ++each) {
               for (const int node : (*each)->nodes) region.nodes.push_back(name_of(graph, node));
