@@ -20,7 +20,7 @@ namespace proof_cost {
 using concertina::Form, concertina::Index, concertina::Join, concertina::PerAxis;
 using concertina::detail::AnyForm, concertina::detail::AnyShape;
 
-// One in each arithmetic, in multiply-adds of the processor, measured on an AMD EPYC: in the prime
+// One in each arithmetic, in multiply-adds of the processor, estimated: in the prime
 // field; in long double, in plain loops; of sparse matrices; a column of a row that is compared.
 constexpr double field = 10, plain = 6, sparse = 60, scanned = 2;
 

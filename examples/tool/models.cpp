@@ -61,7 +61,9 @@ Budget budget_of(const ModelCommand& command) {
     const auto size = std::filesystem::file_size(path, ignored);
     if (!ignored) bytes += static_cast<double>(size);
   }
-  Budget budget{.memory = 9e8 + 64 * bytes, .effort = 2e9 + 2e3 * bytes};
+  // A file under a megabyte takes some seconds at most; of a larger one the weights are real work.
+  const double more = std::max(0.0, bytes - 1e6);
+  Budget budget{.memory = 9e8 + 64 * bytes, .effort = 2e9 + 2e3 * bytes + 2e4 * more};
   if (command.memory) budget.memory = static_cast<double>(*command.memory);
   if (command.effort) budget.effort = *command.effort;
   return budget;
