@@ -382,6 +382,12 @@ TEST_CASE("LoRA starts as its base, and adds its update", "[blocks]") {
   const auto x = small_integers<double, 2>({.batch = 2, .channels = 3, .size = {6, 5}}, rng);
   check_definition(locon, x, combined(conv(x), 1, locon.up(locon.down(x))));
   CHECK_THROWS_AS(initialize_lora(conv, 0, 2, rng), ShapeError);
+  const Conv2d<double> grouped({.out = 4, .in = 6, .groups = 2});
+  CHECK_THROWS_AS(initialize_lora(grouped, 2, 2, rng), ShapeError);
+  const Conv2d<double> whole({.out = 4, .in = 6});
+  CHECK_THROWS_AS(initialize_lokr(grouped, 2, 2, rng), ShapeError);
+  CHECK_THROWS_AS(initialize_lokr(whole, 0, 2, rng), ShapeError);
+  CHECK_THROWS_AS(initialize_lokr(whole, 2, 4, rng), ShapeError);  // 6 is no multiple of 4
 }
 
 TEST_CASE("Monarch is two block-diagonal matrices with transpositions between", "[blocks]") {
