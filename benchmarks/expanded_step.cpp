@@ -84,7 +84,7 @@ void require_alike(Index batch, Index side) {
   }
 }
 
-/// The rows of docs/results/contraction.md: batch * side * side positions.
+/// The rows of docs/results/cifar.md: batch * side * side positions.
 void step(benchmark::State& state, const std::string& way) {
   const Index batch = state.range(0), side = state.range(1);
   const bool cheaper = Form<2>(expand_cl(layer, {.rate = 4})).cheaper_contracted(batch, side);

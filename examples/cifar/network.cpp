@@ -609,21 +609,7 @@ onnx::Model Network<Scalar>::contract() const {
   for (std::size_t b = 0; b < blocks_.size(); ++b) {
     const Weights<Scalar>& to = result.blocks_[b].conv.front().weights.front();
     if (!blocks_[b].branches.empty()) {
-      std::vector<concertina::Expr<Scalar, 2>> branches;
-      for (const auto& branch : blocks_[b].branches) {
-        std::vector<concertina::Expr<Scalar, 2>> layers;
-        for (const auto& [conv, norm] : branch) {
-          layers.push_back(concertina::batch_norm(concertina::BatchNorm<Scalar>{
-                               .running_mean = norm.running_mean->value,
-                               .running_var = norm.running_var->value,
-                               .weight = norm.weight->value,
-                               .bias = norm.bias->value,
-                               .eps = onnx_eps}) *
-                           views(conv).front());
-        }
-        branches.push_back(concertina::chain(layers));
-      }
-      assign(concertina::contract<Wide>(concertina::sum(branches)), to);
+      assign(concertina::contract<Wide>(expression_of(normed(blocks_[b]), onnx_eps)), to);
       continue;
     }
     assign(concertina::contract<Wide>(views(blocks_[b].conv.front())), to);

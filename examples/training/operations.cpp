@@ -848,11 +848,8 @@ void Contractions<Scalar>::record() {
   tape_.record(std::move(operation));
 }
 
-namespace {
-
-/// A block as an expression of its tensors, its batch norms as in inference.
 template <class Scalar>
-concertina::Expr<Scalar, 2> expression_of(const NormedBranches<Scalar>& branches) {
+concertina::Expr<Scalar, 2> expression_of(const NormedBranches<Scalar>& branches, double eps) {
   using Expression = concertina::Expr<Scalar, 2>;
   std::vector<Expression> summands;
   for (const auto& branch : branches) {
@@ -865,13 +862,16 @@ concertina::Expr<Scalar, 2> expression_of(const NormedBranches<Scalar>& branches
                           concertina::BatchNorm<Scalar>{.running_mean = norm.running_mean->value,
                                                         .running_var = norm.running_var->value,
                                                         .weight = norm.weight->value,
-                                                        .bias = norm.bias->value}) *
+                                                        .bias = norm.bias->value,
+                                                        .eps = eps}) *
                       conv);
     }
     summands.push_back(concertina::chain(chain));
   }
   return concertina::sum(summands);
 }
+
+namespace {
 
 template <class Scalar>
 std::vector<NormedLayer<Scalar>> layers_of(const NormedBranches<Scalar>& branches) {
@@ -1021,6 +1021,7 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
   template Maps<Scalar>& add(Tape<Scalar>&, std::vector<Maps<Scalar>*>);                          \
   template Maps<Scalar>& contracted_block(Tape<Scalar>&, Maps<Scalar>&,                           \
                                           const NormedBranches<Scalar>&);                         \
+  template concertina::Expr<Scalar, 2> expression_of(const NormedBranches<Scalar>&, double);      \
   template bool cheaper_contracted(const NormedBranches<Scalar>&, const concertina::PerAxis<2>&,  \
                                    Index);                                                        \
   template class CrossEntropy<Scalar>;                                                            \

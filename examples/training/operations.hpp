@@ -5,6 +5,7 @@
 #include "convolution.hpp"
 #include "tape.hpp"
 
+#include <concertina/expression.hpp>
 #include <concertina/shape.hpp>
 
 #include <cstdint>
@@ -169,6 +170,11 @@ struct NormedLayer {
 /// Branches of such layers, the first applied first; a block is their sum.
 template <class Scalar>
 using NormedBranches = std::vector<std::vector<NormedLayer<Scalar>>>;
+
+/// A block as an expression of its tensors, its batch norms as in inference.
+template <class Scalar>
+concertina::Expr<Scalar, 2> expression_of(const NormedBranches<Scalar>& branches,
+                                          double eps = 1e-5);
 
 /// A block as one convolution: in training by the statistics of the batch, which follow from the
 /// moments of the input's patches and move the running ones; in inference by the running ones.
