@@ -349,28 +349,34 @@ TEST_CASE("sums too long for one block's threads are contracted on blocks", "[cu
 
 TEST_CASE("partial sums of every number are combined on blocks", "[cuda]") {
   Rng rng(15);
-  const Index k = GENERATE(11, 12, 16, 17, 31, 33, 49, 64, 65, 98);
-  Network<float> network(rng);
-  network.add<0>({{.out = k, .in = 9, .bias = true}, {.out = 11, .in = k, .bias = true}});
-  network.add<1>({{.out = k, .in = 8, .kernel_size = 2},
-                  {.out = 33, .in = k, .kernel_size = 2, .bias = true}});
-  network.add<1>({{.out = 3, .in = 9, .kernel_size = k, .bias = true},  // more pairs than channels
-                  {.out = 10, .in = 3, .kernel_size = 12}});
   std::set<int> threads;
-  for (const int wanted_tiles : {2, 5, 9, 1'000'000}) {
-    const ContractionPlan plan(network.forms(), {.wanted_tiles = wanted_tiles, .least_split = 1});
-    for (const cuda::Job& job : plan.forward().jobs) {
-      if (job.kind == cuda::Job::Kind::combine) threads.insert(job.threads_per_element);
+  for (const Index k : {11, 12, 16, 17, 21, 31, 33, 49, 64, 65, 98}) {
+    Network<float> alone(rng), together(rng);
+    alone.add<0>({{.out = k, .in = 9}, {.out = 11, .in = k}});
+    together.add<0>({{.out = k, .in = 9, .bias = true}, {.out = 11, .in = k, .bias = true}});
+    together.add<1>({{.out = k, .in = 8, .kernel_size = 2},
+                     {.out = 33, .in = k, .kernel_size = 2, .bias = true}});
+    together.add<1>({{.out = 3, .in = 9, .kernel_size = k, .bias = true},  // pairs, not channels
+                     {.out = 10, .in = 3, .kernel_size = 12}});
+    for (const int wanted_tiles : {2, 5, 9, 1'000'000}) {
+      for (Network<float>* const network : {&alone, &together}) {
+        const ContractionPlan plan(network->forms(),
+                                   {.wanted_tiles = wanted_tiles, .least_split = 1});
+        for (const cuda::Job& job : plan.forward().jobs) {
+          if (job.kind == cuda::Job::Kind::combine) threads.insert(job.threads_per_element);
+        }
+        network->check(plan);
+      }
     }
-    network.check(plan);
   }
-  CHECK((k < 33 || threads == std::set{1, 2, 4, 8}));
+  CHECK(threads == std::set{1, 2, 4, 8});
 }
 
 TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   // What a plan chooses follows from sizes; should that change, so must the cases above.
   std::set<std::pair<cuda::Job::Kind, bool>> kinds;
   std::set<int> reducing, combining;  // threads for each element
+  bool several_of_groups = false, several_of_taps = false, several_with_epilogue = false;
   for (const PlanOptions& options : every_plan<float>()) {
     const std::vector<PlannedForm> forms{
         PlannedForm(std::vector<ConvShape<1>>{{.out = 33, .in = 34},
@@ -383,6 +389,9 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
                                       {.out = 9, .in = 300, .kernel_size = 9, .bias = true}}),
         PlannedForm(std::vector<ConvShape<1>>{{.out = 4, .in = 4, .groups = 2},
                                               {.out = 4, .in = 4, .kernel_size = 3}}),
+        PlannedForm(std::vector<ConvShape<1>>{
+            {.out = 200, .in = 200, .kernel_size = 2, .groups = 100, .bias = true},
+            {.out = 200, .in = 200, .kernel_size = 3, .groups = 100}}),
         Form<1>(detail::AnyForm(
             Join::sum, std::vector<detail::AnyForm>{
                            detail::AnyShape(ConvShape<1>{.out = 2, .in = 2}),
@@ -391,6 +400,9 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
     for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
       for (const cuda::Job& job : sequence->jobs) {
         kinds.insert({job.kind, job.splits > 1});
+        several_of_groups |= job.has_several && job.groups > 1;
+        several_of_taps |= job.has_several && job.taps > 1;
+        several_with_epilogue |= job.has_several && job.epilogue.u.exists();
         if (job.kind == cuda::Job::Kind::reduce) reducing.insert(job.threads_per_element);
         if (job.kind == cuda::Job::Kind::combine) combining.insert(job.threads_per_element);
       }
@@ -409,9 +421,44 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   CHECK(kinds.contains({Kind::multiply_bf16x6, false}));
   CHECK(kinds.contains({Kind::multiply_bf16x6, true}));
   CHECK(kinds.contains({Kind::combine_tiles, true}));
+  CHECK(several_of_groups);
+  CHECK(several_of_taps);
+  CHECK(several_with_epilogue);
   CHECK(*reducing.begin() == 1);
   CHECK(*reducing.rbegin() == cuda::contraction_threads);
   CHECK(*combining.rbegin() == cuda::detail::tuning::most_combining_threads);
+}
+
+TEST_CASE("a depthwise chain is one sum for each element, on blocks", "[cuda]") {
+  Rng rng(27);
+  for (const Index groups : {1, 5, 300}) {
+    Network<float> network(rng);
+    const auto add = [&](Index i, Index j, ConvShape<2> middle, bool bias = false) {
+      middle.out = groups * i;
+      middle.in = groups * j;
+      middle.groups = groups;
+      network.add<2>({{.out = groups * j, .in = groups, .groups = groups},
+                      middle,
+                      {.out = groups, .in = groups * i, .groups = groups, .bias = bias}});
+    };
+    add(1, 1, {});
+    add(4, 4, {.kernel_size = 3, .padding = 1}, true);
+    add(2, 3, {.kernel_size = {1, 4}, .stride = 2, .dilation = {2, 3}});
+    add(3, 9, {.kernel_size = 2}, true);
+    for (const PlanOptions& options : every_plan<float>()) {
+      const ContractionPlan plan(network.forms(), options);
+      using Kind = cuda::Job::Kind;
+      CHECK(plan.forward().phases.size() == 1);
+      CHECK(plan.backward().phases.size() == 1);
+      CHECK(std::ranges::count(plan.forward().jobs, Kind::chain, &cuda::Job::kind) == 4);
+      CHECK(std::ranges::count(plan.backward().jobs, Kind::chain, &cuda::Job::kind) == 12);
+      network.check(plan);
+    }
+    add(3, 2, {.kernel_size = 2, .bias = true});  // with a bias below another layer it is two
+    const ContractionPlan plan(network.forms());
+    CHECK(plan.forward().phases.size() == 2);
+    network.check(plan);
+  }
 }
 
 TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[cuda]", float,

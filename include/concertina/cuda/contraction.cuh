@@ -38,7 +38,7 @@ struct Conversion<__nv_bfloat16, float> {
 namespace detail {
 
 template <class Program>
-__global__ void __launch_bounds__(Program::threads, Program::resident)
+__global__ void __maxnreg__(Program::most_registers)
     run_phase(const __grid_constant__ Program program, bool is_followed) {
 #if __CUDA_ARCH__ >= 900
   // Of the next phase, which waits by itself. What else follows must not begin before the end.

@@ -6,13 +6,16 @@
 #include <concertina/detail/program.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
+#include <functional>
 #include <initializer_list>
 #include <limits>
 #include <map>
 #include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -25,17 +28,44 @@ using concertina::detail::AnyShape, concertina::detail::DenseBlock, concertina::
 /// Jobs and GEMMs by levels: those of a level depend on lower ones only.
 class Schedule {
  public:
-  explicit Schedule(const PlanOptions& options) : options_(options) { add_tap(0, {TapPair{}}); }
+  /// `deadlines` are those of an earlier schedule of the same, so that jobs share the device with
+  /// those beside them; without them each has all of it.
+  explicit Schedule(const PlanOptions& options, std::vector<double> deadlines = {})
+      : options_(options), deadlines_(std::move(deadlines)) {
+    add_tap(0, {TapPair{}});
+  }
 
   Sequence sequence;
 
   int form = 0;  ///< of what is added, for messages
 
-  void add(int level, Job job) {
+  void add(int level, const Job& job) {
+    add_best(level, std::span(&job, 1), [](Job&) {});
+  }
+  /// Adds a job, computed in the best way; `prepare` is called with it before.
+  template <class Prepare>
+  Job add_best(int level, std::span<const Job> jobs, Prepare&& prepare) {
+    std::vector<Way> ways;
+    for (const Job& job : jobs) {
+      ways.push_back({time_of(job), tiles_of(job), is_product(job.kind),
+                      job.splits > 1 && job.kind != Job::Kind::combine});
+    }
+    const auto l = static_cast<std::size_t>(level);
+    const double within =
+        l < deadlines_.size() ? deadlines_[l] : deadline(std::span(&std::as_const(ways), 1));
+    Job job = jobs[best(ways, within)];
+    prepare(job);
     job.form = form;
     job.k_outer_extent = std::max(job.k / job.k_inner_extent, 1);
-    Level& jobs = at(level);
-    (job.kind == Job::Kind::multiply_bf16x6 ? jobs.on_tensor_cores : jobs.jobs).push_back(job);
+    Level& at_level = at(level);
+    if (job.kind == Job::Kind::multiply_bf16x6) {
+      at_level.on_tensor_cores.push_back(job);
+    } else {
+      at_level.jobs.push_back(job);
+      ways_.resize(levels_.size());
+      ways_[l].push_back(std::move(ways));
+    }
+    return job;
   }
   void add(int level, Gemm gemm) {
     gemm.form = form;
@@ -64,42 +94,34 @@ class Schedule {
     const bool is_narrow = job.n > 1 && job.n <= tuning::narrow_n &&
                            job.m >= tuning::narrow_least_m && terms >= tuning::narrow_least_k;
     const bool is_thin = std::min(job.m, job.n) < tuning::least_tiled_side;
+    std::vector<Job> ways;
     if (job.k == 0 || (is_thin && !is_narrow)) {
       job.kind = Job::Kind::reduce;
-      while (job.threads_per_element < contraction_threads &&
-             terms > tuning::terms_per_thread * job.threads_per_element &&
-             job.size() * job.threads_per_element < tuning::most_threads) {
-        job.threads_per_element *= 2;
-      }
-      add(level, job);
-      return level + 1;
+      add_ways_to_share(job, terms, contraction_threads, ways);
+    } else if (is_narrow) {
+      add_ways_to_multiply(job, Job::Kind::multiply_narrow, ways);
+    } else {
+      add_ways_to_multiply(job, Job::Kind::multiply, ways);
+      add_ways_to_multiply(job, Job::Kind::multiply_small, ways);
     }
-    const auto tiles = [&](Job::Kind kind) {
-      job.kind = kind;
-      return tiles_of(job);
-    };
-    job.split_k = job.k;
-    if (is_narrow) {
-      job.kind = Job::Kind::multiply_narrow;
-    } else if (tiles(Job::Kind::multiply) < options_.wanted_tiles) {
-      job.kind = Job::Kind::multiply_small;
+    if (terms <= tuning::most_terms_of_several) {
+      Job several = job;
+      several.kind = Job::Kind::reduce;
+      several.has_several = true;
+      ways.push_back(several);
     }
-    if (!split(job)) {
-      add(level, job);
-      return level + 1;
-    }
-    Job sum = job;
-    sum.kind = Job::Kind::combine;
-    while (sum.threads_per_element < tuning::most_combining_threads &&
-           sum.splits > tuning::loads_in_flight * sum.threads_per_element &&
-           sum.size() * sum.threads_per_element < tuning::most_threads) {
-      sum.threads_per_element *= 2;
-    }
-    sum.a = {.operand = TensorRef::workspace, .offset = workspace(job.splits * job.size())};
-    job.c = sum.a;
-    job.epilogue = {};
-    add(level, job);
-    add(level + 1, sum);
+    const Job best = add_best(level, ways, [&](Job& way) {
+      if (way.splits == 1) return;
+      way.c = {.operand = TensorRef::workspace, .offset = workspace(way.splits * way.size())};
+      way.epilogue = {};
+    });
+    if (best.splits == 1) return level + 1;
+    job.kind = Job::Kind::combine;
+    job.a = best.c;
+    job.splits = best.splits;
+    ways.clear();
+    add_ways_to_share(job, job.splits, tuning::most_combining_threads, ways);
+    add_best(level + 1, ways, [](Job&) {});
     return level + 2;
   }
 
@@ -112,6 +134,13 @@ class Schedule {
     return options_.math == Math::bf16x6 && k >= options_.least_bf16x6_terms &&
            std::min(m, n) >= std::min<Index>(tuning::least_bf16x6_side, options_.least_bf16x6) &&
            groups * m * n * k >= options_.least_bf16x6;
+  }
+
+  /// For each level, how long its tiles may take so that it is done soonest.
+  std::vector<double> deadlines() const {
+    std::vector<double> found;
+    for (const auto& jobs : ways_) found.push_back(deadline(jobs));
+    return found;
   }
 
   /// Everything in order: each level's jobs in a phase.
@@ -144,13 +173,99 @@ class Schedule {
     return levels_[static_cast<std::size_t>(level)];
   }
 
+  /// One of the ways to compute a job.
+  struct Way {
+    double time;  // of a tile
+    int tiles;
+    bool is_product, is_split;
+  };
+
+  /// Of those that keep a deadline the one of least work, unsplit where there is one; otherwise the
+  /// one whose tiles are done first.
+  static std::size_t best(std::span<const Way> ways, double deadline) {
+    const auto cost = [&](const Way& way) {
+      const bool is_late = way.time > deadline;
+      return std::tuple(is_late, is_late ? way.time : way.is_split, way.time * way.tiles);
+    };
+    return static_cast<std::size_t>(std::ranges::min_element(ways, {}, cost) - ways.begin());
+  }
+
+  /// How long a phase takes, at least: its longest tile, all tiles on the places there are, and
+  /// where they are more than those, the two that share one, the longest having been begun first.
+  double time_of(std::vector<Way>& phase) const {
+    std::ranges::sort(phase, std::ranges::greater(), &Way::time);
+    const auto is = [&](bool Way::* what) { return std::ranges::any_of(phase, what); };
+    const Index places = Index{options_.wanted_tiles} * (is(&Way::is_product) ? 1 : 2);
+    double work = 0, last_alone = 0, shared = 0;
+    Index tiles = 0;
+    for (const Way& way : phase) {
+      work += way.time * way.tiles;
+      tiles += way.tiles;
+      if (last_alone == 0 && tiles >= places) last_alone = way.time;
+      if (shared == 0 && tiles > places) shared = last_alone + way.time;
+    }
+    return std::max({phase.front().time, work / static_cast<double>(places), shared}) +
+           (is(&Way::is_split) ? tuning::combine_time : 0);
+  }
+
+  /// With which jobs side by side are done soonest.
+  double deadline(std::span<const std::vector<Way>> jobs) const {
+    double least = std::numeric_limits<double>::max(), most = 0;
+    for (const auto& ways : jobs) {
+      for (const Way& way : ways) {
+        least = std::min(least, way.time);
+        most = std::max(most, way.time);
+      }
+    }
+    constexpr double step = 1.1;
+    double found = most, soonest = std::numeric_limits<double>::max();
+    for (double deadline = least; deadline < most * step; deadline *= step) {
+      std::vector<Way> phase;
+      for (const auto& ways : jobs) phase.push_back(ways[best(ways, deadline)]);
+      const double time = time_of(phase);
+      if (time < soonest) {
+        soonest = time;
+        found = deadline;
+      }
+    }
+    return found;
+  }
+
+  /// An element's terms by one thread, or more and more of them.
+  static void add_ways_to_share(Job job, Index terms, int most_threads, std::vector<Job>& ways) {
+    job.threads_per_element = 1;
+    do {
+      ways.push_back(job);
+      job.threads_per_element *= 2;
+    } while (job.threads_per_element <= most_threads && job.threads_per_element <= terms);
+  }
+
+  /// Whole, and split along k, or where a tap's pairs are more, by those.
+  void add_ways_to_multiply(Job job, Job::Kind kind, std::vector<Job>& ways) const {
+    job.kind = kind;
+    job.split_k = job.k;
+    ways.push_back(job);
+    const int depth = std::min(tile_shape(kind).k, options_.least_split),
+              chunks = tiles_along(job.k, depth), pairs = static_cast<int>(most_pairs(job)),
+              longer = std::max(chunks, pairs), shorter = std::min(chunks, pairs),
+              most = std::min(options_.wanted_tiles / std::max(tiles_of(job), 1), longer);
+    for (int splits = 2; splits <= most && shorter > 0; ++splits) {
+      const int of_split =
+          std::max(tiles_along(longer, splits), tiles_along(options_.least_split / depth, shorter));
+      job.splits = tiles_along(longer, of_split);
+      if (job.splits == ways.back().splits) continue;
+      if (chunks >= pairs) job.split_k = of_split * depth;
+      ways.push_back(job);
+    }
+  }
+
   /// Heavy tiles first, so that none is left when the others are done.
   int add_phase(std::vector<Job>& jobs) {
     Phase phase{static_cast<int>(sequence.jobs.size()), 0, 0};
-    std::vector<std::pair<Index, std::size_t>> order;
-    for (std::size_t j = 0; j < jobs.size(); ++j) order.emplace_back(-steps_of(jobs[j]), j);
+    std::vector<std::pair<double, std::size_t>> order;
+    for (std::size_t j = 0; j < jobs.size(); ++j) order.emplace_back(-time_of(jobs[j]), j);
     std::ranges::sort(order);
-    for (const auto& [steps, j] : order) {
+    for (const auto& [time, j] : order) {
       Job& job = jobs[j];
       job.first_tile = phase.tiles;
       phase.tiles += tiles_of(job);
@@ -200,22 +315,6 @@ class Schedule {
     return level + 2;
   }
 
-  /// Splits a product with few tiles along k, or where a tap's pairs are more, shares those out.
-  /// Whether that saves more than it costs.
-  bool split(Job& job) const {
-    const int depth = std::min(tile_shape(job.kind).k, options_.least_split),
-              chunks = tiles_along(job.k, depth), pairs = static_cast<int>(most_pairs(job)),
-              longer = std::max(chunks, pairs), shorter = std::min(chunks, pairs),
-              enough = options_.wanted_tiles / std::max(tiles_of(job), 1);
-    if (enough < 2 || shorter == 0) return false;
-    const int of_split =
-        std::max(tiles_along(longer, enough), tiles_along(options_.least_split / depth, shorter));
-    if (Index{longer - of_split} * shorter < tuning::least_saved_steps) return false;
-    job.splits = tiles_along(longer, of_split);
-    if (chunks >= pairs) job.split_k = of_split * depth;
-    return true;
-  }
-
   /// Of a tap, at most.
   Index most_pairs(const Job& job) const {
     Index pairs = 0;
@@ -226,38 +325,61 @@ class Schedule {
     return pairs;
   }
 
-  /// Loads of a tile that wait for each other, which is about its time.
-  Index steps_of(const Job& job) const {
-    const auto rounds = [&](Index terms) {
-      return tiles_along(terms, job.threads_per_element * tuning::loads_in_flight);
+  /// For how long a tile keeps its place on the device, in microseconds; on tensor cores in steps.
+  double time_of(const Job& job) const {
+    const auto multiply = [&](double step_time) {
+      const int depth = std::min(tile_shape(job.kind).k, options_.least_split);
+      const Index pairs = most_pairs(job),
+                  steps = (job.shares_pairs() ? tiles_along(pairs, job.splits) : pairs) *
+                          tiles_along(job.split_k, depth);
+      return tuning::tile_time + static_cast<double>(steps) * step_time;
+    };
+    const auto add_up = [&](Index terms) {
+      if (job.has_several) {
+        return tuning::reduce_time + static_cast<double>(terms) * tuning::several_round_time;
+      }
+      const int threads = job.threads_per_element, exchanges = threads > 64  ? 3
+                                                               : threads > 8 ? 2
+                                                                             : threads > 1;
+      return tuning::reduce_time + exchanges * tuning::exchange_time +
+             tiles_along(terms, threads * tuning::loads_in_flight) * tuning::round_time;
     };
     switch (job.kind) {
-      case Job::Kind::multiply:
-      case Job::Kind::multiply_small:
-      case Job::Kind::multiply_narrow:
-        return (job.shares_pairs() ? tiles_along(most_pairs(job), job.splits) : most_pairs(job)) *
-               tiles_along(job.split_k, tile_shape(job.kind).k);
-      case Job::Kind::reduce: return rounds(most_pairs(job) * job.k);
+      case Job::Kind::multiply: return multiply(tuning::large_step_time);
+      case Job::Kind::multiply_small: return multiply(tuning::small_step_time);
+      case Job::Kind::multiply_narrow: return multiply(tuning::narrow_step_time);
       case Job::Kind::multiply_bf16x6:
         return tiles_along(tiles_along(job.k, tuning::tensor_core_depth), job.splits);
-      case Job::Kind::combine:
-      case Job::Kind::combine_tiles: return rounds(job.splits);
+      case Job::Kind::reduce: return add_up(most_pairs(job) * job.k);
+      case Job::Kind::chain:
+        return job.has_several
+                   ? add_up(job.k)
+                   : tuning::reduce_time + tiles_along(job.k, 2 * tuning::loads_in_flight) *
+                                               tuning::several_round_time;
+      case Job::Kind::combine: return add_up(job.splits);
+      case Job::Kind::combine_tiles:
       case Job::Kind::fold:
       case Job::Kind::unfold:
       case Job::Kind::copy:
       case Job::Kind::add_branches:
       case Job::Kind::take_branch: break;
     }
-    return 1;
+    return tuning::elementwise_time;
   }
 
   PlanOptions options_;
+  std::vector<double> deadlines_;
+  std::vector<std::vector<std::vector<Way>>> ways_;  // of each level's jobs
   std::vector<Level> levels_;
 };
 
 /// What the planners of all forms share.
 struct Planning {
-  explicit Planning(const PlanOptions& with) : options(with), forward(with), backward(with) {}
+  /// `earlier` planned the same.
+  explicit Planning(const PlanOptions& with, const Planning* earlier = nullptr)
+      : options(with),
+        forward(with, earlier ? earlier->forward.deadlines() : std::vector<double>()),
+        backward(with, earlier ? earlier->backward.deadlines() : std::vector<double>()) {}
 
   PlanOptions options;
   Schedule forward, backward;
@@ -366,6 +488,7 @@ class FormPlanner {
   void plan() {
     const auto instructions = program_.instructions();
     if (instructions.empty()) return plan_copy();
+    if (const auto chain = depthwise_chain()) return plan_chain(*chain);
     for (const Instruction& instruction : instructions) {
       add_value(instruction.shape);
       if (instruction.join == Join::chain) {
@@ -394,9 +517,9 @@ class FormPlanner {
 
     Matrix transpose() const { return {ref, ld, !transposed}; }
   };
-  /// A large product's weights, rows (o, b) and columns m, rows m and columns (a, c), and the
-  /// matrix of its elements before they are added up, rows (o, b) and columns (a, c); later of its
-  /// gradient's.
+  /// A product's weights, rows (o, b) and columns m, rows m and columns (a, c), and the matrix of
+  /// its elements before they are added up, rows (o, b) and columns (a, c); later of its
+  /// gradient's. Columns are (c, a), as they are stored, where our own tiles compute it.
   struct Unfolded {
     Matrix outer, inner;
     TensorRef product;
@@ -452,6 +575,98 @@ class FormPlanner {
     planning_.backward.add(0, copy(result_.bias_gradient, layer.bias_gradient, shape.out));
   }
 
+  struct DepthwiseChain {
+    Value outer, middle, inner;
+  };
+
+  /// Three layers of one channel in and out for each group, the outer and inner of one tap: an
+  /// element of anything computed from them is so few terms that nothing between need be stored.
+  std::optional<DepthwiseChain> depthwise_chain() const {
+    const auto instructions = program_.instructions();
+    if (instructions.size() != 2 || instructions[0].join != Join::chain ||
+        instructions[1].join != Join::chain) {
+      return std::nullopt;
+    }
+    const Instruction &first = instructions[0], &last = instructions[1];
+    const DepthwiseChain chain = last.inner() == values_.size()
+                                     ? DepthwiseChain{last.outer(), first.outer(), first.inner()}
+                                     : DepthwiseChain{first.outer(), first.inner(), last.inner()};
+    const AnyShape &outer = values_[chain.outer].shape, &middle = values_[chain.middle].shape,
+                   &inner = values_[chain.inner].shape;
+    const Index groups = outer.out;
+    const bool fits = outer.groups == groups && middle.groups == groups && inner.groups == groups &&
+                      inner.in == groups && numel(outer.kernel_size) == 1 &&
+                      numel(inner.kernel_size) == 1 && !middle.bias && !inner.bias &&
+                      weight_numel(middle) / groups <= tuning::most_chain_elements;
+    return fits ? std::optional(chain) : std::nullopt;
+  }
+
+  /// P[t] = sum over i of W3[i] times the sum over j of W2[i][j][t] W1[j], for each group.
+  void plan_chain(const DepthwiseChain& chain) {
+    const PlannedValue &outer = values_[chain.outer], &middle = values_[chain.middle],
+                       &inner = values_[chain.inner];
+    const AnyShape& shape = middle.shape;
+    const Index groups = shape.groups, i = shape.out / groups, j = shape.in / groups,
+                t = numel(shape.kernel_size);
+    const auto job = [&](Index m, Index n, Index k_outer, Index k_inner) {
+      return Job{.kind = Job::Kind::chain,
+                 .groups = narrow(groups),
+                 .m = narrow(m),
+                 .n = narrow(n),
+                 .k = narrow(k_outer * k_inner),
+                 .k_inner_extent = narrow(k_inner),
+                 .a_k = stride(1),
+                 .b_k = stride(0, 1),
+                 .c_m = stride(n),
+                 .c_n = 1,
+                 .first_tap = Job::identity_tap};
+    };
+    const TensorRef w3 = shifted(outer.weight, 0, i), w2 = shifted(middle.weight, 0, i * j * t),
+                    w1 = shifted(inner.weight, 0, j);
+    Job product = job(1, t, i, j);
+    product.a = w3;
+    product.b = w1;
+    product.c = shifted(result_.weight, 0, t);
+    product.inner = {
+        .d = w2, .n_inner_extent = narrow(t), .d_n = stride(0, 1), .d_k = stride(j * t, t)};
+    add_chain(planning_.forward, product);
+    planning_.forward.sequence.multiply_adds += groups * t * i * (j + 1);
+    if (outer.shape.bias) planning_.forward.add(0, copy(outer.bias, result_.bias, groups));
+    if (!planning_.options.gradient) return;
+
+    const TensorRef gradient = shifted(result_.weight_gradient, 0, t);
+    Job of_outer = job(i, 1, t, j);  // dW3[i] = sum of G[t] times the sum of W2[i][j][t] W1[j]
+    of_outer.a = gradient;
+    of_outer.b = w1;
+    of_outer.c = shifted(outer.weight_gradient, 0, i);
+    of_outer.inner = {.d = w2, .d_m = narrow(j * t), .d_k = stride(1, t)};
+    add_chain(planning_.backward, of_outer);
+    Job of_inner = job(1, j, t, i);  // dW1[j] = sum of G[t] times the sum of W2[i][j][t] W3[i]
+    of_inner.a = gradient;
+    of_inner.b = w3;
+    of_inner.c = shifted(inner.weight_gradient, 0, j);
+    of_inner.inner = {.d = w2, .d_n = stride(t), .d_k = stride(1, j * t)};
+    add_chain(planning_.backward, of_inner);
+    Job of_middle = job(i, j * t, 1, 1);  // dW2[i][j][t] = W3[i] W1[j] G[t]
+    of_middle.a = w3;
+    of_middle.a_m = stride(1);
+    of_middle.b = w1;
+    of_middle.b_n = 1;
+    of_middle.c = shifted(middle.weight_gradient, 0, i * j * t);
+    of_middle.inner = {.d = gradient, .n_inner_extent = narrow(t), .d_n = stride(0, 1)};
+    add_chain(planning_.backward, of_middle);
+    planning_.backward.sequence.multiply_adds +=
+        groups * t * (i * (j + 1) + j * (i + 1) + 2 * i * j);
+    if (outer.shape.bias) {
+      planning_.backward.add(0, copy(result_.bias_gradient, outer.bias_gradient, groups));
+    }
+  }
+  static void add_chain(Schedule& schedule, const Job& job) {
+    Job several = job;
+    several.has_several = true;
+    schedule.add_best(0, std::array{job, several}, [](Job&) {});
+  }
+
   /// The result of the next instruction.
   void add_value(const AnyShape& shape) {
     require_int_offsets(shape);
@@ -481,7 +696,15 @@ class FormPlanner {
            !planning_.forward.fits_tensor_cores(block.out * outer_taps, block.in * inner_taps,
                                                 block.hidden);
   }
-  /// The same of its gradients; those of a kernel and a 1x1 layer also where they are large.
+  /// Whether our own tiles compute an unfolded product and its gradients. They take the kernels'
+  /// taps from between the channels, others need them moved before.
+  bool is_tiled(const Product& product, const BlockRun& run) const {
+    const PlanOptions& options = planning_.options;
+    const Index work = product.plan.multiply_adds_of(run.first);
+    return !product.is_pointwise() && work < options.least_gemm &&
+           (options.math != Math::bf16x6 || work < options.least_bf16x6);
+  }
+  /// Whether its gradients are; those of a kernel and a 1x1 layer also where they are large.
   bool is_gradient_unfolded(const Product& product, const BlockRun& run) const {
     const DenseBlock& block = run.first;
     if (!product.is_pointwise()) return is_unfolded(product, run);
@@ -690,15 +913,16 @@ class FormPlanner {
            plan.inner_taps[static_cast<std::size_t>(a)];
   }
 
-  /// Taps that lie between channels are moved before them. Then W2 [(o, b)][m] times W1 [m][(a, c)]
-  /// is one matrix product, and folding adds up its elements where taps (b, a) meet.
+  /// W2 [(o, b)][m] times W1 [m][(a, c)] is one matrix product, and folding adds up its elements
+  /// where taps (b, a) meet. Where it needs that, taps are moved from between the channels first.
   int multiply_unfolded(Product& product, std::size_t r, int level) {
     Schedule& schedule = planning_.forward;
     const BlockRun& run = product.runs[r];
     const DenseBlock& block = run.first;
     const Index taps = product.outer_taps(), rows = block.out * taps,
                 width = block.in * product.inner_taps();
-    const int meeting = taps == 1 ? 0 : unfolded_taps(schedule, product, block);
+    const bool tiled = is_tiled(product, run);
+    const int meeting = taps == 1 ? 0 : unfolded_taps(schedule, product, block, tiled);
     int ready = level;
     for (int group = 0; group < run.count; ++group) {
       const TensorRef outer = shifted(values_[product.outer].weight,
@@ -710,6 +934,34 @@ class FormPlanner {
       if (taps == 1) {
         ready = std::max(ready, gemm(schedule, level, {outer, block.outer_ld}, inner,
                                      {result, block.result_ld}, block.out, width, block.hidden));
+        continue;
+      }
+      const auto fold_product = [&](int done, const TensorRef& sums) {
+        schedule.add(done,
+                     fold({sums, taps * width}, {result, block.result_ld}, block.out, block.in,
+                          product.plan.taps, meeting, tiled ? product.inner_taps() : 1));
+        ready = std::max(ready, done + 1);
+      };
+      if (tiled) {
+        const TensorRef sums = planning_.allocate(rows * width);
+        product.unfolded[{r, group}] = {{}, inner, sums};
+        fold_product(planning_.multiply(schedule, level,
+                                        {.m = narrow(rows),
+                                         .n = narrow(width),
+                                         .k = narrow(block.hidden),
+                                         .m_inner_extent = narrow(taps),
+                                         .a = outer,
+                                         .b = inner.ref,
+                                         .c = sums,
+                                         .a_m = stride(block.outer_ld, 1),
+                                         .a_k = stride(taps),
+                                         .b_k = stride(inner.ld),
+                                         .c_m = stride(taps * width, width),
+                                         .b_n = 1,
+                                         .c_n = 1,
+                                         .first_tap = Job::identity_tap,
+                                         .a_is_k_major = false}),
+                     sums);
         continue;
       }
       int unfolded = values_[product.inner].ready;
@@ -725,19 +977,19 @@ class FormPlanner {
           block.hidden},
           sums{planning_.allocate(rows * width), width};
       product.unfolded[{r, group}] = {kernels, inner, sums.ref};
-      const int done = gemm(schedule, unfolded, kernels, inner, sums, rows, width, block.hidden);
-      schedule.add(done, fold({sums.ref, taps * width}, {result, block.result_ld}, block.out,
-                              block.in, product.plan.taps, meeting));
-      ready = std::max(ready, done + 1);
+      fold_product(gemm(schedule, unfolded, kernels, inner, sums, rows, width, block.hidden),
+                   sums.ref);
     }
     return ready;
   }
 
-  /// The product's taps in the unfolded matrix, rows (o, b) and columns (a, c).
-  static int unfolded_taps(Schedule& schedule, const Product& product, const DenseBlock& block) {
+  /// The product's taps in the unfolded matrix, rows (o, b) and columns (a, c), or (c, a).
+  static int unfolded_taps(Schedule& schedule, const Product& product, const DenseBlock& block,
+                           bool tiled) {
     const Index width = block.in * product.inner_taps();
-    return result_taps(schedule, product,
-                       [&](Index b, Index a) { return TapPair{narrow(b * width + a * block.in)}; });
+    return result_taps(schedule, product, [&](Index b, Index a) {
+      return TapPair{narrow(b * width + a * (tiled ? 1 : block.in))};
+    });
   }
   /// Taps so far apart.
   static int strided_taps(Schedule& schedule, Index taps, Index stride) {
@@ -746,9 +998,10 @@ class FormPlanner {
     return first;
   }
 
-  /// [row][channel][tap] from rows of an unfolded matrix, where each tap has the sum of its pairs.
+  /// [row][channel][tap] from rows of an unfolded matrix, whose channels are so far apart and where
+  /// each tap has the sum of its pairs.
   static Job fold(const Matrix& from, const Matrix& to, Index rows, Index channels, Index taps,
-                  int first_tap) {
+                  int first_tap, Index channel_stride = 1) {
     return {.kind = Job::Kind::fold,
             .taps = narrow(taps),
             .m = narrow(rows),
@@ -758,11 +1011,12 @@ class FormPlanner {
             .a_m = stride(from.ld),
             .c_m = stride(to.ld),
             .c_n = narrow(taps),
+            .a_n = narrow(channel_stride),
             .first_tap = first_tap};
   }
   /// The other way round: each of a tap's pairs has its element.
   static Job unfold(const Matrix& from, const Matrix& to, Index rows, Index channels, Index taps,
-                    int first_tap) {
+                    int first_tap, Index channel_stride = 1) {
     return {.kind = Job::Kind::unfold,
             .taps = narrow(taps),
             .m = narrow(rows),
@@ -771,6 +1025,7 @@ class FormPlanner {
             .c = to.ref,
             .a_m = stride(from.ld),
             .c_m = stride(to.ld),
+            .c_n = narrow(channel_stride),
             .a_n = narrow(taps),
             .first_tap = first_tap};
   }
@@ -1016,7 +1271,8 @@ class FormPlanner {
     PlannedValue &outer = values_[product.outer], &inner = values_[product.inner];
     const Index taps = product.outer_taps(), inner_taps = product.inner_taps(),
                 rows = block.out * taps, width = block.in * inner_taps;
-    const int meeting = taps == 1 ? 0 : unfolded_taps(schedule, product, block);
+    const bool tiled = is_tiled(product, run);
+    const int meeting = taps == 1 ? 0 : unfolded_taps(schedule, product, block, tiled);
     const auto raise = [](int& ready, int to) { ready = std::max(ready, to); };
     const bool outer_is_direct =
         taps > 1 && inner_taps == 1 && schedule.fits_tensor_cores(rows, block.hidden, block.in);
@@ -1043,32 +1299,56 @@ class FormPlanner {
                                          inner_gradient, block.hidden, width, block.out));
         continue;
       }
-      auto found = product.unfolded.find({r, group});
-      const Unfolded unfolded =
+      const auto found = product.unfolded.find({r, group});
+      Unfolded unfolded =
           found != product.unfolded.end()
               ? found->second
-              : Unfolded{
-                    {taps_first(schedule, level,
-                                {at(outer.weight, block.outer, run.outer_stride), block.outer_ld},
-                                block.out, taps, block.hidden),
-                     block.hidden},
-                    {at(inner.weight, block.inner, run.inner_stride), block.inner_ld},
-                    planning_.allocate(rows * width)};
+              : Unfolded{.outer = {},
+                         .inner = {at(inner.weight, block.inner, run.inner_stride), block.inner_ld},
+                         .product = planning_.allocate(rows * width)};
+      if (!unfolded.outer.ref.exists()) {
+        unfolded.outer = {
+            taps_first(schedule, level,
+                       {at(outer.weight, block.outer, run.outer_stride), block.outer_ld}, block.out,
+                       taps, block.hidden),
+            block.hidden};
+      }
       const auto& [kernels, inner_matrix, product_matrix] = unfolded;
       const Matrix gradients{product_matrix, width};
       schedule.add(level, unfold(gradient, {product_matrix, taps * width}, block.out, block.in,
-                                 product.plan.taps, meeting));
-      const Matrix inner_sums = inner_taps == 1
-                                    ? inner_gradient
-                                    : Matrix{planning_.allocate(block.hidden * width), width};
+                                 product.plan.taps, meeting, tiled ? inner_taps : 1));
+      const bool is_moved = inner_taps > 1 && !tiled;
+      const Matrix inner_sums =
+          is_moved ? Matrix{planning_.allocate(block.hidden * width), width} : inner_gradient;
       int done = gemm(schedule, level + 1, kernels.transpose(), gradients, inner_sums, block.hidden,
                       width, rows);
-      if (inner_taps > 1) {
+      if (is_moved) {
         schedule.add(done++, channels_first(inner_sums.ref, inner_gradient, block.hidden,
                                             inner_taps, block.in));
       }
       raise(inner.gradient_ready, done);
       if (outer_is_direct) continue;
+      if (tiled) {
+        done = planning_.multiply(schedule, level + 1,
+                                  {.m = narrow(rows),
+                                   .n = narrow(block.hidden),
+                                   .k = narrow(width),
+                                   .m_inner_extent = narrow(taps),
+                                   .a = product_matrix,
+                                   .b = inner_matrix.ref,
+                                   .c = outer_gradient.ref,
+                                   .a_m = stride(taps * width, width),
+                                   .a_k = stride(1),
+                                   .b_k = stride(1),
+                                   .c_m = stride(block.outer_ld, 1),
+                                   .b_n = narrow(inner_matrix.ld),
+                                   .c_n = narrow(taps),
+                                   .first_tap = Job::identity_tap,
+                                   .b_is_n_major = false,
+                                   .epilogue = added});
+        raise(outer.gradient_ready, done);
+        continue;
+      }
       const Matrix sums{planning_.allocate(rows * block.hidden), block.hidden};
       done = gemm(schedule, level + 1, gradients, inner_matrix.transpose(), sums, rows,
                   block.hidden, width);
@@ -1138,10 +1418,14 @@ inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
                     " are possible; plan parts of the network on their own");
   }
   std::vector<TensorUse> results, result_gradients, layer_gradients;
-  detail::Planning planning(options);
+  struct Planned {
+    concertina::detail::Program program;
+    std::vector<detail::PlannedValue> layers;
+    detail::PlannedValue result;
+  };
+  std::vector<Planned> planned;
   int index = 0, first_layer = 0;
   for (const PlannedForm& form : forms) {
-    planning.forward.form = planning.backward.form = index;
     const AnyShape contracted = form.contracted();
     const auto use = [&](Role role, int layer, const AnyShape& shape, std::vector<TensorUse>& to) {
       detail::require_int_offsets(shape);
@@ -1154,10 +1438,10 @@ inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
       return detail::PlannedValue{
           shape, {2 * at}, {2 * at + 1}, {2 * gradient_at}, {2 * gradient_at + 1}};
     };
-    const concertina::detail::Program program(form.tree(),
-                                              [&](const AnyShape& outer, const AnyShape& inner) {
-                                                return detail::device_cost(options, outer, inner);
-                                              });
+    concertina::detail::Program program(form.tree(),
+                                        [&](const AnyShape& outer, const AnyShape& inner) {
+                                          return detail::device_cost(options, outer, inner);
+                                        });
     std::vector<detail::PlannedValue> values;
     for (const AnyShape& layer : program.leaves()) {
       const int at = static_cast<int>(values.size());
@@ -1168,9 +1452,8 @@ inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
     first_layer += static_cast<int>(values.size());
     use(Role::result, 0, contracted, results);
     use(Role::result_gradient, 0, contracted, result_gradients);
-    detail::FormPlanner(planning, program, std::move(values),
-                        value(contracted, layers + index, layers + form_count + index))
-        .plan();
+    planned.push_back({std::move(program), std::move(values),
+                       value(contracted, layers + index, layers + form_count + index)});
     ++index;
   }
   if (!options.gradient) {
@@ -1180,6 +1463,18 @@ inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
   for (const auto* more : {&results, &result_gradients, &layer_gradients}) {
     tensors_.insert(tensors_.end(), more->begin(), more->end());
   }
+  const auto plan = [&](const detail::Planning* earlier) {
+    detail::Planning planning(options, earlier);
+    for (std::size_t f = 0; f < planned.size(); ++f) {
+      planning.forward.form = planning.backward.form = static_cast<int>(f);
+      const auto& [program, values, result] = planned[f];
+      detail::FormPlanner(planning, program, values, result).plan();
+    }
+    return planning;
+  };
+  // What is beside a job is known once all are planned; what then is not split moves others.
+  detail::Planning planning = plan(nullptr);
+  for (int again = 0; again < 2; ++again) planning = plan(&planning);
   planning.forward.finish();
   planning.backward.finish();
   forward_ = std::move(planning.forward.sequence);

@@ -95,6 +95,7 @@ struct alignas(16) Job {
     multiply_small,   ///< tiles of 32 x 32
     multiply_narrow,  ///< tiles of 128 x 8
     reduce,           ///< a dot product for each element of C
+    chain,            ///< a product of three operands for each element of C, see Inner
     multiply_bf16x6,  ///< tiles of 128 x 128 on tensor cores, in a kernel of their own
     combine,          ///< C = sum of the split-K partial sums of a product, at A
     combine_tiles,    ///< the same of a multiply_bf16x6, whose partial sums lie tile by tile
@@ -114,17 +115,27 @@ struct alignas(16) Job {
   Extent k_outer_extent = 1;  ///< reduce: k / k_inner_extent
   TensorRef a = {}, b = {}, c = {};
   TwoModeStride a_m = {}, a_k = {}, b_k = {}, c_m = {};
-  int b_n = 0, c_n = 0, a_n = 0;  ///< strides along n; a_n: unfold, take_branch
+  int b_n = 0, c_n = 0, a_n = 0;  ///< strides along n; a_n: fold, unfold, take_branch
   int first_tap = 0;
   int first_branch = 0;         ///< add_branches: that of pair 0; take_branch
   int splits = 1, split_k = 0;  ///< of split-K: how many, and the k of one; all of k where a tap's
                                 ///< pairs are shared out instead
   int threads_per_element = 1;  ///< reduce and combine; a power of two
+  bool has_several = false;     ///< reduce and chain: elements of a thread, side by side
   /// multiply_bf16x6, combine_tiles: which of C's tiles, counted along m, then n, taps and groups.
   int first_c_tile = 0, c_tiles = 0;
   bool a_is_k_major = true;  ///< neighbours along k lie nearer than along m
   bool b_is_n_major = true;  ///< neighbours along n lie nearer than along k
   Epilogue epilogue = {};
+  /// Of a chain, C(m, n) = sum over k_outer of A(m, k_outer) times the sum over k_inner of
+  /// B(n_outer, k_inner) D(m, n, k).
+  struct Inner {
+    TensorRef d = {};
+    int d_m = 0;
+    Extent n_inner_extent = 1;
+    TwoModeStride d_n = {}, d_k = {};
+  };
+  Inner inner = {};
   int form = 0;  ///< for messages
 
   /// The first of the table's, for a job of one tap: at offset 0, and so is its one pair, the first
@@ -225,8 +236,11 @@ constexpr int tiles_of(const Job& job) {
              tiles_along(job.n, tile.n);
     }
     case Job::Kind::reduce:
+    case Job::Kind::chain:
     case Job::Kind::combine:
-      return tiles_along(job.size(), contraction_threads / job.threads_per_element);
+      return tiles_along(job.size(), job.has_several
+                                         ? contraction_threads * tuning::loads_in_flight
+                                         : contraction_threads / job.threads_per_element);
     case Job::Kind::fold:
     case Job::Kind::unfold: {
       const FoldTile tile = fold_tile(job.taps);
@@ -440,6 +454,7 @@ class ContractionTile {
     if (job_.kind == Job::Kind::combine) return combine(tile);
     block_.wait();
     switch (job_.kind) {
+      case Job::Kind::chain: return chain(tile);
       case Job::Kind::combine_tiles: return combine_tiles(tile);
       case Job::Kind::fold: return fold(tile);
       case Job::Kind::unfold: return unfold(tile);
@@ -713,6 +728,7 @@ class ContractionTile {
   }
 
   CONCERTINA_DEVICE void reduce(int tile) {
+    if (job_.has_several) return reduce_several(tile);
     add_up<true>(
         tile, [&](ElementIndex index) { return element(job_, index); },
         [&](const Element& at, ElementIndex, int lane) { return terms_of(at, lane); });
@@ -793,6 +809,141 @@ class ContractionTile {
     }
   }
 
+  /// Elements of few terms, several for each thread: a term of each at a time, whose loads are in
+  /// flight together.
+  CONCERTINA_DEVICE void reduce_several(int tile) {
+    constexpr int several = detail::tuning::loads_in_flight;
+    using C = Destination<Stored, Sum>;
+    const auto size = static_cast<ElementIndex>(job_.size()),
+               first = static_cast<ElementIndex>(tile * several * contraction_threads);
+    block_.each_thread([&](int thread) {
+      const Job& job = job_;
+      const Source<Stored, Sum> a(memory_, job.a, 0), b(memory_, job.b, 0);
+      const auto a_group = static_cast<int>(job.a.group_stride),
+                 b_group = static_cast<int>(job.b.group_stride);
+      Element at[several];
+      Tap tap[several];
+      int a_at[several], b_at[several], terms[several], most = 0;
+      CONCERTINA_UNROLL
+      for (int e = 0; e < several; ++e) {
+        const ElementIndex index =
+            first + static_cast<ElementIndex>(e * contraction_threads + thread);
+        at[e] = element(job, index < size ? index : size - 1);
+        tap[e] = tap_of(job, at[e].tap);
+        a_at[e] = at[e].group * a_group + job.a_m(at[e].row, job.m_inner_extent);
+        b_at[e] = at[e].group * b_group + at[e].column * job.b_n;
+        terms[e] = (tap[e].last_pair - tap[e].first_pair) * job.k;
+        most = most < terms[e] ? terms[e] : most;
+      }
+      block_.wait();
+      Sum sums[several] = {};
+      for (int term = 0; term < most; ++term) {
+        const auto [rest, k_inner] = job.k_inner_extent.divide(static_cast<ElementIndex>(term));
+        const auto [pair_index, k_outer] =
+            job.k_outer_extent.divide(static_cast<ElementIndex>(rest));
+        const int a_k = k_outer * job.a_k.outer + k_inner * job.a_k.inner,
+                  b_k = k_outer * job.b_k.outer + k_inner * job.b_k.inner;
+        Sum left[several], right[several];
+        CONCERTINA_UNROLL
+        for (int e = 0; e < several; ++e) {
+          const bool exists = term < terms[e];
+          const TapPair pair = exists ? pair_of(tap[e].first_pair + pair_index) : TapPair{};
+          left[e] = exists ? a.read(block_, a_at[e] + pair.a + a_k) : Sum(0);
+          right[e] = exists ? b.read(block_, b_at[e] + pair.b + b_k) : Sum(0);
+        }
+        CONCERTINA_UNROLL
+        for (int e = 0; e < several; ++e) sums[e] += left[e] * right[e];
+      }
+      struct Result {
+        C c;
+        typename C::Element element;
+      };
+      Result results[several];
+      CONCERTINA_UNROLL
+      for (int e = 0; e < several; ++e) {
+        const C c(memory_, job, at[e].group, tap[e]);
+        results[e] = {c, c.element(block_, c.row(block_, at[e].row), at[e].column)};
+      }
+      CONCERTINA_UNROLL
+      for (int e = 0; e < several; ++e) {
+        if (first + static_cast<ElementIndex>(e * contraction_threads + thread) >= size) break;
+        results[e].c.write(block_, results[e].element, sums[e]);
+      }
+    });
+  }
+
+  CONCERTINA_DEVICE void chain(int tile) {
+    constexpr int several = detail::tuning::loads_in_flight;
+    if (job_.has_several) return chain<several, 1>(tile);
+    chain<1, 2 * several>(tile);
+  }
+
+  /// So many elements for each thread, and so many terms of each at once.
+  template <int elements, int at_once>
+  CONCERTINA_DEVICE void chain(int tile) {
+    const Job& job = job_;
+    const Source<Stored, Sum> a(memory_, job.a, 0), b(memory_, job.b, 0),
+        d(memory_, job.inner.d, 0);
+    const auto size = static_cast<ElementIndex>(job.size()),
+               first = static_cast<ElementIndex>(tile * elements * contraction_threads);
+    const int terms = job.k;
+    const auto group_stride = [](const TensorRef& ref) {
+      return static_cast<int>(ref.group_stride);
+    };
+    block_.each_thread([&](int thread) {
+      Element at[elements];
+      int a_at[elements], b_at[elements], d_at[elements];
+      CONCERTINA_UNROLL
+      for (int e = 0; e < elements; ++e) {
+        const ElementIndex index =
+            first + static_cast<ElementIndex>(e * contraction_threads + thread);
+        at[e] = element(job, index < size ? index : size - 1);
+        const auto& [group, row, column, tap] = at[e];
+        const auto n = job.inner.n_inner_extent.divide(static_cast<ElementIndex>(column));
+        a_at[e] = group * group_stride(job.a) + row * job.a_m.outer;
+        b_at[e] = group * group_stride(job.b) + n.quotient * job.b_n;
+        d_at[e] = group * group_stride(job.inner.d) + row * job.inner.d_m +
+                  n.quotient * job.inner.d_n.outer + n.remainder * job.inner.d_n.inner;
+      }
+      Sum sums[elements] = {}, inner[elements] = {};
+      for (int term = 0; term < terms; term += at_once) {
+        Sum of_a[at_once][elements], of_b[at_once][elements], of_d[at_once][elements];
+        bool is_last[at_once];  // of k_inner
+        CONCERTINA_UNROLL
+        for (int t = 0; t < at_once; ++t) {
+          const bool exists = term + t < terms;
+          const auto k = job.k_inner_extent.divide(static_cast<ElementIndex>(term + t));
+          is_last[t] = k.remainder == job.k_inner_extent - 1;
+          CONCERTINA_UNROLL
+          for (int e = 0; e < elements; ++e) {
+            of_a[t][e] = exists && is_last[t] ? a.read(block_, a_at[e] + k.quotient * job.a_k.outer)
+                                              : Sum(0);
+            of_b[t][e] = exists ? b.read(block_, b_at[e] + k.remainder * job.b_k.inner) : Sum(0);
+            of_d[t][e] = exists ? d.read(block_, d_at[e] + k.quotient * job.inner.d_k.outer +
+                                                     k.remainder * job.inner.d_k.inner)
+                                : Sum(0);
+          }
+        }
+        CONCERTINA_UNROLL
+        for (int t = 0; t < at_once; ++t) {
+          CONCERTINA_UNROLL
+          for (int e = 0; e < elements; ++e) {
+            inner[e] += of_b[t][e] * of_d[t][e];
+            if (!is_last[t]) continue;
+            sums[e] += of_a[t][e] * inner[e];
+            inner[e] = Sum(0);
+          }
+        }
+      }
+      CONCERTINA_UNROLL
+      for (int e = 0; e < elements; ++e) {
+        if (first + static_cast<ElementIndex>(e * contraction_threads + thread) < size) {
+          finish(at[e], sums[e]);
+        }
+      }
+    });
+  }
+
   /// What adds up every so manieth term of an element, from the lane's on.
   CONCERTINA_DEVICE auto terms_of(const Element& at, int lane) {
     const Job& job = job_;
@@ -863,7 +1014,8 @@ class ContractionTile {
     auto elements = block_.template shared<Sum>(detail::tuning::fold_elements);
     block_.each_thread([&](int thread) {
       const Source<Stored, Sum> a(memory_, job_.a, 0);
-      const int row = job_.a_m(part.row, job_.m_inner_extent) + part.first_column;
+      const int column_stride = job_.a_n,
+                row = job_.a_m(part.row, job_.m_inner_extent) + part.first_column * column_stride;
       // Several columns at once, so that their loads are in flight together.
       constexpr int together = 4;
       const int apart = (part.columns + together - 1) / together;
@@ -876,7 +1028,8 @@ class ContractionTile {
           CONCERTINA_UNROLL
           for (int c = 0; c < together; ++c) {
             const int column = at.near + c * apart;
-            sums[c] += a.read(block_, pair + (column < part.columns ? column : at.near));
+            sums[c] +=
+                a.read(block_, pair + (column < part.columns ? column : at.near) * column_stride);
           }
         }
         CONCERTINA_UNROLL
@@ -923,12 +1076,14 @@ class ContractionTile {
     });
     block_.each_thread([&](int thread) {
       const TensorRef c = job_.c;
-      const Offset row = c.offset + job_.c_m(part.row, job_.m_inner_extent) + part.first_column;
+      const int column_stride = job_.c_n;
+      const Offset row =
+          c.offset + job_.c_m(part.row, job_.m_inner_extent) + part.first_column * column_stride;
       for (Walk at(thread, part.columns); at.far < part.taps; at.advance()) {
         const Tap tap = tables_.taps[part.tap + at.far];
         const Sum element = elements.get(at.near * part.ld + at.far);
         for (int p = tap.first_pair; p < tap.last_pair; ++p) {
-          memory_.write(block_, c, row + at.near + tables_.pairs[p].a, element);
+          memory_.write(block_, c, row + at.near * column_stride + tables_.pairs[p].a, element);
         }
       }
     });
@@ -1087,9 +1242,9 @@ struct PhaseProgram {
   static constexpr int threads = contraction_threads, capacity = Capacity;
   static constexpr bool products = Products;
   static constexpr bool waits = true;  ///< each block does, before its first access but to tables
-  /// Minimum of resident blocks for each multiprocessor, of __launch_bounds__. What waits for
-  /// memory and needs few registers has more.
-  static constexpr int resident = !Products ? 4 : sizeof(Sum) == sizeof(double) ? 1 : 2;
+  /// Of a thread, so that four blocks are resident on a multiprocessor where they wait for memory
+  /// and need few, and otherwise two, or one beside a block that takes more than half.
+  static constexpr int most_registers = !Products ? 64 : sizeof(Sum) == sizeof(double) ? 255 : 96;
 
   ContractionTables tables;
   Sum* workspace;

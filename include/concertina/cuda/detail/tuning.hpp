@@ -82,9 +82,19 @@ inline constexpr int wanted_tiles = 264;
 
 /// Default of PlanOptions::least_split. Estimated.
 inline constexpr int least_split = 128;
-/// Splits that save fewer steps of a tile are not worth their reduction and its launch. Estimated:
-/// 0.4 us for each step, 2 us for each of the others.
-inline constexpr int least_saved_steps = 9;
+/// Microseconds that a block keeps its place on a device full of others: of a tile, besides its
+/// steps, and of a step of each shape; of dot products, besides their rounds of loads, of a round,
+/// and of each exchange between the threads of an element; of an elementwise job. Fitted to the
+/// phases of SmallNet and MobileNet on an H200.
+inline constexpr double tile_time = 3.7, large_step_time = 0.8, small_step_time = 0.45,
+                        narrow_step_time = 0.35, reduce_time = 1.6, round_time = 0.5,
+                        several_round_time = 0.7, exchange_time = 0.2, elementwise_time = 2;
+/// Of adding up partial sums, which is a launch more.
+inline constexpr double combine_time = 4;
+/// Sums of more terms are not computed several for each thread.
+inline constexpr Index most_terms_of_several = 8;
+/// A depthwise chain with more elements in the middle layer's group is two products.
+inline constexpr Index most_chain_elements = 1024;
 
 /// Products of at most so many columns, at least so many rows and terms, have narrow tiles.
 /// Estimated.
@@ -95,10 +105,6 @@ inline constexpr int narrow_n = 16, narrow_least_m = 32, narrow_least_k = 8;
 inline constexpr int least_tiled_side = 8;
 /// Terms whose loads are in flight together there. Estimated.
 inline constexpr int loads_in_flight = 4;
-/// There each thread adds some terms, unless threads are already as many as the device holds (132
-/// multiprocessors of 2048). Estimated.
-inline constexpr Index terms_per_thread = 8, most_threads = Index{264} * 1024;
-
 /// With more threads for each element, a sum of partial sums would read less than 32 neighbours,
 /// a cache line. Estimated.
 inline constexpr int most_combining_threads = contraction_threads / 32;
