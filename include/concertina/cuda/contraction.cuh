@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <set>
 #include <span>
@@ -65,10 +66,15 @@ struct BlasDeleter {
 
 }  // namespace detail
 
+/// What lies between layers and results is kept in memory of the contraction's own, or in what is
+/// lent to each pass: by a framework's allocator, or so that passes on several streams overlap.
+enum class Workspace { own, lent };
+
 /// A plan with its tables and workspace in the memory of the current device. Both passes return
 /// before the device has run them; they allocate nothing on it and wait for nothing, so they can be
 /// captured in a CUDA graph, which must not outlive the object. One at a time: an object's passes
-/// belong on one stream, or must be ordered otherwise. Making and destroying it allocates and
+/// belong on one stream, or must be ordered otherwise, unless each is lent a workspace; one host
+/// thread at a time calls it. Making and destroying it allocates and
 /// frees, which no stream may be capturing meanwhile; what is thrown during a capture leaves that
 /// open.
 ///
@@ -88,24 +94,28 @@ class Contraction {
   /// Throws  Error where the plan is not mixed for half precision or mixed for another, or is not of
   ///         fp64 for double or is for another; DeviceError where it has products on tensor cores
   ///         and the device's cannot compute them
-  explicit Contraction(ContractionPlan plan)
+  explicit Contraction(ContractionPlan plan, Workspace workspace = Workspace::own)
       : plan_(accepted(std::move(plan))),
         device_(current_device()),
         phases_wait_(compiled_to_wait()),
         forward_(plan_.forward(), "the tables of a contraction"),
         backward_(plan_.backward(), "the tables of a contraction's gradient"),
-        workspace_(plan_.workspace(), "the workspace of a contraction") {
+        workspace_(workspace == Workspace::own ? workspace_bytes() : 0,
+                   "the workspace of a contraction") {
     prepare_tensor_cores();
-    if (plan_.forward().gemms.empty() && plan_.backward().gemms.empty()) return;
+    if (blas_bytes() == 0) return;
     cublasHandle_t handle = nullptr;
     check(cublasCreate(&handle), "cublasCreate", "a contraction");
     blas_.reset(handle);
-    constexpr Index recommended = Index{32} << 20;  // on Hopper, by cuBLAS's documentation
-    blas_workspace_ = Buffer<unsigned char>(recommended, "the workspace of cuBLAS");
     warm_up();
   }
 
   const ContractionPlan& plan() const { return plan_; }
+
+  /// Bytes that a pass works in: the plan's workspace, and cuBLAS's where it has GEMMs for that.
+  Index workspace_bytes() const {
+    return blas_bytes() + plan_.workspace() * static_cast<Index>(sizeof(Sum));
+  }
 
   /// One result for each form, from all forms' layers in the order of Form::leaves.
   /// Throws    ShapeError naming the form, the layer and its shape where an address is missing or
@@ -114,12 +124,21 @@ class Contraction {
   /// Gradient  backward()
   void forward(std::span<const DeviceLayer<const Stored>> layers,
                std::span<const DeviceLayer<Stored>> results, cudaStream_t stream) {
+    forward(layers, results, stream, own_workspace());
+    has_run_ = true;
+  }
+
+  /// In a lent workspace, which must be free of other uses until the device has run this, and the
+  /// backward() that may follow.
+  /// Throws    also where it has fewer than workspace_bytes() or is misaligned
+  void forward(std::span<const DeviceLayer<const Stored>> layers,
+               std::span<const DeviceLayer<Stored>> results, cudaStream_t stream,
+               std::span<std::byte> workspace) {
     AddressTable table(plan_);
     table.add(TensorUse::Role::layer, layers);
     table.add(TensorUse::Role::result, results);
     table.require_disjoint();
-    run(plan_.forward(), forward_, table, stream);
-    has_run_ = true;
+    run(plan_.forward(), forward_, table, stream, workspace);
   }
 
   /// From the derivatives of a loss with respect to the results to those with respect to all
@@ -129,14 +148,22 @@ class Contraction {
   void backward(std::span<const DeviceLayer<const Stored>> layers,
                 std::span<const DeviceLayer<const Stored>> result_gradients,
                 std::span<const DeviceLayer<Stored>> layer_gradients, cudaStream_t stream) {
-    if (!plan_.options().gradient) throw Error("backward: the plan has no gradient");
     if (!has_run_) throw Error("backward: forward has not been called");
+    backward(layers, result_gradients, layer_gradients, stream, own_workspace());
+  }
+
+  /// In the workspace lent to forward().
+  void backward(std::span<const DeviceLayer<const Stored>> layers,
+                std::span<const DeviceLayer<const Stored>> result_gradients,
+                std::span<const DeviceLayer<Stored>> layer_gradients, cudaStream_t stream,
+                std::span<std::byte> workspace) {
+    if (!plan_.options().gradient) throw Error("backward: the plan has no gradient");
     AddressTable table(plan_);
     table.add(TensorUse::Role::layer, layers);
     table.add(TensorUse::Role::result_gradient, result_gradients);
     table.add(TensorUse::Role::layer_gradient, layer_gradients);
     table.require_disjoint();
-    run(plan_.backward(), backward_, table, stream);
+    run(plan_.backward(), backward_, table, stream, workspace);
   }
 
  private:
@@ -205,6 +232,18 @@ class Contraction {
     }
   }
 
+  /// In front of the plan's workspace. As recommended on Hopper, by cuBLAS's documentation.
+  Index blas_bytes() const {
+    return plan_.forward().gemms.empty() && plan_.backward().gemms.empty() ? 0 : Index{32} << 20;
+  }
+
+  std::span<std::byte> own_workspace() const {
+    if (workspace_.size() < workspace_bytes()) {
+      throw Error("a contraction made to be lent its workspace was not lent one");
+    }
+    return workspace_.span();
+  }
+
   /// Runs every planned GEMM once on uninitialised buffers, so that cuBLAS allocates before a graph
   /// capture; for each alignment, by which it chooses kernels: tensors may be parts of one flat
   /// buffer.
@@ -223,7 +262,8 @@ class Contraction {
     }
     const Buffer<Sum> a(most + shifts, "a first GEMM"), b(most + shifts, "a first GEMM"),
         c(most + shifts, "a first GEMM");
-    bind_blas(nullptr);
+    const Buffer<std::byte> workspace(blas_bytes(), "the workspace of cuBLAS");
+    bind_blas(nullptr, workspace.data());
     for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
         for (Index shift = 0; shift < shifts; ++shift) {
@@ -236,10 +276,9 @@ class Contraction {
   }
 
   /// In this order: a new stream resets the workspace.
-  void bind_blas(cudaStream_t stream) {
+  void bind_blas(cudaStream_t stream, void* workspace) {
     check(cublasSetStream(blas_.get(), stream), "cublasSetStream", "a contraction");
-    check(cublasSetWorkspace(blas_.get(), blas_workspace_.data(),
-                             static_cast<std::size_t>(blas_workspace_.size())),
+    check(cublasSetWorkspace(blas_.get(), workspace, static_cast<std::size_t>(blas_bytes())),
           "cublasSetWorkspace", "a contraction");
   }
 
@@ -271,13 +310,21 @@ class Contraction {
   }
 
   void run(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
-           cudaStream_t stream) {
+           cudaStream_t stream, std::span<std::byte> lent) {
+    constexpr std::uintptr_t alignment = 256;  // cuBLAS asks for it
+    if (std::ssize(lent) < workspace_bytes() ||
+        reinterpret_cast<std::uintptr_t>(lent.data()) % alignment != 0) {
+      throw ShapeError("a workspace of " + std::to_string(lent.size()) + " bytes, where " +
+                       std::to_string(workspace_bytes()) + " are needed, at a multiple of " +
+                       std::to_string(alignment));
+    }
     if (const int current = current_device(); current != device_) {
       throw DeviceError("the contraction is on device " + std::to_string(device_) +
                         ", and the current one is " + std::to_string(current) +
                         "; set that device, and use a stream of its own");
     }
-    if (!sequence.gemms.empty()) bind_blas(stream);
+    if (!sequence.gemms.empty()) bind_blas(stream, lent.data());
+    Sum* const workspace = reinterpret_cast<Sum*>(lent.data() + blas_bytes());
     const auto is_phase = [&](std::size_t launch) {
       return launch < sequence.launches.size() &&
              sequence.launches[launch].kind == Launch::Kind::phase;
@@ -285,18 +332,18 @@ class Contraction {
     for (std::size_t l = 0; l < sequence.launches.size(); ++l) {
       const Launch& launch = sequence.launches[l];
       if (launch.kind == Launch::Kind::tensor_cores) {
-        launch_tensor_cores(sequence, tables, table, launch.index, stream);
+        launch_tensor_cores(sequence, tables, table, workspace, launch.index, stream);
       } else if (launch.kind == Launch::Kind::gemm) {
         const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(launch.index)];
         const auto at = [&](const TensorRef& ref) {
           Sum* const first = ref.operand == TensorRef::workspace
-                                 ? workspace_.data()
+                                 ? workspace
                                  : static_cast<Sum*>(table[ref.operand]);
           return first + ref.offset;
         };
         multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c), &sequence == &plan_.backward());
       } else {
-        launch_phase(sequence, tables, table, launch.index, l > 0 && is_phase(l - 1),
+        launch_phase(sequence, tables, table, workspace, launch.index, l > 0 && is_phase(l - 1),
                      is_phase(l + 1), stream);
       }
     }
@@ -312,12 +359,13 @@ class Contraction {
   }
 
   void launch_tensor_cores(const Sequence& sequence, const DeviceTables& tables,
-                           const AddressTable& table, int phase, cudaStream_t stream) {
+                           const AddressTable& table, Sum* workspace, int phase,
+                           cudaStream_t stream) {
     if constexpr (std::is_same_v<Sum, float>) {
       with_tensor_core_program([&]<class Program>(const Program*) {
         const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
                                tables.branches.data(), tables.phases.data()},
-                              workspace_.data(),
+                              workspace,
                               phase,
                               table.template addresses<Program::capacity>()};
         const int tiles = sequence.phases[static_cast<std::size_t>(phase)].tiles;
@@ -333,12 +381,13 @@ class Contraction {
   /// every phase does, so that none ends before the one before it, and what is read and written
   /// there is in order with all earlier phases. What follows another launch begins after it.
   void launch_phase(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
-                    int index, bool follows_phase, bool is_followed, cudaStream_t stream) {
+                    Sum* workspace, int index, bool follows_phase, bool is_followed,
+                    cudaStream_t stream) {
     const Phase& phase = sequence.phases[static_cast<std::size_t>(index)];
     with_program(sequence.has_products(phase), [&]<class Program>(const Program*) {
       const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
                              tables.branches.data(), tables.phases.data()},
-                            workspace_.data(),
+                            workspace,
                             phase,
                             sequence.first_tiles(phase),
                             table.template addresses<Program::capacity>()};
@@ -401,8 +450,7 @@ class Contraction {
   int device_, multiprocessors_ = 0;
   bool phases_wait_;
   DeviceTables forward_, backward_;
-  Buffer<Sum> workspace_;
-  Buffer<unsigned char> blas_workspace_;
+  Buffer<std::byte> workspace_;
   std::unique_ptr<cublasContext, detail::BlasDeleter> blas_;
   bool has_run_ = false;
 };
