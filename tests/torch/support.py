@@ -57,7 +57,7 @@ if HAVE_TORCH:
         """Outputs and the gradients of all parameters, of a loss that weighs each output differently."""
         model.zero_grad()
         y = model(x)
-        torch.sin(torch.arange(y.numel(), dtype=y.dtype).reshape(y.shape) + y).sum().backward()
+        torch.sin(torch.arange(y.numel(), dtype=y.dtype, device=y.device).reshape(y.shape) + y).sum().backward()
         return [y.detach()] + [parameter.grad for parameter in model.parameters()]
 
     def difference(a, b):

@@ -17,6 +17,7 @@ if HAVE_TORCH:
     from torch.nn.utils import parametrize
 
     import concertina.torch as ct
+    from concertina.torch import operators
 
 
 def every_geometry(rates=(2, 4)):
@@ -226,6 +227,28 @@ class Training(unittest.TestCase):
         y = gradients(other, x.to(memory_format=torch.channels_last))
         self.assertLess(difference(y, gradients(model, x)), 1e-12)
 
+    def test_together(self):
+        together = ct.contract_together_(copy.deepcopy(self.model))
+        self.assertTrue(all(map(torch.equal, gradients(together, self.x), gradients(self.model, self.x))))
+        weight = together[0].parametrizations.weight[0]
+        self.assertIsNone(weight.together)  # each call forgets what it contracted, with an error too
+        with self.assertRaises(RuntimeError):
+            together(self.x[:, :2])
+        self.assertIsNone(weight.together)
+        ct.contract_(together)
+        self.assertFalse(together._forward_pre_hooks or together._forward_hooks)
+        with self.assertRaisesRegex(ct.ShapeError, "no layer of Sequential is expanded"):
+            ct.contract_together_(together)
+
+    @unittest.skipUnless(HAVE_TORCH and operators.AVAILABLE, "the operators are not compiled (pip -C operators=on)")
+    def test_together_is_one_call(self):
+        together, calls = ct.contract_together_(self.model), []
+        original = operators.contract_many
+        self.addCleanup(setattr, operators, "contract_many", original)
+        operators.contract_many = lambda chains: calls.append(len(chains)) or original(chains)
+        together(self.x)
+        self.assertEqual(calls, [3])
+
     def test_weight_decay_of_the_contraction(self):
         model = ct.expand_(nn.Linear(3, 2).double(), "fc")
         x = self.x[0, 0, :, :3].double()
@@ -240,8 +263,8 @@ class Training(unittest.TestCase):
         torch.testing.assert_close(model.parametrizations.weight.original0.grad - plain[0], (w2 @ w1).T @ decay)
 
     def test_compile(self):
-        for strategy in ("cl+fc", "ck+fc"):
-            model = ct.expand_(small_net().double(), strategy, when="auto")
+        for strategy, change in (("cl+fc", ct.contract_together_), ("ck+fc", lambda model: model)):
+            model = change(ct.expand_(small_net().double(), strategy, when="auto"))
             x = self.x.double()
             expected = gradients(copy.deepcopy(model), x)
             for backend in ("aot_eager", "inductor"):

@@ -45,6 +45,25 @@ class Operators(unittest.TestCase):
                 backward = torch.ops.concertina.contract_backward.default
                 torch.library.opcheck(backward, (gradient, weights, contraction.encoded))
 
+    def test_many_are_what_each_is(self):
+        every = [(contraction, weights) for _, contraction, weights in self.chains()]
+        found = operators.contract_many([(weights, contraction.encoded) for contraction, weights in every])
+        for (contraction, weights), each in zip(every, found, strict=True):
+            self.assertTrue(torch.equal(each, contraction.weight(weights)))
+
+    def test_many_under_autograd(self):
+        (_, first, a), *_, (_, last, b) = self.chains()
+        weights = [weight.requires_grad_() for weight in a + b]
+        arguments = (weights, [len(a), len(b)], first.encoded + last.encoded)
+        many = torch.ops.concertina.contract_many
+        torch.library.opcheck(many.default, arguments)
+        self.assertTrue(torch.autograd.gradgradcheck(lambda *w: many(list(w), *arguments[1:]), weights, fast_mode=True))
+        gradients = torch.autograd.grad(many(*arguments)[1].sum(), weights)  # of a loss that one does not enter
+        self.assertEqual([bool(each.any()) for each in gradients], [False] * len(a) + [True] * len(b))
+        for counts in ([len(a)], [len(a), len(b) + 1], [0, len(a) + len(b)]):
+            with self.assertRaisesRegex(RuntimeError, "in no chain|other lengths"):
+                many(weights, counts, arguments[2])
+
     def test_memory_format_does_not_matter(self):
         for name, contraction, weights in self.chains():
             if weights[0].dim() == 4:

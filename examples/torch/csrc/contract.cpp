@@ -1,45 +1,24 @@
 // The contraction of a chain and its gradient as operators of PyTorch, on its stable ABI: no
 // Python.h, and one binary for every PyTorch from 2.10 on.
 // SPDX-License-Identifier: Apache-2.0
+#include "chain.hpp"
+
 #include <concertina/contract.hpp>
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace {
 
+using namespace concertina::torch_operators;
 using concertina::ConvView;
 using concertina::Index;
-using torch::stable::Tensor;
-using Integers = std::vector<std::int64_t>;
-
-constexpr int rank = 3;  // layers of lower rank are those of rank 3 with leading axes of 1
-
-/// Layers as concertina/torch/operators.py encodes them: channels in and out, groups; kernel size,
-/// stride and dilation of three axes. Paddings do not enter a weight.
-std::vector<concertina::ConvShape<rank>> decoded(const Integers& form) {
-  constexpr std::size_t length = 12;
-  STD_TORCH_CHECK(!form.empty() && form.size() % length == 0, "concertina: not an encoded chain");
-  std::vector<concertina::ConvShape<rank>> shapes;
-  for (std::size_t at = 0; at < form.size(); at += length) {
-    concertina::ConvShape<rank> shape{.out = form[at + 1], .in = form[at], .groups = form[at + 2]};
-    for (int axis = 0; axis < rank; ++axis) {
-      const std::size_t first = at + 3 + static_cast<std::size_t>(axis);
-      shape.kernel_size[axis] = form[first];
-      shape.stride[axis] = form[first + 3];
-      shape.dilation[axis] = form[first + 6];
-    }
-    shapes.push_back(shape);
-  }
-  return shapes;
-}
 
 /// Planned once for each chain that a thread meets.
 template <class Scalar>
@@ -79,25 +58,12 @@ const auto run = [](Index count, concertina::ParallelFor::Task task) {
   });
 };
 
-std::vector<Tensor> contiguous(const std::vector<Tensor>& tensors, const Tensor& like) {
-  std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) {
-    STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "concertina: dtypes differ");
-    result.push_back(torch::stable::contiguous(tensor));
-  }
-  return result;
-}
-
 template <class Scalar>
 Tensor forward(const std::vector<Tensor>& weights, const Integers& form) {
   auto& contraction = planned<Scalar>(form);
   const auto& shape = contraction.shape();
-  const std::int64_t own_rank = weights.front().dim() - 2;
-  Integers sizes{shape.out, shape.in / shape.groups};
-  for (int axis = rank - static_cast<int>(own_rank); axis < rank; ++axis) {
-    sizes.push_back(shape.kernel_size[axis]);
-  }
-  const Tensor result = torch::stable::new_empty(weights.front(), sizes);
+  const Tensor result =
+      torch::stable::new_empty(weights.front(), weight_sizes(shape, own_rank(weights.front())));
   contraction.forward(
       views<const Scalar>(weights, form),
       ConvView<Scalar, rank>(shape, std::span(static_cast<Scalar*>(result.mutable_data_ptr()),
@@ -122,8 +88,6 @@ std::vector<Tensor> backward(const Tensor& gradient, const std::vector<Tensor>& 
   return result;
 }
 
-using torch::headeronly::ScalarType;
-
 Tensor contract(std::vector<Tensor> weights, Integers form) {
   STD_TORCH_CHECK(!weights.empty(), "concertina: no layers");
   weights = contiguous(weights, weights.front());
@@ -142,14 +106,68 @@ std::vector<Tensor> contract_backward(Tensor gradient, std::vector<Tensor> weigh
   return backward<double>(gradient, weights, form);
 }
 
+/// One chain of several.
+struct Part {
+  std::vector<Tensor> weights;
+  Integers form;
+};
+
+std::vector<Part> divided(const std::vector<Tensor>& weights, const Integers& counts,
+                          const Integers& form) {
+  std::vector<Part> parts;
+  std::size_t layers = 0;
+  for (const std::int64_t count : counts) {
+    STD_TORCH_CHECK(0 < count && layers + static_cast<std::size_t>(count) <= weights.size() &&
+                        form.size() == encoded_length * weights.size(),
+                    "concertina: chains of other lengths than their ", weights.size(), " layers");
+    const auto from = static_cast<std::ptrdiff_t>(layers);
+    const auto integers = static_cast<std::ptrdiff_t>(encoded_length);
+    parts.push_back({{weights.begin() + from, weights.begin() + from + count},
+                     {form.begin() + integers * from, form.begin() + integers * (from + count)}});
+    layers += static_cast<std::size_t>(count);
+  }
+  STD_TORCH_CHECK(layers == weights.size(), "concertina: layers in no chain");
+  return parts;
+}
+
+std::vector<Tensor> contract_many(std::vector<Tensor> weights, Integers counts, Integers form) {
+  std::vector<Tensor> results;
+  for (const auto& part : divided(weights, counts, form)) {
+    results.push_back(contract(part.weights, part.form));
+  }
+  return results;
+}
+
+std::vector<Tensor> contract_many_backward(std::vector<Tensor> gradients,
+                                           std::vector<Tensor> weights, Integers counts,
+                                           Integers form) {
+  const auto parts = divided(weights, counts, form);
+  STD_TORCH_CHECK(gradients.size() == parts.size(), "concertina: ", parts.size(), " chains, ",
+                  gradients.size(), " gradients");
+  std::vector<Tensor> results;
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    for (auto& each : contract_backward(gradients[p], parts[p].weights, parts[p].form)) {
+      results.push_back(std::move(each));
+    }
+  }
+  return results;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(concertina, library) {
   library.def("contract(Tensor[] weights, int[] form) -> Tensor");
   library.def("contract_backward(Tensor gradient, Tensor[] weights, int[] form) -> Tensor[]");
+  // Several chains at once: how many layers each has, and all layers.
+  library.def("contract_many(Tensor[] weights, int[] counts, int[] form) -> Tensor[]");
+  library.def(
+      "contract_many_backward(Tensor[] gradients, Tensor[] weights, int[] counts, int[] form) -> "
+      "Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(concertina, CPU, library) {
   library.impl("contract", TORCH_BOX(&contract));
   library.impl("contract_backward", TORCH_BOX(&contract_backward));
+  library.impl("contract_many", TORCH_BOX(&contract_many));
+  library.impl("contract_many_backward", TORCH_BOX(&contract_many_backward));
 }

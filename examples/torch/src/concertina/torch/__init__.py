@@ -2,7 +2,7 @@
 """Expanded training in PyTorch: layers expanded, contracted in every step, and contracted for good."""
 
 from .blocks import Verdict, VerificationError, from_blocks, verify
-from .expansion import ExpandedWeight, Report, contract_, expand_, report
+from .expansion import ExpandedWeight, Report, contract_, contract_together_, expand_, report
 from .export import save
 from .shapes import Error, ExpansionError, InexactError, ShapeError
 from .training import contract_in_training_
@@ -18,6 +18,7 @@ __all__ = [
     "VerificationError",
     "contract_",
     "contract_in_training_",
+    "contract_together_",
     "expand_",
     "from_blocks",
     "report",

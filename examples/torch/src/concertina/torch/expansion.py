@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .contraction import Contraction, apply_layers
+from . import operators
+from .contraction import Contraction, apply_layers, full_precision
 from .shapes import Chain, ConvShape, ExpansionError, ShapeError, require_exact
 
 STRATEGIES = ("cl", "ck", "fc")
@@ -127,6 +128,47 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
     return model
 
 
+def contract_together_(model):
+    """Lets each call of `model` contract all its expanded layers at once, before its forward, and returns the model.
+
+    By the compiled operators, on a CUDA device in a few launches, whatever the number of layers; what these do not take
+    is contracted as before. All layers contract in every call, as with when="always", but for those of when="never".
+    A part of the model that is run again for its gradient (checkpointing) is not for this. contract_ takes it back.
+    Throws ShapeError where nothing is expanded
+    """
+    if not any(True for _ in _expanded(model)):
+        raise ShapeError(f"no layer of {type(model).__name__} is expanded")
+    _forget_hooks(model)
+    model.register_forward_pre_hook(_contract_all)
+    model.register_forward_hook(_forget_all, always_call=True)
+    return model
+
+
+def _forget_hooks(model):
+    for hooks, own in ((model._forward_pre_hooks, _contract_all), (model._forward_hooks, _forget_all)):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            del hooks[key]
+
+
+def _contract_all(model, _):
+    groups = defaultdict(list)
+    for _, module in _expanded(model):
+        own = module.parametrizations.weight
+        weights, encoded = originals(own), own[0].contraction.encoded
+        if own[0].when != "never" and encoded and operators.takes(weights):
+            groups[weights[0].device, weights[0].dtype].append((own[0], weights, encoded))
+    for group in groups.values():
+        with full_precision(group[0][1][0]):
+            results = operators.contract_many([(weights, encoded) for _, weights, encoded in group])
+        for (own, *_), result in zip(group, results):
+            own.together = result
+
+
+def _forget_all(model, *_):
+    for _, module in _expanded(model):
+        module.parametrizations.weight[0].together = None
+
+
 def contract_(model):
     """Contracts in place what expand_ expanded, in double and rounded once, and returns the model.
 
@@ -145,6 +187,8 @@ def contract_(model):
                 module.bias.copy_(bias)
         for name in order:  # parameters in the order that they had
             module._parameters[name] = module._parameters.pop(name)
+    for module in model.modules():
+        _forget_hooks(module)
     return model
 
 
@@ -204,10 +248,11 @@ class ExpandedWeight(nn.Module):
         form = Chain(layers)
         require_exact(form)
         self.strategy, self.when, self.contraction = strategy, when, Contraction(form)
+        self.together = None  # the contraction, while the model runs that computed it with others
         self._initial = weights
 
     def forward(self, *weights):
-        return self.contraction.weight(weights)
+        return self.contraction.weight(weights) if self.together is None else self.together
 
     def right_inverse(self, weight):
         if self._initial is None:
@@ -217,6 +262,8 @@ class ExpandedWeight(nn.Module):
 
     def contracts(self, x):
         """Whether this takes fewer multiply-adds than running the layers on `x`; forward and backward alike."""
+        if self.together is not None:
+            return True
         if self.when != "auto":
             return self.when == "always"
         rank, layered = self.contraction.shape.rank, 0
