@@ -10,6 +10,7 @@ which other programs disturb less; that of several is by the clock.
 
 import argparse
 import copy
+import json
 import statistics
 import time
 
@@ -141,9 +142,9 @@ def by_steps(model):
     return model
 
 
-def check(ways):
+def check(ways, device):
     """All ways have the same gradients, in double."""
-    x, expected = torch.randn(2, 3, 32, 32, dtype=torch.double), None
+    x, expected = torch.randn(2, 3, 32, 32, dtype=torch.double, device=device), None
     for name, model in ways.items():
         if name == "compact":
             continue
@@ -180,6 +181,78 @@ def measure(ways, batch, seconds, rounds):
     return {name: statistics.median(each) for name, each in times.items()}
 
 
+def measure_on_device(ways, batch, seconds, rounds):
+    """Milliseconds of a step, issued anew each time and replayed from a CUDA graph, by the device's events."""
+    x, labels = torch.randn(batch, 3, 32, 32, device="cuda"), torch.randint(10, (batch,), device="cuda")
+    runs = {}
+    for name, model in ways.items():
+        optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
+
+        def step(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), labels).backward()
+            optimizer.step()
+
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.synchronize()
+        optimizer.zero_grad()
+        with torch.cuda.graph(graph):
+            step()
+        runs[name, "eager"], runs[name, "graph"] = step, graph.replay
+
+    def timed(run, count):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(count):
+            run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / count
+
+    times = {key: [] for key in runs}
+    for _ in range(rounds):
+        for key, run in runs.items():
+            count = max(3, round(1e3 * seconds / timed(run, 3)))
+            times[key].append(timed(run, count))
+    return {key: statistics.median(each) for key, each in times.items()}
+
+
+def on_device(options):
+    print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}; a training step in ms, medians of", end=" ")
+    print(f"{options.rounds} alternating rounds\n")
+    columns = ["compact", *(["contracted", "together"] if operators.CUDA_AVAILABLE else [])]
+    columns += ["with PyTorch's operations", "by hand", "layer by layer"]
+    print("| network | run | " + " | ".join(columns) + " |")
+    print("|---|---|" + "---|" * len(columns))
+    for name in options.networks:
+        make, expansion, batch = NETWORKS[name]
+        torch.manual_seed(0)
+        compact = make().cuda()
+        model = ct.expand_(copy.deepcopy(compact), **expansion)
+        every = {
+            "compact": compact,
+            "contracted": model,
+            "together": ct.contract_together_(copy.deepcopy(model)),
+            "with PyTorch's operations": by_steps(model),
+            "by hand": by_hand(model),
+            "layer by layer": with_when(model, "never"),
+        }
+        ways = {column: every[column] for column in columns}
+        check(ways, "cuda")
+        times = measure_on_device(ways, batch, options.seconds, options.rounds)
+        for run in ("eager", "graph"):
+            row = " | ".join(f"{times[column, run]:.3f}" for column in columns)
+            print(f"| {name}, batch {batch} | {run} | {row} |", flush=True)
+        if options.json:
+            with open(options.json, "a") as file:
+                own = {f"{column}, {run}": value for (column, run), value in times.items()}
+                print(json.dumps({"network": name, "batch": batch, "milliseconds": own}), file=file)
+
+
 def measure_blocks(threads, rounds):
     """Forward and backward, with the gradient of the input, on maps of 16x16, batch 128."""
     torch.set_num_threads(threads)
@@ -212,7 +285,11 @@ def main():
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
     arguments.add_argument("--blocks", action="store_true", help="the blocks with batch norms in training instead")
+    arguments.add_argument("--device", action="store_true", help="on a CUDA device, eager and in a CUDA graph")
+    arguments.add_argument("--json", help="with --device, a file to which a line is added for each network")
     options = arguments.parse_args()
+    if options.device:
+        return on_device(options)
     if options.blocks:
         print(
             f"PyTorch {torch.__version__}; forward and backward in ms, medians of {options.rounds} alternating rounds\n"
@@ -237,7 +314,7 @@ def main():
         ways["layer by layer"] = with_when(model, "never")
         if operators.AVAILABLE:
             ways["with PyTorch's operations"] = by_steps(model)
-        check(ways)
+        check(ways, "cpu")
         for threads in map(int, options.threads.split(",")):
             torch.set_num_threads(threads)
             times = measure(ways, batch, options.seconds, options.rounds)

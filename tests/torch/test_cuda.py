@@ -224,6 +224,7 @@ class Training(unittest.TestCase):
                 return [y.detach(), *torch.autograd.grad(y.square().sum(), parameters)]
 
             stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 step()
             torch.cuda.synchronize()

@@ -19,7 +19,8 @@ class Contraction:
 
     Any floating-point dtype, any device, under autograd, to any order. Autocast does not touch it: weights are
     contracted in their own dtype. `weights` and `biases` are lists in the order of `leaves(form)`, None where a layer
-    has no bias. Where the compiled operators are built they contract chains in float and double on the processor.
+    has no bias. Where the compiled operators are built they contract chains in float and double, on the processor or a
+    CUDA device.
     """
 
     def __init__(self, form):
