@@ -181,25 +181,45 @@ def measure(ways, batch, seconds, rounds):
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def measure_on_device(ways, batch, seconds, rounds):
-    """Milliseconds of a step, issued anew each time and replayed from a CUDA graph, by the device's events."""
+def training_step(model, batch):
     x, labels = torch.randn(batch, 3, 32, 32, device="cuda"), torch.randint(10, (batch,), device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def contraction_alone(model, together=False):
+    """All weights of a model contracted, and the gradients of the layers'."""
+    parts = [m.parametrizations.weight for m in model.modules() if ct.expansion.is_expanded(m)]
+    weights = [originals(own) for own in parts]
+    gradients = [torch.randn(own[0].contraction.shape.weight_shape, device="cuda") for own in parts]
+
+    def step():
+        if together:
+            pairs = zip(weights, parts, strict=True)
+            results = operators.contract_many([(each, own[0].contraction.encoded) for each, own in pairs])
+        else:
+            results = [own[0].contraction.weight(each) for each, own in zip(weights, parts, strict=True)]
+        torch.autograd.grad(results, [weight for own in weights for weight in own], gradients)
+
+    return step
+
+
+def measure_on_device(steps, seconds, rounds):
+    """Milliseconds of a step, issued anew each time and replayed from a CUDA graph, by the device's events."""
     runs = {}
-    for name, model in ways.items():
-        optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
-
-        def step(model=model, optimizer=optimizer):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), labels).backward()
-            optimizer.step()
-
+    for name, step in steps.items():
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 step()
         torch.cuda.synchronize()
-        optimizer.zero_grad()
         with torch.cuda.graph(graph):
             step()
         runs[name, "eager"], runs[name, "graph"] = step, graph.replay
@@ -222,12 +242,13 @@ def measure_on_device(ways, batch, seconds, rounds):
 
 
 def on_device(options):
-    print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}; a training step in ms, medians of", end=" ")
+    print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}; ms, medians of", end=" ")
     print(f"{options.rounds} alternating rounds\n")
-    columns = ["compact", *(["contracted", "together"] if operators.CUDA_AVAILABLE else [])]
-    columns += ["with PyTorch's operations", "by hand", "layer by layer"]
-    print("| network | run | " + " | ".join(columns) + " |")
-    print("|---|---|" + "---|" * len(columns))
+    compiled = ["contracted", "together"] if operators.CUDA_AVAILABLE else []
+    columns = ["compact", *compiled, "with PyTorch's operations", "by hand", "layer by layer"]
+    alone = [*compiled, "with PyTorch's operations"]
+    print("| network | run | " + " | ".join([*columns, *(f"alone: {column}" for column in alone)]) + " |")
+    print("|---|---|" + "---|" * (len(columns) + len(alone)))
     for name in options.networks:
         make, expansion, batch = NETWORKS[name]
         torch.manual_seed(0)
@@ -243,9 +264,12 @@ def on_device(options):
         }
         ways = {column: every[column] for column in columns}
         check(ways, "cuda")
-        times = measure_on_device(ways, batch, options.seconds, options.rounds)
+        steps = {column: training_step(way, batch) for column, way in ways.items()}
+        for column in alone:
+            steps[f"alone: {column}"] = contraction_alone(ways[column], column == "together")
+        times = measure_on_device(steps, options.seconds, options.rounds)
         for run in ("eager", "graph"):
-            row = " | ".join(f"{times[column, run]:.3f}" for column in columns)
+            row = " | ".join(f"{times[column, run]:.3f}" for column in steps)
             print(f"| {name}, batch {batch} | {run} | {row} |", flush=True)
         if options.json:
             with open(options.json, "a") as file:
