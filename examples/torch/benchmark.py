@@ -313,6 +313,8 @@ def main():
     arguments.add_argument("--json", help="with --device, a file to which a line is added for each network")
     options = arguments.parse_args()
     if options.device:
+        if not torch.cuda.is_available():
+            arguments.error("--device: there is no CUDA device")
         return on_device(options)
     if options.blocks:
         print(
