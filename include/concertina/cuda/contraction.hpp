@@ -76,8 +76,8 @@ struct PlanOptions {
   int least_bf16x6_terms = detail::tuning::least_bf16x6_terms;
   /// From so many multiply-adds on any other matrix product is cuBLAS's.
   Index least_gemm = detail::tuning::least_gemm;
-  /// Tiles that fill the device, two on each multiprocessor, of those on tensor cores one: smaller
-  /// products are split along k until they have as many.
+  /// Tiles that fill the device, two on each multiprocessor, of those on tensor cores one: a phase
+  /// has larger tiles where it would have more, and splits sums where it has fewer.
   int wanted_tiles = detail::tuning::wanted_tiles;
   /// The least k of a split, but on tensor cores.
   int least_split = detail::tuning::least_split;
@@ -160,9 +160,10 @@ struct Sequence {
 /// gradient taken, as its 1x1 depthwise layer: weight [C] and, where it shifts, bias [C]; a
 /// permutation as a dense 1x1 layer. channel_map_gradient goes on from there.
 /// Cost    L - 1 phases for chains of up to L layers, and one for each sum or concatenation on the
-///         way; one more for each step with split-K partial sums, one where groups leave zeros
-///         between them, two around a product that is unfolded; a step with products on tensor
-///         cores is a launch more. The workspace holds every intermediate and its gradient, partial
+///         way; a depthwise expansion is one; one more for each step with split-K partial sums, one
+///         where groups leave zeros between them, one after a product that is unfolded and, for
+///         cuBLAS and tensor cores, one before; a step with products on tensor cores is a launch
+///         more. The workspace holds every intermediate and its gradient, partial
 ///         sums and what is unfolded: of kxk after lxl, out * in * k * k * l * l elements. Only
 ///         these are used twice
 /// Source  the products and their gradients are those of docs/product.md and docs/backward.md
