@@ -42,18 +42,19 @@ class Schedule {
   void add(int level, const Job& job) {
     add_best(level, std::span(&job, 1), [](Job&) {});
   }
-  /// Adds a job, computed in the best way; `prepare` is called with it before.
+  /// Adds one of several jobs that compute the same, that which suits its phase best, once it has
+  /// been given to `prepare`.
   template <class Prepare>
-  Job add_best(int level, std::span<const Job> jobs, Prepare&& prepare) {
+  Job add_best(int level, std::span<const Job> candidates, Prepare&& prepare) {
     std::vector<Way> ways;
-    for (const Job& job : jobs) {
+    for (const Job& job : candidates) {
       ways.push_back({time_of(job), tiles_of(job), is_product(job.kind),
                       job.splits > 1 && job.kind != Job::Kind::combine});
     }
     const auto l = static_cast<std::size_t>(level);
     const double within =
         l < deadlines_.size() ? deadlines_[l] : deadline(std::span(&std::as_const(ways), 1));
-    Job job = jobs[best(ways, within)];
+    Job job = candidates[best(ways, within)];
     prepare(job);
     job.form = form;
     job.k_outer_extent = std::max(job.k / job.k_inner_extent, 1);
@@ -192,7 +193,7 @@ class Schedule {
 
   /// How long a phase takes, at least: its longest tile, all tiles on the places there are, and
   /// where they are more than those, the two that share one, the longest having been begun first.
-  double time_of(std::vector<Way>& phase) const {
+  double phase_time(std::vector<Way>& phase) const {
     std::ranges::sort(phase, std::ranges::greater(), &Way::time);
     const auto is = [&](bool Way::* what) { return std::ranges::any_of(phase, what); };
     const Index places = Index{options_.wanted_tiles} * (is(&Way::is_product) ? 1 : 2);
@@ -222,7 +223,7 @@ class Schedule {
     for (double deadline = least; deadline < most * step; deadline *= step) {
       std::vector<Way> phase;
       for (const auto& ways : jobs) phase.push_back(ways[best(ways, deadline)]);
-      const double time = time_of(phase);
+      const double time = phase_time(phase);
       if (time < soonest) {
         soonest = time;
         found = deadline;
@@ -630,8 +631,8 @@ class FormPlanner {
     product.inner = {
         .d = w2, .n_inner_extent = narrow(t), .d_n = stride(0, 1), .d_k = stride(j * t, t)};
     add_chain(planning_.forward, product);
-    planning_.forward.sequence.multiply_adds += groups * t * i * (j + 1);
     if (outer.shape.bias) planning_.forward.add(0, copy(outer.bias, result_.bias, groups));
+    planning_.forward.sequence.multiply_adds += groups * t * i * (j + 1);
     if (!planning_.options.gradient) return;
 
     const TensorRef gradient = shifted(result_.weight_gradient, 0, t);
@@ -655,11 +656,11 @@ class FormPlanner {
     of_middle.c = shifted(middle.weight_gradient, 0, i * j * t);
     of_middle.inner = {.d = gradient, .n_inner_extent = narrow(t), .d_n = stride(0, 1)};
     add_chain(planning_.backward, of_middle);
-    planning_.backward.sequence.multiply_adds +=
-        groups * t * (i * (j + 1) + j * (i + 1) + 2 * i * j);
     if (outer.shape.bias) {
       planning_.backward.add(0, copy(result_.bias_gradient, outer.bias_gradient, groups));
     }
+    planning_.backward.sequence.multiply_adds +=
+        groups * t * (i * (j + 1) + j * (i + 1) + 2 * i * j);
   }
   static void add_chain(Schedule& schedule, const Job& job) {
     Job several = job;
