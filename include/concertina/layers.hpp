@@ -248,16 +248,18 @@ void pointwise(const Conv<Scalar, 0>&&) = delete;
 /// A fully connected layer on a flattened map [channels, size...] as a layer of which the kernel is
 /// the whole map. Its output has size 1.
 /// Throws  ShapeError where the layer does not read channels * numel(size) elements
-template <class Scalar, int Rank>
-Conv<Scalar, Rank> linear_as_conv(const ConvView<const Scalar, 0>& linear, Index channels,
-                                  const PerAxis<Rank>& size) {
+template <Layer F, int Rank>
+  requires(F::Rank == 0)
+Conv<typename F::Scalar, Rank> linear_as_conv(const F& linear, Index channels,
+                                              const PerAxis<Rank>& size) {
   const Index elements = detail::checked_multiply(channels, numel(size), "linear_as_conv");
-  if (linear.shape().groups != 1 || linear.shape().in != elements) {
-    throw ShapeError("linear_as_conv: " + to_string(linear.shape()) + " on a map of " +
+  const ConvShape<0>& shape = linear.shape();
+  if (shape.groups != 1 || shape.in != elements) {
+    throw ShapeError("linear_as_conv: " + to_string(shape) + " on a map of " +
                      std::to_string(channels) + " channels of size " + to_string(size) +
                      ", which has " + std::to_string(elements) + " elements");
   }
-  return {{.out = linear.shape().out, .in = channels, .kernel_size = size},
+  return {{.out = shape.out, .in = channels, .kernel_size = size},
           {linear.weight().begin(), linear.weight().end()},
           {linear.bias().begin(), linear.bias().end()}};
 }

@@ -354,17 +354,15 @@ TEST_CASE("a linear layer after a flatten is a layer as large as the map", "[lay
   Rng rng(6);
   const auto linear =
       small_integers<std::int64_t, 0>(ConvShape<0>{.out = 4, .in = 24, .bias = true}, rng);
-  const Conv2d<std::int64_t> layer =
-      linear_as_conv(ConvView<const std::int64_t, 0>(linear), 2, PerAxis<2>{3, 4});
+  const Conv2d<std::int64_t> layer = linear_as_conv(linear, 2, PerAxis<2>{3, 4});
+  CHECK(linear_as_conv(ConvView<const std::int64_t, 0>(linear), 2, PerAxis<2>{3, 4}) == layer);
   const auto x =
       small_integers<std::int64_t, 2>(MapShape<2>{.batch = 3, .channels = 2, .size = {3, 4}}, rng);
   const auto y = layer(x);
   CHECK(y.shape() == MapShape<2>{.batch = 3, .channels = 4, .size = 1});
   const auto flat = linear({{.batch = 3, .channels = 24}, x.values()});
   CHECK(std::ranges::equal(y.values(), flat.values()));
-  CHECK_THAT(message_of<ShapeError>([&] {
-               linear_as_conv(ConvView<const std::int64_t, 0>(linear), 2, PerAxis<2>{3, 5});
-             }),
+  CHECK_THAT(message_of<ShapeError>([&] { linear_as_conv(linear, 2, PerAxis<2>{3, 5}); }),
              Contains("linear 24->4 +bias") && Contains("30 elements"));
 }
 
