@@ -141,7 +141,7 @@ struct Sequence {
   FirstTiles first_tiles(const Phase& phase) const {
     FirstTiles tiles{};
     for (int j = 0; j < std::min(phase.last_job - phase.first_job, FirstTiles::most); ++j) {
-      tiles.of[j] = jobs[static_cast<std::size_t>(phase.first_job + j)].first_tile;
+      tiles.of[j] = jobs.begin()[phase.first_job + j].first_tile;
     }
     return tiles;
   }

@@ -451,9 +451,9 @@ inline double device_cost(const PlanOptions& options, const AnyShape& outer,
   const Index inner_taps = numel(inner.kernel_size);
   if (numel(outer.kernel_size) > 1 && inner_taps > 1 &&
       work / outer.groups >= options.least_unfolded) {
-    moved = 2 * (elements(outer) +
-                 static_cast<double>(outer.out * numel(outer.kernel_size)) *
-                     static_cast<double>(inner.in / inner.groups * inner_taps) +
+    const Index rows = outer.out * numel(outer.kernel_size),
+                columns = inner.in / inner.groups * inner_taps;
+    moved = 2 * (elements(outer) + static_cast<double>(rows) * static_cast<double>(columns) +
                  elements(inner));
   }
   return static_cast<double>(work) +
@@ -480,11 +480,8 @@ class FormPlanner {
  public:
   /// `layers` are the program's leaves.
   FormPlanner(Planning& planning, const concertina::detail::Program& program,
-              std::vector<PlannedValue> layers, PlannedValue result)
-      : planning_(planning),
-        program_(program),
-        values_(std::move(layers)),
-        result_(std::move(result)) {}
+              std::vector<PlannedValue> layers, const PlannedValue& result)
+      : planning_(planning), program_(program), values_(std::move(layers)), result_(result) {}
 
   void plan() {
     const auto instructions = program_.instructions();
@@ -680,7 +677,7 @@ class FormPlanner {
       value.weight_gradient = planning_.allocate(elements);
       value.bias_gradient = planning_.allocate(biases);
     }
-    values_.push_back(std::move(value));
+    values_.push_back(value);
   }
 
   /// Whether a product is computed as one matrix product of unfolded kernels: of two kernels of

@@ -1151,9 +1151,8 @@ class ContractionTile {
         if (row < 0 || row >= branch.m) continue;
         const int column = at.column - branch.n_of(row);
         if (column < 0 || column >= branch.n) continue;
-        sum +=
-            memory_.read(block_, branch.tensor,
-                         branch.tensor.offset + (row * branch.n + column) * branch.taps + pair.b);
+        const int from = (row * branch.n + column) * branch.taps + pair.b;
+        sum += memory_.read(block_, branch.tensor, branch.tensor.offset + from);
       }
       memory_.write(block_, job.c, job.c.offset + index, sum);
     });
@@ -1166,10 +1165,10 @@ class ContractionTile {
     each_element(tile, job.size(), [&](ElementIndex index) {
       const Element at = element(job, index);
       const int row = branch.first_m + at.row, column = branch.n_of(at.row) + at.column;
+      const int from =
+          row * job.a_m.outer + column * job.a_n + tables_.taps[job.first_tap + at.tap].c;
       memory_.write(block_, job.c, job.c.offset + index,
-                    memory_.read(block_, job.a,
-                                 job.a.offset + row * job.a_m.outer + column * job.a_n +
-                                     tables_.taps[job.first_tap + at.tap].c));
+                    memory_.read(block_, job.a, job.a.offset + from));
     });
   }
 

@@ -161,7 +161,8 @@ template <class Scalar>
 Tensor Tensor::of(std::string name, std::vector<std::int64_t> dims,
                   std::span<const Scalar> values) {
   static_assert(data_type_of<Scalar>() != DataType::undefined, "no tensor stores this type");
-  Tensor tensor{.name = std::move(name), .type = data_type_of<Scalar>(), .dims = std::move(dims)};
+  Tensor tensor{.name = std::move(name), .dims = std::move(dims)};
+  tensor.type = data_type_of<Scalar>();
   if (std::cmp_not_equal(tensor.numel(), values.size())) {
     detail::fail<ShapeError>({detail::about(tensor), ": shape ", detail::shown(tensor.dims),
                               " has ", tensor.numel(), " elements, but there are ", values.size()});
@@ -226,13 +227,15 @@ inline float Node::real(std::string_view wanted, float otherwise) const {
 
 inline std::string Node::text(std::string_view wanted, std::string otherwise) const {
   const Attribute* found = detail::typed(*this, wanted, AttributeType::string, "a string");
-  return found ? found->s : std::move(otherwise);
+  if (found) return found->s;
+  return otherwise;
 }
 
 inline std::vector<std::int64_t> Node::integers(std::string_view wanted,
                                                 std::vector<std::int64_t> otherwise) const {
   const Attribute* found = detail::typed(*this, wanted, AttributeType::integers, "integers");
-  return found ? found->ints : std::move(otherwise);
+  if (found) return found->ints;
+  return otherwise;
 }
 
 inline std::int64_t Model::opset() const {

@@ -146,7 +146,7 @@ class Reader {
       return with_elements(source_, complete(fields, file(), false)).joined();
     }
     std::optional<std::string> result;
-    Message message(source_, bytes, type.data());
+    Message message(source_, bytes, type);
     while (message.next()) {
       const Bytes field = message.encoded();
       const auto changed = inlined_field(message, type, depth);

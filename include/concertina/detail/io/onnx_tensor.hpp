@@ -256,7 +256,7 @@ inline Pieces with_elements(const Source& source, const Tensor& tensor,
     }
     others.push_back({number, message.encoded()});
   }
-  Ordered out(std::move(others));
+  Ordered out(others);
   if (tensor.encoded.empty()) {
     for (const std::int64_t dimension : tensor.dims) out.at(1).integer(1, dimension);
     out.at(2).integer(2, static_cast<std::int32_t>(tensor.type));

@@ -59,7 +59,7 @@ struct Source {
 class Message {
  public:
   /// `type` is the message's, for what is refused.
-  Message(const Source& source, Bytes bytes, const char* type)
+  Message(const Source& source, Bytes bytes, std::string_view type)
       : source_(&source),
         message_(type),
         at_(text_of(bytes).data()),
@@ -175,7 +175,7 @@ class Message {
   }
 
   const Source* source_;
-  const char* message_;
+  std::string_view message_;
   const char *at_, *end_, *begin_ = nullptr;
   std::uint32_t number_ = 0;
   WireType type_ = WireType::unknown;
