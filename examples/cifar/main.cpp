@@ -300,7 +300,7 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->needs(table);
   reproduce_app->add_option("--paper", reproducing.paper, "The published accuracies")
-      ->capture_default_str()
+      ->default_str("examples/data/accuracy.csv of the sources")
       ->needs(table);
   reproduce_app->add_option("--kernel", reproducing.kernel, "Of the figure's networks")
       ->capture_default_str()
