@@ -2,11 +2,12 @@
 """What optimizers make of ONNX models beside `concertina contract`: size, and onnxruntime's time.
 
 Each model is given to onnxruntime (all optimisations, saved before the layout is chosen), onnxsim, onnxoptimizer,
-onnxslim and concertina, those that are installed; of each result it prints nodes, parameters and multiply-adds, and how
-long onnxruntime takes for it on one thread with all its optimisations. Rounds alternate between the results, so that
-all see the same machine; medians are compared. A MobileOne-style network is made here, with random weights.
+onnxslim and concertina, those that are installed; of each result it prints nodes, parameters and multiply-adds, and the
+processor time of onnxruntime on one thread with all its optimisations. Rounds alternate between the results, so that
+all see the same machine; medians are compared. A MobileOne-style network and layers that upsample are made here, with
+random weights.
 
-    benchmarks/peers/optimize_onnx.py build/release/examples/concertina [MODEL.onnx ...]
+    benchmarks/peers/optimize_onnx.py build/release/examples/concertina [MODEL.onnx ...] [--when always]
 SPDX-License-Identifier: Apache-2.0
 """
 
@@ -73,6 +74,24 @@ def mobileone(channels=(64, 128), blocks=3, branches=4, size=28):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def upsampling(nearest, channels, size=96):
+    """A 3x3 layer to twice the size: after nearest upsampling, or with a pixel shuffle behind it."""
+    outside = channels if nearest else 4 * channels
+    weight = np.random.default_rng(1).normal(0, 0.1, (outside, channels, 3, 3)).astype(np.float32)
+    constants = [numpy_helper.from_array(weight, "weight"),
+                 numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")]
+    if nearest:
+        nodes = [helper.make_node("Resize", ["x", "", "scales"], ["t"], "resize", mode="nearest", nearest_mode="floor",
+                                  coordinate_transformation_mode="asymmetric"),
+                 helper.make_node("Conv", ["t", "weight"], ["y"], "conv", pads=[1] * 4)]
+    else:
+        nodes = [helper.make_node("Conv", ["x", "weight"], ["t"], "conv", pads=[1] * 4),
+                 helper.make_node("DepthToSpace", ["t"], ["y"], "shuffle", blocksize=2)]
+    graph = helper.make_graph(nodes, "upsampling", [helper.make_tensor_value_info("x", 1, [1, channels, size, size])],
+                              [helper.make_tensor_value_info("y", 1, [1, channels, 2 * size, 2 * size])], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def by_onnxruntime(model, folder):
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -96,10 +115,10 @@ def by_onnxslim(model, _):
     return onnxslim.slim(model)
 
 
-def by_concertina(program, model, folder):
+def by_concertina(program, when, model, folder):
     onnx.save(model, folder / "in.onnx")
     subprocess.run([program, "contract", folder / "in.onnx", "-o", folder / "out.onnx", "--verify",
-                    "--initializers-are-constant"], check=True, stdout=subprocess.DEVNULL)
+                    "--initializers-are-constant", "--when", when], check=True, stdout=subprocess.DEVNULL)
     return onnx.load(folder / "out.onnx")
 
 
@@ -152,11 +171,11 @@ class Timed:
         self.times = []
 
     def measure(self, seconds=0.3):
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            start = time.perf_counter()
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            start = time.process_time()
             self.session.run(None, self.inputs)
-            self.times.append(time.perf_counter() - start)
+            self.times.append(time.process_time() - start)
 
 
 def main():
@@ -164,13 +183,17 @@ def main():
     parser.add_argument("program")
     parser.add_argument("models", nargs="*")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--when", default="smaller", help="as concertina contract")
     arguments = parser.parse_args()
     ort.set_default_logger_severity(4)
     inputs = [(Path(path).name, onnx.load(path)) for path in arguments.models]
     inputs.append(("MobileOne-style, made here", mobileone()))
+    for channels in (16, 64):
+        inputs.append((f"3x3 of {channels} channels and a pixel shuffle", upsampling(False, channels)))
+        inputs.append((f"nearest upsampling and a 3x3 of {channels} channels", upsampling(True, channels)))
     tools = {"onnxruntime": by_onnxruntime, "onnxsim": by_onnxsim, "onnxoptimizer": by_onnxoptimizer,
              "onnxslim": by_onnxslim,
-             "concertina": lambda model, folder: by_concertina(arguments.program, model, folder)}
+             "concertina": lambda model, folder: by_concertina(arguments.program, arguments.when, model, folder)}
     for name, model in inputs:
         print(f"{name}\n  {'':14}{'nodes':>6}{'parameters':>12}{'multiply-adds':>15}{'ms':>9}{'of input':>10}")
         with tempfile.TemporaryDirectory() as temporary:
