@@ -21,10 +21,6 @@
 #include <string>
 #include <vector>
 
-#ifndef CONCERTINA_EXAMPLES_DATA
-#define CONCERTINA_EXAMPLES_DATA "examples/data"
-#endif
-
 namespace {
 
 using concertina::Index;
@@ -147,7 +143,7 @@ void print_strides(const std::vector<Row>& rows) {
 int main(int argc, char** argv) {
   CLI::App app("Prints what the paper's networks cost, beside the paper's Table S10, as Markdown.",
                "complexity");
-  std::string paper = CONCERTINA_EXAMPLES_DATA "/complexity.csv";
+  std::string paper = "examples/data/complexity.csv";
   app.add_option("--paper", paper, "The published figures")->capture_default_str();
   try {
     app.parse(argc, argv);
@@ -159,37 +155,43 @@ int main(int argc, char** argv) {
     std::cout <<
         R"(# The paper's networks: what they cost
 
-Written by `build/release/examples/complexity`, which derives each figure from the layers of the network and of its expansion at rate 4, and
-fails if a digit that the paper prints differs. The layers are in `examples/networks/paper_networks.cpp`; `concertina info --network NAME --expand cl` shows each.
+Written by `build/release/examples/complexity`, which derives each figure from the layers of the network and of its
+expansion at rate 4, and fails if a digit that the paper prints differs. The layers are in
+`examples/networks/paper_networks.cpp`; `concertina info --network NAME --expand cl` shows each.
 
 )";
     const int wrong = print_costs(rows);
     std::cout
         << "\n"
         << rows.size() - static_cast<std::size_t>(wrong) << " of " << rows.size()
-        << R"( rows exact: parameters and multiply-adds to train, and those of the compact network to test, round to what is printed.
+        << R"( rows exact: parameters and multiply-adds to train, and those of the compact network to test, round to what is
+printed.
 
 ## The rule
 
 Multiply-adds of one image, as the paper counts them:
 
-- a convolution: its taps times the channels that it reads, for each number that it writes, and one more if it has a bias;
+- a convolution: its taps times the channels that it reads, for each number that it writes, and one more if it has a
+  bias;
 - a transposed convolution: its weights, for each position that it reads;
 - a linear layer: its weights, not its bias;
 - a batch norm: 2 for each number;
-- ReLU, ReLU6 and LeakyReLU modules: 1 for each number; pooling modules: 1 for each number that they read. Function calls count nothing: all of SmallNet's
-  activations and pools, and the means at the end of MobileNetV2 and ShuffleNetV2 (MobileNet has a pooling module there).
+- ReLU, ReLU6 and LeakyReLU modules: 1 for each number; pooling modules: 1 for each number that they read. Function
+  calls count nothing: all of SmallNet's activations and pools, and the means at the end of MobileNetV2 and ShuffleNetV2
+  (MobileNet has a pooling module there).
 
 Parameters are all that is trained: weights, biases, and both numbers of each channel of a batch norm.
 
-Not published but derived from the figures: SmallNet's first 1x1 maps three channels to three; MobileNet's depthwise layers expand within their groups (1x1 to 4, 3x3 from 4 to 4,
-1x1 back, in each), ShuffleNetV2's with a 3x3 that mixes none; the expansions of U-Net have biases on the first 1x1 and on the 3x3, those of MobileNets, ShuffleNetV2 and YOLO-LITE
-have none; padding stands on the first 1x1, so the kxk layer's input is larger by it; YOLO-LITE is counted at 608x608 and U-Net at 1024x2048 with 20 classes.
+Not published but derived from the figures: SmallNet's first 1x1 maps three channels to three; MobileNet's depthwise
+layers expand within their groups (1x1 to 4, 3x3 from 4 to 4, 1x1 back, in each), ShuffleNetV2's with a 3x3 that mixes
+none; the expansions of U-Net have biases on the first 1x1 and on the 3x3, those of MobileNets, ShuffleNetV2 and
+YOLO-LITE have none; padding stands on the first 1x1, so the kxk layer's input is larger by it; YOLO-LITE is counted at
+608x608 and U-Net at 1024x2048 with 20 classes.
 
 ## Where the stride stands
 
-The paper counts the stride of an expansion on its last 1x1. On the kxk layer it gives the same contraction and the same outputs, and the layers between compute only what is kept.
-That is the default here; `--stride last` is the paper's.
+The paper counts the stride of an expansion on its last 1x1. On the kxk layer it gives the same contraction and the same
+outputs, and the layers between compute only what is kept. That is the default here; `--stride last` is the paper's.
 
 )";
     print_strides(rows);

@@ -1,4 +1,4 @@
-// For a browser: a 3x3 convolution and a 1x1 as one layer; over integers, so both ways give the same outputs.
+// For a browser: a 3x3 convolution and a 1x1 as one layer, over integers, so outputs are equal.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/concertina.hpp>  // there: the address of a release's concertina.hpp
 

@@ -1,17 +1,21 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the repository's Markdown: links and anchors lead somewhere, prose is at most 120 characters wide, and the
-version is the same everywhere.
+"""Checks the repository's Markdown: links and anchors lead somewhere, prose is at most 120 characters wide, ```sh blocks
+name files and presets that are there, and the version is the same everywhere.
 
 usage: check.py [--commands BUILD_DIR]
 
 With --commands it runs each ```sh block that a ```text block follows, in a folder where the repository is but
-BUILD_DIR is build/release, and compares what is printed; times and outputs of networks are masked.
+BUILD_DIR is build/release, and compares what is printed; times and outputs of networks are masked. Other blocks, which
+take data or hours, are held to the options that the programs have.
 """
 
 import argparse
+import itertools
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,9 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 LINK = re.compile(r"(?<!\\)\]\(([^()\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$|^<!--.*?-->$", re.S | re.M)
-COMMAND = re.compile(r"^```sh\n((?:(?!```).)*?)^```\n\n```text\n(.*?)^```$", re.S | re.M)
+COMMAND = re.compile(r"^```sh\n((?:(?!```).)*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.S | re.M)
 NOISE = re.compile(r"^run .*$|\d[\d.e+-]* [mu]?s\b", re.M)
-WIDTH = 120  # but for docs/results, whose lines are figures
+WIDTH = 120
 
 
 def pages():
@@ -43,7 +47,7 @@ def anchors(page):
 def check_page(page):
     name, text = page.relative_to(ROOT), FENCED.sub(blank, page.read_text())
     for number, line in enumerate(text.split("\n"), start=1):
-        if len(line) > WIDTH and "results" not in name.parts and not line.startswith("|") and " " in line[2:]:
+        if len(line) > WIDTH and not line.startswith("|") and " " in line[2:]:
             yield f"{name}:{number}: {len(line)} characters"
         for target in LINK.findall(re.sub(r"`[^`]*`", "", line)):
             if re.match(r"[a-z]+:", target):
@@ -54,6 +58,39 @@ def check_page(page):
                 yield f"{name}:{number}: there is no {target}"
             elif anchor and linked.suffix == ".md" and anchor not in anchors(linked):
                 yield f"{name}:{number}: no heading of {path or name} is #{anchor}"
+
+
+def calls(block):
+    """The words of each command of a ```sh block."""
+    words = []
+    for line in block.split("\n"):
+        shell = shlex.shlex(line, posix=True, punctuation_chars=";&")
+        shell.whitespace_split = True
+        words += [*shell, ";"]
+    return [list(call) for end, call in itertools.groupby(words, lambda word: word in ("&&", ";")) if not end]
+
+
+def check_shell(page):
+    presets = {preset["name"] for preset in json.loads((ROOT / "CMakePresets.json").read_text())["configurePresets"]}
+    for block, _ in COMMAND.findall(page.read_text()):
+        for call in calls(block):
+            for before, word in zip([""] + call, call):
+                if re.match(r"(scripts|tests|benchmarks|examples|\.ci)/", word) and not (ROOT / word).exists():
+                    yield f"{page.relative_to(ROOT)}: there is no {word}"
+                if before == "--preset" and word not in presets:
+                    yield f"{page.relative_to(ROOT)}: there is no preset {word}"
+
+
+def check_options(page, call, build):
+    """Whether our programs have the options of a call."""
+    program = build / "examples" / Path(call[0]).name
+    if not program.is_file():
+        return
+    command = [program, *itertools.takewhile(re.compile("[a-z]+$").match, call[1:]), "--help"]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    for option in call:
+        if option.startswith("-") and not re.search(rf"(?<![\w-]){option}(?![\w-])", told):
+            yield f"{page.relative_to(ROOT)}: {' '.join(call[:2])} has no option {option}"
 
 
 def check_versions():
@@ -68,6 +105,9 @@ def check_commands(build):
     count = 0
     for page in pages():
         for commands, expected in COMMAND.findall(page.read_text()):
+            if not expected:
+                yield from (fault for call in calls(commands) for fault in check_options(page, call, build))
+                continue
             count += 1
             with tempfile.TemporaryDirectory() as folder:
                 for entry in ROOT.iterdir():
@@ -91,7 +131,8 @@ def main():
     if build:
         faults = list(check_commands(build))
     else:
-        faults = [fault for page in pages() for fault in check_page(page)] + list(check_versions())
+        faults = [fault for page in pages() for check in (check_page, check_shell) for fault in check(page)]
+        faults += check_versions()
     print("\n".join(faults) if faults else "all is well")
     sys.exit(bool(faults))
 
