@@ -2,16 +2,13 @@
 #include "reproduce.hpp"
 
 #include "commands.hpp"
+#include "folder_lock.hpp"
 #include "log.hpp"
 #include "plot.hpp"
 #include "similarity.hpp"
 #include "text.hpp"
 #include "text_file.hpp"
 #include "trained_network.hpp"
-
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -191,26 +188,6 @@ void write_table(const std::vector<Experiment>& rows, Index seeds, const Budget&
   write_text(table_path(rows.front().table, budget, options.out, ".md"), table.markdown);
 }
 
-/// Held while trainings run, so that two programs do not write into one folder.
-class FolderLock {
- public:
-  explicit FolderLock(const fs::path& folder)
-      : file_(open((folder / ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666)) {
-    if (file_ < 0) cannot_write((folder / ".lock").string(), tool::system_message());
-    if (flock(file_, LOCK_EX | LOCK_NB) == 0) return;
-    close(file_);
-    throw concertina::Error(folder.string() +
-                            ": another cifar reproduce is at work there; wait for it, or name "
-                            "another folder");
-  }
-  ~FolderLock() { close(file_); }
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
-
- private:
-  int file_;
-};
-
 /// What others need first, teachers before all: they take longest.
 std::vector<Run> in_order(const std::vector<Run>& runs) {
   const auto rank = [&](const Run& run) {
@@ -263,7 +240,6 @@ fs::path table_path(const std::string& table, const Budget& budget, const fs::pa
 std::vector<std::string> run_trainings(const std::vector<Run>& unordered,
                                        const ReproduceOptions& options) {
   const std::vector<Run> runs = in_order(unordered);
-  make_folder(options.out / "runs");
   const FolderLock lock_of_folder(options.out / "runs");
   Datasets datasets(options.data);
   for (const Run& run : runs) static_cast<void>(datasets[run.dataset]);

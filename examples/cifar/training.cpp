@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training.hpp"
 
+#include "folder_lock.hpp"
 #include "similarity.hpp"
 #include "text.hpp"
 
@@ -455,6 +456,14 @@ void Training<Scalar>::restore(const concertina::io::Safetensors& file) {
                       std::to_string(most));
   };
   const Index done = count("epochs done", recipe_.epochs);
+  for (const auto& [name, tensor] : file.tensors) {
+    if (std::ranges::all_of(file.view<Scalar>(name), [](Scalar x) { return std::isfinite(x); })) {
+      continue;
+    }
+    throw FormatError(file.origin + ": tensor '" + name +
+                      "' has NaN or infinity, which training would spread; begin again, in a new "
+                      "folder");
+  }
   network_.load(file);
   const auto load = [&](const std::string& name, std::vector<Scalar>& to) {
     const auto numbers = file.view<Scalar>(name);
@@ -481,12 +490,6 @@ namespace {
 
 template <class Scalar>
 TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPool& pool) {
-  const auto checkpoint_path = options.out / "checkpoint.safetensors";
-  const bool exists = std::filesystem::exists(checkpoint_path);
-  if (exists && !options.resume) {
-    throw Error(options.out.string() +
-                " holds a training already: go on with --resume, or name another folder");
-  }
   std::optional<concertina::io::Safetensors> teacher;
   if (!options.teacher.empty()) teacher = read_network(options.teacher);
   NetworkOptions network = options.network;
@@ -501,6 +504,13 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   if (options.similarities > batches) {
     throw Error("similarities of " + std::to_string(options.similarities) +
                 " batches; an epoch has " + std::to_string(batches));
+  }
+  const FolderLock lock(options.out);
+  const auto checkpoint_path = options.out / "checkpoint.safetensors";
+  const bool exists = std::filesystem::exists(checkpoint_path);
+  if (exists && !options.resume) {
+    throw Error(options.out.string() +
+                " holds a training already: go on with --resume, or name another folder");
   }
   TrainResult result{.parameters = training.network().parameter_count()};
   if (exists) {
@@ -519,12 +529,6 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   const Index done = training.epochs_done(), epochs = options.recipe.epochs;
   if (exists && done == epochs) return result;
   training.compute_on(options.device);
-  std::error_code failure;
-  std::filesystem::create_directories(options.out, failure);
-  if (failure) {
-    throw concertina::IoError(options.out.string() + ": cannot be made a folder, " +
-                              failure.message());
-  }
   std::vector<std::string> comments = {options.command,
                                        "model " + options.network.model + ", " +
                                            std::to_string(training.network().parameter_count()) +

@@ -175,7 +175,8 @@ class Training {
   concertina::io::Safetensors checkpoint() const;
 
   /// Goes on from a checkpoint.
-  /// Throws  FormatError where it is of another network, recipe or data set, naming the difference
+  /// Throws  FormatError where it is of another network, recipe or data set, naming the difference,
+  ///         and where an element is not finite, naming its tensor
   void restore(const concertina::io::Safetensors& file);
 
  private:
@@ -242,9 +243,9 @@ struct Drift {
 Drift drift(NetworkOptions network, const Recipe& recipe, const Dataset& data, Index steps,
             ThreadPool& pool);
 
-/// Throws  IoError, FormatError; NumericalError where the loss is not finite, and then nothing of
-///         that epoch is written; Error where `out` holds a training already and resume is not
-///         asked for
+/// Throws  IoError, also where another process trains in `out`; FormatError; NumericalError where
+///         the loss is not finite, and then nothing of that epoch is written; Error where `out`
+///         holds a training already and resume is not asked for
 TrainResult train(const TrainOptions& options, const Dataset& data, ThreadPool& pool);
 
 }  // namespace cifar

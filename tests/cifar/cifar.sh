@@ -211,8 +211,8 @@ cmp -s cut/table-S3-e8.csv uncut/table-S3-e8.csv || fail "after $kills kills the
 # One program at a time in a folder.
 "$cifar" "${rows[@]}" --out busy >/dev/null 2>&1 </dev/null &
 pid=$!
-for wait in $(seq 1 100); do [ -e busy/runs/.lock ] && break; sleep 0.05; done
-flock -n busy/runs/.lock true || { expect 3 "$cifar" "${rows[@]}" --out busy; says err "another cifar reproduce"; }
+for wait in $(seq 1 100); do [ -e busy/runs ] && break; sleep 0.05; done
+flock -n busy/runs true || { expect 5 "$cifar" "${rows[@]}" --out busy; says err "another process trains in it"; }
 kill -KILL $pid 2>/dev/null
 wait $pid 2>/dev/null
 expect 0 "$cifar" "${reproduce[@]}" --table S7 --rows 'cifar10-k7-compact-*,cifar10-k3-cl-r4-corrupted20' --seeds 1

@@ -259,6 +259,54 @@ TEST_CASE("a checkpoint of another training is refused", "[cifar]") {
   CHECK_THAT(refused(network, recipe, broken), Contains("no checkpoint"));
 }
 
+TEST_CASE("a checkpoint of which an element is not finite is refused", "[cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 32, 16, 3);
+  const NetworkOptions network{.model = "compact", .kernel = 3};
+  const Recipe recipe{.epochs = 3, .batch = 16, .keep_momentum = true};
+  Training<float> training(network, recipe, data, pool);
+  const auto checkpoint = training.checkpoint();
+  for (const auto& [name, tensor] : checkpoint.tensors) {  // parameters, statistics, velocities
+    for (const float element : {std::nanf(""), HUGE_VALF, -HUGE_VALF}) {
+      INFO(name << " " << element);
+      auto values = checkpoint.values<float>(name);
+      values.back() = element;
+      auto broken = checkpoint;
+      broken.tensors.erase(name);
+      broken.add(name, tensor.shape, values);
+      CHECK_THAT(message_of<concertina::FormatError>([&] { training.restore(broken); }),
+                 Contains("'" + name + "' has NaN or infinity"));
+      CHECK(training.checkpoint() == checkpoint);  // nothing was taken
+    }
+  }
+}
+
+TEST_CASE("one training at a time has a folder", "[cifar]") {
+  const Folder folder;
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 32, 16, 3);
+  TrainOptions options{.network = {.model = "compact", .kernel = 3},
+                       .recipe = {.epochs = 2, .batch = 16},
+                       .out = folder.path,
+                       .command = "test"};
+  int refused = 0;
+  options.report = [&](const EpochRecord&) {  // while it trains
+    auto second = options;
+    second.report = {};
+    for (const bool resume : {false, true}) {
+      second.resume = resume;
+      CHECK_THAT(message_of<concertina::IoError>([&] { train(second, data, pool); }),
+                 Contains(folder.path.string()) && Contains("another process trains in it"));
+      ++refused;
+    }
+  };
+  train(options, data, pool);
+  CHECK(refused == 4);
+  options.report = {};
+  options.resume = true;
+  train(options, data, pool);  // nobody holds it any more
+}
+
 TEST_CASE("recipes that make no sense are refused", "[cifar]") {
   ThreadPool pool(1);
   const Dataset data = generated_dataset(10, 32, 16, 3);
