@@ -805,6 +805,8 @@ TEST_CASE("writing leaves other files alone", "[safetensors]") {
   const Folder folder;
   SECTION("another writer's temporary file") {
     put(folder / ".concertina-0.tmp", "another writer");
+    const detail::Descriptor writer(::open((folder / ".concertina-0.tmp").c_str(), O_RDONLY));
+    REQUIRE(detail::lock(writer.get()));
     write_safetensors(folder / "a", example());
     CHECK(contents(folder / ".concertina-0.tmp") == "another writer");
     CHECK(read_safetensors(folder / "a") == example());

@@ -4,9 +4,12 @@
 
 #include <concertina/error.hpp>  // IoError
 
-#ifdef __linux__
-#include <fcntl.h>   // O_TMPFILE
+#if defined(__unix__) || defined(__APPLE__)
+#include <fcntl.h>     // O_TMPFILE
+#include <sys/file.h>  // flock
+#include <sys/stat.h>
 #include <unistd.h>  // linkat
+#define CONCERTINA_LOCKS_FILES
 #endif
 
 #include <cerrno>
@@ -53,7 +56,48 @@ inline void read_next(const std::filesystem::path& path, std::FILE* file, std::s
                 (std::ferror(file) ? system_message() : "it became shorter while it was read"));
 }
 
-/// A file that appears at its path when it is complete, or never.
+#ifdef CONCERTINA_LOCKS_FILES
+
+/// A file descriptor, closed with its owner.
+class Descriptor {
+ public:
+  explicit Descriptor(int descriptor) : descriptor_(descriptor) {}
+  Descriptor(Descriptor&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(descriptor_, other.descriptor_);
+    return *this;
+  }
+  ~Descriptor() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  explicit operator bool() const { return descriptor_ >= 0; }
+  int get() const { return descriptor_; }
+
+ private:
+  int descriptor_;
+};
+
+/// Locks an open file until all copies of its descriptor are closed; false where somebody else has.
+inline bool lock(int descriptor) { return ::flock(descriptor, LOCK_EX | LOCK_NB) == 0; }
+
+/// Whether a path leads to the open file, and it is a regular one of this user.
+inline bool is_at(const std::filesystem::path& path, int descriptor) {
+  struct stat here, open;
+  return ::lstat(path.c_str(), &here) == 0 && ::fstat(descriptor, &open) == 0 &&
+         here.st_ino == open.st_ino && here.st_dev == open.st_dev && S_ISREG(open.st_mode) &&
+         open.st_uid == ::geteuid();
+}
+
+/// Removes what a killed writer left: writers lock their temporary files while they need them.
+inline void remove_abandoned(const std::filesystem::path& path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  if (file && lock(file.get()) && is_at(path, file.get())) ::unlink(path.c_str());
+}
+
+#endif
+
+/// A file that appears at its path when it is complete, or never. What killed writers left in its
+/// folder is removed.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path)
@@ -70,8 +114,14 @@ class AtomicFile {
     if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
       fail("there is something that is not a regular file");
     }
+#ifdef CONCERTINA_LOCKS_FILES
+    for (int number = 0; number < 16; ++number) remove_abandoned(temporary_path(number));
+#endif
     file_ = create_unnamed();
     if (!file_) std::tie(file_, temporary_) = create_temporary();
+#ifdef CONCERTINA_LOCKS_FILES
+    lock_ = Descriptor(::fcntl(::fileno(file_.get()), F_DUPFD_CLOEXEC, 0));
+#endif
   }
 
   AtomicFile(const AtomicFile&) = delete;
@@ -102,19 +152,30 @@ class AtomicFile {
     second.close();
     std::error_code error;
     std::filesystem::path before;
-    bool moved = false;
+#ifdef CONCERTINA_LOCKS_FILES
+    const Descriptor kept(::open(first.target_.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    if (kept) lock(kept.get());  // so that nobody takes `before` for abandoned
+#endif
+    if (std::filesystem::exists(first.target_, error)) {
+      before = first.temporary_name([&](const char* name) {
+        std::filesystem::create_hard_link(first.target_, name, error);
+        if (error && error != std::errc::file_exists) {
+          std::filesystem::copy_file(first.target_, name, error);  // where there are no links
+        }
+        errno = error.default_error_condition().value();
+        return !error;
+      });
+    }
     try {
-      if (std::filesystem::exists(first.target_, error)) {
-        before = first.create_temporary().second;
-        first.rename(first.target_, before);
-        moved = true;
-      }
       first.commit();
       second.commit();
     } catch (...) {
-      if (first.complete_) std::filesystem::remove(first.target_, error);
-      if (moved) std::filesystem::rename(before, first.target_, error);
-      if (!moved) std::filesystem::remove(before, error);
+      if (!before.empty()) {
+        std::filesystem::rename(before, first.target_, error);
+      } else if (first.complete_) {
+        std::filesystem::remove(first.target_, error);
+      }
+      std::filesystem::remove(before, error);  // renamed to another name of its own, it stays
       throw;
     }
     std::filesystem::remove(before, error);
@@ -125,12 +186,16 @@ class AtomicFile {
   template <class Make>
   std::filesystem::path temporary_name(const Make& make) const {
     for (int number = 0;; ++number) {
-      auto path = target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
+      auto path = temporary_path(number);
       if (make(path.string().c_str())) return path;
       if (errno != EEXIST || number == 1000) {
         fail("cannot create " + path.string() + ", " + system_message());
       }
     }
+  }
+
+  std::filesystem::path temporary_path(int number) const {
+    return target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
   }
 
   /// A new file in the target's folder.
@@ -139,6 +204,14 @@ class AtomicFile {
     auto path = temporary_name([&](const char* name) {
       // x: never opens a file that exists, nor follows a link that somebody put there.
       file.reset(std::fopen(name, "wbx"));
+#ifdef CONCERTINA_LOCKS_FILES
+      // Before it is locked, somebody may take it for abandoned.
+      if (file && (!lock(::fileno(file.get())) ? errno == EWOULDBLOCK
+                                               : !is_at(name, ::fileno(file.get())))) {
+        file.reset();
+        errno = EEXIST;
+      }
+#endif
       return file != nullptr;
     });
     return {std::move(file), std::move(path)};
@@ -156,6 +229,7 @@ class AtomicFile {
       if (!file) ::close(descriptor);
       return nullptr;
     }
+    lock(descriptor);  // before it gets a name
     return file;
 #else
     return nullptr;
@@ -195,6 +269,9 @@ class AtomicFile {
   std::string shown_path_;
   std::filesystem::path target_, temporary_;
   FileHandle file_;
+#ifdef CONCERTINA_LOCKS_FILES
+  Descriptor lock_{-1};  // of the same file, until it has its final name
+#endif
   bool complete_ = false;
 };
 
