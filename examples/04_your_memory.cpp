@@ -58,5 +58,5 @@ int main() {
     good = good && product == loss;
   }
   std::cout << "the loss is " << loss << '\n';
-  return good ? EXIT_SUCCESS : EXIT_FAILURE;
+  return std::cout.flush() && good ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -77,5 +77,5 @@ int main() {
   }
   std::cout << product.shape() << "\nits derivative along the direction: " << along << " forward, "
             << back << " backward\n";
-  return good && along == back && along != 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return std::cout.flush() && good && along == back && along != 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
