@@ -197,12 +197,13 @@ PerAxis<Rank> spacing_of(const concertina::TransposedExpr<double, Rank>& express
 /// Rounding is judged as of sums in A.
 template <class A, class Expression, class Layer>
 void prove(const Expression& expression, const Layer& layer,
-           const std::optional<PerAxis<Expression::Rank>>& size, Budget& budget,
-           ComparedRegion& region) {
+           const std::optional<PerAxis<Expression::Rank>>& size,
+           const concertina::RowSample& sample, Budget& budget, ComparedRegion& region) {
   constexpr int Rank = Expression::Rank;
   const concertina::Form<Rank> form = form_of(expression);
   const PerAxis<Rank> shown = size ? *size : smallest(expression),
                       dense = concertina::detail::dense_size(shown, spacing_of(expression));
+  constexpr auto in = std::same_as<A, float> ? proof_cost::In::float64 : proof_cost::In::extended;
   const auto attempt = [&](const char* name, const ProofCost& cost, const auto& proof) {
     try {
       budget.take("it", cost.bytes, cost.multiply_adds);
@@ -217,10 +218,10 @@ void prove(const Expression& expression, const Layer& layer,
   };
   attempt("algebra", proof_cost::algebra(form, dense),
           [&] { return concertina::prove_algebra(expression, layer, 1, size); });
-  attempt("rounding", proof_cost::rounding(form),
+  attempt("rounding", proof_cost::rounding(form, in),
           [&] { return concertina::prove_rounding<A>(expression, layer, size); });
-  attempt("structure", proof_cost::structure(form, dense),
-          [&] { return concertina::prove_structure<A>(expression, layer, shown); });
+  attempt("structure", proof_cost::structure(form, dense, in, sample.rows),
+          [&] { return concertina::prove_structure<A>(expression, layer, shown, {}, sample); });
   // The algebra is of shapes alone.
   const auto of_elements = [](const concertina::Report& report) {
     return report.proof != "algebra";
@@ -296,7 +297,8 @@ Expression with_shift_as_channel(const Graph& graph, Segments segments) {
 /// Proves one region of each model, of the same source and result, to be the same map.
 template <class Expression>
 void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments contracted,
-                  Equality equality, Budget& budget, ComparedRegion& region) {
+                  Equality equality, const concertina::RowSample& sample, Budget& budget,
+                  ComparedRegion& region) {
   constexpr int Rank = Expression::Rank;
   const RegionExpression<Expression> before(a, expanded), after(b, contracted);
   const onnx::DataType type = type_of(contracted), before_type = type_of(expanded);
@@ -329,14 +331,14 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
     const auto stored = contract(contracted_map);
     const auto prove_as_double = [&](ComparedRegion& compared) {
       const auto contraction = contract(expanded_map);
-      prove<double>(expanded_map, contraction, at, budget, compared);
+      prove<double>(expanded_map, contraction, at, sample, budget, compared);
       compared.proofs.push_back(prove_storage(type, stored, contraction));
     };
     if (type == onnx::DataType::float64) {
-      prove<double>(expanded_map, stored, at, budget, region);
+      prove<double>(expanded_map, stored, at, sample, budget, region);
     } else if (type == onnx::DataType::float32) {
       ComparedRegion as_double = region;
-      prove<float>(expanded_map, stored, at, budget, region);
+      prove<float>(expanded_map, stored, at, sample, budget, region);
       if (!std::ranges::any_of(region.proofs, &concertina::Report::undecided)) return true;
       // Bounds of sums in float say nothing about some long chains. Those in double may, where
       // that is what was stored, rounded.
@@ -382,7 +384,8 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
 }  // namespace
 
 ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
-                               const GraphOptions& options, Equality equality) {
+                               const GraphOptions& options, Equality equality,
+                               const concertina::RowSample& sample) {
   const Graph a(model, options), b(result, options);
   const LinearGraph before(a), after(b);
   ModelComparison comparison;
@@ -430,8 +433,8 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
     region.source = a[expanded.back().from].name;
     try {
       with_expression({expanded, contracted}, [&](auto type) {
-        prove_region<typename decltype(type)::type>(a, expanded, b, contracted, equality, budget,
-                                                    region);
+        prove_region<typename decltype(type)::type>(a, expanded, b, contracted, equality, sample,
+                                                    budget, region);
       });
     } catch (const NotLinear& error) {
       region.unproved = error.what();

@@ -28,9 +28,10 @@ struct ModelComparison {
 };
 
 /// Proves that `result` computes what `model` does, wherever their tensors have names in common:
-/// nodes by identity, what differs by contraction.
+/// nodes by identity, what differs by contraction; structure on a sample of rows where one is
+/// named.
 ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
-                               const GraphOptions& options = {},
-                               Equality equality = Equality::size);
+                               const GraphOptions& options = {}, Equality equality = Equality::size,
+                               const concertina::RowSample& sample = {});
 
 }  // namespace tool

@@ -123,6 +123,12 @@ int main(int argc, char** argv) {
   verifying->add_option("IN", model.in, "An ONNX model, or a safetensors file")->required();
   verifying->add_option("OUT", model.out, "What is compared with it")->required();
   add_model_options(verifying);
+  verifying
+      ->add_option("--sample", model.sample,
+                   "Compare so many rows of each region's matrix, drawn at random, instead of all "
+                   "in the proof of structure; the output says what a sample may miss")
+      ->type_name("ROWS")
+      ->check(CLI::Range(std::ptrdiff_t{1}, std::numeric_limits<std::ptrdiff_t>::max()));
 
   CLI::App* showing = app.add_subcommand(
       "info",

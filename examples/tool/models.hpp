@@ -19,6 +19,7 @@ struct ModelCommand {
   std::string border = "size", when, external_data, dtype;
   std::optional<std::uint64_t> memory;  // bytes
   std::optional<double> effort;         // multiply-adds
+  std::ptrdiff_t sample = 0;            // rows of the structure proof; 0 for all
   bool verify = false, initializers_are_constant = false, json = false, svg = false;
 };
 

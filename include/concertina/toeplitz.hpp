@@ -10,6 +10,7 @@
 #include <Eigen/Core>
 #include <Eigen/SparseCore>
 
+#include <algorithm>
 #include <concepts>
 #include <limits>
 #include <memory>
@@ -69,9 +70,11 @@ struct Entry {
   Index column, weight;
 };
 
-/// Calls visit(row, entries) for each row of the matrix; entries by ascending column.
+/// Calls visit(row, entries) for each row of the matrix; entries by ascending column, none of rows
+/// that `wanted` does not have.
 template <int Rank, class Visit>
-void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size, Visit&& visit) {
+void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size, Visit&& visit,
+                  const std::vector<bool>* wanted = nullptr) {
   const auto& stride = shape.stride;
   const auto& padding = shape.padding;
   const auto& dilation = shape.dilation;
@@ -82,6 +85,8 @@ void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size,
   Index row = 0;
   for (Index o = 0; o < shape.out; ++o) {
     for_each_position(output_size(shape, input_size), [&](const PerAxis<Rank>& j) {
+      entries.clear();
+      if (wanted && !(*wanted)[static_cast<std::size_t>(row)]) return visit(row++, entries);
       reads.clear();  // of one channel
       for_each_position(shape.kernel_size, [&](const PerAxis<Rank>& a) {
         PerAxis<Rank> i;
@@ -91,7 +96,6 @@ void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size,
         }
         reads.push_back({flat(i, input_size), flat(a, shape.kernel_size)});
       });
-      entries.clear();
       for (Index c = 0; c < in; ++c) {
         for (const Entry& read : reads) {
           entries.push_back(
@@ -106,15 +110,22 @@ void for_each_row(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size,
 template <class Scalar>
 using RowMajorSparse = Eigen::SparseMatrix<Scalar, Eigen::RowMajor>;
 
-/// The matrix T, or [T b; 0 1].
+/// The matrix T, or [T b; 0 1]; rows that `wanted` does not have are left empty.
 template <class Scalar, int Rank>
 RowMajorSparse<Scalar> sparse(const ConvView<const Scalar, Rank>& layer,
-                              const PerAxis<Rank>& input_size, bool augment, MemoryLimit limit) {
+                              const PerAxis<Rank>& input_size, bool augment, MemoryLimit limit,
+                              const std::vector<bool>* wanted = nullptr) {
   using StorageIndex = typename RowMajorSparse<Scalar>::StorageIndex;
   constexpr const char* what = "toeplitz";
   MatrixSize size = toeplitz_size(layer.shape(), input_size);
   const Index last = size.columns;
   Index entries = toeplitz_entries(layer.shape(), input_size);
+  if (wanted) {
+    const Index in_a_row =
+                    layer.shape().in / layer.shape().groups * numel(layer.shape().kernel_size),
+                rows = std::ranges::count(*wanted, true);
+    entries = std::min(entries, checked_multiply(rows, in_a_row, what));
+  }
   if (augment) {
     entries = checked_add(entries, checked_add(layer.shape().bias ? size.rows : 0, 1, what), what);
     size = {checked_add(size.rows, 1, what), checked_add(size.columns, 1, what)};
@@ -135,15 +146,20 @@ RowMajorSparse<Scalar> sparse(const ConvView<const Scalar, Rank>& layer,
   RowMajorSparse<Scalar> matrix(size.rows, size.columns);
   matrix.reserve(entries);
   const Index positions = numel(output_size(layer.shape(), input_size));
-  for_each_row(layer.shape(), input_size, [&](Index row, const std::vector<Entry>& reads) {
-    matrix.startVec(row);
-    for (const Entry& read : reads) {
-      matrix.insertBack(row, read.column) = layer.weight()[static_cast<std::size_t>(read.weight)];
-    }
-    if (augment && layer.shape().bias) {
-      matrix.insertBack(row, last) = layer.bias()[static_cast<std::size_t>(row / positions)];
-    }
-  });
+  for_each_row(
+      layer.shape(), input_size,
+      [&](Index row, const std::vector<Entry>& reads) {
+        matrix.startVec(row);
+        if (wanted && !(*wanted)[static_cast<std::size_t>(row)]) return;
+        for (const Entry& read : reads) {
+          matrix.insertBack(row, read.column) =
+              layer.weight()[static_cast<std::size_t>(read.weight)];
+        }
+        if (augment && layer.shape().bias) {
+          matrix.insertBack(row, last) = layer.bias()[static_cast<std::size_t>(row / positions)];
+        }
+      },
+      wanted);
   if (augment) {
     matrix.startVec(size.rows - 1);
     matrix.insertBack(size.rows - 1, last) = Scalar(1);

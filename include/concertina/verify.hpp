@@ -8,6 +8,7 @@
 #include <concertina/toeplitz.hpp>
 #include <concertina/transposed.hpp>
 
+#include <cmath>
 #include <concepts>
 #include <cstdint>
 #include <optional>
@@ -29,11 +30,19 @@ struct Report {
   long double bound = 0;  ///< what the proof allows there; 0 for exact scalars
   long double ulps =
       0;  ///< largest error of any element, in units in the last place of the layers' scalar
+  Index sampled = 0, rows = 0;  ///< how many rows were drawn of how many; 0 where all were compared
 
   explicit operator bool() const noexcept { return failure.empty(); }
 
   /// error / bound, 0 where there is no error; above 1 the proof has failed.
   long double fraction() const noexcept { return error == 0 ? 0 : error / bound; }
+
+  /// The largest share of the rows that could all be wrong and yet be missed by the sample with
+  /// more than this probability; 0 where all rows were compared.
+  long double missable(long double probability) const noexcept {
+    if (sampled == 0) return 0;
+    return 1 - std::pow(probability, 1 / static_cast<long double>(sampled));
+  }
 
   /// One line: "rounding: holds for 2304 elements; worst weight[3][0][1][2]: 0.021 of its
   /// bound, 1.4 ulp".
@@ -99,15 +108,25 @@ template <class A = void, class E, class F>
 Report prove_rounding(const E& expression, const F& contraction,
                       const std::optional<PerAxis<F::Rank>>& input_size = {});
 
+/// Rows of which a proof compares a sample instead of all.
+struct RowSample {
+  Index rows = 0;          ///< how many are drawn, without putting one back; 0 for all
+  std::uint64_t seed = 1;  ///< of the drawing: one that whoever made the layer did not know
+};
+
 /// Proves that the matrices multiply: the product of the factors' [T b; 0 1] is that of
 /// `contraction`, row by row of the outputs off the border, equal in exact scalars and within the
-/// rounding bound in others.
-/// Cost    the sparse matrices of all layers at this input size, and their products
+/// rounding bound in others. Of a sample of rows only these are computed, and where a share s of
+/// the rows is wrong, n of them find it with probability 1 - (1 - s)^n at least: less than a proof,
+/// and the report says so.
+/// Cost    the sparse matrices of all layers at this input size, and their products; of a sample,
+///         what its rows take of these
 /// Throws  SizeError where a matrix would exceed `limit`, before allocating; ShapeError for an input too small
 template <class A = void, class E, class F>
   requires detail::Provable<E, F>
 Report prove_structure(const E& expression, const F& contraction,
-                       const PerAxis<F::Rank>& input_size, MemoryLimit limit = {});
+                       const PerAxis<F::Rank>& input_size, MemoryLimit limit = {},
+                       const RowSample& sample = {});
 
 /// How outputs were computed that prove_outputs is to judge.
 enum class ComputedBy {

@@ -688,6 +688,91 @@ TEST_CASE("matrices that would not fit are refused", "[verify]") {
                   SizeError);
 }
 
+// ---- structure on a sample of rows --------------------------------------------------------------
+
+TEST_CASE("a sample of as many rows as there are is all of them", "[verify]") {
+  const auto layers = chain<float>();
+  const Conv2d<float> product = contract(layers);
+  const PerAxis<2> size{9, 9};
+  const Report whole = prove_structure(layers, product, size);
+  const Index rows = product.shape().out * numel(output_size(product.shape(), size));
+  for (const Index more : {Index(0), Index(1)}) {
+    const Report report = prove_structure(layers, product, size, {}, {.rows = rows + more});
+    CHECK(report);
+    CHECK(report.compared == whole.compared);
+    CHECK(report.sampled == 0);
+    CHECK(report.missable(1e-6L) == 0);
+  }
+  const Report most = prove_structure(layers, product, size, {}, {.rows = rows - 1});
+  CHECK(most.sampled == rows - 1);
+  CHECK(most.rows == rows);
+  CHECK(most.compared < whole.compared);
+}
+
+TEST_CASE("a sample's rows are those of the product, of every kind of expression", "[verify]") {
+  Rng rng(21);
+  const auto layer = [&](ConvShape<2> shape) {
+    return Expr<std::int64_t, 2>(small_integers<std::int64_t, 2>(shape, rng));
+  };
+  const auto a = layer({.out = 3, .in = 2, .kernel_size = 3, .padding = 1, .bias = true}),
+             b = layer({.out = 3, .in = 2, .bias = true}),
+             c = layer({.out = 2, .in = 3, .kernel_size = 2, .stride = 2, .bias = true}),
+             d = layer({.out = 4, .in = 6, .groups = 2, .bias = true});
+  for (const auto& expression :
+       {c * a, a + b, c * (a + b), d * concat_outputs(std::vector{a, b}), c * (a + b + a),
+        concat_inputs(std::vector{c, c}) * concat_outputs(std::vector{a, a + b})}) {
+    const Form<2> form(expression);
+    INFO(form.shape(PerAxis<2>{8, 8}));
+    const auto right = contract(expression, Border<2>{.interior_only = true});
+    const PerAxis<2> size{8, 8};
+    for (std::uint64_t seed = 0; seed < 20; ++seed) {
+      CHECK(prove_structure(expression, right, size, {}, {.rows = 7, .seed = seed}));
+    }
+    for (std::size_t i = 0; i < right.weight().size();
+         i += 5) {  // wrong in all of a channel's rows
+      auto wrong = right;
+      wrong.weight()[i] += 1;
+      const Index rows = prove_structure(expression, right, size, {}, {.rows = 1}).rows;
+      CHECK_FALSE(prove_structure(expression, wrong, size, {}, {.rows = rows - 1}));
+    }
+  }
+}
+
+TEST_CASE("a wrong row is missed as often as is stated", "[verify]") {
+  constexpr Index rows = 20, sampled = 3, wrong_rows = 4;
+  constexpr int runs = 4000;
+  Rng rng(22);
+  const std::vector layers{small_integers<std::int64_t, 0>({.out = 5, .in = 2}, rng),
+                           small_integers<std::int64_t, 0>({.out = rows, .in = 5}, rng)};
+  Conv<std::int64_t, 0> wrong = contract(layers);
+  for (Index row = 0; row < wrong_rows; ++row)
+    wrong.weight()[static_cast<std::size_t>(10 * row)] += 1;
+  int missed = 0;
+  for (int run = 0; run < runs; ++run) {
+    const Report report = prove_structure(
+        layers, wrong, {}, {}, {.rows = sampled, .seed = static_cast<std::uint64_t>(run)});
+    CHECK(report.sampled == sampled);
+    CHECK(report.rows == rows);
+    missed += bool(report);
+  }
+  // Of 20 rows three right ones, without putting one back; within five standard deviations.
+  const double exact = (16.0 * 15 * 14) / (20.0 * 19 * 18), stated = std::pow(1 - 0.2, 3);
+  const double five = 5 * std::sqrt(exact * (1 - exact) / runs);
+  CHECK(std::abs(double(missed) / runs - exact) < five);
+  CHECK(exact < stated);
+  const Report report = prove_structure(layers, contract(layers), {}, {}, {.rows = sampled});
+  CHECK(std::abs(double(report.missable(stated)) - 0.2) < 1e-12);
+}
+
+TEST_CASE("a sample of rows fits where the matrices do not", "[verify]") {
+  const auto layers = chain<float>();
+  const Conv2d<float> product = contract(layers);
+  constexpr MemoryLimit limit{.bytes = 1 << 18};
+  CHECK_THROWS_AS(prove_structure(layers, product, {64, 64}, limit), SizeError);
+  CHECK(prove_structure(layers, product, {64, 64}, limit, {.rows = 5}));
+  CHECK_THROWS_AS(prove_structure(layers, product, {64, 64}, limit, {.rows = 3000}), SizeError);
+}
+
 TEST_CASE("reports print on a line", "[verify]") {
   const auto layers = chain<float>();
   Conv2d<float> wrong = contract(layers);
@@ -698,6 +783,13 @@ TEST_CASE("reports print on a line", "[verify]") {
   CHECK_THAT(good.str(), Catch::StartsWith("rounding: holds for 57 elements; worst "));
   CHECK_THAT(bad.str(),
              Catch::StartsWith("rounding: FAILS: weight[0][0] at offset 0x0 exceeds its bound"));
+  std::ostringstream sample;
+  sample << prove_structure(layers, contract(layers), {9, 9}, {}, {.rows = 10});
+  CHECK_THAT(
+      sample.str(),
+      Catch::Contains(
+          "; sampled 10 of 75 rows: were a share of 0.749 of them wrong, that is missed with "
+          "probability at most 1e-06"));
 }
 
 }  // namespace concertina::test

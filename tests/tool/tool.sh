@@ -230,6 +230,25 @@ is_json_of verify cl.safetensors layer.safetensors
 expect 0 verify model.onnx layer.safetensors
 expect 0 verify cl.safetensors layer.safetensors --input input=1x3x8x8
 says out 'run on random input'
+# A sample of rows is named, and what it may miss; without the option there is none.
+if grep -q sampled out; then fail "a sample that nobody asked for"; fi
+says out 'proved: 1 of 1 region that differ; '
+expect 0 verify cl.safetensors layer.safetensors --sample 4
+says out 'structure: holds for'
+says out 'sampled 4 of'
+says out 'rows: were a share of 0.968 of them wrong, that is missed with probability at most 1e-06'
+says out 'proved: 1 of 1 region that differ, 1 not by all proofs in full'
+expect 0 verify cl.safetensors layer.safetensors --sample 4 --json
+checks=$((checks + 1))
+python3 -c '
+import json
+proofs = json.load(open("out"))["regions"][0]["proofs"]
+assert [proof["sampled"]["rows"] for proof in proofs if "sampled" in proof] == [4]
+assert all(proof["sampled"]["of"] > 4 for proof in proofs if "sampled" in proof)' || fail "no sample in the JSON"
+expect 0 verify cl.safetensors layer.safetensors --sample 1000000
+if grep -q sampled out; then fail "all rows are no sample"; fi
+for rows in 0 -1 many; do expect 2 verify cl.safetensors layer.safetensors --sample $rows; done
+expect 2 contract cl.safetensors --sample 4
 expect 6 verify cl.safetensors pool.safetensors
 expect 5 verify cl.safetensors no-such-file.safetensors
 says err 'no-such-file'

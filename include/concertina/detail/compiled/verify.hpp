@@ -21,7 +21,7 @@ namespace concertina {
       const std::optional<PerAxis<Rank>>&);                                                 \
   CONCERTINA_EXTERN template Report detail::prove_structure<A>(                             \
       const detail::Tree<detail::Leaf<Scalar, Rank>>&, const ConvView<const Scalar, Rank>&, \
-      const PerAxis<Rank>&, const PerAxis<Rank>&, MemoryLimit);
+      const PerAxis<Rank>&, const PerAxis<Rank>&, MemoryLimit, const RowSample&);
 #define CONCERTINA_INSTANTIATE(Scalar, Rank)                                                \
   CONCERTINA_INSTANTIATE_PROOFS(Scalar, Scalar, Rank)                                       \
   CONCERTINA_EXTERN template Report detail::prove_outputs<Scalar, Rank>(                    \

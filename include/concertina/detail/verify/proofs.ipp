@@ -30,6 +30,12 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
     line << "; worst " << report.worst << ": " << report.fraction() << " of its bound, "
          << report.ulps << " ulp";
   }
+  if (report.sampled > 0) {
+    constexpr long double probability = 1e-6L;
+    line << "; sampled " << report.sampled << " of " << report.rows << " rows: were a share of "
+         << report.missable(probability)
+         << " of them wrong, that is missed with probability at most " << probability;
+  }
   return out << line.str();
 }
 
@@ -365,46 +371,59 @@ Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
 
 /// Throws SizeError where the matrix of a chain's part, which products fill in, exceeds the limit.
 template <class Ref, int Rank>
-void require_structure_fits(const Form<Rank>& form, const PerAxis<Rank>& input_size,
+void require_structure_fits(const Form<Rank>& form, const PerAxis<Rank>& input_size, Index rows,
                             MemoryLimit limit) {
   if (form.join() == Join::none) return;
-  const auto require_fits = [&](const Form<Rank>& whole) {
-    const ConvShape<Rank> shape = whole.shape(input_size);
-    require_memory(toeplitz_size(shape, input_size),
-                   checked_multiply(toeplitz_entries(shape, input_size), sizeof(Ref) + sizeof(int),
-                                    "structure"),
-                   limit);
+  const auto require_fits = [&](const Form<Rank>& whole, const PerAxis<Rank>& size) {
+    const ConvShape<Rank> shape = whole.shape(size);
+    Index entries = toeplitz_entries(shape, size);
+    if (rows > 0) {
+      const Index in_a_row = shape.in / shape.groups * numel(shape.kernel_size) + 1;
+      entries = std::min(entries, checked_multiply(rows + 1, in_a_row, "structure"));
+    }
+    require_memory(toeplitz_size(shape, size),
+                   checked_multiply(entries, sizeof(Ref) + sizeof(int), "structure"), limit);
   };
-  require_fits(form);
+  require_fits(form, input_size);
   PerAxis<Rank> size = input_size;
   const std::span<const AnyForm> parts(form.tree().parts());
   for (std::size_t p = 0; p < parts.size(); ++p) {
     const Form<Rank> part(parts[p]);
-    require_structure_fits<Ref>(part, size, limit);
+    require_structure_fits<Ref>(part, size, rows, limit);
     if (form.join() != Join::chain) continue;
+    require_fits(Form<Rank>(AnyForm(Join::chain, parts.subspan(p))), size);
     size = part.output_size(size);
-    if (p > 0) require_fits(Form<Rank>(AnyForm(Join::chain, parts.first(p + 1))));
   }
 }
 
-/// The matrix [T b; 0 1] of an expression, from those of its leaves.
+/// The matrix [T b; 0 1] of an expression, from those of its leaves; where there are `rows`, they
+/// times this matrix, of which then only what they read is computed.
 template <class Ref, class Scalar, int Rank>
 RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Part part,
-                                            const PerAxis<Rank>& input_size, MemoryLimit limit) {
+                                            const PerAxis<Rank>& input_size, MemoryLimit limit,
+                                            const RowMajorSparse<Ref>* rows = nullptr) {
   if (node.is_leaf()) {
-    return augmented(leaf_by_definition<Ref>(node.leaf(), part), input_size, limit);
+    const auto layer = leaf_by_definition<Ref>(node.leaf(), part);
+    if (!rows) return augmented(layer, input_size, limit);
+    std::vector<bool> wanted(static_cast<std::size_t>(rows->cols()));
+    for (Index row = 0; row < rows->rows(); ++row) {
+      for (typename RowMajorSparse<Ref>::InnerIterator entry(*rows, row); entry; ++entry) {
+        wanted[static_cast<std::size_t>(entry.col())] = true;
+      }
+    }
+    return *rows * sparse<Ref, Rank>(layer, input_size, true, limit, &wanted);
   }
   if (node.join() == Join::chain) {
-    RowMajorSparse<Ref> product;
-    PerAxis<Rank> size = input_size;
+    std::vector<PerAxis<Rank>> sizes{input_size};
     for (const auto& each : node.parts()) {
-      RowMajorSparse<Ref> matrix = augmented_by_definition<Ref>(each, part, size, limit);
-      size = Form<Rank>(form_of(each)).output_size(size);
-      if (product.rows() == 0) {
-        product = std::move(matrix);
-      } else {
-        product = (matrix * product).eval();
-      }
+      sizes.push_back(Form<Rank>(form_of(each)).output_size(sizes.back()));
+    }
+    RowMajorSparse<Ref> product;
+    for (std::size_t p = node.parts().size(); p-- > 0;) {
+      const bool last = product.rows() == 0;
+      RowMajorSparse<Ref> next = augmented_by_definition<Ref>(
+          node.parts()[p], part, sizes[p], limit, rows && !last ? &product : rows);
+      product = rows || last ? std::move(next) : RowMajorSparse<Ref>(product * next);
     }
     return product;
   }
@@ -412,59 +431,141 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node
   const Channels whole = channels(node);
   const Index positions = numel(Form<Rank>(form_of(node)).output_size(input_size)),
               inputs = numel(input_size);
-  const Index rows = checked_multiply(whole.out, positions, "structure"),
+  const Index outputs = checked_multiply(whole.out, positions, "structure"),
               columns = checked_multiply(whole.in, inputs, "structure");
-  std::vector<Eigen::Triplet<Ref>> entries;
+  using Triplets = std::vector<Eigen::Triplet<Ref>>;
+  using Iterator = typename RowMajorSparse<Ref>::InnerIterator;
+  Triplets entries;
+  const auto add = [](Triplets& to, Index row, Index column, const Ref& value) {
+    to.emplace_back(static_cast<int>(row), static_cast<int>(column), value);
+  };
   Index out = 0, in = 0;
   for (const auto& each : node.parts()) {
-    const RowMajorSparse<Ref> matrix = augmented_by_definition<Ref>(each, part, input_size, limit);
-    for (Index row = 0; row + 1 < matrix.rows(); ++row) {
-      for (typename RowMajorSparse<Ref>::InnerIterator entry(matrix, row); entry; ++entry) {
+    const Index own = channels(each).out * positions;
+    RowMajorSparse<Ref> read;  // of the rows, what reads this branch
+    if (rows) {
+      Triplets reads;
+      for (Index row = 0; row < rows->rows(); ++row) {
+        for (Iterator entry(*rows, row); entry; ++entry) {
+          const Index column = entry.col() - out * positions;
+          if (column >= 0 && column < own) add(reads, row, column, entry.value());
+        }
+      }
+      read.resize(rows->rows(), own + 1);
+      read.setFromTriplets(reads.begin(), reads.end());
+    }
+    const RowMajorSparse<Ref> matrix =
+        augmented_by_definition<Ref>(each, part, input_size, limit, rows ? &read : nullptr);
+    for (Index row = 0; row < (rows ? matrix.rows() : own); ++row) {
+      for (Iterator entry(matrix, row); entry; ++entry) {
         const bool bias = entry.col() + 1 == matrix.cols();
-        entries.emplace_back(static_cast<int>(out * positions + row),
-                             static_cast<int>(bias ? columns : in * inputs + entry.col()),
-                             entry.value());
+        add(entries, rows ? row : out * positions + row, bias ? columns : in * inputs + entry.col(),
+            entry.value());
       }
     }
     if (node.join() == Join::concat_outputs) out += channels(each).out;
     if (node.join() == Join::concat_inputs) in += channels(each).in;
   }
-  entries.emplace_back(static_cast<int>(rows), static_cast<int>(columns), Ref(1));
-  RowMajorSparse<Ref> sum(rows + 1, columns + 1);
+  for (Index row = 0; rows && row < rows->rows(); ++row) {
+    for (Iterator entry(*rows, row); entry; ++entry) {
+      if (entry.col() == outputs) add(entries, row, columns, entry.value());
+    }
+  }
+  if (!rows) add(entries, outputs, columns, Ref(1));
+  RowMajorSparse<Ref> sum(rows ? rows->rows() : outputs + 1, columns + 1);
   sum.setFromTriplets(entries.begin(), entries.end());
   return sum;
+}
+
+/// A uniform integer below `bound`, from an unbiased draw.
+template <BitGenerator Generator>
+std::uint64_t random_below(Generator& generator, std::uint64_t bound) {
+  const std::uint64_t biased = (0 - bound) % bound;  // 2^64 mod bound
+  while (true) {
+    const std::uint64_t bits = random_bits(generator);
+    if (bits >= biased) return bits % bound;
+  }
+}
+
+/// A row that is compared: of which output.
+template <int Rank>
+struct ComparedRow {
+  Index row, channel;
+  PerAxis<Rank> position;
+};
+
+/// Draws from the rows (Knuth, The Art of Computer Programming, volume 2, algorithm 3.4.2S), unless
+/// all are to be compared.
+template <int Rank>
+void draw(std::vector<ComparedRow<Rank>>& rows, const RowSample& sample, Report& report) {
+  const Index all = std::ssize(rows);
+  if (sample.rows <= 0 || sample.rows >= all) return;
+  report.sampled = sample.rows;
+  report.rows = all;
+  std::mt19937_64 generator(sample.seed);
+  Index left = all, wanted = sample.rows;
+  std::erase_if(rows, [&](const ComparedRow<Rank>&) {
+    const bool taken = random_below(generator, static_cast<std::uint64_t>(left--)) <
+                       static_cast<std::uint64_t>(wanted);
+    wanted -= taken;
+    return !taken;
+  });
 }
 
 template <class A, class Scalar, int Rank>
 Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
                        const ConvView<const Scalar, Rank>& contraction,
                        const PerAxis<Rank>& input_size, const PerAxis<Rank>& spacing,
-                       MemoryLimit limit) {
+                       MemoryLimit limit, const RowSample& sample) {
   using Ref = Reference<A>;
   const Form<Rank> form(form_of(tree));
   Report report{.proof = "structure"};
   report.failure = misfit(form.shape(input_size), contraction.shape());
   if (!report) return report;
 
-  require_structure_fits<Ref>(form, input_size, limit);
+  const Exactness<Rank> border = find_exactness<Rank>(form, input_size, spacing);
+  const PerAxis<Rank> positions = concertina::output_size(contraction.shape(), input_size);
+  const MatrixSize whole = toeplitz_size(contraction.shape(), input_size);
+  std::vector<ComparedRow<Rank>> compared;
+  for (Index o = 0, row = 0; o < contraction.shape().out; ++o) {
+    for_each_position(positions, [&](const PerAxis<Rank>& position) {
+      if (off_border(position, positions, border)) compared.push_back({row, o, position});
+      ++row;
+    });
+  }
+  if (compared.empty())
+    refuse_empty(report, input_size);  // a layer of zeros has nothing to compare
+  draw(compared, sample, report);
+  compared.push_back({whole.rows, 0, {}});  // [0 1]
+
+  const bool all = report.sampled == 0;
+  require_structure_fits<Ref>(form, input_size, report.sampled, limit);
+  RowMajorSparse<Ref> drawn;  // the rows of the product, one each
+  std::vector<bool> wanted;
+  if (!all) {
+    drawn.resize(std::ssize(compared), whole.rows + 1);
+    wanted.resize(static_cast<std::size_t>(whole.rows + 1));
+    for (Index r = 0; r < drawn.rows(); ++r) {
+      const Index row = compared[static_cast<std::size_t>(r)].row;
+      drawn.insert(r, row) = Ref(1);
+      wanted[static_cast<std::size_t>(row)] = true;
+    }
+  }
   const auto from_leaves = [&](Part part) {
-    return augmented_by_definition<Ref>(tree, part, input_size, limit);
+    return augmented_by_definition<Ref>(tree, part, input_size, limit, all ? nullptr : &drawn);
   };
   const auto reference = from_leaves(Part::value);
   const auto magnitude = from_leaves(Part::magnitude);
-  const auto given = augmented(contraction, input_size, limit);
+  const auto given =
+      sparse<Scalar, Rank>(contraction, input_size, true, limit, all ? nullptr : &wanted);
   const Index count = terms(tree).bias;
   const auto bounds = bounds_of<A>(tree, Terms{.weight = count, .bias = count}, [&] {
     return least_positive(
         std::span(magnitude.valuePtr(), static_cast<std::size_t>(magnitude.nonZeros())));
   });
 
-  const Exactness<Rank> border = find_exactness<Rank>(form, input_size, spacing);
-  const PerAxis<Rank> positions = concertina::output_size(contraction.shape(), input_size);
   Worst<Scalar> worst(report, smallest_of(precision_of<A>()));
   const auto columns = static_cast<std::size_t>(given.cols());
-  std::vector<Scalar> computed(columns, Scalar(0));
-  std::vector<Ref> right(columns, Ref(0)), size(columns, Ref(0));
   std::vector<bool> reads(columns, true);     // an element, or the 1 of the bias
   std::vector<PerAxis<Rank>> place(columns);  // of an element
   for (Index channel = 0, column = 0; channel < contraction.shape().in; ++channel) {
@@ -475,50 +576,41 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
     });
   }
   const Index pixels = numel(input_size);
-  const auto scatter = [](const auto& matrix, Index row, auto& line, bool clear) {
-    using Matrix = std::remove_cvref_t<decltype(matrix)>;
-    for (typename Matrix::InnerIterator entry(matrix, row); entry; ++entry) {
-      line[static_cast<std::size_t>(entry.col())] =
-          clear ? typename Matrix::Scalar(0) : typename Matrix::Scalar(entry.value());
-    }
+  // The entry of a row at this column, or zero; columns are asked for in ascending order.
+  const auto take = [](auto& entries, Index column) {
+    using Element = std::remove_cvref_t<decltype(entries.value())>;
+    while (entries && entries.col() < column) ++entries;
+    return entries && entries.col() == column ? entries.value() : Element(0);
   };
-  Index row = 0;
-  bool any = false;  // a layer of zeros has no entries to compare
-  const auto compare_row = [&](Index o, const PerAxis<Rank>& position) {
-    const auto bound = [&](std::size_t column, auto... numbers) {
-      const Index channel = static_cast<Index>(column) / pixels;
-      if (channel == contraction.shape().in) return bounds.bias(o, numbers...);
-      PerAxis<Rank> offset;
-      for (int axis = 0; axis < Rank; ++axis) {
-        offset[axis] = place[column][axis] - position[axis] * contraction.shape().stride[axis];
-      }
-      return bounds.weight(o, channel, offset, numbers...);
-    };
-    scatter(given, row, computed, false);
-    scatter(reference, row, right, false);
-    scatter(magnitude, row, size, false);
-    for (std::size_t column = 0; column < columns; ++column) {
-      if (!reads[column] || (computed[column] == Scalar(0) && right[column] == Ref(0))) continue;
-      worst.compare(
-          computed[column], right[column], size[column],
-          [&](auto... numbers) { return bound(column, numbers...); },
-          [&] { return "entry (" + std::to_string(row) + ", " + std::to_string(column) + ")"; });
+  for (std::size_t r = 0; r < compared.size(); ++r) {
+    const auto& [row, o, position] = compared[r];
+    const Index product_row = all ? row : static_cast<Index>(r);
+    typename RowMajorSparse<Scalar>::InnerIterator computed(given, row);
+    typename RowMajorSparse<Ref>::InnerIterator right(reference, product_row),
+        size(magnitude, product_row);
+    while (computed || right) {
+      const Index column =
+          std::min(computed ? computed.col() : given.cols(), right ? right.col() : given.cols());
+      const auto at = static_cast<std::size_t>(column);
+      const Scalar c = take(computed, column);
+      const Ref e = take(right, column), m = take(size, column);
+      if (computed && computed.col() == column) ++computed;
+      if (right && right.col() == column) ++right;
+      if (!reads[at] || (c == Scalar(0) && e == Ref(0))) continue;
+      const auto bound = [&](auto... numbers) {
+        const Index channel = column / pixels;
+        if (channel == contraction.shape().in) return bounds.bias(o, numbers...);
+        PerAxis<Rank> offset;
+        for (int axis = 0; axis < Rank; ++axis) {
+          offset[axis] = place[at][axis] - position[axis] * contraction.shape().stride[axis];
+        }
+        return bounds.weight(o, channel, offset, numbers...);
+      };
+      worst.compare(c, e, m, bound, [&] {
+        return "entry (" + std::to_string(row) + ", " + std::to_string(column) + ")";
+      });
     }
-    scatter(given, row, computed, true);
-    scatter(reference, row, right, true);
-    scatter(magnitude, row, size, true);
-  };
-  for (Index o = 0; o < contraction.shape().out; ++o) {
-    for_each_position(positions, [&](const PerAxis<Rank>& position) {
-      if (off_border(position, positions, border)) {
-        any = true;
-        compare_row(o, position);
-      }
-      ++row;
-    });
   }
-  if (!any) refuse_empty(report, input_size);
-  compare_row(0, {});  // [0 1]
   worst.judge();
   return report;
 }
@@ -695,14 +787,15 @@ Report prove_rounding(const E& expression, const F& contraction,
 template <class A, class E, class F>
   requires detail::Provable<E, F>
 Report prove_structure(const E& expression, const F& contraction,
-                       const PerAxis<F::Rank>& input_size, MemoryLimit limit) {
+                       const PerAxis<F::Rank>& input_size, MemoryLimit limit,
+                       const RowSample& sample) {
   using Scalar = typename F::Scalar;
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
   return detail::prove_dense(
       "structure", expression, contraction,
       [&](const auto& tree, const auto& layer, const PerAxis<F::Rank>& spacing) {
         return detail::prove_structure<detail::AccumulatorOf<A, Scalar>, Scalar, F::Rank>(
-            tree, layer, detail::dense_size(input_size, spacing), spacing, limit);
+            tree, layer, detail::dense_size(input_size, spacing), spacing, limit, sample);
       });
 }
 
