@@ -118,6 +118,7 @@ Planner::Planner(const Graph& graph, const ModelOptions& options)
     : graph_(graph), options_(options) {
   for (const GraphTensor& tensor : graph.tensors()) {
     if (!tensor.constant || tensor.consumers.empty()) continue;
+    if (onnx::size_of(tensor.constant->type) == 0) continue;  // of its shape there may be nothing
     most_elements_ = std::max(most_elements_, static_cast<std::size_t>(tensor.constant->numel()));
   }
   elements_ = std::make_unique_for_overwrite<double[]>(most_elements_);

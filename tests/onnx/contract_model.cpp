@@ -400,6 +400,32 @@ TEST_CASE("constants may come from nodes that read only constants", "[onnx]") {
         Ops{"Gemm", "Relu"});
 }
 
+TEST_CASE("a contraction that its type does not hold is refused", "[onnx]") {
+  Builder b({1, 2, 4, 4});
+  onnx::Model model = b.finish(b.conv(b.conv("x", {2, 2, 1, 1}), {2, 2, 1, 1}));
+  const auto all = [&](float value) {
+    for (onnx::Tensor& tensor : model.initializers) {
+      const std::vector<float> values(static_cast<std::size_t>(tensor.numel()), value);
+      tensor = onnx::Tensor::of<float>(tensor.name, tensor.dims, values);
+    }
+    return contract_model(model, {}).model;
+  };
+  CHECK(compare_models(model, all(1e18F)).proved());
+  CHECK_THROWS_WITH(all(1e20F), Catch::Contains("contracts to numbers that float32 does not hold"));
+}
+
+TEST_CASE("a constant of no known type takes no memory for its shape", "[onnx]") {
+  Builder b({1, 2, 4, 4});
+  onnx::Model model = b.finish(b.conv(b.conv("x", {2, 2, 1, 1}), {2, 2, 1, 1}));
+  for (onnx::Tensor& tensor : model.initializers) {
+    onnx::Tensor unknown;
+    unknown.name = tensor.name;
+    unknown.dims = {std::int64_t{1} << 40};
+    tensor = std::move(unknown);
+    CHECK(contract_model(model, {}).regions.empty());
+  }
+}
+
 TEST_CASE("comparing finds what is wrong, and says what it cannot prove", "[onnx]") {
   Builder b({1, 3, -1, -1});
   const onnx::Model model =
