@@ -84,7 +84,7 @@ class ShapeInference {
   std::vector<std::optional<Dims>> outputs() const {
     const std::size_t count = node_.outputs.size();
     std::vector<std::optional<Dims>> result(count);
-    if (count == 0 || !node_.domain.empty()) return result;
+    if (count == 0 || !node_.domain.empty() || !is_ordinary()) return result;
     if (node_.op_type == "Split") return split();
     result[0] = first();
     return result;
@@ -92,6 +92,22 @@ class ShapeInference {
 
  private:
   using Shape = std::optional<Dims>;
+
+  static constexpr Index limit = Index{1} << 30;  // products of two, and sums of such, fit
+
+  static bool is_ordinary(Index number) { return -limit <= number && number <= limit; }
+
+  /// Whether nothing of it can overflow; Slice clamps.
+  bool is_ordinary() const {
+    const auto all = [](const auto& numbers) {
+      return std::ranges::all_of(numbers, [](Index number) { return is_ordinary(number); });
+    };
+    return std::ranges::all_of(in_, [&](const Shape& shape) { return !shape || all(*shape); }) &&
+           (node_.op_type == "Slice" ||
+            std::ranges::all_of(node_.attributes, [&](const onnx::Attribute& attribute) {
+              return is_ordinary(attribute.i) && all(attribute.ints);
+            }));
+  }
 
   const Shape& in(std::size_t i) const {
     static const Shape none;
@@ -206,6 +222,7 @@ class ShapeInference {
     const auto windows = windows_of(graph_, index_, kernel);
     const Dims extra = node_.integers("output_padding", Dims(rank, 0)),
                exact = node_.integers("output_shape", {});
+    if (extra.size() != rank) return std::nullopt;
     for (std::size_t axis = 0; axis < rank; ++axis) {
       if (exact.size() == rank) {
         result.push_back(exact[axis]);
@@ -317,6 +334,7 @@ class ShapeInference {
     if (!in(0)) return std::nullopt;
     const std::size_t rank = in(0)->size();
     if (!pads || pads->size() != 2 * rank ||
+        !std::ranges::all_of(*pads, [](Index pad) { return is_ordinary(pad); }) ||
         (node_.inputs.size() > 3 && !node_.inputs[3].empty())) {
       return Dims(rank, unknown);
     }
@@ -346,11 +364,12 @@ class ShapeInference {
     for (std::size_t i = 0; i < starts->size(); ++i) {
       const auto axis = axis_in((*axes)[i], result.size());
       if (!axis) return std::nullopt;
-      const Index extent = result[*axis], step = (*steps)[i];
-      if (extent == unknown || step <= 0) {
+      const Index extent = result[*axis];
+      if (extent == unknown || (*steps)[i] <= 0) {
         result[*axis] = unknown;
         continue;
       }
+      const Index step = std::min((*steps)[i], limit);
       const auto place = [&](Index at) {
         return std::clamp<Index>(at < 0 ? at + extent : at, 0, extent);
       };
@@ -416,9 +435,10 @@ class ShapeInference {
     if (factors.size() != result.size()) return result;
     for (std::size_t axis = 0; axis < result.size(); ++axis) {
       const Index extent = (*in(0))[axis];
-      if (extent != unknown)
-        result[axis] =
-            static_cast<Index>(static_cast<double>(extent) * static_cast<double>(factors[axis]));
+      const double scaled = static_cast<double>(extent) * static_cast<double>(factors[axis]);
+      if (extent != unknown && scaled >= 0 && scaled <= static_cast<double>(limit)) {
+        result[axis] = static_cast<Index>(scaled);
+      }
     }
     return result;
   }
@@ -426,6 +446,7 @@ class ShapeInference {
   Shape depth_space() const {
     if (!in(0) || in(0)->size() != 4) return std::nullopt;
     const Index block = std::max<Index>(node_.integer("blocksize", 1), 1);
+    if (block > Index{1} << 15) return std::nullopt;
     const bool to_space = node_.op_type == "DepthToSpace";
     const auto scaled = [&](Index extent, bool grows, Index factor) {
       return extent == unknown ? unknown : grows ? extent * factor : extent / factor;

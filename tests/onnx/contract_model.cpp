@@ -426,6 +426,27 @@ TEST_CASE("a constant of no known type takes no memory for its shape", "[onnx]")
   }
 }
 
+TEST_CASE("extents that would overflow are not known", "[onnx]") {
+  constexpr std::int64_t huge = std::int64_t{1} << 62;
+  const auto last_of = [](const char* op, std::vector<Attribute> attributes) {
+    Builder b({1, 4, 4, 4}, 10);
+    const std::string y = b.node(op, {"x"}, std::move(attributes));
+    onnx::Model model = b.finish(y);
+    for (onnx::ValueInfo& output : model.outputs) output.shape.reset();
+    const Graph graph(model, {});
+    const auto& dims = graph[graph.find(y)].dims;
+    return dims ? dims->back() : unknown;
+  };
+  const auto pad = [&](std::int64_t side) {
+    return last_of(
+        "Pad", {Attribute::of("pads", std::vector<std::int64_t>{0, 0, 0, side, 0, 0, 0, side})});
+  };
+  CHECK(pad(1) == 6);
+  CHECK(pad(huge) == unknown);
+  CHECK(last_of("SpaceToDepth", {Attribute::of("blocksize", std::int64_t{2})}) == 2);
+  CHECK(last_of("SpaceToDepth", {Attribute::of("blocksize", huge)}) == unknown);
+}
+
 TEST_CASE("comparing finds what is wrong, and says what it cannot prove", "[onnx]") {
   Builder b({1, 3, -1, -1});
   const onnx::Model model =
