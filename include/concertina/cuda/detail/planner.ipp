@@ -219,8 +219,8 @@ class Schedule {
       }
     }
     constexpr double step = 1.1;
-    double found = most, soonest = std::numeric_limits<double>::max();
-    for (double deadline = least; deadline < most * step; deadline *= step) {
+    double found = most, soonest = std::numeric_limits<double>::max(), deadline = least;
+    while (deadline < most * step) {
       std::vector<Way> phase;
       for (const auto& ways : jobs) phase.push_back(ways[best(ways, deadline)]);
       const double time = phase_time(phase);
@@ -228,6 +228,7 @@ class Schedule {
         soonest = time;
         found = deadline;
       }
+      deadline *= step;
     }
     return found;
   }
