@@ -19,6 +19,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -148,6 +149,13 @@ int train(const Dataset& data) {
 
 int main(int argc, char** argv) {
   try {
+    const std::string_view argument = argc > 1 ? argv[1] : "";
+    if (argument == "--help") {
+      std::cout
+          << "Usage: train [FOLDER]\n\n"
+             "Trains SmallNet on the files of CIFAR-10 in a folder, or on generated images.\n";
+      return tool::finish("train", tool::ok);
+    }
     if (argc > 2) throw tool::UsageError("more than one folder");
     return tool::finish("train", train(argc == 2 ? read_dataset(argv[1], "cifar10")
                                                  : generated_dataset(10, 4000, 500, 1)));

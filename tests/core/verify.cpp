@@ -767,7 +767,7 @@ TEST_CASE("a wrong row is missed as often as is stated", "[verify]") {
 TEST_CASE("a sample of rows fits where the matrices do not", "[verify]") {
   const auto layers = chain<float>();
   const Conv2d<float> product = contract(layers);
-  constexpr MemoryLimit limit{.bytes = 1 << 18};
+  constexpr MemoryLimit limit{.bytes = 1 << 20};
   CHECK_THROWS_AS(prove_structure(layers, product, {64, 64}, limit), SizeError);
   CHECK(prove_structure(layers, product, {64, 64}, limit, {.rows = 5}));
   CHECK_THROWS_AS(prove_structure(layers, product, {64, 64}, limit, {.rows = 3000}), SizeError);
