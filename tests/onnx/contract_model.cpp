@@ -418,10 +418,10 @@ TEST_CASE("a constant of no known type takes no memory for its shape", "[onnx]")
   Builder b({1, 2, 4, 4});
   onnx::Model model = b.finish(b.conv(b.conv("x", {2, 2, 1, 1}), {2, 2, 1, 1}));
   for (onnx::Tensor& tensor : model.initializers) {
-    onnx::Tensor unknown;
-    unknown.name = tensor.name;
-    unknown.dims = {std::int64_t{1} << 40};
-    tensor = std::move(unknown);
+    onnx::Tensor untyped;
+    untyped.name = tensor.name;
+    untyped.dims = {std::int64_t{1} << 40};
+    tensor = std::move(untyped);
     CHECK(contract_model(model, {}).regions.empty());
   }
 }

@@ -51,6 +51,14 @@ class Operators(unittest.TestCase):
         for (contraction, weights), each in zip(every, found, strict=True):
             self.assertTrue(torch.equal(each, contraction.weight(weights)))
 
+    def test_more_than_a_plan_takes_are_several_calls(self):
+        shapes = ct.expansion.expanded_shapes(ct.expansion.shape_of(torch.nn.Conv2d(1, 1, 1)), "cl", 1, False)
+        encoded = operators.encoded(shapes)
+        chains = [([torch.full((1, 1, 1, 1), float(i), dtype=torch.double)] * len(shapes), encoded) for i in range(300)]
+        self.assertEqual([len(part) for part in operators.parts(chains)], [128, 128, 44])
+        found = operators.contract_many(chains)
+        self.assertEqual([int(weight) for weight in found], [i ** len(shapes) for i in range(300)])
+
     def test_many_under_autograd(self):
         (_, first, a), *_, (_, last, b) = self.chains()
         weights = [weight.requires_grad_() for weight in a + b]

@@ -48,7 +48,11 @@ inline Integers weight_sizes(const ConvShape<rank>& shape, int own_rank) {
   return sizes;
 }
 
-inline int own_rank(const Tensor& weight) { return static_cast<int>(weight.dim()) - 2; }
+inline int own_rank(const Tensor& weight) {
+  STD_TORCH_CHECK(2 <= weight.dim() && weight.dim() <= 2 + rank, "concertina: a weight of ",
+                  weight.dim(), " dimensions, not 2 to ", 2 + rank);
+  return static_cast<int>(weight.dim()) - 2;
+}
 
 inline std::vector<Tensor> contiguous(const std::vector<Tensor>& tensors, const Tensor& like) {
   std::vector<Tensor> result;

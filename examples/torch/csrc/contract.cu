@@ -127,20 +127,23 @@ class Plans {
     }
     found->second.last_use = ++uses_;
     found->second.in_graph |= captured;
-    if (std::ssize(plans_) > most) drop_one();
+    if (!captured && std::ssize(plans_) > most) drop_one();
     return found->second;
   }
 
  private:
   static constexpr Index most = 256;
 
-  /// The latest use is of what was asked for.
+  /// The latest use is of what was asked for. A plan's tables may still be read: cudaFree waits, on
+  /// the plan's own device.
   void drop_one() {
     const auto oldest = std::ranges::min_element(plans_, {}, [](const auto& entry) {
       const auto& [key, planned] = entry;
       return std::pair(planned.in_graph, planned.last_use);
     });
-    if (!oldest->second.in_graph && oldest->second.last_use < uses_) plans_.erase(oldest);
+    if (oldest->second.in_graph || oldest->second.last_use == uses_) return;
+    const torch::stable::accelerator::DeviceGuard guard(oldest->first.first);
+    plans_.erase(oldest);
   }
 
   std::map<std::pair<int, Chains>, Planned<Scalar>> plans_;

@@ -30,7 +30,8 @@ class Schedule {
  public:
   /// `deadlines` are those of an earlier schedule of the same, so that jobs share the device with
   /// those beside them; without them each has all of it.
-  explicit Schedule(const PlanOptions& options, std::vector<double> deadlines = {})
+  using Deadlines = std::vector<std::optional<double>>;
+  explicit Schedule(const PlanOptions& options, Deadlines deadlines = {})
       : options_(options), deadlines_(std::move(deadlines)) {
     add_tap(0, {TapPair{}});
   }
@@ -52,8 +53,9 @@ class Schedule {
                       job.splits > 1 && job.kind != Job::Kind::combine});
     }
     const auto l = static_cast<std::size_t>(level);
-    const double within =
-        l < deadlines_.size() ? deadlines_[l] : deadline(std::span(&std::as_const(ways), 1));
+    const double within = l < deadlines_.size() && deadlines_[l]
+                              ? *deadlines_[l]
+                              : deadline(std::span(&std::as_const(ways), 1));
     Job job = candidates[best(ways, within)];
     prepare(job);
     job.form = form;
@@ -137,10 +139,12 @@ class Schedule {
            groups * m * n * k >= options_.least_bf16x6;
   }
 
-  /// For each level, how long its tiles may take so that it is done soonest.
-  std::vector<double> deadlines() const {
-    std::vector<double> found;
-    for (const auto& jobs : ways_) found.push_back(deadline(jobs));
+  /// For each level with jobs, how long its tiles may take so that it is done soonest.
+  Deadlines deadlines() const {
+    Deadlines found;
+    for (const auto& jobs : ways_) {
+      found.push_back(jobs.empty() ? std::nullopt : std::optional(deadline(jobs)));
+    }
     return found;
   }
 
@@ -196,7 +200,10 @@ class Schedule {
   double phase_time(std::vector<Way>& phase) const {
     std::ranges::sort(phase, std::ranges::greater(), &Way::time);
     const auto is = [&](bool Way::* what) { return std::ranges::any_of(phase, what); };
-    const Index places = Index{options_.wanted_tiles} * (is(&Way::is_product) ? 1 : 2);
+    // Those of products: two on each multiprocessor, of double one; of other tiles four.
+    const Index of_products = options_.math == Math::fp64 ? std::max(options_.wanted_tiles / 2, 1)
+                                                          : options_.wanted_tiles,
+                places = is(&Way::is_product) ? of_products : 2 * Index{options_.wanted_tiles};
     double work = 0, last_alone = 0, shared = 0;
     Index tiles = 0;
     for (const Way& way : phase) {
@@ -370,7 +377,7 @@ class Schedule {
   }
 
   PlanOptions options_;
-  std::vector<double> deadlines_;
+  Deadlines deadlines_;
   std::vector<std::vector<std::vector<Way>>> ways_;  // of each level's jobs
   std::vector<Level> levels_;
 };
@@ -380,8 +387,8 @@ struct Planning {
   /// `earlier` planned the same.
   explicit Planning(const PlanOptions& with, const Planning* earlier = nullptr)
       : options(with),
-        forward(with, earlier ? earlier->forward.deadlines() : std::vector<double>()),
-        backward(with, earlier ? earlier->backward.deadlines() : std::vector<double>()) {}
+        forward(with, earlier ? earlier->forward.deadlines() : Schedule::Deadlines()),
+        backward(with, earlier ? earlier->backward.deadlines() : Schedule::Deadlines()) {}
 
   PlanOptions options;
   Schedule forward, backward;

@@ -1242,7 +1242,8 @@ struct PhaseProgram {
   static constexpr bool products = Products;
   static constexpr bool waits = true;  ///< each block does, before its first access but to tables
   /// Of a thread, so that four blocks are resident on a multiprocessor where they wait for memory
-  /// and need few, and otherwise two, or one beside a block that takes more than half.
+  /// and need few, and otherwise two, or one beside a block that takes more than half; of double
+  /// one.
   static constexpr int most_registers = !Products ? 64 : sizeof(Sum) == sizeof(double) ? 255 : 96;
 
   ContractionTables tables;

@@ -131,8 +131,8 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
 def contract_together_(model):
     """Lets each call of `model` contract all its expanded layers at once, before its forward, and returns the model.
 
-    By the compiled operators, on a CUDA device in a few launches, whatever the number of layers; what these do not take
-    is contracted as before. All layers contract in every call, as with when="always", but for those of when="never".
+    By the compiled operators, on a CUDA device in a few launches for every hundred layers; what these do not take is
+    contracted as before. All layers contract in every call, as with when="always", but for those of when="never".
     A part of the model that is run again for its gradient (checkpointing) is not for this. contract_ takes it back.
     Throws ShapeError where nothing is expanded
     """
@@ -160,7 +160,7 @@ def _contract_all(model, _):
     for group in groups.values():
         with full_precision(group[0][1][0]):
             results = operators.contract_many([(weights, encoded) for _, weights, encoded in group])
-        for (own, *_), result in zip(group, results):
+        for (own, *_), result in zip(group, results, strict=True):
             own.together = result
 
 

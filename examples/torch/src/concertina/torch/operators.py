@@ -59,10 +59,30 @@ def contract(weights, form):
 
 def contract_many(chains):
     """The contractions of several chains, each a pair of its weights and what `encoded` gives, of one device and
-    dtype: on a CUDA device in a few launches, whatever their number."""
-    weights = [weight for own, _ in chains for weight in own]
-    form = [number for _, own in chains for number in own]
-    return torch.ops.concertina.contract_many(weights, [len(own) for own, _ in chains], form)
+    dtype: on a CUDA device in a few launches for as many as fit a plan, some 128 chains of three layers."""
+    results = []
+    for part in parts(chains):
+        weights = [weight for own, _ in part for weight in own]
+        form = [number for _, own in part for number in own]
+        results += torch.ops.concertina.contract_many(weights, [len(own) for own, _ in part], form)
+    return results
+
+
+MOST_TENSORS = 2048  # concertina::cuda::ContractionPlan::most_tensors: weights, biases and the gradients of each
+
+
+def parts(chains):
+    """As many chains at a time as one plan takes."""
+    part, tensors = [], 0
+    for chain in chains:
+        more = 4 * (len(chain[0]) + 1)
+        if part and tensors + more > MOST_TENSORS:
+            yield part
+            part, tensors = [], 0
+        part.append(chain)
+        tensors += more
+    if part:
+        yield part
 
 
 def _load_cuda():
