@@ -74,9 +74,8 @@ enum class Workspace { own, lent };
 /// before the device has run them; they allocate nothing on it and wait for nothing, so they can be
 /// captured in a CUDA graph, which must not outlive the object. One at a time: an object's passes
 /// belong on one stream, or must be ordered otherwise, unless each is lent a workspace; one host
-/// thread at a time calls it. Making and destroying it allocates and
-/// frees, which no stream may be capturing meanwhile; what is thrown during a capture leaves that
-/// open.
+/// thread at a time calls it. Making and destroying it allocates and frees, which no stream may be
+/// capturing meanwhile; what is thrown during a capture leaves that open.
 ///
 /// Stored is float, double, __half or __nv_bfloat16; the last two are accumulated in float.
 /// Ensures   results within the bound of prove_rounding(), as far as PlanOptions::math says; those

@@ -163,9 +163,8 @@ struct Sequence {
 ///         way; a depthwise expansion is one; one more for each step with split-K partial sums, one
 ///         where groups leave zeros between them, one after a product that is unfolded and, for
 ///         cuBLAS and tensor cores, one before; a step with products on tensor cores is a launch
-///         more. The workspace holds every intermediate and its gradient, partial
-///         sums and what is unfolded: of kxk after lxl, out * in * k * k * l * l elements. Only
-///         these are used twice
+///         more. The workspace holds every intermediate and its gradient, partial sums and what is
+///         unfolded: of kxk after lxl, out * in * k * k * l * l elements. Only these are used twice
 /// Source  the products and their gradients are those of docs/product.md and docs/backward.md
 class ContractionPlan {
  public:

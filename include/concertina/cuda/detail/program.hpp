@@ -95,7 +95,7 @@ struct alignas(16) Job {
     multiply_small,   ///< tiles of 32 x 32
     multiply_narrow,  ///< tiles of 128 x 8
     reduce,           ///< a dot product for each element of C
-    chain,            ///< a product of three operands for each element of C, see Inner
+    chain,            ///< for each element of C a sum of products of three operands, see Inner
     multiply_bf16x6,  ///< tiles of 128 x 128 on tensor cores, in a kernel of their own
     combine,          ///< C = sum of the split-K partial sums of a product, at A
     combine_tiles,    ///< the same of a multiply_bf16x6, whose partial sums lie tile by tile
