@@ -28,9 +28,11 @@ using concertina::detail::AnyShape, concertina::detail::DenseBlock, concertina::
 /// Jobs and GEMMs by levels: those of a level depend on lower ones only.
 class Schedule {
  public:
+  /// In microseconds, of each level that has jobs.
+  using Deadlines = std::vector<std::optional<double>>;
+
   /// `deadlines` are those of an earlier schedule of the same, so that jobs share the device with
   /// those beside them; without them each has all of it.
-  using Deadlines = std::vector<std::optional<double>>;
   explicit Schedule(const PlanOptions& options, Deadlines deadlines = {})
       : options_(options), deadlines_(std::move(deadlines)) {
     add_tap(0, {TapPair{}});
