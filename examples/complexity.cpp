@@ -163,8 +163,8 @@ expansion at rate 4, and fails if a digit that the paper prints differs. The lay
     const int wrong = print_costs(rows);
     std::cout
         << "\n"
-        << rows.size() - static_cast<std::size_t>(wrong) << " of " << rows.size()
-        << R"( rows exact: parameters and multiply-adds to train, and those of the compact network to test, round to what is
+        << rows.size() - static_cast<std::size_t>(wrong) << " of " << rows.size() << " rows exact:"
+        << R"( parameters and multiply-adds to train, and those of the compact network to test, round to what is
 printed.
 
 ## The rule

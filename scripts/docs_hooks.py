@@ -72,7 +72,8 @@ def entries(header):
                 heads.append(head)
                 ends = lines[at + count].endswith(";")
                 count += 1
-                if not ends or not re.match(rf"\s{{{indent}}}(?!namespace|//|#|\}})\S", (lines[at + count:] or [""])[0]):
+                below = (lines[at + count:] or [""])[0]
+                if not ends or not re.match(rf"\s{{{indent}}}(?!namespace|//|#|\}})\S", below):
                     break
             yield indent, doc, "\n".join(heads)
             doc = []
@@ -99,9 +100,9 @@ def reference():
         page += [f"## {header.relative_to(INCLUDE)}", "", purpose, ""]
         shown = ""
         for indent, doc, head in entries(header):
-            name = title(head)
+            name = title(head).replace("<", "&lt;").replace("*", "&#42;")
             shown += f" {head}"
-            page += [f"{'####' if indent else '###'} {name.replace('<', '&lt;').replace('*', '&#42;')}", "", f"```cpp\n{head}\n```", "", prose(doc), ""]
+            page += [f"{'####' if indent else '###'} {name}", "", f"```cpp\n{head}\n```", "", prose(doc), ""]
         missing += [f"{header.name}: {name}" for name in names(header)
                     if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", f"{shown} {purpose}")]
     return "\n".join(page), missing

@@ -3,8 +3,9 @@
 
 The published code, which contract_torch_cuda.py times, loops over channels and groups in Python. Here every product is
 one einsum, or for two kernels a convolution or a matrix product that is folded, whichever is fastest; a network's are
-captured in one graph; each is checked against the layers applied one after another. Weights alone: the biases are left out, which bench_cuda_contraction contracts too. Also
-measured is what the card gives PyTorch at most, in large products and in copies.
+captured in one graph; each is checked against the layers applied one after another. Weights alone: the biases are left
+out, which bench_cuda_contraction contracts too. Also measured is what the card gives PyTorch at most, in large products
+and in copies.
 
     benchmarks/peers/contract_torch_graph.py [--json] [--device cuda]
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Folds MobileNetV1's expanded layers and batch norms as the published PyTorch code does, beside bench_fold, in one run.
+"""Folds MobileNetV1's expanded layers and batch norms as the published PyTorch code does, beside bench_fold, in a run.
 
-The published contraction of depthwise layers multiplies one group of channels after another in a Python loop; batch norms
-are fused by torch.nn.utils.fusion. The result is checked against the layers' own outputs first.
+The published contraction of depthwise layers multiplies one group of channels after another in a Python loop; batch
+norms are fused by torch.nn.utils.fusion. The result is checked against the layers' own outputs first.
 
     benchmarks/peers/fold_torch.py build/release/benchmarks/bench_fold
 

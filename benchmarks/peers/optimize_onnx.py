@@ -69,8 +69,9 @@ def mobileone(channels=(64, 128), blocks=3, branches=4, size=28):
             x = block(x, width, width, 3, 2 if index == 0 else 1, width)
             x = block(x, width, outside, 1, 1, 1)
             width = outside
-    graph = helper.make_graph(nodes, "mobileone", [helper.make_tensor_value_info("x", 1, [1, 32, size, size])],
-                              [helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, channels[-1], size // 4, size // 4])], constants)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32, size, size])]
+    outputs = [helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, channels[-1], size // 4, size // 4])]
+    graph = helper.make_graph(nodes, "mobileone", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 

@@ -31,7 +31,8 @@ struct EpochRecord {
 /// A CSV file with a row for every epoch, after comments and a line with the columns' names:
 ///
 ///     # cifar --seed 1
-///     epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,images_per_second,seconds,min_gradient_similarity
+///     epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,
+///       images_per_second,seconds,min_gradient_similarity    (on one line)
 ///     1,0.1,1.5,0.45,1.25,0.55,0.55,2000,25,-0.5
 ///
 /// Numbers have the fewest digits that read back as the same numbers; what was not measured is

@@ -35,8 +35,8 @@ cd "$here/tests" || exit 1
 step torch_tests.log 48 python3 -W ignore -m unittest --verbose test_cuda
 cd "$here" || exit 1
 rm -f "$OUT/torch_steps.json"
-step torch_steps.log $((SECONDS < 96 ? 97 - SECONDS : 1)) python3 -W ignore benchmark.py --device --seconds 0.15 --rounds 3 \
-  --json "$OUT/torch_steps.json"
+step torch_steps.log $((SECONDS < 96 ? 97 - SECONDS : 1)) \
+  python3 -W ignore benchmark.py --device --seconds 0.15 --rounds 3 --json "$OUT/torch_steps.json"
 grep -E '^(FAIL|ERROR|Ran|OK|FAILED|[A-Za-z]*Error)' "$OUT/torch_tests.log"
 cat "$OUT/torch_steps.log"
 exit $failed

@@ -53,7 +53,8 @@ def batch(name, count):
     with open("data/cifar-10-batches-bin/" + name, "wb") as file:
         for i in range(count):
             label = i % 10
-            pixels = [(random.randrange(64) + 19 * label + (40 * label if c == label % 3 else 0)) % 256 for c in range(3) for _ in range(1024)]
+            pixels = [(random.randrange(64) + 19 * label + (40 * label if c == label % 3 else 0)) % 256
+                      for c in range(3) for _ in range(1024)]
             file.write(bytes([label] + pixels))
 for b in range(1, 6):
     batch(f"data_batch_{b}.bin", 400)
@@ -89,7 +90,8 @@ for attempt in $(seq 1 200); do
 done
 checks=$((checks + 3))
 [ "$kills" -gt 0 ] || fail "the training was never killed"
-cmp -s killed/checkpoint.safetensors expected || fail "after $kills kills the weights are not those of an uninterrupted training"
+cmp -s killed/checkpoint.safetensors expected ||
+  fail "after $kills kills the weights are not those of an uninterrupted training"
 cmp -s <(grep -v '^#' killed/log.csv | cut -d, -f1-7) <(grep -v '^#' whole/log.csv | cut -d, -f1-7) ||
   fail "after $kills kills the log is not that of an uninterrupted training"
 cmp -s killed/best.onnx whole/best.onnx || fail "after $kills kills the best network is another one"
@@ -141,7 +143,8 @@ expect 0 "$cifar" eval --data data teacher/best.onnx
 expect 0 "$cifar" bench --models resnet18 --width 2 --batch 16 --seconds 0.1
 plain=(train --data data --model cl --kernel 3 --epochs 1)
 expect 0 "$cifar" "${plain[@]}" --out plain
-for other in "--corrupt 0.5" "--weight-decay 0.1" "--weight-decay 0.1 --decay-of product" "--optimizer adam" "--batch 64" \
+for other in "--corrupt 0.5" "--weight-decay 0.1" "--weight-decay 0.1 --decay-of product" \
+  "--optimizer adam" "--batch 64" \
   "--transfer kd --teacher teacher/best.onnx" "--transfer kd --teacher teacher/best.onnx --temperature 1" \
   "--transfer kd --teacher teacher/best.onnx --transfer-weight 0.5" \
   "--transfer hint --teacher teacher/best.onnx" \
@@ -190,7 +193,8 @@ expect 0 "$cifar" "${reproduce[@]}" --table S4 --seeds 2
 [ "$(grep -c "epoch 1/1" err)" = 1 ] || fail "one training was missing, others ran"
 cmp -s reproduced/table-S4-e1-w2-e1.csv first.csv || fail "the completed table is another one"
 # Killed at any moment, a table goes on to what it would have been.
-rows=(reproduce --data data --paper "$paper" --table S3 --rows 'cifar10-k3-compact,cifar10-k3-cl-r4' --seeds 1 --epochs 8)
+rows=(reproduce --data data --paper "$paper" --table S3 --rows 'cifar10-k3-compact,cifar10-k3-cl-r4'
+  --seeds 1 --epochs 8)
 expect 0 "$cifar" "${rows[@]}" --out uncut
 kills=0
 for attempt in $(seq 1 100); do

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the repository's Markdown: links and anchors lead somewhere, prose is at most 120 characters wide, ```sh blocks
-name files and presets that are there, and the version is the same everywhere.
+"""Checks the repository's Markdown: links and anchors lead somewhere, prose is at most 120 characters wide, as sources
+are, ```sh blocks name files and presets that are there, and the version is the same everywhere.
 
 usage: check.py [--commands BUILD_DIR]
 
@@ -29,9 +29,28 @@ NOISE = re.compile(r"^run .*$|\d[\d.e+-]* [mu]?s\b", re.M)
 WIDTH = 120
 
 
+def files():
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = sorted(set(folders) - {"build", "__pycache__", ".git"})
+        yield from (Path(folder) / name for name in sorted(names))
+
+
 def pages():
-    ignored = {"build", ".git"}
-    return sorted(page for page in ROOT.rglob("*.md") if not ignored & set(page.relative_to(ROOT).parts))
+    return [path for path in files() if path.suffix == ".md"]
+
+
+def check_sources():
+    """Lines of what people write; pages have a check of their own, and data are as wide as they are."""
+    for path in files():
+        if path.suffix in (".md", ".csv", ".svg") or (ROOT / "tests/fuzz/corpus") in path.parents:
+            continue
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError:
+            continue  # no text
+        for number, line in enumerate(lines, start=1):
+            if len(line) > WIDTH:
+                yield f"{path.relative_to(ROOT)}:{number}: {len(line)} characters"
 
 
 def blank(match):
@@ -132,7 +151,7 @@ def main():
         faults = list(check_commands(build))
     else:
         faults = [fault for page in pages() for check in (check_page, check_shell) for fault in check(page)]
-        faults += check_versions()
+        faults += [*check_sources(), *check_versions()]
     print("\n".join(faults) if faults else "all is well")
     sys.exit(bool(faults))
 

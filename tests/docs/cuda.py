@@ -26,7 +26,8 @@ def main():
         print("skipped: there is no nvcc")
         sys.exit(77)
     text = PAGE.read_text()
-    pieces = [f'#line {text.count(chr(10), 0, piece.start(1)) + 1} "{PAGE}"\n{piece[1]}' for piece in PIECE.finditer(text)]
+    pieces = [f'#line {text.count(chr(10), 0, piece.start(1)) + 1} "{PAGE}"\n{piece[1]}'
+              for piece in PIECE.finditer(text)]
     if len(pieces) < 2:
         sys.exit(f"{PAGE}: no ```cuda block, or nothing that it needs")
     code = "".join(pieces)

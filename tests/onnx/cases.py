@@ -1558,7 +1558,7 @@ def deconv_auto_pad(g, x):
     return g.add("Relu", g.norm(g.deconv(x, 8, 6, 3, 3, strides=2, auto_pad="SAME_UPPER"), 6))
 
 
-# ---- space and depth, nearest upsampling ------------------------------------------------------------------------------
+# ---- space and depth, nearest upsampling ----------------------------------------------------------------------------
 
 
 def sub_pixel(g, x, mode="DCR", bias=None, factor=2):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch norms in training, contracted, beside the layers run in turn: statistics, outputs, gradients, training steps."""
+"""Batch norms in training, contracted, beside the layers run in turn: statistics, outputs, gradients, steps."""
 
 import math
 import os
