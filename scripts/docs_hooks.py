@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What mkdocs does beside: the reference, made of the public headers' docstrings; and files outside of docs/ that pages
-link to, which become part of the site."""
+link to, which become part of the site, sources as pages."""
 
 import importlib.machinery
 import importlib.util
 import logging
+import posixpath
 import re
 from pathlib import Path
 
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = Path(__file__).resolve().parent.parent
-INCLUDE = ROOT / "include/concertina"
+DOCS, INCLUDE = ROOT / "docs", ROOT / "include/concertina"
 log = logging.getLogger("mkdocs.hooks.concertina")
 
 FIELD = re.compile(r"(Shapes|Requires|Ensures|Cost|Throws|Gradient|Source|Lifetime|Reach) +(.*)")
-OUTWARD = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"(?<!\\)\]\(([^()\s]+)\)")
+CODE = re.compile(r"^```.*?^```$|^<!--.*?-->$|`[^`]*`", re.S | re.M)
+LANGUAGES = {".cpp": "cpp", ".hpp": "cpp", ".cu": "cpp", ".py": "python", ".sh": "bash", "python3": "python",
+             "bash": "bash"}
+copied = {}  # the files of the repository that are pages, by their place in the site
 
 
 def public_names():
@@ -113,29 +118,65 @@ def on_files(files, config):
     for name in missing:
         log.warning("no docstring: %s", name)
     files.append(File.generated(config, "reference.md", content=page))
-    for source in {target for file in files.documentation_pages() if file.abs_src_path
-                   for target in outward(Path(file.abs_src_path))}:
-        files.append(File.generated(config, f"repository/{source.relative_to(ROOT)}.txt", content=source.read_text()))
+    for source in linked_files(Path(file.abs_src_path) for file in files.documentation_pages() if file.abs_src_path):
+        copied[uri(source)] = source
+        content = source.read_bytes() if uri(source).endswith(source.name) else listing(source)
+        files.append(File.generated(config, uri(source), content=content, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
 
 
-def outward(page):
-    for match in OUTWARD.finditer(page.read_text()):
-        target = (page.parent / match[1]).resolve()
-        if ROOT / "docs" not in target.parents and target.is_file():
-            yield target
+def linked_files(pages):
+    """The files outside of docs/ that pages link to, and so on from the pages among them."""
+    reached, found = list(pages), []
+    for page in reached:
+        for target, _ in (destination(page, link) for _, link in links(page.read_text())):
+            if target and target.is_file() and DOCS not in target.parents and target not in found:
+                found.append(target)
+                reached += [target] if target.suffix == ".md" else []
+    return found
+
+
+def links(text):
+    """(start, target) of each link, outside of code."""
+    text = CODE.sub(lambda match: " " * len(match[0]), text)
+    return [(match.start(1), match[1]) for match in LINK.finditer(text) if not re.match(r"[a-z]+:|#", match[1])]
+
+
+def destination(page, link):
+    """The file or folder, and what follows it."""
+    path, *anchor = link.partition("#")
+    target = (page.parent / path).resolve()
+    if target.is_dir() and (target / "README.md").is_file():
+        target /= "README.md"
+    return target if target.exists() else None, "".join(anchor)
+
+
+def uri(source):
+    """Where a file is in the site; one of code is a page."""
+    if DOCS in source.parents:
+        return str(source.relative_to(DOCS))
+    path = f"repository/{source.relative_to(ROOT)}"
+    return path if source.suffix in (".md", ".csv", ".onnx", ".svg") else f"{path}.md"
+
+
+def listing(source):
+    text = source.read_text()
+    script = re.match(r"#!.*?(\w+)\n", text)
+    language = LANGUAGES.get(source.suffix) or (LANGUAGES.get(script[1], "") if script else "")
+    return f"# {source.relative_to(ROOT)}\n\n``````{language}\n{text}``````\n"
 
 
 def on_page_markdown(markdown, page, config, files):
-    if page.file.generated_by:
+    here = page.file.src_uri
+    source = copied.get(here) or (Path(page.file.abs_src_path) if page.file.abs_src_path else None)
+    if source is None or source.suffix != ".md":
         return markdown
-    source = Path(page.file.abs_src_path)
-
-    def inward(match):
-        target = (source.parent / match[1]).resolve()
-        if ROOT / "docs" in target.parents:
-            return match[0]
-        up = "../" * page.file.src_uri.count("/")
-        return f"]({up}repository/{target.relative_to(ROOT)}.txt)"
-
-    return OUTWARD.sub(inward, markdown)
+    for start, link in reversed(links(markdown)):
+        target, anchor = destination(source, link)
+        if target and target.is_file():
+            inward = posixpath.relpath(uri(target), posixpath.dirname(here))
+            markdown = markdown[:start] + inward + anchor + markdown[start + len(link):]
+        elif target:  # a folder: nothing that the site has
+            opening = markdown.rindex("[", 0, start)
+            markdown = markdown[:opening] + markdown[opening + 1:start - 2] + markdown[start + len(link) + 1:]
+    return markdown
