@@ -82,7 +82,7 @@ def check_page(page):
 def calls(block):
     """The words of each command of a ```sh block."""
     words = []
-    for line in block.split("\n"):
+    for line in block.replace("\\\n", " ").split("\n"):
         shell = shlex.shlex(line, posix=True, punctuation_chars=";&")
         shell.whitespace_split = True
         words += [*shell, ";"]
