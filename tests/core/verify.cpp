@@ -659,6 +659,67 @@ TEST_CASE("products that underflow stay within the bound", "[verify]") {
   CHECK(prove_rounding<double>(layers, contract<double>(layers)));
 }
 
+TEST_CASE("underflow stays within the bound through norms, sums and concatenations", "[verify]") {
+  int underflowed = 0, proved = 0;
+  for (std::uint64_t seed = 0; seed < 100; ++seed) {
+    Rng rng(seed);
+    // Around a power of two: b * a may underflow, the norm's factor of 2^20 to 2^75 lifts it again.
+    const auto fill = [&](auto&& elements, int least, int most) {
+      const int scale = least + static_cast<int>(rng() % static_cast<unsigned>(most - least + 1));
+      for (float& element : elements) {
+        const auto size = static_cast<float>(1 + random_uniform(rng, 0.9));
+        element = std::ldexp(rng() % 2 ? size : -size, scale + static_cast<int>(rng() % 4));
+      }
+    };
+    const auto layer = [&](const ConvShape<0>& shape, int least, int most) {
+      Linear<float> filled(shape);
+      fill(filled.weight(), least, most);
+      fill(filled.bias(), least, most);
+      return filled;
+    };
+    // b * a is the cheaper product, so it comes first.
+    const Linear<float> a = layer({.out = 2, .in = 1, .bias = true}, -90, -50),
+                        b = layer({.out = 2, .in = 2, .bias = true}, -80, -40),
+                        c = layer({.out = 3, .in = 2}, -20, 20);
+    BatchNorm<float> norm{{0, 0}, {0, 0}, {0, 0}, {0, 0}, 0};
+    fill(norm.weight, 20, 60);
+    fill(norm.running_var, -30, 0);
+    fill(norm.running_mean, -90, -40);
+    fill(norm.bias, -90, -40);
+    for (float& variance : norm.running_var) variance = std::abs(variance);
+    const Expr<float, 0> lifted = batch_norm(norm) * b * a;
+    FeatureMap<float, 0> x({.batch = 2, .channels = 1});
+    fill(x.values(), -30, 0);
+    using List = std::vector<Expr<float, 0>>;
+    for (const Expr<float, 0>& expression :
+         List{lifted, lifted + a, c * (lifted + a),
+              concat_outputs(List{lifted, batch_norm(norm) * a}),
+              concat_inputs(List{c, c}) * concat_outputs(List{lifted, a})}) {
+      const Linear<float> right = contract(expression), exact = contract<double>(expression);
+      bool lost = false;  // more than rounding explains
+      for (std::size_t i = 0; i < right.weight().size(); ++i) {
+        const float off = std::abs(right.weight()[i] - exact.weight()[i]);
+        lost = lost || off > 0x1p-15F * std::abs(exact.weight()[i]);
+      }
+      const Report rounding = prove_rounding(expression, right);
+      INFO(seed << ": " << expression << '\n' << rounding);
+      CHECK((rounding || rounding.undecided));
+      underflowed += lost;
+      proved += lost && rounding;
+      CHECK_FALSE(prove_rounding(expression, -1 * right));
+      const Report of_layers = prove_outputs(expression, right, x, expression(x)),
+                   of_contraction =
+                       prove_outputs(expression, right, x, right(x), ComputedBy::contraction);
+      INFO(of_layers << '\n' << of_contraction);
+      CHECK((of_layers || of_layers.undecided));
+      CHECK((of_contraction || of_contraction.undecided));
+    }
+  }
+  INFO(underflowed << " with underflow, of which " << proved << " are proved");
+  CHECK(underflowed >= 50);
+  CHECK(proved >= 20);
+}
+
 TEST_CASE("the bound is refused where it bounds nothing", "[verify]") {
   CHECK_THROWS_AS(detail::gamma(Index{1} << 24, detail::unit_roundoff<float>()), VerificationError);
   CHECK(detail::gamma(10, 0.01L) == Approx(0.1 / 0.9));
