@@ -550,6 +550,7 @@ onnx::Model Network<Scalar>::model() const {
 
 template <class Scalar>
 void Network<Scalar>::load(const concertina::io::Safetensors& file) {
+  std::vector<std::vector<Scalar>> values;
   for (const auto* tensors : {&parameters_, &statistics_}) {
     for (const Tensor<Scalar>* tensor : *tensors) {  // all are checked before one changes
       const auto& given = file.tensor(tensor->name);
@@ -558,14 +559,13 @@ void Network<Scalar>::load(const concertina::io::Safetensors& file) {
                           tool::to_text(given.shape) + ", the network's of " +
                           tool::to_text(tensor->shape));
       }
-      static_cast<void>(file.view<Scalar>(tensor->name));
+      values.push_back(file.values<Scalar>(tensor->name));
     }
   }
   normalization_ = normalization_of(file);
+  auto next = values.begin();
   for (const auto* tensors : {&parameters_, &statistics_}) {
-    for (Tensor<Scalar>* tensor : *tensors) {
-      std::ranges::copy(file.view<Scalar>(tensor->name), tensor->value.begin());
-    }
+    for (Tensor<Scalar>* tensor : *tensors) std::ranges::copy(*next++, tensor->value.begin());
   }
   tape_.tensors_changed();
 }
