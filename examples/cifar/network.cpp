@@ -71,13 +71,18 @@ struct OnTape {
   Map layer(Map x, const ConvShape<0>& shape, const Weights<Scalar>& weights) const {
     return &linear(tape, *x, shape, weights);
   }
-  Map norm(Map x, const NormTensors<Scalar>& norm) const { return &batch_norm(tape, *x, norm); }
+  Map norm(Map x, const NormTensors<Scalar>& norm, const concertina::Padding<2>& margin = 0) const {
+    return &batch_norm(tape, *x, norm, margin);
+  }
   Map relu(Map x) const {
     cifar::relu(tape, *x);
     return x;
   }
   Map max_pool(Map x) const { return &cifar::max_pool(tape, *x); }
-  Map mean_pool(Map x) const { return &cifar::mean_pool(tape, *x); }
+  Map mean_pool(Map x) const { return average_pool(x, {x->height, x->width}); }
+  Map average_pool(Map x, const concertina::PerAxis<2>& kernel) const {
+    return &cifar::average_pool(tape, *x, kernel);
+  }
   Map sum(const std::vector<Map>& branches) const { return &add(tape, branches); }
   Map block(Map x, const NormedBranches<Scalar>& branches) const {
     return &contracted_block(tape, *x, branches);
@@ -100,12 +105,15 @@ struct InGraph {
     if (x.dims().size() > 2) x.flatten();
     return x.linear(name_of(*weights.weight), shape.out, shape.bias);
   }
-  Map norm(Map x, const NormTensors<Scalar>& norm) const {
+  Map norm(Map x, const NormTensors<Scalar>& norm, const concertina::Padding<2>& = 0) const {
     return x.batch_norm(name_of(*norm.weight), onnx_eps);
   }
   Map relu(Map x) const { return x.relu(); }
   Map max_pool(Map x) const { return x.max_pool({2, 2}, {2, 2}, {0, 0}); }
   Map mean_pool(Map x) const { return x.global_avg_pool(); }
+  Map average_pool(Map x, const concertina::PerAxis<2>& kernel) const {
+    return x.avg_pool({kernel[0], kernel[1]}, {1, 1}, {0, 0});
+  }
   Map sum(const std::vector<Map>& branches) const { return Map(branches.front()).sum(branches); }
 };
 
@@ -143,14 +151,15 @@ void NetworkOptions::validate() const {
 }
 
 const std::vector<std::string>& model_names() {
-  static const std::vector<std::string> names = {"compact",   "fc",       "cl",      "cl+fc",
-                                                 "ck",        "ck+fc",    "acnet",   "repvgg",
-                                                 "mobileone", "cl+norms", "resnet18"};
+  static const std::vector<std::string> names = {"compact",   "fc",    "cl",       "cl+fc",
+                                                 "ck",        "ck+fc", "acnet",    "repvgg",
+                                                 "mobileone", "dbb",   "cl+norms", "resnet18"};
   return names;
 }
 
 bool NetworkOptions::is_block() const {
-  return model == "acnet" || model == "repvgg" || model == "mobileone" || model == "cl+norms";
+  return model == "acnet" || model == "repvgg" || model == "mobileone" || model == "dbb" ||
+         model == "cl+norms";
 }
 
 bool contracts(const NetworkOptions& options) {
@@ -346,9 +355,9 @@ template <class Scalar>
 void Network<Scalar>::make_block(const std::string& name, const ConvShape<2>& shape, Index size) {
   Block& block = blocks_.emplace_back();
   const auto add = [&](std::vector<Normed>& branch, const std::string& own,
-                       const ConvShape<2>& each) {
-    branch.push_back(
-        {make_layer<2>(name + "." + own, {each}), make_norm(name + "." + own + "_bn", each.out)});
+                       const ConvShape<2>& each, const concertina::Padding<2>& margin = 0) {
+    branch.push_back({make_layer<2>(name + "." + own, {each}),
+                      make_norm(name + "." + own + "_bn", each.out), margin});
   };
   /// A branch of a smaller kernel reads what the middle of the whole one reads: less padding.
   const auto smaller = [&](Index height, Index width) {
@@ -371,6 +380,23 @@ void Network<Scalar>::make_block(const std::string& name, const ConvShape<2>& sh
       add(block.branches.emplace_back(), own, shape);
     }
     add(block.branches.emplace_back(), "scale", smaller(1, 1));
+  } else if (options_.model == "dbb") {
+    add(block.branches.emplace_back(), "origin", shape);
+    add(block.branches.emplace_back(), "point", smaller(1, 1));
+    // Padding stands before the 1x1, whose norm does not count it.
+    ConvShape<2> point = shape, window = shape;
+    point.kernel_size = 1;
+    window.padding = 0;
+    auto& pooled = block.branches.emplace_back();
+    add(pooled, "before_pool", point, point.padding);
+    ConvShape<2> pool = window;
+    pool.in = pool.groups = pool.out;
+    pooled.push_back({{.chain = {pool}, .weights = {{}}}, make_norm(name + ".pool_bn", pool.out)});
+    auto& chain = block.branches.emplace_back();
+    point.out = point.in;
+    add(chain, "reduce", point, point.padding);
+    identities_.push_back(chain.front().conv.weights.front().weight);
+    add(chain, "spatial", window);
   } else {
     auto& branch = block.branches.emplace_back();
     for (const ConvShape<2>& each : expanded(options_, shape)) {
@@ -389,8 +415,8 @@ NormedBranches<Scalar> Network<Scalar>::normed(const Block& block) const {
   NormedBranches<Scalar> branches;
   for (const auto& branch : block.branches) {
     auto& layers = branches.emplace_back();
-    for (const auto& [conv, norm] : branch) {
-      layers.push_back({conv.chain.front(), conv.weights.front(), norm});
+    for (const auto& [conv, norm, margin] : branch) {
+      layers.push_back({conv.chain.front(), conv.weights.front(), norm, margin});
     }
   }
   return branches;
@@ -471,7 +497,10 @@ typename On::Map Network<Scalar>::apply(const On& on, const Block& block,
     typename On::Map y = x;
     for (const Normed& each : branch) {
       if (options_.is_resnet() && &each != &branch.front()) y = on.relu(y);
-      y = on.norm(apply(on, each.conv, y), each.norm);
+      const ConvShape<2>& shape = each.conv.chain.front();
+      y = each.conv.weights.front().weight ? apply(on, each.conv, y)
+                                           : on.average_pool(y, shape.kernel_size);
+      y = on.norm(y, each.norm, each.margin);
     }
     summands.push_back(y);
   }
@@ -496,6 +525,10 @@ void Network<Scalar>::initialize(std::uint64_t seed, bool uniform_norms) {
     for (Scalar& number : tensor->value) {
       number = static_cast<Scalar>(concertina::random_uniform(generator, bound));
     }
+  }
+  for (Tensor<Scalar>* tensor : identities_) {
+    Eigen::Map<Eigen::MatrixX<Scalar>>(tensor->value.data(), tensor->shape[0], tensor->shape[1])
+        .setIdentity();
   }
   for (Tensor<Scalar>* tensor : norm_weights_) {
     for (Scalar& number : tensor->value) {

@@ -35,7 +35,8 @@ enum class Compute {
 
 extern const tool::Names<Compute> compute_names;
 
-/// The models: compact, fc, cl, cl+fc, ck, ck+fc; acnet, repvgg, mobileone, cl+norms; resnet18.
+/// The models: compact, fc, cl, cl+fc, ck, ck+fc; acnet, repvgg, mobileone, dbb, cl+norms;
+/// resnet18.
 const std::vector<std::string>& model_names();
 
 struct NetworkOptions {
@@ -78,12 +79,14 @@ struct Normalization {
 /// Tensors are named as in PyTorch: conv1.weight, or conv1.0.weight to conv1.2.weight; conv1_bn.*,
 /// fc1.*, fc2.*. Branches of blocks have their own norms, conv1.square_bn of conv1.square: ACNet's
 /// square, vertical and horizontal; RepVGG's dense and point; MobileOne's dense0 to dense3 and
-/// scale; of cl+norms, CL with a norm after each layer, 0 to 2.
+/// scale; DBB's origin, point, reduce and spatial, before_pool and the norm pool_bn; of cl+norms,
+/// CL with a norm after each layer, 0 to 2. DBB's inner norms pad as
+/// concertina::DiverseBranchBlock's.
 ///
 /// Or ResNet-18 as it is usual on CIFAR: a first convolution of kernel 3, and no pool after it.
 /// Tensors are named as in torchvision, layer1.0.conv1.weight and so on.
 /// Source  Guo, Alvarez, Salzmann, ExpandNets, NeurIPS 2020, supplement A; ACNet, ICCV 2019;
-///         RepVGG, CVPR 2021; MobileOne, CVPR 2023;
+///         RepVGG, CVPR 2021; DBB, CVPR 2021; MobileOne, CVPR 2023;
 ///         He et al., "Deep residual learning for image recognition", CVPR 2016
 template <class Scalar>
 class Network {
@@ -162,8 +165,9 @@ class Network {
     std::pair<Weights<Scalar>, concertina::ConvShape<Rank>> contraction = {};
   };
   struct Normed {
-    Layer<2> conv;
+    Layer<2> conv;  // of a pool without weights
     NormTensors<Scalar> norm;
+    concertina::Padding<2> margin = 0;
   };
   struct Block {
     std::vector<Layer<2>> conv = {};  // one, or none where there are branches
@@ -202,6 +206,7 @@ class Network {
   std::vector<const Tensor<Scalar>*> contracted_;  // those of parameters_ in contractions
   std::vector<std::string> contracted_names_, layered_names_;  // of expansions
   std::vector<std::pair<Tensor<Scalar>*, double>> uniform_;    // initialised within this bound
+  std::vector<Tensor<Scalar>*> identities_;                    // of 1x1, where they begin
   std::function<void(Index, Scalar*)> source_;
   std::optional<Normalization> normalization_;
   std::unique_ptr<CrossEntropy<Scalar>> loss_;

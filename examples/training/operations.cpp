@@ -260,7 +260,8 @@ Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<0>& sh
 }
 
 template <class Scalar>
-Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar> tensors) {
+Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar> tensors,
+                         const concertina::Padding<2>& margin) {
   constexpr double eps = 1e-5, momentum = 0.1;
   const Index channels = x.channels, positions = x.height * x.width;
   const Index chunks = tape.chunk_capacity();
@@ -271,6 +272,23 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
                      std::to_string(tensor->value.size()) + " numbers, the maps have " +
                      std::to_string(channels) + " channels");
   }
+  const Index inner_height = x.height - margin.start[0] - margin.end[0],
+              inner_width = x.width - margin.start[1] - margin.end[1];
+  if (inner_height < 1 || inner_width < 1) {
+    throw ShapeError("batch_norm: margins of " + to_string(margin.start) + " and " +
+                     to_string(margin.end) + " leave nothing of maps of " +
+                     std::to_string(x.height) + "x" + std::to_string(x.width));
+  }
+  const Index counted = inner_height * inner_width;  // positions that statistics are of
+  /// Calls each(begin, end) for the runs of these positions.
+  const bool whole = counted == positions;
+  const auto for_each_run = [=, width = x.width](auto&& each) {
+    if (whole) return each(Index{0}, positions);
+    for (Index row = 0; row < inner_height; ++row) {
+      const Index begin = (margin.start[0] + row) * width + margin.start[1];
+      each(begin, begin + inner_width);
+    }
+  };
   Maps<Scalar>& y = tape.maps(channels, x.height, x.width);
   struct Moments {
     double mean, squares;  // of deviations from the mean
@@ -306,23 +324,27 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
              if (!tape.training()) return;
              const Row<Scalar> mask_row = tape.mask(chunk);
              const Vector<Scalar>& mask = vector_at(mask_row.image.data());
-             const double count = images_of(chunk) * static_cast<double>(positions);
+             const double count = images_of(chunk) * static_cast<double>(counted);
              const Scalar* from = x.values(chunk);
              for (Index c = 0; c < channels; ++c, from += positions * lanes) {
                Vector<Scalar> sum{}, squares{};
-               for (Index i = 0; i < positions; ++i) sum += mask * vector_at(from + i * lanes);
+               for_each_run([&](Index begin, Index end) {
+                 for (Index i = begin; i < end; ++i) sum += mask * vector_at(from + i * lanes);
+               });
                const double mean = sum_lanes<Scalar>(sum) / count;
                const auto shift = static_cast<Scalar>(mean);
-               for (Index i = 0; i < positions; ++i) {
-                 const Vector<Scalar> deviation = mask * (vector_at(from + i * lanes) - shift);
-                 squares += deviation * deviation;
-               }
+               for_each_run([&](Index begin, Index end) {
+                 for (Index i = begin; i < end; ++i) {
+                   const Vector<Scalar> deviation = mask * (vector_at(from + i * lanes) - shift);
+                   squares += deviation * deviation;
+                 }
+               });
                state->moments[size(chunk * channels + c)] = {mean, sum_lanes<Scalar>(squares)};
              }
            },
        .then =
            [=, &tape] {
-             const double all = static_cast<double>(tape.images() * positions);
+             const double all = static_cast<double>(tape.images() * counted);
              for (Index c = 0; c < channels; ++c) {
                const std::size_t at = size(c);
                auto& running_mean = tensors.running_mean->value[at];
@@ -334,7 +356,7 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
                  mean = 0;
                  for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
                    const Moments& more = state->moments[size(chunk * channels + c)];
-                   const double added = images_of(chunk) * static_cast<double>(positions);
+                   const double added = images_of(chunk) * static_cast<double>(counted);
                    const double distance = more.mean - mean, sum = count + added;
                    mean += distance * added / sum;
                    squares += more.squares + distance * distance * count * added / sum;
@@ -390,7 +412,7 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
            },
        .then =
            [=, &tape] {
-             const double all = static_cast<double>(tape.images() * positions);
+             const double all = static_cast<double>(tape.images() * counted);
              for (Index c = 0; c < channels; ++c) {
                Sums sums{};
                for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
@@ -414,18 +436,28 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
              const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
              Scalar* to = x.gradients(chunk);
              for (Index c = 0; c < channels; ++c) {
-               // factor * (dy - mean(dy) - xhat * mean(dy * xhat)), the constants taken together
+               // factor * (dy - mean(dy) - xhat * mean(dy * xhat)), the constants taken together;
+               // where statistics do not look, factor * dy
                const Scalar factor = state->factor[size(c)];
                const Scalar slope =
                    state->deviation_inverse[size(c)] * state->mean_product[size(c)];
                const Scalar mean = state->mean[size(c)], level = state->mean_gradient[size(c)];
-               for (Index i = 0; i < positions; ++i) {
-                 const Vector<Scalar> own =
-                     factor * mask *
-                     (vector_at(gradient) - level - slope * (vector_at(from) - mean));
-                 vector_at(to) = first ? own : vector_at(to) + own;
-                 from += lanes, gradient += lanes, to += lanes;
-               }
+               const auto put = [&](Index begin, Index end, Scalar shift, Scalar by) {
+                 for (Index i = begin * lanes; i < end * lanes; i += lanes) {
+                   const Vector<Scalar> own =
+                       factor * mask *
+                       (vector_at(gradient + i) - shift - by * (vector_at(from + i) - mean));
+                   vector_at(to + i) = first ? own : vector_at(to + i) + own;
+                 }
+               };
+               Index done = 0;
+               for_each_run([&](Index begin, Index end) {
+                 put(done, begin, 0, 0);
+                 put(begin, end, level, slope);
+                 done = end;
+               });
+               put(done, positions, 0, 0);
+               from += positions * lanes, gradient += positions * lanes, to += positions * lanes;
              }
            },
        .then = {}});
@@ -536,22 +568,43 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
 }
 
 template <class Scalar>
-Maps<Scalar>& mean_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
-  Maps<Scalar>& y = tape.maps(x.channels, 1, 1);
-  const Index positions = x.height * x.width;
-  const Scalar share = 1 / static_cast<Scalar>(positions);
+Maps<Scalar>& average_pool(Tape<Scalar>& tape, Maps<Scalar>& x,
+                           const concertina::PerAxis<2>& kernel) {
+  if (x.height < kernel[0] || x.width < kernel[1]) {
+    throw ShapeError("average_pool: maps of " + std::to_string(x.height) + "x" +
+                     std::to_string(x.width) + " are smaller than the window, " +
+                     to_string(kernel));
+  }
+  Maps<Scalar>& y = tape.maps(x.channels, x.height - kernel[0] + 1, x.width - kernel[1] + 1);
+  const Scalar share = 1 / static_cast<Scalar>(numel(kernel));
+  /// Calls each(from, to): offsets in a chunk of a row that a window reads and of its result.
+  const auto for_each_row = [=, &x, &y](auto&& each) {
+    for (Index c = 0; c < x.channels; ++c) {
+      for (Index i = 0; i < y.height; ++i) {
+        for (Index j = 0; j < y.width; ++j) {
+          const Index to = ((c * y.height + i) * y.width + j) * lanes;
+          for (Index row = 0; row < kernel[0]; ++row) {
+            each(((c * x.height + i + row) * x.width + j) * lanes, to);
+          }
+        }
+      }
+    }
+  };
+  const Index line = kernel[1] * lanes;
   Operation operation;
   operation.forward.push_back({.each =
                                    [=, &x, &y](Index chunk, Index) {
                                      const Scalar* from = x.values(chunk);
-                                     Scalar* to = y.values(chunk);
-                                     for (Index c = 0; c < x.channels; ++c, to += lanes) {
-                                       Vector<Scalar> sum{};
-                                       for (Index i = 0; i < positions; ++i, from += lanes) {
-                                         sum += vector_at(from);
-                                       }
-                                       vector_at(to) = share * sum;
-                                     }
+                                     Scalar* result = y.values(chunk);
+                                     std::fill_n(result, y.numbers() * lanes, Scalar(0));
+                                     for_each_row([&](Index at, Index to) {
+                                       Vector<Scalar> sum = vector_at(result + to);
+                                       for (Index i = at; i < at + line; i += lanes)
+                                         sum += vector_at(from + i);
+                                       vector_at(result + to) = sum;
+                                     });
+                                     for (Index i = 0; i < y.numbers(); ++i)
+                                       vector_at(result + i * lanes) *= share;
                                    },
                                .then = {}});
   const auto first_writer = tape.first_writer(x);
@@ -560,13 +613,14 @@ Maps<Scalar>& mean_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
                                       if (!x.differentiable) return;
                                       const Scalar* gradient = y.gradients(chunk);
                                       Scalar* to = x.gradients(chunk);
-                                      const bool first = first_writer();
-                                      for (Index c = 0; c < x.channels; ++c, gradient += lanes) {
-                                        const Vector<Scalar> own = share * vector_at(gradient);
-                                        for (Index i = 0; i < positions; ++i, to += lanes) {
-                                          vector_at(to) = first ? own : vector_at(to) + own;
-                                        }
-                                      }
+                                      if (first_writer())
+                                        std::fill_n(to, x.numbers() * lanes, Scalar(0));
+                                      for_each_row([&](Index at, Index from) {
+                                        const Vector<Scalar> own =
+                                            share * vector_at(gradient + from);
+                                        for (Index i = at; i < at + line; i += lanes)
+                                          vector_at(to + i) += own;
+                                      });
                                     },
                                 .then = {}});
   tape.record(std::move(operation));
@@ -854,17 +908,22 @@ concertina::Expr<Scalar, 2> expression_of(const NormedBranches<Scalar>& branches
   std::vector<Expression> summands;
   for (const auto& branch : branches) {
     std::vector<Expression> chain;
-    for (const auto& [shape, weights, norm] : branch) {
-      const concertina::ConvView<const Scalar, 2> conv(
-          shape, weights.weight->value,
-          weights.bias ? std::span<const Scalar>(weights.bias->value) : std::span<const Scalar>());
+    for (const auto& [shape, weights, norm, margin] : branch) {
+      if (weights.weight) {
+        chain.push_back(concertina::ConvView<const Scalar, 2>(
+            shape, weights.weight->value,
+            weights.bias ? std::span<const Scalar>(weights.bias->value)
+                         : std::span<const Scalar>()));
+      } else {
+        chain.push_back(
+            concertina::average_pool<Scalar, 2>(shape.in, shape.kernel_size, shape.stride));
+      }
       chain.push_back(concertina::batch_norm(
-                          concertina::BatchNorm<Scalar>{.running_mean = norm.running_mean->value,
-                                                        .running_var = norm.running_var->value,
-                                                        .weight = norm.weight->value,
-                                                        .bias = norm.bias->value,
-                                                        .eps = eps}) *
-                      conv);
+          concertina::BatchNorm<Scalar>{.running_mean = norm.running_mean->value,
+                                        .running_var = norm.running_var->value,
+                                        .weight = norm.weight->value,
+                                        .bias = norm.bias->value,
+                                        .eps = eps}));
     }
     summands.push_back(concertina::chain(chain));
   }
@@ -880,6 +939,14 @@ std::vector<NormedLayer<Scalar>> layers_of(const NormedBranches<Scalar>& branche
   return layers;
 }
 
+template <class Scalar>
+concertina::TrainingContraction<Scalar, 2> contraction_of(const NormedBranches<Scalar>& branches,
+                                                          const concertina::PerAxis<2>& size) {
+  std::vector<concertina::Padding<2>> margins;
+  for (const auto& layer : layers_of(branches)) margins.push_back(layer.margin);
+  return concertina::TrainingContraction<Scalar, 2>(expression_of(branches), size, margins);
+}
+
 }  // namespace
 
 template <class Scalar>
@@ -888,8 +955,7 @@ bool cheaper_contracted(const NormedBranches<Scalar>& branches, const concertina
   // Most of it are moments, in double and of few channels, whose multiply-adds take five times as
   // long as those of convolutions here (cifar bench --models mobileone,cl+norms).
   constexpr Index slower = 5;
-  const auto [layered, contracted] =
-      concertina::TrainingContraction<Scalar, 2>(expression_of(branches), size).cost(images);
+  const auto [layered, contracted] = contraction_of(branches, size).cost(images);
   return contracted < layered / slower;
 }
 
@@ -901,15 +967,14 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
     std::vector<Scalar> batch, gradient;  // [image][channel][y][x]
     Index computed = -1;                  // version of the tensors, in inference
   };
-  const auto state = std::make_shared<State>(State{
-      concertina::TrainingContraction<Scalar, 2>(expression_of(branches), {x.height, x.width}),
-      {},
-      {}});
+  const auto state =
+      std::make_shared<State>(State{contraction_of(branches, {x.height, x.width}), {}, {}});
   state->batch.resize(size(tape.capacity() * x.numbers()));
   state->gradient.resize(x.differentiable ? state->batch.size() : 0);
   const std::vector<NormedLayer<Scalar>> layers = layers_of(branches);
-  for (const auto& [shape, weights, norm] : layers) {
-    for (Tensor<Scalar>* tensor : {weights.weight, weights.bias, norm.weight, norm.bias}) {
+  for (const auto& layer : layers) {
+    for (Tensor<Scalar>* tensor :
+         {layer.weights.weight, layer.weights.bias, layer.norm.weight, layer.norm.bias}) {
       if (tensor) mark_read(*tensor);
     }
   }
@@ -922,12 +987,15 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
     const auto gradients = state->contraction.backward(concertina::ConvView<const Scalar, 2>(
         shape, whole.weight->gradient,
         whole.bias ? whole.bias->gradient : std::span<const Scalar>()));
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-      const auto &conv = gradients[2 * l], &norm = gradients[2 * l + 1];
-      layers[l].weights.weight->gradient = conv.weight();
-      if (layers[l].weights.bias) layers[l].weights.bias->gradient = conv.bias();
-      layers[l].norm.weight->gradient = norm.weight();
-      layers[l].norm.bias->gradient = norm.bias();
+    auto leaf = gradients.begin();
+    for (const NormedLayer<Scalar>& layer : layers) {
+      const Weights<Scalar>& weights = layer.weights;
+      if (weights.weight) weights.weight->gradient = leaf->weight();
+      if (weights.bias) weights.bias->gradient = leaf->bias();
+      leaf += weights.weight ? 1 : 2;  // a pool is a window and a divisor
+      layer.norm.weight->gradient = leaf->weight();
+      layer.norm.bias->gradient = leaf->bias();
+      ++leaf;
     }
   };
 
@@ -1013,10 +1081,12 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
                                      Weights<Scalar>);                                            \
   template Maps<Scalar>& linear(Tape<Scalar>&, Maps<Scalar>&, const ConvShape<0>&,                \
                                 Weights<Scalar>);                                                 \
-  template Maps<Scalar>& batch_norm(Tape<Scalar>&, Maps<Scalar>&, NormTensors<Scalar>);           \
+  template Maps<Scalar>& batch_norm(Tape<Scalar>&, Maps<Scalar>&, NormTensors<Scalar>,            \
+                                    const concertina::Padding<2>&);                               \
   template void relu(Tape<Scalar>&, Maps<Scalar>&);                                               \
   template Maps<Scalar>& max_pool(Tape<Scalar>&, Maps<Scalar>&);                                  \
-  template Maps<Scalar>& mean_pool(Tape<Scalar>&, Maps<Scalar>&);                                 \
+  template Maps<Scalar>& average_pool(Tape<Scalar>&, Maps<Scalar>&,                               \
+                                      const concertina::PerAxis<2>&);                             \
   template Maps<Scalar>& detached(Tape<Scalar>&, Maps<Scalar>&);                                  \
   template Maps<Scalar>& add(Tape<Scalar>&, std::vector<Maps<Scalar>*>);                          \
   template Maps<Scalar>& contracted_block(Tape<Scalar>&, Maps<Scalar>&,                           \

@@ -51,10 +51,14 @@ struct NormTensors {
 
 /// A batch norm, as torch.nn.BatchNorm2d with eps 1e-5 and momentum 0.1: in training by the
 /// statistics of the batch, which move the running ones; in inference by the running ones.
-/// Statistics are of each chunk's mean and squared deviations from it, combined in double.
+/// Statistics are of each chunk's mean and squared deviations from it, combined in double. They
+/// leave out a margin of the maps, as where padding was put before a layer instead of after its
+/// norm.
+/// Throws  ShapeError where tensors have other channels, or the margin leaves nothing
 /// Source  Ioffe, Szegedy, ICML 2015; Chan, Golub, LeVeque, The American Statistician 1983
 template <class Scalar>
-Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar> tensors);
+Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar> tensors,
+                         const concertina::Padding<2>& margin = 0);
 
 /// max(x, 0) in place; NaN stays. What wrote x does without its own output for its gradient: of max
 /// pools, which compare with theirs, because negative windows have no gradient to give.
@@ -67,9 +71,11 @@ void relu(Tape<Scalar>& tape, Maps<Scalar>& x);
 template <class Scalar>
 Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x);
 
-/// The mean of each channel, as torch.nn.AdaptiveAvgPool2d(1).
+/// The mean of each window, as torch.nn.AvgPool2d(kernel, stride=1).
+/// Throws  ShapeError where maps are smaller than the window
 template <class Scalar>
-Maps<Scalar>& mean_pool(Tape<Scalar>& tape, Maps<Scalar>& x);
+Maps<Scalar>& average_pool(Tape<Scalar>& tape, Maps<Scalar>& x,
+                           const concertina::PerAxis<2>& kernel);
 
 /// A copy through which no gradient flows back.
 template <class Scalar>
@@ -159,12 +165,14 @@ class Contractions {
   std::vector<Job> jobs_;
 };
 
-/// A convolution, and the batch norm of what it gives.
+/// A convolution, or without weights an average pool of the shape's kernel, and the batch norm of
+/// what it gives.
 template <class Scalar>
 struct NormedLayer {
   concertina::ConvShape<2> shape;
   Weights<Scalar> weights;
   NormTensors<Scalar> norm;
+  concertina::Padding<2> margin = 0;  ///< that the norm's statistics leave out
 };
 
 /// Branches of such layers, the first applied first; a block is their sum.

@@ -242,7 +242,7 @@ TEST_CASE("a contracted network is the compact one, also in inference", "[cifar]
   ThreadPool pool(2);
   constexpr Index images = 5;
   for (const std::string model : {"cl", "cl+fc", "ck", "ck+fc", "fc", "acnet", "repvgg",
-                                  "mobileone", "cl+norms", "compact"}) {
+                                  "mobileone", "dbb", "cl+norms", "compact"}) {
     for (const Index kernel : {3, 7}) {
       if (model.starts_with("ck") && kernel == 3) continue;
       INFO(model << ", kernel " << kernel);
@@ -398,7 +398,8 @@ TEST_CASE("models of a network and of what it contracts to contract alike", "[ci
   ThreadPool pool(1);
   for (const auto& [model, kernel] :
        {std::pair("cl+fc", 3), std::pair("ck", 5), std::pair("acnet", 3), std::pair("acnet", 5),
-        std::pair("repvgg", 3), std::pair("mobileone", 5), std::pair("cl+norms", 3)}) {
+        std::pair("repvgg", 3), std::pair("mobileone", 5), std::pair("dbb", 3), std::pair("dbb", 5),
+        std::pair("cl+norms", 3)}) {
     INFO(model << ", kernel " << kernel);
     Network<float> network({.model = model, .kernel = kernel, .rate = 2}, 4, pool);
     network.initialize(7);

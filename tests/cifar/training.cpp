@@ -48,7 +48,8 @@ std::vector<double> losses(const std::string& model, Index kernel, Compute compu
 TEST_CASE("contracted training is layered training, in double", "[cifar]") {
   for (const auto& [model, kernel] :
        {std::pair("cl+fc", 3), std::pair("ck", 5), std::pair("acnet", 3), std::pair("repvgg", 3),
-        std::pair("mobileone", 3), std::pair("cl+norms", 3)}) {
+        std::pair("mobileone", 3), std::pair("dbb", 3), std::pair("dbb", 5),
+        std::pair("cl+norms", 3)}) {
     INFO(model);
     const auto contracted = losses<double>(model, kernel, Compute::contracted);
     const auto layered = losses<double>(model, kernel, Compute::layered);

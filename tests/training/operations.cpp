@@ -28,7 +28,7 @@
 
 using namespace training;
 using Catch::Matchers::Contains;
-using concertina::ConvShape, concertina::ShapeError, concertina::to_string;
+using concertina::ConvShape, concertina::Padding, concertina::ShapeError, concertina::to_string;
 using concertina::test::message_of, concertina::test::random_index, concertina::test::Rng;
 
 namespace {
@@ -472,28 +472,38 @@ TEST_CASE("a relu works in place and has no gradient at zero", "[training][opera
   }
 }
 
-TEST_CASE("a mean pool is the mean, and shares its gradient", "[training][operations]") {
+TEST_CASE("an average pool is the mean of each window, and shares its gradient",
+          "[training][operations]") {
   Rng rng(161);
-  for (const Index images : batches) {
-    const Batch x = small_integers(images, 3, 4, 2, rng);
-    const Batch direction = small_integers(images, 3, 1, 1, rng);
-    Batch mean(images, 3, 1, 1), gradient(images, 3, 4, 2);
-    for (Index image = 0; image < images; ++image) {
-      for (Index c = 0; c < 3; ++c) {
-        for (Index i = 0; i < 8; ++i) {
-          mean.at(image, c, 0, 0) += x.at(image, c, i / 2, i % 2) / 8;  // exact
-          gradient.at(image, c, i / 2, i % 2) = direction.at(image, c, 0, 0) / 8;
+  for (const concertina::PerAxis<2>& kernel :
+       {concertina::PerAxis<2>{4, 2}, {1, 2}, {2, 1}, {2, 2}}) {
+    for (const Index images : batches) {
+      const Index height = 5 - kernel[0], width = 3 - kernel[1];
+      const double share = 1.0 / static_cast<double>(kernel[0] * kernel[1]);  // exact
+      const Batch x = small_integers(images, 3, 4, 2, rng);
+      const Batch direction = small_integers(images, 3, height, width, rng);
+      Batch mean(images, 3, height, width), gradient(images, 3, 4, 2);
+      for (Index image = 0; image < images; ++image) {
+        for (Index c = 0; c < 3; ++c) {
+          for (Index at = 0; at < height * width; ++at) {
+            const Index i = at / width, j = at % width;
+            for (Index tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
+              const Index y = i + tap / kernel[1], z = j + tap % kernel[1];
+              mean.at(image, c, i, j) += x.at(image, c, y, z) * share;
+              gradient.at(image, c, y, z) += direction.at(image, c, i, j) * share;
+            }
+          }
         }
       }
+      Rig<float> rig(images);
+      Maps<float>& maps = rig.input(x);
+      Maps<float>& y = average_pool(rig.tape, maps, kernel);
+      rig.seed(y, direction);
+      rig.tape.forward(images, true);
+      CHECK(values_of(y, images) == mean);
+      rig.tape.backward();
+      CHECK(gradients_of(maps, images) == gradient);
     }
-    Rig<float> rig(images);
-    Maps<float>& maps = rig.input(x);
-    Maps<float>& y = mean_pool(rig.tape, maps);
-    rig.seed(y, direction);
-    rig.tape.forward(images, true);
-    CHECK(values_of(y, images) == mean);
-    rig.tape.backward();
-    CHECK(gradients_of(maps, images) == gradient);
   }
 }
 
@@ -587,26 +597,62 @@ Variable variable_of(const std::string& name, Tensor<double>& tensor) {
 TEST_CASE("a batch norm's gradients are those of the whole batch", "[training][operations]") {
   Rng rng(17);
   const auto draw = [&] { return 1 + random_number(rng) / 2; };
-  for (const Index images : batches) {
-    INFO(images << " images");
-    Batch x = random_batch(images, 3, 3, 2, rng);
-    for (double& value : x.values) value = 2 * value + 0.75;
-    const Batch direction = random_batch(images, 3, 3, 2, rng);
-    Rig<double> rig(images);
-    Maps<double>& input = rig.input(x);
-    const NormTensors<double> norm = rig.norm(3, draw);
-    const auto product = rig.seed(batch_norm(rig.tape, input, norm), direction);
-    const auto loss = [&] {
-      put(input, x, 1000.0);
-      rig.tape.forward(images, true);
-      return product();
-    };
-    loss();
-    rig.tape.backward();
-    check_differences({{"x", x.values, gradients_of(input, images).values},
-                       variable_of("weight", *norm.weight),
-                       variable_of("bias", *norm.bias)},
-                      1e-3, 1e-8, loss);
+  for (const auto& [height, width, margin] :
+       {std::tuple(3, 2, Padding<2>(0)), std::tuple(4, 5, Padding<2>::sides({1, 0}, {0, 3}))}) {
+    for (const Index images : batches) {
+      INFO(images << " images of " << height << "x" << width);
+      Batch x = random_batch(images, 3, height, width, rng);
+      for (double& value : x.values) value = 2 * value + 0.75;
+      const Batch direction = random_batch(images, 3, height, width, rng);
+      Rig<double> rig(images);
+      Maps<double>& input = rig.input(x);
+      const NormTensors<double> norm = rig.norm(3, draw);
+      const auto product = rig.seed(batch_norm(rig.tape, input, norm, margin), direction);
+      const auto loss = [&] {
+        put(input, x, 1000.0);
+        rig.tape.forward(images, true);
+        return product();
+      };
+      loss();
+      rig.tape.backward();
+      check_differences({{"x", x.values, gradients_of(input, images).values},
+                         variable_of("weight", *norm.weight),
+                         variable_of("bias", *norm.bias)},
+                        1e-3, 1e-8, loss);
+    }
+  }
+}
+
+TEST_CASE("a batch norm with a margin has the statistics of what is inside",
+          "[training][operations]") {
+  Rng rng(171);
+  const Batch x = random_batch(17, 2, 5, 6, rng);
+  Batch inside(17, 2, 3, 3);
+  for (Index n = 0; n < 17; ++n) {
+    for (Index c = 0; c < 2; ++c) {
+      for (Index i = 0; i < 9; ++i) {
+        inside.at(n, c, i / 3, i % 3) = x.at(n, c, i / 3 + 2, i % 3 + 1);
+      }
+    }
+  }
+  const auto run = [](const Batch& on, const Padding<2>& margin, Batch& y) {
+    Rng own(172);
+    Rig<double> rig(17);
+    Maps<double>& input = rig.input(on);
+    const NormTensors<double> norm = rig.norm(2, [&] { return random_number(own); });
+    Maps<double>& output = batch_norm(rig.tape, input, norm, margin);
+    put(input, on, 1000.0);
+    rig.tape.forward(17, true);
+    y = values_of(output, 17);
+    return std::pair(norm.running_mean->value, norm.running_var->value);
+  };
+  Batch whole = x, cropped = inside;
+  CHECK(run(x, Padding<2>::sides({2, 1}, {0, 2}), whole) == run(inside, 0, cropped));
+  for (Index n = 0; n < 17; ++n) {
+    for (Index c = 0; c < 2; ++c) {
+      CHECK(whole.at(n, c, 2, 1) == cropped.at(n, c, 0, 0));
+      CHECK(whole.at(n, c, 4, 3) == cropped.at(n, c, 2, 2));
+    }
   }
 }
 
@@ -662,7 +708,7 @@ TEST_CASE("maps that many operations read, in any order, have the sum of their g
         case 1: return linear(rig.tape, maps, full, rig.weights(full, draw));
         case 2: return max_pool(rig.tape, maps);
         case 3: return add(rig.tape, {&maps, &maps});
-        case 4: return mean_pool(rig.tape, maps);
+        case 4: return average_pool(rig.tape, maps, {4, 2});
         case 5: return linear(rig.tape, detached(rig.tape, maps), full, rig.weights(full, draw));
         default: return batch_norm(rig.tape, maps, rig.norm(2, draw));
       }
@@ -1294,7 +1340,16 @@ struct BlockRun {
   Batch inference;
 };
 
-using Geometry = std::vector<std::vector<ConvShape<2>>>;  // branches
+/// A layer of a branch, and the batch norm after it.
+struct Part {
+  Part(const ConvShape<2>& shape_, const Padding<2>& margin_ = 0, bool pool_ = false)
+      : shape(shape_), margin(margin_), pool(pool_) {}
+
+  ConvShape<2> shape;
+  Padding<2> margin;
+  bool pool;
+};
+using Geometry = std::vector<std::vector<Part>>;  // branches
 
 template <class Scalar>
 BlockRun<Scalar> run_block(const Geometry& geometry, const Batch& x, Index threads,
@@ -1305,12 +1360,13 @@ BlockRun<Scalar> run_block(const Geometry& geometry, const Batch& x, Index threa
   Maps<Scalar>& input = rig.input(x);
   NormedBranches<Scalar> branches;
   std::vector<Tensor<Scalar>*> parameters, statistics;
-  for (const auto& shapes : geometry) {
+  for (const auto& parts : geometry) {
     auto& branch = branches.emplace_back();
-    for (const ConvShape<2>& shape : shapes) {
-      branch.push_back({shape, rig.weights(shape, draw),
-                        rig.norm(shape.out, [&] { return 0.5 + std::abs(draw()); })});
-      const auto& [unused, weights, norm] = branch.back();
+    for (const auto& [shape, margin, pool] : parts) {
+      branch.push_back({shape, pool ? Weights<Scalar>{} : rig.weights(shape, draw),
+                        rig.norm(shape.out, [&] { return 0.5 + std::abs(draw()); }), margin});
+      const Weights<Scalar>& weights = branch.back().weights;
+      const NormTensors<Scalar>& norm = branch.back().norm;
       for (Tensor<Scalar>* tensor : {weights.weight, weights.bias, norm.weight, norm.bias}) {
         if (tensor) parameters.push_back(tensor);
       }
@@ -1324,8 +1380,10 @@ BlockRun<Scalar> run_block(const Geometry& geometry, const Batch& x, Index threa
     std::vector<Maps<Scalar>*> summands;
     for (const auto& branch : branches) {
       Maps<Scalar>* from = &input;
-      for (const auto& [shape, weights, norm] : branch) {
-        from = &batch_norm(rig.tape, convolution(rig.tape, *from, shape, weights), norm);
+      for (const auto& [shape, weights, norm, margin] : branch) {
+        from = weights.weight ? &convolution(rig.tape, *from, shape, weights)
+                              : &average_pool(rig.tape, *from, shape.kernel_size);
+        from = &batch_norm(rig.tape, *from, norm, margin);
       }
       summands.push_back(from);
     }
@@ -1372,14 +1430,24 @@ TEST_CASE("contracted blocks train as their layers and batch norms do, one by on
       inside{.out = 5, .in = 3, .kernel_size = 3}, cropped{.out = 5, .in = 3, .padding = -1};
   const ConvShape<2> widen{.out = 7, .in = 3, .kernel_size = 1, .padding = 1, .bias = true},
       middle{.out = 6, .in = 7, .kernel_size = 3}, narrow{.out = 4, .in = 6, .kernel_size = 1};
+  // DBB's chains, padded and not: norms before the window leave the padding out.
+  const ConvShape<2> pool{.out = 5, .in = 5, .kernel_size = 3, .groups = 5},
+      window{.out = 5, .in = 5, .kernel_size = 3};
+  const auto diverse = [&](Index padding) {
+    ConvShape<2> origin = dense, point = one, first = one;
+    origin.padding = padding, point.padding = padding - 1, first.padding = padding;
+    return Geometry{
+        {origin}, {point}, {{first, padding}, {pool, 0, true}}, {{first, padding}, window}};
+  };
   Rng rng(3);
   for (const Geometry& geometry :
        {Geometry{{dense}, {one}}, Geometry{{dense}, {column}}, Geometry{{dense}, {dense}, {one}},
-        Geometry{{down}}, Geometry{{inside}, {cropped}}, Geometry{{widen, middle, narrow}}}) {
+        Geometry{{down}}, Geometry{{inside}, {cropped}}, Geometry{{widen, middle, narrow}},
+        diverse(0), diverse(1), diverse(3)}) {
     for (const Index images : {2, 16, 21}) {
       Batch x(images, 3, 6, 7);
       for (double& value : x.values) value = 1 + concertina::random_uniform(rng, 1);
-      INFO(images << " images, " << to_string(geometry.front().front()));
+      INFO(images << " images, " << to_string(geometry.front().front().shape));
       const auto layered = run_block<double>(geometry, x, 1, false);
       for (const Index threads : {1, 2, 3}) {
         const auto contracted = run_block<double>(geometry, x, threads, true);
@@ -1402,9 +1470,9 @@ TEST_CASE("whether a block with norms costs less contracted", "[training][operat
     NormedBranches<float> branches;
     for (const auto& shapes : geometry) {
       auto& branch = branches.emplace_back();
-      for (const ConvShape<2>& shape : shapes) {
-        branch.push_back(
-            {shape, rig.weights(shape, [] { return 1; }), rig.norm(shape.out, [] { return 1; })});
+      for (const auto& [shape, margin, pool] : shapes) {
+        branch.push_back({shape, pool ? Weights<float>{} : rig.weights(shape, [] { return 1; }),
+                          rig.norm(shape.out, [] { return 1; }), margin});
       }
     }
     return cheaper_contracted(branches, {16, 16}, images);
@@ -1551,6 +1619,10 @@ TEST_CASE("operations refuse what they cannot compute, with numbers", "[training
              Contains("118 weights and 0 biases") && Contains("with bias"));
   CHECK_THAT(message_of<ShapeError>([&] { batch_norm(rig.tape, x, rig.norm(4, zero)); }),
              Contains("norm.weight") && Contains("4 numbers") && Contains("3 channels"));
+  CHECK_THAT(message_of<ShapeError>([&] { batch_norm(rig.tape, x, rig.norm(3, zero), 2); }),
+             Contains("margin") && Contains("2x2") && Contains("4x5"));
+  CHECK_THAT(message_of<ShapeError>([&] { average_pool(rig.tape, x, {1, 6}); }),
+             Contains("4x5") && Contains("1x6"));
   CHECK_THAT(message_of<ShapeError>([&] { max_pool(rig.tape, rig.tape.maps(3, 1, 4)); }),
              Contains("1x4") && Contains("2x2"));
   CHECK_THAT(message_of<ShapeError>([&] {
