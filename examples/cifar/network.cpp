@@ -65,10 +65,12 @@ struct OnTape {
   static constexpr bool contracts = true;
   Tape<Scalar>& tape;
 
-  Map layer(Map x, const ConvShape<2>& shape, const Weights<Scalar>& weights) const {
+  Map layer(Map x, const ConvShape<2>& shape, const Weights<Scalar>& weights,
+            const Chain<Scalar, 2>&) const {
     return &convolution(tape, *x, shape, weights);
   }
-  Map layer(Map x, const ConvShape<0>& shape, const Weights<Scalar>& weights) const {
+  Map layer(Map x, const ConvShape<0>& shape, const Weights<Scalar>& weights,
+            const Chain<Scalar, 0>&) const {
     return &linear(tape, *x, shape, weights);
   }
   Map norm(Map x, const NormTensors<Scalar>& norm, const concertina::Padding<2>& margin = 0) const {
@@ -98,10 +100,12 @@ struct InGraph {
   static std::string name_of(const Tensor<Scalar>& weight) {
     return weight.name.substr(0, weight.name.rfind('.'));
   }
-  Map layer(Map x, const ConvShape<2>& shape, const Weights<Scalar>& weights) const {
+  Map layer(Map x, const ConvShape<2>& shape, const Weights<Scalar>& weights,
+            const Chain<Scalar, 2>&) const {
     return x.conv(name_of(*weights.weight), shape);
   }
-  Map layer(Map x, const ConvShape<0>& shape, const Weights<Scalar>& weights) const {
+  Map layer(Map x, const ConvShape<0>& shape, const Weights<Scalar>& weights,
+            const Chain<Scalar, 0>&) const {
     if (x.dims().size() > 2) x.flatten();
     return x.linear(name_of(*weights.weight), shape.out, shape.bias);
   }
@@ -247,17 +251,17 @@ template <class Scalar>
 template <int Rank>
 auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<Rank>> chain,
                                  const concertina::PerAxis<Rank>& size) -> Layer<Rank> {
-  Layer<Rank> layer{.chain = std::move(chain), .weights = {}};
-  const bool expanded = layer.chain.size() > 1;
+  Layer<Rank> layer{.chain = {.shapes = std::move(chain), .layers = {}}};
+  const auto& shapes = layer.chain.shapes;
+  const bool expanded = shapes.size() > 1;
   const bool contracts =
-      expanded &&
-      (options_.compute == Compute::automatic
-           ? concertina::Form<Rank>(layer.chain).cheaper_contracted(tape_.capacity(), size)
-           : options_.compute == Compute::contracted);
+      expanded && (options_.compute == Compute::automatic
+                       ? concertina::Form<Rank>(shapes).cheaper_contracted(tape_.capacity(), size)
+                       : options_.compute == Compute::contracted);
   if (expanded) (contracts ? contracted_names_ : layered_names_).push_back(name);
-  for (std::size_t l = 0; l < layer.chain.size(); ++l) {
-    const ConvShape<Rank>& each = layer.chain[l];
-    const std::string prefix = layer.chain.size() == 1 ? name : name + "." + std::to_string(l);
+  for (std::size_t l = 0; l < shapes.size(); ++l) {
+    const ConvShape<Rank>& each = shapes[l];
+    const std::string prefix = shapes.size() == 1 ? name : name + "." + std::to_string(l);
     std::vector<Index> extents = {each.out, each.in};
     extents.insert(extents.end(), each.kernel_size.begin(), each.kernel_size.end());
     Weights<Scalar> weights{&tape_.tensor(prefix + ".weight", extents),
@@ -273,10 +277,10 @@ auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<
         computed_.push_back(tensor);
       }
     }
-    layer.weights.push_back(weights);
+    layer.chain.layers.push_back(weights);
   }
   if (contracts) {
-    layer.contraction = contractions_.add(Chain<Scalar, Rank>{layer.chain, layer.weights});
+    layer.contraction = contractions_.add(layer.chain);
     const auto& [weight, bias] = layer.contraction.first;
     computed_.push_back(weight);
     if (bias) computed_.push_back(bias);
@@ -315,7 +319,7 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
     if (contracted_names_.empty() && !layered_names_.empty()) options_.compute = Compute::layered;
   }
   contractions_.record();
-  const OnTape<Scalar> on{tape_};
+  OnTape<Scalar> on{tape_};
   features_ = apply_to_last(on, &images);
   logits_ =
       apply(on, linear_.back(), detached_classifier ? &detached(tape_, *features_) : features_);
@@ -391,11 +395,11 @@ void Network<Scalar>::make_block(const std::string& name, const ConvShape<2>& sh
     add(pooled, "before_pool", point, point.padding);
     ConvShape<2> pool = window;
     pool.in = pool.groups = pool.out;
-    pooled.push_back({{.chain = {pool}, .weights = {{}}}, make_norm(name + ".pool_bn", pool.out)});
+    pooled.push_back({{.chain = {{pool}, {{}}}}, make_norm(name + ".pool_bn", pool.out)});
     auto& chain = block.branches.emplace_back();
     point.out = point.in;
     add(chain, "reduce", point, point.padding);
-    identities_.push_back(chain.front().conv.weights.front().weight);
+    identities_.push_back(chain.front().conv.chain.layers.front().weight);
     add(chain, "spatial", window);
   } else {
     auto& branch = block.branches.emplace_back();
@@ -416,7 +420,7 @@ NormedBranches<Scalar> Network<Scalar>::normed(const Block& block) const {
   for (const auto& branch : block.branches) {
     auto& layers = branches.emplace_back();
     for (const auto& [conv, norm, margin] : branch) {
-      layers.push_back({conv.chain.front(), conv.weights.front(), norm, margin});
+      layers.push_back({conv.chain.shapes.front(), conv.chain.layers.front(), norm, margin});
     }
   }
   return branches;
@@ -469,27 +473,26 @@ std::vector<const Tensor<Scalar>*> Network<Scalar>::decay_contractions(double de
 
 template <class Scalar>
 template <class On, int Rank>
-typename On::Map Network<Scalar>::apply(const On& on, const Layer<Rank>& layer,
+typename On::Map Network<Scalar>::apply(On& on, const Layer<Rank>& layer,
                                         typename On::Map x) const {
   const auto& [contraction, shape] = layer.contraction;
-  if (On::contracts && contraction.weight) return on.layer(x, shape, contraction);
-  for (std::size_t l = 0; l < layer.chain.size(); ++l) {
+  if (On::contracts && contraction.weight) return on.layer(x, shape, contraction, layer.chain);
+  for (std::size_t l = 0; l < layer.chain.shapes.size(); ++l) {
     if (l > 0 && options_.compute == Compute::nonlinear) x = on.relu(x);
-    x = on.layer(x, layer.chain[l], layer.weights[l]);
+    x = on.layer(x, layer.chain.shapes[l], layer.chain.layers[l], {});
   }
   return x;
 }
 
 template <class Scalar>
 template <class On>
-typename On::Map Network<Scalar>::apply(const On& on, const Block& block,
-                                        typename On::Map x) const {
+typename On::Map Network<Scalar>::apply(On& on, const Block& block, typename On::Map x) const {
   if (block.branches.empty()) {
     x = apply(on, block.conv.front(), x);
     if (!block.norm.empty()) x = on.norm(x, block.norm.front());
     return on.relu(x);
   }
-  if constexpr (On::contracts) {
+  if constexpr (requires { &On::block; }) {
     if (block.contracts) return on.relu(on.block(x, normed(block)));
   }
   std::vector<typename On::Map> summands;
@@ -497,9 +500,9 @@ typename On::Map Network<Scalar>::apply(const On& on, const Block& block,
     typename On::Map y = x;
     for (const Normed& each : branch) {
       if (options_.is_resnet() && &each != &branch.front()) y = on.relu(y);
-      const ConvShape<2>& shape = each.conv.chain.front();
-      y = each.conv.weights.front().weight ? apply(on, each.conv, y)
-                                           : on.average_pool(y, shape.kernel_size);
+      const auto& [shapes, layers] = each.conv.chain;
+      y = layers.front().weight ? apply(on, each.conv, y)
+                                : on.average_pool(y, shapes.front().kernel_size);
       y = on.norm(y, each.norm, each.margin);
     }
     summands.push_back(y);
@@ -510,12 +513,17 @@ typename On::Map Network<Scalar>::apply(const On& on, const Block& block,
 
 template <class Scalar>
 template <class On>
-typename On::Map Network<Scalar>::apply_to_last(const On& on, typename On::Map x) const {
+typename On::Map Network<Scalar>::apply_to_last(On& on, typename On::Map x) const {
   for (const Block& block : blocks_) {
     x = apply(on, block, x);
     if (!options_.is_resnet()) x = on.max_pool(x);
   }
   return options_.is_resnet() ? on.mean_pool(x) : on.relu(apply(on, linear_.front(), x));
+}
+
+template <class Scalar>
+void Network<Scalar>::record(cuda::Recorder<Scalar>& on) const {
+  on.loss(apply(on, linear_.back(), apply_to_last(on, on.images())));
 }
 
 template <class Scalar>
@@ -571,7 +579,7 @@ onnx::Model Network<Scalar>::model() const {
     x.with_constant("Sub", {mean.begin(), mean.end()}, {3, 1, 1});
     x.with_constant("Div", {deviation.begin(), deviation.end()}, {3, 1, 1});
   }
-  const InGraph<Scalar> in_graph;
+  InGraph<Scalar> in_graph;
   x = apply(in_graph, linear_.back(), apply_to_last(in_graph, std::move(x)));
   const concertina::io::Safetensors file = save();
   onnx::Model model = x.finish([&](const std::string& name, const tool::Dims& dims) {
@@ -607,10 +615,10 @@ template <class Scalar>
 template <int Rank>
 std::vector<ConvView<const Scalar, Rank>> Network<Scalar>::views(const Layer<Rank>& layer) const {
   std::vector<ConvView<const Scalar, Rank>> views;
-  for (std::size_t l = 0; l < layer.chain.size(); ++l) {
-    const Weights<Scalar>& weights = layer.weights[l];
+  for (std::size_t l = 0; l < layer.chain.shapes.size(); ++l) {
+    const Weights<Scalar>& weights = layer.chain.layers[l];
     views.emplace_back(
-        layer.chain[l], weights.weight->value,
+        layer.chain.shapes[l], weights.weight->value,
         weights.bias ? std::span<const Scalar>(weights.bias->value) : std::span<const Scalar>());
   }
   return views;
@@ -640,7 +648,7 @@ onnx::Model Network<Scalar>::contract() const {
     copy(conv.bias(), to.bias);
   };
   for (std::size_t b = 0; b < blocks_.size(); ++b) {
-    const Weights<Scalar>& to = result.blocks_[b].conv.front().weights.front();
+    const Weights<Scalar>& to = result.blocks_[b].conv.front().chain.layers.front();
     if (!blocks_[b].branches.empty()) {
       assign(concertina::contract<Wide>(expression_of(normed(blocks_[b]), onnx_eps)), to);
       continue;
@@ -656,7 +664,7 @@ onnx::Model Network<Scalar>::contract() const {
     }
   }
   for (std::size_t l = 0; l < linear_.size(); ++l) {
-    assign(concertina::contract<Wide>(views(linear_[l])), result.linear_[l].weights.front());
+    assign(concertina::contract<Wide>(views(linear_[l])), result.linear_[l].chain.layers.front());
   }
   return result.model();
 }

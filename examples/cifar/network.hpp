@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "cuda/accelerator.hpp"
 #include "text.hpp"
 #include "training/operations.hpp"
 
@@ -151,6 +152,9 @@ class Network {
   /// What batch norms learn of the images: running means and variances.
   const std::vector<Tensor<Scalar>*>& statistics() const { return statistics_; }
 
+  /// The network on a device's tape, from the images to the loss.
+  void record(cuda::Recorder<Scalar>& on) const;
+
   /// Decays the contractions of expanded layers (see Contractions), and says which parameters are
   /// in them.
   /// Throws  Error unless expansions are contracted
@@ -160,8 +164,7 @@ class Network {
   /// A layer: the shapes that it expands into, one for none.
   template <int Rank>
   struct Layer {
-    std::vector<concertina::ConvShape<Rank>> chain;
-    std::vector<Weights<Scalar>> weights;
+    Chain<Scalar, Rank> chain;
     std::pair<Weights<Scalar>, concertina::ConvShape<Rank>> contraction = {};
   };
   struct Normed {
@@ -186,13 +189,13 @@ class Network {
   void make_block(const std::string& name, const concertina::ConvShape<2>& shape, Index size);
   void make_resnet();
 
-  /// What layers make of a map, on the tape or in a model's graph.
+  /// What layers make of a map: on the tape, on a device's, in a model's graph.
   template <class On, int Rank>
-  typename On::Map apply(const On& on, const Layer<Rank>& layer, typename On::Map x) const;
+  typename On::Map apply(On& on, const Layer<Rank>& layer, typename On::Map x) const;
   template <class On>
-  typename On::Map apply(const On& on, const Block& block, typename On::Map x) const;
+  typename On::Map apply(On& on, const Block& block, typename On::Map x) const;
   template <class On>
-  typename On::Map apply_to_last(const On& on, typename On::Map x) const;  // but the last layer
+  typename On::Map apply_to_last(On& on, typename On::Map x) const;  // but the last layer
 
   template <int Rank>
   std::vector<concertina::ConvView<const Scalar, Rank>> views(const Layer<Rank>& layer) const;

@@ -283,13 +283,18 @@ void Training<Scalar>::compute_on(Device device, [[maybe_unused]] const cuda::Ov
 template <class Scalar>
 Score Training<Scalar>::test() {
   if (!accelerator_) return evaluate(network_, data_, data_.test);
-  return score_of(accelerator_->test(numbers()), recipe_.batch, data_.test.count());
+  return score_of(accelerator_->test(), recipe_.batch, data_.test.count());
 }
 
 template <class Scalar>
 Score Training<Scalar>::accelerated_epoch() {
+  cuda::Velocities<Scalar> velocities;
+  auto& numbers = optimizer_->states().front().numbers;
+  for (std::size_t p = 0; p < numbers.size(); ++p) {
+    velocities[optimizer_->parameters()[p].tensor] = numbers[p];
+  }
   const cuda::Steps steps = accelerator_->epoch(
-      {.number = epoch_, .learning_rate = recipe_.rate_in(epoch_), .order = order_}, numbers());
+      {.number = epoch_, .learning_rate = recipe_.rate_in(epoch_), .order = order_}, velocities);
   for (std::size_t step = 0; step < steps.losses.size(); ++step) {
     if (!std::isfinite(steps.losses[step])) diverged(static_cast<Index>(step) * recipe_.batch);
   }
@@ -300,30 +305,9 @@ Score Training<Scalar>::accelerated_epoch() {
 }
 
 template <class Scalar>
-cuda::Numbers<Scalar> Training<Scalar>::numbers() {
-  cuda::Numbers<Scalar> numbers;
-  for (Tensor<Scalar>* tensor : network_.parameters()) numbers.parameters.push_back(tensor->value);
-  for (Tensor<Scalar>* tensor : network_.statistics()) numbers.statistics.push_back(tensor->value);
-  for (auto& velocity : optimizer_->states().front().numbers) {
-    numbers.velocities.push_back(velocity);
-  }
-  return numbers;
-}
-
-template <class Scalar>
 cuda::TrainingPlan Training<Scalar>::accelerator_plan() const {
   require_accelerable(network_.options(), recipe_);
-  const auto shapes_of = [](const std::vector<Tensor<Scalar>*>& tensors) {
-    std::vector<cuda::NamedShape> shapes;
-    for (const Tensor<Scalar>* tensor : tensors) shapes.push_back({tensor->name, tensor->shape});
-    return shapes;
-  };
-  return {.network = {.kernel = network_.options().kernel,
-                      .blocks = network_.options().blocks,
-                      .norms = network_.options().norms,
-                      .parameters = shapes_of(network_.parameters()),
-                      .statistics = shapes_of(network_.statistics())},
-          .descent = {.momentum = recipe_.momentum,
+  return {.descent = {.momentum = recipe_.momentum,
                       .decay = recipe_.weight_decay,
                       .decay_products = recipe_.decay_products},
           .batch = recipe_.batch,

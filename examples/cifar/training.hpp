@@ -148,6 +148,7 @@ class Training {
   /// From now on epochs and tests are the accelerator's; steps and gradients remain here.
   void compute_on(std::unique_ptr<cuda::Accelerator<Scalar>> accelerator) {
     accelerator_ = std::move(accelerator);
+    if (accelerator_) network_.record(accelerator_->recorder());
   }
   /// Throws  as require_accelerable() and require_built_for(); DeviceError where there is none
   void compute_on(Device device, const cuda::Overlap& overlap = {});
@@ -184,7 +185,6 @@ class Training {
   void learn_from(const concertina::io::Safetensors& teacher, ThreadPool& pool);
   std::unique_ptr<Optimizer<Scalar>> make_optimizer();
   Score accelerated_epoch();
-  cuda::Numbers<Scalar> numbers();
   [[noreturn]] void diverged(Index image) const;
   /// Forward on a batch of the training set, the teacher first.
   Score forward(std::span<const std::uint32_t> which);

@@ -17,13 +17,6 @@
 
 namespace training {
 
-/// A layer's numbers: its own, or those that a contraction makes of other layers'.
-template <class Scalar>
-struct Weights {
-  Tensor<Scalar>* weight = nullptr;  ///< [out][in][kernel...]
-  Tensor<Scalar>* bias = nullptr;    ///< [out]; null for none
-};
-
 /// Fills a chunk of the maps, [channel][y][x][lane], at the start of each pass forward.
 template <class Scalar>
 void record_source(Tape<Scalar>& tape, Maps<Scalar>& x,
@@ -42,12 +35,6 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x,
 template <class Scalar>
 Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const concertina::ConvShape<0>& shape,
                      Weights<Scalar> weights);
-
-/// The tensors of a batch norm, as torch.nn.BatchNorm2d names them.
-template <class Scalar>
-struct NormTensors {
-  Tensor<Scalar>*weight, *bias, *running_mean, *running_var;
-};
 
 /// A batch norm, as torch.nn.BatchNorm2d with eps 1e-5 and momentum 0.1: in training by the
 /// statistics of the batch, which move the running ones; in inference by the running ones.
@@ -119,13 +106,6 @@ class CrossEntropy {
   Scalar weight_ = 1;
   double loss_ = 0;
   Index correct_ = 0;
-};
-
-/// Layers in a row, the first applied first, that are computed as the one they contract to.
-template <class Scalar, int Rank>
-struct Chain {
-  std::vector<concertina::ConvShape<Rank>> shapes;
-  std::vector<Weights<Scalar>> layers;
 };
 
 /// Contractions of chains: before each batch the chains' numbers become those of single layers, and

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "lanes.hpp"
+#include "tensor.hpp"
 #include "thread_pool.hpp"
 
 #include <concertina/error.hpp>
@@ -22,19 +23,6 @@
 #include <vector>
 
 namespace training {
-
-/// Numbers that belong to the network, not to an image: weights, biases, statistics.
-template <class Scalar>
-struct Tensor {
-  std::string name;  ///< as PyTorch's state_dict names it; empty for one that is computed
-  std::vector<Index> shape;
-  std::vector<Scalar> value;
-  std::span<const Scalar> gradient;  ///< set by the one operation that reads it; empty for none
-  bool read = false;                 ///< there is that operation
-  /// Of one that is computed from others: sets their gradients from its own, when that is set.
-  std::function<void()> pullback = {};
-  bool late = false;  ///< computed within the pass forward, not before it
-};
 
 /// Feature maps of a batch, and the gradient of the loss with respect to them.
 ///

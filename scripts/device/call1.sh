@@ -10,7 +10,7 @@ step info 10 bash -c \
   'nvidia-smi; lscpu | grep "Model name"; ldd bench_cuda_contraction | grep cublas; ! ldd * | grep "not found"'
 
 step tests_contraction 45 ./test_cuda_program_device --durations yes &
-step tests_cifar 45 ./test_cifar_cuda_network_device --durations yes &
+step tests_cifar 45 ./test_cifar_cuda_device_tape_device --durations yes &
 wait
 
 # A step for each network, so that a cut one leaves the others.
@@ -37,7 +37,7 @@ contraction=test_cuda_program_device
 sanitize memcheck memcheck $contraction 'groups that fill tiles*,the paper*,each part*' --leak-check full &
 sanitize racecheck racecheck $contraction 'the paper*' &
 sanitize synccheck synccheck $contraction 'the paper*,each part*' &
-sanitize memcheck_cifar memcheck test_cifar_cuda_network_device 'a training goes on*' &
+sanitize memcheck_cifar memcheck test_cifar_cuda_device_tape_device 'a training goes on*' &
 wait
 
 with_torch contraction_torch 30 python3 "$work/src/contract_torch_cuda.py" --rounds 1 --json

@@ -3,36 +3,47 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/shape.hpp>  // Index
+#include "training/tensor.hpp"
+
+#include <concertina/shape.hpp>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
-#include <string>
 #include <vector>
 
 namespace cifar::cuda {
 
-using concertina::Index;
+using namespace training;
 
-/// A tensor by its name and shape, as Network's.
-struct NamedShape {
-  std::string name;
-  std::vector<Index> shape;
+/// What a network is recorded on, an operation at a time; the operations are those of OnTape. Maps
+/// are named by their index.
+template <class Scalar>
+class Recorder {
+ public:
+  using Map = std::size_t;
+  static constexpr bool contracts = true;
 
-  Index count() const {
-    Index count = 1;
-    for (const Index extent : shape) count *= extent;
-    return count;
-  }
-};
-
-/// A SmallNet, compact or expanded, by its tensors.
-struct NetworkPlan {
-  Index kernel = 7, blocks = 3;
-  bool norms = true;
-  std::vector<NamedShape> parameters, statistics;
+  virtual ~Recorder() = default;
+  virtual Map images() = 0;
+  // Those that no program computes throw ShapeError or SizeError.
+  /// A convolution, or a fully connected layer: of its own weights, or of those that an expansion
+  /// contracts to.
+  virtual Map layer(Map x, const concertina::ConvShape<2>& shape, const Weights<Scalar>& weights,
+                    const Chain<Scalar, 2>& expansion) = 0;
+  virtual Map layer(Map x, const concertina::ConvShape<0>& shape, const Weights<Scalar>& weights,
+                    const Chain<Scalar, 0>& expansion) = 0;
+  virtual Map norm(Map x, const NormTensors<Scalar>& tensors,
+                   const concertina::Padding<2>& margin = 0) = 0;
+  virtual Map relu(Map x) = 0;
+  virtual Map max_pool(Map x) = 0;
+  virtual Map mean_pool(Map x) = 0;
+  virtual Map average_pool(Map x, const concertina::PerAxis<2>& kernel) = 0;
+  virtual Map sum(const std::vector<Map>& branches) = 0;
+  virtual void loss(Map logits) = 0;  ///< the last
 };
 
 /// Stochastic gradient descent with momentum.
@@ -52,7 +63,6 @@ struct Overlap {
 };
 
 struct TrainingPlan {
-  NetworkPlan network;
   Descent descent;
   Index batch = 128;
   std::uint64_t seed = 1;  ///< of the crops
@@ -60,13 +70,6 @@ struct TrainingPlan {
   Overlap overlap{};
   std::array<double, 3> mean{}, deviation{};
   ImageSet train, test;
-};
-
-/// A training's numbers on the host, each list in the order of the plan's tensors; velocities as
-/// parameters.
-template <class Scalar>
-struct Numbers {
-  std::vector<std::span<Scalar>> parameters, statistics, velocities;
 };
 
 /// Of each step, the mean loss of its images and how many were right.
@@ -82,21 +85,26 @@ struct Epoch {
   std::span<const std::uint32_t> order;
 };
 
-/// Computes epochs, and keeps nothing from one to the next: numbers come from the host and return
-/// there, so that files and what is done with them are the CPU's.
+/// Of each parameter.
+template <class Scalar>
+using Velocities = std::map<const Tensor<Scalar>*, std::span<Scalar>>;
+
+/// Computes epochs of the network that has been recorded on it. It keeps nothing from one to the
+/// next: tensors are the host's and return there, so that files and what is done with them are the
+/// CPU's.
 template <class Scalar>
 class Accelerator {
  public:
   virtual ~Accelerator() = default;
 
-  /// Changes the numbers, unless a loss is not finite.
-  /// Throws  ShapeError where the numbers are not those of the plan's tensors, or the order is not
-  ///         one of the set's images
-  virtual Steps epoch(const Epoch& epoch, const Numbers<Scalar>& numbers) = 0;
+  /// For one network, whose tensors must outlive this; before the first epoch or test.
+  virtual Recorder<Scalar>& recorder() = 0;
 
-  /// In inference, on the test set in its order; velocities are not looked at.
-  /// Throws  ShapeError as epoch()
-  virtual Steps test(const Numbers<Scalar>& numbers) = 0;
+  /// Changes tensors and velocities, unless a loss is not finite.
+  virtual Steps epoch(const Epoch& epoch, const Velocities<Scalar>& velocities) = 0;
+
+  /// In inference, on the test set in its order.
+  virtual Steps test() = 0;
 };
 
 /// One on the CUDA device that is current. Defined where the program is built with CUDA.

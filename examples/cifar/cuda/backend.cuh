@@ -1,10 +1,11 @@
-// The CUDA device that is current, as a backend of the network: streams, whose launches are
+// The CUDA device that is current, as a backend of the tape: streams, whose launches are
 // recorded and replayed.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "network.hpp"
+#include "device_tape.hpp"
 
+#include <concertina/cuda/contraction.cuh>
 #include <concertina/cuda/detail/buffer.cuh>
 #include <concertina/cuda/detail/error.cuh>
 #include <concertina/cuda/detail/launch.cuh>
@@ -70,6 +71,30 @@ class CudaBackend {
   void run(const Program& program, const std::string& purpose, Stream stream) {
     concertina::cuda::launch(program, handle(stream), purpose);
   }
+
+  template <class Scalar>
+  class Contraction {
+   public:
+    Contraction(CudaBackend& backend, const concertina::cuda::PlannedForm& form, Stream stream)
+        : stream_(backend.handle(stream)), contraction_(plan_of(form)) {}
+
+    void forward(const Expansion<Scalar>& at) {
+      contraction_.forward(at.layers, at.products, stream_);
+    }
+    void backward(const Expansion<Scalar>& at) {
+      contraction_.backward(at.layers, at.product_gradients, at.layer_gradients, stream_);
+    }
+
+   private:
+    static concertina::cuda::ContractionPlan plan_of(const concertina::cuda::PlannedForm& form) {
+      using concertina::cuda::Math;
+      constexpr Math math = std::is_same_v<Scalar, double> ? Math::fp64 : Math::bf16x6;
+      return concertina::cuda::ContractionPlan(std::vector{form}, {.math = math});
+    }
+
+    cudaStream_t stream_;
+    concertina::cuda::Contraction<Scalar> contraction_;
+  };
 
   /// An event that is recorded again does not change what waits for it already.
   void wait(Stream later, Stream earlier) {

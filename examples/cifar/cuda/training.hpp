@@ -1,19 +1,15 @@
-// A training's epochs on a backend: the data set and the network stay there, numbers come and go.
+// A training's epochs on a backend: the data set and the tape stay there, numbers come and go.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "accelerator.hpp"
-#include "network.hpp"
-
-#include <concertina/error.hpp>
+#include "device_tape.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <span>
-#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -23,24 +19,19 @@ namespace cifar::cuda {
 template <class Scalar, Backend B>
 class BackendTraining final : public Accelerator<Scalar> {
  public:
-  /// Throws  as SmallNet; ShapeError where a set's pixels do not fit its labels, or those the classes
-  explicit BackendTraining(const TrainingPlan& plan,
-                           const MakeContractor<Scalar, B>& make_contractor = {})
+  explicit BackendTraining(const TrainingPlan& plan)
       : batch_(static_cast<int>(plan.batch)),
         augmented_(plan.augmented),
         seed_(plan.seed),
-        network_(backend_, plan.network, plan.descent, batch_, plan.overlap.forked,
-                 make_contractor),
+        tape_(backend_, plan.descent, batch_,
+              static_cast<int>(std::ssize(plan.train.labels) % plan.batch), plan.overlap.forked),
         values_(uploaded(normalized_values<Scalar>(plan.mean, plan.deviation))),
         clock_(backend_.template allocate<Clock>(1)),
-        train_(set_of(plan.train, "the training set")),
-        test_(set_of(plan.test, "the test set")) {
+        train_(set_of(plan.train)),
+        test_(set_of(plan.test)) {
     std::vector<std::uint32_t> order(plan.test.labels.size());
     std::iota(order.begin(), order.end(), 0U);
     backend_.upload(std::span<const std::uint32_t>(order), test_.order.data());
-    for (const Set* const set : std::array<const Set*, 2>{&train_, &test_}) {
-      if (set->images % batch_ != 0) network_.reserve(static_cast<int>(set->images % batch_));
-    }
   }
 
   BackendTraining(const BackendTraining&) = delete;
@@ -49,19 +40,19 @@ class BackendTraining final : public Accelerator<Scalar> {
   /// to.
   ~BackendTraining() override { backend_.forget(); }
 
-  /// Throws  as SmallNet::begin_epoch(); ShapeError where the order is not one of the set's images
-  Steps epoch(const Epoch& epoch, const Numbers<Scalar>& numbers) override {
-    require_order(epoch.order);
-    network_.begin_epoch(numbers);
+  Recorder<Scalar>& recorder() override { return tape_; }
+
+  Steps epoch(const Epoch& epoch, const Velocities<Scalar>& velocities) override {
+    tape_.begin_epoch(velocities);
     backend_.upload(epoch.order, train_.order.data());
     const Steps steps = run(train_, {epoch.number, 0, epoch.learning_rate}, augmented_, true);
     const auto is_finite = [](double loss) { return std::isfinite(loss); };
-    if (std::ranges::all_of(steps.losses, is_finite)) network_.end_epoch(numbers);
+    if (std::ranges::all_of(steps.losses, is_finite)) tape_.end_epoch(velocities);
     return steps;
   }
 
-  Steps test(const Numbers<Scalar>& numbers) override {
-    network_.begin_tests(numbers);
+  Steps test() override {
+    tape_.begin_tests();
     return run(test_, {}, false, false);
   }
 
@@ -87,8 +78,7 @@ class BackendTraining final : public Accelerator<Scalar> {
     backend_.upload(std::span<const T>(numbers), buffer.data());
     return buffer;
   }
-  Set set_of(const ImageSet& set, const std::string& name) {
-    require_fitting(set, name);
+  Set set_of(const ImageSet& set) {
     const Index images = std::ssize(set.labels), steps = (images + batch_ - 1) / batch_;
     return {images,
             uploaded(set.pixels),
@@ -96,33 +86,6 @@ class BackendTraining final : public Accelerator<Scalar> {
             backend_.template allocate<std::uint32_t>(images),
             backend_.template allocate<double>(steps),
             backend_.template allocate<std::int32_t>(steps)};
-  }
-
-  void require_fitting(const ImageSet& set, const std::string& name) const {
-    if (set.pixels.size() != set.labels.size() * static_cast<std::size_t>(image_size)) {
-      throw concertina::ShapeError(name + " has " + std::to_string(set.pixels.size()) +
-                                   " pixels for " + std::to_string(set.labels.size()) +
-                                   " images of " + std::to_string(image_size));
-    }
-    for (std::size_t i = 0; i < set.labels.size(); ++i) {
-      if (set.labels[i] < network_.classes()) continue;
-      throw concertina::ShapeError(name + "'s image " + std::to_string(i) + " has class " +
-                                   std::to_string(set.labels[i]) + ", where the network has " +
-                                   std::to_string(network_.classes()));
-    }
-  }
-  void require_order(std::span<const std::uint32_t> order) const {
-    if (std::ssize(order) != train_.images) {
-      throw concertina::ShapeError("an order of " + std::to_string(order.size()) +
-                                   " images, where the training set has " +
-                                   std::to_string(train_.images));
-    }
-    for (std::size_t i = 0; i < order.size(); ++i) {
-      if (order[i] < train_.images) continue;
-      throw concertina::ShapeError("the order's entry " + std::to_string(i) + " is image " +
-                                   std::to_string(order[i]) + ", where the training set has " +
-                                   std::to_string(train_.images));
-    }
   }
 
   /// All of a set's batches, one after another, without waiting for any.
@@ -135,9 +98,9 @@ class BackendTraining final : public Accelerator<Scalar> {
       const int images = static_cast<int>(std::min<Index>(batch_, set.images - first));
       backend_.repeat({training, images}, [&] {
         if (training) {
-          network_.train(pass, images);
+          tape_.train(pass, images);
         } else {
-          network_.test(pass, images);
+          tape_.test(pass, images);
         }
       });
     }
@@ -152,7 +115,7 @@ class BackendTraining final : public Accelerator<Scalar> {
   int batch_;
   bool augmented_;
   std::uint64_t seed_;
-  SmallNet<Scalar, B> network_;
+  DeviceTape<Scalar, B> tape_;
   Buffer<Scalar> values_;
   Buffer<Clock> clock_;
   Set train_, test_;

@@ -4,9 +4,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cifar/cuda/network.hpp"
+#include "cifar/cuda/device_tape.hpp"
 #include "cuda/executor.hpp"
+#include "cuda/on_host.hpp"
 
+#include <concertina/cuda/detail/tensor_table.hpp>
 #include <concertina/error.hpp>
 
 #include <cstddef>
@@ -72,15 +74,65 @@ class HostBackend {
   /// it must not
   template <class Program>
   void run(const Program& program, const std::string& purpose, cuda::Stream stream) {
+    sequence.push_back(name_of(stream) + ": " + purpose + ", " + std::to_string(program.blocks()) +
+                       "x" + std::to_string(Program::threads) + ", " +
+                       std::to_string(program.shared_bytes()));
     issue(stream, [this, program, purpose] {
       try {
         execute(program, memory_);
       } catch (const concertina::test::ProgramError& error) {
         throw concertina::Error(purpose + ": " + error.what());
       }
-      purposes.push_back(purpose);
     });
   }
+
+  /// As a device does: the plan's programs, on the numbers where they lie.
+  template <class Scalar>
+  class Contraction {
+   public:
+    Contraction(HostBackend& backend, const concertina::cuda::PlannedForm& form,
+                cuda::Stream stream)
+        : backend_(backend),
+          stream_(stream),
+          plan_(std::vector{form}),
+          workspace_(backend.allocate<Scalar>(plan_.workspace())) {}
+    Contraction(const Contraction&) = delete;
+    Contraction& operator=(const Contraction&) = delete;
+    ~Contraction() {
+      if (on_end_of_contraction) on_end_of_contraction(backend_.recordings());
+    }
+
+    void forward(const cuda::Expansion<Scalar>& at) {
+      concertina::cuda::AddressTable table(plan_);
+      table.add<const Scalar>(Role::layer, at.layers);
+      table.add<Scalar>(Role::result, at.products);
+      run(plan_.forward(), table, "contraction");
+    }
+    void backward(const cuda::Expansion<Scalar>& at) {
+      concertina::cuda::AddressTable table(plan_);
+      table.add<const Scalar>(Role::layer, at.layers);
+      table.add<const Scalar>(Role::result_gradient, at.product_gradients);
+      table.add<Scalar>(Role::layer_gradient, at.layer_gradients);
+      run(plan_.backward(), table, "gradient of a contraction");
+    }
+
+   private:
+    using Role = concertina::cuda::TensorUse::Role;
+
+    void run(const concertina::cuda::Sequence& pass, const concertina::cuda::AddressTable& table,
+             const std::string& purpose) {
+      constexpr int most = concertina::cuda::ContractionPlan::most_tensors;
+      backend_.sequence.push_back(name_of(stream_) + ": " + purpose);
+      backend_.issue(stream_, [this, addresses = table.addresses<most>(), &pass] {
+        execute<Scalar, Scalar>(pass, addresses, workspace_.data(), 1, backend_.memory());
+      });
+    }
+
+    HostBackend& backend_;
+    cuda::Stream stream_;
+    concertina::cuda::ContractionPlan plan_;
+    Buffer<Scalar> workspace_;
+  };
 
   /// What is no program takes part in recordings too.
   void issue(cuda::Stream stream, std::function<void()> work) {
@@ -88,7 +140,9 @@ class HostBackend {
   }
 
   void wait(cuda::Stream later, cuda::Stream earlier) {
-    if (later != earlier) add({later, earlier, [] {}});
+    if (later == earlier) return;
+    sequence.push_back(name_of(later) + " after " + name_of(earlier));
+    add({later, earlier, [] {}});
   }
 
   /// As on a device: launched, then recorded with the values that programs have then, then
@@ -116,8 +170,12 @@ class HostBackend {
 
   concertina::test::Memory& memory() { return memory_; }
 
-  std::vector<std::string> purposes;  ///< of what was run
+  /// "stream: purpose, blocks x threads, bytes of shared memory" of what was launched, not
+  /// replayed; and "stream after stream".
+  std::vector<std::string> sequence;
   int uploads = 0, downloads = 0;
+  /// Called with the recordings that there are when one is destroyed.
+  inline static std::function<void(std::size_t)> on_end_of_contraction;
 
  private:
   /// What runs on a stream, after what was issued there before and so far on `earlier`.
@@ -135,6 +193,9 @@ class HostBackend {
   };
   Queue& queue(cuda::Stream stream) { return queues_[static_cast<std::size_t>(stream)]; }
 
+  static std::string name_of(cuda::Stream stream) {
+    return std::to_string(static_cast<int>(stream));
+  }
   void add(Item item) {
     if (!recording_) return enqueue(item);
     if (!forked_.contains(item.earlier)) throw concertina::Error("a stream is not forked");

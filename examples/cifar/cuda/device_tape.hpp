@@ -1,0 +1,693 @@
+// The device's tape: operations recorded as block programs, on a backend that runs them: a device,
+// or in tests the host.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "accelerator.hpp"
+#include "convolution.hpp"
+#include "operations.hpp"
+
+#include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/device_layer.hpp>
+#include <concertina/error.hpp>
+#include <concertina/shape.hpp>
+
+#include <algorithm>
+#include <array>
+#include <compare>
+#include <concepts>
+#include <cstddef>
+#include <deque>
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace cifar::cuda {
+
+/// Which programs a step runs: the same ones for the same kind.
+struct StepKind {
+  bool training;
+  int images;
+
+  friend auto operator<=>(const StepKind&, const StepKind&) = default;
+};
+
+/// Programs on a stream run one after another, those on different streams side by side.
+enum class Stream : int { origin };
+
+/// Where programs run and numbers lie:
+/// - allocate<T>(count): a Buffer<T>, which owns numbers without a value, at data();
+/// - upload(span, address): a copy from the host, after what the origin runs; done when it returns;
+/// - download(address, span): a copy to the host, likewise;
+/// - stream(rank): one more; the lower its rank, the earlier its programs have their turn, those of
+///   rank 0 with the origin's;
+/// - run(program, purpose, stream): runs it after what was run there before, and returns at once;
+/// - wait(later, earlier): what will be run on `later` comes after what was run on `earlier`;
+/// - Contraction<Scalar>(backend, form, stream): of an expanded layer, on a stream: forward(at)
+/// sets
+///   at.products, and backward(at) at.layer_gradients; the same programs each time;
+/// - repeat(kind, launches): launches(), which runs programs and does nothing else; from the second
+///   time on they may be those that were recorded for the kind. Other streams fork from the origin
+///   by waiting for it, and are joined by its waiting for them;
+/// - forget(): drops what was recorded, when it is done; throws nothing.
+template <class B>
+concept Backend = requires(B& backend, std::span<const float> from, std::span<float> to,
+                           float* numbers, void (*launches)()) {
+  {
+    backend.template allocate<float>(Index{1})
+  } -> std::same_as<typename B::template Buffer<float>>;
+  { backend.template allocate<float>(Index{1}).data() } -> std::same_as<float*>;
+  backend.upload(from, numbers);
+  backend.download(numbers, to);
+  { backend.stream(0) } -> std::same_as<Stream>;
+  backend.run(Fill<float>{}, "", Stream::origin);
+  backend.wait(Stream::origin, Stream::origin);
+  backend.repeat(StepKind{}, launches);
+  backend.forget();
+};
+
+/// Where tensors lie in a buffer, one behind the other. Each starts at a multiple of 128 bytes, if
+/// they are floats, for cuBLAS and wide loads. Programs for all numbers at once run over the gaps,
+/// which are zero and remain so.
+class Layout {
+ public:
+  static constexpr Index alignment = 32;  ///< numbers
+  struct Range {
+    Index first, count;
+  };
+
+  /// Returns  where the tensor starts
+  Index add(Index numbers) {
+    const Index first = count_, end = first + numbers;
+    count_ = (end + alignment - 1) / alignment * alignment;
+    if (count_ > end) gaps_.push_back({end, count_ - end});
+    return first;
+  }
+  Index count() const { return count_; }  ///< numbers, with gaps
+  const std::vector<Range>& gaps() const { return gaps_; }
+
+ private:
+  Index count_ = 0;
+  std::vector<Range> gaps_;
+};
+
+/// Where the elements of an expanded layer are that its contraction reads and writes: those of its
+/// layers, the first applied first, and of the one layer that they are.
+template <class Scalar>
+struct Expansion {
+  std::vector<concertina::cuda::DeviceLayer<const Scalar>> layers, product_gradients;
+  std::vector<concertina::cuda::DeviceLayer<Scalar>> products, layer_gradients;
+};
+
+/// A set of images on the device, and a pass over it in batches.
+template <class Scalar>
+struct Pass {
+  const std::uint8_t *pixels, *labels;
+  const std::uint32_t* order;
+  Clock* clock;
+  const Scalar* values;    ///< of normalized_values
+  double* losses;          ///< [step]
+  std::int32_t* corrects;  ///< [step]
+  int batch;
+  bool augmented;
+  std::uint64_t seed;
+};
+
+/// What a network is on the device: tensors, gradients and velocities, and the programs of a step
+/// on batches of up to `capacity` images.
+///
+/// A norm, a ReLU and a pool are held back until what they give is read, so that they are one
+/// program; likewise a ReLU of what a fully connected layer gives and another reads.
+///
+/// Of a training's step, the origin has what all layers wait for: forward, and backward to the
+/// layers' inputs. If `forked`, each layer has a stream for the rest: its contraction, the gradient
+/// of its weights, that of its expansion, and the descent of the latter. Numbers are the same
+/// either way.
+template <class Scalar, Backend B>
+class DeviceTape final : public Recorder<Scalar> {
+ public:
+  using typename Recorder<Scalar>::Map;
+  template <int Rank>
+  using Shape = concertina::ConvShape<Rank>;
+
+  /// Batches have `capacity` images, or `rest`.
+  DeviceTape(B& backend, const Descent& descent, int capacity, int rest, bool forked)
+      : backend_(backend), descent_(descent), capacity_(capacity), rest_(rest), forked_(forked) {}
+  DeviceTape(const DeviceTape&) = delete;
+  DeviceTape& operator=(const DeviceTape&) = delete;
+
+  // ---- recording
+
+  Map images() override {
+    Value& y = add_value(colours, side, side, "images");
+    y.differentiable = false;
+    record(y, [this, &y](const Step& step) {
+      const Pass<Scalar>& pass = step.pass;
+      run(LoadImages<Scalar>{pass.pixels, pass.order, pass.clock, pass.values, y.numbers.data(),
+                             step.images, pass.batch, pass.augmented, pass.seed},
+          "images");
+    });
+    return last();
+  }
+
+  Map layer(Map from, const Shape<2>& shape, const Weights<Scalar>& weights,
+            const Chain<Scalar, 2>& expansion) override {
+    Value& x = read(from);
+    const ConvolutionShape conv = {.batch = capacity_,
+                                   .in = shape.in,
+                                   .out = shape.out,
+                                   .height = x.size.height,
+                                   .width = x.size.width,
+                                   .kernel = shape.kernel_size[0],
+                                   .padding = shape.padding.start[0]};
+    validate(conv);
+    Layer& layer = add_layer(weights, shape, expansion);
+    for (const int images : std::array{capacity_, rest_}) {
+      if (images == 0) continue;
+      const Index count = convolution_workspace<Scalar>(of_batch(conv, images));
+      if (count > layer.workspace_count) layer.workspace_count = count;
+    }
+    layer.workspace = allocate(layer.workspace_count);
+    Value& y = add_value(shape.out, conv.out_height(), conv.out_width(), layer.name);
+    record(
+        y,
+        [this, &x, &y, &layer, conv](const Step& step) {
+          await_contraction(layer, step);
+          convolution_forward<Scalar>({.shape = of_batch(conv, step.images),
+                                       .x = x.numbers.data(),
+                                       .weight = layer.own.weight.data(),
+                                       .bias = layer.own.bias.data(),
+                                       .y = y.numbers.data()},
+                                      runner(layer.name));
+        },
+        [this, &x, &y, &layer, conv](const Step& step) {
+          backend_.wait(layer.stream, Stream::origin);
+          convolution_weight_gradient<Scalar>({.shape = of_batch(conv, step.images),
+                                               .x = x.numbers.data(),
+                                               .dy = y.gradient,
+                                               .workspace = layer.workspace.data(),
+                                               .dw = layer.gradient.weight.data(),
+                                               .db = layer.gradient.bias.data()},
+                                              runner(layer.name, layer.stream));
+          pull_back(layer, step.pass);
+          if (!x.differentiable) return;
+          convolution_input_gradient<Scalar>({.shape = of_batch(conv, step.images),
+                                              .dy = y.gradient,
+                                              .weight = layer.own.weight.data(),
+                                              .dx = x.gradient},
+                                             runner(layer.name));
+        });
+    return last();
+  }
+
+  Map layer(Map from, const Shape<0>& shape, const Weights<Scalar>& weights,
+            const Chain<Scalar, 0>& expansion) override {
+    Value& x = read_by_linear(from);
+    Layer& layer = add_layer(weights, shape, expansion);
+    const int in = static_cast<int>(shape.in), out = static_cast<int>(shape.out);
+    Value& y = add_value(out, 1, 1, layer.name);
+    y.is_linear = true;
+    record(
+        y,
+        [this, &x, &y, &layer, in, out](const Step& step) {
+          await_contraction(layer, step);
+          run(linear<Scalar>(step.images, in, out, x.numbers.data(), layer.own.weight.data(),
+                             layer.own.bias.data(), y.numbers.data(), y.relu),
+              layer.name);
+        },
+        [this, &x, &y, &layer, in, out](const Step& step) {
+          backend_.wait(layer.stream, Stream::origin);
+          run(linear_weight_gradient<Scalar>(step.images, in, out, x.numbers.data(), y.gradient,
+                                             layer.gradient.weight.data(),
+                                             layer.gradient.bias.data()),
+              layer.name + ", gradient", layer.stream);
+          pull_back(layer, step.pass);
+          run(linear_input_gradient<Scalar>(step.images, in, out, y.gradient,
+                                            layer.own.weight.data(), x.gradient,
+                                            x.relu ? x.numbers.data() : nullptr),
+              layer.name + ", gradient of its input");
+        });
+    return last();
+  }
+
+  Map norm(Map x, const NormTensors<Scalar>& tensors,
+           const concertina::Padding<2>& margin) override {
+    if (margin != 0) refuse("a batch norm that leaves a margin out");
+    Value& y = hold(read(x));
+    y.norm = &norms_.emplace_back();
+    y.norm->tensors = tensors;
+    own_.insert(own_.end(), {tensors.weight, tensors.bias});
+    return last();
+  }
+  Map relu(Map x) override {
+    Value& y = held(x, [](const Value& each) { return each.window == 1; });
+    y.relu = true;
+    return y.index;
+  }
+  Map max_pool(Map x) override {
+    Value& y = held(x, [](const Value& each) { return each.window == 1; });
+    y.window = 2;
+    return y.index;
+  }
+  Map mean_pool(Map) override { refuse("the mean of maps"); }
+  Map average_pool(Map, const concertina::PerAxis<2>&) override { refuse("an average pool"); }
+  Map sum(const std::vector<Map>&) override { refuse("a sum of branches"); }
+
+  void loss(Map from) override {
+    Value& x = read(from);
+    classes_ = x.size.channels;
+    record(x, [this, &x](const Step& step) {
+      const Pass<Scalar>& pass = step.pass;
+      run(CrossEntropy<Scalar>{x.numbers.data(), pass.labels, pass.order, pass.clock, pass.losses,
+                               pass.corrects, step.training ? x.gradient : nullptr, step.images,
+                               pass.batch, classes_},
+          "the loss");
+    });
+    place_tensors();
+    place_gradients();
+  }
+
+  // ---- what has been recorded
+
+  /// Takes the numbers that steps change.
+  void begin_epoch(const Velocities<Scalar>& velocities) {
+    upload_tensors();
+    upload(parameters_, velocities_, [&](const auto* tensor) { return velocities.at(tensor); });
+  }
+  /// Returns them.
+  void end_epoch(const Velocities<Scalar>& velocities) {
+    const auto value = [](auto* tensor) { return std::span(tensor->value); };
+    download(parameters_, weights_, value);
+    download(parameters_, velocities_, [&](const auto* tensor) { return velocities.at(tensor); });
+    download(running_, statistics_, value);
+  }
+  /// Takes all numbers but the velocities, and does what tests have in common: the contraction.
+  void begin_tests() {
+    upload_tensors();
+    contract();
+    for (const Layer& layer : layers_) join(layer, true);
+  }
+
+  /// One step of a training: forward, backward, update.
+  void train(const Pass<Scalar>& pass, int images) {
+    const Step step{pass, images, true};
+    contract();
+    for (const Operation& each : operations_) each.forward(step);
+    for (auto each = operations_.rbegin(); each != operations_.rend(); ++each) {
+      if (each->backward) each->backward(step);
+    }
+    for (const Layer& layer : layers_) join(layer, false);
+    descend(own_range_, decay(), pass, "the descent", Stream::origin);
+    for (const Layer& layer : layers_) join(layer, true);
+  }
+
+  /// One step of a test: forward.
+  void test(const Pass<Scalar>& pass, int images) {
+    for (const Operation& each : operations_) each.forward({pass, images, false});
+  }
+
+ private:
+  template <class T>
+  using Buffer = typename B::template Buffer<T>;
+  template <class T>
+  using DeviceLayer = concertina::cuda::DeviceLayer<T>;
+
+  struct Step {
+    const Pass<Scalar>& pass;
+    int images;
+    bool training;
+  };
+  struct Operation {
+    std::function<void(const Step&)> forward, backward;
+  };
+
+  /// A batch norm, its numbers placed when all is recorded.
+  struct BatchNorm {
+    NormTensors<Scalar> tensors{};
+    Norm<Scalar> norm{};
+    Scalar *weight_gradient = nullptr, *bias_gradient = nullptr;
+    Buffer<double> sums{};
+    Buffer<Scalar> batch{};
+  };
+
+  /// Maps of a batch. Those with a source are held back: the source's, normed, through a ReLU, and
+  /// pooled in windows.
+  struct Value {
+    Map index;
+    MapSize size;  // of a batch as large as there can be
+    std::string name;
+    Buffer<Scalar> numbers{}, own_gradient{};
+    Scalar* gradient = nullptr;
+    bool differentiable = true, is_linear = false, relu = false;
+    std::size_t operation = 0, reader = 0;  // that writes it, that reads it last
+    int readers = 0;
+    Value* source = nullptr;
+    BatchNorm* norm = nullptr;
+    int window = 1;
+  };
+
+  /// A layer's elements: its parameters, or the product of an expansion.
+  struct Layer {
+    std::string name;
+    Weights<Scalar> weights;
+    DeviceLayer<Scalar> own{}, gradient{};
+    Stream stream{};
+    Buffer<Scalar> workspace{};
+    Index workspace_count = 0;
+    // of an expansion
+    std::vector<Weights<Scalar>> layers{};
+    std::optional<concertina::cuda::PlannedForm> form{};
+    Index product_weights = 0, product_biases = 0, product_count = 0;
+    Buffer<Scalar> product{}, product_gradient{};
+    Layout::Range range{};  // where the parameters of its layers are
+    Expansion<Scalar> at{};
+    std::optional<typename B::template Contraction<Scalar>> contraction{};
+
+    bool is_expanded() const { return form.has_value(); }
+  };
+
+  /// Tensors on the device, and as they are copied: at once.
+  struct Packed {
+    Buffer<Scalar> device{};
+    std::vector<Scalar> host{};  // gaps are zero
+  };
+  struct Placed {
+    Tensor<Scalar>* tensor;
+    Index first;
+  };
+
+  // ---- recording
+
+  [[noreturn]] static void refuse(const std::string& what) {
+    throw concertina::Error(what + ": not computed on a device");
+  }
+
+  Map last() const { return values_.size() - 1; }
+  Value& add_value(Index channels, Index height, Index width, const std::string& name) {
+    Value& value = hold(channels, height, width, name);
+    value.numbers = allocate(value.size.numbers());
+    return value;
+  }
+  Value& hold(Index channels, Index height, Index width, const std::string& name) {
+    return values_.emplace_back(Value{.index = values_.size(),
+                                      .size = {capacity_, static_cast<int>(channels),
+                                               static_cast<int>(height), static_cast<int>(width)},
+                                      .name = name});
+  }
+  Value& hold(Value& source) {
+    Value& value = hold(source.size.channels, source.size.height, source.size.width, source.name);
+    value.source = &source;
+    return value;
+  }
+  /// A value that is held back, to which more can be added; itself if it is such a one.
+  template <class Fits>
+  Value& held(Map x, Fits&& fits) {
+    Value& value = values_[x];
+    return value.source && value.readers == 0 && fits(value) ? value : hold(read(x));
+  }
+
+  void record(Value& written, std::function<void(const Step&)> forward,
+              std::function<void(const Step&)> backward = {}) {
+    written.operation = operations_.size();
+    operations_.push_back({std::move(forward), std::move(backward)});
+  }
+
+  /// A value that the next operation reads: computed, if it was held back.
+  Value& read(Map x) {
+    Value& value = values_[x];
+    if (value.source && value.readers == 0) settle(value);
+    ++value.readers;
+    value.reader = operations_.size();
+    return value;
+  }
+  /// Of a ReLU alone behind a fully connected layer, that layer's result, with the ReLU in it.
+  Value& read_by_linear(Map x) {
+    Value& value = values_[x];
+    const bool alone = value.source && value.readers == 0 && !value.norm && value.window == 1;
+    if (!alone || !value.source->is_linear || value.source->readers > 1) return read(x);
+    value.source->relu = true;
+    value.source->reader = operations_.size();
+    return *value.source;
+  }
+
+  void settle(Value& y) {
+    if (!y.relu || y.window != 2) refuse("a norm without a ReLU and a pool behind it");
+    Value& x = *y.source;
+    y.size.height /= 2, y.size.width /= 2;
+    y.numbers = allocate(y.size.numbers());
+    const auto program = [&x, &y](const Step& step) {
+      return detail::NormProgram<Scalar>{of_batch(x.size, step.images), x.numbers.data(),
+                                         y.norm ? y.norm->norm : Norm<Scalar>{}};
+    };
+    record(
+        y,
+        [this, &y, program](const Step& step) {
+          const auto norm = program(step);
+          if (step.training && y.norm) run(NormMoments<Scalar>{norm}, y.name + ", moments");
+          run(NormReluPool<Scalar>{norm, y.numbers.data(), step.training}, y.name + ", pool");
+        },
+        [this, &x, &y, program](const Step& step) {
+          const auto norm = program(step);
+          if (y.norm) run(NormReluPoolSums<Scalar>{norm, y.gradient}, y.name + ", norm's sums");
+          run(NormReluPoolGradient<Scalar>{norm, y.gradient, x.gradient,
+                                           y.norm ? y.norm->weight_gradient : nullptr,
+                                           y.norm ? y.norm->bias_gradient : nullptr},
+              y.name + ", gradient of its maps");
+        });
+  }
+
+  template <int Rank>
+  Layer& add_layer(const Weights<Scalar>& weights, const Shape<Rank>& shape,
+                   const Chain<Scalar, Rank>& expansion) {
+    const auto parent = [](const std::string& name) { return name.substr(0, name.rfind('.')); };
+    const std::size_t rank = layers_.size();
+    Layer& layer = layers_.emplace_back();
+    layer.weights = weights;
+    if (forked_) layer.stream = backend_.stream(static_cast<int>(rank));
+    if (expansion.layers.empty()) {
+      layer.name = parent(weights.weight->name);
+      add_tensors(weights, own_);
+      return layer;
+    }
+    layer.name = parent(parent(expansion.layers.front().weight->name));
+    layer.layers = expansion.layers;
+    layer.form.emplace(expansion.shapes);
+    layer.product_weights = weight_numel(shape);
+    layer.product_biases = shape.bias ? shape.out : 0;
+    return layer;
+  }
+  static void add_tensors(const Weights<Scalar>& weights, std::vector<Tensor<Scalar>*>& to) {
+    to.push_back(weights.weight);
+    if (weights.bias) to.push_back(weights.bias);
+  }
+
+  // ---- where numbers are
+
+  Buffer<Scalar> allocate(Index count) { return backend_.template allocate<Scalar>(count); }
+  Packed pack(Index count) {
+    return {allocate(count), std::vector<Scalar>(static_cast<std::size_t>(count))};
+  }
+  void zero_gaps(const Layout& layout, Scalar* numbers) {
+    for (const auto& [first, count] : layout.gaps()) {
+      run(Fill<Scalar>{numbers + first, count, Scalar(0)}, "a gap between tensors");
+    }
+  }
+
+  /// Parameters of expansions lie together, so that they alone can descend.
+  void place_tensors() {
+    Layout layout, running;
+    std::map<const Tensor<Scalar>*, Index> places;
+    const auto place = [&](const std::vector<Tensor<Scalar>*>& tensors) {
+      const Index first = layout.count();
+      for (Tensor<Scalar>* tensor : tensors) {
+        places[tensor] = layout.add(std::ssize(tensor->value));
+        parameters_.push_back({tensor, places[tensor]});
+      }
+      return Layout::Range{first, layout.count() - first};
+    };
+    own_range_ = place(own_);
+    for (Layer& layer : layers_) {
+      std::vector<Tensor<Scalar>*> tensors;
+      for (const Weights<Scalar>& each : layer.layers) add_tensors(each, tensors);
+      layer.range = place(tensors);
+    }
+    for (const BatchNorm& norm : norms_) {
+      for (Tensor<Scalar>* tensor :
+           std::array{norm.tensors.running_mean, norm.tensors.running_var}) {
+        running_.push_back({tensor, running.add(std::ssize(tensor->value))});
+      }
+    }
+    weights_ = pack(layout.count());
+    velocities_ = pack(layout.count());
+    gradients_ = allocate(layout.count());
+    statistics_ = pack(running.count());
+    zero_gaps(layout, gradients_.data());  // those of the others are copied
+    const auto part = [&](const Tensor<Scalar>* tensor, Buffer<Scalar>& of) {
+      return tensor ? std::span(of.data() + places.at(tensor), tensor->value.size())
+                    : std::span<Scalar>();
+    };
+    const auto at = [&](const Weights<Scalar>& weights, Buffer<Scalar>& of) {
+      return DeviceLayer<Scalar>{part(weights.weight, of), part(weights.bias, of)};
+    };
+    for (Layer& layer : layers_) {
+      if (!layer.is_expanded()) {
+        layer.own = at(layer.weights, weights_.device);
+        layer.gradient = at(layer.weights, gradients_);
+        continue;
+      }
+      layer.own = product(layer, layer.product);
+      layer.gradient = product(layer, layer.product_gradient);
+      for (const Weights<Scalar>& each : layer.layers) {
+        const DeviceLayer<Scalar> numbers = at(each, weights_.device);
+        layer.at.layers.push_back({numbers.weight, numbers.bias});
+        layer.at.layer_gradients.push_back(at(each, gradients_));
+      }
+      layer.at.products = {layer.own};
+      layer.at.product_gradients = {{layer.gradient.weight, layer.gradient.bias}};
+      layer.contraction.emplace(backend_, *layer.form, layer.stream);
+    }
+    for (std::size_t n = 0; n < norms_.size(); ++n) {
+      BatchNorm& each = norms_[n];
+      const auto [weight, bias, mean, var] = each.tensors;
+      const Index channels = std::ssize(weight->value);
+      each.sums = backend_.template allocate<double>(Index{2} * Slices::most * channels);
+      each.batch = allocate(Index{4} * channels);
+      Scalar* const running_numbers = statistics_.device.data();
+      each.norm = {part(weight, weights_.device).data(),
+                   part(bias, weights_.device).data(),
+                   running_numbers + running_[2 * n].first,
+                   running_numbers + running_[2 * n + 1].first,
+                   each.sums.data(),
+                   each.batch.data()};
+      each.weight_gradient = part(weight, gradients_).data();
+      each.bias_gradient = part(bias, gradients_).data();
+    }
+  }
+  DeviceLayer<Scalar> product(Layer& layer, Buffer<Scalar>& buffer) {
+    Layout layout;
+    const Index weight = layout.add(layer.product_weights), bias = layout.add(layer.product_biases);
+    layer.product_count = layout.count();
+    buffer = allocate(layout.count());
+    zero_gaps(layout, buffer.data());
+    const auto part = [&](Index first, Index count) {
+      return std::span(buffer.data() + first, static_cast<std::size_t>(count));
+    };
+    return {part(weight, layer.product_weights), part(bias, layer.product_biases)};
+  }
+
+  /// Gradients that are read by the next program already, on the origin, have one place.
+  void place_gradients() {
+    Index most = 0;
+    std::vector<Value*> sharing;
+    for (Value& value : values_) {
+      const bool computed = !value.source || value.readers > 0;
+      if (!value.differentiable || !computed) continue;
+      if (value.source && value.reader == value.operation + 1) {
+        sharing.push_back(&value);
+        most = std::max(most, value.size.numbers());
+        continue;
+      }
+      value.own_gradient = allocate(value.size.numbers());
+      value.gradient = value.own_gradient.data();
+    }
+    shared_gradient_ = allocate(most);
+    for (Value* value : sharing) value->gradient = shared_gradient_.data();
+  }
+
+  template <class Numbers>
+  void upload(const std::vector<Placed>& tensors, Packed& to, Numbers&& numbers) {
+    for (const auto& [tensor, first] : tensors) {
+      std::ranges::copy(numbers(tensor), to.host.begin() + first);
+    }
+    backend_.upload(std::span<const Scalar>(to.host), to.device.data());
+  }
+  void upload_tensors() {
+    const auto value = [](const auto* tensor) { return std::span(tensor->value); };
+    upload(parameters_, weights_, value);
+    upload(running_, statistics_, value);
+  }
+  template <class Numbers>
+  void download(const std::vector<Placed>& tensors, Packed& from, Numbers&& numbers) {
+    backend_.download(from.device.data(), std::span<Scalar>(from.host));
+    for (const auto& [tensor, first] : tensors) {
+      const std::span<Scalar> to = numbers(tensor);
+      std::copy_n(from.host.begin() + first, to.size(), to.begin());
+    }
+  }
+
+  // ---- a step
+
+  template <class Program>
+  void run(const Program& program, const std::string& purpose, Stream stream = Stream::origin) {
+    backend_.run(program, purpose, stream);
+  }
+  auto runner(const std::string& name, Stream stream = Stream::origin) {
+    return [this, &name, stream](const auto& program, const std::string& purpose) {
+      this->run(program, name + ", " + purpose, stream);
+    };
+  }
+  static ConvolutionShape of_batch(ConvolutionShape shape, Index images) {
+    shape.batch = images;
+    return shape;
+  }
+  static MapSize of_batch(MapSize size, int images) {
+    size.images = images;
+    return size;
+  }
+  Scalar decay() const { return static_cast<Scalar>(descent_.decay); }
+
+  /// Sets what expanded layers are contracted to, on their streams.
+  void contract() {
+    for (Layer& layer : layers_) {
+      if (!layer.is_expanded()) continue;
+      backend_.wait(layer.stream, Stream::origin);
+      layer.contraction->forward(layer.at);
+    }
+  }
+  void join(const Layer& layer, bool expanded) {
+    if (layer.is_expanded() == expanded) backend_.wait(Stream::origin, layer.stream);
+  }
+  void await_contraction(const Layer& layer, const Step& step) {
+    if (step.training) join(layer, true);  // those of tests are done
+  }
+
+  /// Behind the gradient of an expanded layer's product: that of its expansion, which descends.
+  void pull_back(Layer& layer, const Pass<Scalar>& pass) {
+    if (!layer.is_expanded()) return;
+    if (descent_.decay_products) {
+      run(AddDecay<Scalar>{layer.product.data(), layer.product_gradient.data(), layer.product_count,
+                           decay()},
+          layer.name + ", the decay of its product", layer.stream);
+    }
+    layer.contraction->backward(layer.at);
+    descend(layer.range, descent_.decay_products ? Scalar(0) : decay(), pass,
+            layer.name + ", the descent", layer.stream);
+  }
+  void descend(const Layout::Range& range, Scalar decay, const Pass<Scalar>& pass,
+               const std::string& purpose, Stream stream) {
+    run(Descend<Scalar>{weights_.device.data() + range.first, gradients_.data() + range.first,
+                        velocities_.device.data() + range.first, pass.clock, range.count,
+                        static_cast<Scalar>(descent_.momentum), decay},
+        purpose, stream);
+  }
+
+  B& backend_;
+  Descent descent_;
+  int capacity_, rest_, classes_ = 0;
+  bool forked_;
+  std::deque<Value> values_;  // operations refer to them
+  std::deque<Layer> layers_;
+  std::deque<BatchNorm> norms_;
+  std::vector<Operation> operations_;
+  std::vector<Tensor<Scalar>*> own_;  // parameters of no expansion
+  std::vector<Placed> parameters_, running_;
+  Layout::Range own_range_{};
+  Packed weights_, velocities_, statistics_;
+  Buffer<Scalar> gradients_, shared_gradient_;
+};
+
+}  // namespace cifar::cuda
