@@ -111,8 +111,8 @@ class Network {
   /// reads pixels: uint8 [N, 3, 32, 32]. A batch norm's eps is 1e-5 as a float, ONNX's type for it.
   concertina::onnx::Model model() const;
 
-  /// The numbers of a file with the same tensors, widened where it is of a narrower dtype; others in it
-  /// are left alone.
+  /// The numbers of a file with the same tensors, widened where it is of a narrower dtype; others
+  /// in it are left alone.
   /// Throws  FormatError naming file and tensor where one is missing, of another shape or a wider dtype
   void load(const concertina::io::Safetensors& file);
 
