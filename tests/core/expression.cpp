@@ -4,6 +4,7 @@
 #include <concertina/contract.hpp>
 #include <concertina/expression.hpp>
 #include <concertina/layers.hpp>
+#include <concertina/modular.hpp>
 
 #include "support.hpp"
 
@@ -653,11 +654,33 @@ TEST_CASE("expressions nested deep are contracted, too deep ones refused", "[exp
     return expression;
   };
   CHECK(contract(nested(900)).weight()[0] == 451);
+  CHECK(Form(nested(900)).output_size({5, 6}) == PerAxis<2>{5, 6});
   CHECK_THAT(message_of<SizeError>([&] { nested(10000); }), Catch::Contains("nested deeper"));
   // Parentheses are no nesting.
   Expr<double, 2> chain(one);
   for (int i = 0; i < 2000; ++i) chain = chain + one;
   CHECK(chain.tree().parts().size() == 2001);
+  const std::vector ones(10'000, Linear<int>({.out = 1, .in = 1}, {1}));
+  CHECK(contract(ones) == ones.front());
+}
+
+TEST_CASE("chains longer than the order of all their products is sought for", "[expression]") {
+  Rng rng(2);
+  const Index count = GENERATE(31, 32, 33, 64, 65, 1025, 1057);
+  std::vector<Linear<PrimeField>> layers;
+  for (Index n = 0, in = 3; n < count; ++n) {
+    const Index out = random_index(rng, 1, 4);
+    Linear<PrimeField>& layer =
+        layers.emplace_back(ConvShape<0>{.out = out, .in = in, .bias = true});
+    fill_random(layer.weight(), rng);
+    fill_random(layer.bias(), rng);
+    in = out;
+  }
+  FeatureMap<PrimeField, 0> x({.channels = 3});
+  fill_random(x.values(), rng);
+  FeatureMap<PrimeField, 0> y = x;
+  for (const auto& layer : layers) y = layer(y);
+  CHECK(contract(layers)(x) == y);
 }
 
 }  // namespace concertina::test

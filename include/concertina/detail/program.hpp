@@ -30,7 +30,8 @@ struct Instruction {
 /// Each value is an operand of one instruction, but for the last, which is the contraction.
 class Program {
  public:
-  /// Products in the cheapest order by `cost`.
+  /// Products in the cheapest order by `cost`; of a chain longer than `longest`, of each run of so
+  /// many layers, and of the runs' products.
   /// Requires  what contracted_shape checks
   /// Throws    SizeError where a layer would be almost only zeros
   explicit Program(const AnyForm& form, ProductCost cost = processor_cost) {
@@ -64,19 +65,34 @@ class Program {
   Value add(const AnyForm& node, Value& leaf, ProductCost cost) {
     if (node.is_leaf()) return leaf++;
     std::vector<Value> parts;
-    std::vector<AnyShape> shapes;
-    for (const AnyForm& part : node.parts()) {
-      parts.push_back(add(part, leaf, cost));
-      shapes.push_back(shape(parts.back()));
-    }
-    if (node.join() == Join::chain) {
-      return add_run(ChainOrder(shapes, cost), parts, 0, parts.size() - 1);
-    }
+    for (const AnyForm& part : node.parts()) parts.push_back(add(part, leaf, cost));
+    if (node.join() == Join::chain) return add_chain(std::move(parts), cost);
+    const std::vector<AnyShape> shapes = shapes_of(parts);
     Index elements = 0;
     for (const AnyShape& branch : shapes) elements += weight_numel(branch);
     const AnyShape joined = joined_shape(node.join(), shapes);
     require_few_zeros(joined, elements, [&] { return text({shapes.size(), " branches"}); });
     return emit({node.join(), std::move(parts), joined});
+  }
+
+  Value add_chain(std::vector<Value> parts, ProductCost cost) {
+    constexpr std::size_t longest = 32;  // the order takes the cube of that many steps
+    while (parts.size() > 1) {
+      std::vector<Value> products;
+      for (std::size_t first = 0; first < parts.size(); first += longest) {
+        const auto run =
+            std::span<const Value>(parts).subspan(first, std::min(longest, parts.size() - first));
+        products.push_back(add_run(ChainOrder(shapes_of(run), cost), run, 0, run.size() - 1));
+      }
+      parts = std::move(products);
+    }
+    return parts.front();
+  }
+
+  std::vector<AnyShape> shapes_of(std::span<const Value> values) const {
+    std::vector<AnyShape> shapes;
+    for (const Value value : values) shapes.push_back(shape(value));
+    return shapes;
   }
 
   /// Parts first .. last of a chain.

@@ -181,7 +181,7 @@ inline Axes output_size(const AnyForm& form, const Axes& input_size) {
   }
   const AnyForm& first = form.parts().front();
   const Axes size = output_size(first, input_size);
-  for (const AnyForm& part : form.parts()) {
+  for (const AnyForm& part : std::span(form.parts()).subspan(1)) {
     const Axes other = output_size(part, input_size);
     if (other == size) continue;
     const int rank = rank_in(part);
