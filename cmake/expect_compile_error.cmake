@@ -1,5 +1,6 @@
 # Passes if SOURCE does not compile, with an error that matches the expression after `// expect: `
 # in it, and does compile with CONCERTINA_CONTROL defined; so the forbidden line alone is to blame.
+# A line `// clang: FLAGS` is for what only Clang refuses, with these flags; other compilers skip it.
 #   cmake -D COMPILER=g++ -D SOURCE=file.cpp -D "INCLUDES=dir;dir" -P expect_compile_error.cmake
 
 file(READ ${SOURCE} text)
@@ -14,6 +15,13 @@ foreach(part "#ifdef CONCERTINA_CONTROL" "#else")
 endforeach()
 
 set(command ${COMPILER} -std=c++20 -fsyntax-only)
+if(text MATCHES "// clang: ([^\n]+)")
+  list(APPEND command ${CMAKE_MATCH_1})
+  if(NOT COMPILER MATCHES "clang")
+    message("skipped: only Clang refuses it")
+    return()
+  endif()
+endif()
 foreach(directory IN LISTS INCLUDES)
   list(APPEND command -isystem ${directory})
 endforeach()

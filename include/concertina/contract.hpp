@@ -85,7 +85,8 @@ class Contraction {
 
   /// The same in storage of its own, valid until the next call.
   template <LinearMap E>
-  const Conv<Scalar, Rank>& forward(const E& expression, const ParallelFor& run = serial_for);
+  const Conv<Scalar, Rank>& forward(const E& expression,
+                                    const ParallelFor& run = serial_for) CONCERTINA_LIFETIMEBOUND;
 
   /// From dL/dF, a layer of the contraction's shape whose elements are the derivatives of L with
   /// respect to the contraction's, to dL/d(leaf) in the same way: one for each leaf in the order of

@@ -431,6 +431,13 @@ auto operator+(F&& f, G&& g) {
   return Result(Join::sum, Result(std::forward<F>(f)), Result(std::forward<G>(g)));
 }
 
+template <class F, class G>
+  requires detail::Joinable<F, G> && detail::NamedLayer<F> && detail::NamedLayer<G>
+auto operator+(F&& f CONCERTINA_LIFETIMEBOUND, G&& g CONCERTINA_LIFETIMEBOUND) {
+  using Result = detail::JoinOf<F, G>;
+  return Result(Join::sum, Result(f), Result(g));
+}
+
 /// The map s * F; a layer at once, an expression when it is contracted. Integer layers are not
 /// scaled by fractions.
 template <class S, detail::Factor F>
