@@ -4,15 +4,17 @@
 # What a user of the CIFAR program sees: a training that is killed at any moment and goes on to the bit, files that the
 # other tools read, exit codes and one-line errors.
 #
-#     tests/cifar.sh CIFAR CONCERTINA CLASSIFY
+#     tests/cifar.sh CIFAR CONCERTINA CLASSIFY [COUNT]
+#
+# COUNT is how often trainings are killed at least, by default once.
 set -uo pipefail
 
 source=$(cd "$(dirname "$0")/../.." && pwd)
-if [ $# != 3 ]; then
-  echo "usage: cifar.sh CIFAR CONCERTINA CLASSIFY" >&2
+if [ $# -lt 3 ]; then
+  echo "usage: cifar.sh CIFAR CONCERTINA CLASSIFY [COUNT]" >&2
   exit 2
 fi
-cifar=$(realpath "$1") concertina=$(realpath "$2") classify=$(realpath "$3")
+cifar=$(realpath "$1") concertina=$(realpath "$2") classify=$(realpath "$3") wanted=${4:-1}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 2
@@ -70,32 +72,36 @@ whole_ms=$((($(date +%s%N) - start) / 1000000))
 says out "best test accuracy"
 cp whole/checkpoint.safetensors expected
 
-kills=0
-for attempt in $(seq 1 200); do
-  "$cifar" "${train[@]}" --out killed --resume >out 2>err </dev/null &
-  pid=$!
-  ms=$((whole_ms * (RANDOM % 40 + 5) / 100))  # some way into what a whole training takes
-  sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
-  kill -KILL $pid 2>/dev/null
-  wait $pid 2>/dev/null
-  code=$?
-  [ "$code" = 0 ] && break
-  [ "$code" = 137 ] || { fail "attempt $attempt ended with $code"; break; }
-  kills=$((kills + 1))
-  # Whatever the moment, what is there is whole.
-  [ -e killed/checkpoint.safetensors ] && expect 0 "$cifar" eval --data data killed/checkpoint.safetensors
-  [ -e killed/best.onnx ] && expect 0 "$cifar" eval --data data killed/best.onnx
-  # A machine so slow that no epoch ends in time is given all of it.
-  [ "$attempt" -gt 60 ] && "$cifar" "${train[@]}" --out killed --resume >out 2>err </dev/null && break
+kills=0 trainings=0
+until [ "$kills" -ge "$wanted" ]; do
+  rm -rf killed
+  trainings=$((trainings + 1))
+  for attempt in $(seq 1 200); do
+    "$cifar" "${train[@]}" --out killed --resume >out 2>err </dev/null &
+    pid=$!
+    ms=$((whole_ms * (RANDOM % 40 + 5) / 100))  # some way into what a whole training takes
+    sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
+    kill -KILL $pid 2>/dev/null
+    wait $pid 2>/dev/null
+    code=$?
+    [ "$code" = 0 ] && break
+    [ "$code" = 137 ] || { fail "attempt $attempt ended with $code"; break; }
+    kills=$((kills + 1))
+    # Whatever the moment, what is there is whole.
+    [ -e killed/checkpoint.safetensors ] && expect 0 "$cifar" eval --data data killed/checkpoint.safetensors
+    [ -e killed/best.onnx ] && expect 0 "$cifar" eval --data data killed/best.onnx
+    # A machine so slow that no epoch ends in time is given all of it.
+    [ "$attempt" -gt 60 ] && "$cifar" "${train[@]}" --out killed --resume >out 2>err </dev/null && break
+  done
+  checks=$((checks + 4))
+  cmp -s killed/checkpoint.safetensors expected ||
+    fail "after $kills kills the weights are not those of an uninterrupted training"
+  cmp -s <(grep -v '^#' killed/log.csv | cut -d, -f1-7) <(grep -v '^#' whole/log.csv | cut -d, -f1-7) ||
+    fail "after $kills kills the log is not that of an uninterrupted training"
+  cmp -s killed/best.onnx whole/best.onnx || fail "after $kills kills the best network is another one"
+  [ "$(ls -A killed)" = "$(ls -A whole)" ] || fail "after $kills kills files are left: $(ls -A killed)"
 done
-checks=$((checks + 3))
-[ "$kills" -gt 0 ] || fail "the training was never killed"
-cmp -s killed/checkpoint.safetensors expected ||
-  fail "after $kills kills the weights are not those of an uninterrupted training"
-cmp -s <(grep -v '^#' killed/log.csv | cut -d, -f1-7) <(grep -v '^#' whole/log.csv | cut -d, -f1-7) ||
-  fail "after $kills kills the log is not that of an uninterrupted training"
-cmp -s killed/best.onnx whole/best.onnx || fail "after $kills kills the best network is another one"
-echo "killed $kills times"
+echo "killed $kills times in $trainings trainings"
 
 # ---- the number of threads does not matter --------------------------------------------------------
 
@@ -310,12 +316,20 @@ expect 3 "$cifar" train --data data --out none
 says err "data_batch_3.bin"
 
 # ---- output that cannot be written
-for command in "$cifar --help" "$cifar train --help" "$classify --help"; do
+examples=$(dirname "$cifar")
+for command in "$cifar --help" "$cifar train --help" "$classify --help" "$examples/complexity --help" \
+  "$examples/complexity --paper $source/examples/data/complexity.csv" "$examples/contract_networks smallnet3" \
+  "$examples/train --help"; do
   checks=$((checks + 2))
   $command >/dev/full 2>/dev/null
   [ $? = 5 ] || fail "$command: standard output is full"
   $command >&- 2>/dev/null
   [ $? = 5 ] || fail "$command: standard output is closed"
+done
+for lesson in first_steps blocks border your_memory preserving_expansion training_step toeplitz_solver own_scalar; do
+  checks=$((checks + 2))
+  "$examples/$lesson" >/dev/full && fail "$lesson: standard output is full"
+  "$examples/$lesson" >&- && fail "$lesson: standard output is closed"
 done
 for command in train drift landscape; do expect 2 "$cifar" $command --seed -1; done
 
