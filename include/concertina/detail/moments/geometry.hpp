@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concertina/detail/box.hpp>
+#include <concertina/detail/tuning.hpp>
 #include <concertina/shape.hpp>
 
 #include <algorithm>
@@ -69,9 +70,11 @@ struct PatchGeometry {
   Index gradient_by_patches() const { return channels * taps() * patch() * numel(positions); }
 
   /// Products of pixels serve every pair of taps as far apart, at stride 1.
-  bool prefers_lags() const { return stride == Axes(1) && by_lags() < by_patches(); }
+  bool prefers_lags() const {
+    return stride == Axes(1) && tuning::lag_price * by_lags() < by_patches();
+  }
   bool gradient_prefers_lags() const {
-    return stride == Axes(1) && gradient_by_lags() < gradient_by_patches();
+    return stride == Axes(1) && tuning::lag_price * gradient_by_lags() < gradient_by_patches();
   }
 
   Index multiply_adds() const { return prefers_lags() ? by_lags() : by_patches(); }
@@ -240,8 +243,8 @@ struct Canvas {
   }
 
   /// Copies `length` pixels, `dilation` apart along the last axis.
-  template <class T>
-  T* copy_line(const T* from, Index length, Index dilation, T* to) const {
+  template <class T, class To>
+  To* copy_line(const T* from, Index length, Index dilation, To* to) const {
     if (dilation == 1) return std::copy_n(from, length * width, to);
     for (Index x = 0; x < length; ++x) to = std::copy_n(from + x * dilation * width, width, to);
     return to;

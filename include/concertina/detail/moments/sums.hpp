@@ -7,8 +7,11 @@
 #include <concertina/moments.hpp>
 #include <concertina/parallel.hpp>
 
+#include <Eigen/Core>
+
 #include <algorithm>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace concertina::detail {
@@ -34,23 +37,33 @@ double channel_mean(const Scalar* x, Index batch, Index channels, Index channel,
 }
 
 /// What the maps of one group, less their centres and with zeros around them, sum to: the products
-/// of patch elements, and the pixels themselves. A share of the batch adds to it.
+/// of patch elements, and the pixels themselves. A share of the batch adds to it. Products are
+/// summed in Scalar over a few images or patches, and these sums in double.
+template <class Scalar>
 class GroupSums {
  public:
   GroupSums(const PatchGeometry& geometry, const std::vector<Region>& all)
       : geometry_(&geometry),
         regions_(&all),
         lags_(geometry.prefers_lags()),
+        narrow_(lags_ && geometry.width() <= tuning::few_channels),
         canvas_(geometry, lags_),
         pixels_(static_cast<std::size_t>(geometry.width() * numel(geometry.size))) {
     Index products = geometry.patch() * geometry.patch();
-    if (lags_ && geometry.width() == 1) products = half() * canvas_.image;
-    if (lags_ && geometry.width() > 1) {
+    if (narrow_) canvas_.width = 1;  // a canvas for each channel, one after the other
+    if (lags_) {
       products = 0;
-      for (const Region& region : all) {
-        const Lags lags(geometry, region);
+      for (std::size_t r = 0; r < all.size(); ++r) {
+        const Region& region = all[r];
+        region_lags_.emplace_back(geometry, region);
         offsets_.push_back(products);
-        products += geometry.width() * geometry.width() * numel(lags.extent);
+        products += geometry.width() * columns_of(region_lags_.back());
+        const auto same = [&](const std::vector<std::size_t>& band) {
+          const Region& other = all[band.front()];
+          return other.first[0] == region.first[0] && other.first[1] == region.first[1];
+        };
+        const auto found = std::ranges::find_if(bands_, same);
+        (found == bands_.end() ? bands_.emplace_back() : *found).push_back(r);
       }
     }
     products_.resize(static_cast<std::size_t>(products));
@@ -60,23 +73,30 @@ class GroupSums {
   Index numel_of() const { return std::ssize(products_) + std::ssize(pixels_); }
 
   /// Adds `count` maps of the group, `distance` elements apart.
-  template <class Scalar>
   void add(const Scalar* maps, Index count, Index distance, const double* centre) {
-    const Index most =
-        std::clamp<Index>(2048 / numel(geometry_->size), 1, std::max<Index>(count, 1));
-    std::vector<double> buffer(static_cast<std::size_t>(canvas_.numel_of(most)));
-    double* const origin = buffer.data() + canvas_.lead * canvas_.width;
+    const Index width = geometry_->width(), pixels = numel(geometry_->size);
+    const Index planes = narrow_ ? width : 1;
+    constexpr Index most_summed = 64;  // images, of which products are summed in Scalar
+    const Index most = std::clamp<Index>(
+        narrow_ ? tuning::moment_elements / (width * canvas_.image) : 2048 / pixels, 1,
+        std::min(most_summed, std::max<Index>(count, 1)));
+    std::vector<Scalar> buffer(
+        static_cast<std::size_t>(canvas_.numel_of(most * planes) + most_lanes));
+    Scalar* const origin = buffer.data() + canvas_.lead * canvas_.width;
     for (Index n = 0; n < count; n += most) {
       const Index here = std::min(most, count - n);
       for (Index i = 0; i < here; ++i) {
-        double* const map = origin + i * canvas_.image * canvas_.width;
-        canvas_.write(maps + (n + i) * distance, geometry_->size, centre, map);
-        add_pixels(map);
+        for (Index plane = 0; plane < planes; ++plane) {
+          Scalar* const map = origin + (i * planes + plane) * canvas_.image * canvas_.width;
+          canvas_.write(maps + (n + i) * distance + plane * pixels, geometry_->size, centre + plane,
+                        map);
+          add_pixels(map, pixels_.data() + plane);
+        }
       }
       if (!lags_) {
         add_patches(origin, here);
-      } else if (geometry_->width() == 1) {
-        add_line_products(origin, here);
+      } else if (narrow_) {
+        add_lags(origin, here);
       } else {
         for (std::size_t r = 0; r < regions_->size(); ++r) add_region(r, origin, here);
       }
@@ -92,12 +112,10 @@ class GroupSums {
   /// [patch][patch].
   void finish(Index batch, const double* centre, double* elements, double* products) const {
     const Index patch = geometry_->patch();
-    if (!lags_) {
-      std::copy(products_.begin(), products_.end(), products);
-    } else if (geometry_->width() == 1) {
-      write_from_lines(products);
-    } else {
+    if (lags_) {
       write_from_regions(products);
+    } else {
+      std::copy(products_.begin(), products_.end(), products);
     }
     for (Index i = 0; i < patch; ++i) {
       for (Index j = 0; j < i; ++j) products[i * patch + j] = products[j * patch + i];
@@ -106,21 +124,22 @@ class GroupSums {
   }
 
  private:
-  Index half() const { return (geometry_->lags() + 1) / 2; }
+  static constexpr Index most_lanes = 64;
 
-  void add_pixels(const double* map) {
+  void add_pixels(const Scalar* map, double* to) const {
     const Axes& size = geometry_->size;
-    double* to = pixels_.data();
+    const Index width = geometry_->width(), step = canvas_.width == width ? 1 : width;
     for (Index z = 0; z < size[0]; ++z) {
       for (Index y = 0; y < size[1]; ++y) {
+        const Scalar* from = map + canvas_.at(Axes{z, y, 0}) * canvas_.width;
         const Index line = size[2] * canvas_.width;
-        axpy(line, 1.0, map + canvas_.at(Axes{z, y, 0}) * canvas_.width, to);
-        to += line;
+        for (Index i = 0; i < line; ++i) to[i * step] += static_cast<double>(from[i]);
+        to += size[2] * width;
       }
     }
   }
 
-  /// Calls visit(index, lag) for the lags from which the other half follows by symmetry.
+  /// Calls visit(lag) for the lags from which the other half follows by symmetry.
   template <class Visit>
   void for_each_half_lag(Visit&& visit) const {
     Axes extent;
@@ -128,49 +147,100 @@ class GroupSums {
     Index index = -(numel(extent) - 1) / 2;
     for_each_position(extent, [&](Axes lag) {
       for (int axis = 0; axis < max_rank; ++axis) lag[axis] -= geometry_->kernel_size[axis] - 1;
-      if (index >= 0) visit(index, lag);
-      ++index;
+      if (index++ >= 0) visit(lag);
     });
   }
 
-  /// One channel: products of each pixel, summed over the batch alone.
-  void add_line_products(const double* maps, Index count) {
-    const Index span = canvas_.image;
-    for (Index n = 0; n < count; ++n) {
-      const double* map = maps + n * span;
-      for_each_half_lag([&](Index index, const Axes& lag) {
-        const double* other = map + canvas_.at(*geometry_, lag);
-        double* to = products_.data() + index * span;
-        for (Index p = 0; p < span; ++p) to[p] += map[p] * other[p];
+  /// Pixels times those at a lag, channel by channel, summed over the images at each pixel and then
+  /// over the regions.
+  void add_lags(const Scalar* maps, Index count) {
+    const Index width = geometry_->width();
+    constexpr Index together = 4;
+    std::vector<Scalar> products(static_cast<std::size_t>(together * (canvas_.image + most_lanes)));
+    std::vector<double> line(static_cast<std::size_t>(geometry_->size[2]));
+    for (Index c = 0; c < width; ++c) {
+      for_each_half_lag([&](const Axes& lag) {
+        const Scalar* const other = maps + canvas_.at(*geometry_, lag);
+        // At lag 0 the channels before are known by symmetry.
+        for (Index d = lag == Axes(0) ? c : 0; d < width; d += together) {
+          const Index here = std::min(together, width - d);
+          const Scalar *from = maps + c * canvas_.image, *to = other + d * canvas_.image;
+          switch (here) {
+            case 1: multiply<1, 4>(from, to, count, products.data()); break;
+            case 2: multiply<2, 4>(from, to, count, products.data()); break;
+            case 3: multiply<3, 2>(from, to, count, products.data()); break;
+            default: multiply<together, 2>(from, to, count, products.data());
+          }
+          for (Index j = 0; j < here; ++j) {
+            add_bands(products.data() + j * (canvas_.image + most_lanes), lag, c, d + j, line);
+          }
+        }
       });
     }
   }
 
-  void write_from_lines(double* products) const {
-    const Axes& kernel = geometry_->kernel_size;
-    const Index patch = geometry_->patch();
-    for_each_half_lag([&](Index index, const Axes& lag) {
-      const double* sums = products_.data() + index * canvas_.image;
-      for_each_position(kernel, [&](const Axes& tap) {
-        Axes other, first, extent;
-        for (int axis = 0; axis < max_rank; ++axis) {
-          other[axis] = tap[axis] + lag[axis];
-          if (other[axis] < 0 || other[axis] >= kernel[axis]) return;
-          const Index begin = geometry_->offset(axis, tap[axis]);
-          first[axis] = std::max<Index>(0, begin);
-          extent[axis] = std::max<Index>(
-              0, std::min(geometry_->size[axis], begin + geometry_->positions[axis]) - first[axis]);
+  /// Sums over the images of one channel's pixels times those of `Count` others: [Count][pixel].
+  template <int Count, int Vectors>
+  void multiply(const Scalar* from, const Scalar* other, Index images, Scalar* to) const {
+    using Lanes = Eigen::Array<Scalar, 16 * Vectors, 1>;
+    const Index plane = canvas_.image, image = geometry_->width() * plane;
+    for (Index p = 0; p < plane; p += 16 * Vectors) {
+      Lanes sums[Count];
+      for (Lanes& sum : sums) sum.setZero();
+      for (Index n = 0; n < images; ++n) {
+        const Lanes own = Eigen::Map<const Lanes>(from + n * image + p);
+        for (Index j = 0; j < Count; ++j) {
+          sums[j] += own * Eigen::Map<const Lanes>(other + n * image + j * plane + p);
         }
-        double sum = 0;
-        for (Index z = first[0]; z < first[0] + extent[0]; ++z) {
-          for (Index y = first[1]; y < first[1] + extent[1]; ++y) {
-            const double* line = sums + canvas_.at(Axes{z, y, first[2]});
-            for (Index x = 0; x < extent[2]; ++x) sum += line[x];
+      }
+      for (Index j = 0; j < Count; ++j) {
+        Eigen::Map<Lanes>(to + j * (plane + most_lanes) + p) = sums[j];
+      }
+    }
+  }
+
+  /// Adds products of pixels of channels c and d to the regions' sums of this lag.
+  void add_bands(const Scalar* products, const Axes& lag, Index c, Index d,
+                 std::vector<double>& line) {
+    for (const std::vector<std::size_t>& band : bands_) {
+      bool summed = false;
+      for (const std::size_t r : band) {
+        const Lags& lags = region_lags_[r];
+        Axes at;
+        bool inside = true;
+        for (int axis = 0; axis < max_rank; ++axis) {
+          at[axis] = lag[axis] - lags.first[axis];
+          inside = inside && at[axis] >= 0 && at[axis] < lags.extent[axis];
+        }
+        if (!inside) continue;
+        const Region& region = (*regions_)[r];
+        if (!std::exchange(summed, true)) {
+          std::ranges::fill(line, 0.0);
+          for (Index z = 0; z < region.extent[0]; ++z) {
+            for (Index y = 0; y < region.extent[1]; ++y) {
+              const Scalar* from =
+                  products + canvas_.at(Axes{region.first[0] + z, region.first[1] + y, 0});
+              for (std::size_t x = 0; x < line.size(); ++x) line[x] += static_cast<double>(from[x]);
+            }
           }
         }
-        products[flat(tap, kernel) * patch + flat(other, kernel)] = sum;
-      });
-    });
+        products_[static_cast<std::size_t>(offsets_[r] + c * columns_of(lags) +
+                                           flat(at, lags.extent) * geometry_->width() + d)] +=
+            sum(line.data() + region.first[2], region.extent[2]);
+      }
+    }
+  }
+
+  static double sum(const double* values, Index count) {
+    constexpr Index lanes = 8;
+    double partial[lanes] = {}, total = 0;
+    Index i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      for (Index l = 0; l < lanes; ++l) partial[l] += values[i + l];
+    }
+    for (; i < count; ++i) total += values[i];
+    for (const double part : partial) total += part;
+    return total;
   }
 
   /// Calls visit(lag, index, count) for lines of lags of which a half of all has to be known: lag
@@ -190,9 +260,9 @@ class GroupSums {
     }
   }
 
-  void add_region(std::size_t r, const double* maps, Index count) {
+  void add_region(std::size_t r, const Scalar* maps, Index count) {
     const Region& region = (*regions_)[r];
-    const Lags lags(*geometry_, region);
+    const Lags& lags = region_lags_[r];
     if (numel(lags.extent) == 0) return;
     const Index width = canvas_.width;
     const std::vector<Index> pixels = canvas_.pixels_of(region, count);
@@ -207,7 +277,7 @@ class GroupSums {
         std::copy_n(maps + at[i] * width, width, left.data() + i * width);
       }
       for_each_line(lags, [&](const Axes& lag, Index index, Index length) {
-        const double* from = maps + canvas_.at(*geometry_, lag) * width;
+        const Scalar* from = maps + canvas_.at(*geometry_, lag) * width;
         const Index line = length * width;
         for (Index i = 0; i < here; ++i) {
           canvas_.copy_line(from + at[i] * width, length, geometry_->dilation[2],
@@ -221,11 +291,11 @@ class GroupSums {
   }
 
   /// Products of a region lie as [channel][lag][channel].
-  Index columns_of(const Lags& lags) const { return numel(lags.extent) * canvas_.width; }
+  Index columns_of(const Lags& lags) const { return numel(lags.extent) * geometry_->width(); }
 
   void write_from_regions(double* products) const {
     const Axes& kernel = geometry_->kernel_size;
-    const Index width = canvas_.width, patch = geometry_->patch();
+    const Index width = geometry_->width(), patch = geometry_->patch();
     std::fill_n(products, patch * patch, 0.0);
     for_each_position(kernel, [&](const Axes& tap) {
       for_each_position(kernel, [&](const Axes& other) {
@@ -234,7 +304,7 @@ class GroupSums {
         for (std::size_t r = 0; r < regions_->size(); ++r) {
           const Region& region = (*regions_)[r];
           if (!region.holds(tap)) continue;
-          const Lags lags(*geometry_, region);
+          const Lags& lags = region_lags_[r];
           Axes lag;
           for (int axis = 0; axis < max_rank; ++axis) {
             lag[axis] = other[axis] - tap[axis] - lags.first[axis];
@@ -249,24 +319,30 @@ class GroupSums {
     });
   }
 
-  void add_patches(const double* maps, Index count) {
+  void add_patches(const Scalar* maps, Index count) {
     const Index width = canvas_.width, patch = geometry_->patch();
     const std::vector<Index> starts = canvas_.patch_starts(*geometry_, count),
                              taps = canvas_.tap_distances(*geometry_);
     constexpr Index most = tuning::panel_columns / 2, side = 64;
-    std::vector<double> rows(static_cast<std::size_t>(most * patch));
+    std::vector<Scalar> rows(static_cast<std::size_t>(most * patch)),
+        part(static_cast<std::size_t>(side * patch));
     for (Index begin = 0; begin < std::ssize(starts); begin += most) {
       const Index here = std::min(most, std::ssize(starts) - begin);
-      double* to = rows.data();
+      Scalar* to = rows.data();
       for (Index i = 0; i < here; ++i) {
         for (const Index tap : taps) {
           to = std::copy_n(maps + starts[static_cast<std::size_t>(begin + i)] + tap, width, to);
         }
       }
       for (Index i = 0; i < patch; i += side) {  // the upper triangle
-        gemm<double>(Op::transpose, Op::none, std::min(side, patch - i), patch - i, here,
-                     {rows.data() + i, patch}, {rows.data() + i, patch}, true,
-                     {products_.data() + i * patch + i, patch});
+        const Index height = std::min(side, patch - i);
+        gemm<Scalar>(Op::transpose, Op::none, height, patch - i, here, {rows.data() + i, patch},
+                     {rows.data() + i, patch}, false, {part.data(), patch});
+        for (Index row = 0; row < height; ++row) {
+          double* sums = products_.data() + (i + row) * patch + i;
+          const Scalar* from = part.data() + row * patch;
+          for (Index j = 0; j < patch - i; ++j) sums[j] += static_cast<double>(from[j]);
+        }
       }
     }
   }
@@ -274,7 +350,7 @@ class GroupSums {
   /// Outside of the map a patch element is zero, so less its centre it is not: the sums of
   /// elements, and what such elements add to the products.
   void add_border(Index batch, const double* centre, double* elements, double* products) const {
-    const Index width = canvas_.width, taps = geometry_->taps(), patch = geometry_->patch();
+    const Index width = geometry_->width(), taps = geometry_->taps(), patch = geometry_->patch();
     std::vector<Index> pixel(static_cast<std::size_t>(taps));         // that each tap reads, or -1
     std::vector<double> both(static_cast<std::size_t>(taps * taps)),  // patches with both outside
         mixed(static_cast<std::size_t>(taps * patch));  // [b]: sums of elements where b is outside
@@ -319,10 +395,12 @@ class GroupSums {
 
   const PatchGeometry* geometry_;
   const std::vector<Region>* regions_;
-  bool lags_;
+  bool lags_, narrow_;
   Canvas canvas_;
+  std::vector<std::vector<std::size_t>> bands_;  // regions of the same lines
+  std::vector<Lags> region_lags_;
   std::vector<Index> offsets_;    // of each region's products
-  std::vector<double> products_;  // by lags: [region][channel][lag][channel] or [lag][pixel]
+  std::vector<double> products_;  // by lags: [region][channel][lag][channel]
   std::vector<double> pixels_;    // [pixel][channel], summed over the batch
 };
 
@@ -343,15 +421,15 @@ Moments patch_moments(const PatchGeometry& geometry, const Scalar* x, Index batc
   // Sizes alone decide the shares, so results are the same bit for bit whatever `run` does.
   constexpr Index enough = 8, most_doubles = Index{1} << 25;
   Index shares = std::clamp<Index>((enough + groups - 1) / groups, 1, batch);
-  shares = std::clamp<Index>(most_doubles / GroupSums(geometry, all).numel_of(), 1, shares);
+  shares = std::clamp<Index>(most_doubles / GroupSums<Scalar>(geometry, all).numel_of(), 1, shares);
   const auto share = [&](Index group, Index s) {
-    GroupSums sums(geometry, all);
+    GroupSums<Scalar> sums(geometry, all);
     const Index begin = batch * s / shares, end = batch * (s + 1) / shares;
     sums.add(x + begin * map + group * width * pixels, end - begin, map,
              centre.data() + group * width);
     return sums;
   };
-  const auto finish = [&](Index group, const GroupSums& sums) {
+  const auto finish = [&](Index group, const GroupSums<Scalar>& sums) {
     double* const mean = result.mean.data() + group * patch;
     double* const scatter = result.scatter.data() + group * patch * patch;
     sums.finish(batch, centre.data() + group * width, mean, scatter);
@@ -367,7 +445,8 @@ Moments patch_moments(const PatchGeometry& geometry, const Scalar* x, Index batc
     return result;
   }
   for (Index group = 0; group < groups; ++group) {
-    std::vector<GroupSums> sums(static_cast<std::size_t>(shares), GroupSums(geometry, all));
+    std::vector<GroupSums<Scalar>> sums(static_cast<std::size_t>(shares),
+                                        GroupSums<Scalar>(geometry, all));
     run(shares, [&](Index s) { sums[static_cast<std::size_t>(s)] = share(group, s); });
     for (Index s = 1; s < shares; ++s) sums.front() += sums[static_cast<std::size_t>(s)];
     finish(group, sums.front());
