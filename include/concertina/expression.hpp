@@ -204,7 +204,7 @@ template <FormSource E>
 Form(const E&) -> Form<detail::form_rank<E>>;
 
 /// "(conv2d 3->8 @3x3, conv2d 8->4 @1x1)" for a chain, with " + " for sums, " | " and " & " for
-/// concatenated outputs and inputs.
+/// concatenated outputs and inputs, " (+) " for direct sums.
 template <int Rank>
 std::string to_string(const Form<Rank>& form) {
   return detail::to_string(form.tree());
@@ -342,7 +342,7 @@ class Expr {
 
   explicit Expr(Tree tree) : tree_(std::move(tree)) {}
 
-  /// Parts joined; see `chain`, `sum`, `concat_outputs` and `concat_inputs`.
+  /// Parts joined; see `chain`, `sum`, `concat_outputs`, `concat_inputs` and `direct_sum`.
   /// Throws ShapeError naming two parts whose channels differ.
   Expr(Join join, const std::vector<Expr>& parts);
   Expr(Join join, Expr first, Expr second);
@@ -393,7 +393,7 @@ class Expr {
 };
 
 /// As it is written, the last layer applied first: "batch_norm[4] * [conv2d 3->4 @3x3] + scale[4]".
-/// Concatenations are "concat_outputs(.., ..)" and "concat_inputs(.., ..)".
+/// Concatenations are "concat_outputs(.., ..)", "concat_inputs(.., ..)" and "direct_sum(.., ..)".
 template <class Scalar, int Rank>
 std::string to_string(const Expr<Scalar, Rank>& expression) {
   return detail::algebra(expression.tree());
@@ -528,6 +528,19 @@ auto concat_inputs(const R& branches) {
 }
 template <detail::TemporaryLayers R>
 void concat_inputs(const R&&) = delete;
+
+/// Each element on channels of its own, in order, outputs side by side: torch.split, the elements,
+/// torch.cat; a block-diagonal matrix. Contracted to the most groups that no element's group is
+/// wider than: equal layers side by side are one grouped layer, with their elements and no more.
+/// Ensures  direct_sum({f, g}) of x and y side by side == f(x) and g(y) side by side
+/// Throws   ShapeError where strides or output sizes differ, when it is contracted
+/// Source   InceptionNeXt (CVPR 2024), MixConv (BMVC 2019)
+template <detail::FactorRange R>
+auto direct_sum(const R& parts) {
+  return detail::join(Join::direct_sum, parts);
+}
+template <detail::TemporaryLayers R>
+void direct_sum(const R&&) = delete;
 
 }  // namespace concertina
 

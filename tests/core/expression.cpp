@@ -534,6 +534,53 @@ TEST_CASE("inputs side by side", "[expression]") {
   CHECK_THROWS_AS(joined * whole, ShapeError);
 }
 
+TEST_CASE("a direct sum acts on channels apart, and keeps groups", "[expression]") {
+  const auto groups_of = [](const std::vector<ConvShape<2>>& shapes) {
+    return Form<2>(detail::AnyForm(Join::direct_sum,
+                                   std::vector<detail::AnyForm>(shapes.begin(), shapes.end())))
+        .shape()
+        .groups;
+  };
+  const auto of = [](Index out, Index in, Index groups) {
+    return ConvShape<2>{.out = out, .in = in, .groups = groups};
+  };
+  CHECK(groups_of({of(2, 3, 1), of(2, 3, 1)}) == 2);
+  CHECK(groups_of({of(2, 3, 1), of(4, 6, 1)}) == 1);  // a third is cut nowhere within the second
+  CHECK(groups_of({of(2, 3, 1), of(4, 6, 2)}) == 3);
+  CHECK(groups_of({of(4, 4, 4), of(6, 6, 6)}) == 10);  // depthwise stays depthwise
+  CHECK(groups_of({of(4, 4, 4), of(6, 6, 3)}) == 5);
+  CHECK(groups_of({of(1, 2, 1), of(2, 1, 1)}) == 1);
+  CHECK(groups_of({of(1, 2, 1), of(2, 1, 1), of(3, 3, 1)}) == 2);  // two of them share a group
+  for (const auto& [first, second] :
+       {std::pair(ConvShape<2>{.out = 2, .in = 3, .kernel_size = 3, .padding = 1},
+                  ConvShape<2>{.out = 4, .in = 6, .groups = 2, .bias = true}),
+        std::pair(
+            ConvShape<2>{.out = 4, .in = 4, .kernel_size = 3, .padding = 1, .groups = 4},
+            ConvShape<2>{.out = 3, .in = 3, .kernel_size = {1, 3}, .padding = {0, 1}, .groups = 3}),
+        std::pair(ConvShape<2>{.out = 1, .in = 3, .stride = 2},
+                  ConvShape<2>{.out = 5, .in = 2, .kernel_size = 3, .stride = 2, .padding = 1})}) {
+    const Layer2 f = layer(first, 24), g = layer(second, 25);
+    const auto both = direct_sum(std::vector<Expr<int, 2>>{f, g});
+    const Layer2 joined = both;
+    const auto x = input(first.in + second.in, {5, 6});
+    const auto y = joined(x);
+    CHECK(y == both(x));
+    CHECK(channels_of(y, 0, first.out) == f(channels_of(x, 0, first.in)));
+    CHECK(channels_of(y, first.out, second.out) == g(channels_of(x, first.in, second.in)));
+    CHECK(weight_numel(joined.shape()) ==
+          joined.shape().out * joined.shape().in / joined.shape().groups * 9);
+    CHECK(exactness(both).exact());
+    CHECK_THROWS_AS(both(input(first.in, {5, 6})), ShapeError);
+  }
+  const Layer2 f = layer({.out = 2, .in = 3}, 26), g = layer({.out = 2, .in = 3, .stride = 2}, 27);
+  CHECK_THAT(message_of<ShapeError>([&] { contract(direct_sum(std::vector<Expr<int, 2>>{f, g})); }),
+             Contains("strides differ"));
+  CHECK(to_string(direct_sum(std::vector<Expr<int, 2>>{f, f})) ==
+        "direct_sum([conv2d 3->2 @1x1], [conv2d 3->2 @1x1])");
+  CHECK(to_string(Form(direct_sum(std::vector<Expr<int, 2>>{f, f}))) ==
+        "(conv2d 3->2 @1x1 (+) conv2d 3->2 @1x1)");
+}
+
 TEST_CASE("run-time lists sum as operators do", "[expression]") {
   const std::vector<Layer2> layers{layer({.out = 2, .in = 2}, 19),
                                    layer({.out = 2, .in = 2, .kernel_size = 3, .padding = 1}, 20),

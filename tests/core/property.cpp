@@ -74,7 +74,7 @@ ConvShape<Rank> with_channels(ConvShape<Rank> shape, Index in, Index out) {
 /// of such expressions, nested to `depth`.
 template <int Rank>
 Form<Rank> random_form(const ConvShape<Rank>& like, int depth, Rng& rng) {
-  const Index kind = depth == 0 ? 0 : random_index(rng, 0, 6);
+  const Index kind = depth == 0 ? 0 : random_index(rng, 0, 7);
   std::vector<Form<Rank>> parts;
   const Index count = random_index(rng, 2, 3);
   if (kind <= 1) return Form(like);
@@ -91,6 +91,14 @@ Form<Rank> random_form(const ConvShape<Rank>& like, int depth, Rng& rng) {
       parts.push_back(random_form(with_channels(pointwise, between, like.out), depth - 1, rng));
     }
     return joined(Join::chain, parts);
+  }
+  if (kind == 7) {  // a block of groups that are equal
+    if (like.groups % 2 != 0) return Form(like);
+    ConvShape<Rank> half = like;
+    half.in /= 2, half.out /= 2, half.groups /= 2;
+    parts.push_back(random_form(half, depth - 1, rng));
+    parts.push_back(random_form(half, depth - 1, rng));
+    return joined(Join::direct_sum, parts);
   }
   const Join join = kind <= 4 ? Join::sum : kind == 5 ? Join::concat_outputs : Join::concat_inputs;
   const Index channels = join == Join::concat_inputs ? like.in : like.out;
@@ -234,7 +242,7 @@ Expr<PrimeField, Rank> random_expression(const Form<Rank>& form, Rng& rng) {
 }
 
 struct MixedTally {
-  Index expressions = 0, exact = 0, joins[5] = {};
+  Index expressions = 0, exact = 0, joins[6] = {};
 };
 
 template <class Leaf>
@@ -245,7 +253,7 @@ void count_joins(const detail::Tree<Leaf>& tree, MixedTally& tally) {
 
 template <class Leaf>
 bool concatenates(const detail::Tree<Leaf>& tree) {
-  return tree.join() == Join::concat_outputs || tree.join() == Join::concat_inputs ||
+  return detail::splits_outputs(tree.join()) || detail::splits_inputs(tree.join()) ||
          std::ranges::any_of(tree.parts(), [](const auto& part) { return concatenates(part); });
 }
 

@@ -781,7 +781,8 @@ TEST_CASE("a sample's rows are those of the product, of every kind of expression
              d = layer({.out = 4, .in = 6, .groups = 2, .bias = true});
   for (const auto& expression :
        {c * a, a + b, c * (a + b), d * concat_outputs(std::vector{a, b}), c * (a + b + a),
-        concat_inputs(std::vector{c, c}) * concat_outputs(std::vector{a, a + b})}) {
+        concat_inputs(std::vector{c, c}) * concat_outputs(std::vector{a, a + b}),
+        direct_sum(std::vector{a, b}), d * direct_sum(std::vector{a, a})}) {
     const Form<2> form(expression);
     INFO(form.shape(PerAxis<2>{8, 8}));
     const auto right = contract(expression, Border<2>{.interior_only = true});

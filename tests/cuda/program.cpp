@@ -557,8 +557,8 @@ class RandomForms {
     }
     for (Index count = draw(2, 3); count > 0; --count) {
       Ends<Rank> part = ends;
-      if (join == Join::concat_outputs) part.out = draw(1, 4);
-      if (join == Join::concat_inputs) part.in = draw(1, 4);
+      if (detail::splits_outputs(join)) part.out = draw(1, 4);
+      if (detail::splits_inputs(join)) part.in = draw(1, 4);
       parts.push_back(form(part, depth));
     }
     return {join, parts};
@@ -592,7 +592,8 @@ TEMPLATE_TEST_CASE_SIG("branches of every geometry are joined and differentiated
   RandomForms<Rank> random(rng, Rank == 3 ? 2 : 3);
   for (const PlanOptions& options : every_plan<double>()) {
     Network<double> network(rng);
-    for (const Join join : {Join::sum, Join::concat_outputs, Join::concat_inputs}) {
+    for (const Join join :
+         {Join::sum, Join::concat_outputs, Join::concat_inputs, Join::direct_sum}) {
       for (int n = 0; n < 6; ++n) {
         network.add_form(Form<Rank>(random.join(join, random.ends(), 0)));  // of leaves
       }
@@ -607,7 +608,8 @@ TEMPLATE_TEST_CASE_SIG("nested chains of sums and sums of chains are contracted 
   RandomForms<Rank> random(rng, 2);
   for (const PlanOptions& options : every_plan<double>()) {
     Network<double> network(rng, 2);
-    for (const Join join : {Join::chain, Join::sum, Join::concat_outputs, Join::concat_inputs}) {
+    for (const Join join :
+         {Join::chain, Join::sum, Join::concat_outputs, Join::concat_inputs, Join::direct_sum}) {
       for (int n = 0; n < 4; ++n) {
         network.add_form(Form<Rank>(random.join(join, random.ends(), 2)));
       }

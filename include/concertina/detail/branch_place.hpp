@@ -60,8 +60,8 @@ inline std::vector<BranchPlace> branch_places(Join join, const AnyShape& whole,
   Index out = 0, in = 0;  // channels of the branches before
   for (const AnyShape& branch : branches) {
     places.emplace_back(branch, out, in, whole);
-    if (join == Join::concat_outputs) out += branch.out;
-    if (join == Join::concat_inputs) in += branch.in;
+    if (splits_outputs(join)) out += branch.out;
+    if (splits_inputs(join)) in += branch.in;
   }
   return places;
 }

@@ -84,7 +84,10 @@ std::string algebra(const Tree<Leaf<Scalar, Rank>>& tree) {
     return to_string(*tree.leaf().channel_map());
   }
   const Join join = tree.join();
-  const bool concatenated = join == Join::concat_outputs || join == Join::concat_inputs;
+  const char* const concatenated = join == Join::concat_outputs  ? "concat_outputs("
+                                   : join == Join::concat_inputs ? "concat_inputs("
+                                   : join == Join::direct_sum    ? "direct_sum("
+                                                                 : nullptr;
   std::string result;
   for (const auto& part : tree.parts()) {
     std::string factor = algebra(part);
@@ -95,8 +98,7 @@ std::string algebra(const Tree<Leaf<Scalar, Rank>>& tree) {
       result += (result.empty() ? "" : concatenated ? ", " : " + ") + factor;
     }
   }
-  if (!concatenated) return result;
-  return (join == Join::concat_outputs ? "concat_outputs(" : "concat_inputs(") + result + ")";
+  return concatenated ? concatenated + result + ")" : result;
 }
 
 /// Channels first .. first + count - 1 of a map.
@@ -138,7 +140,7 @@ FeatureMap<Scalar, Rank> apply(const Tree<Leaf<Scalar, Rank>>& node,
   Index in = 0, out = 0;  // channels of the parts before
   for (const auto& part : parts) {
     const Channels own = channels(part);
-    const FeatureMap<Scalar, Rank> z = node.join() == Join::concat_inputs
+    const FeatureMap<Scalar, Rank> z = splits_inputs(node.join())
                                            ? apply<Scalar, Rank>(part, slice(x, in, own.in))
                                            : apply<Scalar, Rank>(part, x);
     const PerAxis<Rank>& size = z.shape().size;
@@ -154,7 +156,7 @@ FeatureMap<Scalar, Rank> apply(const Tree<Leaf<Scalar, Rank>>& node,
       for (Index i = 0; i < elements; ++i) to[i] = to[i] + from[i];
     }
     in += own.in;
-    if (node.join() == Join::concat_outputs) out += own.out;
+    if (splits_outputs(node.join())) out += own.out;
   }
   return *std::move(y);
 }

@@ -20,13 +20,14 @@ namespace concertina::detail {
 using AnyForm = Tree<AnyShape>;
 
 /// "(conv2d 3->8 @3x3, conv2d 8->4 @1x1)" for a chain, with " + " for sums, " | " and " & " for
-/// concatenated outputs and inputs.
+/// concatenated outputs and inputs, " (+) " for direct sums.
 inline std::string to_string(const AnyForm& form) {
   if (form.is_leaf()) return to_string(form.leaf());
   const char* between = form.join() == Join::chain            ? ", "
                         : form.join() == Join::sum            ? " + "
                         : form.join() == Join::concat_outputs ? " | "
-                                                              : " & ";
+                        : form.join() == Join::concat_inputs  ? " & "
+                                                              : " (+) ";
   std::string result;
   for (const AnyForm& part : form.parts()) {
     result += text({result.empty() ? "(" : between, part});
@@ -88,10 +89,36 @@ inline Index growth(const AnyShape& shape, int axis) {
                      1 - effective_kernel_size(shape, axis), "padding");
 }
 
+/// The most groups of a block-diagonal layer: cut where both channels' shares end together with
+/// those of a group of a part.
+inline Index direct_sum_groups(std::span<const AnyShape> parts) {
+  Index in = 0, out = 0;
+  for (const AnyShape& part : parts) in += part.in, out += part.out;
+  Index groups = std::gcd(in, out);
+  const auto ends_at = [&](Index in_channel, Index out_channel) {
+    for (const AnyShape& part : parts) {
+      if (in_channel <= part.in && out_channel <= part.out) {
+        return in_channel % (part.in / part.groups) == 0 &&
+               in_channel / (part.in / part.groups) == out_channel / (part.out / part.groups) &&
+               out_channel % (part.out / part.groups) == 0;
+      }
+      in_channel -= part.in, out_channel -= part.out;
+      if (in_channel < 0 || out_channel < 0) return false;
+    }
+    return false;
+  };
+  for (;; --groups) {
+    if (in % groups != 0 || out % groups != 0) continue;
+    bool fits = true;
+    for (Index g = 1; fits && g < groups; ++g) fits = ends_at(g * (in / groups), g * (out / groups));
+    if (fits) return groups;
+  }
+}
+
 /// The parallel rule, for parts that are added or stand side by side: kernels aligned by their
 /// paddings and united, the dilation the greatest common divisor of all differences between tap
 /// offsets, groups that of all groups; one group for concatenations, of which a part's groups are
-/// none.
+/// none; as many as there can be for direct sums.
 /// Requires  what require_same_outputs checks
 /// Throws    SizeError where the kernel overflows
 inline AnyShape parallel_shape(Join join, std::span<const AnyShape> parts) {
@@ -122,10 +149,10 @@ inline AnyShape parallel_shape(Join join, std::span<const AnyShape> parts) {
     result.padding.end[axis] = checked_add(least, last, what);
   }
   for (const AnyShape& part : parts.subspan(1)) {
-    if (join == Join::concat_outputs) result.out = checked_add(result.out, part.out, "concat");
-    if (join == Join::concat_inputs) result.in = checked_add(result.in, part.in, "concat");
+    if (splits_outputs(join)) result.out = checked_add(result.out, part.out, "concat");
+    if (splits_inputs(join)) result.in = checked_add(result.in, part.in, "concat");
   }
-  if (join != Join::sum) result.groups = 1;
+  if (join != Join::sum) result.groups = join == Join::direct_sum ? direct_sum_groups(parts) : 1;
   validate(result);
   return result;
 }

@@ -24,10 +24,19 @@ enum class Join {
   chain,           ///< one after another, the first part first
   sum,             ///< all on the same input, outputs added
   concat_outputs,  ///< all on the same input, outputs side by side along the channels
-  concat_inputs    ///< each on channels of its own, outputs added
+  concat_inputs,   ///< each on channels of its own, outputs added
+  direct_sum       ///< each on channels of its own, outputs side by side
 };
 
 namespace detail {
+
+/// Whether parts read channels of their own, one part's after the other's; and write them.
+constexpr bool splits_inputs(Join join) {
+  return join == Join::concat_inputs || join == Join::direct_sum;
+}
+constexpr bool splits_outputs(Join join) {
+  return join == Join::concat_outputs || join == Join::direct_sum;
+}
 
 struct Channels {
   Index in, out;
@@ -99,8 +108,8 @@ Channels joined_channels(Join join, const std::vector<Tree<T>>& parts) {
   if (join == Join::chain) return {whole.in, parts.back().channels().out};
   for (const Tree<T>& part : std::span(parts).subspan(1)) {
     const Channels& more = part.channels();
-    if (join == Join::concat_outputs) whole.out = checked_add(whole.out, more.out, "concat");
-    if (join == Join::concat_inputs) whole.in = checked_add(whole.in, more.in, "concat");
+    if (splits_outputs(join)) whole.out = checked_add(whole.out, more.out, "concat");
+    if (splits_inputs(join)) whole.in = checked_add(whole.in, more.in, "concat");
   }
   return whole;
 }
@@ -147,8 +156,8 @@ inline void require_channels(Join join, std::span<const Channels> parts,
       fail<ShapeError>({"product: layer ", p + 1, " reads ", here.in, " channels (", describe(p),
                         "), layer ", p, " writes ", before.out, " (", describe(p - 1), ")"});
     }
-    const bool reads_other = join != Join::concat_inputs && before.in != here.in,
-               writes_other = join != Join::concat_outputs && before.out != here.out;
+    const bool reads_other = !splits_inputs(join) && before.in != here.in,
+               writes_other = !splits_outputs(join) && before.out != here.out;
     if (!reads_other && !writes_other) continue;
     fail<ShapeError>({"branch ", p, " (", describe(p - 1), ") and branch ", p + 1, " (",
                       describe(p), ") cannot be joined: they ", reads_other ? "read " : "write ",

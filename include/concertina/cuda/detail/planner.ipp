@@ -741,8 +741,8 @@ class FormPlanner {
                           concertina::detail::tap_positions(shape, shape.dilation, whole)};
       for (Index& tap : branch.taps) tap += concertina::detail::flat(shift, whole.kernel_size);
       branches.push_back(std::move(branch));
-      if (instruction.join == Join::concat_outputs) out += shape.out;
-      if (instruction.join == Join::concat_inputs) in += shape.in;
+      if (concertina::detail::splits_outputs(instruction.join)) out += shape.out;
+      if (concertina::detail::splits_inputs(instruction.join)) in += shape.in;
     }
     return branches;
   }

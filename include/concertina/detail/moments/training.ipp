@@ -168,7 +168,7 @@ auto TrainingContraction<Scalar_, Rank_>::plan_of(
   Index in = 0;  // channels of the parts before
   for (const auto& part : node.parts()) {
     std::optional<Plan> own = before;
-    if (node.join() == Join::concat_inputs) {
+    if (detail::splits_inputs(node.join())) {
       const Index width = detail::channels(part).in;
       std::vector<Index> source(static_cast<std::size_t>(width));
       std::iota(source.begin(), source.end(), in);

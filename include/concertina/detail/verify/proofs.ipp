@@ -463,8 +463,8 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node
             entry.value());
       }
     }
-    if (node.join() == Join::concat_outputs) out += channels(each).out;
-    if (node.join() == Join::concat_inputs) in += channels(each).in;
+    if (splits_outputs(node.join())) out += channels(each).out;
+    if (splits_inputs(node.join())) in += channels(each).in;
   }
   for (Index row = 0; rows && row < rows->rows(); ++row) {
     for (Iterator entry(*rows, row); entry; ++entry) {

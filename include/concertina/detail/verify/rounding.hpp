@@ -229,8 +229,8 @@ Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
       Ref& at = sum.bias()[static_cast<std::size_t>(first_out) + o];
       at = at + branch.bias()[o];
     }
-    if (join == Join::concat_outputs) first_out += branch.shape().out;
-    if (join == Join::concat_inputs) first_in += branch.shape().in;
+    if (splits_outputs(join)) first_out += branch.shape().out;
+    if (splits_inputs(join)) first_in += branch.shape().in;
   }
   return sum;
 }
@@ -541,8 +541,8 @@ std::vector<long double> lost_by_layers(const Tree<Leaf<Scalar, Rank>>& node,
     const auto of_part = lost_by_layers(
         part, std::vector<long double>(from, from + static_cast<std::ptrdiff_t>(own.in)), each);
     std::transform(of_part.begin(), of_part.end(), to, to, std::plus<>());
-    if (node.join() == Join::concat_outputs) to += static_cast<std::ptrdiff_t>(own.out);
-    if (node.join() == Join::concat_inputs) from += static_cast<std::ptrdiff_t>(own.in);
+    if (splits_outputs(node.join())) to += static_cast<std::ptrdiff_t>(own.out);
+    if (splits_inputs(node.join())) from += static_cast<std::ptrdiff_t>(own.in);
   }
   return lost;
 }
