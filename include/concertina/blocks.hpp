@@ -203,7 +203,7 @@ struct Ecb {
       for (std::size_t i = 0; i < filters.weight().size(); ++i) {
         filters.weight()[i] = Scalar(filter[i % 9]);
       }
-      return channel_bias(branch.bias) * channel_scale(branch.factors) * std::move(filters) *
+      return channel_bias(branch.bias) * channel_scale(branch.factors) * fixed(std::move(filters)) *
              branch.pointwise;
     };
     const auto branches = dense + narrow * widen + edge(sobel_x, {1, 0, -1, 2, 0, -2, 1, 0, -1}) +

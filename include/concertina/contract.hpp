@@ -63,7 +63,8 @@ class Contraction {
   static_assert(std::is_same_v<typename DefaultAccumulator<Scalar>::type, Scalar>,
                 "half and bfloat16 only store: differentiate master weights in float");
 
-  /// Plans for expressions of this form.
+  /// Plans for expressions of this form. Leaves that are fixed here get no gradient, whatever those
+  /// of the expressions.
   /// Throws  as contract() does: InexactError where the border is not accepted; ShapeError,
   ///         SizeError
   explicit Contraction(const Form<Rank>& form, const Border<Rank>& border = {});
@@ -92,7 +93,8 @@ class Contraction {
   /// respect to the contraction's, to dL/d(leaf) in the same way: one for each leaf in the order of
   /// Form::leaves (for a chain the layer applied first comes first), with a bias where the leaf has
   /// one. Where a leaf is a channel map it is the gradient of its layer, from which
-  /// channel_map_gradient goes on.
+  /// channel_map_gradient goes on. Of a fixed leaf there is none: what is given for it is not
+  /// touched, and may be of any shape.
   /// Requires  the expression's elements to be those that forward() last saw; gradients that do not
   ///           overlap each other or anything that is read
   /// Ensures   for each leaf and direction V, <dL/dF, F(.., leaf + V, ..) - F(.., leaf, ..)> ==

@@ -157,6 +157,9 @@ class Form {
   /// counted. Throws as shape() does.
   Index multiply_adds(const std::optional<PerAxis<Rank>>& input_size = {}) const;
 
+  /// Multiply-adds of Contraction::backward, to all leaves that are not fixed.
+  Index backward_multiply_adds(const std::optional<PerAxis<Rank>>& input_size = {}) const;
+
   /// Multiply-adds of applying its layers, one after another, to one map of this size; additions
   /// of branches and biases not counted. Throws as output_size() does.
   Index applied_multiply_adds(const PerAxis<Rank>& input_size) const {
@@ -224,7 +227,8 @@ class Leaf {
  public:
   using View = ConvView<const Scalar, Rank>;
 
-  Index in, out;  ///< channels
+  Index in, out;       ///< channels
+  bool fixed = false;  ///< has no gradient
 
   Leaf(const View& view) : in(view.shape().in), out(view.shape().out), view_(view) {}
   Leaf(Conv<Scalar, Rank>&& layer)
@@ -244,6 +248,13 @@ class Leaf {
     Leaf result = *this;
     result.view_ =
         View(shape, view_->weight(), shape.bias ? view_->bias() : std::span<const Scalar>());
+    return result;
+  }
+
+  /// The shape, with what a form knows besides.
+  AnyShape form() const {
+    AnyShape result(shape());
+    result.fixed = fixed;
     return result;
   }
 
@@ -268,6 +279,7 @@ template <class Scalar>
 class Leaf<Scalar, any_rank> {
  public:
   Index in, out;
+  bool fixed = false;
 
   Leaf(const ChannelMap<Scalar>& map)
       : in(map.in), out(map.out), map_(std::make_shared<const ChannelMap<Scalar>>(map)) {}
@@ -337,8 +349,11 @@ class Expr {
   template <int R>
     requires(R == any_rank && Rank >= 0)
   Expr(const Expr<Scalar, R>& expression)
-      : tree_(expression.tree().map(
-            [](const auto& leaf) { return detail::Leaf<Scalar, Rank>(*leaf.channel_map()); })) {}
+      : tree_(expression.tree().map([](const auto& leaf) {
+          detail::Leaf<Scalar, Rank> ranked(*leaf.channel_map());
+          ranked.fixed = leaf.fixed;
+          return ranked;
+        })) {}
 
   explicit Expr(Tree tree) : tree_(std::move(tree)) {}
 
@@ -455,6 +470,17 @@ template <class F, class G>
   requires detail::Joinable<F, G>
 auto operator-(F&& f, G&& g) {
   return std::forward<F>(f) + -std::forward<G>(g);
+}
+
+/// The same map without gradients: Contraction::backward does no work for its layers, such as
+/// filters that are given and what is not trained.
+template <detail::Factor F>
+auto fixed(F&& f) {
+  using Result = Expr<detail::FactorScalar<F>, detail::factor_rank<F>>;
+  return Result(Result(std::forward<F>(f)).tree().map([](auto leaf) {
+    leaf.fixed = true;
+    return leaf;
+  }));
 }
 
 /// Equality as maps of expressions, which are contracted first; see operator== of layers.

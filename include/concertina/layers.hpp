@@ -131,7 +131,7 @@ Expr<Scalar, any_rank> channel_shuffle(Index channels, Index groups) {
 
 /// Average pooling, as torch.nn.AvgPool2d with ceil_mode=False and count_include_pad=True: sums
 /// over the window, then divided by its volume, so the padding counts. With ceil_mode the input
-/// size is named, and the pool is for that size.
+/// size is named, and the pool is for that size. Its layers are fixed.
 /// Throws  ShapeError for an empty window; for a divisor that leaves the padding out, and where
 ///         ceil_mode adds windows that hang over, which no layer with zero padding equals
 template <class Scalar, int Rank>
@@ -174,12 +174,12 @@ Expr<Scalar, Rank> average_pool(
   for (Scalar& element : window.weight()) element = Scalar(1);
   const Expr<Scalar, Rank> mean(
       ChannelMap<Scalar>{.in = channels, .out = channels, .divisor = numel(kernel)});
-  return mean * std::move(window);
+  return fixed(mean * std::move(window));
 }
 
 /// A low-pass filter before a stride, the same for each channel and along each axis: of {1, 2, 1},
 /// the weights of a 2-D one are {1, 2, 1, 2, 4, 2, 1, 2, 1} / 16. Padding is with zeros; the
-/// published one reflects, as no layer does.
+/// published one reflects, as no layer does. Its layers are fixed.
 /// Throws  ShapeError for a filter whose sum is not positive, or no channels
 /// Source  Zhang, Making convolutional networks shift-invariant again, ICML 2019
 template <class Scalar, int Rank>
@@ -210,7 +210,7 @@ Expr<Scalar, Rank> blur_pool(Index channels, const std::vector<Index>& filter,
   }
   const Expr<Scalar, Rank> mean(
       ChannelMap<Scalar>{.in = channels, .out = channels, .divisor = numel(PerAxis<Rank>(sum))});
-  return mean * std::move(window);
+  return fixed(mean * std::move(window));
 }
 
 /// Each block of `factor` positions along every axis becomes channels of one position:

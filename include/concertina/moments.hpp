@@ -34,10 +34,11 @@ struct Moments {
 /// The moments of the patches that a layer of this shape reads: of channels, kernel size, stride,
 /// padding, dilation and groups. Patches hold zeros where they leave the map.
 ///
-/// At stride 1 a product of two pixels serves every pair of taps as far apart, so where that is
-/// less work products are summed for lags between taps instead, (2k - 1)^rank of them, half by
+/// At stride 1 a product of two pixels serves every pair of taps as far apart, so where that takes
+/// less time products are summed for lags between taps instead, (2k - 1)^rank of them, half by
 /// symmetry; windows at the border, in which only some taps read, are summed apart and added, so
-/// nothing is subtracted. Everything is accumulated in double about the channels' means.
+/// nothing is subtracted. Everything is about the channels' means; products of floats are summed in
+/// float over a few images or patches, all else in double.
 /// Cost    batch * min(half of (in / groups * taps)^2 * groups * positions, half of the lags * in *
 ///         in / groups * pixels) multiply-adds; the scatter
 /// Throws  ShapeError for an impossible shape, other channels, an empty batch, or a map smaller
@@ -138,7 +139,7 @@ class TrainingContraction {
   /// From dL/dF, F the layer that forward gave, to the gradient of every leaf in the order of
   /// Form::leaves, through mean and variance too. That of a batch norm has the gradients of its
   /// weight and bias as its weight and bias (as if it had them, where it has none); other channel
-  /// maps as Contraction::backward gives them.
+  /// maps as Contraction::backward gives them; of fixed leaves zeros.
   /// Throws  ShapeError where the gradient has another shape; Error where forward has not been
   ///         called
   std::span<const Conv<Scalar, Rank>> backward(const ConvView<const Scalar, Rank>& gradient,
@@ -164,6 +165,7 @@ class TrainingContraction {
     Kind kind;
     std::size_t index;
     ConvShape<Rank> shape;
+    bool fixed = kind == Kind::map;
     Index in = shape.in, out = shape.out;
 
     friend bool operator==(const PlanLeaf&, const PlanLeaf&) = default;
@@ -188,6 +190,13 @@ class TrainingContraction {
     }
   };
 
+  static Form<Rank> form_of(const Plan& plan) {
+    return Form<Rank>(plan.map([](const PlanLeaf& leaf) {
+      detail::AnyShape shape(leaf.shape);
+      shape.fixed = leaf.fixed;
+      return shape;
+    }));
+  }
   Plan plan_of(const detail::Tree<detail::Leaf<Scalar, Rank>>& node,
                const std::optional<Plan>& before, std::span<const Padding<Rank>> margins);
   Plan add_map(ChannelMap<double> map);

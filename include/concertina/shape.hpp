@@ -157,6 +157,7 @@ constexpr PerAxis<Rank> first_axes(const Axes& values) {
 /// A shape of which the rank is known at run time, so that rules and plans are compiled once.
 struct AnyShape : ConvShape<max_rank> {
   int rank = 0;
+  bool fixed = false;  ///< has no gradient: of a form's leaf, and of what only such make
 
   constexpr AnyShape() = default;
   template <int Rank>

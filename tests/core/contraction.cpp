@@ -209,7 +209,7 @@ Expr<Scalar, Rank> random_expression(const ConvShape<Rank>& like, int depth, Rng
     return random_expression<Scalar, Rank>(shape, depth - 1, rng);
   };
   if (depth > 0) {
-    switch (random_index(rng, 0, 5)) {
+    switch (random_index(rng, 0, 6)) {
       case 0:
       case 1: {  // the inner one neither strides nor changes the size
         ConvShape<Rank> inner{.out = random_index(rng, 1, 6), .in = like.in};
@@ -231,6 +231,9 @@ Expr<Scalar, Rank> random_expression(const ConvShape<Rank>& like, int depth, Rng
       case 4:
         if (like.out < 2) break;
         return Result(Join::concat_outputs, {part(1, like.in), part(like.out - 1, like.in)});
+      case 5:
+        if (like.in < 2 || like.out < 2) break;
+        return Result(Join::direct_sum, {part(like.out - 1, 1), part(1, like.in - 1)});
       default:
         if (like.in < 2) break;
         return Result(Join::concat_inputs, {part(like.out, like.in - 1), part(like.out, 1)});
@@ -411,6 +414,64 @@ bool same_bits(const ConvView<Scalar, Rank>& f, const Conv<Scalar, Rank>& g) {
 }  // namespace
 
 // ---- forward ------------------------------------------------------------------------------------
+
+TEST_CASE("fixed leaves take part and get no gradient", "[backward]") {
+  Rng rng(31);
+  Index skipped = 0;
+  for (const auto& expression : random_expressions<PrimeField, 2>(200, rng)) {
+    const Expr<PrimeField, 2> some(expression.tree().map([&](auto leaf) {
+      leaf.fixed = random_index(rng, 0, 1) == 1;
+      return leaf;
+    }));
+    INFO(to_string(Form(expression)));
+    Contraction<PrimeField, 2> all(expression, interior_only), part(some, interior_only);
+    const auto whole = all.forward(expression);
+    REQUIRE(part.forward(some) == whole);
+    const auto gradient = random_layer<PrimeField, 2>(whole.shape(), rng);
+    const auto expected = all.backward(expression, gradient);
+    const auto found = part.backward(some, gradient);
+    Arena<PrimeField, 2> arena(part.form().leaves());
+    part.backward(some, gradient, arena.views());
+    std::size_t l = 0;
+    some.tree().for_each_leaf([&](const auto& leaf) {
+      const Conv<PrimeField, 2> zero(expected[l].shape());
+      CHECK(found[l] == (leaf.fixed ? zero : expected[l]));
+      if (leaf.fixed) {
+        ++skipped;
+        for (const auto& element : arena.views()[l].weight()) {
+          CHECK(element == PrimeField(12345));
+        }
+      } else {
+        CHECK(Conv<PrimeField, 2>(arena.views()[l]) == expected[l]);
+      }
+      ++l;
+    });
+  }
+  CHECK(skipped > 200);
+}
+
+TEST_CASE("fixed leaves and what only they make cost nothing backward", "[backward]") {
+  // Products, by hand: b a is 6*4*2*9 = 432, c (b a) 5*6*2*9 = 540.
+  Rng rng(32);
+  const auto a = random_layer<double, 2>({.out = 4, .in = 2, .kernel_size = 3}, rng);
+  const auto b = random_layer<double, 2>({.out = 6, .in = 4}, rng),
+             c = random_layer<double, 2>({.out = 5, .in = 6}, rng);
+  const auto counts = [](const auto& expression) {
+    const Form<2> form(expression);
+    return std::pair(form.multiply_adds(), form.backward_multiply_adds());
+  };
+  const Index orders = Form<2>(c * b * a).multiply_adds();  // c b first: 5*6*4 + 5*4*2*9 = 480
+  CHECK(orders == 120 + 360);
+  CHECK(counts(c * b * a) == std::pair(orders, 2 * orders));
+  CHECK(counts(fixed(c) * b * a) == std::pair(orders, 2 * orders - 120));
+  CHECK(counts(fixed(c) * fixed(b) * a) == std::pair(orders, Index{360}));
+  CHECK(counts(c * b * fixed(a)) == std::pair(orders, 2 * orders - 360));
+  CHECK(counts(fixed(c * b * a)) == std::pair(orders, Index{0}));
+  // A frozen layer beside an update of low rank: only the update's product counts.
+  const auto base = random_layer<double, 2>({.out = 5, .in = 2, .kernel_size = 3}, rng);
+  CHECK(counts(fixed(base) + c * b * a) == std::pair(orders, 2 * orders));
+  CHECK(Form<2>(fixed(base)).leaves() == Form<2>(base).leaves());
+}
 
 TEST_CASE("forward is contract, bit for bit, again and again", "[backward]") {
   Rng rng(1);

@@ -35,6 +35,7 @@ template <class T, int Rank>
 struct Parameters {
   ConvShape<Rank> shape;
   std::vector<T> weight, bias, weight_gradient = {}, bias_gradient = {};
+  bool fixed = false;  // gradients stay zero
 };
 
 template <class T, int Rank>
@@ -104,6 +105,7 @@ class Layered {
     } else {
       const auto layer = tree.leaf().template to<Scalar>();
       leaves.push_back({layer.shape(), wide(layer.weight()), wide(layer.bias())});
+      leaves.back().fixed = tree.leaf().fixed;
     }
     return node;
   }
@@ -176,7 +178,7 @@ class Layered {
       means[node.norm].push_back(mean);
       variances[node.norm].push_back(variance);
       node.deviation.push_back(std::sqrt(variance + node.eps));
-      const auto& [shape, weight, bias, wg, bg] = leaves[node.leaf];
+      const auto& [shape, weight, bias, wg, bg, rest] = leaves[node.leaf];
       const auto channel = static_cast<std::size_t>(c);
       for (Index n = 0; n < x.batch; ++n) {
         for (Index p = 0; p < x.pixels(); ++p) {
@@ -269,21 +271,21 @@ class Layered {
     std::vector<Maps<T, Rank>> outputs;
     Index in = 0, out = 0;
     for (const auto& part : node.parts) {
-      if (node.join == Join::concat_inputs) {
+      if (detail::splits_inputs(node.join)) {
         const Index width = inputs(*part);
         outputs.push_back(forward(*part, slice(node.input, in, width)));
         in += width;
       } else {
         outputs.push_back(forward(*part, x));
       }
-      out = node.join == Join::concat_outputs ? out + outputs.back().channels
+      out = detail::splits_outputs(node.join) ? out + outputs.back().channels
                                               : outputs.back().channels;
     }
     Maps<T, Rank> y = zeros<T>(x.batch, out, outputs.front().size);
     Index first = 0;
     for (Maps<T, Rank>& each : outputs) {
       add(y, first, each);
-      if (node.join == Join::concat_outputs) first += each.channels;
+      if (detail::splits_outputs(node.join)) first += each.channels;
     }
     return y;
   }
@@ -291,7 +293,7 @@ class Layered {
   Index inputs(const Node& node) const {
     if (node.join == Join::none) return leaves[node.leaf].shape.in;
     Index in = inputs(*node.parts.front());
-    for (std::size_t p = 1; node.join == Join::concat_inputs && p < node.parts.size(); ++p) {
+    for (std::size_t p = 1; detail::splits_inputs(node.join) && p < node.parts.size(); ++p) {
       in += inputs(*node.parts[p]);
     }
     return in;
@@ -300,7 +302,7 @@ class Layered {
   Index outputs(const Node& node) const {
     if (node.join == Join::none) return leaves[node.leaf].shape.out;
     Index out = outputs(node.join == Join::chain ? *node.parts.back() : *node.parts.front());
-    for (std::size_t p = 1; node.join == Join::concat_outputs && p < node.parts.size(); ++p) {
+    for (std::size_t p = 1; detail::splits_outputs(node.join) && p < node.parts.size(); ++p) {
       out += outputs(*node.parts[p]);
     }
     return out;
@@ -315,14 +317,16 @@ class Layered {
       leaf.weight_gradient.assign(leaf.weight.size(), T(0));
       leaf.bias_gradient.assign(leaf.bias.size(), T(0));
       for (Index n = 0; n < x.batch; ++n) {
-        for (Index o = 0; leaf.shape.bias && o < gradient.channels; ++o) {
+        for (Index o = 0; leaf.shape.bias && !leaf.fixed && o < gradient.channels; ++o) {
           for (Index p = 0; p < gradient.pixels(); ++p) {
             leaf.bias_gradient[static_cast<std::size_t>(o)] += gradient.at(n, o, p);
           }
         }
         for_each_read(leaf.shape, x.size, gradient.size,
                       [&](Index o, Index j, Index c, Index p, std::size_t w) {
-                        leaf.weight_gradient[w] += gradient.at(n, o, j) * x.at(n, c, p);
+                        if (!leaf.fixed) {
+                          leaf.weight_gradient[w] += gradient.at(n, o, j) * x.at(n, c, p);
+                        }
                         result.at(n, c, p) += gradient.at(n, o, j) * leaf.weight[w];
                       });
       }
@@ -338,8 +342,8 @@ class Layered {
     for (const auto& part : node.parts) {
       const Index width = outputs(*part);
       Maps<T, Rank> own = backward(
-          *part, node.join == Join::concat_outputs ? slice(gradient, out, width) : gradient);
-      add(result, node.join == Join::concat_inputs ? in : 0, own);
+          *part, detail::splits_outputs(node.join) ? slice(gradient, out, width) : gradient);
+      add(result, detail::splits_inputs(node.join) ? in : 0, own);
       in += own.channels;
       out += width;
     }

@@ -399,6 +399,16 @@ void for_each_block(Rng& rng, const std::function<void(const std::string&, const
             bn(3) * conv({.out = 3, .in = 4, .kernel_size = 3, .padding = 1}),
             bn(3) * conv({.out = 3, .in = 2})}),
         batch(6, {5, 5}), {});
+  visit("a direct sum, its norms within and after it",
+        bn(6) * direct_sum(std::vector<Expr<double, 2>>{
+                    bn(3) * conv({.out = 3, .in = 4, .kernel_size = 3, .padding = 1}),
+                    conv({.out = 3, .in = 4, .groups = 1})}),
+        batch(8, {5, 5}), {});
+  visit("fixed layers",
+        bn(4) * conv({.out = 4, .in = 4}) *
+                fixed(conv({.out = 4, .in = 3, .kernel_size = 3, .padding = 1})) +
+            bn(4) * fixed(conv({.out = 4, .in = 3})),
+        batch(3, {6, 6}), {});
   visit("scales, biases and shuffles between",
         bn(4) * channel_bias(std::vector<double>{1, 2, 3, 4}) *
             channel_scale(std::vector<double>{1, -2, 3, 0.5}) * channel_shuffle<double>(4, 2) *

@@ -64,7 +64,7 @@ class Network {
     }
     auto next = layers.cbegin();
     const Expr<Sum, Rank> expression = expression_of<Sum>(form, next);
-    Contraction<Sum, Rank> contraction(form, interior_only);
+    Contraction<Sum, Rank> contraction(expression, interior_only);  // nothing in it is fixed
     const Conv<Sum, Rank> result = contraction.forward(expression);
     const Conv<Sum, Rank> gradient = integers(result.shape());
     for (const auto& layer : layers) keep(layers_, layer);

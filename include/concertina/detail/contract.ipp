@@ -18,6 +18,12 @@ Index Form<Rank>::multiply_adds(const std::optional<PerAxis<Rank>>& input_size) 
 }
 
 template <int Rank>
+Index Form<Rank>::backward_multiply_adds(const std::optional<PerAxis<Rank>>& input_size) const {
+  static_cast<void>(shape(input_size));  // throws where parts do not fit
+  return detail::Program(tree_).backward_multiply_adds();
+}
+
+template <int Rank>
 bool Form<Rank>::cheaper_contracted(Index batch, const PerAxis<Rank>& input_size) const {
   if (batch < 1) detail::fail<ShapeError>({"a batch of ", batch, " maps"});
   const Index layered = applied_multiply_adds(input_size),
@@ -58,7 +64,7 @@ Conv<A, Rank> evaluate(const Tree<Leaf<Scalar, Rank>>& tree, const ParallelFor& 
 template <class Scalar, int Rank>
 bool has_form(const Tree<Leaf<Scalar, Rank>>& tree, const AnyForm& form) {
   if (tree.join() != form.join()) return false;
-  if (tree.is_leaf()) return AnyShape(tree.leaf().shape()) == form.leaf();
+  if (tree.is_leaf()) return tree.leaf().shape() == form.leaf().template as<Rank>();
   return std::ranges::equal(tree.parts(), form.parts(), [](const auto& part, const auto& planned) {
     return has_form(part, planned);
   });
@@ -226,6 +232,7 @@ void Contraction<Scalar_, Rank_>::backward(
         {"backward: ", leaf_gradients.size(), " gradients for ", leaf_shapes_.size(), " layers"});
   }
   for (std::size_t leaf = 0; leaf < leaf_shapes_.size(); ++leaf) {
+    if (evaluator_.program().leaves()[leaf].fixed) continue;
     if (leaf_gradients[leaf].shape() == leaf_shapes_[leaf]) continue;
     detail::fail<ShapeError>({"backward: gradient ", leaf + 1, " of shape ",
                               leaf_gradients[leaf].shape(), ", where the layer is ",

@@ -45,8 +45,9 @@ class Evaluator {
     for (std::size_t i = 0; i < steps_.size(); ++i) {
       prepare(i);
       if (i + 1 == steps_.size()) break;
-      steps_[i].value = Buffer<Scalar>(program_.instructions()[i].shape);
-      steps_[i].gradient = Buffer<Scalar>(program_.instructions()[i].shape);
+      const AnyShape& shape = program_.instructions()[i].shape;
+      steps_[i].value = Buffer<Scalar>(shape);
+      if (!shape.fixed) steps_[i].gradient = Buffer<Scalar>(shape);
     }
   }
 
@@ -96,18 +97,22 @@ class Evaluator {
     }
   }
 
-  /// From the gradient of the contraction to those of the leaves, which gradient_of(leaf) places.
+  /// From the gradient of the contraction to those of the leaves that are not fixed, which
+  /// gradient_of(leaf) places.
   /// Requires everything to be kept, and the leaves to be as the last forward() saw them.
   void backward(Load load, const LayerData<const Scalar>& gradient,
                 FunctionRef<LayerData<Scalar>(Value)> gradient_of, const ParallelFor& run) {
     const std::size_t leaves = program_.leaves().size();
+    if (program_.shape(program_.result()).fixed) return;
     if (steps_.empty()) return copy(program_.leaves().front(), gradient, gradient_of(0));
     const auto at = [&](Value value) {
+      if (program_.shape(value).fixed) return LayerData<Scalar>{};
       return value < leaves ? gradient_of(value) : steps_[value - leaves].gradient.data();
     };
     for (std::size_t i = steps_.size(); i-- > 0;) {
       const Instruction& instruction = program_.instructions()[i];
       Step& step = steps_[i];
+      if (instruction.shape.fixed) continue;
       const LayerData<const Scalar> given =
           i + 1 == steps_.size() ? gradient : constant(step.gradient.data());
       if (step.product) {
@@ -117,6 +122,7 @@ class Evaluator {
         continue;
       }
       for (std::size_t b = 0; b < step.places.size(); ++b) {
+        if (program_.shape(instruction.operands[b]).fixed) continue;
         step.places[b].for_each(at(instruction.operands[b]), given,
                                 [](Scalar& own, const Scalar& whole) { own = whole; });
       }

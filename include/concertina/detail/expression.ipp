@@ -12,7 +12,7 @@ namespace detail {
 
 template <class Scalar, int Rank>
 AnyForm form_of(const Tree<Leaf<Scalar, Rank>>& tree) {
-  return tree.map([](const Leaf<Scalar, Rank>& leaf) { return AnyShape(leaf.shape()); });
+  return tree.map([](const Leaf<Scalar, Rank>& leaf) { return leaf.form(); });
 }
 
 /// The tree of anything contractible. It owns no layer that is only viewed.

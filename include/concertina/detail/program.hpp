@@ -50,6 +50,21 @@ class Program {
     return value < leaves_.size() ? leaves_[value] : instructions_[value - leaves_.size()].shape;
   }
 
+  /// Of the gradients of all products' factors but fixed ones: two for each forward where there
+  /// are none.
+  Index backward_multiply_adds() const {
+    Index sum = 0;
+    for (const Instruction& each : instructions_) {
+      if (each.join != Join::chain) continue;
+      const AnyShape &outer = shape(each.outer()), &inner = shape(each.inner());
+      const Index product = detail::multiply_adds(outer, inner);
+      for (const AnyShape* factor : {&outer, &inner}) {
+        if (!factor->fixed) sum = checked_add(sum, product, "multiply-adds");
+      }
+    }
+    return sum;
+  }
+
   /// Of all products; additions of branches not counted.
   Index multiply_adds() const {
     Index sum = 0;

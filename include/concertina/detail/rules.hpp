@@ -63,6 +63,7 @@ inline AnyShape product_shape(const AnyShape& outer, const AnyShape& inner) {
   AnyShape product = outer;
   product.in = inner.in;
   product.bias = outer.bias || inner.bias;
+  product.fixed = outer.fixed && inner.fixed;
   product.groups = std::gcd(outer.groups, inner.groups);
   for (int axis = 0; axis < max_rank; ++axis) {
     const auto after = [&](Index second, Index first) {  // second * inner.stride + first
@@ -110,7 +111,8 @@ inline Index direct_sum_groups(std::span<const AnyShape> parts) {
   for (;; --groups) {
     if (in % groups != 0 || out % groups != 0) continue;
     bool fits = true;
-    for (Index g = 1; fits && g < groups; ++g) fits = ends_at(g * (in / groups), g * (out / groups));
+    for (Index g = 1; fits && g < groups; ++g)
+      fits = ends_at(g * (in / groups), g * (out / groups));
     if (fits) return groups;
   }
 }
@@ -128,6 +130,7 @@ inline AnyShape parallel_shape(Join join, std::span<const AnyShape> parts) {
   for (const AnyShape& part : parts) {
     result.groups = std::gcd(result.groups, part.groups);
     result.bias = result.bias || part.bias;
+    result.fixed = result.fixed && part.fixed;
   }
   for (int axis = 0; axis < max_rank; ++axis) {
     const auto last_tap = [&](const AnyShape& part) {  // relative to the output's position

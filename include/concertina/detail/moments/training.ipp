@@ -85,9 +85,7 @@ TrainingContraction<Scalar_, Rank_>::TrainingContraction(const Expr<Scalar, Rank
                                                          const std::vector<Padding<Rank>>& margins)
     : input_size_(input_size),
       plan_(plan_of(expression.tree(), {}, margins)),
-      whole_(
-          Form<Rank>(plan_.map([](const PlanLeaf& leaf) { return detail::AnyShape(leaf.shape); })),
-          Border<Rank>{.input_size = input_size}),
+      whole_(form_of(plan_), Border<Rank>{.input_size = input_size}),
       layers_(leaf_shapes_.size()),
       leaf_maps_(leaf_shapes_.size()),
       result_(whole_.shape()) {
@@ -145,7 +143,9 @@ auto TrainingContraction<Scalar_, Rank_>::plan_of(
     const std::size_t index = leaf_shapes_.size();
     leaf_shapes_.push_back(node.leaf().shape());
     is_norm_.push_back(is_norm(node));
-    if (!is_norm_.back()) return PlanLeaf{PlanLeaf::Kind::leaf, index, leaf_shapes_.back()};
+    if (!is_norm_.back()) {
+      return PlanLeaf{PlanLeaf::Kind::leaf, index, leaf_shapes_.back(), node.leaf().fixed};
+    }
     const Index channels = node.leaf().in;
     const Plan prefix =
         before ? *before : add_map(ChannelMap<double>{.in = channels, .out = channels});
@@ -185,8 +185,7 @@ auto TrainingContraction<Scalar_, Rank_>::plan_of(
 template <std::floating_point Scalar_, int Rank_>
 void TrainingContraction<Scalar_, Rank_>::add_prefix(const Plan& plan, std::size_t leaf,
                                                      std::span<const Padding<Rank>> margins) {
-  const Form<Rank> form(plan.map([](const PlanLeaf& at) { return detail::AnyShape(at.shape); }));
-  Contraction<double, Rank> contraction(form, Border<Rank>{.input_size = input_size_});
+  Contraction<double, Rank> contraction(form_of(plan), Border<Rank>{.input_size = input_size_});
   const ConvShape<Rank> shape = contraction.shape();
   const std::size_t norm = prefixes_.size();
   const Padding<Rank> margin = norm < margins.size() ? margins[norm] : Padding<Rank>(0);
@@ -264,9 +263,12 @@ auto TrainingContraction<Scalar_, Rank_>::cost(Index batch) const -> Cost {
   for (const detail::PatchGeometry& patches : patches_) {
     images += patches.multiply_adds() + patches.gradient_multiply_adds();
   }
-  Index once = 3 * whole_.form().multiply_adds(input_size_);
+  const auto step = [&](const Form<Rank>& form) {
+    return form.multiply_adds(input_size_) + form.backward_multiply_adds(input_size_);
+  };
+  Index once = step(whole_.form());
   for (const Prefix& prefix : prefixes_) {
-    once += 3 * prefix.contraction.form().multiply_adds(input_size_) +
+    once += step(prefix.contraction.form()) +
             2 * weight_numel(prefix.kernel.shape()) * prefix.geometry.patch();
   }
   return {.layered = 3 * layered_ * batch, .contracted = once + images * batch};
@@ -446,7 +448,7 @@ void TrainingContraction<Scalar_, Rank_>::distribute(
   auto gradient = gradients.begin();
   plan.for_each_leaf([&](const PlanLeaf& leaf) {
     const Conv<double, Rank>& from = *gradient++;
-    if (leaf.kind == Kind::map) return;
+    if (leaf.fixed) return;
     Conv<double, Rank>& to = leaf.kind == Kind::leaf   ? leaf_gradients_[leaf.index]
                              : leaf.kind == Kind::norm ? prefixes_[leaf.index].norm_gradient
                                                        : prefixes_[leaf.index].kernel_gradient;

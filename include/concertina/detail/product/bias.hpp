@@ -47,31 +47,35 @@ struct ProductBias {
   }
 
   /// What the term of the product's bias that b1 is in, (sum over the taps of W2) b1, gives: it
-  /// adds to the outer weight's gradient.
+  /// adds to the outer weight's gradient. Either gradient may be null.
   static void backward(const ProductPlan& plan, const Scalar* outer, const Scalar* b1,
                        const Scalar* gradient, Scalar* outer_gradient, Scalar* b1_gradient,
                        Scalar* scratch) {
     const Index groups = plan.outer.groups, in = plan.outer.in / groups,
                 out = plan.outer.out / groups, taps = numel(plan.outer.kernel_size);
-    for (Index g = 0; g < groups; ++g, b1 += in, b1_gradient += in) {
+    for (Index g = 0; g < groups; ++g, b1 += in) {
       std::fill_n(scratch, in * taps, Scalar(0));  // W2^T times the gradient
-      for (Index o = 0; o < out; ++o, ++gradient, outer += in * taps, outer_gradient += in * taps) {
-        axpy(in * taps, *gradient, outer, scratch);
+      for (Index o = 0; o < out; ++o, ++gradient, outer += in * taps) {
+        if (b1_gradient) axpy(in * taps, *gradient, outer, scratch);
+        if (!outer_gradient) continue;
         if (taps == 1) {
           axpy(in, *gradient, b1, outer_gradient);
-          continue;
+        } else {
+          for (Index m = 0; m < in; ++m) {
+            const Scalar added = *gradient * b1[m];
+            Scalar* to = outer_gradient + m * taps;
+            for (Index t = 0; t < taps; ++t) to[t] = to[t] + added;
+          }
         }
-        for (Index m = 0; m < in; ++m) {
-          const Scalar added = *gradient * b1[m];
-          Scalar* to = outer_gradient + m * taps;
-          for (Index t = 0; t < taps; ++t) to[t] = to[t] + added;
-        }
+        outer_gradient += in * taps;
       }
+      if (!b1_gradient) continue;
       for (Index m = 0; m < in; ++m) {
         Scalar sum(0);
         for (Index t = 0; t < taps; ++t) sum = sum + scratch[m * taps + t];
         b1_gradient[m] = sum;
       }
+      b1_gradient += in;
     }
   }
 };

@@ -28,12 +28,13 @@ struct OuterDiagonal {
     for (Index o = 0; o < plan.inner.out; ++o) {
       const Scalar factor = at.outer[o];
       const Scalar *gradient = at.result_gradient + o * row, *from = at.inner + o * row;
-      Scalar* to = at.inner_gradient + o * row;
-      Scalar sum(0);
-      for (Index i = 0; i < row; ++i) {
-        sum = sum + gradient[i] * from[i];
-        to[i] = factor * gradient[i];
+      if (at.inner_gradient) {
+        Scalar* to = at.inner_gradient + o * row;
+        for (Index i = 0; i < row; ++i) to[i] = factor * gradient[i];
       }
+      if (!at.outer_gradient) continue;
+      Scalar sum(0);
+      for (Index i = 0; i < row; ++i) sum = sum + gradient[i] * from[i];
       at.outer_gradient[o] = sum;
     }
   }
@@ -57,14 +58,17 @@ struct InnerDiagonal {
 
   static void backward(const ProductPlan& plan, const BackwardOperands<Scalar>& at) {
     const Index taps = plan.taps;
-    std::fill_n(at.inner_gradient, plan.outer.in, Scalar(0));
+    if (at.inner_gradient) std::fill_n(at.inner_gradient, plan.outer.in, Scalar(0));
     for_each_column(plan, [&](Index channel, Index first) {
-      const Scalar factor = at.inner[channel];
-      Scalar sum(0);
-      for (Index t = first; t < first + taps; ++t) {
-        sum = sum + at.result_gradient[t] * at.outer[t];
-        at.outer_gradient[t] = factor * at.result_gradient[t];
+      if (at.outer_gradient) {
+        const Scalar factor = at.inner[channel];
+        for (Index t = first; t < first + taps; ++t) {
+          at.outer_gradient[t] = factor * at.result_gradient[t];
+        }
       }
+      if (!at.inner_gradient) return;
+      Scalar sum(0);
+      for (Index t = first; t < first + taps; ++t) sum = sum + at.result_gradient[t] * at.outer[t];
       at.inner_gradient[channel] = at.inner_gradient[channel] + sum;
     });
   }

@@ -40,29 +40,41 @@ struct Direct {
   /// Adds to both gradients.
   static void backward(const ProductPlan& plan, const DenseBlock& block,
                        const BackwardOperands<Scalar>& at) {
+    if (at.outer_gradient && at.inner_gradient) return add_gradients<true, true>(plan, block, at);
+    if (at.outer_gradient) return add_gradients<true, false>(plan, block, at);
+    add_gradients<false, true>(plan, block, at);
+  }
+
+ private:
+  template <bool Outer, bool Inner>
+  static void add_gradients(const ProductPlan& plan, const DenseBlock& block,
+                            const BackwardOperands<Scalar>& at) {
     const std::span<const Index> outer_taps(plan.outer_taps), inner_taps(plan.inner_taps);
     const Index taps = plan.taps;
     for (Index o = 0; o < block.out; ++o) {
       const Scalar *w2 = at.outer + o * block.outer_ld, *row = at.inner;
-      Scalar *g2 = at.outer_gradient + o * block.outer_ld, *row_gradient = at.inner_gradient;
+      Scalar *g2 = Outer ? at.outer_gradient + o * block.outer_ld : nullptr,
+             *row_gradient = at.inner_gradient;
       for (Index m = 0; m < block.hidden; ++m) {
         const Scalar *w1 = row, *gradient = at.result_gradient + o * block.result_ld;
         Scalar* g1 = row_gradient;
         for (Index c = 0; c < block.in; ++c) {
           for (std::size_t b = 0; b < outer_taps.size(); ++b) {
             const Scalar* const at_b = gradient + outer_taps[b];
-            Scalar sum = g2[b];
+            Scalar sum = Outer ? g2[b] : Scalar(0);
             for (std::size_t a = 0; a < inner_taps.size(); ++a) {
               const Scalar& g = at_b[inner_taps[a]];
-              sum = sum + g * w1[a];
-              g1[a] = g1[a] + w2[b] * g;
+              if constexpr (Outer) sum = sum + g * w1[a];
+              if constexpr (Inner) g1[a] = g1[a] + w2[b] * g;
             }
-            g2[b] = sum;
+            if constexpr (Outer) g2[b] = sum;
           }
-          w1 += inner_taps.size(), g1 += inner_taps.size(), gradient += taps;
+          w1 += inner_taps.size(), gradient += taps;
+          if constexpr (Inner) g1 += inner_taps.size();
         }
-        w2 += outer_taps.size(), g2 += outer_taps.size();
-        row += block.inner_ld, row_gradient += block.inner_ld;
+        w2 += outer_taps.size(), row += block.inner_ld;
+        if constexpr (Outer) g2 += outer_taps.size();
+        if constexpr (Inner) row_gradient += block.inner_ld;
       }
     }
   }

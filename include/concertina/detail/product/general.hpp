@@ -81,8 +81,10 @@ struct General {
     const Matrix<Scalar> taps_first = matrix(block.out * plan.taps, block.in),
                          gradient = matrix(rows, columns), outer = matrix(rows, block.hidden),
                          inner = matrix(block.hidden, columns),
-                         outer_gradient = matrix(rows, block.hidden),
-                         inner_gradient = matrix(block.hidden, columns);
+                         outer_gradient = at.outer_gradient ? matrix(rows, block.hidden)
+                                                            : Matrix<Scalar>{nullptr, 0},
+                         inner_gradient = at.inner_gradient ? matrix(block.hidden, columns)
+                                                            : Matrix<Scalar>{nullptr, 0};
     for (Index o = 0; o < block.out; ++o) {
       transpose<Scalar>({at.result_gradient + o * block.result_ld, plan.taps}, block.in, plan.taps,
                         taps_first.block(o * plan.taps, 0));
@@ -108,11 +110,11 @@ struct General {
     }
     backward_gemm<Scalar>(plan.multiply_adds_of(block), rows, columns, block.hidden, gradient,
                           outer, inner, outer_gradient, inner_gradient, run);
-    for (Index o = 0; o < block.out; ++o) {
+    for (Index o = 0; at.outer_gradient && o < block.out; ++o) {
       transpose<Scalar>(outer_gradient.block(o * outer_taps, 0), outer_taps, block.hidden,
                         {at.outer_gradient + o * block.outer_ld, outer_taps});
     }
-    for (Index m = 0; m < block.hidden; ++m) {
+    for (Index m = 0; at.inner_gradient && m < block.hidden; ++m) {
       transpose<Scalar>({inner_gradient.at(m, 0), block.in}, inner_taps, block.in,
                         {at.inner_gradient + m * block.inner_ld, inner_taps});
     }

@@ -22,7 +22,7 @@ struct ForwardOperands {
 ///   dL/dW2[o][m][b] = sum over c, a of G[o][c][b + a] W1[m][c][a]
 ///   dL/dW1[m][c][a] = sum over o, b of W2[o][m][b] G[o][c][b + a]
 /// in each dense block. An element of either factor is in one block only, so each gradient is
-/// written once.
+/// written once. One that is null is not computed, as of a fixed layer.
 template <class Scalar>
 struct BackwardOperands {
   const Scalar *outer, *inner, *result_gradient;

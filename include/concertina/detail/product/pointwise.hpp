@@ -12,20 +12,22 @@
 namespace concertina::detail {
 
 /// Both gradients of a matrix product outer * inner, in panels: outer_gradient = gradient inner^T
-/// and inner_gradient = outer^T gradient, of which gradient is rows x columns.
+/// and inner_gradient = outer^T gradient, of which gradient is rows x columns; but for null ones.
 template <class Scalar>
 void backward_gemm(Index multiply_adds, Index rows, Index columns, Index hidden,
                    Matrix<const Scalar> gradient, Matrix<const Scalar> outer,
                    Matrix<const Scalar> inner, Matrix<Scalar> outer_gradient,
                    Matrix<Scalar> inner_gradient, const ParallelFor& run) {
   const Panels of_outer(rows, hidden, columns), of_inner(hidden, columns, rows);
-  share_out(2 * multiply_adds, of_outer.count() + of_inner.count(), run, [&](Index i) {
-    if (i < of_outer.count()) {
+  const Index outer_panels = outer_gradient.data ? of_outer.count() : 0,
+              inner_panels = inner_gradient.data ? of_inner.count() : 0;
+  share_out(2 * multiply_adds, outer_panels + inner_panels, run, [&](Index i) {
+    if (i < outer_panels) {
       const auto [row, column, height, width] = of_outer[i];
       gemm<Scalar>(Op::none, Op::transpose, height, width, columns, gradient.block(row, 0),
                    inner.block(column, 0), false, outer_gradient.block(row, column));
     } else {
-      const auto [row, column, height, width] = of_inner[i - of_outer.count()];
+      const auto [row, column, height, width] = of_inner[i - outer_panels];
       gemm<Scalar>(Op::transpose, Op::none, height, width, rows, outer.block(0, row),
                    gradient.block(0, column), false, inner_gradient.block(row, column));
     }
@@ -113,11 +115,13 @@ struct InnerPointwise {
              kernels(i));
       gather({at.result_gradient + first * block.result_ld, block.result_ld}, block.in, count, taps,
              gradients(i));
+      if (!at.outer_gradient) return;
       gemm<Scalar>(Op::none, Op::none, block.hidden, count * taps, block.in,
                    {at.inner, block.inner_ld}, gradients(i), false, result);
       scatter(result, block.hidden, count, taps,
               {at.outer_gradient + first * block.outer_ld, block.outer_ld});
     });
+    if (!at.inner_gradient) return;
     const Matrix<Scalar> inner_gradient{at.inner_gradient, block.inner_ld};
     const Panels of_inner(block.hidden, block.in, block.out * taps);
     share_out(plan.multiply_adds_of(block), of_inner.count(), run, [&](Index p) {

@@ -111,7 +111,7 @@ class Product {
                                  scratch_.data());
   }
 
-  /// From the gradient of the product to those of its factors.
+  /// From the gradient of the product to those of its factors, but for one of null.
   void backward(const LayerData<const Scalar>& outer, const LayerData<const Scalar>& inner,
                 const LayerData<const Scalar>& gradient, const LayerData<Scalar>& outer_gradient,
                 const LayerData<Scalar>& inner_gradient, const ParallelFor& run) {
@@ -120,14 +120,19 @@ class Product {
     if (plan_.algorithm == Algorithm::outer_diagonal) OuterDiagonal<Scalar>::backward(plan_, all);
     if (plan_.algorithm == Algorithm::inner_diagonal) InnerDiagonal<Scalar>::backward(plan_, all);
     if (plan_.algorithm == Algorithm::direct) {
-      std::fill_n(all.outer_gradient, weight_numel(plan_.outer), Scalar(0));
-      std::fill_n(all.inner_gradient, weight_numel(plan_.inner), Scalar(0));
+      if (all.outer_gradient) {
+        std::fill_n(all.outer_gradient, weight_numel(plan_.outer), Scalar(0));
+      }
+      if (all.inner_gradient) {
+        std::fill_n(all.inner_gradient, weight_numel(plan_.inner), Scalar(0));
+      }
     }
     Scalar* const scratch = scratch_.data();
     for (const DenseBlock& block : plan_.blocks) {
       const BackwardOperands<Scalar> at{
           all.outer + block.outer, all.inner + block.inner, all.result_gradient + block.result,
-          all.outer_gradient + block.outer, all.inner_gradient + block.inner};
+          all.outer_gradient ? all.outer_gradient + block.outer : nullptr,
+          all.inner_gradient ? all.inner_gradient + block.inner : nullptr};
       switch (plan_.algorithm) {
         case Algorithm::outer_diagonal:
         case Algorithm::inner_diagonal: break;
@@ -141,7 +146,7 @@ class Product {
         case Algorithm::general: General<Scalar>::backward(plan_, block, at, scratch, run); break;
       }
     }
-    if (plan_.outer.bias) std::copy_n(gradient.bias, plan_.outer.out, outer_gradient.bias);
+    if (outer_gradient.bias) std::copy_n(gradient.bias, plan_.outer.out, outer_gradient.bias);
     if (!plan_.inner.bias) return;
     ProductBias<Scalar>::backward(plan_, outer.weight, inner.bias, gradient.bias,
                                   outer_gradient.weight, inner_gradient.bias, scratch_.data());
