@@ -203,9 +203,10 @@ int main(int argc, char** argv) {
         ->check(CLI::IsMember(device_names.all()))
         ->capture_default_str();
   };
-  add_device(train_app,
-             "cpu; or cuda, SmallNet and its contracted expansions on a GPU. A training can go on "
-             "on either");
+  add_device(
+      train_app,
+      "cpu; or cuda, a GPU: all but teachers, Adam and contracted blocks. A training can go on "
+      "on either");
   add_threads(train_app, training.threads);
 
   EvalCommand evaluation;

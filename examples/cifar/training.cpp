@@ -120,11 +120,9 @@ void require_accelerable(const NetworkOptions& network, const Recipe& recipe) {
     throw UnsupportedError(option + " is not computed on a device, only " + instead +
                            "; leave it to --device cpu");
   };
-  require(network.model == "compact" || network.is_expanded(), "the model " + network.model,
-          "SmallNet and its expansions");
-  require(!network.is_expanded() || network.compute == Compute::contracted ||
-              network.compute == Compute::automatic,
-          "--compute " + compute_names.of(network.compute), "contracted expansions");
+  require(network.model != "dbb", "the model dbb", "blocks without average pools");
+  require(!network.is_block() || network.compute != Compute::contracted,
+          "--compute contracted of " + network.model, "layer by layer");
   require(recipe.transfer.method == Transfer::none,
           "--transfer " + transfer_names.of(recipe.transfer.method), "what learns from labels");
   require(!recipe.adam, "--optimizer adam", "sgd");
@@ -480,7 +478,7 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   const bool needs_contractions = options.recipe.decay_products || options.device != Device::cpu ||
                                   (options.similarities > 0 && !options.trained_gradients);
   if (network.compute == Compute::automatic && needs_contractions) {
-    network.compute = Compute::contracted;
+    network.compute = network.is_block() ? Compute::layered : Compute::contracted;
   }
   Training<Scalar> training(network, options.recipe, data, pool, teacher ? &*teacher : nullptr);
   if (!options.init.empty()) training.start_from(read_network(options.init));

@@ -25,7 +25,7 @@ struct ConvolutionShape {
   Index in = 0, out = 0;
   Index height = 0, width = 0;  ///< of the input
   Index kernel = 1;             ///< 1 .. 31; 3, 5, 7 and 9 have programs of their own
-  Index padding = 0;            ///< 0 .. kernel - 1
+  Index padding = 0;            ///< below 0 it crops
 
   constexpr Index out_height() const { return height + 2 * padding - kernel + 1; }
   constexpr Index out_width() const { return width + 2 * padding - kernel + 1; }
@@ -66,9 +66,6 @@ inline void validate(const ConvolutionShape& shape) {
     refuse("a convolution needs images, channels and positions");
   }
   if (shape.kernel < 1 || shape.kernel > 31) refuse("kernels have sizes 1 .. 31");
-  if (shape.padding < 0 || shape.padding >= shape.kernel) {
-    refuse("paddings are 0 .. kernel - 1");
-  }
   if (shape.out_height() < 1 || shape.out_width() < 1) refuse("the kernel is larger than the map");
   const auto at_most = [&](Index most, const char* what, Index a, Index b, Index c) {
     using concertina::detail::checked_multiply;

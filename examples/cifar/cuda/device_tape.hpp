@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <span>
@@ -154,54 +155,19 @@ class DeviceTape final : public Recorder<Scalar> {
     return last();
   }
 
-  Map layer(Map from, const Shape<2>& shape, const Weights<Scalar>& weights,
+  /// A stride is taken of what stride 1 gives, or of the maps that a pointwise layer reads.
+  Map layer(Map x, const Shape<2>& shape, const Weights<Scalar>& weights,
             const Chain<Scalar, 2>& expansion) override {
-    Value& x = read(from);
-    const ConvolutionShape conv = {.batch = capacity_,
-                                   .in = shape.in,
-                                   .out = shape.out,
-                                   .height = x.size.height,
-                                   .width = x.size.width,
-                                   .kernel = shape.kernel_size[0],
-                                   .padding = shape.padding.start[0]};
-    validate(conv);
-    Layer& layer = add_layer(weights, shape, expansion);
-    for (const int images : std::array{capacity_, rest_}) {
-      if (images == 0) continue;
-      const Index count = convolution_workspace<Scalar>(of_batch(conv, images));
-      if (count > layer.workspace_count) layer.workspace_count = count;
+    const int stride = static_cast<int>(shape.stride[0]);
+    if (shape.stride[1] != stride || shape.dilation != 1 || shape.groups != 1) {
+      throw concertina::ShapeError("a device computes no such convolution (" + to_string(shape) +
+                                   "); its strides are alike, dilation and groups 1");
     }
-    layer.workspace = allocate(layer.workspace_count);
-    Value& y = add_value(shape.out, conv.out_height(), conv.out_width(), layer.name);
-    record(
-        y,
-        [this, &x, &y, &layer, conv](const Step& step) {
-          await_contraction(layer, step);
-          convolution_forward<Scalar>({.shape = of_batch(conv, step.images),
-                                       .x = x.numbers.data(),
-                                       .weight = layer.own.weight.data(),
-                                       .bias = layer.own.bias.data(),
-                                       .y = y.numbers.data()},
-                                      runner(layer.name));
-        },
-        [this, &x, &y, &layer, conv](const Step& step) {
-          backend_.wait(layer.stream, Stream::origin);
-          convolution_weight_gradient<Scalar>({.shape = of_batch(conv, step.images),
-                                               .x = x.numbers.data(),
-                                               .dy = y.gradient,
-                                               .workspace = layer.workspace.data(),
-                                               .dw = layer.gradient.weight.data(),
-                                               .db = layer.gradient.bias.data()},
-                                              runner(layer.name, layer.stream));
-          pull_back(layer, step.pass);
-          if (!x.differentiable) return;
-          convolution_input_gradient<Scalar>({.shape = of_batch(conv, step.images),
-                                              .dy = y.gradient,
-                                              .weight = layer.own.weight.data(),
-                                              .dx = x.gradient},
-                                             runner(layer.name));
-        });
-    return last();
+    const bool pointwise =
+        numel(shape.kernel_size) == 1 && shape.padding == concertina::Padding<2>(0);
+    if (pointwise) x = every(x, stride);
+    x = convolve(x, shape, weights, expansion);
+    return pointwise ? x : every(x, stride);
   }
 
   Map layer(Map from, const Shape<0>& shape, const Weights<Scalar>& weights,
@@ -226,17 +192,21 @@ class DeviceTape final : public Recorder<Scalar> {
                                              layer.gradient.bias.data()),
               layer.name + ", gradient", layer.stream);
           pull_back(layer, step.pass);
-          run(linear_input_gradient<Scalar>(step.images, in, out, y.gradient,
-                                            layer.own.weight.data(), x.gradient,
-                                            x.relu ? x.numbers.data() : nullptr),
-              layer.name + ", gradient of its input");
+          add_gradient(x, step, [&](Scalar* to) {
+            run(linear_input_gradient<Scalar>(step.images, in, out, y.gradient,
+                                              layer.own.weight.data(), to,
+                                              x.relu ? x.numbers.data() : nullptr),
+                layer.name + ", gradient of its input");
+          });
         });
     return last();
   }
 
   Map norm(Map x, const NormTensors<Scalar>& tensors,
            const concertina::Padding<2>& margin) override {
-    if (margin != 0) refuse("a batch norm that leaves a margin out");
+    if (margin != 0) {
+      throw concertina::ShapeError("a device computes no batch norm that leaves a margin out");
+    }
     Value& y = hold(read(x));
     y.norm = &norms_.emplace_back();
     y.norm->tensors = tensors;
@@ -253,9 +223,62 @@ class DeviceTape final : public Recorder<Scalar> {
     y.window = 2;
     return y.index;
   }
-  Map mean_pool(Map) override { refuse("the mean of maps"); }
-  Map average_pool(Map, const concertina::PerAxis<2>&) override { refuse("an average pool"); }
-  Map sum(const std::vector<Map>&) override { refuse("a sum of branches"); }
+  /// A fully connected layer of equal weights, at each channel.
+  Map mean_pool(Map from) override {
+    Value& x = read(from);
+    const int channels = x.size.channels, positions = x.size.positions();
+    Value& y = add_value(channels, 1, 1, x.name);
+    Buffer<Scalar>& shares = shares_.emplace_back(allocate(positions));
+    run(Fill<Scalar>{shares.data(), positions, Scalar(1) / static_cast<Scalar>(positions)},
+        "the shares of a mean");
+    record(
+        y,
+        [this, &x, &y, &shares, channels, positions](const Step& step) {
+          run(linear<Scalar>(step.images * channels, positions, 1, x.numbers.data(), shares.data(),
+                             nullptr, y.numbers.data()),
+              x.name + ", mean");
+        },
+        [this, &x, &y, &shares, channels, positions](const Step& step) {
+          add_gradient(x, step, [&](Scalar* to) {
+            run(linear_input_gradient<Scalar>(step.images * channels, positions, 1, y.gradient,
+                                              shares.data(), to),
+                x.name + ", gradient of the mean");
+          });
+        });
+    return last();
+  }
+
+  Map average_pool(Map, const concertina::PerAxis<2>&) override {
+    throw concertina::ShapeError("a device computes no average pool but a mean of whole maps");
+  }
+
+  Map sum(const std::vector<Map>& branches) override {
+    std::vector<Value*> from;
+    for (const Map x : branches) from.push_back(&read(x));
+    for (Value* x : from) x->reader = operations_.size();
+    const MapSize size = from.front()->size;
+    Value& y = add_value(size.channels, size.height, size.width, from.front()->name);
+    for (Value* x : from) x->summed = &y;
+    record(
+        y,
+        [this, from, &y](const Step& step) {
+          for (std::size_t i = 1; i < from.size(); ++i) {
+            run(Sum<Scalar>{(i == 1 ? from.front() : &y)->numbers.data(), from[i]->numbers.data(),
+                            y.numbers.data(), of_batch(y.size, step.images).numbers()},
+                y.name + ", sum");
+          }
+        },
+        [this, from, &y](const Step& step) {
+          for (Value* x : from) {
+            if (x->gradient == y.gradient) continue;
+            add_gradient(*x, step, [&](Scalar* to) {
+              run(Sum<Scalar>{y.gradient, nullptr, to, of_batch(y.size, step.images).numbers()},
+                  y.name + ", gradient of a branch");
+            });
+          }
+        });
+    return last();
+  }
 
   void loss(Map from) override {
     Value& x = read(from);
@@ -294,11 +317,12 @@ class DeviceTape final : public Recorder<Scalar> {
 
   /// One step of a training: forward, backward, update.
   void train(const Pass<Scalar>& pass, int images) {
-    const Step step{pass, images, true};
+    Step step{pass, images, true};
     contract();
     for (const Operation& each : operations_) each.forward(step);
-    for (auto each = operations_.rbegin(); each != operations_.rend(); ++each) {
-      if (each->backward) each->backward(step);
+    for (step.operation = operations_.size(); step.operation-- > 0;) {
+      const Operation& each = operations_[step.operation];
+      if (each.backward) each.backward(step);
     }
     for (const Layer& layer : layers_) join(layer, false);
     descend(own_range_, decay(), pass, "the descent", Stream::origin);
@@ -320,6 +344,7 @@ class DeviceTape final : public Recorder<Scalar> {
     const Pass<Scalar>& pass;
     int images;
     bool training;
+    std::size_t operation = 0;  // of the pass back
   };
   struct Operation {
     std::function<void(const Step&)> forward, backward;
@@ -342,6 +367,7 @@ class DeviceTape final : public Recorder<Scalar> {
     std::string name;
     Buffer<Scalar> numbers{}, own_gradient{};
     Scalar* gradient = nullptr;
+    Value* summed = nullptr;  // a sum that it is part of; alone its reader, that's gradient is its
     bool differentiable = true, is_linear = false, relu = false;
     std::size_t operation = 0, reader = 0;  // that writes it, that reads it last
     int readers = 0;
@@ -358,6 +384,7 @@ class DeviceTape final : public Recorder<Scalar> {
     Stream stream{};
     Buffer<Scalar> workspace{};
     Index workspace_count = 0;
+    Buffer<Scalar> framed{}, framed_gradient{};  // a kernel among zeros
     // of an expansion
     std::vector<Weights<Scalar>> layers{};
     std::optional<concertina::cuda::PlannedForm> form{};
@@ -381,10 +408,6 @@ class DeviceTape final : public Recorder<Scalar> {
   };
 
   // ---- recording
-
-  [[noreturn]] static void refuse(const std::string& what) {
-    throw concertina::Error(what + ": not computed on a device");
-  }
 
   Map last() const { return values_.size() - 1; }
   Value& add_value(Index channels, Index height, Index width, const std::string& name) {
@@ -434,30 +457,164 @@ class DeviceTape final : public Recorder<Scalar> {
     return *value.source;
   }
 
-  void settle(Value& y) {
-    if (!y.relu || y.window != 2) refuse("a norm without a ReLU and a pool behind it");
+  void settle(Value& y) { y.window == 1 ? settle_with<1>(y) : settle_with<2>(y); }
+  template <int Size>
+  void settle_with(Value& y) {
     Value& x = *y.source;
-    y.size.height /= 2, y.size.width /= 2;
+    x.reader = operations_.size();
+    if (x.is_linear && x.relu) {
+      throw concertina::Error("a device has a ReLU of " + x.name + " in one place only");
+    }
+    y.size = y.size.pooled(Size);
     y.numbers = allocate(y.size.numbers());
     const auto program = [&x, &y](const Step& step) {
-      return detail::NormProgram<Scalar>{of_batch(x.size, step.images), x.numbers.data(),
-                                         y.norm ? y.norm->norm : Norm<Scalar>{}};
+      return detail::NormProgram<Scalar>{
+          of_batch(x.size, step.images), x.numbers.data(), y.norm ? y.norm->norm : Norm<Scalar>{},
+          y.relu ? Scalar(0) : -std::numeric_limits<Scalar>::infinity()};
     };
     record(
         y,
         [this, &y, program](const Step& step) {
           const auto norm = program(step);
           if (step.training && y.norm) run(NormMoments<Scalar>{norm}, y.name + ", moments");
-          run(NormReluPool<Scalar>{norm, y.numbers.data(), step.training}, y.name + ", pool");
+          run(NormReluPool<Scalar, Size>{{norm}, y.numbers.data(), step.training},
+              y.name + ", pool");
         },
         [this, &x, &y, program](const Step& step) {
           const auto norm = program(step);
-          if (y.norm) run(NormReluPoolSums<Scalar>{norm, y.gradient}, y.name + ", norm's sums");
-          run(NormReluPoolGradient<Scalar>{norm, y.gradient, x.gradient,
-                                           y.norm ? y.norm->weight_gradient : nullptr,
-                                           y.norm ? y.norm->bias_gradient : nullptr},
-              y.name + ", gradient of its maps");
+          if (y.norm) {
+            run(NormReluPoolSums<Scalar, Size>{{norm}, y.gradient}, y.name + ", norm's sums");
+          }
+          add_gradient(x, step, [&](Scalar* to) {
+            run(NormReluPoolGradient<Scalar, Size>{{norm},
+                                                   y.gradient,
+                                                   to,
+                                                   y.norm ? y.norm->weight_gradient : nullptr,
+                                                   y.norm ? y.norm->bias_gradient : nullptr},
+                y.name + ", gradient of its maps");
+          });
         });
+  }
+
+  /// Every so many positions along both axes, from the first.
+  Map every(Map from, int stride) {
+    if (stride == 1) return from;
+    Value& x = read(from);
+    const auto part = [stride](int all) { return (all + stride - 1) / stride; };
+    Value& y = add_value(x.size.channels, part(x.size.height), part(x.size.width), x.name);
+    const auto grid = [&x, &y, stride](const Step& step, const Scalar* source, Scalar* to,
+                                       bool spread) {
+      return Grid<Scalar>{source,
+                          to,
+                          Index{step.images} * x.size.channels,
+                          y.size.height,
+                          y.size.width,
+                          x.size.height,
+                          x.size.width,
+                          0,
+                          0,
+                          stride,
+                          spread};
+    };
+    record(
+        y,
+        [this, &x, &y, grid](const Step& step) {
+          run(grid(step, x.numbers.data(), y.numbers.data(), false), x.name + ", stride");
+        },
+        [this, &x, &y, grid](const Step& step) {
+          add_gradient(x, step, [&](Scalar* to) {
+            run(grid(step, y.gradient, to, true), x.name + ", gradient of the stride");
+          });
+        });
+    return last();
+  }
+
+  /// At stride 1. A kernel that is no square stands among zeros in one.
+  Map convolve(Map from, const Shape<2>& shape, const Weights<Scalar>& weights,
+               const Chain<Scalar, 2>& expansion) {
+    Value& x = read(from);
+    const Index height = shape.kernel_size[0], width = shape.kernel_size[1],
+                kernel = std::max(height, width),
+                padding = shape.padding.start[0] + (kernel - height) / 2;
+    const bool framed = height != width;
+    if (shape.padding.start != shape.padding.end || (kernel - height) % 2 != 0 ||
+        (kernel - width) % 2 != 0 || padding != shape.padding.start[1] + (kernel - width) / 2) {
+      throw concertina::ShapeError("a device computes no such convolution (" + to_string(shape) +
+                                   "); its paddings are alike on all sides of a square kernel");
+    }
+    const ConvolutionShape conv = {.batch = capacity_,
+                                   .in = shape.in,
+                                   .out = shape.out,
+                                   .height = x.size.height,
+                                   .width = x.size.width,
+                                   .kernel = kernel,
+                                   .padding = padding};
+    validate(conv);
+    Layer& layer = add_layer(weights, shape, expansion);
+    for (const int images : std::array{capacity_, rest_}) {
+      if (images == 0) continue;
+      const Index count = convolution_workspace<Scalar>(of_batch(conv, images));
+      if (count > layer.workspace_count) layer.workspace_count = count;
+    }
+    layer.workspace = allocate(layer.workspace_count);
+    if (framed) {
+      layer.framed = allocate(conv.weights());
+      layer.framed_gradient = allocate(conv.weights());
+    }
+    const auto frame = [=](const Scalar* source, Scalar* to, bool spread) {
+      const auto number = [](Index value) { return static_cast<int>(value); };
+      return Grid<Scalar>{source,
+                          to,
+                          shape.out * shape.in,
+                          number(height),
+                          number(width),
+                          number(kernel),
+                          number(kernel),
+                          number(kernel - height) / 2,
+                          number(kernel - width) / 2,
+                          1,
+                          spread};
+    };
+    const auto weight = [&layer, framed] {
+      return framed ? layer.framed.data() : layer.own.weight.data();
+    };
+    Value& y = add_value(shape.out, conv.out_height(), conv.out_width(), layer.name);
+    record(
+        y,
+        [=, this, &x, &y, &layer](const Step& step) {
+          await_contraction(layer, step);
+          if (framed) {
+            run(frame(layer.own.weight.data(), layer.framed.data(), true), layer.name + ", frame");
+          }
+          convolution_forward<Scalar>({.shape = of_batch(conv, step.images),
+                                       .x = x.numbers.data(),
+                                       .weight = weight(),
+                                       .bias = layer.own.bias.data(),
+                                       .y = y.numbers.data()},
+                                      runner(layer.name));
+        },
+        [=, this, &x, &y, &layer](const Step& step) {
+          Scalar* const own = layer.gradient.weight.data();
+          Scalar* const gradient = framed ? layer.framed_gradient.data() : own;
+          backend_.wait(layer.stream, Stream::origin);
+          convolution_weight_gradient<Scalar>({.shape = of_batch(conv, step.images),
+                                               .x = x.numbers.data(),
+                                               .dy = y.gradient,
+                                               .workspace = layer.workspace.data(),
+                                               .dw = gradient,
+                                               .db = layer.gradient.bias.data()},
+                                              runner(layer.name, layer.stream));
+          if (framed) run(frame(gradient, own, false), layer.name + ", frame", layer.stream);
+          pull_back(layer, step.pass);
+          add_gradient(x, step, [&](Scalar* to) {
+            convolution_input_gradient<Scalar>({.shape = of_batch(conv, step.images),
+                                                .dy = y.gradient,
+                                                .weight = weight(),
+                                                .dx = to},
+                                               runner(layer.name));
+          });
+        });
+    return last();
   }
 
   template <int Rank>
@@ -581,20 +738,23 @@ class DeviceTape final : public Recorder<Scalar> {
 
   /// Gradients that are read by the next program already, on the origin, have one place.
   void place_gradients() {
-    Index most = 0;
+    Index most = 0, most_added = 0;
     std::vector<Value*> sharing;
-    for (Value& value : values_) {
-      const bool computed = !value.source || value.readers > 0;
-      if (!value.differentiable || !computed) continue;
-      if (value.source && value.reader == value.operation + 1) {
-        sharing.push_back(&value);
-        most = std::max(most, value.size.numbers());
-        continue;
+    for (auto value = values_.rbegin(); value != values_.rend(); ++value) {
+      if (!value->differentiable || value->readers == 0) continue;
+      if (value->readers > 1) most_added = std::max(most_added, value->size.numbers());
+      if (value->summed && value->readers == 1) {
+        value->gradient = value->summed->gradient;
+      } else if (value->source && value->reader == value->operation + 1 && value->readers == 1) {
+        sharing.push_back(&*value);
+        most = std::max(most, value->size.numbers());
+      } else {
+        value->own_gradient = allocate(value->size.numbers());
+        value->gradient = value->own_gradient.data();
       }
-      value.own_gradient = allocate(value.size.numbers());
-      value.gradient = value.own_gradient.data();
     }
     shared_gradient_ = allocate(most);
+    added_gradient_ = allocate(most_added);
     for (Value* value : sharing) value->gradient = shared_gradient_.data();
   }
 
@@ -620,6 +780,18 @@ class DeviceTape final : public Recorder<Scalar> {
   }
 
   // ---- a step
+
+  /// Calls write(to), which sets a gradient of x there, of the reader at hand: the last one that
+  /// was recorded sets the whole, and the others are added.
+  template <class Write>
+  void add_gradient(Value& x, const Step& step, Write&& write) {
+    if (!x.differentiable) return;
+    if (step.operation == x.reader) return write(x.gradient);
+    write(added_gradient_.data());
+    run(Sum<Scalar>{x.gradient, added_gradient_.data(), x.gradient,
+                    of_batch(x.size, step.images).numbers()},
+        x.name + ", sum of gradients");
+  }
 
   template <class Program>
   void run(const Program& program, const std::string& purpose, Stream stream = Stream::origin) {
@@ -659,8 +831,8 @@ class DeviceTape final : public Recorder<Scalar> {
   void pull_back(Layer& layer, const Pass<Scalar>& pass) {
     if (!layer.is_expanded()) return;
     if (descent_.decay_products) {
-      run(AddDecay<Scalar>{layer.product.data(), layer.product_gradient.data(), layer.product_count,
-                           decay()},
+      Scalar* const gradient = layer.product_gradient.data();
+      run(Sum<Scalar>{gradient, layer.product.data(), gradient, layer.product_count, decay()},
           layer.name + ", the decay of its product", layer.stream);
     }
     layer.contraction->backward(layer.at);
@@ -687,7 +859,8 @@ class DeviceTape final : public Recorder<Scalar> {
   std::vector<Placed> parameters_, running_;
   Layout::Range own_range_{};
   Packed weights_, velocities_, statistics_;
-  Buffer<Scalar> gradients_, shared_gradient_;
+  Buffer<Scalar> gradients_, shared_gradient_, added_gradient_;
+  std::deque<Buffer<Scalar>> shares_;
 };
 
 }  // namespace cifar::cuda

@@ -1,5 +1,6 @@
-// The block programs that a SmallNet is made of, but for its convolutions: images, batch norm with
-// the ReLU and the pool behind it, fully connected layers, the loss, the descent.
+// The block programs that networks are made of, but for their convolutions: images, batch norm with
+// the ReLU and the pool behind it, grids and sums of maps, fully connected layers, the loss, the
+// descent.
 //
 // Maps are [image][channel][y][x]. Sums over a batch are sums of slices of it, in a fixed order:
 // results do not depend on which block ran first.
@@ -105,15 +106,15 @@ struct LoadImages {
   }
 };
 
-// ---- batch norm, ReLU and 2x2 max pool ----------------------------------------------------------
+// ---- batch norm, ReLU and max pool --------------------------------------------------------------
 
-/// Maps of a batch. A pool leaves half the rows and columns; the odd last ones are dropped.
+/// Maps of a batch. A pool in windows drops the last rows and columns that fill none.
 struct MapSize {
   int images = 0, channels = 0, height = 0, width = 0;
 
   CONCERTINA_HOST_DEVICE constexpr int positions() const { return height * width; }
-  CONCERTINA_HOST_DEVICE constexpr int pooled_positions() const {
-    return (height / 2) * (width / 2);
+  CONCERTINA_HOST_DEVICE constexpr MapSize pooled(int window) const {
+    return {images, channels, height / window, width / window};
   }
   CONCERTINA_HOST_DEVICE constexpr Index numbers() const {
     return static_cast<Index>(images) * channels * positions();
@@ -162,6 +163,7 @@ struct NormProgram {
   MapSize size;
   const Scalar* x;
   Norm<Scalar> norm;
+  Scalar floor = 0;  ///< 0 for a ReLU, minus infinity for none
 
   Index blocks() const { return static_cast<Index>(size.channels) * Slices::of(size).count; }
 
@@ -218,15 +220,25 @@ struct NormProgram {
       second.set(thread, there ? block.read(from + 1) : 0);
     });
   }
+};
+
+/// The programs behind a pool in windows of size x size; a window of 1 is no pool.
+template <class Scalar, int Size>
+struct PoolProgram : NormProgram<Scalar> {
+  using NormProgram<Scalar>::size, NormProgram<Scalar>::floor;
+
+ protected:
+  static constexpr int taps = Size * Size;
+  static_assert((taps & (taps - 1)) == 0, "halves");
 
   /// A window of the pool: its values behind the ReLU, the largest, and which it was.
   struct Window {
-    Scalar x[4];
+    Scalar x[taps];
     Scalar largest, winning_x;
     int winner;  ///< -1 where the ReLU lets no gradient through
   };
   CONCERTINA_HOST_DEVICE constexpr int offset_in_window(int i) const {
-    return (i / 2) * size.width + i % 2;
+    return (i / Size) * size.width + i % Size;
   }
   template <class B>
   CONCERTINA_DEVICE Window window(B& block, const Scalar* from, Scalar factor,
@@ -234,18 +246,23 @@ struct NormProgram {
     // Either number is kept where it is NaN, so that a diverged training is noticed.
     const auto larger = [](Scalar p, Scalar q) { return p > q || p != p ? p : q; };
     Window window{};
-    Scalar y[4];
+    Scalar y[taps], best[taps];
     CONCERTINA_UNROLL
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < taps; ++i) {
       window.x[i] = block.read(from + offset_in_window(i));
       y[i] = factor * window.x[i] + offset;
-      y[i] = y[i] < Scalar(0) ? Scalar(0) : y[i];
+      best[i] = y[i] = y[i] < floor ? floor : y[i];
     }
-    window.largest = larger(larger(y[0], y[1]), larger(y[2], y[3]));
+    CONCERTINA_UNROLL
+    for (int half = taps / 2; half > 0; half /= 2) {
+      CONCERTINA_UNROLL
+      for (int i = 0; i < half; ++i) best[i] = larger(best[i], best[i + half]);
+    }
+    window.largest = best[0];
     window.winner = -1;
     CONCERTINA_UNROLL
-    for (int i = 3; i >= 0; --i) {
-      if (!(y[i] > Scalar(0) && y[i] == window.largest)) continue;
+    for (int i = taps - 1; i >= 0; --i) {
+      if (!(y[i] > floor && y[i] == window.largest)) continue;
       window.winner = i;
       window.winning_x = window.x[i];
     }
@@ -296,11 +313,12 @@ struct NormMoments : detail::NormProgram<Scalar> {
   }
 };
 
-/// y = pool(relu(norm(x))), [image][channel][height / 2][width / 2]. In training by the statistics
-/// of the batch, from its moments, which move the running ones; in inference by the running ones.
-template <class Scalar>
-struct NormReluPool : detail::NormProgram<Scalar> {
-  using Base = detail::NormProgram<Scalar>;
+/// y = pool(relu(norm(x))), [image][channel][height / Size][width / Size]. In training by the
+/// statistics of the batch, from its moments, which move the running ones; in inference by the
+/// running ones.
+template <class Scalar, int Size>
+struct NormReluPool : detail::PoolProgram<Scalar, Size> {
+  using Base = detail::PoolProgram<Scalar, Size>;
   using Base::threads, Base::size, Base::x, Base::norm;
 
   Scalar* y;
@@ -337,10 +355,10 @@ struct NormReluPool : detail::NormProgram<Scalar> {
     });
     block.each_thread([&](int thread) {
       const Scalar factor = affine.get(0), offset = affine.get(1);
-      const int positions = size.pooled_positions(), rows = size.height / 2,
-                columns = size.width / 2;
+      const int rows = size.height / Size, columns = size.width / Size, positions = rows * columns;
       this->for_each_position(at, rows, columns, thread, [&](Index map, int row, int column) {
-        const Scalar* const from = x + map * size.positions() + 2 * row * size.width + 2 * column;
+        const Scalar* const from =
+            x + map * size.positions() + Size * row * size.width + Size * column;
         block.write(y + map * positions + row * columns + column,
                     this->window(block, from, factor, offset).largest);
       });
@@ -390,9 +408,9 @@ struct NormReluPool : detail::NormProgram<Scalar> {
 };
 
 /// For each channel and slice the sum of dL/dnorm(x), and of that with x - mean; from dL/dy.
-template <class Scalar>
-struct NormReluPoolSums : detail::NormProgram<Scalar> {
-  using Base = detail::NormProgram<Scalar>;
+template <class Scalar, int Size>
+struct NormReluPoolSums : detail::PoolProgram<Scalar, Size> {
+  using Base = detail::PoolProgram<Scalar, Size>;
   using Base::threads, Base::size, Base::x, Base::norm;
 
   const Scalar* gradient;  ///< of y
@@ -408,11 +426,11 @@ struct NormReluPoolSums : detail::NormProgram<Scalar> {
       const Scalar* const batch = norm.batch + 4 * at.channel;
       const Scalar mean = block.read(batch), factor = block.read(batch + 2),
                    offset = block.read(batch + 3);
-      const int positions = size.pooled_positions(), rows = size.height / 2,
-                columns = size.width / 2;
+      const int rows = size.height / Size, columns = size.width / Size, positions = rows * columns;
       Scalar sum(0), product(0);
       this->for_each_position(at, rows, columns, thread, [&](Index map, int row, int column) {
-        const Scalar* const from = x + map * size.positions() + 2 * row * size.width + 2 * column;
+        const Scalar* const from =
+            x + map * size.positions() + Size * row * size.width + Size * column;
         const auto window = this->window(block, from, factor, offset);
         if (window.winner < 0) return;
         const Scalar own = block.read(gradient + map * positions + row * columns + column);
@@ -432,9 +450,9 @@ struct NormReluPoolSums : detail::NormProgram<Scalar> {
 };
 
 /// dL/dx from dL/dy and, where there is a norm, its sums; and the norm's own gradients.
-template <class Scalar>
-struct NormReluPoolGradient : detail::NormProgram<Scalar> {
-  using Base = detail::NormProgram<Scalar>;
+template <class Scalar, int Size>
+struct NormReluPoolGradient : detail::PoolProgram<Scalar, Size> {
+  using Base = detail::PoolProgram<Scalar, Size>;
   using Base::threads, Base::size, Base::x, Base::norm;
 
   const Scalar* gradient;  ///< of y
@@ -466,28 +484,31 @@ struct NormReluPoolGradient : detail::NormProgram<Scalar> {
       const Scalar mean = of_batch(0, Scalar(0)), factor = of_batch(2, Scalar(1)),
                    offset = of_batch(3, Scalar(0));
       const Scalar level = line.get(0), slope = line.get(1);
-      // Windows, and what is left of them at the odd last row and column.
-      const int rows = size.height / 2, columns = size.width / 2, all_rows = (size.height + 1) / 2,
-                all_columns = (size.width + 1) / 2;
+      // Windows, and what is left of them at the last rows and columns.
+      const int rows = size.height / Size, columns = size.width / Size,
+                all_rows = (size.height + Size - 1) / Size,
+                all_columns = (size.width + Size - 1) / Size;
       const auto set = [&](Index map, int row, int column) {
-        const Index first = map * size.positions() + 2 * row * size.width + 2 * column;
+        const Index first = map * size.positions() + Size * row * size.width + Size * column;
         const auto own = [&](Scalar dy, Scalar value) {
           return exists ? factor * (dy - level - slope * (value - mean)) : dy;
         };
         if (row < rows && column < columns) {
           const auto window = this->window(block, x + first, factor, offset);
           const Scalar given =
-              block.read(gradient + map * size.pooled_positions() + row * columns + column);
+              block.read(gradient + map * (rows * columns) + row * columns + column);
           CONCERTINA_UNROLL
-          for (int k = 0; k < 4; ++k) {
+          for (int k = 0; k < Base::taps; ++k) {
             block.write(x_gradient + first + this->offset_in_window(k),
                         own(k == window.winner ? given : Scalar(0), window.x[k]));
           }
           return;
         }
         CONCERTINA_UNROLL
-        for (int k = 0; k < 4; ++k) {
-          if (2 * row + k / 2 >= size.height || 2 * column + k % 2 >= size.width) continue;
+        for (int k = 0; k < Base::taps; ++k) {
+          if (Size * row + k / Size >= size.height || Size * column + k % Size >= size.width) {
+            continue;
+          }
           const Index place = first + this->offset_in_window(k);
           block.write(x_gradient + place, own(Scalar(0), block.read(x + place)));
         }
@@ -515,6 +536,70 @@ struct NormReluPoolGradient : detail::NormProgram<Scalar> {
     if (!keep) return;
     block.write(weight_gradient + channel, static_cast<Scalar>(product));
     block.write(bias_gradient + channel, static_cast<Scalar>(sum));
+  }
+};
+
+// ---- grids and sums of maps ---------------------------------------------------------------------
+
+/// The positions (row, column) + step * (i, j) of planes, as smaller planes; or if `spread` the
+/// other way round, with zeros between. It is a stride, what is around a smaller kernel, and the
+/// gradient of either.
+template <class Scalar>
+struct Grid {
+  static constexpr int threads = detail::program_threads;
+
+  const Scalar* from;
+  Scalar* to;
+  Index planes;
+  int small_height, small_width, height, width, row, column, step;
+  bool spread;
+
+  Index count() const { return planes * (spread ? height * width : small_height * small_width); }
+  Index blocks() const { return detail::blocks_for(count(), threads); }
+  std::size_t shared_bytes() const { return 0; }
+
+  template <concertina::cuda::ThreadBlock B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    block.each_thread([&](int thread) {
+      const int columns = spread ? width : small_width,
+                each = columns * (spread ? height : small_height);
+      const Index at = number * threads + thread, plane = at / each;
+      if (plane >= planes) return;
+      const int i = static_cast<int>(at % each), y = i / columns, x = i % columns;
+      if (!spread) {
+        const int place = (row + step * y) * width + column + step * x;
+        return block.write(to + at, block.read(from + plane * height * width + place));
+      }
+      const int down = y - row, right = x - column;
+      const bool there = down >= 0 && right >= 0 && down % step == 0 && right % step == 0 &&
+                         down / step < small_height && right / step < small_width;
+      const Scalar* const source = from + plane * small_height * small_width;
+      block.write(to + at, there ? block.read(source + down / step * small_width + right / step)
+                                 : Scalar(0));
+    });
+  }
+};
+
+/// y = a + factor * b, or a copy of a where there is no b; y may be either.
+template <class Scalar>
+struct Sum {
+  static constexpr int threads = detail::program_threads;
+
+  const Scalar *a, *b;
+  Scalar* y;
+  Index count;
+  Scalar factor = 1;
+
+  Index blocks() const { return detail::blocks_for(count, threads); }
+  std::size_t shared_bytes() const { return 0; }
+
+  template <concertina::cuda::ThreadBlock B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    block.each_thread([&](int thread) {
+      const Index i = number * threads + thread;
+      if (i >= count) return;
+      block.write(y + i, block.read(a + i) + (b ? factor * block.read(b + i) : Scalar(0)));
+    });
   }
 };
 
@@ -766,29 +851,6 @@ struct Descend {
       const Scalar velocity = momentum * block.read(velocities + i) + gradient;
       block.write(velocities + i, velocity);
       block.write(weights + i, weight - rate * velocity);
-    });
-  }
-};
-
-/// gradient += decay * w: the decay of an expanded layer's product, before it is pulled back.
-template <class Scalar>
-struct AddDecay {
-  static constexpr int threads = detail::program_threads;
-
-  const Scalar* weights;
-  Scalar* gradients;
-  Index count;
-  Scalar decay;
-
-  Index blocks() const { return detail::blocks_for(count, threads); }
-  std::size_t shared_bytes() const { return 0; }
-
-  template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    block.each_thread([&](int thread) {
-      const Index i = number * threads + thread;
-      if (i >= count) return;
-      block.write(gradients + i, block.read(gradients + i) + decay * block.read(weights + i));
     });
   }
 };

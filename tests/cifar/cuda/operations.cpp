@@ -110,10 +110,10 @@ struct Reference {
 template <class Scalar>
 Reference reference(const MapSize& maps, const std::vector<Scalar>& x,
                     const std::vector<Scalar>& dy, const NormNumbers<Scalar>& norm, bool exists,
-                    bool training) {
+                    bool training, int side = 2, Real floor = 0) {
   // Of a thread's sum of at most 32 numbers, of squares, and of what is done with it.
   constexpr Real relative = 50 * rounding<Scalar>;
-  const int positions = maps.positions(), pooled = maps.pooled_positions();
+  const int positions = maps.positions(), pooled = maps.pooled(side).positions();
   Reference result;
   result.y.resize(size(Index{maps.images} * maps.channels * pooled));
   result.y_bound = result.y;
@@ -146,23 +146,21 @@ Reference reference(const MapSize& maps, const std::vector<Scalar>& x,
 
     std::vector<Real> gradient(x.size());  // of value
     for (int image = 0; image < maps.images; ++image) {
-      for (int row = 0; row < maps.height / 2; ++row) {
-        for (int column = 0; column < maps.width / 2; ++column) {
-          const std::size_t window[] = {
-              at(image, 2 * row, 2 * column), at(image, 2 * row, 2 * column + 1),
-              at(image, 2 * row + 1, 2 * column), at(image, 2 * row + 1, 2 * column + 1)};
-          std::size_t first = window[0];
-          for (const std::size_t i : window) {
-            if (value(i) > value(first)) first = i;
+      for (int row = 0; row < maps.height / side; ++row) {
+        for (int column = 0; column < maps.width / side; ++column) {
+          std::size_t first = at(image, side * row, side * column);
+          for (int i = 0; i < side * side; ++i) {
+            const std::size_t next = at(image, side * row + i / side, side * column + i % side);
+            if (value(next) > value(first)) first = next;
           }
-          const std::size_t to =
-              size((Index{image} * maps.channels + c) * pooled + row * (maps.width / 2) + column);
-          result.y[to] = std::max<Real>(value(first), 0);
+          const std::size_t to = size((Index{image} * maps.channels + c) * pooled +
+                                      row * (maps.width / side) + column);
+          result.y[to] = std::max(value(first), floor);
           result.y_bound[to] =
               exists ? relative * (std::abs(factor) * (std::abs(x[first]) + std::abs(mean)) + 1)
                      : 0;
           if (exists) result.nearest = std::min(result.nearest, std::abs(value(first)));
-          if (value(first) > 0) gradient[first] = dy[to];
+          if (value(first) > floor) gradient[first] = dy[to];
         }
       }
     }
@@ -208,34 +206,36 @@ std::vector<MapSize> map_sizes() {
           {2, 4, 4, 4}, {33, 2, 12, 12}, {37, 1, 30, 30}, {70, 1, 3, 3}};
 }
 
-TEMPLATE_TEST_CASE("batch norm, ReLU and pool, and their gradient", "[cuda][cifar]", float,
-                   double) {
-  const bool exists = GENERATE(true, false);
+/// With a norm or without, a ReLU or none, in windows of so many rows.
+template <class Scalar, int side>
+void check_norms(bool exists, bool relu) {
+  const Scalar floor = relu ? Scalar(0) : -std::numeric_limits<Scalar>::infinity();
   Rng rng(4);
   for (const MapSize& maps : map_sizes()) {
     INFO(maps.images << " images of " << maps.channels << "x" << maps.height << "x" << maps.width
-                     << (exists ? "" : ", no norm"));
-    const auto x = integers<TestType>(maps.numbers(), rng);
-    const Index pooled = Index{maps.images} * maps.channels * maps.pooled_positions();
-    const auto dy = integers<TestType>(pooled, rng);
-    NormNumbers<TestType> numbers(maps.channels, rng);
-    const auto expected = reference(maps, x, dy, numbers, exists, true);
+                     << (exists ? "" : ", no norm") << (relu ? "" : ", no ReLU"));
+    const auto x = integers<Scalar>(maps.numbers(), rng);
+    const Index pooled = Index{maps.images} * maps.channels * maps.pooled(side).positions();
+    const auto dy = integers<Scalar>(pooled, rng);
+    NormNumbers<Scalar> numbers(maps.channels, rng);
+    const auto expected = reference(maps, x, dy, numbers, exists, true, side, floor);
     REQUIRE(expected.nearest > 1e-4);
-    std::vector<TestType> y(size(pooled)), dx(x.size());
+    std::vector<Scalar> y(size(pooled)), dx(x.size());
     Memory memory(size(maps.images));
     memory.lend(x);
     memory.lend(dy);
     memory.lend_unwritten(y);
     memory.lend_unwritten(dx);
-    const auto norm = exists ? numbers.lend(memory) : Norm<TestType>{};
-    if (exists) execute(NormMoments<TestType>{{maps, x.data(), norm}}, memory);
-    execute(NormReluPool<TestType>{{maps, x.data(), norm}, y.data(), true}, memory);
-    if (exists) execute(NormReluPoolSums<TestType>{{maps, x.data(), norm}, dy.data()}, memory);
-    execute(NormReluPoolGradient<TestType>{{maps, x.data(), norm},
-                                           dy.data(),
-                                           dx.data(),
-                                           numbers.weight_gradient.data(),
-                                           numbers.bias_gradient.data()},
+    const auto norm = exists ? numbers.lend(memory) : Norm<Scalar>{};
+    const detail::NormProgram<Scalar> program{maps, x.data(), norm, floor};
+    if (exists) execute(NormMoments<Scalar>{program}, memory);
+    execute(NormReluPool<Scalar, side>{{program}, y.data(), true}, memory);
+    if (exists) execute(NormReluPoolSums<Scalar, side>{{program}, dy.data()}, memory);
+    execute(NormReluPoolGradient<Scalar, side>{{program},
+                                               dy.data(),
+                                               dx.data(),
+                                               numbers.weight_gradient.data(),
+                                               numbers.bias_gradient.data()},
             memory);
     memory.require_written(y);
     memory.require_written(dx);
@@ -246,11 +246,17 @@ TEMPLATE_TEST_CASE("batch norm, ReLU and pool, and their gradient", "[cuda][cifa
     CHECK(beyond(numbers.weight_gradient, expected.weight_gradient, expected.weight_bound) == 0);
     CHECK(beyond(numbers.bias_gradient, expected.bias_gradient, expected.bias_bound) == 0);
     for (std::size_t c = 0; c < expected.mean.size(); ++c) {
-      CHECK(std::abs(numbers.mean[c] - expected.mean[c]) <= 8 * rounding<TestType>);
-      CHECK(std::abs(numbers.var[c] - expected.var[c]) <=
-            50 * rounding<TestType> * expected.var[c]);
+      CHECK(std::abs(numbers.mean[c] - expected.mean[c]) <= 8 * rounding<Scalar>);
+      CHECK(std::abs(numbers.var[c] - expected.var[c]) <= 50 * rounding<Scalar> * expected.var[c]);
     }
   }
+}
+
+TEMPLATE_TEST_CASE("batch norm, ReLU and pool, and their gradient", "[cuda][cifar]", float,
+                   double) {
+  const bool exists = GENERATE(true, false), relu = GENERATE(true, false);
+  check_norms<TestType, 1>(exists, relu);
+  check_norms<TestType, 2>(exists, relu);
 }
 
 TEMPLATE_TEST_CASE("batch norm in inference goes by the running statistics", "[cuda][cifar]", float,
@@ -259,14 +265,14 @@ TEMPLATE_TEST_CASE("batch norm in inference goes by the running statistics", "[c
   const MapSize maps{5, 3, 7, 6};
   const auto x = integers<TestType>(maps.numbers(), rng);
   NormNumbers<TestType> numbers(maps.channels, rng);
-  std::vector<TestType> y(size(Index{maps.images} * maps.channels * maps.pooled_positions()));
+  std::vector<TestType> y(size(Index{maps.images} * maps.channels * maps.pooled(2).positions()));
   const auto expected = reference(maps, x, std::vector<TestType>(y.size()), numbers, true, false);
   const auto before = numbers;
   Memory memory;
   memory.lend(x);
   memory.lend_unwritten(y);
   const auto norm = numbers.lend(memory);
-  execute(NormReluPool<TestType>{{maps, x.data(), norm}, y.data(), false}, memory);
+  execute(NormReluPool<TestType, 2>{{{maps, x.data(), norm}}, y.data(), false}, memory);
   memory.require_written(y);
   CHECK(beyond(y, expected.y, expected.y_bound) == 0);
   CHECK(numbers.mean == before.mean);
@@ -299,11 +305,63 @@ TEST_CASE("a pool keeps NaN, and gives it no gradient", "[cuda][cifar]") {
   memory.lend(dy);
   memory.lend_unwritten(y);
   memory.lend_unwritten(dx);
-  execute(NormReluPool<double>{{maps, x.data(), {}}, y.data(), true}, memory);
-  execute(NormReluPoolGradient<double>{{maps, x.data(), {}}, dy.data(), dx.data()}, memory);
+  execute(NormReluPool<double, 2>{{{maps, x.data(), {}}}, y.data(), true}, memory);
+  execute(NormReluPoolGradient<double, 2>{{{maps, x.data(), {}}}, dy.data(), dx.data()}, memory);
   for (std::size_t c = 0; c < 3; ++c) CHECK(std::isnan(y[c]));
   CHECK(y[3] == 0);
   CHECK(dx == std::vector<double>(16));
+}
+
+// ---- grids and sums of maps ---------------------------------------------------------------------
+
+TEST_CASE("a grid takes positions of planes, and spreads them", "[cuda][cifar]") {
+  struct Case {
+    int small_height, small_width, height, width, row, column, step;
+  };
+  Rng rng(8);
+  for (const Case& c :
+       {Case{3, 4, 5, 7, 0, 0, 2}, Case{3, 3, 6, 6, 0, 0, 2}, Case{3, 1, 3, 3, 0, 1, 1},
+        Case{1, 2, 4, 6, 2, 1, 3}, Case{1, 1, 1, 1, 0, 0, 2}}) {
+    const int planes = 70, small = c.small_height * c.small_width, all = c.height * c.width;
+    const auto from = integers<float>(planes * all, rng),
+               back = integers<float>(planes * small, rng);
+    std::vector<float> taken(back.size()), spread(from.size());
+    Memory memory;
+    for (const auto* each : {&from, &back}) memory.lend(*each);
+    for (auto* each : {&taken, &spread}) memory.lend_unwritten(*each);
+    const auto grid = [&](const auto& source, auto& to, bool spreads) {
+      execute(Grid<float>{source.data(), to.data(), planes, c.small_height, c.small_width, c.height,
+                          c.width, c.row, c.column, c.step, spreads},
+              memory);
+      memory.require_written(to);
+    };
+    grid(from, taken, false);
+    grid(back, spread, true);
+    std::vector<float> expected(from.size());
+    for (int p = 0; p < planes; ++p) {
+      for (int i = 0; i < small; ++i) {
+        const std::size_t at = size(p * all + (c.row + i / c.small_width * c.step) * c.width +
+                                    c.column + i % c.small_width * c.step);
+        CHECK(taken[size(p * small + i)] == from[at]);
+        expected[at] = back[size(p * small + i)];
+      }
+    }
+    CHECK(spread == expected);
+  }
+}
+
+TEST_CASE("a sum of maps, and a copy", "[cuda][cifar]") {
+  Rng rng(9);
+  const auto a = integers<float>(300, rng), b = integers<float>(300, rng);
+  std::vector<float> sum = b, copy(300);
+  Memory memory;
+  memory.lend(a);
+  memory.lend(sum);
+  memory.lend_unwritten(copy);
+  execute(Sum<float>{a.data(), sum.data(), sum.data(), 300, 0.5F}, memory);
+  execute(Sum<float>{a.data(), nullptr, copy.data(), 300}, memory);
+  for (std::size_t i = 0; i < 300; ++i) CHECK(sum[i] == a[i] + b[i] / 2);
+  CHECK(copy == a);
 }
 
 // ---- fully connected layers ---------------------------------------------------------------------
@@ -487,22 +545,13 @@ TEMPLATE_TEST_CASE("a descent is that of torch.optim.SGD", "[cuda][cifar]", floa
   }
 }
 
-TEMPLATE_TEST_CASE("a decay is added, and numbers are filled", "[cuda][cifar]", float, double) {
-  Rng rng(8);
+TEST_CASE("numbers are filled", "[cuda][cifar]") {
   for (const Index count : {1, 256, 300}) {
-    const auto weights = integers<TestType>(count, rng);
-    auto gradients = integers<TestType>(count, rng);
-    std::vector<TestType> expected = gradients, filled(size(count));
-    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += TestType(0.5) * weights[i];
+    std::vector<float> filled(size(count));
     Memory memory;
-    memory.lend(weights);
-    memory.lend(gradients);
     memory.lend_unwritten(filled);
-    execute(AddDecay<TestType>{weights.data(), gradients.data(), count, TestType(0.5)}, memory);
-    execute(Fill<TestType>{filled.data(), count, TestType(7)}, memory);
-    memory.require_written(filled);
-    CHECK(gradients == expected);
-    CHECK(filled == std::vector<TestType>(size(count), TestType(7)));
+    execute(Fill<float>{filled.data(), count, 7}, memory);
+    CHECK(filled == std::vector<float>(size(count), 7));
   }
 }
 
