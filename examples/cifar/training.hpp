@@ -147,8 +147,8 @@ class Training {
 
   /// From now on epochs and tests are the accelerator's; steps and gradients remain here.
   void compute_on(std::unique_ptr<cuda::Accelerator<Scalar>> accelerator) {
+    if (accelerator) network_.record(accelerator->recorder());
     accelerator_ = std::move(accelerator);
-    if (accelerator_) network_.record(accelerator_->recorder());
   }
   /// Throws  as require_accelerable() and require_built_for(); DeviceError where there is none
   void compute_on(Device device, const cuda::Overlap& overlap = {});

@@ -257,6 +257,14 @@ class DeviceTape final : public Recorder<Scalar> {
     for (const Map x : branches) from.push_back(&read(x));
     for (Value* x : from) x->reader = operations_.size();
     const MapSize size = from.front()->size;
+    for (std::size_t i = 1; i < from.size(); ++i) {
+      const bool again = std::find(from.begin(), from.begin() + static_cast<std::ptrdiff_t>(i),
+                                   from[i]) != from.begin() + static_cast<std::ptrdiff_t>(i);
+      if (again || from[i]->size != size) {
+        throw concertina::ShapeError("a device adds different maps of one size; " + from[i]->name +
+                                     (again ? " is there twice" : " is of another"));
+      }
+    }
     Value& y = add_value(size.channels, size.height, size.width, from.front()->name);
     for (Value* x : from) x->summed = &y;
     record(
@@ -367,8 +375,8 @@ class DeviceTape final : public Recorder<Scalar> {
     std::string name;
     Buffer<Scalar> numbers{}, own_gradient{};
     Scalar* gradient = nullptr;
-    Value* summed = nullptr;  // a sum that it is part of; alone its reader, that's gradient is its
-    bool differentiable = true, is_linear = false, relu = false;
+    Value* summed = nullptr;  // by this; where nothing else reads it, they have one gradient
+    bool differentiable = true, is_linear = false, relu = false, pooled = false;
     std::size_t operation = 0, reader = 0;  // that writes it, that reads it last
     int readers = 0;
     Value* source = nullptr;
@@ -442,6 +450,7 @@ class DeviceTape final : public Recorder<Scalar> {
   /// A value that the next operation reads: computed, if it was held back.
   Value& read(Map x) {
     Value& value = values_[x];
+    require_alone(value);
     if (value.source && value.readers == 0) settle(value);
     ++value.readers;
     value.reader = operations_.size();
@@ -451,10 +460,18 @@ class DeviceTape final : public Recorder<Scalar> {
   Value& read_by_linear(Map x) {
     Value& value = values_[x];
     const bool alone = value.source && value.readers == 0 && !value.norm && value.window == 1;
-    if (!alone || !value.source->is_linear || value.source->readers > 1) return read(x);
+    if (!alone || !value.source->is_linear || value.source->readers > 1 || value.source->relu) {
+      return read(x);
+    }
     value.source->relu = true;
     value.source->reader = operations_.size();
     return *value.source;
+  }
+
+  /// Where a ReLU became part of a layer, nothing reads what was before it.
+  static void require_alone(const Value& x) {
+    if (!x.is_linear || !x.relu) return;
+    throw concertina::Error("a device has a ReLU of " + x.name + " in one place only");
   }
 
   void settle(Value& y) { y.window == 1 ? settle_with<1>(y) : settle_with<2>(y); }
@@ -462,9 +479,11 @@ class DeviceTape final : public Recorder<Scalar> {
   void settle_with(Value& y) {
     Value& x = *y.source;
     x.reader = operations_.size();
-    if (x.is_linear && x.relu) {
-      throw concertina::Error("a device has a ReLU of " + x.name + " in one place only");
+    require_alone(x);
+    if (y.norm && !x.differentiable) {
+      throw concertina::Error("a device computes no batch norm of " + x.name);
     }
+    x.pooled = Size > 1;
     y.size = y.size.pooled(Size);
     y.numbers = allocate(y.size.numbers());
     const auto program = [&x, &y](const Step& step) {
@@ -731,12 +750,14 @@ class DeviceTape final : public Recorder<Scalar> {
     buffer = allocate(layout.count());
     zero_gaps(layout, buffer.data());
     const auto part = [&](Index first, Index count) {
-      return std::span(buffer.data() + first, static_cast<std::size_t>(count));
+      return count > 0 ? std::span(buffer.data() + first, static_cast<std::size_t>(count))
+                       : std::span<Scalar>();
     };
     return {part(weight, layer.product_weights), part(bias, layer.product_biases)};
   }
 
-  /// Gradients that are read by the next program already, on the origin, have one place.
+  /// Gradients that are read by the next program already, on the origin, have one place; not that
+  /// of what is pooled, which would be written while that of the pool is read.
   void place_gradients() {
     Index most = 0, most_added = 0;
     std::vector<Value*> sharing;
@@ -745,7 +766,8 @@ class DeviceTape final : public Recorder<Scalar> {
       if (value->readers > 1) most_added = std::max(most_added, value->size.numbers());
       if (value->summed && value->readers == 1) {
         value->gradient = value->summed->gradient;
-      } else if (value->source && value->reader == value->operation + 1 && value->readers == 1) {
+      } else if (value->source && !value->pooled && value->reader == value->operation + 1 &&
+                 value->readers == 1) {
         sharing.push_back(&*value);
         most = std::max(most, value->size.numbers());
       } else {

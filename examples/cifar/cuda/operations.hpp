@@ -119,6 +119,8 @@ struct MapSize {
   CONCERTINA_HOST_DEVICE constexpr Index numbers() const {
     return static_cast<Index>(images) * channels * positions();
   }
+
+  friend bool operator==(const MapSize&, const MapSize&) = default;
 };
 
 /// A batch cut into parts of whole images; each channel of a slice is a block's work.

@@ -121,7 +121,7 @@ std::vector<Case> expanded_cases() {
 /// What a device computes otherwise than the CPU's tape does, in the same operations: layers one by
 /// one, strides, branches, kernels that are no squares, paddings that crop, sums and means.
 std::vector<Case> other_cases() {
-  const Recipe recipe{.epochs = epochs, .batch = 3, .weight_decay = 0.02, .seed = 8};
+  const Recipe recipe{.epochs = epochs, .batch = 4, .weight_decay = 0.02, .seed = 8};
   const auto layered = Compute::layered;
   return {{{.model = "cl+fc", .kernel = 5, .rate = 1, .compute = layered}, recipe},
           {{.model = "ck+fc", .kernel = 5, .rate = 1, .compute = Compute::nonlinear}, recipe},
@@ -400,6 +400,27 @@ TEST_CASE("what was recorded goes before what it refers to", "[cuda][cifar]") {
   training.compute_on(nullptr);
   HostBackend::on_end_of_contraction = {};
   CHECK(recorded == std::vector<std::size_t>{0, 0, 0});  // of three layers
+}
+
+TEST_CASE("operations that no program computes are refused as they are recorded", "[cuda][cifar]") {
+  using concertina::ConvShape, concertina::Padding, concertina::ShapeError;
+  HostBackend backend;
+  cuda::DeviceTape<double, HostBackend> tape(backend, {}, 2, 0, false);
+  const auto images = tape.images();
+  const auto refused = [&](const ConvShape<2>& shape) {
+    return message_of<ShapeError>([&] { tape.layer(images, shape, {}, {}); });
+  };
+  CHECK_THAT(refused({.out = 3, .in = 3, .kernel_size = 3, .groups = 3}), Contains("groups 1"));
+  CHECK_THAT(refused({.out = 3, .in = 3, .kernel_size = 3, .dilation = 2}), Contains("groups 1"));
+  CHECK_THAT(refused({.out = 3, .in = 3, .kernel_size = 3, .stride = {1, 2}}), Contains("alike"));
+  CHECK_THAT(refused({.out = 3, .in = 3, .kernel_size = 3, .padding = {1, 2}}), Contains("square"));
+  CHECK_THAT(refused({.out = 3, .in = 3, .kernel_size = {2, 3}}), Contains("square"));
+  CHECK_THAT(message_of<ShapeError>([&] { tape.sum({images, images}); }), Contains("twice"));
+  CHECK_THAT(message_of<ShapeError>([&] { tape.sum({images, tape.max_pool(images)}); }),
+             Contains("of another"));
+  CHECK_THAT(message_of<ShapeError>([&] { tape.average_pool(images, 2); }), Contains("whole maps"));
+  CHECK_THAT(message_of<ShapeError>([&] { tape.norm(images, {}, 1); }), Contains("margin"));
+  CHECK_THROWS_AS(tape.loss(tape.norm(images, {}, 0)), concertina::Error);
 }
 
 TEST_CASE("tensors start at multiples of 128 bytes in float", "[cuda][cifar]") {
