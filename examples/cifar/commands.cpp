@@ -307,7 +307,9 @@ int run_bench(const BenchCommand& command) {
       NetworkOptions network = command.network;
       network.model = model;
       const bool has_layers = network.is_expanded() || network.is_block();
-      if ((!has_layers || on_device) && compute == Compute::layered) continue;
+      if (!has_layers && compute == Compute::layered) continue;
+      // A device contracts expansions, but not blocks with norms.
+      if (on_device && network.is_block() != (compute == Compute::layered)) continue;
       network.compute = compute;
       if (on_device) as_usage([&] { require_accelerable(network, recipe); });
       as_usage([&] { network.validate(); });

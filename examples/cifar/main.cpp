@@ -205,8 +205,8 @@ int main(int argc, char** argv) {
   };
   add_device(
       train_app,
-      "cpu; or cuda, a GPU: all but teachers, Adam and contracted blocks. A training can go on "
-      "on either");
+      "cpu; or cuda, a GPU: all but dbb, contracted blocks, --transfer and adam. A training can go "
+      "on on either, one of blocks if it is --compute layered");
   add_threads(train_app, training.threads);
 
   EvalCommand evaluation;

@@ -104,6 +104,9 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
   const auto file_of = [&](const std::string& name) {
     return name.empty() ? fs::path() : options.out / "runs" / name / "best.onnx";
   };
+  // Blocks are computed layer by layer on a device, so it could not go on with the CPU's.
+  const bool accelerable =
+      run.similarities == 0 && !run.network.is_block() && is_accelerable(run.network, run.recipe);
   TrainOptions training{
       .network = run.network,
       .recipe = run.recipe,
@@ -113,8 +116,7 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
       .similarities = std::min(run.similarities, run.recipe.batches(data.train.count())),
       .resume = true,
       .command = options.command,
-      .device = run.similarities == 0 && is_accelerable(run.network, run.recipe) ? options.device
-                                                                                 : Device::cpu,
+      .device = accelerable ? options.device : Device::cpu,
       .report = [&](const EpochRecord& epoch) {
         fs::remove(compact);  // of an earlier network
         report(epoch);

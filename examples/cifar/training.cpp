@@ -118,11 +118,11 @@ void require_accelerable(const NetworkOptions& network, const Recipe& recipe) {
   const auto require = [](bool holds, const std::string& option, const char* instead) {
     if (holds) return;
     throw UnsupportedError(option + " is not computed on a device, only " + instead +
-                           "; leave it to --device cpu");
+                           "; choose that, or leave it to --device cpu");
   };
   require(network.model != "dbb", "the model dbb", "blocks without average pools");
   require(!network.is_block() || network.compute != Compute::contracted,
-          "--compute contracted of " + network.model, "layer by layer");
+          "--compute contracted of " + network.model, "layer by layer (--compute layered)");
   require(recipe.transfer.method == Transfer::none,
           "--transfer " + transfer_names.of(recipe.transfer.method), "what learns from labels");
   require(!recipe.adam, "--optimizer adam", "sgd");
