@@ -46,7 +46,7 @@ inline Index part_begin(Index total, Index parts, Index i) { return total * i / 
 
 /// One group of a function-preserving expansion: a dense layer, into dense layers.
 ///
-/// All layers but one, X, are fixed; L stands for those after it and R for those before it, and L X
+/// All layers but one, X, are given; L stands for those after it and R for those before it, and L X
 /// R = F is linear in X. For 1x1 layers around X that is a matrix equation, solved by their
 /// pseudo-inverses, which for orthonormal ends are their transposes. Where L or R has a kernel the
 /// system has a row for each element of F and a column for each of X, too many at once. So channels
@@ -154,7 +154,7 @@ class OrthonormalEnds {
     return matrix.completeOrthogonalDecomposition().pseudoInverse();
   }
 
-  /// The fixed layers on one side of X for one block of channels: `widths` from the outside of the
+  /// The given layers on one side of X for one block of channels: `widths` from the outside of the
   /// chain to X.
   struct Side {
     std::vector<Index> widths;
@@ -247,7 +247,7 @@ class OrthonormalEnds {
     const Index out_blocks = block_count(target_.shape().out, has_left);
     const Index in_blocks = block_count(target_.shape().in, has_right);
 
-    // Blocks of the same widths share their fixed layers, and so their systems.
+    // Blocks of the same widths share their given layers, and so their systems.
     const auto collect = [&](std::size_t begin, std::size_t end, Index blocks,
                              std::vector<Side>& sides, std::vector<std::size_t>& which) {
       for (Index i = 0; i < blocks; ++i) {
@@ -330,7 +330,7 @@ class OrthonormalEnds {
     return layers;
   }
 
-  /// Puts the blocks' fixed layers on the diagonals of the chain's.
+  /// Puts the blocks' given layers on the diagonals of the chain's.
   void place(Layers& layers, std::size_t begin, const std::vector<Side>& sides,
              const std::vector<std::size_t>& which) {
     const auto blocks = static_cast<Index>(which.size());
