@@ -141,7 +141,7 @@ expect 0 "$cifar" train --data data --model ck --kernel 5 --compute nonlinear --
 expect 0 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --init nonlinear/best.onnx --out initialised
 expect 0 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --init nonlinear/best.onnx --double --out widened
 expect 3 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --init widened/best.onnx --out none
-says err "F64 does not fit float"
+says err "F64 does not fit F32"
 expect 0 "$cifar" train --data data --model ck --kernel 5 --epochs 1 --out random
 cmp -s initialised/checkpoint.safetensors random/checkpoint.safetensors && fail "--init changes nothing"
 expect 3 "$cifar" train --data data --model cl --kernel 5 --epochs 1 --init nonlinear/checkpoint.safetensors --out none

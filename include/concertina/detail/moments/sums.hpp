@@ -182,9 +182,10 @@ class GroupSums {
   /// Sums over the images of one channel's pixels times those of `Count` others: [Count][pixel].
   template <int Count, int Vectors>
   void multiply(const Scalar* from, const Scalar* other, Index images, Scalar* to) const {
-    using Lanes = Eigen::Array<Scalar, 16 * Vectors, 1>;
+    constexpr int lanes = 16 * Vectors;
+    using Lanes = Eigen::Array<Scalar, lanes, 1>;
     const Index plane = canvas_.image, image = geometry_->width() * plane;
-    for (Index p = 0; p < plane; p += 16 * Vectors) {
+    for (Index p = 0; p < plane; p += lanes) {
       Lanes sums[Count];
       for (Lanes& sum : sums) sum.setZero();
       for (Index n = 0; n < images; ++n) {
