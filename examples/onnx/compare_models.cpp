@@ -368,7 +368,12 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
     if (wide && count_leading_affine(expanded) > 0) {
       const auto x = with_shift_as_channel<Expression>(a, expanded),
                  y = with_shift_as_channel<Expression>(b, contracted);
-      if (prove_at(x, y, std::nullopt, false)) return;
+      const ComparedRegion unproved = region;
+      if (prove_at(x, y, std::nullopt, false)) {
+        const bool proved = std::ranges::all_of(region.proofs, &concertina::Report::operator bool);
+        if (proved || equality != Equality::interior) return;
+        region = unproved;  // what differs at the border may be as claimed off it
+      }
     }
   }
   if (equality != Equality::interior) {

@@ -462,6 +462,19 @@ def checks(run, require, program, folder):
         require(code == 0 and "off the border" not in output and "nodes 3 -> 3" in output, f"{output}{error}")
         code, output, error = run(program, "contract", folder / "in.onnx", *options[:4], "--verify")
         require(code == 0 and "off the border" in output and "proved: 1 of 1" in output, f"{output}{error}")
+        # A shift before padding is right off the border alone, and a wrong weight is found there.
+        g = Builder("shifted")
+        g.output(g.add("Relu", g.conv(g.norm(g.input("x", [1, 4, 8, 8]), 4), 4, 4, 3, 3, pads=1)))
+        saved(g.model())()
+        code, output, error = run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx", "--verify",
+                                  *options[:4])
+        require(code == 0 and "off the border" in output and "proved: 1 of 1" in output, f"{output}{error}")
+        wrong = onnx.load(folder / "out.onnx")
+        weight = next(tensor for tensor in wrong.graph.initializer if len(tensor.dims) == 4)
+        weight.CopyFrom(numpy_helper.from_array(1.001 * numpy_helper.to_array(weight), weight.name))
+        saved(wrong, folder / "out.onnx")()
+        code, output, error = run(program, "verify", folder / "in.onnx", folder / "out.onnx", "--border", "interior")
+        require(code == 1, f"exit code {code}: {output}{error}")
         # The layer of a large map, in a model whose map is all border.
         layer = onnx.load(folder / "other.onnx")
         for info in [*layer.graph.input, *layer.graph.output]:

@@ -1357,6 +1357,9 @@ def three_by_three_twice_interior(g, x):
     return g.add("Relu", g.conv(g.conv(x, 6, 8, 3, 3, pads=1, bias=False), 6, 6, 3, 3, pads=1, bias=False))
 
 
+case("Conv Relu", "--border", "interior", sizes=[], name="bn_conv_padded_interior")(bn_conv_padded)
+
+
 @case("Conv Conv Relu", says="")
 def triple_of_exact_pairs(g, x):
     y = g.conv(g.conv(x, 6, 8, 3, 3, pads=1, bias=False), 6, 6, 1, 1, bias=False)
