@@ -398,16 +398,22 @@ def check_models(programs, folder, paths):
 
 
 def check_fixture(programs, folder, path, when):
-    start = time.monotonic()
+    start, model = time.monotonic(), onnx.load(path)
+    listed = {tensor.name for tensor in model.graph.initializer} & {value.name for value in model.graph.input}
+    constant = ["--initializers-are-constant"] if listed else []
     out = folder / f"{path.stem}.onnx"
-    code, output, error = run(programs.concertina, "contract", path, "-o", out, "--verify", "--json", "--when", when)
+    code, output, error = run(programs.concertina, "contract", path, "-o", out, "--verify", "--json", "--when", when,
+                              *constant)
     require(code == 0, f"exit code {code}: {first_line(error)} {output[-500:] if code == 1 else ''}")
     seconds = time.monotonic() - start
-    model, result, report = onnx.load(path), onnx.load(out), json.loads(output)
+    result, report = onnx.load(out), json.loads(output)
     check_survivors(model, result, report)
     check_model(result, True)
-    code, _, error = run(programs.concertina, "verify", path, out)
+    code, _, error = run(programs.concertina, "verify", path, out, *constant)
     require(code == 0, f"verify: exit code {code} {first_line(error)}")
+    code, output, error = run(programs.concertina, "contract", path, "--verify", "--border", "interior", "--when", when,
+                              *constant)
+    require(code == 0, f"off the border: exit code {code} {first_line(error)} {output[-500:]}")
     dims = [dim.dim_value for dim in inputs_of(model)[0].type.tensor_type.shape.dim]
     open_ones = any(extent <= 0 for extent in dims[2:])
     sizes = [(64, 96), (96, 64)] if open_ones else [tuple(dims[2:])]
@@ -416,7 +422,7 @@ def check_fixture(programs, folder, path, when):
     changed = perturbed(model, result, 0.1)  # the bounds of wide layers are wide
     if changed is not None:
         onnx.save(changed, out)
-        code, _, error = run(programs.concertina, "verify", path, out)
+        code, _, error = run(programs.concertina, "verify", path, out, *constant)
         require(code == 1, f"verify, where a weight is changed: exit code {code} {first_line(error)}")
     cost = report["multiply_adds"]
     print(f"{path.name} --when {when}: {len(report['regions'])} regions, nodes {report['nodes']['before']} -> "
