@@ -297,12 +297,13 @@ Expression with_shift_as_channel(const Graph& graph, Segments segments) {
 /// Proves one region of each model, of the same source and result, to be the same map.
 template <class Expression>
 void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments contracted,
-                  Equality equality, const concertina::RowSample& sample, Budget& budget,
-                  ComparedRegion& region) {
+                  Equality equality, const concertina::RowSample& sample,
+                  onnx::DataType stored_type, Budget& budget, ComparedRegion& region) {
   constexpr int Rank = Expression::Rank;
   const RegionExpression<Expression> before(a, expanded), after(b, contracted);
   const onnx::DataType type = type_of(contracted), before_type = type_of(expanded);
   // A pool alone has none; the quotients that it stands for are those of double.
+  const bool rounded = stored_type != onnx::DataType::undefined;
   const bool made = before_type == onnx::DataType::undefined && type == onnx::DataType::float64;
   if (type != before_type && !made) throw NotLinear("its constants are of another type");
   // The same layer along another axis, or of a result with other axes, is another map.
@@ -332,9 +333,11 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
     const auto prove_as_double = [&](ComparedRegion& compared) {
       const auto contraction = contract(expanded_map);
       prove<double>(expanded_map, contraction, at, sample, budget, compared);
-      compared.proofs.push_back(prove_storage(type, stored, contraction));
+      compared.proofs.push_back(prove_storage(rounded ? stored_type : type, stored, contraction));
     };
-    if (type == onnx::DataType::float64) {
+    if (rounded) {
+      prove_as_double(region);
+    } else if (type == onnx::DataType::float64) {
       prove<double>(expanded_map, stored, at, sample, budget, region);
     } else if (type == onnx::DataType::float32) {
       ComparedRegion as_double = region;
@@ -390,7 +393,7 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
 
 ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
                                const GraphOptions& options, Equality equality,
-                               const concertina::RowSample& sample) {
+                               const concertina::RowSample& sample, onnx::DataType stored) {
   const Graph a(model, options), b(result, options);
   const LinearGraph before(a), after(b);
   ModelComparison comparison;
@@ -439,7 +442,7 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
     try {
       with_expression({expanded, contracted}, [&](auto type) {
         prove_region<typename decltype(type)::type>(a, expanded, b, contracted, equality, sample,
-                                                    budget, region);
+                                                    stored, budget, region);
       });
     } catch (const NotLinear& error) {
       region.unproved = error.what();

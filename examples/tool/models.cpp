@@ -326,6 +326,7 @@ struct Source {
   onnx::Model model;
   bool chain = false;
   std::vector<std::string> unread = {};
+  onnx::DataType stored = onnx::DataType::undefined;  // of all its tensors, where that is narrower
 };
 
 /// `described`: its metadata, where it has one, comes before --chain.
@@ -340,11 +341,17 @@ Source read(const ModelCommand& command, const std::string& path, bool described
   const concertina::io::Safetensors file = concertina::io::read_safetensors(path);
   if (described && file.metadata.contains("chain")) options.chain.reset();
   Source source{chain_model(file, options), true};
+  std::set<concertina::io::Dtype> dtypes;
   for (const auto& [name, tensor] : file.tensors) {
     if (!std::ranges::count(source.model.initializers, name, &onnx::Tensor::name)) {
       source.unread.push_back(name);
+    } else {
+      dtypes.insert(tensor.dtype);
     }
   }
+  using concertina::io::Dtype;
+  if (dtypes == std::set{Dtype::F16}) source.stored = onnx::DataType::float16;
+  if (dtypes == std::set{Dtype::BF16}) source.stored = onnx::DataType::bfloat16;
   return source;
 }
 
@@ -526,8 +533,9 @@ ExitCode verify_files(const ModelCommand& command) {
   if (source.chain && !result.chain) name_like(result.model, source.model);
   if (result.chain && !source.chain) name_like(source.model, result.model);
   const concertina::RowSample sample{.rows = command.sample, .seed = unforeseeable_seed()};
-  const ModelComparison comparison = compare_models(
-      source.model, result.model, graph_options(command), equality_of(command.border), sample);
+  const ModelComparison comparison =
+      compare_models(source.model, result.model, graph_options(command),
+                     equality_of(command.border), sample, result.stored);
   OutputComparison outputs = run_both(source, result.model, command);
   const auto folder_of = [](const std::string& path) {
     return std::filesystem::path(path).parent_path();
