@@ -96,6 +96,14 @@ class Queue {
   Index running_ = 0;
 };
 
+/// Whether a training of blocks can be a device's, which computes them layer by layer: it has not
+/// begun, or so.
+bool is_layered(const fs::path& folder) {
+  const fs::path checkpoint = folder / "checkpoint.safetensors";
+  return !fs::exists(checkpoint) ||
+         options_of(concertina::io::read_safetensors(checkpoint)).compute == Compute::layered;
+}
+
 /// Trains and contracts, as far as that is not done.
 void complete(const Run& run, const Dataset& data, const ReproduceOptions& options,
               ThreadPool& pool, const std::function<void(const EpochRecord&)>& report) {
@@ -104,9 +112,8 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
   const auto file_of = [&](const std::string& name) {
     return name.empty() ? fs::path() : options.out / "runs" / name / "best.onnx";
   };
-  // Blocks are computed layer by layer on a device, so it could not go on with the CPU's.
-  const bool accelerable =
-      run.similarities == 0 && !run.network.is_block() && is_accelerable(run.network, run.recipe);
+  const bool accelerable = run.similarities == 0 && is_accelerable(run.network, run.recipe) &&
+                           (!run.network.is_block() || is_layered(folder));
   TrainOptions training{
       .network = run.network,
       .recipe = run.recipe,

@@ -37,7 +37,9 @@ contraction=test_cuda_program_device
 sanitize memcheck memcheck $contraction 'groups that fill tiles*,the paper*,each part*' --leak-check full &
 sanitize racecheck racecheck $contraction 'the paper*' &
 sanitize synccheck synccheck $contraction 'the paper*,each part*' &
-sanitize memcheck_cifar memcheck test_cifar_cuda_device_tape_device 'a training goes on*' &
+training=test_cifar_cuda_device_tape_device
+sanitize memcheck_cifar memcheck $training 'a training goes on*,layers\, blocks*,trainings side*' &
+sanitize racecheck_cifar racecheck $training 'layers\, blocks*' &
 wait
 
 with_torch contraction_torch 30 python3 "$work/src/contract_torch_cuda.py" --rounds 1 --json

@@ -138,10 +138,10 @@ class CudaBackend {
     concertina::cuda::check(status, call, purpose);
   }
 
-  /// Not a non-blocking one: copies by others, on the default stream, are done before it goes on.
+  /// A non-blocking one: another thread may use the default stream while this one is captured.
   void add_stream(int priority, const std::string& purpose) {
     cudaStream_t stream = nullptr;
-    check(cudaStreamCreateWithPriority(&stream, cudaStreamDefault, priority),
+    check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority),
           "cudaStreamCreateWithPriority", purpose);
     streams_.emplace_back(stream);
   }

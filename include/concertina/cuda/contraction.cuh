@@ -89,7 +89,8 @@ class Contraction {
 
   /// Cost    allocates the workspace and the tables, and waits for them; where the plan has GEMMs
   ///         for cuBLAS also its workspace of 32 MiB, and runs each of them three times, on
-  ///         addresses of every alignment
+  ///         addresses of every alignment; on the thread's own stream, so that another thread may
+  ///         capture any
   /// Throws  Error where the plan is not mixed for half precision or mixed for another, or is not of
   ///         fp64 for double or is for another; DeviceError where it has products on tensor cores
   ///         and the device's cannot compute them
@@ -262,7 +263,7 @@ class Contraction {
     const Buffer<Sum> a(most + shifts, "a first GEMM"), b(most + shifts, "a first GEMM"),
         c(most + shifts, "a first GEMM");
     const Buffer<std::byte> workspace(blas_bytes(), "the workspace of cuBLAS");
-    bind_blas(nullptr, workspace.data());
+    bind_blas(cudaStreamPerThread, workspace.data());
     for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
       for (const Gemm& gemm : sequence->gemms) {
         for (Index shift = 0; shift < shifts; ++shift) {
@@ -271,7 +272,7 @@ class Contraction {
         }
       }
     }
-    check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize", "the first GEMMs");
+    check(cudaStreamSynchronize(cudaStreamPerThread), "cudaStreamSynchronize", "the first GEMMs");
   }
 
   /// In this order: a new stream resets the workspace.

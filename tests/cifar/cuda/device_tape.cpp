@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <span>
 #include <sstream>
@@ -240,6 +241,36 @@ TEST_CASE("streams of a step change no bit", "[cuda][cifar]") {
       CHECK(outcome({.forked = true}) == plain);
     }
   }
+}
+
+TEST_CASE("trainings side by side are as one alone", "[cuda][cifar]") {
+  if (!can_run()) return;
+#ifdef CONCERTINA_ON_DEVICE
+  constexpr int side_by_side = 4, each = 3;
+#else
+  constexpr int side_by_side = 2, each = 1;
+#endif
+  const Dataset data = generated_dataset(10, 3, 1, 14);
+  const NetworkOptions network{.model = "cl+fc", .kernel = 3, .rate = 1};
+  const auto outcome = [&] {
+    ThreadPool pool(1);
+    Training<float> training(network, {.batch = 2, .weight_decay = 0.01, .seed = 15}, data, pool);
+    training.compute_on(in_float(training.accelerator_plan()));
+    for (Index epoch = 0; epoch < epochs; ++epoch) training.epoch([](Index, double, double) {});
+    return training.checkpoint();
+  };
+  const auto alone = outcome();
+  // Each begins, records its graphs and ends while others are anywhere in theirs.
+  std::vector<std::future<bool>> equal;
+  for (int thread = 0; thread < side_by_side; ++thread) {
+    equal.push_back(std::async(std::launch::async, [&] {
+      for (int training = 0; training < each; ++training) {
+        if (outcome() != alone) return false;
+      }
+      return true;
+    }));
+  }
+  for (auto& one : equal) CHECK(one.get());
 }
 
 TEST_CASE("a training goes on from a checkpoint of the other device", "[cuda][cifar]") {

@@ -26,9 +26,15 @@ class Buffer {
   Buffer(Index count, const std::string& purpose) : count_(count) {
     if (count > 0) check(cudaMalloc(&data_, bytes()), "cudaMalloc", purpose);
   }
+  /// Copies on the thread's own stream, and returns when that is done: the legacy default stream
+  /// may not be used while another thread captures a stream that waits for it.
   Buffer(std::span<const T> elements, const std::string& purpose)
       : Buffer(std::ssize(elements), purpose) {
-    copy_from(elements, purpose);
+    if (count_ == 0) return;
+    check(cudaMemcpyAsync(data_, elements.data(), bytes(), cudaMemcpyHostToDevice,
+                          cudaStreamPerThread),
+          "cudaMemcpyAsync", purpose);
+    check(cudaStreamSynchronize(cudaStreamPerThread), "cudaStreamSynchronize", purpose);
   }
   Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
@@ -45,18 +51,14 @@ class Buffer {
   /// The device's addresses, of which the host knows no more than how many they are.
   std::span<T> span() const { return {data_, static_cast<std::size_t>(count_)}; }
 
-  /// Copies that return when they are done. Throw ShapeError where the counts differ.
-  void copy_from(std::span<const T> elements, const std::string& purpose) {
-    require_count(elements.size(), purpose);
-    if (count_ == 0) return;
-    check(cudaMemcpy(data_, elements.data(), bytes(), cudaMemcpyHostToDevice), "cudaMemcpy",
-          purpose);
-    // From pageable memory it returns when the elements are on their way, which streams that do not
-    // wait for the default one would not notice.
-    check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize", purpose);
-  }
+  /// A copy that waits for all streams but non-blocking ones, and returns when it is done; not
+  /// while a stream is captured. Throws ShapeError where the counts differ.
   void copy_to(std::span<T> elements, const std::string& purpose) const {
-    require_count(elements.size(), purpose);
+    if (std::ssize(elements) != count_) {
+      throw ShapeError("a copy to " + std::to_string(elements.size()) +
+                       " elements, where the buffer has " + std::to_string(count_) + ", for " +
+                       purpose);
+    }
     if (count_ == 0) return;
     check(cudaMemcpy(elements.data(), data_, bytes(), cudaMemcpyDeviceToHost), "cudaMemcpy",
           purpose);
@@ -64,11 +66,6 @@ class Buffer {
 
  private:
   std::size_t bytes() const { return static_cast<std::size_t>(count_) * sizeof(T); }
-  void require_count(std::size_t count, const std::string& purpose) const {
-    if (static_cast<Index>(count) == count_) return;
-    throw ShapeError("a copy of " + std::to_string(count) + " elements, where the buffer has " +
-                     std::to_string(count_) + ", for " + purpose);
-  }
 
   T* data_ = nullptr;
   Index count_ = 0;
