@@ -952,10 +952,12 @@ concertina::TrainingContraction<Scalar, 2> contraction_of(const NormedBranches<S
 template <class Scalar>
 bool cheaper_contracted(const NormedBranches<Scalar>& branches, const concertina::PerAxis<2>& size,
                         Index images) {
-  // Most of it are moments of few channels, whose multiply-adds take up to five times as long as
-  // those of convolutions here (cifar bench --models mobileone,cl+norms), so it is never slower.
-  constexpr Index slower = 5;
-  const auto [layered, contracted] = contraction_of(branches, size).cost(images);
+  // Most of it are moments of few channels, whose multiply-adds take longer than those of
+  // convolutions here: at kernel 3 up to 1.5 times as long, at kernel 7 up to 5 times (cifar bench
+  // --models mobileone,dbb,cl+norms). With these it is never slower.
+  const auto contraction = contraction_of(branches, size);
+  const Index slower = numel(contraction.shape().kernel_size) > 9 ? 5 : 2;
+  const auto [layered, contracted] = contraction.cost(images);
   return contracted < layered / slower;
 }
 
