@@ -98,6 +98,11 @@ class RegionExpression {
     if (made_.size() > 4096) throw NotLinear("too many paths lead through it");
     const LinearNode& map = *makers_.at(tensor);
     made_.push_back(tensor);
+    if constexpr (!is_transposed) {
+      const auto slices =
+          map.kind == Kind::concat ? slices_of(map, source_channels) : std::vector<Slice>();
+      if (!slices.empty()) return side_by_side(map, slices);
+    }
     if (map.kind == Kind::sum || map.kind == Kind::concat) return joined(map, source_channels);
     Part part = make(map.operands.front(), source_channels);
     if (map.kind == Kind::identity || map.kind == Kind::move_channels) return part;
@@ -128,6 +133,53 @@ class RegionExpression {
       const auto join = map.kind == Kind::concat ? Join::concat_outputs : Join::sum;
       return {Expression(join, parts), channels};
     }
+  }
+
+  /// Consecutive channels of the segment's source, and the tensor that has them alone.
+  struct Slice {
+    int tensor;
+    Index channels;
+  };
+
+  /// Where each operand of a concatenation reads a slice of its own, in order, all channels in one:
+  /// these. Otherwise none.
+  std::vector<Slice> slices_of(const LinearNode& concat, Index source_channels) const {
+    std::vector<Slice> slices;
+    Index next = 0;
+    for (int tensor : concat.operands) {
+      const LinearNode* map = nullptr;
+      for (; tensor != from_; tensor = map->operands.front()) {
+        map = makers_.at(tensor);
+        if (map->operands.size() != 1) return {};
+        if (map->operands.front() == from_) break;
+      }
+      if (tensor == from_ || map->kind != Kind::channel_select) return {};
+      const auto output = std::ranges::find(map->outputs, tensor) - map->outputs.begin();
+      const auto& source =
+          output == 0 ? map->source : map->more_sources[static_cast<std::size_t>(output) - 1];
+      for (const Index channel : source) {
+        if (channel != next++) return {};
+      }
+      slices.push_back({tensor, static_cast<Index>(source.size())});
+    }
+    return next == source_channels ? slices : std::vector<Slice>();
+  }
+
+  /// The operands of a concatenation on slices: groups where they allow.
+  Part side_by_side(const LinearNode& concat, const std::vector<Slice>& slices) {
+    std::vector<Expression> parts;
+    Index channels = 0;
+    const int source = from_;
+    for (std::size_t i = 0; i < slices.size(); ++i) {
+      from_ = slices[i].tensor;
+      channels_ = slices[i].channels;
+      Part part = make(concat.operands[i], channels_);
+      channels_ = part.channels;
+      parts.push_back(part.expression ? *part.expression : identity());
+      channels += part.channels;
+    }
+    from_ = source;
+    return {Expression(Join::direct_sum, parts), channels};
   }
 
   /// One map as a leaf.

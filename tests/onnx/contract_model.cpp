@@ -193,6 +193,33 @@ TEST_CASE("concatenated branches, slices, splits and shuffles are one layer", "[
   CHECK(contracted(b.finish(t), {{1, 4, 6, 5}}) == Ops{"Conv", "Relu"});
 }
 
+TEST_CASE("branches on channels of their own are one grouped layer", "[onnx]") {
+  // Of layers of so many channels each, in groups of `width`.
+  const auto groups_of = [](const Ints& parts, std::int64_t width) {
+    const std::int64_t channels = std::accumulate(parts.begin(), parts.end(), std::int64_t{0});
+    Builder b({-1, channels, 6, 5});
+    onnx::Node split{.op_type = "Split",
+                     .inputs = {"x", b.constant({std::ssize(parts)}, parts)},
+                     .attributes = {Attribute::of("axis", std::int64_t{1})}};
+    std::vector<std::string> branches;
+    for (const std::int64_t part : parts) {
+      const std::string slice =
+          split.outputs.emplace_back("part" + std::to_string(branches.size()));
+      const auto inner = b.conv(slice, {part, width, 3, 3}, 1, false, 1, part / width);
+      branches.push_back(b.conv(inner, {part, width, 1, 1}, 0, true, 1, part / width));
+    }
+    b.model().nodes.insert(b.model().nodes.begin(), split);
+    const auto joined = b.node("Concat", branches, {Attribute::of("axis", std::int64_t{1})});
+    const onnx::Model model = b.finish(b.batch_norm(joined, channels));
+    CHECK(contracted(model, {{1, channels, 6, 5}}) == Ops{"Conv", "Relu"});
+    const onnx::Node conv = contract_model(model, {.when = When::always}).model.nodes.front();
+    return std::ranges::find(conv.attributes, "group", &Attribute::name)->i;
+  };
+  CHECK(groups_of({4, 4}, 4) == 2);
+  CHECK(groups_of({4, 6, 2}, 2) == 6);
+  CHECK(groups_of({3, 3}, 1) == 6);
+}
+
 TEST_CASE("linear layers are one, with or without a batch norm, an image's flattening or positions",
           "[onnx]") {
   SECTION("Gemm") {
