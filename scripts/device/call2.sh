@@ -4,23 +4,8 @@
 folder=$(dirname "$(realpath "$0")")
 # shellcheck source=scripts/device/steps.sh
 source "$folder/steps.sh" "$(dirname "$folder")" 90
-rm -rf "$work"/{runs,images}
+rm -rf "$work/runs"
 
-images=() # generated ones, unless CIFAR-10 is here
-unpack() {
-  local files here
-  [[ -f $pack/data_files ]] || { skip images 'packed without --data'; return; }
-  files=$(<"$pack/data_files")
-  here=$(find "$work/data" -type f | wc -l)
-  if ((here != files)); then
-    skip images "$here of $files files are here; the first call brings the others"
-  elif [[ -f $pack/data_unpack ]]; then
-    step images 40 bash -c "cd '$work/data' && $(<"$pack/data_unpack") '$work/images'"
-  else
-    step images 10 ln -sfn "$work/data" "$work/images"
-  fi
-}
-unpack &  # on the processor, beside what runs on the device
 for batch in 128 512; do
   step "rate_k7_b$batch" 15 ./cifar bench --device cuda --kernel 7 --batch $batch --seconds 0.5 --json
 done
@@ -30,12 +15,9 @@ rate_torch() {
     --ways graph --seconds 0.2 --within "$2"
 }
 rate_torch heuristics 8
-wait
 
-batches=$(find -L "$work/images" -name data_batch_1.bin -print -quit 2>/dev/null)
-[[ -z $batches ]] || images=(--data "$(dirname "$batches")")
-train() {  # alone: its time is reported
-  step "train_$1" "$2" ./cifar train --device cuda "${images[@]}" --kernel 7 --model "$1" --epochs 150 \
+train() {  # on generated images; alone: its time is reported
+  step "train_$1" "$2" ./cifar train --device cuda --kernel 7 --model "$1" --epochs 150 \
     --seed 1 --out "$work/runs/$1"
   cp "$work/runs/$1/log.csv" "$OUT/log-${1//+/-}.csv" 2>/dev/null
 }

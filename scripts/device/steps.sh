@@ -1,4 +1,4 @@
-# What both calls share, sourced by them with the pack's folder and the seconds that the call may take;
+# What all calls share, sourced by them with the pack's folder and the seconds that the call may take;
 # results go to $OUT, in files named by letters, digits, '.', '_' and '-' alone.
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
@@ -6,9 +6,9 @@ set -uo pipefail
 
 pack=$1 deadline=$2
 OUT=$(realpath -m "${OUT:-device_results}")
-work=${TMPDIR:-/tmp}/concertina-device  # both calls' on one machine
+work=${TMPDIR:-/tmp}/concertina-device  # all calls' on one machine
 mkdir -p "$OUT" "$work/data"
-tar -C "$work" -xzf "$pack/programs.tar.gz"
+[[ ! -f $pack/programs.tar.gz ]] || tar -C "$work" -xzf "$pack/programs.tar.gz"
 cp -r "$pack/src" "$work"
 [[ ! -d $pack/data ]] || cp -r "$pack/data/." "$work/data"
 cd "$work/bin" || exit 1

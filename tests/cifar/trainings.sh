@@ -74,6 +74,12 @@ cp trainings.csv first.csv
 rm -r out-folder
 check "again" next --minutes 5
 check "nothing was missing" cmp -s trainings.csv first.csv
+head -n 3 first.csv >trainings.csv
+check "side by side" next --minutes 5 --jobs 2
+check "all of every line, whatever it takes" lines trainings.csv 9
+check "two lines, two starts" lines out 8
+rm -r out-folder
+cp first.csv trainings.csv
 
 echo "--table S3 --epochs 20000,cifar10-k3-fc-r4,1,0.001" >>wanted.csv
 check "a training that is longer than thought" next --minutes 0.05
