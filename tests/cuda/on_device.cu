@@ -137,7 +137,10 @@ void run_as(const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
 
 template <class Bits>
 void run_on_device(Storage storage, const cuda::ContractionPlan& plan, Passes<Bits>& passes) {
-  if constexpr (sizeof(Bits) == 8) return run_as<double>(plan, passes);
+  if constexpr (sizeof(Bits) == 8) {
+    if (storage == Storage::residue) return run_as<cuda::Residue>(plan, passes);
+    return run_as<double>(plan, passes);
+  }
   if constexpr (sizeof(Bits) == 4) return run_as<float>(plan, passes);
   if constexpr (sizeof(Bits) == 2) {
     if (storage == Storage::float16) return run_as<__half>(plan, passes);

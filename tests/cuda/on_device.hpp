@@ -4,9 +4,10 @@
 
 #include "passes.hpp"
 
+#include <concertina/modular.hpp>
+
 #include <Eigen/Core>
 
-#include <bit>
 #include <cstdint>
 #include <type_traits>
 
@@ -26,27 +27,13 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
       std::conditional_t<sizeof(Stored) == 2, std::uint16_t,
                          std::conditional_t<sizeof(Stored) == 4, std::uint32_t, std::uint64_t>>;
   constexpr Storage storage = std::is_same_v<Stored, double>        ? Storage::float64
+                              : std::is_same_v<Stored, PrimeField>  ? Storage::residue
                               : std::is_same_v<Stored, Eigen::half> ? Storage::float16
                               : std::is_same_v<Stored, float>       ? Storage::float32
                                                                     : Storage::bfloat16;
-  const auto cast = [](const auto& from, auto&& to) {
-    to.clear();
-    for (const auto& tensor : from) {
-      auto& elements = to.emplace_back();
-      for (const auto& element : tensor) {
-        elements.push_back(
-            std::bit_cast<typename std::decay_t<decltype(elements)>::value_type>(element));
-      }
-    }
-  };
-  Passes<Bits> bits;
-  cast(passes.layers, bits.layers);
-  cast(passes.results, bits.results);
-  cast(passes.result_gradients, bits.result_gradients);
-  cast(passes.layer_gradients, bits.layer_gradients);
+  Passes<Bits> bits = cast<Bits>(passes);
   run_on_device(storage, plan, bits);
-  cast(bits.results, passes.results);
-  cast(bits.layer_gradients, passes.layer_gradients);
+  passes = cast<Stored>(bits);
 }
 
 }  // namespace concertina::test

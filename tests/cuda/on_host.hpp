@@ -7,6 +7,7 @@
 
 #include <concertina/cuda/contraction.hpp>
 #include <concertina/cuda/detail/bf16x6.hpp>
+#include <concertina/modular.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -82,7 +83,7 @@ void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& ad
 /// is checked to be written, and every other rule of the executor's.
 template <class Stored>
 void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_t seed) {
-  using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+  using Sum = cuda::detail::SumOf<Stored>;
   using Role = cuda::TensorUse::Role;
   std::vector<Sum> workspace(static_cast<std::size_t>(plan.workspace()));
   Memory memory(seed);
@@ -109,6 +110,13 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
   run_pass(plan.forward(), forward, passes.results, Role::result);
   backward.add<const Stored>(Role::result_gradient, given);
   run_pass(plan.backward(), backward, passes.layer_gradients, Role::layer_gradient);
+}
+
+/// Of PrimeField as what a device computes with.
+inline void run(const cuda::ContractionPlan& plan, Passes<PrimeField>& passes, std::uint64_t seed) {
+  auto residues = cast<cuda::Residue>(passes);
+  run(plan, residues, seed);
+  passes = cast<PrimeField>(residues);
 }
 
 }  // namespace concertina::test

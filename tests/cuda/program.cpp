@@ -97,8 +97,13 @@ class Network {
   Conv<Sum, Rank> integers(const ConvShape<Rank>& shape, Index factor = 1) {
     Conv<Sum, Rank> layer(shape);
     for (const std::span<Sum> elements : {layer.weight(), layer.bias()}) {
-      for (Sum& element : elements)
-        element = static_cast<Sum>(factor * random_index(rng_, -most_, most_));
+      for (Sum& element : elements) {
+        if constexpr (std::is_same_v<Sum, PrimeField>) {
+          element = random_bits(rng_);
+        } else {
+          element = static_cast<Sum>(factor * random_index(rng_, -most_, most_));
+        }
+      }
     }
     return layer;
   }
@@ -130,7 +135,9 @@ class Network {
 template <class Stored>
 std::vector<PlanOptions> every_plan(bool with_tensor_cores = true) {
   constexpr bool mixed = sizeof(Stored) < sizeof(float), is_double = sizeof(Stored) == 8;
-  constexpr cuda::Math math = is_double ? cuda::Math::fp64 : cuda::Math::fp32;
+  constexpr cuda::Math math = std::is_same_v<Stored, PrimeField> ? cuda::Math::exact
+                              : is_double                        ? cuda::Math::fp64
+                                                                 : cuda::Math::fp32;
   const PlanOptions usual{.mixed = mixed, .math = is_double ? math : cuda::Math::bf16x6};
   std::vector<PlanOptions> plans(is_double || !with_tensor_cores ? 5 : 7, usual);
   plans[1].wanted_tiles = 1;
@@ -168,11 +175,12 @@ TEMPLATE_TEST_CASE_SIG("pairs of every geometry are contracted and differentiate
   }
 }
 
-TEST_CASE("networks of random chains are contracted and differentiated on blocks", "[cuda]") {
+TEMPLATE_TEST_CASE("networks of random chains are contracted and differentiated on blocks",
+                   "[cuda]", float, PrimeField) {
   Rng rng(2);
-  for (const PlanOptions& options : every_plan<float>()) {
+  for (const PlanOptions& options : every_plan<TestType>()) {
     for (int n = 0; n < 10; ++n) {
-      Network<float> network(rng);
+      Network<TestType> network(rng);
       const Largest few{.kernel_size = 2};
       network.add(random_chain<0>(rng, {}, random_index(rng, 1, 4)));
       network.add(random_chain<1>(rng, {}, random_index(rng, 1, 4)));
@@ -462,7 +470,7 @@ TEST_CASE("a depthwise chain is one sum for each element, on blocks", "[cuda]") 
 }
 
 TEMPLATE_TEST_CASE("every scalar is contracted and differentiated on blocks", "[cuda]", float,
-                   double, Eigen::half, Eigen::bfloat16) {
+                   double, Eigen::half, Eigen::bfloat16, PrimeField) {
   Rng rng(4);
   // One term for each element, so that 8 bits hold every result.
   const std::vector<ConvShape<2>> thin{{.out = 2, .in = 1, .kernel_size = 2},
@@ -489,14 +497,15 @@ TEMPLATE_TEST_CASE("half precision fills tiles, splits sums and adds biases", "[
   }
 }
 
-TEST_CASE("the paper's expansions are contracted and differentiated on blocks", "[cuda]") {
+TEMPLATE_TEST_CASE("the paper's expansions are contracted and differentiated on blocks", "[cuda]",
+                   double, PrimeField) {
   Rng rng(5);
   const ConvShape<2> compact{.out = 8, .in = 4, .kernel_size = 5, .padding = 2, .bias = true};
   ConvShape<2> depthwise{
       .out = 8, .in = 8, .kernel_size = 3, .padding = 1, .groups = 8, .bias = true};
   const ConvShape<0> linear{.out = 10, .in = 24, .bias = true};
-  for (const PlanOptions& options : every_plan<double>()) {
-    Network<double> network(rng);
+  for (const PlanOptions& options : every_plan<TestType>()) {
+    Network<TestType> network(rng);
     network.add(expand_cl(compact, {.rate = 2}));
     network.add(expand_ck(compact, {.rate = 2}));
     network.add(expand_cl(depthwise, {.rate = 2}));
@@ -664,7 +673,8 @@ TEMPLATE_TEST_CASE("half precision adds branches", "[cuda]", Eigen::half, Eigen:
   }
 }
 
-TEST_CASE("blocks are contracted side by side, batch norms as 1x1 depthwise layers", "[cuda]") {
+TEMPLATE_TEST_CASE("blocks are contracted side by side, batch norms as 1x1 depthwise layers",
+                   "[cuda]", double, PrimeField) {
   Rng rng(14);
   const ConvShape<2> shape{.out = 8, .in = 8, .kernel_size = 3, .padding = 1, .groups = 2};
   const auto acnet = initialize_acnet<double>(shape, rng);
@@ -672,8 +682,8 @@ TEST_CASE("blocks are contracted side by side, batch norms as 1x1 depthwise laye
   const auto branches = initialize_diverse_branch_block<double>(shape, rng);
   const ConvShape<2> norm{.out = 8, .in = 8, .groups = 8, .bias = true};
   CHECK(std::ranges::count(Form(repvgg.expression()).leaves(), norm) == 3);
-  for (const PlanOptions& options : every_plan<double>()) {
-    Network<double> network(rng);
+  for (const PlanOptions& options : every_plan<TestType>()) {
+    Network<TestType> network(rng);
     network.add_form(Form(acnet.expression()));
     network.add_form(Form(repvgg.expression()));
     network.add_form(Form(branches.expression()));

@@ -77,14 +77,14 @@ enum class Workspace { own, lent };
 /// thread at a time calls it. Making and destroying it allocates and frees, which no stream may be
 /// capturing meanwhile; what is thrown during a capture leaves that open.
 ///
-/// Stored is float, double, __half or __nv_bfloat16; the last two are accumulated in float.
+/// Stored is float, double, __half, __nv_bfloat16 or Residue; halves are accumulated in float.
 /// Ensures   results within the bound of prove_rounding(), as far as PlanOptions::math says; those
 ///           of contract() where all sums are exact; the same bit for bit each time
 /// Throws    DeviceError naming the call, its reason and its purpose
 template <class Stored>
 class Contraction {
  public:
-  using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+  using Sum = detail::SumOf<Stored>;
   static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
 
   /// Cost    allocates the workspace and the tables, and waits for them; where the plan has GEMMs
@@ -92,8 +92,8 @@ class Contraction {
   ///         addresses of every alignment; on the thread's own stream, so that another thread may
   ///         capture any
   /// Throws  Error where the plan is not mixed for half precision or mixed for another, or is not of
-  ///         fp64 for double or is for another; DeviceError where it has products on tensor cores
-  ///         and the device's cannot compute them
+  ///         fp64 for double or exact for Residue, or is for another; DeviceError where it has
+  ///         products on tensor cores and the device's cannot compute them
   explicit Contraction(ContractionPlan plan, Workspace workspace = Workspace::own)
       : plan_(accepted(std::move(plan))),
         device_(current_device()),
@@ -174,11 +174,14 @@ class Contraction {
       throw Error(is_mixed ? "a contraction in half precision needs a plan with mixed = true"
                            : "a plan with mixed = true is for half precision");
     }
-    if ((plan.options().math == Math::fp64) != std::is_same_v<Sum, double>) {
-      throw Error(std::is_same_v<Sum, double>
-                      ? "a contraction of double needs a plan with math = Math::fp64"
-                      : "a plan with math = Math::fp64 is for double");
-    }
+    const auto require_own = [&](Math math, bool is_own, const std::string& scalar,
+                                 const std::string& name) {
+      if ((plan.options().math == math) == is_own) return;
+      throw Error(is_own ? "a contraction of " + scalar + " needs a plan with math = " + name
+                         : "a plan with math = " + name + " is for " + scalar);
+    };
+    require_own(Math::fp64, std::is_same_v<Sum, double>, "double", "Math::fp64");
+    require_own(Math::exact, std::is_same_v<Sum, Residue>, "Residue", "Math::exact");
     return plan;
   }
 
@@ -427,13 +430,14 @@ class Contraction {
 
   /// cuBLAS's matrices are column-major: it computes the transposed product.
   void multiply(const Gemm& gemm, const Sum* a, const Sum* b, Sum* c, bool is_gradient) {
+    if constexpr (std::is_same_v<Sum, Residue>) return;  // there are none
     constexpr bool is_double = std::is_same_v<Sum, double>;
     constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;
     const cublasComputeType_t compute = is_double ? CUBLAS_COMPUTE_64F
                                         : plan_.options().math == Math::tf32
                                             ? CUBLAS_COMPUTE_32F_FAST_TF32
                                             : CUBLAS_COMPUTE_32F;
-    const Sum one(1), zero(0);
+    const std::conditional_t<is_double, double, float> one(1), zero(0);
     const auto operation = [](bool transpose) { return transpose ? CUBLAS_OP_T : CUBLAS_OP_N; };
     check(cublasGemmEx(blas_.get(), operation(gemm.transpose_b), operation(gemm.transpose_a),
                        gemm.n, gemm.m, gemm.k, &one, b, type, static_cast<int>(gemm.ldb), a, type,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <concertina/cuda/detail/program.hpp>
+#include <concertina/cuda/residue.hpp>
 #include <concertina/exactness.hpp>
 
 #include <algorithm>
@@ -58,8 +59,17 @@ enum class Math {
   bf16x6,
   fp32,  ///< in float
   tf32,  ///< large ones on tensor cores, by cuBLAS, of elements rounded to 11 bits
-  fp64   ///< for tensors of double, in double
+  fp64,  ///< for tensors of double, in double
+  exact  ///< for tensors of Residue, modulo 2^61 - 1; on our own tiles whatever the size
 };
+
+namespace detail {
+
+/// The accumulator of a tensor's scalar.
+template <class Stored>
+using SumOf = std::conditional_t<sizeof(Stored) == 8, Stored, float>;
+
+}  // namespace detail
 
 struct PlanOptions {
   /// Tensors are stored in half or bfloat16, and accumulated in float.

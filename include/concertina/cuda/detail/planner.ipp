@@ -203,8 +203,9 @@ class Schedule {
     std::ranges::sort(phase, std::ranges::greater(), &Way::time);
     const auto is = [&](bool Way::* what) { return std::ranges::any_of(phase, what); };
     // Those of products: two on each multiprocessor, of double one; of other tiles four.
-    const Index of_products = options_.math == Math::fp64 ? std::max(options_.wanted_tiles / 2, 1)
-                                                          : options_.wanted_tiles,
+    const Index of_products = options_.math == Math::fp64 || options_.math == Math::exact
+                                  ? std::max(options_.wanted_tiles / 2, 1)
+                                  : options_.wanted_tiles,
                 places = is(&Way::is_product) ? of_products : 2 * Index{options_.wanted_tiles};
     double work = 0, last_alone = 0, shared = 0;
     Index tiles = 0;
@@ -1399,8 +1400,10 @@ class FormPlanner {
 }  // namespace detail
 
 inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
-                                        const PlanOptions& options)
-    : options_(options) {
+                                        const PlanOptions& wanted)
+    : options_(wanted) {
+  if (options_.math == Math::exact) options_.least_gemm = std::numeric_limits<Index>::max();
+  const PlanOptions& options = options_;
   using Role = TensorUse::Role;
   using concertina::detail::AnyShape;
   const auto require = [](bool holds, const char* option, Index value) {
