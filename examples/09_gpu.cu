@@ -13,8 +13,8 @@ int main() {
   const std::vector<ConvShape<2>> shapes{{.out = 4, .in = 2, .padding = 1},
                                          {.out = 3, .in = 4, .kernel_size = 3}};
   const cuda::ContractionPlan plan(std::vector<cuda::PlannedForm>{shapes});
-  std::printf("planned: %zu launches forward, %zu backward\n", plan.forward().phases.size(),
-              plan.backward().phases.size());
+  std::printf("planned: %zu launches forward, %zu backward\n", plan.forward().launches.size(),
+              plan.backward().launches.size());
 
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {

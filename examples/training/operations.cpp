@@ -280,8 +280,8 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
                      std::to_string(x.height) + "x" + std::to_string(x.width));
   }
   const Index counted = inner_height * inner_width;  // positions that statistics are of
-  /// Calls each(begin, end) for the runs of these positions.
   const bool whole = counted == positions;
+  /// Calls each(begin, end) for the runs of these positions.
   const auto for_each_run = [=, width = x.width](auto&& each) {
     if (whole) return each(Index{0}, positions);
     for (Index row = 0; row < inner_height; ++row) {

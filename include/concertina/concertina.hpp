@@ -1,4 +1,4 @@
-// The whole library but its optional parts (io/, which needs nlohmann-json).
+// The whole library but moments.hpp, io/ and cuda/.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

@@ -177,6 +177,7 @@ class TrainingContraction {
     Plan plan;
     Contraction<double, Rank> contraction;
     std::size_t leaf;                  // the norm's
+    bool fixed = false;                // that
     detail::PatchGeometry geometry;    // of its own patches
     std::size_t patches = 0;           // whose moments have its own
     std::vector<Index> elements = {};  // [groups][weights of a row]: in those

@@ -102,6 +102,7 @@ class Layered {
       leaves.push_back({tree.leaf().shape(), wide(map->weight), wide(map->bias)});
       leaves.back().weight.resize(channels, T(1));
       leaves.back().bias.resize(channels, T(0));
+      leaves.back().fixed = tree.leaf().fixed;
     } else {
       const auto layer = tree.leaf().template to<Scalar>();
       leaves.push_back({layer.shape(), wide(layer.weight()), wide(layer.bias())});
@@ -205,8 +206,8 @@ class Layered {
           product += gradient.at(n, c, p) * z.at(n, c, p);
         }
       }
-      leaf.bias_gradient.push_back(sum);
-      leaf.weight_gradient.push_back(product);
+      leaf.bias_gradient.push_back(leaf.fixed ? T(0) : sum);
+      leaf.weight_gradient.push_back(leaf.fixed ? T(0) : product);
       const auto channel = static_cast<std::size_t>(c);
       const T factor = leaf.weight[channel] / node.deviation[channel];
       const auto values = static_cast<T>(z.batch * std::ssize(pixels));

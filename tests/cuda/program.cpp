@@ -135,7 +135,7 @@ class Network {
 template <class Stored>
 std::vector<PlanOptions> every_plan(bool with_tensor_cores = true) {
   constexpr bool mixed = sizeof(Stored) < sizeof(float), is_double = sizeof(Stored) == 8;
-  constexpr cuda::Math math = std::is_same_v<Stored, PrimeField> ? cuda::Math::exact
+  constexpr cuda::Math math = std::is_same_v<Stored, PrimeField> ? cuda::Math::prime_field
                               : is_double                        ? cuda::Math::fp64
                                                                  : cuda::Math::fp32;
   const PlanOptions usual{.mixed = mixed, .math = is_double ? math : cuda::Math::bf16x6};

@@ -92,8 +92,8 @@ class Contraction {
   ///         addresses of every alignment; on the thread's own stream, so that another thread may
   ///         capture any
   /// Throws  Error where the plan is not mixed for half precision or mixed for another, or is not of
-  ///         fp64 for double or exact for Residue, or is for another; DeviceError where it has
-  ///         products on tensor cores and the device's cannot compute them
+  ///         fp64 for double or prime_field for Residue, or is for another; DeviceError where it
+  ///         has products on tensor cores and the device's cannot compute them
   explicit Contraction(ContractionPlan plan, Workspace workspace = Workspace::own)
       : plan_(accepted(std::move(plan))),
         device_(current_device()),
@@ -181,7 +181,7 @@ class Contraction {
                          : "a plan with math = " + name + " is for " + scalar);
     };
     require_own(Math::fp64, std::is_same_v<Sum, double>, "double", "Math::fp64");
-    require_own(Math::exact, std::is_same_v<Sum, Residue>, "Residue", "Math::exact");
+    require_own(Math::prime_field, std::is_same_v<Sum, Residue>, "Residue", "Math::prime_field");
     return plan;
   }
 

@@ -57,10 +57,10 @@ enum class Math {
   /// The absolute error of a product has up to 2^-133 of its factors more; elements of 3.39e38 on,
   /// and infinite ones, give NaN.
   bf16x6,
-  fp32,  ///< in float
-  tf32,  ///< large ones on tensor cores, by cuBLAS, of elements rounded to 11 bits
-  fp64,  ///< for tensors of double, in double
-  exact  ///< for tensors of Residue, modulo 2^61 - 1; on our own tiles whatever the size
+  fp32,        ///< in float
+  tf32,        ///< large ones on tensor cores, by cuBLAS, of elements rounded to 11 bits
+  fp64,        ///< for tensors of double, in double
+  prime_field  ///< for tensors of Residue, exactly; on our own tiles whatever the size
 };
 
 namespace detail {

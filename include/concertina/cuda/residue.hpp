@@ -28,16 +28,9 @@ class Residue {
 
   /// The product of 122 bits is high * 2^61 + low, and 2^61 is 1.
   friend CONCERTINA_HOST_DEVICE constexpr Residue operator*(Residue a, Residue b) {
-    std::uint64_t high = 0;
-    const std::uint64_t low = a.value_ * b.value_;
-#ifdef __CUDA_ARCH__
-    high = __umul64hi(a.value_, b.value_);
-#else
-    __extension__ using Wide = unsigned __int128;
-    high = static_cast<std::uint64_t>(static_cast<Wide>(a.value_) * b.value_ >> 64);
-#endif
     Residue product;
-    product.value_ = reduced((low & modulus) + (high << 3 | low >> 61));
+    product.value_ = reduced((a.value_ * b.value_ & modulus) +
+                             (high(a.value_, b.value_) << 3 | a.value_ * b.value_ >> 61));
     return product;
   }
 
@@ -46,6 +39,18 @@ class Residue {
  private:
   CONCERTINA_HOST_DEVICE static constexpr std::uint64_t reduced(std::uint64_t value) {
     return value >= modulus ? value - modulus : value;
+  }
+
+  /// The upper 64 bits of a product.
+  CONCERTINA_HOST_DEVICE static constexpr std::uint64_t high(std::uint64_t a, std::uint64_t b) {
+#ifdef __CUDA_ARCH__
+    return __umul64hi(a, b);
+#else
+    constexpr std::uint64_t low = 0xffff'ffff;
+    const std::uint64_t middle = (a >> 32) * (b & low) + ((a & low) * (b & low) >> 32),
+                        other = (a & low) * (b >> 32) + (middle & low);
+    return (a >> 32) * (b >> 32) + (middle >> 32) + (other >> 32);
+#endif
   }
 
   std::uint64_t value_;

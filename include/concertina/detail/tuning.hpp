@@ -42,7 +42,7 @@ inline constexpr Index transposed_columns = 256;
 inline constexpr Index dot_lanes = 16;
 
 /// Elements of the maps of which moments are summed together: what a second-level cache holds.
-inline constexpr Index moment_elements = Index{1} << 18;
+inline constexpr Index moment_elements = Index{1} << 17;
 
 /// Of so few channels products at a lag are summed pixel by pixel: as small matrix products, 3
 /// channels of 32x32 took 4.2 times as long for a 3x3, 2.1 times for a 7x7; but 8 channels of 15x15

@@ -203,7 +203,7 @@ class Schedule {
     std::ranges::sort(phase, std::ranges::greater(), &Way::time);
     const auto is = [&](bool Way::* what) { return std::ranges::any_of(phase, what); };
     // Those of products: two on each multiprocessor, of double one; of other tiles four.
-    const Index of_products = options_.math == Math::fp64 || options_.math == Math::exact
+    const Index of_products = options_.math == Math::fp64 || options_.math == Math::prime_field
                                   ? std::max(options_.wanted_tiles / 2, 1)
                                   : options_.wanted_tiles,
                 places = is(&Way::is_product) ? of_products : 2 * Index{options_.wanted_tiles};
@@ -1402,7 +1402,7 @@ class FormPlanner {
 inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
                                         const PlanOptions& wanted)
     : options_(wanted) {
-  if (options_.math == Math::exact) options_.least_gemm = std::numeric_limits<Index>::max();
+  if (options_.math == Math::prime_field) options_.least_gemm = std::numeric_limits<Index>::max();
   const PlanOptions& options = options_;
   using Role = TensorUse::Role;
   using concertina::detail::AnyShape;

@@ -37,9 +37,7 @@ double channel_mean(const Scalar* x, Index batch, Index channels, Index channel,
 }
 
 /// What the maps of one group, less their centres and with zeros around them, sum to: the products
-/// of patch elements, and the pixels themselves. A share of the batch adds to it. Products are
-/// summed in Scalar over a few images or patches, and these sums in double.
-template <class Scalar>
+/// of patch elements, and the pixels themselves. A share of the batch adds to it.
 class GroupSums {
  public:
   GroupSums(const PatchGeometry& geometry, const std::vector<Region>& all)
@@ -73,21 +71,21 @@ class GroupSums {
   Index numel_of() const { return std::ssize(products_) + std::ssize(pixels_); }
 
   /// Adds `count` maps of the group, `distance` elements apart.
+  template <class Scalar>
   void add(const Scalar* maps, Index count, Index distance, const double* centre) {
     const Index width = geometry_->width(), pixels = numel(geometry_->size);
     const Index planes = narrow_ ? width : 1;
-    constexpr Index most_summed = 64;  // images, of which products are summed in Scalar
     const Index most = std::clamp<Index>(
         narrow_ ? tuning::moment_elements / (width * canvas_.image) : 2048 / pixels, 1,
-        std::min(most_summed, std::max<Index>(count, 1)));
-    std::vector<Scalar> buffer(
+        std::max<Index>(count, 1));
+    std::vector<double> buffer(
         static_cast<std::size_t>(canvas_.numel_of(most * planes) + most_lanes));
-    Scalar* const origin = buffer.data() + canvas_.lead * canvas_.width;
+    double* const origin = buffer.data() + canvas_.lead * canvas_.width;
     for (Index n = 0; n < count; n += most) {
       const Index here = std::min(most, count - n);
       for (Index i = 0; i < here; ++i) {
         for (Index plane = 0; plane < planes; ++plane) {
-          Scalar* const map = origin + (i * planes + plane) * canvas_.image * canvas_.width;
+          double* const map = origin + (i * planes + plane) * canvas_.image * canvas_.width;
           canvas_.write(maps + (n + i) * distance + plane * pixels, geometry_->size, centre + plane,
                         map);
           add_pixels(map, pixels_.data() + plane);
@@ -126,14 +124,14 @@ class GroupSums {
  private:
   static constexpr Index most_lanes = 64;
 
-  void add_pixels(const Scalar* map, double* to) const {
+  void add_pixels(const double* map, double* to) const {
     const Axes& size = geometry_->size;
     const Index width = geometry_->width(), step = canvas_.width == width ? 1 : width;
     for (Index z = 0; z < size[0]; ++z) {
       for (Index y = 0; y < size[1]; ++y) {
-        const Scalar* from = map + canvas_.at(Axes{z, y, 0}) * canvas_.width;
+        const double* from = map + canvas_.at(Axes{z, y, 0}) * canvas_.width;
         const Index line = size[2] * canvas_.width;
-        for (Index i = 0; i < line; ++i) to[i * step] += static_cast<double>(from[i]);
+        for (Index i = 0; i < line; ++i) to[i * step] += from[i];
         to += size[2] * width;
       }
     }
@@ -153,18 +151,18 @@ class GroupSums {
 
   /// Pixels times those at a lag, channel by channel, summed over the images at each pixel and then
   /// over the regions.
-  void add_lags(const Scalar* maps, Index count) {
+  void add_lags(const double* maps, Index count) {
     const Index width = geometry_->width();
     constexpr Index together = 4;
-    std::vector<Scalar> products(static_cast<std::size_t>(together * (canvas_.image + most_lanes)));
+    std::vector<double> products(static_cast<std::size_t>(together * (canvas_.image + most_lanes)));
     std::vector<double> line(static_cast<std::size_t>(geometry_->size[2]));
     for (Index c = 0; c < width; ++c) {
       for_each_half_lag([&](const Axes& lag) {
-        const Scalar* const other = maps + canvas_.at(*geometry_, lag);
+        const double* const other = maps + canvas_.at(*geometry_, lag);
         // At lag 0 the channels before are known by symmetry.
         for (Index d = lag == Axes(0) ? c : 0; d < width; d += together) {
           const Index here = std::min(together, width - d);
-          const Scalar *from = maps + c * canvas_.image, *to = other + d * canvas_.image;
+          const double *from = maps + c * canvas_.image, *to = other + d * canvas_.image;
           switch (here) {
             case 1: multiply<1, 4>(from, to, count, products.data()); break;
             case 2: multiply<2, 4>(from, to, count, products.data()); break;
@@ -181,9 +179,9 @@ class GroupSums {
 
   /// Sums over the images of one channel's pixels times those of `Count` others: [Count][pixel].
   template <int Count, int Vectors>
-  void multiply(const Scalar* from, const Scalar* other, Index images, Scalar* to) const {
-    constexpr int lanes = 16 * Vectors;
-    using Lanes = Eigen::Array<Scalar, lanes, 1>;
+  void multiply(const double* from, const double* other, Index images, double* to) const {
+    constexpr int lanes = 8 * Vectors;
+    using Lanes = Eigen::Array<double, lanes, 1>;
     const Index plane = canvas_.image, image = geometry_->width() * plane;
     for (Index p = 0; p < plane; p += lanes) {
       Lanes sums[Count];
@@ -201,7 +199,7 @@ class GroupSums {
   }
 
   /// Adds products of pixels of channels c and d to the regions' sums of this lag.
-  void add_bands(const Scalar* products, const Axes& lag, Index c, Index d,
+  void add_bands(const double* products, const Axes& lag, Index c, Index d,
                  std::vector<double>& line) {
     for (const std::vector<std::size_t>& band : bands_) {
       bool summed = false;
@@ -219,9 +217,9 @@ class GroupSums {
           std::ranges::fill(line, 0.0);
           for (Index z = 0; z < region.extent[0]; ++z) {
             for (Index y = 0; y < region.extent[1]; ++y) {
-              const Scalar* from =
+              const double* from =
                   products + canvas_.at(Axes{region.first[0] + z, region.first[1] + y, 0});
-              for (std::size_t x = 0; x < line.size(); ++x) line[x] += static_cast<double>(from[x]);
+              for (std::size_t x = 0; x < line.size(); ++x) line[x] += from[x];
             }
           }
         }
@@ -261,7 +259,7 @@ class GroupSums {
     }
   }
 
-  void add_region(std::size_t r, const Scalar* maps, Index count) {
+  void add_region(std::size_t r, const double* maps, Index count) {
     const Region& region = (*regions_)[r];
     const Lags& lags = region_lags_[r];
     if (numel(lags.extent) == 0) return;
@@ -278,7 +276,7 @@ class GroupSums {
         std::copy_n(maps + at[i] * width, width, left.data() + i * width);
       }
       for_each_line(lags, [&](const Axes& lag, Index index, Index length) {
-        const Scalar* from = maps + canvas_.at(*geometry_, lag) * width;
+        const double* from = maps + canvas_.at(*geometry_, lag) * width;
         const Index line = length * width;
         for (Index i = 0; i < here; ++i) {
           canvas_.copy_line(from + at[i] * width, length, geometry_->dilation[2],
@@ -320,30 +318,24 @@ class GroupSums {
     });
   }
 
-  void add_patches(const Scalar* maps, Index count) {
+  void add_patches(const double* maps, Index count) {
     const Index width = canvas_.width, patch = geometry_->patch();
     const std::vector<Index> starts = canvas_.patch_starts(*geometry_, count),
                              taps = canvas_.tap_distances(*geometry_);
     constexpr Index most = tuning::panel_columns / 2, side = 64;
-    std::vector<Scalar> rows(static_cast<std::size_t>(most * patch)),
-        part(static_cast<std::size_t>(side * patch));
+    std::vector<double> rows(static_cast<std::size_t>(most * patch));
     for (Index begin = 0; begin < std::ssize(starts); begin += most) {
       const Index here = std::min(most, std::ssize(starts) - begin);
-      Scalar* to = rows.data();
+      double* to = rows.data();
       for (Index i = 0; i < here; ++i) {
         for (const Index tap : taps) {
           to = std::copy_n(maps + starts[static_cast<std::size_t>(begin + i)] + tap, width, to);
         }
       }
       for (Index i = 0; i < patch; i += side) {  // the upper triangle
-        const Index height = std::min(side, patch - i);
-        gemm<Scalar>(Op::transpose, Op::none, height, patch - i, here, {rows.data() + i, patch},
-                     {rows.data() + i, patch}, false, {part.data(), patch});
-        for (Index row = 0; row < height; ++row) {
-          double* sums = products_.data() + (i + row) * patch + i;
-          const Scalar* from = part.data() + row * patch;
-          for (Index j = 0; j < patch - i; ++j) sums[j] += static_cast<double>(from[j]);
-        }
+        gemm<double>(Op::transpose, Op::none, std::min(side, patch - i), patch - i, here,
+                     {rows.data() + i, patch}, {rows.data() + i, patch}, true,
+                     {products_.data() + i * patch + i, patch});
       }
     }
   }
@@ -422,15 +414,15 @@ Moments patch_moments(const PatchGeometry& geometry, const Scalar* x, Index batc
   // Sizes alone decide the shares, so results are the same bit for bit whatever `run` does.
   constexpr Index enough = 8, most_doubles = Index{1} << 25;
   Index shares = std::clamp<Index>((enough + groups - 1) / groups, 1, batch);
-  shares = std::clamp<Index>(most_doubles / GroupSums<Scalar>(geometry, all).numel_of(), 1, shares);
+  shares = std::clamp<Index>(most_doubles / GroupSums(geometry, all).numel_of(), 1, shares);
   const auto share = [&](Index group, Index s) {
-    GroupSums<Scalar> sums(geometry, all);
+    GroupSums sums(geometry, all);
     const Index begin = batch * s / shares, end = batch * (s + 1) / shares;
     sums.add(x + begin * map + group * width * pixels, end - begin, map,
              centre.data() + group * width);
     return sums;
   };
-  const auto finish = [&](Index group, const GroupSums<Scalar>& sums) {
+  const auto finish = [&](Index group, const GroupSums& sums) {
     double* const mean = result.mean.data() + group * patch;
     double* const scatter = result.scatter.data() + group * patch * patch;
     sums.finish(batch, centre.data() + group * width, mean, scatter);
@@ -446,8 +438,7 @@ Moments patch_moments(const PatchGeometry& geometry, const Scalar* x, Index batc
     return result;
   }
   for (Index group = 0; group < groups; ++group) {
-    std::vector<GroupSums<Scalar>> sums(static_cast<std::size_t>(shares),
-                                        GroupSums<Scalar>(geometry, all));
+    std::vector<GroupSums> sums(static_cast<std::size_t>(shares), GroupSums(geometry, all));
     run(shares, [&](Index s) { sums[static_cast<std::size_t>(s)] = share(group, s); });
     for (Index s = 1; s < shares; ++s) sums.front() += sums[static_cast<std::size_t>(s)];
     finish(group, sums.front());

@@ -17,6 +17,7 @@
 namespace concertina {
 
 inline Moments& Moments::operator+=(const Moments& other) {
+  if (mean.empty()) return *this = other;
   if (other.mean.size() != mean.size() || other.scatter.size() != scatter.size()) {
     throw ShapeError("Moments: those of patches of " + std::to_string(mean.size()) + " and " +
                      std::to_string(other.mean.size()) + " elements cannot be added");
@@ -67,6 +68,10 @@ void update_running_statistics(BatchNorm<Scalar>& norm, const BatchStatistics& b
     throw ShapeError("update_running_statistics: a batch norm of " +
                      std::to_string(norm.running_mean.size()) + " channels, statistics of " +
                      std::to_string(batch.mean.size()));
+  }
+  if (batch.count < 2) {
+    throw ShapeError("update_running_statistics: statistics of " + std::to_string(batch.count) +
+                     " values; an unbiased variance needs two");
   }
   const auto count = static_cast<double>(batch.count);
   for (std::size_t c = 0; c < batch.mean.size(); ++c) {
@@ -150,6 +155,7 @@ auto TrainingContraction<Scalar_, Rank_>::plan_of(
     const Plan prefix =
         before ? *before : add_map(ChannelMap<double>{.in = channels, .out = channels});
     add_prefix(prefix, index, margins);
+    prefixes_.back().fixed = node.leaf().fixed;
     return PlanLeaf{PlanLeaf::Kind::norm, prefixes_.size() - 1, leaf_shapes_.back()};
   }
   if (node.join() == Join::chain) {
@@ -378,7 +384,9 @@ void TrainingContraction<Scalar_, Rank_>::find_statistics(std::size_t norm) {
         mean += weight[i] * moments.mean[static_cast<std::size_t>(whole * patch + elements[i])];
       }
       statistics.mean[channel] = mean;
-      statistics.variance[channel] = detail::dot(row, weight, spread);
+      // Rounding may take what is zero below it; NaN stays.
+      const double variance = detail::dot(row, weight, spread);
+      statistics.variance[channel] = variance < 0 ? 0 : variance;
       const double sum = statistics.variance[channel] + prefix.norm.eps;
       if (sum > 0 && std::isfinite(sum)) continue;
       std::ostringstream message;
@@ -466,9 +474,11 @@ void TrainingContraction<Scalar_, Rank_>::add_statistics_gradient(std::size_t no
   const Moments& moments = moments_[prefix.patches];
   detail::MomentGradient& gradient = moment_gradients_[prefix.patches];
   const ChannelMap<double> of = channel_map_gradient(prefix.norm, prefix.norm_gradient);
-  Conv<double, Rank>& leaf = leaf_gradients_[prefix.leaf];
-  std::ranges::copy(of.weight, leaf.weight().begin());
-  std::ranges::copy(of.bias, leaf.bias().begin());
+  if (!prefix.fixed) {
+    Conv<double, Rank>& leaf = leaf_gradients_[prefix.leaf];
+    std::ranges::copy(of.weight, leaf.weight().begin());
+    std::ranges::copy(of.bias, leaf.bias().begin());
+  }
   const ConvShape<Rank>& shape = prefix.kernel.shape();
   const Index out = shape.out / own.groups, row = own.patch(), patch = all.patch();
   std::vector<double> scaled(static_cast<std::size_t>(out * row)),
