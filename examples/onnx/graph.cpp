@@ -8,6 +8,7 @@
 #include <functional>
 #include <numeric>
 #include <set>
+#include <utility>
 
 namespace tool {
 
@@ -424,20 +425,33 @@ class ShapeInference {
 
   Shape resize() const {
     if (!in(0)) return std::nullopt;
-    Dims result(in(0)->size(), unknown);
+    Dims result = *in(0);
+    std::vector<Index> axes(result.size());
+    std::iota(axes.begin(), axes.end(), Index{0});
+    if (const auto* attribute = node_.attribute("axes")) {
+      axes.assign(attribute->ints.begin(), attribute->ints.end());
+    }
+    for (Index& axis : axes) {
+      if (axis < 0) axis += std::ssize(result);
+      if (axis < 0 || axis >= std::ssize(result)) return std::nullopt;
+    }
     const bool scales_second = node_.op_type == "Upsample" || graph_.opset() < 11;
     const onnx::Tensor* scales = graph_.constant(index_, scales_second ? 1 : 2);
     const auto sizes = graph_.integers(index_, 3);
-    if (sizes && sizes->size() == result.size()) return *sizes;
+    const bool stretches = node_.text("keep_aspect_ratio_policy", "stretch") == "stretch";
     std::vector<float> factors;
     if (const auto* attribute = node_.attribute("scales")) factors = attribute->floats;
     if (scales && scales->type == onnx::DataType::float32) factors = scales->values<float>();
-    if (factors.size() != result.size()) return result;
-    for (std::size_t axis = 0; axis < result.size(); ++axis) {
-      const Index extent = (*in(0))[axis];
-      const double scaled = static_cast<double>(extent) * static_cast<double>(factors[axis]);
-      if (extent != unknown && scaled >= 0 && scaled <= static_cast<double>(limit)) {
-        result[axis] = static_cast<Index>(scaled);
+    for (std::size_t i = 0; i < axes.size(); ++i) {
+      Index& extent = result[static_cast<std::size_t>(axes[i])];
+      const Index from = std::exchange(extent, unknown);
+      if (sizes && sizes->size() == axes.size()) {
+        if (stretches) extent = (*sizes)[i];
+      } else if (factors.size() == axes.size() && from != unknown) {
+        const double scaled = static_cast<double>(from) * static_cast<double>(factors[i]);
+        if (scaled >= 0 && scaled <= static_cast<double>(limit)) {
+          extent = static_cast<Index>(scaled);
+        }
       }
     }
     return result;

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 #include <set>
+#include <utility>
 
 namespace tool {
 
@@ -472,18 +473,34 @@ class Reader {
   std::optional<LinearNode> upsample() {
     if (node_.text("mode", "nearest") != "nearest") return no("it interpolates");
     if (rank() < 3 || rank() > 5) return no("it has other than one to three spatial axes");
-    if (node_.attribute("axes")) return no("it names axes");
     const bool old = node_.op_type == "Upsample" || graph_.opset() < 11;
     std::vector<double> scales;
     if (const auto* attribute = node_.attribute("scales"))
       scales.assign(attribute->floats.begin(), attribute->floats.end());
     if (const onnx::Tensor* given = weights(old ? 1 : 2)) scales = given->values<double>();
-    const auto sizes = graph_.integers(index_, 3);
-    if (scales.empty() && sizes && sizes->size() == dims()->size()) {
-      for (std::size_t axis = 0; axis < sizes->size(); ++axis) {
-        scales.push_back(static_cast<double>((*sizes)[axis]) /
-                         static_cast<double>((*dims())[axis]));
+    std::vector<std::size_t> axes(dims()->size());
+    std::iota(axes.begin(), axes.end(), std::size_t{0});
+    if (const auto* attribute = node_.attribute("axes")) {
+      axes.clear();
+      for (const std::int64_t axis : attribute->ints) {
+        axes.push_back(static_cast<std::size_t>(axis < 0 ? axis + std::ssize(*dims()) : axis));
+        if (axes.back() >= dims()->size()) return no("an axis that it has not");
       }
+    }
+    const auto sizes = graph_.integers(index_, 3);
+    if (scales.empty() && sizes && sizes->size() == axes.size()) {
+      if (node_.text("keep_aspect_ratio_policy", "stretch") != "stretch") {
+        return no("it keeps the aspect ratio");
+      }
+      for (std::size_t i = 0; i < sizes->size(); ++i) {
+        scales.push_back(static_cast<double>((*sizes)[i]) /
+                         static_cast<double>((*dims())[axes[i]]));
+      }
+    }
+    if (scales.size() == axes.size()) {
+      std::vector<double> of_all(dims()->size(), 1.0);
+      for (std::size_t i = 0; i < axes.size(); ++i) of_all[axes[i]] = scales[i];
+      scales = std::move(of_all);
     }
     result_.type = onnx::DataType::undefined;  // its scales are float whatever it reads
     if (scales.size() != dims()->size()) return no("its scales are not constants, one an axis");

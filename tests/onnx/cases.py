@@ -1679,6 +1679,27 @@ def upsample_to_a_size(g, x):
     return g.add("Relu", g.conv(y, 5, 8, 3, 3, pads=1))
 
 
+@case("ConvTranspose Relu", opset=18)
+def upsample_of_named_axes(g, x):
+    y = g.add("Resize", x, "", g.constant(np.array([3, 2], np.float32)), axes=[-1, 2], mode="nearest",
+              coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return g.add("Relu", g.conv(y, 5, 8, 3, 3, pads=1))
+
+
+@case("ConvTranspose Relu", opset=18, free="none", when="faster")
+def upsample_of_named_axes_to_a_size(g, x):
+    y = g.add("Resize", x, "", "", g.constant([33, 18]), axes=[3, 2], mode="nearest",
+              coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return g.add("Relu", g.conv(y, 5, 8, 3, 3, pads=1))
+
+
+@case("Resize Conv Relu", opset=18, free="none", says="keeps the aspect ratio")
+def resize_within_a_size(g, x):
+    y = g.add("Resize", x, "", "", g.constant([20, 33]), axes=[2, 3], mode="nearest",
+              coordinate_transformation_mode="asymmetric", nearest_mode="floor", keep_aspect_ratio_policy="not_larger")
+    return g.add("Relu", g.conv(y, 5, 8, 3, 3, pads=1))
+
+
 @case("Resize Conv Relu", says="scales are not whole")
 def resize_by_one_and_a_half(g, x):
     return g.add("Relu", g.conv(resize(g, x, 1.5, 2), 5, 8, 3, 3, pads=1))
