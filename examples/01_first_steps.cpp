@@ -18,5 +18,6 @@ int main() {
 
   FeatureMap<float, 2> image({.channels = 8, .size = {32, 32}});
   std::cout << "\noutput " << to_string(product(image).shape().size) << '\n';
-  return std::cout.flush() && proofs ? 0 : 1;
+  if (!std::cout.flush()) std::cerr << "standard output: not all of it could be written\n";
+  return std::cout && proofs ? 0 : 1;
 }

@@ -29,6 +29,6 @@ int main() {
   // A block of your own is an expression of your own: here the 3x3 twice, the second time scaled.
   const auto own = c3 + 0.5F * c3 - c1 * c1;
   std::cout << '\n' << own << "\nis " << Form(own).shape() << '\n';
-  return std::cout.flush() && proofs && Form(own).shape() == c3.shape() ? EXIT_SUCCESS
-                                                                        : EXIT_FAILURE;
+  if (!std::cout.flush()) std::cerr << "standard output: not all of it could be written\n";
+  return std::cout && proofs && Form(own).shape() == c3.shape() ? EXIT_SUCCESS : EXIT_FAILURE;
 }

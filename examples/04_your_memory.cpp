@@ -58,5 +58,6 @@ int main() {
     good = good && product == loss;
   }
   std::cout << "the loss is " << loss << '\n';
-  return std::cout.flush() && good ? EXIT_SUCCESS : EXIT_FAILURE;
+  if (!std::cout.flush()) std::cerr << "standard output: not all of it could be written\n";
+  return std::cout && good ? EXIT_SUCCESS : EXIT_FAILURE;
 }

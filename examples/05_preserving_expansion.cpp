@@ -35,5 +35,6 @@ int main() {
               << proofs << '\n';
     good = good && proofs && same == (ends == Ends::shift);
   }
-  return std::cout.flush() && good ? 0 : 1;
+  if (!std::cout.flush()) std::cerr << "standard output: not all of it could be written\n";
+  return std::cout && good ? 0 : 1;
 }

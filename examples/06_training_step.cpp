@@ -81,5 +81,6 @@ int main() {
     (step == 0 ? first : last) = loss;
   }
   std::cout << "loss " << first << " at the start, " << last << " after 200 steps\n";
-  return std::cout.flush() && last < first / 20 ? EXIT_SUCCESS : EXIT_FAILURE;
+  if (!std::cout.flush()) std::cerr << "standard output: not all of it could be written\n";
+  return std::cout && last < first / 20 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

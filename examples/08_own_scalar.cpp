@@ -77,5 +77,6 @@ int main() {
   }
   std::cout << product.shape() << "\nits derivative along the direction: " << along << " forward, "
             << back << " backward\n";
-  return std::cout.flush() && good && along == back && along != 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  if (!std::cout.flush()) std::cerr << "standard output: not all of it could be written\n";
+  return std::cout && good && along == back && along != 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

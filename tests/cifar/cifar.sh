@@ -327,9 +327,10 @@ for command in "$cifar --help" "$cifar train --help" "$classify --help" "$exampl
   [ $? = 5 ] || fail "$command: standard output is closed"
 done
 for lesson in first_steps blocks border your_memory preserving_expansion training_step toeplitz_solver own_scalar; do
-  checks=$((checks + 2))
-  "$examples/$lesson" >/dev/full && fail "$lesson: standard output is full"
-  "$examples/$lesson" >&- && fail "$lesson: standard output is closed"
+  checks=$((checks + 3))
+  "$examples/$lesson" >/dev/full 2>err && fail "$lesson: standard output is full"
+  [ "$(cat err)" = 'standard output: not all of it could be written' ] || fail "$lesson does not say why: $(cat err)"
+  "$examples/$lesson" >&- 2>/dev/null && fail "$lesson: standard output is closed"
 done
 for command in train drift landscape; do expect 2 "$cifar" $command --seed -1; done
 
