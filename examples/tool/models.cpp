@@ -235,13 +235,13 @@ void print(const ModelComparison& comparison) {
 json to_json(const OutputComparison& comparison) {
   json differences = json::array(), stored = json::array();
   for (const OutputDifference& each : comparison.differences) {
-    json one = {{"input", each.input},     {"output", each.output},
-                {"largest", each.largest}, {"magnitude", each.magnitude},  // null for NaN
-                {"where", each.where},     {"nans", each.nans}};
+    json one = {{"input", each.input},         {"output", each.output}, {"largest", each.largest},
+                {"magnitude", each.magnitude},  // null for NaN
+                {"where", each.where},         {"nans", each.nans},     {"failed", each.failed()}};
     if (each.stored.empty()) {
       differences.push_back(std::move(one));
     } else {
-      one.update({{"model", each.model}, {"file", each.stored}});
+      one.update({{"model", each.model}, {"file", each.stored}, {"bound", each.bound}});
       stored.push_back(std::move(one));
     }
   }
@@ -254,7 +254,7 @@ json to_json(const OutputComparison& comparison) {
 
 void print(const OutputComparison& comparison) {
   for (const OutputDifference& each : comparison.differences) {
-    std::cout << "run on " << each.input << " input, "
+    std::cout << (each.failed() ? "WRONG: " : "") << "run on " << each.input << " input, "
               << (each.stored.empty() ? "" : "the " + each.model + "'s ") << in_quotes(each.output)
               << " differs " << (each.stored.empty() ? "" : "from stored " + each.stored + " ")
               << "by ";
@@ -268,6 +268,7 @@ void print(const OutputComparison& comparison) {
     if (each.largest > 0 && each.magnitude > 0) {
       std::cout << " (" << brief(each.largest / each.magnitude) << " of that)";
     }
+    if (each.failed() && each.nans == 0) std::cout << ", more than " << brief(each.bound);
     std::cout << (each.nans > 0 ? "; NaN in " + counted(each.nans, "element") : "") << '\n';
   }
   if (comparison.after > 0) {

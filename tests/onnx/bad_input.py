@@ -340,21 +340,28 @@ def checks(run, require, program, folder):
                 require(each["largest"] < 1e-5 * scale and abs(each["magnitude"] - scale) < 1e-6 and each["nans"] == 0,
                         f"a difference: {each}")
             require(len(outputs["notes"]) == 1 and "output_1.pb" in outputs["notes"][0], f"notes: {outputs['notes']}")
-            # Far off: shown, and judged by nobody. Not a number: a failure.
+            # As far off as no rounding is, or not a number: a failure.
             run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx")
             for value, shown in ((y[0, 2, 3, 4] + 5, "differs from stored output_0.pb by at most 5 at [0][2][3][4]"),
                                  (np.nan, "differs from stored output_0.pb by NaN at [0][2][3][4]")):
                 changed = np.array(y)
                 changed[0, 2, 3, 4] = value
                 store("output_0.pb", changed)
-                outputs, text = report("verify", folder / "in.onnx", folder / "out.onnx", expected=int(np.isnan(value)))
+                outputs, text = report("verify", folder / "in.onnx", folder / "out.onnx", expected=1)
                 require(text.count(shown) == 2, f"not shown: {shown}: {text}")
                 for each in outputs["stored"]:
                     nan = np.isnan(value)
-                    require(each["where"] == "[0][2][3][4]" and each["nans"] == nan and
+                    require(each["where"] == "[0][2][3][4]" and each["nans"] == nan and each["failed"] and
                             (each["largest"] is None if nan else abs(each["largest"] - 5) < 1e-3), f"wrong: {each}")
+            store("output_0.pb", y + 1e-4 * scale)
+            outputs, text = report("verify", folder / "in.onnx", folder / "out.onnx")
+            require(text.count("WRONG") == 0 and not any(each["failed"] for each in outputs["stored"]), f"{outputs}")
+            store("output_0.pb", y + 2e-3 * scale)
+            outputs, text = report(expected=1)
+            require(text.count("WRONG") == 2 and "nothing written" in text, f"a file that is wrong: {text}")
             store("output_0.pb", y[:, :3])
             outputs, _ = report()
+            require("output_0.pb is not compared" in outputs["notes"][0], f"not named: {outputs}")
             require(outputs["stored"] == [] and "1x3x" in outputs["notes"][0], f"another shape: {outputs}")
             (data / "output_0.pb").write_bytes(b"no tensor")
             outputs, _ = report()
@@ -427,7 +434,7 @@ def checks(run, require, program, folder):
     verified("overload", overloaded("one"), overloaded("two"), 6, "not proved")
     verified("same_overload", overloaded("one"), overloaded("one"), 0, "1 node identical")
     verified("one_is_nan", nan_of_large(True), nan_of_large(False), 1, "NaN in 1 element")
-    verified("both_are_nan", nan_of_large(True), nan_of_large(True), 0, "NaN in 1 element")
+    verified("both_are_nan", nan_of_large(True), nan_of_large(True), 1, "NaN in 1 element")
 
     refused(BAD_FILE, "metadata_twice", "there twice", prepare=edited(
         lambda model: model.metadata_props.add(key="author", value="another")))
