@@ -67,10 +67,10 @@ class Renamed {
     const auto found = names_.find(name);
     return found == names_.end() ? name : found->second;
   }
-  /// Takes a tensor for another one, unless it is taken for something else.
-  bool take(const std::string& name, const std::string& other) {
-    return names_.emplace(name, other).first->second == other;
-  }
+  /// Takes a tensor for another one, which it was not yet.
+  void take(const std::string& name, const std::string& other) { names_.emplace(name, other); }
+  void forget(const std::string& name) { names_.erase(name); }
+  bool knows(const std::string& name) const { return names_.contains(name); }
 
  private:
   std::map<std::string, std::string, std::less<>> names_;
@@ -102,16 +102,22 @@ bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
            attribute.type < onnx::AttributeType::tensors;
   });
   if (!plain && !std::ranges::equal(f.encoded, g.encoded)) return false;
-  Renamed names = renamed;  // taken only if all inputs agree
+  std::vector<std::string> taken;  // only if all inputs agree
+  const auto differ = [&] {
+    for (const std::string& name : taken) renamed.forget(name);
+    return false;
+  };
   for (std::size_t i = 0; i < f.inputs.size(); ++i) {
     const onnx::Tensor *p = a.constant(m, i), *q = b.constant(n, i);
-    if ((p != nullptr) != (q != nullptr)) return false;
+    if ((p != nullptr) != (q != nullptr)) return differ();
     if (p) {
-      if (!same_constant(*p, *q)) return false;
-    } else if (f.inputs[i] != names(g.inputs[i])) {
-      const bool free =
-          !f.inputs[i].empty() && a.find(g.inputs[i]) < 0 && !b[b.input(n, i)].escapes;
-      if (!free || !names.take(g.inputs[i], f.inputs[i])) return false;
+      if (!same_constant(*p, *q)) return differ();
+    } else if (f.inputs[i] != renamed(g.inputs[i])) {
+      const bool free = !f.inputs[i].empty() && a.find(g.inputs[i]) < 0 &&
+                        !b[b.input(n, i)].escapes && !renamed.knows(g.inputs[i]);
+      if (!free) return differ();
+      renamed.take(g.inputs[i], f.inputs[i]);
+      taken.push_back(g.inputs[i]);
     }
   }
   // What graphs of a node read has its name in them; what varies is compared where it is made.
@@ -119,9 +125,8 @@ bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
     const int p = a.find(name), q = b.find(name);
     const onnx::Tensor* const constant = p < 0 ? nullptr : a[p].constant;
     const onnx::Tensor* const other = q < 0 ? nullptr : b[q].constant;
-    if (constant && other ? !same_constant(*constant, *other) : constant != other) return false;
+    if (constant && other ? !same_constant(*constant, *other) : constant != other) return differ();
   }
-  renamed = std::move(names);
   return true;
 }
 

@@ -130,6 +130,19 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, bo
   });
 }
 
+/// How many segments a chain begins with of which the best groups are known: all but those near the
+/// place where it may have been cut.
+std::size_t count_settled(Segments segments) {
+  std::size_t maps = 0;
+  for (const Segment& segment : segments) maps += segment.maps.size();
+  if (maps < longest_region / 2) return segments.size();
+  std::size_t settled = segments.size();
+  maps = 0;
+  while (segments.size() - settled < longest_group && maps < longest_region / 2)
+    maps += segments[--settled].maps.size();
+  return settled;
+}
+
 /// The node's name, or that of what it makes.
 std::string name_of(const Graph& graph, int node) {
   const onnx::Node& n = graph.node(node);
@@ -148,11 +161,13 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
       throw UsageError("--only: no tensor or node " + in_quotes(name));
   }
   const LinearGraph linear(graph);
-  const Planner planner(graph, options);
+  Budget budget = options.graph.budget;
+  Planner planner(graph, options, budget);
   Rewriter rewriter(graph);
   ContractedModel result;
   result.before = cost_of(linear);
   std::set<std::pair<int, int>> reported;
+  std::set<int> planned;  // tensors from which the best groups are known
 
   const auto wanted = [&](const Segments& segments) {
     if (only.empty() || only.contains(graph[segments.front().to].name)) return true;
@@ -163,7 +178,6 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
       });
     });
   };
-  Budget budget = options.graph.budget;
   const auto leave = [&](Segments segments, const Plan& plan) {
     if (plan.reason.empty() || !reported.emplace(segments.front().to, segments.back().from).second)
       return;
@@ -176,13 +190,15 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
     for (std::size_t o = 0; graph.output(n, o) >= 0; ++o) {
       const int tensor = graph.output(n, o);
       const LinearNode* map = linear.maker(tensor);
-      if (!map || rewriter.removed(n)) continue;
+      if (!map || rewriter.removed(n) || planned.contains(tensor)) continue;
       const auto all =
           segments_to(linear, tensor, [&](int node) { return rewriter.removed(node); });
       if (count_nodes(all) < 2) continue;
+      const std::size_t known = count_settled(all);
       const std::vector<Group> groups = best_groups(planner, all, options.when);
       for (std::size_t g = 0; g < groups.size(); ++g) {
         const auto& [begin, end, plan] = groups[g];
+        if (begin <= known) planned.insert(all[begin].to);
         const Segments segments = Segments(all).subspan(begin, end - begin);
         if (!plan.possible || !wanted(segments)) {
           leave(segments, plan);

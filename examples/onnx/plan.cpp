@@ -106,6 +106,42 @@ bool is_flat(Segments segments) {
   });
 }
 
+double count_maps(Segments segments) {
+  std::size_t count = 0;
+  for (const Segment& segment : segments) count += segment.maps.size();
+  return static_cast<double>(count);
+}
+
+/// Taps that finding the border follows at most.
+template <int Rank>
+double border_taps(const concertina::Form<Rank>& form, const PerAxis<Rank>& spacing) {
+  if (!concertina::detail::pads_between(form.tree())) return 0;
+  const auto layers = form.leaves();
+  double taps = 0;
+  for (int axis = 0; axis < Rank; ++axis) {
+    const concertina::detail::AxisPaths paths(form.tree(), axis, spacing[axis]);
+    double along = 0;
+    for (const ConvShape<Rank>& layer : layers)
+      along += static_cast<double>(layer.kernel_size[axis]);
+    const auto period = static_cast<double>(paths.period());
+    taps += along * period * 1.25 * (static_cast<double>(paths.settled_size()) + period);
+  }
+  // Then the part of a chain is sought to which the border is due.
+  return taps * (1 + static_cast<double>(form.parts().size()) / 3);
+}
+
+template <int Rank>
+PerAxis<Rank> spacing_of(const Expr<double, Rank>&) {
+  return 1;
+}
+template <int Rank>
+PerAxis<Rank> spacing_of(const concertina::TransposedExpr<double, Rank>& expression) {
+  return expression.stride();
+}
+
+// Multiply-adds that take as long.
+constexpr double each_counted = 100, each_judged = 1000, each_tap = 1;
+
 }  // namespace
 
 std::string change(double before, double after) {
@@ -114,14 +150,60 @@ std::string change(double before, double after) {
          grouped(static_cast<std::ptrdiff_t>(after));
 }
 
-Planner::Planner(const Graph& graph, const ModelOptions& options)
-    : graph_(graph), options_(options) {
+Planner::Planner(const Graph& graph, const ModelOptions& options, Budget& budget)
+    : graph_(graph),
+      options_(options),
+      budget_(budget),
+      reached_(static_cast<int>(graph.model().nodes.size()) - 1) {
   for (const GraphTensor& tensor : graph.tensors()) {
     if (!tensor.constant || tensor.consumers.empty()) continue;
     if (onnx::size_of(tensor.constant->type) == 0) continue;  // of its shape there may be nothing
     most_elements_ = std::max(most_elements_, static_cast<std::size_t>(tensor.constant->numel()));
   }
   elements_ = std::make_unique_for_overwrite<double[]>(most_elements_);
+}
+
+void Planner::take(Segments segments, double multiply_adds) const {
+  const auto nodes = static_cast<double>(graph_.model().nodes.size());
+  budget_.take(graph_.model().origin + ": planning the regions down to that which makes " +
+                   in_quotes(graph_[segments.front().to].name),
+               0, multiply_adds, (nodes - static_cast<double>(reached_)) / nodes);
+}
+
+std::optional<Planner::Shape> Planner::shape_of(const Segment& segment) const {
+  const Segments alone(&segment, 1);
+  take(alone, each_judged * count_maps(alone));
+  try {
+    return with_expression({alone}, [&](auto type) -> std::optional<Shape> {
+      using Expression = typename decltype(type)::type;
+      if constexpr (std::same_as<Expression, Expr<double, Expression::Rank>>) {
+        const RegionExpression<Expression> region(graph_, alone,
+                                                  std::span(elements_.get(), most_elements_));
+        return Shape(form_of(*region).shape());
+      } else {
+        return std::nullopt;
+      }
+    });
+  } catch (const NotLinear&) {
+    return std::nullopt;
+  } catch (const concertina::Error&) {
+    return std::nullopt;
+  }
+}
+
+ModelCost Planner::cost_before(Segments segments) const {
+  ModelCost cost{.parameters = parameters(graph_, segments)};
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) cost.multiply_adds += multiply_adds(graph_, *map);
+  }
+  return cost;
+}
+
+ModelCost Planner::least_cost(Segments segments, const Shape& shape) const {
+  double taps = static_cast<double>(shape.in / shape.groups);
+  for (const Index extent : shape.kernel_size) taps *= static_cast<double>(extent);
+  return {.parameters = taps * static_cast<double>(shape.out),
+          .multiply_adds = taps * elements(graph_[segments.front().to])};
 }
 
 template <class Expression>
@@ -134,14 +216,17 @@ void Planner::judge(Segments segments, Plan& plan) const {
   const GraphTensor &source = graph_[segments.back().from], &result = graph_[segments.front().to];
   const auto size = size_of<Rank>(source, region.layouts()[layers.back().from]);
   const concertina::Form<Rank> form = form_of(expression);
+  take(segments, each_judged * static_cast<double>(form.leaves().size()));
   std::optional<ConvShape<Rank>> shape;
   concertina::Exactness<Rank> border;
   std::string differing;
   try {
     shape = form.shape();
+    take(segments, each_tap * border_taps(form, spacing_of(expression)));
     border = concertina::exactness(expression);
   } catch (const concertina::ShapeError& error) {
     if (!size) throw;
+    take(segments, each_tap * border_taps(form, spacing_of(expression)));
     differing = error.what();  // branches may agree at the size
   }
   if (!shape || !border.exact()) {
@@ -241,14 +326,11 @@ Plan Planner::plan_with_shift(Segments segments) const {
 }
 
 Plan Planner::plan(Segments segments, std::size_t shifted) const {
+  take(segments, each_counted * count_maps(segments));
   Plan result;
   result.shifted = shifted;
   result.nodes_before = static_cast<double>(count_nodes(segments));
-  result.before.parameters = parameters(graph_, segments);
-  for (const Segment& segment : segments) {
-    for (const LinearNode* map : segment.maps)
-      result.before.multiply_adds += multiply_adds(graph_, *map);
-  }
+  result.before = cost_before(segments);
   const bool layers = contains(segments, {Kind::conv, Kind::linear, Kind::conv_transpose});
   if (!layers || result.nodes_before < 2) return result;
   try {
@@ -258,13 +340,30 @@ Plan Planner::plan(Segments segments, std::size_t shifted) const {
     });
   } catch (const NotLinear& error) {
     result.reason = error.what();
+  } catch (const BudgetError&) {
+    throw;
   } catch (const concertina::Error& error) {
     result.reason = error.what();
   }
   return result;
 }
 
-std::vector<Group> best_groups(const Planner& planner, Segments segments, When when) {
+namespace {
+
+/// The shape of what is applied after another; none where they do not fit, or are too large.
+std::optional<Planner::Shape> product_of(const std::optional<Planner::Shape>& outer,
+                                         const std::optional<Planner::Shape>& inner) {
+  if (!outer || !inner) return std::nullopt;
+  try {
+    return concertina::detail::product_shape(*outer, *inner);
+  } catch (const concertina::Error&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+std::vector<Group> best_groups(Planner& planner, Segments segments, When when) {
   using Cost = std::tuple<double, double, double>;
   const auto cost = [&](const ModelCost& model, double nodes) {
     return when == When::always ? Cost(nodes, model.multiply_adds, model.parameters)
@@ -274,16 +373,46 @@ std::vector<Group> best_groups(const Planner& planner, Segments segments, When w
     return Cost(std::get<0>(a) + std::get<0>(b), std::get<1>(a) + std::get<1>(b),
                 std::get<2>(a) + std::get<2>(b));
   };
-  constexpr std::size_t longest = 64;
   struct Best {
     std::optional<Cost> cost;
     Group last;
   };
   std::vector<Best> best(segments.size() + 1);
   best[0].cost = Cost(0, 0, 0);
+  std::vector<std::optional<Planner::Shape>> shapes;
+  std::vector<ModelCost> before;
+  for (std::size_t s = 0; s < segments.size(); ++s) {
+    shapes.push_back(planner.shape_of(segments[s]));
+    before.push_back(planner.cost_before(segments.subspan(s, 1)));
+  }
+  const auto grows = [&](const ModelCost& from, const ModelCost& to) {
+    constexpr double rounding = 1 + 1e-9;  // of shares of parameters
+    const bool bigger = to.parameters > rounding * from.parameters,
+               slower = to.multiply_adds > rounding * from.multiply_adds;
+    return when == When::smaller ? bigger || slower : when == When::faster && slower;
+  };
   for (std::size_t end = 1; end <= segments.size(); ++end) {
-    for (std::size_t begin = end; begin-- > 0 && end - begin <= longest;) {
+    planner.reach(segments[end - 1].maps.front()->nodes.back());
+    const std::size_t most = std::min(end, longest_group);
+    std::vector<std::optional<Planner::Shape>> products(most);  // of the last 1, 2, ...
+    std::vector<ModelCost> sums(most);
+    for (std::size_t i = 0; i < most; ++i) {
+      const std::size_t own = end - 1 - i;
+      products[i] = i == 0 ? shapes[own] : product_of(shapes[own], products[i - 1]);
+      sums[i] = before[own];
+      if (i == 0) continue;
+      sums[i].parameters += sums[i - 1].parameters;
+      sums[i].multiply_adds += sums[i - 1].multiply_adds;
+    }
+    // One alone, as it can always stay; then the longest first, which leave the least to others.
+    for (std::size_t i = 0; i < most; ++i) {
+      const std::size_t begin = i == 0 ? end - 1 : end - most + i - 1;
       const Segments group = segments.subspan(begin, end - begin);
+      if (const auto& shape = products[group.size() - 1]; shape && best[end].cost) {
+        const ModelCost least = planner.least_cost(group, *shape);
+        if (grows(sums[group.size() - 1], least)) continue;
+        if (!(plus(*best[begin].cost, cost(least, 1)) < *best[end].cost)) continue;
+      }
       Plan plan = planner.plan(group);
       if (!plan.possible && !plan.border.empty()) {
         Plan shifted = planner.plan_with_shift(group);

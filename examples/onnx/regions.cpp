@@ -32,7 +32,6 @@ bool same_type(onnx::DataType a, onnx::DataType b) {
 
 std::vector<Segment> segments_to(const LinearGraph& linear, int tensor,
                                  const std::function<bool(int)>& taken) {
-  constexpr std::size_t longest = 512;  // maps; a longer chain is cut there
   const Graph& graph = linear.graph();
   std::set<int> nodes;
   std::vector<Segment> segments;
@@ -61,7 +60,7 @@ std::vector<Segment> segments_to(const LinearGraph& linear, int tensor,
     return std::pair(graph[a].producer, a) > std::pair(graph[b].producer, b);
   };
   std::set<int, decltype(later)> frontier({tensor}, later);
-  while (count < longest) {
+  while (count < longest_region) {
     if (frontier.size() == 1 && !current.maps.empty()) {
       current.from = *frontier.begin();
       segments.push_back(std::move(current));

@@ -38,6 +38,8 @@ struct Segment {
   std::vector<const LinearNode*> maps = {};  ///< the last applied first
 };
 
+inline constexpr std::size_t longest_region = 512;  // maps; a longer chain is cut there
+
 /// Segments one after another, the last applied first: the longest linear map that ends in a
 /// tensor. `taken` says which nodes are not to be used.
 /// Ensures  no tensor between is read outside, is an output of the graph, or of another type

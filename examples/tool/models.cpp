@@ -36,14 +36,16 @@ std::string to_text(const json& document) {
 /// more than a megabyte.
 Budget budget_of(const ModelCommand& command) {
   std::error_code ignored;
-  double bytes = 0;
+  double bytes = 0, larger = 0;
   for (const std::string& path : {command.in, command.out}) {
     const auto size = std::filesystem::file_size(path, ignored);
-    if (!ignored) bytes += static_cast<double>(size);
+    if (ignored) continue;
+    bytes += static_cast<double>(size);
+    larger = std::max(larger, static_cast<double>(size));
   }
   // A file under a megabyte takes some seconds at most; of a larger one the weights are real work.
-  const double more = std::max(0.0, bytes - 1e6);
-  Budget budget{.memory = 9e8 + 64 * bytes, .effort = 2e9 + 2e3 * bytes + 2e4 * more};
+  const double more = std::max(0.0, larger - 1e6);
+  Budget budget{.memory = 9e8 + 64 * bytes, .effort = 2e9 + 2e3 * larger + 2e4 * more};
   if (command.memory) budget.memory = static_cast<double>(*command.memory);
   if (command.effort) budget.effort = *command.effort;
   return budget;
