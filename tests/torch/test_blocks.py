@@ -21,6 +21,14 @@ if HAVE_TORCH:
         conv = nn.Conv2d(inside, outside, kernel, stride, padding, groups=groups, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(outside))
 
+    class Attention(nn.Module):
+        def __init__(self, attention):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
     class RepVGGBlock(nn.Module):
         def __init__(self, inside, outside, stride=1, groups=1):
             super().__init__()
@@ -238,6 +246,67 @@ class Blocks(unittest.TestCase):
         x = torch.randn(1, 4, 3, 3, dtype=torch.double)
         torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
 
+    def test_regions_that_read_regions(self):
+        class Residual(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Sequential(conv_bn(4, 8, 1), nn.ReLU6(), conv_bn(8, 8, 3, 1, groups=8), nn.ReLU6(),
+                                          conv_bn(8, 4, 1))  # fmt: skip
+
+            def forward(self, x):
+                return x + self.conv(x)
+
+        model = in_inference(nn.Sequential(conv_bn(3, 4, 3, 1), Residual(), Residual(), conv_bn(4, 8, 1)))
+        self.assert_contracted(model, torch.randn(2, 3, 5, 5, dtype=torch.double), 8)
+
+    def test_modules_and_names_that_several_regions_use(self):
+        class Head(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.shared, self.plain = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+                self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+                self.c0, self.c1, self.c2, self.c3 = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
+
+            def forward(self, x):
+                levels = [norm(self.shared(y)).relu() for norm, y in zip(self.norms, (x, -x))]
+                y = (self.c0(x) + self.c1(x)).relu()
+                return levels[0] + levels[1] + self.shared(x).relu() + (self.c2(y) + self.c3(y)).relu()
+
+        self.assert_contracted(in_inference(Head()), torch.randn(2, 4, 5, 5, dtype=torch.double), 4)
+
+    def test_what_writes_to_a_tensor_stays(self):
+        for name, write in {
+            "method": lambda y: y.relu_(),
+            "function": lambda y: F.relu(y, inplace=True),
+            "view": lambda y: y[:, :2].mul_(3),
+        }.items():
+
+            class Written(nn.Module):
+                def __init__(self, write=write):
+                    super().__init__()
+                    self.write, self.last = write, nn.Conv2d(4, 4, 1)
+                    self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+                def forward(self, x):
+                    y = self.one(x) + self.two(x)
+                    self.write(y)
+                    return self.last(y)
+
+            with self.subTest(name):
+                self.assert_contracted(in_inference(Written()), torch.randn(2, 4, 5, 5, dtype=torch.double), 1)
+
+    def test_hooks_and_norms_of_unknown_rank_stay(self):
+        hooked = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+        hooked[0].register_forward_hook(lambda module, input, output: 2 * output)
+        self.assert_contracted(in_inference(hooked), torch.randn(2, 4, 5, 5, dtype=torch.double), 0)
+        norms = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+        self.assert_contracted(in_inference(norms), torch.randn(4, 4, dtype=torch.double), 0)
+
+    def assert_contracted(self, model, x, regions):
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual(len(verdict), regions, str(verdict))
+        torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
+
     def test_dropout_is_passed(self):
         model = in_inference(nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 3), nn.ReLU(), nn.Dropout(),
                                            nn.Linear(3, 3), nn.Identity(), nn.Linear(3, 2)))  # fmt: skip
@@ -325,6 +394,20 @@ class Verify(unittest.TestCase):
                 change(other)
                 self.assertFalse(ct.verify(self.expanded, other.eval()).holds)
         self.assertFalse(ct.verify(self.expanded, self.compact[:-1].eval()).holds)
+
+    def test_what_a_module_does_not_print_counts(self):
+        model = nn.MultiheadAttention(8, 2).eval()
+        other = nn.MultiheadAttention(8, 4).eval()
+        other.load_state_dict(model.state_dict())
+        for each, holds in ((copy.deepcopy(model), True), (other, False)):
+            networks = [copy.deepcopy(Attention(attention)).eval() for attention in (model, each)]
+            self.assertIs(ct.verify(*networks).holds, holds)
+
+    def test_equal_layers_of_one_precision(self):
+        self.expanded.double()
+        self.assertIs(ct.verify(self.expanded[0], copy.deepcopy(self.expanded[0])).holds, True)
+        self.compact.double()
+        self.assertIs(ct.verify(self.compact, copy.deepcopy(self.compact)).holds, True)
 
     def test_nan_fails(self):
         with torch.no_grad():

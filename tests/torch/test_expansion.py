@@ -166,6 +166,31 @@ class Choice(unittest.TestCase):
             ct.expand_(nn.Conv2d(2, 2, 7), "ck", rate=2, preserve=True)
         self.assertIsInstance(tied[1].weight, nn.Parameter)  # refused before anything was changed
 
+    def test_contraction_of_copies_frozen_layers_and_without_gradients(self):
+        model = ct.expand_(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), "cl+fc").double()
+        model[0].requires_grad_(False)
+        model[1].parametrizations.bias.requires_grad_(False)
+        kernel = torch.clone(model[0].weight)
+        other = copy.deepcopy(model)
+        ct.contract_(model)
+        self.assertEqual([each.requires_grad for each in model.parameters()], [False, False, True, False])
+        torch.testing.assert_close(other[0].weight, kernel)  # goes on
+        with torch.no_grad():
+            ct.contract_(other)
+        self.assertTrue(torch.equal(other[0].weight, model[0].weight))
+        self.assertIs(type(other[1]), nn.Linear)
+
+    def test_another_parametrization_on_top_is_refused(self):
+        layer = ct.expand_(nn.Conv2d(3, 4, 3), "cl")
+        torch.nn.utils.parametrizations.spectral_norm(layer)
+        with self.assertRaisesRegex(ct.ShapeError, "another parametrization on top"):
+            ct.contract_(layer)
+
+    def test_the_input_has_its_name(self):
+        layer = ct.expand_(nn.Conv2d(3, 4, 3), "cl")
+        x = torch.randn(1, 3, 5, 5)
+        self.assertTrue(torch.equal(layer(input=x), layer(x)))
+
     def test_tied_originals_are_not_contracted_apart(self):
         model = nn.Sequential(ct.expand_(nn.Linear(4, 4), "fc"), ct.expand_(nn.Linear(4, 4), "fc"))
         model[1].parametrizations.weight.original1 = model[0].parametrizations.weight.original1

@@ -15,11 +15,27 @@ if HAVE_TORCH:
     from support import difference, gradients
     from test_blocks import ACBlock, MobileOneBlock, RepVGGBlock, conv_bn
     from torch import nn
+    from torch.nn import functional as F
 
     import concertina.torch as ct
     from concertina.torch.moments import PatchMoments, added, channel_means, patch_moments
     from concertina.torch.shapes import Chain, ConvShape
     from concertina.torch.training import TrainingContraction
+
+    class ReadAndWritten(nn.Module):
+        """A block whose output another block reads, and one that is written to before it is read."""
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.last = (Branches(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1)) for _ in range(3))
+
+        def forward(self, x):
+            y = self.one(x)
+            y = self.two(y).relu() + y
+            y.relu_()
+            z = self.last(y)
+            F.relu(z[:, :2], inplace=True)
+            return z * 2
 
     class Branches(nn.Module):
         def __init__(self, *branches):
@@ -189,6 +205,14 @@ class Training(unittest.TestCase):
                 plain, verdict = ct.from_blocks(own)
                 self.assertIs(verdict.holds, True)
                 self.assertLess(difference([plain(x)], [block(x)]), 1e-12)
+
+    def test_blocks_that_read_blocks_and_what_is_written_to(self):
+        torch.manual_seed(0)
+        block, x = ReadAndWritten().double(), torch.randn(3, 4, 5, 6, dtype=torch.double)
+        own = contracted(block)
+        self.assertGreaterEqual(len(contractions(own)), 2)
+        for ours, theirs in zip(step(own, x), step(block, x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
     def test_twenty_steps(self):
         for name in BLOCKS:

@@ -9,6 +9,7 @@ import copy
 import math
 import operator
 import os
+import types
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,6 +27,10 @@ NORMS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNo
 POOLS = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
 CONV_FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 ADDITIONS = (operator.add, operator.iadd, torch.add)
+VIEWS = set(
+    "as_strided chunk contiguous detach diagonal expand expand_as flatten getitem movedim narrow permute reshape "
+    "select split squeeze swapaxes t tensor_split to transpose unbind unflatten unfold unsqueeze view view_as".split()
+)  # whose results may be the memory of what they read
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -152,7 +157,7 @@ class _Tracer(fx.Tracer):
 def _traced(module):
     if any(each.training for each in module.modules()):
         raise ShapeError("the model is in training mode, where batch norms are not linear; call eval() first")
-    if type(module).__module__.startswith("torch.nn.modules") and not list(module.children()):
+    if is_expanded(module) or (type(module).__module__.startswith("torch.nn.modules") and not list(module.children())):
         module = nn.Sequential(module)  # what is one layer already
     tracer = _Tracer()
     try:
@@ -160,6 +165,11 @@ def _traced(module):
     except Exception:  # whatever a model's own code raises when it meets a proxy
         return None
     return _Regions(fx.GraphModule(tracer.root, graph))
+
+
+def _name(node):
+    """Of what it calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 class _Regions:
@@ -170,7 +180,13 @@ class _Regions:
         self.nodes = list(graph_module.graph.nodes)
         self.modules = dict(graph_module.named_modules())
         # Tensors that an operation writes to while others read them: what these read depends on the order.
-        self.written = {node.args[0] for node in self.nodes if self.in_place(node) and len(node.args[0].users) > 1}
+        self.written = set()
+        for node in filter(self.in_place, self.nodes):
+            tensor = node.args[0]
+            while isinstance(tensor, fx.Node):
+                if len(tensor.users) > 1:
+                    self.written.add(tensor)
+                tensor = tensor.args[0] if self.in_place(tensor) or _name(tensor) in VIEWS else None
         self.frugal = set()  # nodes that go on from a region only where that costs no more
         self.find()
         costly = [region for _, region in self.ends() if not self.pays(region)]
@@ -188,7 +204,7 @@ class _Regions:
             return False
         if node.op == "call_module":
             return getattr(self.modules[node.target], "inplace", False)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        name = _name(node)
         augmented = getattr(operator, name, None) is node.target and name[0] == "i" and hasattr(operator, name[1:])
         return augmented or name.endswith("_") or bool(node.kwargs.get("inplace")) or name == "setitem"
 
@@ -244,6 +260,8 @@ class _Regions:
     def of_module(self, node, module):
         if len(node.args) != 1 or node.kwargs or node.args[0] in self.constants:
             return None
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
         base, kind = self.before(node.args[0]), type(module)
         if kind in IDENTITIES:
             if base.parameters:
@@ -258,6 +276,8 @@ class _Regions:
             except ShapeError:
                 return None
             return self.chained(node, [_parameters(shape, module.weight, module.bias)])
+        if kind is nn.BatchNorm1d and not base.parameters:
+            return None  # whether of images or of maps, nobody says
         if kind in NORMS and module.running_mean is not None:
             return self.chained(node, [_norm(module, self.rank_of(module))])
         if _pads_with_its_shift(module):
@@ -391,10 +411,22 @@ class _Regions:
         """Whether it is one nn module already."""
         return len(region.parameters) == 1 and region.nodes[0].op == "call_module"
 
+    def only_in(self, region, name):
+        """Whether nothing but the region reads the module of that name, or what it has."""
+        reads = (node for node in self.nodes if isinstance(node.target, str))
+        return all(node in region.nodes for node in reads if f"{node.target}.".startswith(f"{name}."))
+
+    def drop_dead(self, gone):
+        """Erases what nobody reads, but for what writes to a tensor and is not among the nodes that are gone."""
+        self.model.graph.eliminate_dead_code(
+            lambda node: node.is_impure() or (node not in gone and node in self.regions and self.in_place(node))
+        )
+
     def worth_replacing(self):
         return any(not self.plain(region) for _, region in self.ends())
 
     def replaced(self, prefix, verdict):
+        made, gone = {}, set()  # regions' layers by the nodes that they replace; all nodes of these
         for node, region in self.ends():
             if self.plain(region):
                 continue
@@ -403,19 +435,26 @@ class _Regions:
                 name = names[0]
             else:  # a block
                 name = ".".join([*os.path.commonprefix([name.split(".")[:-1] for name in names]), "conv"])
-            while name in self.modules and name not in names:
+            while name in self.modules and not (name in names and self.only_in(region, name)):
                 name += "_"
-            like = next(self.model.parameters())
+            like = _any_tensor(self.model)
             shape, weight, bias = region.contracted(like.dtype)
             proofs = prove(region.form, region.parameters, weight.cpu(), None if bias is None else bias.cpu())
             verdict.append(Contracted(prefix + name, str(region.form), str(shape), proofs))
-            self.model.add_submodule(name, _plain_module(shape, weight, bias).to(like.device))
+            self.modules[name] = _plain_module(shape, weight, bias).to(like.device)
+            self.model.add_submodule(name, self.modules[name])
+            gone.update(region.nodes)
             with self.model.graph.inserting_before(node):
-                node.replace_all_uses_with(self.model.graph.call_module(name, (region.source,)))
-        self.model.graph.eliminate_dead_code()
+                made[node] = self.model.graph.call_module(name, (made.get(region.source, region.source),))
+            node.replace_all_uses_with(made[node])
+        self.drop_dead(gone)
         self.model.delete_all_unused_submodules()
         self.model.recompile()
         return self.model.eval()
+
+
+def _any_tensor(model):
+    return next(each for each in (*model.parameters(), *model.buffers()) if each.is_floating_point())
 
 
 def _compare(mine, theirs, accumulator):
@@ -439,7 +478,7 @@ def _compare(mine, theirs, accumulator):
         region, others = _without_common_ends(region, others)
         if len(region.parameters) < len(others.parameters):
             region, others = others, region
-        dtype = next(theirs.model.parameters()).dtype
+        dtype = _any_tensor(theirs.model).dtype
         (shape, *_), (other_shape, weight, bias) = region.contracted(dtype), others.contracted(dtype)
         if shape != other_shape:
             return Verdict(verdict, f"{node} ({shape}) and {other} ({other_shape})")
@@ -480,7 +519,16 @@ def _same_operation(mine, node, theirs, other, same):
     a, b = mine.modules[node.target], theirs.modules[other.target]
     tensors, others = a.state_dict(), b.state_dict()
     equal = tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
-    return equal and repr(a) == repr(b)
+    return equal and repr(a) == repr(b) and _settings(a) == _settings(b)
+
+
+def _settings(module):
+    """Of a module and those in it, what they print and what they do not, such as a number of heads."""
+    plain = (int, float, str, tuple, type(None), torch.dtype, types.FunctionType, types.BuiltinFunctionType)
+    return [
+        (type(each), {name: value for name, value in vars(each).items() if isinstance(value, plain) and name[0] != "_"})
+        for each in module.modules()
+    ]
 
 
 # ---- leaves ------------------------------------------------------------------------------------------

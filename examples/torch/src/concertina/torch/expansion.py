@@ -172,21 +172,27 @@ def _forget_all(model, *_):
 def contract_(model):
     """Contracts in place what expand_ expanded, in double and rounded once, and returns the model.
 
-    Modules and state dict are as before the expansion. Layers whose originals are tied are refused: ShapeError.
+    Modules and state dict are as before the expansion. Layers whose originals are tied, or that have another
+    parametrization on top, are refused: ShapeError.
     """
     expanded = list(_expanded(model))
     _refuse_tied(model, [module for _, module in expanded])
+    for name, module in expanded:
+        if any(len(each) > 1 for each in module.parametrizations.values()):
+            raise ShapeError(f"{name or 'the layer'} has another parametrization on top; remove that first")
     for _, module in expanded:
-        weight, bias = contracted(module)
-        order = [name for name in ("weight", "bias") if getattr(module, name) is not None]
-        for name in order:
-            parametrize.remove_parametrizations(module, name)
-        with torch.no_grad():
-            module.weight.copy_(weight)
-            if bias is not None:
-                module.bias.copy_(bias)
-        for name in order:  # parameters in the order that they had
-            module._parameters[name] = module._parameters.pop(name)
+        own = {
+            name: nn.Parameter(value, requires_grad=any(each.requires_grad for each in originals(parametrization)))
+            for name, value in zip(("weight", "bias"), contracted(module))
+            if value is not None
+            for parametrization in [module.parametrizations[name]]
+        }
+        # Not remove_parametrizations: copies of the module share its class, whose properties that deletes.
+        module.__class__ = type(module).__bases__[0]
+        del module.parametrizations
+        for name, value in own.items():
+            module._parameters.pop(name, None)
+            module.register_parameter(name, value)
     for module in model.modules():
         _forget_hooks(module)
     return model
@@ -314,11 +320,11 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
     # The class is this module's own, so its forward may be too.
     contracted_forward = type(module).forward
 
-    def forward(self, x):
-        if self.parametrizations.weight[0].contracts(x):
-            return contracted_forward(self, x)
+    def forward(self, input):  # as PyTorch's layers name it
+        if self.parametrizations.weight[0].contracts(input):
+            return contracted_forward(self, input)
         contraction, weights, biases = _parts(self)
-        return apply_layers(contraction.form, x, iter(zip(weights, biases)))
+        return apply_layers(contraction.form, input, iter(zip(weights, biases)))
 
     type(module).forward = forward
 

@@ -166,7 +166,8 @@ def _rounding(form, parameters, weight, bias, accumulator):
         bound += n * used.smallest_normal
         if stored.eps > used.eps:
             bound += stored.eps / 2 * ours.double().abs().reshape(size.shape) + stored.smallest_normal * stored.eps
-        share = ((ours.double().reshape(size.shape) - value).abs() / bound).nan_to_num(nan=math.inf)
+        error = (ours.double().reshape(size.shape) - value).abs()
+        share = torch.where(error == 0, 0.0, (error / bound).nan_to_num(nan=math.inf))
         elements += share.numel()
         if float(share.max()) > worst:
             index = [int(i) for i in torch.unravel_index(share.argmax(), share.shape)]

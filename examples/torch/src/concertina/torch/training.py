@@ -412,14 +412,17 @@ class _TrainingRegions(_Regions):
 
     def contracted(self, when):
         """The forward that runs each block as one layer, and the contractions."""
-        graph, contractions = self.model.graph, []
+        graph, contractions, made, gone = self.model.graph, [], {}, set()
         for node, region, norms in list(self.blocks()):
             contraction = TrainingContraction(region.form, norms, when)
             contractions.append(contraction)
+            gone.update(region.nodes)
             with graph.inserting_before(node):
                 modules = [None if name is None else graph.get_attr(name) for name in region.parameters]
-                node.replace_all_uses_with(graph.call_function(_function(contraction), (region.source, *modules)))
-        graph.eliminate_dead_code()
+                source = made.get(region.source, region.source)
+                made[node] = graph.call_function(_function(contraction), (source, *modules))
+            node.replace_all_uses_with(made[node])
+        self.drop_dead(gone)
         self.model.recompile()
         return type(self.model).forward, contractions
 
