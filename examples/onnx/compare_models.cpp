@@ -189,15 +189,6 @@ PerAxis<Rank> smallest(const concertina::TransposedExpr<double, Rank>& expressio
   return concertina::smallest_input(expression);
 }
 
-template <int Rank>
-PerAxis<Rank> spacing_of(const Expr<double, Rank>&) {
-  return 1;
-}
-template <int Rank>
-PerAxis<Rank> spacing_of(const concertina::TransposedExpr<double, Rank>& expression) {
-  return expression.stride();
-}
-
 /// The three proofs that `layer` is the region's contraction, of those that the budget allows.
 /// Rounding is judged as of sums in A.
 template <class A, class Expression, class Layer>

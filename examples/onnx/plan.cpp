@@ -130,15 +130,6 @@ double border_taps(const concertina::Form<Rank>& form, const PerAxis<Rank>& spac
   return taps * (1 + static_cast<double>(form.parts().size()) / 3);
 }
 
-template <int Rank>
-PerAxis<Rank> spacing_of(const Expr<double, Rank>&) {
-  return 1;
-}
-template <int Rank>
-PerAxis<Rank> spacing_of(const concertina::TransposedExpr<double, Rank>& expression) {
-  return expression.stride();
-}
-
 // Multiply-adds that take as long.
 constexpr double each_counted = 100, each_judged = 1000, each_tap = 1;
 

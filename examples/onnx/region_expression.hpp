@@ -520,6 +520,16 @@ concertina::Form<Rank> form_of(const concertina::TransposedExpr<double, Rank>& e
   return concertina::Form<Rank>(expression.dense());
 }
 
+/// How far apart the input lies in what is contracted: of transposed layers their stride.
+template <int Rank>
+PerAxis<Rank> spacing_of(const Expr<double, Rank>&) {
+  return 1;
+}
+template <int Rank>
+PerAxis<Rank> spacing_of(const concertina::TransposedExpr<double, Rank>& expression) {
+  return expression.stride();
+}
+
 /// The layers after the factors of maps of channels; without their shift.
 template <class Expression>
 Expression shifted_expression(const Expression& layers, Segments shifted) {
