@@ -103,6 +103,7 @@ class ConvView {
   /// Cost    batch * weight elements * output positions multiply-adds
   /// Throws  ShapeError where the channels differ or the padded map is smaller than the kernel
   FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& x) const {
+    validate(shape_);  // one that was moved from would fit a map that was, too
     if (x.shape().channels != shape_.in) {
       detail::fail<ShapeError>({"a map of ", x.shape().channels,
                                 " channels, where the layer reads ", shape_.in, " (", shape_, ")"});

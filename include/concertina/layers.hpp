@@ -120,7 +120,8 @@ Expr<Scalar, any_rank> channel_shuffle(Index channels, Index groups) {
     throw ShapeError("channel_shuffle: " + std::to_string(groups) + " groups of " +
                      std::to_string(channels) + " channels");
   }
-  validate(ConvShape<0>{.out = channels, .in = channels});
+  constexpr const char* what = "channel_shuffle";
+  detail::checked_multiply(detail::checked_multiply(channels, channels, what), 256, what);
   std::vector<Index> source;
   const Index width = channels / groups;
   for (Index i = 0; i < width; ++i) {

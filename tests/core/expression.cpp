@@ -686,6 +686,9 @@ TEST_CASE("what was moved from is empty, and using it throws", "[expression]") {
   CHECK(map.values().empty());
   CHECK(map.shape() == MapShape<2>{.batch = 0, .channels = 0});
   CHECK_THROWS_AS(kept(map), ShapeError);
+  const Conv2d<int> again = std::move(first);
+  CHECK_THROWS_AS(first(map), ShapeError);
+  CHECK(again == kept);
   map = moved;
   CHECK(map == moved);
 }
