@@ -82,6 +82,7 @@ class Transposed {
   FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& y,
                                       const PerAxis<Rank>& size) const {
     const ConvShape<Rank>& shape = layer_.shape();
+    validate(shape);
     if (y.shape().channels != shape.out) {
       throw ShapeError("transposed: a map of " + std::to_string(y.shape().channels) +
                        " channels, where the layer writes " + std::to_string(shape.out) + " (" +
@@ -418,7 +419,9 @@ Leaf<Scalar, Rank> spread(const Leaf<Scalar, Rank>& leaf, const PerAxis<Rank>& s
     ChannelMap<Scalar> linear = *map;
     linear.mean.clear();
     linear.bias.clear();
-    return linear;
+    Leaf<Scalar, Rank> result(linear);
+    result.fixed = leaf.fixed;
+    return result;
   }
   const auto scale = [&](PerAxis<Rank>& values) {
     for (int axis = 0; axis < Rank; ++axis) {
@@ -496,7 +499,7 @@ class TransposedExpr {
       const auto bias = detail::bias_behind(detail::last_bias(inner.dense_.tree(), from),
                                             after.tree(), strides, outer.stride_, to);
       if (!bias.empty()) {
-        moved = from;
+        moved = from;  // to a leaf that so has a gradient, fixed or not
         after = Expr<Scalar, Rank>(after.tree().map([&](const auto& at) {
           return leaf++ == to ? detail::Leaf<Scalar, Rank>(detail::with_bias(*at.view(), bias))
                               : at;
@@ -528,6 +531,13 @@ class TransposedExpr {
     TransposedExpr result = f;
     result.dense_ = f.dense_ + g.dense_;
     result.given_.insert(result.given_.end(), g.given_.begin(), g.given_.end());
+    return result;
+  }
+
+  /// The same map without gradients.
+  TransposedExpr fixed() const {
+    TransposedExpr result = *this;
+    result.dense_ = concertina::fixed(dense_);
     return result;
   }
 
@@ -630,6 +640,12 @@ auto operator+(F&& f, G&& g) {
   return detail::TransposedExprOf<F>::sum(std::forward<F>(f), std::forward<G>(g));
 }
 
+/// The same map without gradients, as for others.
+template <detail::TransposedFactor T>
+auto fixed(T&& t) {
+  return detail::TransposedExprOf<T>(std::forward<T>(t)).fixed();
+}
+
 /// Where the contraction equals the expression, as for others: over all input sizes, or at one.
 template <class Scalar, int Rank>
 Exactness<Rank> exactness(
@@ -705,7 +721,7 @@ class TransposedContraction {
 
   /// From dL/d(contraction) to the gradient of each layer, in the order in which they are applied,
   /// branch after branch; see Contraction::backward. A bias before a stride has none: where it
-  /// stands behind it, its gradient is that of the transposed layer's bias.
+  /// stands behind it, its gradient is that of the transposed layer's bias. Of fixed layers zeros.
   std::vector<Gradient> backward(const Expression& expression,
                                  const Transposed<Scalar, Rank>& gradient,
                                  const ParallelFor& run = serial_for) {

@@ -858,4 +858,34 @@ TEMPLATE_TEST_CASE_SIG("shuffles and upsampling after any layer are proved, and 
   }
 }
 
+TEST_CASE("fixed transposed layers have no gradient, and cost none", "[transposed]") {
+  Rng rng(47);
+  const auto conv = random_pair<2>({.out = 3, .in = 2}, rng).linear;
+  const auto f = random_pair<2>({.out = 3, .in = 4, .kernel_size = 4, .stride = 2}, rng).linear;
+  const auto trained = transposed(f) * conv, kept = fixed(transposed(f)) * conv;
+  const Transposed<PrimeField, 2> whole = contract(kept);
+  CHECK(whole == contract(trained));
+  CHECK(Form(kept.dense()).backward_multiply_adds() == Form(trained.dense()).multiply_adds());
+
+  TransposedContraction<PrimeField, 2> contraction(kept), of_trained(trained);
+  CHECK(contraction.forward(kept) == of_trained.forward(trained));
+  const auto gradients = contraction.backward(kept, whole);
+  const auto expected = of_trained.backward(trained, whole);
+  CHECK(std::get<Conv2d<PrimeField>>(gradients[0]) == std::get<Conv2d<PrimeField>>(expected[0]));
+  const auto& none = std::get<Transposed<PrimeField, 2>>(gradients[1]);
+  CHECK(std::ranges::all_of(none.layer().weight(), [](auto w) { return w == PrimeField(0); }));
+  CHECK_FALSE(none == std::get<Transposed<PrimeField, 2>>(expected[1]));
+  CHECK(Form(fixed(kept).dense()).backward_multiply_adds() == 0);
+}
+
+TEST_CASE("a transposed layer that was moved from throws", "[transposed]") {
+  Rng rng(48);
+  auto layer = transposed(random_pair<2>({.out = 3, .in = 2, .kernel_size = 3}, rng).layer);
+  auto map = random_map<2>({.channels = 3, .size = 5}, rng);
+  const auto kept = std::move(layer);
+  const auto kept_map = std::move(map);
+  CHECK_THROWS_AS(layer(map), ShapeError);
+  CHECK(kept(kept_map).shape().channels == 2);
+}
+
 }  // namespace concertina::test
