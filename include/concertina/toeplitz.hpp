@@ -206,6 +206,7 @@ Eigen::SparseMatrix<typename F::Scalar, Eigen::RowMajor> augmented(
 /// Ensures  conv_as_linear(F, n)(flat x) == flat F(x), bit for bit where zeros add nothing
 /// Cost     out * positions * in / groups * numel(input_size) elements, most of them zero
 /// Throws   ShapeError for an input smaller than the kernel, SizeError on overflow
+/// Gradient conv_as_linear_gradient
 /// Source   Ding et al., RepMLP, CVPR 2022
 template <Layer F>
 Conv<typename F::Scalar, 0> conv_as_linear(const F& layer, const PerAxis<F::Rank>& input_size) {
@@ -227,6 +228,41 @@ Conv<typename F::Scalar, 0> conv_as_linear(const F& layer, const PerAxis<F::Rank
         layer.bias()[static_cast<std::size_t>(row / positions)];
   });
   return linear;
+}
+
+/// From dL/d(conv_as_linear(F, n)) to dL/dF for a layer of this shape: each tap gets the sum over
+/// the positions at which it reads the map.
+/// Ensures  <conv_as_linear(F, n), G> == <F, conv_as_linear_gradient(F.shape(), n, G)> for every F
+/// Cost     one addition for each entry of the matrix that is not structurally zero
+/// Throws   as conv_as_linear(); ShapeError where the gradient is of another shape
+template <Layer F, int Rank>
+  requires(F::Rank == 0)
+Conv<typename F::Scalar, Rank> conv_as_linear_gradient(
+    const ConvShape<Rank>& shape, const std::type_identity_t<PerAxis<Rank>>& input_size,
+    const F& gradient) {
+  using Scalar = typename F::Scalar;
+  Conv<Scalar, Rank> result(shape);
+  const detail::MatrixSize size = detail::toeplitz_size(shape, input_size);
+  const ConvShape<0> linear{
+      .out = size.rows, .in = size.columns, .groups = shape.groups, .bias = shape.bias};
+  if (gradient.shape() != linear) {
+    detail::fail<ShapeError>({"conv_as_linear_gradient: ", gradient.shape(), ", where ", shape,
+                              " on maps of size ", input_size, " is ", linear});
+  }
+  const Index columns = size.columns / shape.groups, rows = size.rows / shape.groups;
+  const Index positions = size.rows / shape.out;
+  const auto add = [](Scalar& to, const Scalar& value) { to = to + value; };
+  detail::for_each_row(shape, input_size, [&](Index row, const std::vector<detail::Entry>& reads) {
+    for (const detail::Entry& read : reads) {
+      const Index column = read.column - row / rows * columns;
+      add(result.weight()[static_cast<std::size_t>(read.weight)],
+          gradient.weight()[static_cast<std::size_t>(row * columns + column)]);
+    }
+    if (!shape.bias) return;
+    add(result.bias()[static_cast<std::size_t>(row / positions)],
+        gradient.bias()[static_cast<std::size_t>(row)]);
+  });
+  return result;
 }
 
 /// The layer of this shape, without a bias, whose matrix on maps of `input_size` this is, compared

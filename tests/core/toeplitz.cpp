@@ -367,6 +367,15 @@ TEST_CASE("a layer at a size is a fully connected layer, and joins others", "[to
     for (std::size_t i = 0; i < sum.weight().size(); ++i) {
       CHECK(sum.weight()[i] == linear.weight()[i] + other.weight()[i]);
     }
+    // The adjoint of writing the matrix out, which is linear in the layer.
+    const auto inner_product = [](const auto& f, const auto& g) {
+      return std::inner_product(f.weight().begin(), f.weight().end(), g.weight().begin(), 0.0) +
+             std::inner_product(f.bias().begin(), f.bias().end(), g.bias().begin(), 0.0);
+    };
+    CHECK(inner_product(linear, other) ==
+          inner_product(layer, conv_as_linear_gradient(shape, size, other)));
+    CHECK_THROWS_AS(conv_as_linear_gradient(shape, size, Linear<double>({.out = 1, .in = 1})),
+                    ShapeError);
   }
 }
 
