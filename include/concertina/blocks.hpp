@@ -15,6 +15,14 @@
 
 namespace concertina {
 
+/// Where a block can hold any kernel, and any bias: what `preserve` solves for.
+template <class Scalar, int Rank>
+struct Principal {
+  Conv<Scalar, Rank>& conv;
+  std::span<Scalar> bias;  ///< one for each output channel, or for as many neighbouring ones each
+  Expr<Scalar, any_rank> after_conv, after_bias;  ///< how they reach the output: channel maps
+};
+
 /// A convolution and the batch norm after it. Like every block here, its expression views its
 /// layers, so the block must outlive it.
 template <class Scalar, int Rank>
@@ -24,6 +32,11 @@ struct ConvBatchNorm {
 
   Expr<Scalar, Rank> expression() const& { return batch_norm(norm) * conv; }
   void expression() && = delete;
+  Principal<Scalar, Rank> principal() {
+    const Index channels = conv.shape().out;
+    norm.bias.resize(static_cast<std::size_t>(channels));
+    return {conv, norm.bias, batch_norm(norm), identity<Scalar>(channels)};
+  }
 };
 
 /// A square kernel and its skeleton, a column and a row, each with a batch norm.
@@ -36,9 +49,7 @@ struct AcNet {
     return square.expression() + vertical.expression() + horizontal.expression();
   }
   void expression() && = delete;
-
-  /// The branch that can represent any kernel.
-  ConvBatchNorm<Scalar, 2>& principal() { return square; }
+  Principal<Scalar, 2> principal() { return square.principal(); }
 };
 
 /// kxk, 1x1, and, where input and output fit, a skip connection, each with a batch norm.
@@ -53,7 +64,7 @@ struct RepVgg {
     return skip ? branches + batch_norm(*skip) : branches;
   }
   void expression() && = delete;
-  ConvBatchNorm<Scalar, Rank>& principal() { return dense; }
+  Principal<Scalar, Rank> principal() { return dense.principal(); }
 };
 
 /// The diverse branch block: kxk; 1x1; 1x1 and average pooling; 1x1 and kxk, with a batch norm
@@ -76,7 +87,7 @@ struct DiverseBranchBlock {
     return branches + (before_pool ? average * before_pool->expression() : average);
   }
   void expression() && = delete;
-  ConvBatchNorm<Scalar, Rank>& principal() { return origin; }
+  Principal<Scalar, Rank> principal() { return origin.principal(); }
 
   /// What the statistics of its batch norms in training leave out, in the order of leaves: the
   /// padding that stands before the inner ones (TrainingContraction).
@@ -108,7 +119,7 @@ struct MobileOne {
     return sum(branches);
   }
   void expression() && = delete;
-  ConvBatchNorm<Scalar, Rank>& principal() { return dense.front(); }
+  Principal<Scalar, Rank> principal() { return dense.front().principal(); }
 };
 
 /// Linear branches, each a chain and a factor for each output channel, summed, then one batch norm.
@@ -145,6 +156,11 @@ struct RepMixer {
            channel_scale(layer_scale) * (mixer.expression() - batch_norm(norm));
   }
   void expression() && = delete;
+  Principal<Scalar, Rank> principal() {
+    const Principal<Scalar, Rank> of = mixer.principal();
+    const Expr<Scalar, any_rank> scale = channel_scale(layer_scale);
+    return {of.conv, of.bias, scale * of.after_conv, scale * of.after_bias};
+  }
 };
 
 /// RepVGG for quantised networks: no batch norm on the 1x1 and the skip connection, one after the
@@ -163,6 +179,11 @@ struct QaRepVgg {
            (skips ? branches + identity<Scalar>(pointwise.shape().in) : branches);
   }
   void expression() && = delete;
+  Principal<Scalar, Rank> principal() {
+    const Principal<Scalar, Rank> of = dense.principal();
+    const Expr<Scalar, any_rank> after = batch_norm(norm);
+    return {of.conv, of.bias, after * of.after_conv, after * of.after_bias};
+  }
 };
 
 /// A large depthwise kernel and small dilated ones beside it, each with a batch norm.
@@ -178,7 +199,7 @@ struct DilatedBlock {
     return sum(branches);
   }
   void expression() && = delete;
-  ConvBatchNorm<Scalar, Rank>& principal() { return large; }
+  Principal<Scalar, Rank> principal() { return large.principal(); }
 };
 
 /// 3x3; 1x1 and 3x3; and 1x1 with a Sobel or Laplace filter after it, each filter with a factor and
@@ -212,6 +233,10 @@ struct Ecb {
     return skips ? branches + identity<Scalar>(dense.shape().in) : branches;
   }
   void expression() && = delete;
+  Principal<Scalar, 2> principal() {
+    const Expr<Scalar, any_rank> after = identity<Scalar>(dense.shape().out);
+    return {dense, dense.bias(), after, after};
+  }
 };
 
 /// A layer and an update of low rank, scale * up * down; with a kernel, `down` has it (LoCon).
@@ -274,7 +299,7 @@ struct RefConv {
 
 /// A fully connected layer on maps of one size, and depthwise convolutions beside it that keep the
 /// size, each with a batch norm of one factor for all positions of a channel, in inference: flat
-/// maps to flat maps.
+/// maps to flat maps. In training conv_as_linear_gradient goes on from the gradients of its leaves.
 /// Source  Ding et al., RepMLPNet, CVPR 2022: channel and local perceptron
 template <class Scalar, int Rank>
 struct RepMlp {
@@ -294,6 +319,11 @@ struct RepMlp {
     return branches;
   }
   void expression() && = delete;
+  Principal<Scalar, 0> principal() {
+    norm.bias.resize(norm.running_mean.size());
+    return {dense, norm.bias, batch_norm(detail::repeated(norm, numel(size))),
+            identity<Scalar>(dense.shape().out)};
+  }
 };
 
 /// Two block-diagonal layers with channels transposed between and after them: of n = p * q
@@ -355,6 +385,25 @@ template <class Scalar, int Rank, BitGenerator Generator>
 DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape<Rank>& shape,
                                                                  Generator& generator);
 
+/// With this many kxk branches, a 1x1 branch unless k is 1, and a skip connection as RepVGG's.
+/// Throws  ShapeError for fewer branches than 1
+template <class Scalar, int Rank, BitGenerator Generator>
+MobileOne<Scalar, Rank> initialize_mobileone(const ConvShape<Rank>& shape, Index branches,
+                                             Generator& generator);
+
+/// For a depthwise shape that keeps maps' size: a mixer of one branch, a scale of 1e-5.
+template <class Scalar, int Rank, BitGenerator Generator>
+RepMixer<Scalar, Rank> initialize_rep_mixer(const ConvShape<Rank>& shape, Generator& generator);
+
+/// For a 3x3 of stride 1 and one group, twice as wide between as its output; the edge filters'
+/// factors and biases uniform with the published deviation, 1e-3.
+template <class Scalar, BitGenerator Generator>
+Ecb<Scalar> initialize_ecb(const ConvShape<2>& shape, Generator& generator);
+
+/// Of p * q channels. Throws ShapeError for no channels.
+template <class Scalar, BitGenerator Generator>
+Monarch<Scalar> initialize_monarch(Index p, Index q, Generator& generator);
+
 /// Of a depthwise kernel of odd size, 5 or more, with the published kernels and dilations for sizes
 /// up to 17 (3x3 with every dilation that fits along the shortest axis for others).
 template <class Scalar, int Rank, BitGenerator Generator>
@@ -397,12 +446,13 @@ RepMlp<Scalar, Rank> initialize_rep_mlp(Index channels, const PerAxis<Rank>& siz
 template <Layer F>
 DoConv<typename F::Scalar, F::Rank> over_parameterize(const F& layer);
 
-/// The block with its principal branch changed such that it contracts to `layer`: it goes on
-/// training from a trained kernel. All other branches stay, and the principal one's factors.
+/// The block with the kernel and bias of principal() changed such that it contracts to `layer`: it
+/// goes on training from a trained kernel. All else stays.
 /// Ensures  prove_rounding(block.expression(), layer)
 /// Cost     one contraction of the block in double, or in the scalar if that is wider
-/// Throws   ShapeError where the block does not contract to the layer's shape; NumericalError where
-///          the principal batch norm has a factor of zero, or an element is not finite
+/// Throws   ShapeError where the block does not contract to the layer's shape, or has one bias for
+///          outputs to which the layer adds different ones; NumericalError where the kernel reaches
+///          an output with a factor of zero, or an element is not finite
 template <class Block, Layer F>
 Block preserve(const F& layer, Block block);
 

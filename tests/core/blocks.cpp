@@ -98,6 +98,68 @@ TEST_CASE("initialised blocks contract and preserve a trained kernel", "[blocks]
   }
 }
 
+TEST_CASE("initialised MobileOne, RepMixer, QARepVGG and ECB contract and preserve", "[blocks]") {
+  Rng rng(16);
+  for (const ConvShape<2>& shape : block_shapes()) {
+    for (const Index branches : {1, 3}) {
+      auto block = initialize_mobileone<float>(shape, branches, rng);
+      CHECK(std::ssize(block.dense) == branches);
+      CHECK(block.skip.has_value() == initialize_repvgg<float>(shape, rng).skip.has_value());
+      check_preserves(block, shape, rng);
+      for (auto& branch : block.dense) randomise(branch.norm, rng);
+      check_contracts(block);
+      check_preserves(block, shape, rng);
+    }
+    auto block = initialize_qarepvgg<float>(shape, rng);
+    check_preserves(block, shape, rng);
+    randomise(block.dense.norm, rng);
+    randomise(block.norm, rng);
+    check_contracts(block);
+    check_preserves(block, shape, rng);
+  }
+  const ConvShape<2> pointwise{.out = 4, .in = 6};
+  CHECK_FALSE(initialize_mobileone<float>(pointwise, 2, rng).scale);
+  CHECK_THROWS_AS(initialize_mobileone<float>(pointwise, 0, rng), ShapeError);
+
+  const ConvShape<2> depthwise{
+      .out = 6, .in = 6, .kernel_size = {3, 5}, .padding = {1, 2}, .groups = 6, .bias = true};
+  auto mixer = initialize_rep_mixer<float>(depthwise, rng);
+  check_contracts(mixer);
+  check_preserves(mixer, depthwise, rng);
+  randomise(mixer.norm, rng);
+  randomise(mixer.mixer.dense[0].norm, rng);
+  check_preserves(mixer, depthwise, rng);
+  mixer.layer_scale[3] = 0;
+  CHECK_THAT(
+      message_of<NumericalError>([&] { preserve(random_layer<float>(depthwise, rng), mixer); }),
+      Contains("output channel 3 is not finite"));
+  ConvShape<2> strided = depthwise, dense = depthwise;
+  strided.stride = 2;
+  dense.groups = 1;
+  CHECK_THROWS_AS(initialize_rep_mixer<float>(strided, rng), ShapeError);
+  CHECK_THROWS_AS(initialize_rep_mixer<float>(dense, rng), ShapeError);
+
+  for (const Index out : {4, 5}) {
+    const ConvShape<2> shape{.out = out, .in = 4, .kernel_size = 3, .padding = 1, .bias = true};
+    auto block = initialize_ecb<float>(shape, rng);
+    CHECK(block.skips == (out == 4));
+    CHECK(block.widen.shape().out == 2 * out);
+    check_contracts(block);
+    check_preserves(block, shape, rng);
+    ConvShape<2> without = shape, five = shape, halved = shape, grouped = shape;
+    without.bias = false;
+    block.dense = random_layer<float>(without, rng);
+    CHECK_THAT(message_of<ShapeError>([&] { preserve(random_layer<float>(shape, rng), block); }),
+               Contains("without a bias"));
+    five.kernel_size = 5;
+    halved.stride = 2;
+    grouped.groups = 4;
+    for (const ConvShape<2>& refused : {five, halved, grouped}) {
+      CHECK_THROWS_AS(initialize_ecb<float>(refused, rng), ShapeError);
+    }
+  }
+}
+
 TEST_CASE("a skip connection stands where input and output fit", "[blocks]") {
   Rng rng(2);
   const ConvShape<2> same{.out = 4, .in = 4, .kernel_size = 3, .padding = 1};
@@ -410,6 +472,11 @@ TEST_CASE("Monarch is two block-diagonal matrices with transpositions between", 
       }
     }
   }
+  const auto initial = initialize_monarch<double>(Index{p}, Index{q}, rng);
+  CHECK(initial.first.shape() == block.first.shape());
+  CHECK(initial.second.shape() == block.second.shape());
+  CHECK(verify<double>(initial.expression(), contract(initial.expression())));
+  CHECK_THROWS_AS(initialize_monarch<double>(0, 2, rng), ShapeError);
 }
 
 TEST_CASE("DO-Conv starts as its layer", "[blocks]") {
@@ -540,6 +607,39 @@ TEST_CASE("RepMLP is its definition on flat maps", "[blocks]") {
   CHECK(flat.shape() == ConvShape<0>{.out = 60, .in = 60, .groups = 3, .bias = true});
   CHECK(values(flat(flat_x)) == values(expected));
   CHECK_THROWS_AS((initialize_rep_mlp<double, 2>(3, {4, 5}, {2}, rng)), ShapeError);
+
+  Linear<double> wanted = small_integers<double>(flat.shape(), rng);
+  CHECK_THAT(message_of<ShapeError>([&] { preserve(wanted, block); }),
+             Contains("shares its bias with 19 others"));
+  for (std::size_t i = 0; i < wanted.bias().size(); ++i) wanted.bias()[i] = double(i / 20);
+  const auto preserved = preserve(wanted, block);
+  CHECK(prove_rounding(preserved.expression(), wanted));
+}
+
+TEST_CASE("the convolutions of a RepMLP are differentiated through its matrix", "[blocks]") {
+  Rng rng(17);
+  auto block = initialize_rep_mlp<double, 2>(3, {4, 5}, {3}, rng);
+  const auto integers = [&] {
+    fill_small_integers(block.local[0].conv.weight(), rng);
+    return contract(block.expression());
+  };
+  const Conv2d<double> before = block.local[0].conv;
+  const Linear<double> from = contract(block.expression());
+  const auto direction = small_integers<double>(from.shape(), rng);
+  Contraction<double, 0> contraction{Form(block.expression())};
+  contraction.forward(block.expression());
+  const auto gradients = contraction.backward(block.expression(), direction);
+  REQUIRE(gradients.size() == 4);  // dense, its norm, the convolution, its norm
+  const auto of_conv = conv_as_linear_gradient(before.shape(), block.size, gradients[2]);
+  const Linear<double> to = integers();
+  double gained = 0, along = 0;
+  for (std::size_t i = 0; i < to.weight().size(); ++i) {
+    gained += direction.weight()[i] * (to.weight()[i] - from.weight()[i]);
+  }
+  for (std::size_t i = 0; i < before.weight().size(); ++i) {
+    along += of_conv.weight()[i] * (block.local[0].conv.weight()[i] - before.weight()[i]);
+  }
+  CHECK(gained == Approx(along).epsilon(1e-12));
 }
 
 TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {

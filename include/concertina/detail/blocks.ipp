@@ -40,6 +40,17 @@ ConvBatchNorm<Scalar, Rank> initialize_branch(const ConvShape<Rank>& shape,
   return {std::move(conv), initial_batch_norm<Scalar>(shape.out)};
 }
 
+/// Whether a skip connection fits beside a layer of this shape.
+template <int Rank>
+bool takes_skip(const ConvShape<Rank>& shape) {
+  bool takes = shape.in == shape.out && shape.stride == PerAxis<Rank>(1);
+  for (int axis = 0; axis < Rank; ++axis) {
+    const Index centre = shape.kernel_size[axis] / 2;
+    takes = takes && shape.padding.start[axis] == centre && shape.padding.end[axis] == centre;
+  }
+  return takes;
+}
+
 }  // namespace detail
 
 template <class Scalar, int Rank>
@@ -108,12 +119,7 @@ RepVgg<Scalar, Rank> initialize_repvgg(const ConvShape<Rank>& shape, Generator& 
   auto dense = detail::initialize_branch<Scalar>(shape, shape.kernel_size, generator);
   auto pointwise = detail::initialize_branch<Scalar>(shape, PerAxis<Rank>(1), generator);
   RepVgg<Scalar, Rank> block{std::move(dense), std::move(pointwise)};
-  bool skips = shape.in == shape.out && shape.stride == PerAxis<Rank>(1);
-  for (int axis = 0; axis < Rank; ++axis) {
-    const Index centre = shape.kernel_size[axis] / 2;
-    skips = skips && shape.padding.start[axis] == centre && shape.padding.end[axis] == centre;
-  }
-  if (skips) block.skip = initial_batch_norm<Scalar>(shape.in);
+  if (detail::takes_skip(shape)) block.skip = initial_batch_norm<Scalar>(shape.in);
   return block;
 }
 
@@ -159,6 +165,84 @@ DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape
           initial_batch_norm<Scalar>(shape.out),
           std::move(reduce),
           std::move(spatial)};
+}
+
+template <class Scalar, int Rank, BitGenerator Generator>
+MobileOne<Scalar, Rank> initialize_mobileone(const ConvShape<Rank>& shape, Index branches,
+                                             Generator& generator) {
+  detail::require_block_shape(shape, "MobileOne");
+  if (branches < 1) detail::fail<ShapeError>({"MobileOne of ", branches, " branches"});
+  MobileOne<Scalar, Rank> block;
+  for (Index i = 0; i < branches; ++i) {
+    block.dense.push_back(detail::initialize_branch<Scalar>(shape, shape.kernel_size, generator));
+  }
+  if (shape.kernel_size != PerAxis<Rank>(1)) {
+    block.scale = detail::initialize_branch<Scalar>(shape, PerAxis<Rank>(1), generator);
+  }
+  if (detail::takes_skip(shape)) block.skip = initial_batch_norm<Scalar>(shape.in);
+  return block;
+}
+
+template <class Scalar, int Rank, BitGenerator Generator>
+RepMixer<Scalar, Rank> initialize_rep_mixer(const ConvShape<Rank>& shape, Generator& generator) {
+  auto mixer = initialize_mobileone<Scalar>(shape, 1, generator);
+  if (!mixer.skip || shape.groups != shape.in) {
+    detail::fail<ShapeError>(
+        {"RepMixer needs a depthwise shape that keeps maps' size (", shape, ")"});
+  }
+  return {std::move(mixer), initial_batch_norm<Scalar>(shape.in),
+          std::vector<Scalar>(static_cast<std::size_t>(shape.in), static_cast<Scalar>(1e-5))};
+}
+
+template <class Scalar, BitGenerator Generator>
+Ecb<Scalar> initialize_ecb(const ConvShape<2>& shape, Generator& generator) {
+  detail::require_block_shape(shape, "Ecb");
+  if (shape.kernel_size != PerAxis<2>(3) || shape.stride != PerAxis<2>(1) || shape.groups != 1) {
+    detail::fail<ShapeError>({"Ecb needs a 3x3 of stride 1 and one group (", shape, ")"});
+  }
+  const auto layer = [&](const ConvShape<2>& of) {
+    Conv<Scalar, 2> conv(of);
+    initialize_uniform(conv, generator);
+    return conv;
+  };
+  const Index in = shape.in, out = shape.out;
+  ConvShape<2> dense = shape;
+  dense.bias = true;
+  const auto reduce = [&](Index width) {
+    return layer({.out = width, .in = in, .padding = shape.padding, .bias = true});
+  };
+  const auto small = [&] {
+    std::vector<Scalar> values(static_cast<std::size_t>(out));
+    for (Scalar& value : values) {
+      value = static_cast<Scalar>(random_uniform(generator, 1e-3 * std::sqrt(3.0)));
+    }
+    return values;
+  };
+  const auto edge = [&] {
+    auto pointwise = reduce(out);
+    auto factors = small();
+    return typename Ecb<Scalar>::Edge{std::move(pointwise), std::move(factors), small()};
+  };
+  Ecb<Scalar> block{layer(dense),
+                    reduce(2 * out),
+                    layer({.out = out, .in = 2 * out, .kernel_size = 3, .bias = true}),
+                    edge(),
+                    edge(),
+                    edge()};
+  block.skips = detail::takes_skip(shape);
+  return block;
+}
+
+template <class Scalar, BitGenerator Generator>
+Monarch<Scalar> initialize_monarch(Index p, Index q, Generator& generator) {
+  const Index channels = detail::checked_multiply(p, q, "initialize_monarch");
+  const auto blocks = [&](Index groups) {
+    Conv<Scalar, 0> layer(ConvShape<0>{.out = channels, .in = channels, .groups = groups});
+    initialize_uniform(layer, generator);
+    return layer;
+  };
+  auto first = blocks(p);
+  return {std::move(first), blocks(q)};
 }
 
 template <class Scalar, int Rank, BitGenerator Generator>
@@ -323,43 +407,54 @@ Block preserve(const F& layer, Block block) {
   constexpr int Rank = F::Rank;
   using Wide = std::conditional_t<(std::numeric_limits<Scalar>::digits > 53), long double, double>;
   const ConvView<const Scalar, Rank> target(layer);
-  ConvBatchNorm<Scalar, Rank>& branch = block.principal();
+  const Principal<Scalar, Rank> principal = block.principal();
+  auto& [conv, bias, after_conv, after_bias] = principal;
 
-  // What the other branches do: the block without its principal kernel.
-  for (Scalar& element : branch.conv.weight()) element = Scalar(0);
-  branch.norm.running_mean.assign(branch.norm.running_mean.size(), Scalar(0));
-  branch.norm.bias.assign(branch.norm.running_mean.size(), Scalar(0));
+  // What the other branches do: the block without its principal kernel and bias.
+  std::ranges::fill(conv.weight(), Scalar(0));
+  std::ranges::fill(bias, Scalar(0));
   const Expr<Scalar, Rank> expression = block.expression();
-  const auto& tree = expression.tree();
   const ConvShape<Rank> shape = Form(expression).shape();
-  ConvShape<Rank> wanted = target.shape(), principal = branch.conv.shape();
-  wanted.bias = principal.bias = shape.bias;
-  if (shape != wanted || principal != wanted) {
-    throw ShapeError("preserve: the block contracts to " + to_string(shape) +
-                     ", its principal branch being " + to_string(branch.conv.shape()) +
-                     ", not to " + to_string(target.shape()));
+  ConvShape<Rank> wanted = target.shape(), held = conv.shape();
+  wanted.bias = held.bias = shape.bias;
+  if (shape != wanted || held != wanted || bias.empty()) {
+    detail::fail<ShapeError>({"preserve: the block contracts to ", shape,
+                              ", its principal branch being ", conv.shape(),
+                              bias.empty() ? " without a bias" : "", ", not to ", target.shape()});
   }
-  const Conv<Wide, Rank> others = detail::evaluate<Wide>(tree);
-  const Expr<Scalar, any_rank> norm = batch_norm(branch.norm);
-  const auto factors = detail::to_conv<Wide, Rank>(*norm.tree().leaf().channel_map());
-  const Index row = std::ssize(target.weight()) / target.shape().out;
-  for (Index o = 0; o < target.shape().out; ++o) {
+  const auto in_wide = [](const Expr<Scalar, Rank>& linear) {
+    return detail::evaluate<Wide>(linear.tree());
+  };
+  const Conv<Wide, Rank> others = in_wide(expression), of_conv = in_wide(after_conv),
+                         of_bias = in_wide(after_bias);
+  const auto size = [](const auto& list) { return static_cast<Index>(list.size()); };
+  const Index channels = target.shape().out, row = size(target.weight()) / channels;
+  const Index neighbours = channels / size(bias);
+  for (Index o = 0; o < channels; ++o) {
     const auto at = static_cast<std::size_t>(o);
-    const Wide factor = factors.weight()[at];
-    const auto store = [&](Wide value, Scalar& to) {
-      to = detail::convert<Scalar>(value);
-      if (std::isfinite(detail::convert<long double>(to))) return;
-      throw NumericalError("preserve: output channel " + std::to_string(o) +
-                           " is not finite; its batch norm's factor is " +
-                           std::to_string(static_cast<double>(factor)));
+    const auto solved = [&](Wide value, Wide factor) {
+      const auto result = detail::convert<Scalar>(value / factor);
+      if (!std::isfinite(detail::convert<long double>(result))) {
+        throw NumericalError("preserve: output channel " + std::to_string(o) +
+                             " is not finite; what follows its kernel is a factor of " +
+                             std::to_string(static_cast<double>(factor)));
+      }
+      return result;
     };
     for (Index i = o * row; i < (o + 1) * row; ++i) {
       const auto n = static_cast<std::size_t>(i);
-      store((detail::convert<Wide>(target.weight()[n]) - others.weight()[n]) / factor,
-            branch.conv.weight()[n]);
+      conv.weight()[n] = solved(detail::convert<Wide>(target.weight()[n]) - others.weight()[n],
+                                of_conv.weight()[at]);
     }
-    const Wide bias = target.shape().bias ? detail::convert<Wide>(target.bias()[at]) : Wide(0);
-    store(bias - others.bias()[at], branch.norm.bias[at]);
+    const Wide added = target.shape().bias ? detail::convert<Wide>(target.bias()[at]) : Wide(0);
+    const Scalar value = solved(added - others.bias()[at], of_bias.weight()[at]);
+    Scalar& held_bias = bias[static_cast<std::size_t>(o / neighbours)];
+    if (o % neighbours == 0) held_bias = value;
+    if (held_bias != value) {
+      detail::fail<ShapeError>({"preserve: output channel ", o, " shares its bias with ",
+                                neighbours - 1,
+                                " others, to which the layer adds a different one"});
+    }
   }
   return block;
 }
