@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/plan.hpp>
 
 #include <string>
 #include <vector>

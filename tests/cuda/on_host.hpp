@@ -5,8 +5,8 @@
 #include "executor.hpp"
 #include "passes.hpp"
 
-#include <concertina/cuda/contraction.hpp>
 #include <concertina/cuda/detail/bf16x6.hpp>
+#include <concertina/cuda/plan.hpp>
 #include <concertina/modular.hpp>
 
 #include <cstddef>

@@ -10,7 +10,7 @@
 
 #include <concertina/blocks.hpp>
 #include <concertina/contract.hpp>
-#include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/plan.hpp>
 #include <concertina/expand.hpp>
 #include <concertina/random.hpp>
 #include <concertina/verify.hpp>

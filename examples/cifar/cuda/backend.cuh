@@ -5,10 +5,10 @@
 
 #include "device_tape.hpp"
 
+#include <concertina/cuda/buffer.cuh>
 #include <concertina/cuda/contraction.cuh>
-#include <concertina/cuda/detail/buffer.cuh>
-#include <concertina/cuda/detail/error.cuh>
 #include <concertina/cuda/detail/launch.cuh>
+#include <concertina/cuda/error.cuh>
 
 #include <cuda_runtime_api.h>
 

@@ -7,8 +7,8 @@
 #include "convolution.hpp"
 #include "operations.hpp"
 
-#include <concertina/cuda/contraction.hpp>
 #include <concertina/cuda/device_layer.hpp>
+#include <concertina/cuda/plan.hpp>
 #include <concertina/error.hpp>
 #include <concertina/shape.hpp>
 

@@ -3,11 +3,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/contraction.hpp>
-#include <concertina/cuda/detail/buffer.cuh>
+#include <concertina/cuda/buffer.cuh>
 #include <concertina/cuda/detail/launch.cuh>
 #include <concertina/cuda/detail/tensor_core.cuh>
 #include <concertina/cuda/detail/tensor_table.hpp>
+#include <concertina/cuda/plan.hpp>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

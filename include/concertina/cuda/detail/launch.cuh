@@ -3,7 +3,7 @@
 #pragma once
 
 #include <concertina/cuda/detail/block.hpp>
-#include <concertina/cuda/detail/error.cuh>
+#include <concertina/cuda/error.cuh>
 
 #include <cuda_runtime.h>
 

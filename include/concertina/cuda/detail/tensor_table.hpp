@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/contraction.hpp>
 #include <concertina/cuda/device_layer.hpp>
+#include <concertina/cuda/plan.hpp>
 
 #include <algorithm>
 #include <array>

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/detail/error.cuh>
+#include <concertina/cuda/error.cuh>
 #include <concertina/shape.hpp>
 
 #include <cuda_runtime_api.h>

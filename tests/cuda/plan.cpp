@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/cuda/contraction.hpp>
+#include <concertina/cuda/plan.hpp>
 
 #include "support.hpp"
 
