@@ -6,7 +6,7 @@
 #include "onnx/layer.hpp"
 #include "onnx/regions.hpp"
 
-#include <concertina/detail/rules.hpp>
+#include <concertina/detail/form.hpp>
 
 #include <memory>
 #include <optional>

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <concertina/detail/box.hpp>
-#include <concertina/detail/rules.hpp>
+#include <concertina/detail/form.hpp>
 #include <concertina/detail/tuning.hpp>
 
 #include <algorithm>

@@ -2,7 +2,7 @@
 """What shapes decide: the one layer that several make, its order of products, its border.
 
 A form is a ConvShape, a Chain of forms (the first one applied first) or a Sum of forms on the same input. The rules
-are those of the C++ library: shape.hpp, detail/rules.hpp, exactness.hpp.
+are those of the C++ library: shape.hpp, detail/form.hpp, exactness.hpp.
 """
 
 import math

@@ -1,6 +1,6 @@
 // The shapes of products and of sums, by the serial and the parallel rule.
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/detail/rules.hpp>
+#include <concertina/detail/form.hpp>
 
 #include "support.hpp"
 
@@ -11,7 +11,7 @@
 
 namespace concertina::test {
 
-TEST_CASE("the shape of a product follows the rule", "[rules]") {
+TEST_CASE("the shape of a product follows the rule", "[form]") {
   const ConvShape<2> inner{.out = 6,
                            .in = 4,
                            .kernel_size = {3, 1},
@@ -46,7 +46,7 @@ TEST_CASE("the shape of a product follows the rule", "[rules]") {
 }
 
 TEST_CASE("the sum's dilation divides every difference of tap offsets, the alignment included",
-          "[rules]") {
+          "[form]") {
   const auto dilated = [](Index kernel, Index dilation, Index padding) {
     return ConvShape<1>{
         .out = 1, .in = 1, .kernel_size = kernel, .padding = padding, .dilation = dilation};
@@ -68,7 +68,7 @@ TEST_CASE("the sum's dilation divides every difference of tap offsets, the align
           .out = 1, .in = 1, .kernel_size = 6, .padding = Padding<1>::sides(2, 3), .dilation = 1});
 }
 
-TEST_CASE("a form is contracted to the shape that its parts make", "[rules]") {
+TEST_CASE("a form is contracted to the shape that its parts make", "[form]") {
   const ConvShape<2> first{.out = 6, .in = 3, .kernel_size = 1, .padding = 1};
   const ConvShape<2> second{.out = 4, .in = 6, .kernel_size = 3, .bias = true};
   const std::vector<ConvShape<2>> layers = {first, second};

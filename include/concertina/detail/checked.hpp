@@ -1,0 +1,43 @@
+// Sums and products of sizes that throw where they do not fit.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/detail/text.hpp>
+#include <concertina/error.hpp>
+
+#include <cstddef>
+#include <limits>
+
+namespace concertina::detail {
+
+using Index = std::ptrdiff_t;
+
+/// a * b or a + b; throws SizeError with `what` where the result does not fit an Index.
+constexpr Index checked_multiply(Index a, Index b, const char* what) {
+  constexpr Index most = std::numeric_limits<Index>::max(),
+                  least = std::numeric_limits<Index>::min();
+  const bool fits =
+      a == 0 || b == 0 ||
+      (a > 0 ? (b > 0 ? a <= most / b : b >= least / a)
+             : (b > 0 ? a >= least / b : a != least && b != least && -a <= most / -b));
+  if (!fits) {
+    fail<SizeError>({what, ": ", a, " * ", b, " overflows"});
+  }
+  return a * b;
+}
+
+constexpr Index checked_add(Index a, Index b, const char* what) {
+  constexpr Index most = std::numeric_limits<Index>::max(),
+                  least = std::numeric_limits<Index>::min();
+  if (b > 0 ? a > most - b : a < least - b) {
+    fail<SizeError>({what, ": ", a, " + ", b, " overflows"});
+  }
+  return a + b;
+}
+
+/// floor(a / b) for b > 0; the built-in operator rounds towards zero.
+constexpr Index floor_divide(Index a, Index b) noexcept {
+  return a / b - (a % b != 0 && (a < 0) != (b < 0) ? 1 : 0);
+}
+
+}  // namespace concertina::detail
