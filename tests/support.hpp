@@ -4,6 +4,7 @@
 
 #include <concertina/conv.hpp>
 #include <concertina/expression.hpp>
+#include <concertina/feature_map.hpp>
 #include <concertina/random.hpp>
 
 #include <catch2/catch.hpp>
@@ -45,6 +46,18 @@ FeatureMap<Scalar, Rank> small_integers(const MapShape<Rank>& shape, Rng& rng) {
   FeatureMap<Scalar, Rank> map(shape);
   fill_small_integers(map.values(), rng);
   return map;
+}
+
+/// Each element of a batch mapped by change(element, channel).
+template <class Scalar, int Rank, class Change>
+FeatureMap<Scalar, Rank> each_channel(FeatureMap<Scalar, Rank> x, Change&& change) {
+  const Index size = numel(x.shape().size);
+  for (std::size_t i = 0; i < x.values().size(); ++i) {
+    const auto channel =
+        static_cast<std::size_t>(static_cast<Index>(i) / size % x.shape().channels);
+    x.values()[i] = change(x.values()[i], channel);
+  }
+  return x;
 }
 
 /// The largest that random_shape draws; the least is 1, but for paddings, whose least is -most.

@@ -364,15 +364,6 @@ struct Sesr {
   void expression() && = delete;
 };
 
-/// A batch norm as PyTorch initialises one: it divides by sqrt(1 + eps).
-template <class Scalar>
-BatchNorm<Scalar> initial_batch_norm(Index channels) {
-  const auto all = [&](int value) {
-    return std::vector<Scalar>(static_cast<std::size_t>(channels), Scalar(value));
-  };
-  return {.running_mean = all(0), .running_var = all(1), .weight = all(1), .bias = all(0)};
-}
-
 /// Blocks for a layer of this shape, initialised as PyTorch does (see initialize_uniform).
 /// Requires  stride and padding are the block's; dilation 1; odd extents; the shape's bias plays no
 ///           part, as batch norms have one

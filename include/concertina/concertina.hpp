@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/batch_norm.hpp>
 #include <concertina/blocks.hpp>
 #include <concertina/contract.hpp>
 #include <concertina/conv.hpp>
