@@ -192,7 +192,7 @@ struct Timed {
         blas_rate(benchmarks::blas_rate(multiply_adds())) {}
 
   Index multiply_adds() const {
-    return sum([](const cuda::Sequence& sequence) { return sequence.multiply_adds; });
+    return sum([](const cuda::detail::Sequence& sequence) { return sequence.multiply_adds; });
   }
   template <class Count>
   Index sum(Count&& count) const {
@@ -226,9 +226,9 @@ void run(benchmark::State& state, const NamedForms& forms, Pass pass) {
   state.counters["MAC"] = multiply_adds;
   state.counters["flop/s"] = {2 * multiply_adds, Counter::kIsIterationInvariantRate};
   state.counters["launches"] = static_cast<double>(
-      work.sum([](const cuda::Sequence& sequence) { return std::ssize(sequence.phases); }));
+      work.sum([](const cuda::detail::Sequence& sequence) { return std::ssize(sequence.phases); }));
   state.counters["gemms"] = static_cast<double>(
-      work.sum([](const cuda::Sequence& sequence) { return std::ssize(sequence.gemms); }));
+      work.sum([](const cuda::detail::Sequence& sequence) { return std::ssize(sequence.gemms); }));
   state.counters["share_of_cublas"] = {multiply_adds / work.blas_rate,
                                        Counter::kIsIterationInvariantRate};
 }

@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/detail/block.hpp>  // CONCERTINA_HOST_DEVICE
-#include <concertina/shape.hpp>              // Index
+#include <concertina/cuda/block.hpp>  // CONCERTINA_HOST_DEVICE
+#include <concertina/shape.hpp>       // Index
 
 #include <cstdint>
 

@@ -4,8 +4,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/cuda/block.hpp>
 #include <concertina/cuda/detail/bf16x6.hpp>
-#include <concertina/cuda/detail/block.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -322,9 +322,9 @@ class HostBlock {
   template <class Registers, class Member, class Tiles>
   void multiply_tiles(PerThread<Registers>& registers, Member member, const Tiles& tiles,
                       int a_first, int b_first, int half, bool add) {
-    using cuda::TensorCoreTile;
+    using cuda::detail::TensorCoreTile;
     const auto read = [this, &tiles, half](int first) {
-      std::vector<cuda::Bf16Chunk> chunks;
+      std::vector<cuda::detail::Bf16Chunk> chunks;
       each_thread_apart([&](int thread) {
         if (thread > 0) return;
         for (int row = 0; row < TensorCoreTile::rows; ++row) {
@@ -335,11 +335,12 @@ class HostBlock {
       });
       return chunks;
     };
-    const auto require_same = [tiles, half](int first, const std::vector<cuda::Bf16Chunk>& chunks) {
+    const auto require_same = [tiles, half](int first,
+                                            const std::vector<cuda::detail::Bf16Chunk>& chunks) {
       for (int i = 0; i < static_cast<int>(chunks.size()); ++i) {
         const int at = first + TensorCoreTile::place(i / 2, 2 * half + i % 2);
         if (std::memcmp(&tiles.peek(at), &chunks[static_cast<std::size_t>(i)],
-                        sizeof(cuda::Bf16Chunk)) != 0) {
+                        sizeof(cuda::detail::Bf16Chunk)) != 0) {
           throw ProgramError("chunk " + std::to_string(at) +
                              " was written while it was multiplied");
         }
@@ -348,11 +349,11 @@ class HostBlock {
     const auto each_sum = [&registers, member](auto&& visit) {
       for (int thread = 0; thread < Threads; ++thread) {
         auto& sums = registers[thread].*member;
-        for (int i = 0; i < cuda::AccumulatorLayout::elements; ++i) {
+        for (int i = 0; i < cuda::detail::AccumulatorLayout::elements; ++i) {
           visit(sums[i],
-                thread / 128 * cuda::AccumulatorLayout::m +
-                    cuda::AccumulatorLayout::row(thread % 128, i),
-                cuda::AccumulatorLayout::column(thread % 128, i));
+                thread / 128 * cuda::detail::AccumulatorLayout::m +
+                    cuda::detail::AccumulatorLayout::row(thread % 128, i),
+                cuda::detail::AccumulatorLayout::column(thread % 128, i));
         }
       }
     };
@@ -367,9 +368,9 @@ class HostBlock {
       require_same(b_first, b);
     });
     multiplies_.push_back([=, emulation = emulation_] {
-      const auto elements_of = [](const std::vector<cuda::Bf16Chunk>& chunks) {
+      const auto elements_of = [](const std::vector<cuda::detail::Bf16Chunk>& chunks) {
         std::vector<double> elements;
-        for (const cuda::Bf16Chunk& chunk : chunks) {
+        for (const cuda::detail::Bf16Chunk& chunk : chunks) {
           for (const std::uint32_t pair : chunk.pairs) {
             elements.push_back(static_cast<double>(cuda::detail::bf16_low(pair)));
             elements.push_back(static_cast<double>(cuda::detail::bf16_high(pair)));

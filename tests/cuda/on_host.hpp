@@ -22,7 +22,7 @@ inline bool can_run() { return true; }
 
 /// A GEMM by its definition.
 template <class Stored, class Sum>
-void execute(const cuda::Gemm& gemm, const cuda::ContractionMemory<Stored, Sum>& at,
+void execute(const cuda::detail::Gemm& gemm, const cuda::detail::ContractionMemory<Stored, Sum>& at,
              Memory& memory) {
   HostBlock<1> block(memory, 0, 0);
   block.each_thread([&](int) {
@@ -30,7 +30,7 @@ void execute(const cuda::Gemm& gemm, const cuda::ContractionMemory<Stored, Sum>&
       for (int column = 0; column < gemm.n; ++column) {
         Sum sum(0);
         for (int k = 0; k < gemm.k; ++k) {
-          const auto offset = [](bool transpose, cuda::Offset ld, int i, int j) {
+          const auto offset = [](bool transpose, cuda::detail::Offset ld, int i, int j) {
             return transpose ? j * ld + i : i * ld + j;
           };
           sum +=
@@ -46,27 +46,28 @@ void execute(const cuda::Gemm& gemm, const cuda::ContractionMemory<Stored, Sum>&
 
 /// What one pass issues, in its order; tensor cores on so many blocks.
 template <class Stored, class Sum, int Capacity>
-void execute(const cuda::Sequence& sequence, const cuda::Addresses<Capacity>& addresses,
-             Sum* workspace, int tensor_core_blocks, Memory& memory) {
-  const cuda::ContractionTables tables{sequence.jobs.data(), sequence.taps.data(),
-                                       sequence.pairs.data(), sequence.branches.data(),
-                                       sequence.phases.data()};
-  for (const cuda::Launch& launch : sequence.launches) {
+void execute(const cuda::detail::Sequence& sequence,
+             const cuda::detail::Addresses<Capacity>& addresses, Sum* workspace,
+             int tensor_core_blocks, Memory& memory) {
+  const cuda::detail::ContractionTables tables{sequence.jobs.data(), sequence.taps.data(),
+                                               sequence.pairs.data(), sequence.branches.data(),
+                                               sequence.phases.data()};
+  for (const cuda::detail::Launch& launch : sequence.launches) {
     const auto index = static_cast<std::size_t>(launch.index);
-    if (launch.kind == cuda::Launch::Kind::tensor_cores) {
+    if (launch.kind == cuda::detail::Launch::Kind::tensor_cores) {
       if constexpr (std::is_same_v<Sum, float>) {
-        execute(
-            cuda::TensorCoreProgram<Stored, Capacity>{tables, workspace, launch.index, addresses},
-            tensor_core_blocks, memory);
+        execute(cuda::detail::TensorCoreProgram<Stored, Capacity>{tables, workspace, launch.index,
+                                                                  addresses},
+                tensor_core_blocks, memory);
       }
-    } else if (launch.kind == cuda::Launch::Kind::gemm) {
-      execute(sequence.gemms[index], cuda::ContractionMemory<Stored, Sum>{addresses.at, workspace},
-              memory);
+    } else if (launch.kind == cuda::detail::Launch::Kind::gemm) {
+      execute(sequence.gemms[index],
+              cuda::detail::ContractionMemory<Stored, Sum>{addresses.at, workspace}, memory);
     } else {
-      const cuda::Phase& phase = sequence.phases[index];
+      const cuda::detail::Phase& phase = sequence.phases[index];
       const auto execute_with = [&]<bool Products>(std::bool_constant<Products>) {
         execute(
-            cuda::PhaseProgram<Stored, Sum, Capacity, Products>{
+            cuda::detail::PhaseProgram<Stored, Sum, Capacity, Products>{
                 tables, workspace, phase, sequence.first_tiles(phase), addresses},
             memory);
       };
@@ -96,7 +97,8 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
   }
   const auto layers = layers_of<const Stored>(std::as_const(passes.layers));
   const auto given = layers_of<const Stored>(std::as_const(passes.result_gradients));
-  const auto run_pass = [&](const cuda::Sequence& sequence, cuda::AddressTable& table,
+  const auto run_pass = [&](const cuda::detail::Sequence& sequence,
+                            cuda::detail::AddressTable& table,
                             typename Passes<Stored>::Tensors& written, Role role) {
     const auto outputs = layers_of<Stored>(written);
     table.add<const Stored>(Role::layer, layers);
@@ -106,7 +108,7 @@ void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_
                          workspace.data(), static_cast<int>(1 + seed % 3), memory);
     for (const auto& tensor : written) memory.require_written(tensor);
   };
-  cuda::AddressTable forward(plan), backward(plan);
+  cuda::detail::AddressTable forward(plan), backward(plan);
   run_pass(plan.forward(), forward, passes.results, Role::result);
   backward.add<const Stored>(Role::result_gradient, given);
   run_pass(plan.backward(), backward, passes.layer_gradients, Role::layer_gradient);

@@ -74,7 +74,7 @@ TEST_CASE("products large enough are cuBLAS's", "[cuda]") {
   CHECK(plan.backward().gemms.size() == 4);
   for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
     Index multiply_adds = 0;
-    for (const cuda::Gemm& gemm : sequence->gemms) {
+    for (const cuda::detail::Gemm& gemm : sequence->gemms) {
       multiply_adds += Index{gemm.m} * gemm.n * gemm.k;
     }
     CHECK(multiply_adds == sequence->multiply_adds);
@@ -89,8 +89,8 @@ TEST_CASE("products large enough are on tensor cores, of whole rounds of tiles a
   for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
     CHECK(sequence->gemms.empty());
     Index multiply_adds = 0;
-    for (const cuda::Job& job : sequence->jobs) {
-      if (job.kind != cuda::Job::Kind::multiply_bf16x6) continue;
+    for (const cuda::detail::Job& job : sequence->jobs) {
+      if (job.kind != cuda::detail::Job::Kind::multiply_bf16x6) continue;
       CHECK(job.k >= 80);  // or the bound would not hold
       const Index of_c = (job.m + 127) / 128 * ((job.n + 127) / 128);
       multiply_adds += Index{job.m} * job.n * job.k * job.c_tiles / of_c;
@@ -104,8 +104,8 @@ TEST_CASE("products large enough are on tensor cores, of whole rounds of tiles a
     const std::vector<PlannedForm> form{
         std::vector<ConvShape<0>>{{.out = hidden, .in = in}, {.out = out, .in = hidden}}};
     const ContractionPlan small(form, {.gradient = false, .least_bf16x6 = Index{1} << 20});
-    return std::ranges::any_of(small.forward().jobs, [](const cuda::Job& job) {
-      return job.kind == cuda::Job::Kind::multiply_bf16x6;
+    return std::ranges::any_of(small.forward().jobs, [](const cuda::detail::Job& job) {
+      return job.kind == cuda::detail::Job::Kind::multiply_bf16x6;
     });
   };
   CHECK(on_tensor_cores(128, 128, 128));
@@ -122,8 +122,8 @@ TEST_CASE("every offset of the largest products is an int", "[cuda]") {
   for (const PlannedForm& form : {product(1024, 7), product(2048, 5), product(1024, 5)}) {
     const ContractionPlan plan(std::vector<PlannedForm>{form});
     for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
-      for (const cuda::Job& job : sequence->jobs) {
-        const auto last = [](const cuda::TwoModeStride& stride, Index count, Index inner) {
+      for (const cuda::detail::Job& job : sequence->jobs) {
+        const auto last = [](const cuda::detail::TwoModeStride& stride, Index count, Index inner) {
           return (count - 1) / inner * stride.outer + (inner - 1) * stride.inner;
         };
         const Index m = job.m, k = std::max<Index>(job.k, 1), m_inner = job.m_inner_extent,
@@ -142,11 +142,11 @@ TEST_CASE("sums that are long for their tiles are split", "[cuda]") {
   const auto product = [](const std::vector<ConvShape<1>>& shapes) {
     const std::vector<PlannedForm> forms{shapes};
     const ContractionPlan plan(forms, {.gradient = false, .least_unfolded = Index{1} << 40});
-    const cuda::Job job = plan.forward().jobs.front();
+    const cuda::detail::Job job = plan.forward().jobs.front();
     CHECK(plan.forward().phases.size() == (job.splits > 1 ? 2 : 1));
     return job;
   };
-  const cuda::Job lonely = product({{.out = 392, .in = 64}, {.out = 16, .in = 392}});
+  const cuda::detail::Job lonely = product({{.out = 392, .in = 64}, {.out = 16, .in = 392}});
   CHECK(lonely.splits == 4);  // of 13 steps
   CHECK(lonely.split_k == 128);
   CHECK_FALSE(lonely.shares_pairs());
@@ -157,7 +157,7 @@ TEST_CASE("sums that are long for their tiles are split", "[cuda]") {
         {{.out = 8, .in = 32, .kernel_size = size}, {.out = 32, .in = 8, .kernel_size = size}});
   };
   CHECK(kernels(12).splits == 1);
-  const cuda::Job pairs = kernels(13);
+  const cuda::detail::Job pairs = kernels(13);
   CHECK(pairs.splits == 4);
   CHECK(pairs.shares_pairs());
 }
@@ -169,7 +169,7 @@ TEST_CASE("a phase begins with its longest sums", "[cuda]") {
   }
   const ContractionPlan plan(forms, {.gradient = false});
   std::vector<int> sums, tiles;
-  for (const cuda::Job& job : plan.forward().jobs) {
+  for (const cuda::detail::Job& job : plan.forward().jobs) {
     sums.push_back(job.k);
     tiles.push_back(job.first_tile);
   }
@@ -184,7 +184,7 @@ TEST_CASE("a large product of kernels is one matrix product, its gradient two", 
     const ContractionPlan plan(forms, {.math = cuda::Math::fp32});
     REQUIRE(plan.forward().gemms.size() == 1);
     CHECK(plan.backward().gemms.size() == 2);
-    const cuda::Gemm& gemm = plan.forward().gemms.front();
+    const cuda::detail::Gemm& gemm = plan.forward().gemms.front();
     CHECK(gemm.m == 9 * channels);
     CHECK(gemm.n == 9 * channels);
     CHECK(gemm.k == channels);

@@ -215,7 +215,7 @@ TEST_CASE("more jobs than a kernel's parameters list are contracted on blocks", 
     network.add<0>({{.out = 2, .in = 3, .bias = true}, {.out = 4, .in = 2, .bias = true}});
   }
   const ContractionPlan plan(network.forms());
-  CHECK(plan.forward().phases.front().last_job > cuda::FirstTiles::most);
+  CHECK(plan.forward().phases.front().last_job > cuda::detail::FirstTiles::most);
   network.check(plan);
 }
 
@@ -271,8 +271,9 @@ TEST_CASE("whole rounds of tiles and split ones are one product", "[cuda]") {
   Network<float> network(rng);
   network.add(std::vector<ConvShape<0>>{{.out = 256, .in = 100}, {.out = 300, .in = 256}});
   const ContractionPlan plan(network.forms(), tensor_cores(4));
-  const auto is_split_rest = [](const cuda::Job& job) {
-    return job.kind == cuda::Job::Kind::multiply_bf16x6 && job.first_c_tile > 0 && job.splits > 1;
+  const auto is_split_rest = [](const cuda::detail::Job& job) {
+    return job.kind == cuda::detail::Job::Kind::multiply_bf16x6 && job.first_c_tile > 0 &&
+           job.splits > 1;
   };
   CHECK(std::ranges::any_of(plan.forward().jobs, is_split_rest));
   network.check(plan);
@@ -370,8 +371,8 @@ TEST_CASE("partial sums of every number are combined on blocks", "[cuda]") {
       for (Network<float>* const network : {&alone, &together}) {
         const ContractionPlan plan(network->forms(),
                                    {.wanted_tiles = wanted_tiles, .least_split = 1});
-        for (const cuda::Job& job : plan.forward().jobs) {
-          if (job.kind == cuda::Job::Kind::combine) threads.insert(job.threads_per_element);
+        for (const cuda::detail::Job& job : plan.forward().jobs) {
+          if (job.kind == cuda::detail::Job::Kind::combine) threads.insert(job.threads_per_element);
         }
         network->check(plan);
       }
@@ -382,7 +383,7 @@ TEST_CASE("partial sums of every number are combined on blocks", "[cuda]") {
 
 TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   // What a plan chooses follows from sizes; should that change, so must the cases above.
-  std::set<std::pair<cuda::Job::Kind, bool>> kinds;
+  std::set<std::pair<cuda::detail::Job::Kind, bool>> kinds;
   std::set<int> reducing, combining;  // threads for each element
   bool several_of_groups = false, several_of_taps = false, several_with_epilogue = false;
   for (const PlanOptions& options : every_plan<float>()) {
@@ -406,17 +407,17 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
                            detail::AnyShape(ConvShape<1>{.out = 2, .in = 2, .groups = 2})}))};
     const ContractionPlan plan(forms, options);
     for (const auto* sequence : {&plan.forward(), &plan.backward()}) {
-      for (const cuda::Job& job : sequence->jobs) {
+      for (const cuda::detail::Job& job : sequence->jobs) {
         kinds.insert({job.kind, job.splits > 1});
         several_of_groups |= job.has_several && job.groups > 1;
         several_of_taps |= job.has_several && job.taps > 1;
         several_with_epilogue |= job.has_several && job.epilogue.u.exists();
-        if (job.kind == cuda::Job::Kind::reduce) reducing.insert(job.threads_per_element);
-        if (job.kind == cuda::Job::Kind::combine) combining.insert(job.threads_per_element);
+        if (job.kind == cuda::detail::Job::Kind::reduce) reducing.insert(job.threads_per_element);
+        if (job.kind == cuda::detail::Job::Kind::combine) combining.insert(job.threads_per_element);
       }
     }
   }
-  using Kind = cuda::Job::Kind;
+  using Kind = cuda::detail::Job::Kind;
   for (const Kind kind :
        {Kind::multiply, Kind::multiply_small, Kind::multiply_narrow, Kind::reduce, Kind::fold,
         Kind::unfold, Kind::copy, Kind::add_branches, Kind::take_branch}) {
@@ -433,7 +434,7 @@ TEST_CASE("every kind of job is run by these tests' plans", "[cuda]") {
   CHECK(several_of_taps);
   CHECK(several_with_epilogue);
   CHECK(*reducing.begin() == 1);
-  CHECK(*reducing.rbegin() == cuda::contraction_threads);
+  CHECK(*reducing.rbegin() == cuda::detail::contraction_threads);
   CHECK(*combining.rbegin() == cuda::detail::tuning::most_combining_threads);
 }
 
@@ -455,11 +456,11 @@ TEST_CASE("a depthwise chain is one sum for each element, on blocks", "[cuda]") 
     add(3, 9, {.kernel_size = 2}, true);
     for (const PlanOptions& options : every_plan<float>()) {
       const ContractionPlan plan(network.forms(), options);
-      using Kind = cuda::Job::Kind;
+      using Kind = cuda::detail::Job::Kind;
       CHECK(plan.forward().phases.size() == 1);
       CHECK(plan.backward().phases.size() == 1);
-      CHECK(std::ranges::count(plan.forward().jobs, Kind::chain, &cuda::Job::kind) == 4);
-      CHECK(std::ranges::count(plan.backward().jobs, Kind::chain, &cuda::Job::kind) == 12);
+      CHECK(std::ranges::count(plan.forward().jobs, Kind::chain, &cuda::detail::Job::kind) == 4);
+      CHECK(std::ranges::count(plan.backward().jobs, Kind::chain, &cuda::detail::Job::kind) == 12);
       network.check(plan);
     }
     add(3, 2, {.kernel_size = 2, .bias = true});  // with a bias below another layer it is two
@@ -696,17 +697,17 @@ TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
   const std::vector<PlannedForm> forms{PlannedForm(
       std::vector<ConvShape<0>>{{.out = 9, .in = 8}, {.out = 7, .in = 9}, {.out = 6, .in = 7}})};
   const ContractionPlan plan(forms);
-  cuda::Sequence sequence = plan.forward();
+  cuda::detail::Sequence sequence = plan.forward();
   REQUIRE(sequence.phases.size() == 2);
-  cuda::Phase &first = sequence.phases[0], &second = sequence.phases[1];
+  cuda::detail::Phase &first = sequence.phases[0], &second = sequence.phases[1];
   for (int index = second.first_job; index < second.last_job; ++index) {
     sequence.jobs[static_cast<std::size_t>(index)].first_tile += first.tiles;
   }
   first.tiles += second.tiles;
   first.last_job = second.last_job;
-  sequence.launches = {{cuda::Launch::Kind::phase, 0}};
+  sequence.launches = {{cuda::detail::Launch::Kind::phase, 0}};
   std::vector<std::vector<float>> tensors;
-  cuda::Addresses<ContractionPlan::most_tensors> addresses{};
+  cuda::detail::Addresses<ContractionPlan::most_tensors> addresses{};
   std::vector<float> workspace(static_cast<std::size_t>(plan.workspace()));
   Memory memory(GENERATE(1, 2, 3));
   memory.lend_unwritten(workspace);
@@ -721,15 +722,15 @@ TEST_CASE("a phase that reads what it writes is found", "[cuda]") {
 #endif
 
 /// The most additions and products that an element of a pass's results has gone through.
-Index longest_sum(const cuda::Sequence& sequence) {
+Index longest_sum(const cuda::detail::Sequence& sequence) {
   Index sum = 0;
-  for (const cuda::Phase& phase : sequence.phases) {
+  for (const cuda::detail::Phase& phase : sequence.phases) {
     Index longest = 0;
     for (int index = phase.first_job; index < phase.last_job; ++index) {
-      const cuda::Job& job = sequence.jobs[static_cast<std::size_t>(index)];
+      const cuda::detail::Job& job = sequence.jobs[static_cast<std::size_t>(index)];
       Index terms = job.splits + 2;  // and what the epilogue adds
       for (int t = job.first_tap; t < job.first_tap + job.taps; ++t) {
-        const cuda::Tap& tap = sequence.taps[static_cast<std::size_t>(t)];
+        const cuda::detail::Tap& tap = sequence.taps[static_cast<std::size_t>(t)];
         const Index pairs = tap.last_pair - tap.first_pair;  // a fold adds them up
         terms = std::max<Index>(terms, std::max(job.k, 1) * pairs + 2);
       }
@@ -737,7 +738,7 @@ Index longest_sum(const cuda::Sequence& sequence) {
     }
     sum += longest;
   }
-  for (const cuda::Gemm& gemm : sequence.gemms) sum += gemm.k;
+  for (const cuda::detail::Gemm& gemm : sequence.gemms) sum += gemm.k;
   return sum;
 }
 

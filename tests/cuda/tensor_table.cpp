@@ -22,11 +22,11 @@ TEST_CASE("addresses that do not fit a plan are refused", "[cuda]") {
   using Layer = cuda::DeviceLayer<const float>;
   const auto of = [&](std::size_t count) { return std::span<const float>(elements).first(count); };
   const auto refusal = [&](const std::vector<Layer>& layers) {
-    cuda::AddressTable table(plan);
+    cuda::detail::AddressTable table(plan);
     return message_of<ShapeError>([&] { table.add<const float>(TensorUse::Role::layer, layers); });
   };
   const Layer first{of(6), of(2)}, second{of(8)};
-  cuda::AddressTable table(plan);
+  cuda::detail::AddressTable table(plan);
   const std::vector<Layer> right{first, second};
   CHECK_NOTHROW(table.add<const float>(TensorUse::Role::layer, right));
   CHECK(table[0] == elements.data());
@@ -55,7 +55,7 @@ TEST_CASE("what is written overlaps nothing", "[cuda]") {
   };
   const auto check = [&](std::size_t layer, std::size_t result, std::size_t bias,
                          std::size_t other_result) {
-    cuda::AddressTable table(plan);
+    cuda::detail::AddressTable table(plan);
     const std::vector<cuda::DeviceLayer<const float>> layers{
         {at(0, 8)}, {at(8, 6), at(14, 3)}, {at(layer, 12)}};
     const std::vector<cuda::DeviceLayer<float>> results{{at(result, 12), at(bias, 3)},

@@ -7,8 +7,8 @@
 
 #include <concertina/cuda/buffer.cuh>
 #include <concertina/cuda/contraction.cuh>
-#include <concertina/cuda/detail/launch.cuh>
 #include <concertina/cuda/error.cuh>
+#include <concertina/cuda/launch.cuh>
 
 #include <cuda_runtime_api.h>
 

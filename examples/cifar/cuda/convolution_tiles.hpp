@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/detail/block.hpp>
+#include <concertina/cuda/block.hpp>
 #include <concertina/error.hpp>
 #include <concertina/shape.hpp>
 

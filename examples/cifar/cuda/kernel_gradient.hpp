@@ -4,7 +4,7 @@
 
 #include "convolution_tiles.hpp"
 
-#include <concertina/cuda/detail/block.hpp>
+#include <concertina/cuda/block.hpp>
 
 #include <cstddef>
 

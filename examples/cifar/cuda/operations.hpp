@@ -9,7 +9,7 @@
 
 #include "training/crop.hpp"
 
-#include <concertina/cuda/detail/block.hpp>
+#include <concertina/cuda/block.hpp>
 #include <concertina/shape.hpp>
 
 #include <array>

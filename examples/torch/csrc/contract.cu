@@ -74,7 +74,7 @@ cuda::Math math(int device) {
     int bytes = 0;
     cuda::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
                 "cudaDeviceGetAttribute", "a contraction");
-    using Program = cuda::TensorCoreProgram<Scalar, cuda::ContractionPlan::most_tensors>;
+    using Program = cuda::detail::TensorCoreProgram<Scalar, cuda::ContractionPlan::most_tensors>;
     return static_cast<std::size_t>(bytes) < Program::shared_bytes() ? cuda::Math::fp32
                                                                      : cuda::Math::bf16x6;
   }

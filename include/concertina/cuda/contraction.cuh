@@ -4,9 +4,9 @@
 #pragma once
 
 #include <concertina/cuda/buffer.cuh>
-#include <concertina/cuda/detail/launch.cuh>
 #include <concertina/cuda/detail/tensor_core.cuh>
 #include <concertina/cuda/detail/tensor_table.hpp>
+#include <concertina/cuda/launch.cuh>
 #include <concertina/cuda/plan.hpp>
 
 #include <cuda_bf16.h>
@@ -26,12 +26,12 @@ namespace concertina::cuda {
 
 /// By intrinsics: PyTorch's flags for extensions take the conversions of CUDA's half types away.
 template <>
-struct Conversion<__half, float> {
+struct detail::Conversion<__half, float> {
   __device__ static float load(__half element) { return __half2float(element); }
   __device__ static __half store(float sum) { return __float2half_rn(sum); }
 };
 template <>
-struct Conversion<__nv_bfloat16, float> {
+struct detail::Conversion<__nv_bfloat16, float> {
   __device__ static float load(__nv_bfloat16 element) { return __bfloat162float(element); }
   __device__ static __nv_bfloat16 store(float sum) { return __float2bfloat16_rn(sum); }
 };
@@ -134,7 +134,7 @@ class Contraction {
   void forward(std::span<const DeviceLayer<const Stored>> layers,
                std::span<const DeviceLayer<Stored>> results, cudaStream_t stream,
                std::span<std::byte> workspace) {
-    AddressTable table(plan_);
+    detail::AddressTable table(plan_);
     table.add(TensorUse::Role::layer, layers);
     table.add(TensorUse::Role::result, results);
     table.require_disjoint();
@@ -158,7 +158,7 @@ class Contraction {
                 std::span<const DeviceLayer<Stored>> layer_gradients, cudaStream_t stream,
                 std::span<std::byte> workspace) {
     if (!plan_.options().gradient) throw Error("backward: the plan has no gradient");
-    AddressTable table(plan_);
+    detail::AddressTable table(plan_);
     table.add(TensorUse::Role::layer, layers);
     table.add(TensorUse::Role::result_gradient, result_gradients);
     table.add(TensorUse::Role::layer_gradient, layer_gradients);
@@ -208,9 +208,9 @@ class Contraction {
     });
   }
 
-  static bool has_tensor_cores(const Sequence& sequence) {
-    return std::ranges::any_of(sequence.launches, [](const Launch& launch) {
-      return launch.kind == Launch::Kind::tensor_cores;
+  static bool has_tensor_cores(const detail::Sequence& sequence) {
+    return std::ranges::any_of(sequence.launches, [](const detail::Launch& launch) {
+      return launch.kind == detail::Launch::Kind::tensor_cores;
     });
   }
 
@@ -223,7 +223,7 @@ class Contraction {
         throw DeviceError(std::string("products on tensor cores need a device ") + what +
                           "; plan with math = Math::fp32");
       };
-      constexpr std::size_t bytes = TensorCoreProgram<Stored, few_tensors>::shared_bytes();
+      constexpr std::size_t bytes = detail::TensorCoreProgram<Stored, few_tensors>::shared_bytes();
       need(attribute(device_, cudaDevAttrComputeCapabilityMajor) >= 8,
            "of compute capability 8.0 or more");
       need(attribute(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin) >= static_cast<int>(bytes),
@@ -253,9 +253,9 @@ class Contraction {
   void warm_up() {
     constexpr Index shifts = 3;  // by 1 and 2 elements: floats at multiples of 16, 4 and 8 bytes
     Index most = 0;
-    for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
-      for (const Gemm& gemm : sequence->gemms) {
-        const auto elements = [](Offset ld, int rows, int columns, bool transposed) {
+    for (const detail::Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
+      for (const detail::Gemm& gemm : sequence->gemms) {
+        const auto elements = [](detail::Offset ld, int rows, int columns, bool transposed) {
           return ld * (transposed ? columns : rows);
         };
         most = std::max({most, elements(gemm.lda, gemm.m, gemm.k, gemm.transpose_a),
@@ -267,8 +267,8 @@ class Contraction {
         c(most + shifts, "a first GEMM");
     const Buffer<std::byte> workspace(blas_bytes(), "the workspace of cuBLAS");
     bind_blas(cudaStreamPerThread, workspace.data());
-    for (const Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
-      for (const Gemm& gemm : sequence->gemms) {
+    for (const detail::Sequence* sequence : {&plan_.forward(), &plan_.backward()}) {
+      for (const detail::Gemm& gemm : sequence->gemms) {
         for (Index shift = 0; shift < shifts; ++shift) {
           multiply(gemm, a.data() + shift, b.data() + shift, c.data() + shift,
                    sequence == &plan_.backward());
@@ -287,24 +287,25 @@ class Contraction {
 
   /// A sequence's tables in the device's memory.
   struct DeviceTables {
-    DeviceTables(const Sequence& sequence, const std::string& purpose)
+    DeviceTables(const detail::Sequence& sequence, const std::string& purpose)
         : jobs(sequence.jobs, purpose),
           taps(sequence.taps, purpose),
           pairs(sequence.pairs, purpose),
           branches(sequence.branches, purpose),
           phases(sequence.phases, purpose) {}
-    Buffer<Job> jobs;
-    Buffer<Tap> taps;
-    Buffer<TapPair> pairs;
-    Buffer<Branch> branches;
-    Buffer<Phase> phases;
+    Buffer<detail::Job> jobs;
+    Buffer<detail::Tap> taps;
+    Buffer<detail::TapPair> pairs;
+    Buffer<detail::Branch> branches;
+    Buffer<detail::Phase> phases;
   };
 
   template <class Use>
   auto with_program(bool products, Use&& use) const {
     const auto with_capacity = [&]<int Capacity>(std::integral_constant<int, Capacity>) {
-      if (products) return use(static_cast<const PhaseProgram<Stored, Sum, Capacity>*>(nullptr));
-      return use(static_cast<const PhaseProgram<Stored, Sum, Capacity, false>*>(nullptr));
+      if (products)
+        return use(static_cast<const detail::PhaseProgram<Stored, Sum, Capacity>*>(nullptr));
+      return use(static_cast<const detail::PhaseProgram<Stored, Sum, Capacity, false>*>(nullptr));
     };
     if (std::ssize(plan_.tensors()) <= few_tensors) {
       return with_capacity(std::integral_constant<int, few_tensors>());
@@ -312,8 +313,8 @@ class Contraction {
     return with_capacity(std::integral_constant<int, ContractionPlan::most_tensors>());
   }
 
-  void run(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
-           cudaStream_t stream, std::span<std::byte> lent) {
+  void run(const detail::Sequence& sequence, const DeviceTables& tables,
+           const detail::AddressTable& table, cudaStream_t stream, std::span<std::byte> lent) {
     constexpr std::uintptr_t alignment = 256;  // cuBLAS asks for it
     if (std::ssize(lent) < workspace_bytes() ||
         reinterpret_cast<std::uintptr_t>(lent.data()) % alignment != 0) {
@@ -330,16 +331,16 @@ class Contraction {
     Sum* const workspace = reinterpret_cast<Sum*>(lent.data() + blas_bytes());
     const auto is_phase = [&](std::size_t launch) {
       return launch < sequence.launches.size() &&
-             sequence.launches[launch].kind == Launch::Kind::phase;
+             sequence.launches[launch].kind == detail::Launch::Kind::phase;
     };
     for (std::size_t l = 0; l < sequence.launches.size(); ++l) {
-      const Launch& launch = sequence.launches[l];
-      if (launch.kind == Launch::Kind::tensor_cores) {
+      const detail::Launch& launch = sequence.launches[l];
+      if (launch.kind == detail::Launch::Kind::tensor_cores) {
         launch_tensor_cores(sequence, tables, table, workspace, launch.index, stream);
-      } else if (launch.kind == Launch::Kind::gemm) {
-        const Gemm& gemm = sequence.gemms[static_cast<std::size_t>(launch.index)];
-        const auto at = [&](const TensorRef& ref) {
-          Sum* const first = ref.operand == TensorRef::workspace
+      } else if (launch.kind == detail::Launch::Kind::gemm) {
+        const detail::Gemm& gemm = sequence.gemms[static_cast<std::size_t>(launch.index)];
+        const auto at = [&](const detail::TensorRef& ref) {
+          Sum* const first = ref.operand == detail::TensorRef::workspace
                                  ? workspace
                                  : static_cast<Sum*>(table[ref.operand]);
           return first + ref.offset;
@@ -355,14 +356,15 @@ class Contraction {
   template <class Use>
   void with_tensor_core_program(Use&& use) const {
     if (std::ssize(plan_.tensors()) <= few_tensors) {
-      use(static_cast<const TensorCoreProgram<Stored, few_tensors>*>(nullptr));
+      use(static_cast<const detail::TensorCoreProgram<Stored, few_tensors>*>(nullptr));
     } else {
-      use(static_cast<const TensorCoreProgram<Stored, ContractionPlan::most_tensors>*>(nullptr));
+      use(static_cast<const detail::TensorCoreProgram<Stored, ContractionPlan::most_tensors>*>(
+          nullptr));
     }
   }
 
-  void launch_tensor_cores(const Sequence& sequence, const DeviceTables& tables,
-                           const AddressTable& table, Sum* workspace, int phase,
+  void launch_tensor_cores(const detail::Sequence& sequence, const DeviceTables& tables,
+                           const detail::AddressTable& table, Sum* workspace, int phase,
                            cudaStream_t stream) {
     if constexpr (std::is_same_v<Sum, float>) {
       with_tensor_core_program([&]<class Program>(const Program*) {
@@ -383,10 +385,10 @@ class Contraction {
   /// A phase after another begins before that one's end, finds its jobs, and waits. Every block of
   /// every phase does, so that none ends before the one before it, and what is read and written
   /// there is in order with all earlier phases. What follows another launch begins after it.
-  void launch_phase(const Sequence& sequence, const DeviceTables& tables, const AddressTable& table,
-                    Sum* workspace, int index, bool follows_phase, bool is_followed,
-                    cudaStream_t stream) {
-    const Phase& phase = sequence.phases[static_cast<std::size_t>(index)];
+  void launch_phase(const detail::Sequence& sequence, const DeviceTables& tables,
+                    const detail::AddressTable& table, Sum* workspace, int index,
+                    bool follows_phase, bool is_followed, cudaStream_t stream) {
+    const detail::Phase& phase = sequence.phases[static_cast<std::size_t>(index)];
     with_program(sequence.has_products(phase), [&]<class Program>(const Program*) {
       const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
                              tables.branches.data(), tables.phases.data()},
@@ -415,7 +417,7 @@ class Contraction {
     return std::string(is_gradient ? "the gradient of form " : "form ") + std::to_string(form + 1) +
            ", " + results[static_cast<std::size_t>(2 * form)].shape;
   }
-  std::string name(const Sequence& sequence, int phase) const {
+  std::string name(const detail::Sequence& sequence, int phase) const {
     const auto& [first_job, last_job, tiles] = sequence.phases[static_cast<std::size_t>(phase)];
     std::set<int> forms;
     for (int job = first_job; job < last_job; ++job) {
@@ -429,7 +431,7 @@ class Contraction {
   }
 
   /// cuBLAS's matrices are column-major: it computes the transposed product.
-  void multiply(const Gemm& gemm, const Sum* a, const Sum* b, Sum* c, bool is_gradient) {
+  void multiply(const detail::Gemm& gemm, const Sum* a, const Sum* b, Sum* c, bool is_gradient) {
     if constexpr (std::is_same_v<Sum, Residue>) return;  // there are none
     constexpr bool is_double = std::is_same_v<Sum, double>;
     constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;

@@ -4,7 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/detail/program.hpp>
+#include <concertina/cuda/detail/job.hpp>
 #include <concertina/cuda/residue.hpp>
 #include <concertina/exactness.hpp>
 
@@ -112,51 +112,6 @@ struct TensorUse {
   }
 };
 
-/// A GEMM for cuBLAS, row-major: C = op(A) op(B), C m x n, either operand transposed or not.
-struct Gemm {
-  TensorRef a, b, c;
-  int m, n, k;
-  Offset lda, ldb, ldc;
-  bool transpose_a, transpose_b;
-  int form = 0;  ///< for messages
-};
-
-/// What run() issues one after another.
-struct Launch {
-  enum class Kind {
-    phase,         ///< in a launch
-    tensor_cores,  ///< a phase of multiply_bf16x6 only, in a launch
-    gemm
-  };
-  Kind kind;
-  int index;  ///< of the phase or GEMM
-};
-
-/// What one pass runs.
-struct Sequence {
-  std::vector<Job> jobs;
-  std::vector<Tap> taps;
-  std::vector<TapPair> pairs;
-  std::vector<Branch> branches;
-  std::vector<Phase> phases;
-  std::vector<Gemm> gemms;
-  std::vector<Launch> launches;
-  Index multiply_adds = 0;  ///< of products; additions of branches not counted
-
-  /// Whether any of a phase's jobs is a tiled product.
-  bool has_products(const Phase& phase) const {
-    return std::any_of(jobs.begin() + phase.first_job, jobs.begin() + phase.last_job,
-                       [](const Job& job) { return detail::is_product(job.kind); });
-  }
-  FirstTiles first_tiles(const Phase& phase) const {
-    FirstTiles tiles{};
-    for (int j = 0; j < std::min(phase.last_job - phase.first_job, FirstTiles::most); ++j) {
-      tiles.of[j] = jobs.begin()[phase.first_job + j].first_tile;
-    }
-    return tiles;
-  }
-};
-
 /// How the forms of a network are contracted and differentiated on a device, decided once.
 ///
 /// Products are computed in the cheapest order of each chain; sums and concatenations gather their
@@ -202,14 +157,14 @@ class ContractionPlan {
 
   /// From layers to results, and from results' gradients to layers'. The second needs what the
   /// first left in the workspace, and the layers as they were.
-  const Sequence& forward() const { return forward_; }
-  const Sequence& backward() const { return backward_; }
+  const detail::Sequence& forward() const { return forward_; }
+  const detail::Sequence& backward() const { return backward_; }
 
  private:
   PlanOptions options_;
   std::vector<TensorUse> tensors_;
   Index workspace_ = 0;
-  Sequence forward_, backward_;
+  detail::Sequence forward_, backward_;
 };
 
 }  // namespace concertina::cuda

@@ -103,13 +103,13 @@ class HostBackend {
     }
 
     void forward(const cuda::Expansion<Scalar>& at) {
-      concertina::cuda::AddressTable table(plan_);
+      concertina::cuda::detail::AddressTable table(plan_);
       table.add<const Scalar>(Role::layer, at.layers);
       table.add<Scalar>(Role::result, at.products);
       run(plan_.forward(), table, "contraction");
     }
     void backward(const cuda::Expansion<Scalar>& at) {
-      concertina::cuda::AddressTable table(plan_);
+      concertina::cuda::detail::AddressTable table(plan_);
       table.add<const Scalar>(Role::layer, at.layers);
       table.add<const Scalar>(Role::result_gradient, at.product_gradients);
       table.add<Scalar>(Role::layer_gradient, at.layer_gradients);
@@ -119,8 +119,8 @@ class HostBackend {
    private:
     using Role = concertina::cuda::TensorUse::Role;
 
-    void run(const concertina::cuda::Sequence& pass, const concertina::cuda::AddressTable& table,
-             const std::string& purpose) {
+    void run(const concertina::cuda::detail::Sequence& pass,
+             const concertina::cuda::detail::AddressTable& table, const std::string& purpose) {
       constexpr int most = concertina::cuda::ContractionPlan::most_tensors;
       backend_.sequence.push_back(name_of(stream_) + ": " + purpose);
       backend_.issue(stream_, [this, addresses = table.addresses<most>(), &pass] {

@@ -12,14 +12,12 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace concertina::cuda {
+namespace concertina::cuda::detail {
 
 /// Eight neighbours along k in bfloat16, the first in the low half of the first word.
 struct alignas(16) Bf16Chunk {
   std::uint32_t pairs[4];
 };
-
-namespace detail {
 
 /// To bfloat16, rounded to nearest, ties to even; `low` in the low half.
 CONCERTINA_HOST_DEVICE inline std::uint32_t bf16_pair(float low, float high) {
@@ -52,8 +50,6 @@ CONCERTINA_HOST_DEVICE inline float bf16_high(std::uint32_t pair) {
   return float_of_bits(pair & 0xffff0000U);
 }
 
-}  // namespace detail
-
 /// How many bfloat16 elements a float is the sum of.
 inline constexpr int bf16_parts = 3;
 
@@ -68,9 +64,9 @@ struct Bf16Split {
       float low = elements[2 * i], high = elements[2 * i + 1];
       CONCERTINA_UNROLL
       for (int part = 0; part < bf16_parts; ++part) {
-        const std::uint32_t pair = parts[part].pairs[i] = detail::bf16_pair(low, high);
-        low -= detail::bf16_low(pair);
-        high -= detail::bf16_high(pair);
+        const std::uint32_t pair = parts[part].pairs[i] = bf16_pair(low, high);
+        low -= bf16_low(pair);
+        high -= bf16_high(pair);
       }
     }
   }
@@ -80,8 +76,8 @@ struct Bf16Split {
 /// of 32 elements along k. A row's four chunks change places with its number, so that neither
 /// writing neighbours along k nor writing neighbouring rows meets the same banks.
 struct TensorCoreTile {
-  static constexpr int rows = detail::tuning::tensor_core_side,
-                       k = detail::tuning::tensor_core_depth, chunks = rows * k / 8;
+  static constexpr int rows = tuning::tensor_core_side, k = tuning::tensor_core_depth,
+                       chunks = rows * k / 8;
 
   CONCERTINA_HOST_DEVICE static constexpr int place(int row, int chunk) {
     return row * (k / 8) + (chunk ^ (row >> 1 & 3));
@@ -139,7 +135,7 @@ class Bf16x6Tile {
     const Job job = job_;
     const int split = tile / job.c_tiles, c_tile = tile % job.c_tiles;
     const auto [group, tap_index, first_row, first_column] =
-        detail::tile_place(job, job.first_c_tile + c_tile);
+        tile_place(job, job.first_c_tile + c_tile);
     const Tap tap = tables_.taps[job.first_tap + tap_index];
     const int chunks = (job.k + depth - 1) / depth,
               all_steps = (tap.last_pair - tap.first_pair) * chunks,
@@ -256,7 +252,7 @@ class Bf16x6Tile {
   }
 
  private:
-  static constexpr int side = detail::tuning::tensor_core_side, depth = TensorCoreTile::k;
+  static constexpr int side = tuning::tensor_core_side, depth = TensorCoreTile::k;
   static constexpr int stages = bf16x6_stages,
                        stage_chunks = 2 * bf16_parts * TensorCoreTile::chunks;
   static constexpr int loads = TensorCoreTile::chunks / contraction_threads;
@@ -337,7 +333,7 @@ struct TensorCoreProgram {
     const Phase& here = tables.phases[phase];
     for (int tile = grid.number(); tile < here.tiles; tile += grid.blocks()) {
       grid.run([&](auto& block) {
-        const Job& job = detail::job_of(tables, here, tile);
+        const Job& job = job_of(tables, here, tile);
         const ContractionMemory<Stored, float> memory{addresses.at, workspace};
         Bf16x6Tile<Stored, std::remove_reference_t<decltype(block)>>(block, tables, memory, job)
             .run(tile - job.first_tile);
@@ -346,4 +342,4 @@ struct TensorCoreProgram {
   }
 };
 
-}  // namespace concertina::cuda
+}  // namespace concertina::cuda::detail

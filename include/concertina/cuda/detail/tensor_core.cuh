@@ -4,11 +4,11 @@
 #pragma once
 
 #include <concertina/cuda/detail/bf16x6.hpp>
-#include <concertina/cuda/detail/launch.cuh>
+#include <concertina/cuda/launch.cuh>
 
 #include <cstdint>
 
-namespace concertina::cuda {
+namespace concertina::cuda::detail {
 
 /// DeviceBlock with tensor cores.
 template <int Threads>
@@ -143,4 +143,4 @@ class TensorCoreDeviceBlock : public DeviceBlock<Threads> {
 #endif
 };
 
-}  // namespace concertina::cuda
+}  // namespace concertina::cuda::detail

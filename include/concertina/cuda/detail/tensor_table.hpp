@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-namespace concertina::cuda {
+namespace concertina::cuda::detail {
 
 /// The addresses that one pass needs, by their index in the plan; others are null.
 class AddressTable {
@@ -102,4 +102,4 @@ class AddressTable {
   std::array<void*, ContractionPlan::most_tensors> addresses_{};
 };
 
-}  // namespace concertina::cuda
+}  // namespace concertina::cuda::detail

@@ -4,14 +4,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/detail/block.hpp>
+#include <concertina/cuda/block.hpp>
 
-namespace concertina::cuda {
+namespace concertina::cuda::detail {
 
 /// Of every thread block. Estimated: two blocks of 64x64 tiles fit a multiprocessor's registers.
 inline constexpr int contraction_threads = 256;
-
-namespace detail {
 
 inline constexpr int warp_size = 32;
 
@@ -27,9 +25,7 @@ struct TileShape {
   CONCERTINA_HOST_DEVICE constexpr int slices() const { return contraction_threads / threads(); }
 };
 
-}  // namespace detail
-
-namespace detail::tuning {
+namespace tuning {
 
 /// Estimated: 4x4 for each thread reads shared memory twice, 16 bytes each, for 16 multiply-adds;
 /// with 2x2 or 4x1 instead of slices of k, the smaller tiles waited for shared memory.
@@ -117,5 +113,5 @@ inline constexpr double multiply_adds_per_element = 16;
 /// cudaMalloc aligns, so that cuBLAS chooses its vectorised kernels.
 inline constexpr Index workspace_alignment = 64;
 
-}  // namespace detail::tuning
-}  // namespace concertina::cuda
+}  // namespace tuning
+}  // namespace concertina::cuda::detail

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/detail/block.hpp>
+#include <concertina/cuda/block.hpp>
 #include <concertina/cuda/error.cuh>
 
 #include <cuda_runtime.h>
