@@ -14,6 +14,7 @@ if HAVE_TORCH:
     import torch
     from support import GEOMETRIES, difference, gradients, layered, small_net, with_when
     from torch import nn
+    from torch.autograd import forward_ad
     from torch.nn.utils import parametrize
 
     import concertina.torch as ct
@@ -100,6 +101,44 @@ class Exactness(unittest.TestCase):
             return torch.func.functional_call(model, dict(zip(parameters, values)), (x,))
 
         self.assertTrue(torch.autograd.gradgradcheck(outputs, tuple(parameters.values())))
+
+    def test_transforms_of_functions_and_forward_mode(self):
+        model = ct.expand_(nn.Conv2d(2, 2, 3, padding=1).double(), "cl", rate=1, when="always")
+        x = torch.randn(1, 2, 4, 4, dtype=torch.double)
+        values = {name: value.detach() for name, value in model.named_parameters()}
+        slopes = {name: torch.randn_like(value) for name, value in values.items()}
+        pairs = {name: torch.stack([value, -2 * value]) for name, value in values.items()}
+        together = ct.contract_together_(copy.deepcopy(model))
+
+        def by_dual_numbers(loss, order=0):
+            inputs = [value.clone().requires_grad_() for value in values.values()]
+            with forward_ad.dual_level():
+                duals = [forward_ad.make_dual(*each) for each in zip(inputs, slopes.values())]
+                results = [loss(dict(zip(values, duals)))]
+                if order:
+                    results = torch.autograd.grad(results, inputs, create_graph=True)
+                return [forward_ad.unpack_dual(each).tangent for each in results]
+
+        for name, transformed in {
+            "jvp": lambda loss: torch.func.jvp(loss, (values,), (slopes,)),
+            "vjp": lambda loss: torch.func.vjp(loss, values)[1](torch.ones((), dtype=torch.double)),
+            "grad": lambda loss: torch.func.grad(loss)(values),
+            "vmap": lambda loss: torch.func.vmap(loss)(pairs),
+            "gradients of several": lambda loss: torch.func.vmap(torch.func.grad(loss))(pairs),
+            "hessian": lambda loss: torch.func.hessian(loss)(values),  # forward over reverse
+            "forward": by_dual_numbers,
+            "forward over reverse": lambda loss: by_dual_numbers(loss, 1),
+        }.items():
+            found = [
+                torch.utils._pytree.tree_leaves(
+                    transformed(lambda p, each=each: torch.func.functional_call(each, p, (x,)).sin().sum())
+                )
+                for each in (layered(model), model, together)
+            ]
+            with self.subTest(name):
+                self.assertGreater(sum(float(each.detach().norm()) for each in found[0]), 0.1)
+                for each in found[1:]:
+                    self.assertLess(difference(each, found[0]), 1e-12)
 
 
 @needs_torch

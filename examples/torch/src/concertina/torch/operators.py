@@ -35,6 +35,9 @@ def decoded(form, rank):
 
 
 def takes(weights):
+    """Whether they contract these weights, now: they have no forward-mode gradient, and no rules for torch.func."""
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False
     device = weights[0].device
     if device.type == "cuda":
         built = CUDA_AVAILABLE and torch.cuda.get_device_properties(device).major >= 8
