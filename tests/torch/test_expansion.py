@@ -15,6 +15,7 @@ if HAVE_TORCH:
     from support import GEOMETRIES, difference, gradients, layered, small_net, with_when
     from torch import nn
     from torch.autograd import forward_ad
+    from torch.distributed.fsdp import fully_shard
     from torch.nn.utils import parametrize
 
     import concertina.torch as ct
@@ -190,6 +191,11 @@ class Choice(unittest.TestCase):
             "pads with 'reflect'": lambda: ct.expand_(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "cl"),
             "CK expands kernels larger": lambda: ct.expand_(nn.Conv2d(1, 1, 3), "ck"),
             "fc is for Linear": lambda: ct.expand_(nn.Conv2d(1, 1, 3), "fc"),
+            "cl does not expand module .linear": lambda: ct.expand_(nn.Linear(2, 2), "cl"),
+            "ck does not expand 9 .linear": lambda: ct.expand_(small_net(), "ck", only=["0", "9"]),
+            "no module of Sequential is named '1[.]'": lambda: ct.expand_(small_net(), "cl", only=["0", "1."]),
+            "no layer of Sequential is one that cl": lambda: ct.expand_(small_net(), "cl", only=[]),
+            "wrapped in DataParallel": lambda: ct.expand_(nn.DataParallel(small_net()), "cl"),
             "is not a Linear or Conv": lambda: ct.expand_(nn.ConvTranspose2d(1, 1, 3), "cl"),
             "no layer of Sequential": lambda: ct.expand_(nn.Sequential(nn.ReLU()), "cl"),
             "there is no strategy": lambda: ct.expand_(small_net(), "clx"),
@@ -218,6 +224,37 @@ class Choice(unittest.TestCase):
             ct.contract_(other)
         self.assertTrue(torch.equal(other[0].weight, model[0].weight))
         self.assertIs(type(other[1]), nn.Linear)
+
+    def test_dtype_device_and_memory_format_stay(self):
+        for make in (lambda: nn.Conv2d(4, 6, 5), lambda: nn.Conv3d(2, 4, 3)):
+            for change in (
+                lambda layer: layer.half(),
+                lambda layer: layer.to("meta"),
+                lambda layer: layer.to(memory_format=ct.expansion.CHANNELS_LAST[layer.weight.dim()]),
+            ):
+                for preserve in (False, True):
+                    layer = change(make())
+                    like = layer.weight
+                    ct.expand_(layer, "cl", rate=8, preserve=preserve)
+                    middle = layer.parametrizations.weight.original1
+                    self.assertEqual((middle.dtype, middle.device), (like.dtype, like.device))
+                    self.assertEqual(middle.is_contiguous(), like.is_contiguous())
+                    ct.contract_(layer)
+                    found = layer.weight
+                    self.assertEqual((found.dtype, found.device, found.stride()), (like.dtype, like.device, like.stride()))
+
+    def test_on_the_meta_device(self):
+        with torch.device("meta"):
+            model = small_net()
+        for strategy in ("cl+fc", "ck+fc"):
+            expanded = ct.expand_(copy.deepcopy(model), strategy, when="always")
+            self.assertIn("conv2d 8->16 @7x7", str(ct.report(expanded)))
+            self.assertEqual(expanded(torch.empty(2, 3, 16, 16, device="meta")).shape, (2, 10))
+            contracted = ct.contract_(expanded)
+            self.assertEqual(
+                [(each.shape, each.device) for each in contracted.parameters()],
+                [(each.shape, each.device) for each in model.parameters()],
+            )
 
     def test_another_parametrization_on_top_is_refused(self):
         layer = ct.expand_(nn.Conv2d(3, 4, 3), "cl")
@@ -344,33 +381,40 @@ class Training(unittest.TestCase):
         model, x = copy.deepcopy(self.model).double(), self.x.double()
         model = nn.Sequential(*(m for m in model if not isinstance(m, nn.BatchNorm2d)))  # of a batch's statistics
         expected = gradients(model, x)[1:]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        context = torch.multiprocessing.get_context("fork")
-        queue = context.SimpleQueue()
-        workers = [context.Process(target=_one_of_two, args=(rank, port, model, x, queue)) for rank in range(2)]
-        for worker in workers:
-            worker.start()
-        found = [[torch.tensor(g, dtype=torch.double) for g in queue.get()] for _ in workers]
-        for worker in workers:
-            worker.join(60)
-            self.assertEqual(worker.exitcode, 0)
-        for each in found:
-            self.assertLess(difference(each, expected), 1e-12)
+        for wrap in (nn.parallel.DistributedDataParallel, fully_shard):
+            with self.subTest(wrap.__name__), socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+                free.close()  # for the workers
+                context = torch.multiprocessing.get_context("fork")
+                queue = context.Queue()
+                arguments = port, model, x, wrap, queue
+                workers = [context.Process(target=_one_of_two, args=(rank, *arguments)) for rank in range(2)]
+                for worker in workers:
+                    worker.start()
+                found = [[torch.tensor(g, dtype=torch.double) for g in queue.get(timeout=60)] for _ in workers]
+                for worker in workers:
+                    worker.join(60)
+                    self.assertEqual(worker.exitcode, 0)
+                for each in found:
+                    self.assertLess(difference(each, expected), 1e-12)
 
 
-def _one_of_two(rank, port, model, x, queue):
+def _one_of_two(rank, port, model, x, wrap, queue):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     model.zero_grad()
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    parallel = nn.parallel.DistributedDataParallel(model)
+    parallel = wrap(model.eval()).train()
+    for change in (ct.contract_, ct.contract_together_, lambda m: ct.expand_(m, "cl")):
+        with unittest.TestCase().assertRaisesRegex(ct.ShapeError, "the model is wrapped in"):
+            change(parallel)
     half = slice(rank * len(x) // 2, (rank + 1) * len(x) // 2)
     y = parallel(x[half])
     whole = torch.arange(2 * y.numel(), dtype=y.dtype).reshape(2, *y.shape)[rank]
     (2 * torch.sin(whole + y).sum()).backward()  # gradients are averaged over the processes
-    queue.put([parameter.grad.tolist() for parameter in model.parameters()])
+    found = [parameter.grad for parameter in model.parameters()]
+    queue.put([(each.full_tensor() if hasattr(each, "full_tensor") else each).tolist() for each in found])
     torch.distributed.destroy_process_group()
 
 

@@ -16,6 +16,8 @@ from .shapes import Chain, ConvShape, ExpansionError, ShapeError, require_exact
 
 STRATEGIES = ("cl", "ck", "fc")
 CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
 def shape_of(module, name=""):
@@ -45,7 +47,7 @@ def shape_of(module, name=""):
     )
 
 
-def expanded_shapes(shape, strategy, rate=4, inner_bias=True):
+def expanded_shapes(shape, strategy, rate=4, inner_bias=True, name=""):
     """The layers into which one expands; the first has all padding, so that no border differs.
 
     CL and FC are 1x1, kxk, 1x1 of widths m, rm, rn, n; CK is 3x3, 3x3, ... of widths m, rm, rn, ..., n.
@@ -54,11 +56,15 @@ def expanded_shapes(shape, strategy, rate=4, inner_bias=True):
     if not 0 < rate < 1e6:
         raise ShapeError(f"expansion rate {rate} is not in (0, 1e6)")
     if (strategy == "fc") != (shape.rank == 0):
-        raise ShapeError(f"{strategy} does not expand ({shape}); fc is for Linear, cl and ck are for convolutions")
+        raise ShapeError(
+            f"{strategy} does not expand {name or 'module'} ({shape}); fc is for Linear, cl and ck are for convolutions"
+        )
     ones = (1,) * shape.rank
     if strategy == "ck":
         if max(shape.kernel_size) <= 3:
-            raise ShapeError(f"CK expands kernels larger than 3 into 3x3 layers; expand this one with CL ({shape})")
+            raise ShapeError(
+                f"CK expands kernels larger than 3 into 3x3 layers; expand {name or 'module'} ({shape}) with CL"
+            )
         kernels, left = [], shape.kernel_size
         while max(left) > 1:
             kernels.append(tuple(min(k, 3) for k in left))
@@ -93,29 +99,38 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
     strategy    "cl", "ck" or "fc", or several as "cl+fc": CL for convolutions whose kernel is larger than 1, CK for
                 those larger than 3, FC for Linear layers
     preserve    whether the layers contract to the weight that is there; else they are initialised as PyTorch does
-    only        patterns (fnmatch) of modules' names: these alone, 1x1 convolutions too; what does not fit is refused
+    only        patterns (fnmatch) of modules' names: these alone, 1x1 convolutions too; what does not fit, and a
+                pattern that no name matches, is refused
     inner_bias  whether layers before the last have biases too, where the layer has one
     when        "auto" runs the layers in turn where contracting takes no fewer multiply-adds, as for few positions;
                 "always" contracts; "never" runs the layers
 
     A layer's parameters become parametrizations (torch.nn.utils.parametrize): parametrizations.weight.original0, the
-    layer applied first, and so on. Make the optimizer after this. A model in which nothing was expanded, a weight
-    that is tied to another layer's, a parametrized layer, and padding that is not zeros are refused: ShapeError.
+    layer applied first, and so on, of the dtype, device and memory format that the weight has. Make the optimizer and
+    wrappers after this, and initialise before, with preserve=True, or the originals. A model in which nothing was
+    expanded, a weight that is tied to another layer's (of `model`: ties to what is outside are not seen, and come
+    apart), a parametrized layer, a wrapped model, and padding that is not zeros are refused: ShapeError.
     """
+    require_unwrapped(model)
     kinds = strategy.split("+")
     if not set(kinds) <= set(STRATEGIES) or {"cl", "ck"} <= set(kinds):
         raise ShapeError(f"there is no strategy {strategy!r}; there are cl, ck, fc, and with fc cl+fc, ck+fc")
     if when not in ("auto", "always", "never"):
         raise ShapeError(f"when is {when!r}, not auto, always or never")
-    only = [only] if isinstance(only, str) else only
+    named = None
+    if only is not None:
+        names = [name for name, _ in model.named_modules()]
+        matches = {pattern: fnmatch.filter(names, pattern) for pattern in ([only] if isinstance(only, str) else only)}
+        for pattern in (pattern for pattern, matching in matches.items() if not matching):
+            raise ShapeError(f"no module of {type(model).__name__} is named {pattern!r}")
+        named = set(itertools.chain(*matches.values()))
     chosen = []
     for name, module in model.named_modules():
-        named = any(fnmatch.fnmatchcase(name, pattern) for pattern in only or [])
         alone = module is model and (is_expanded(model) or not list(model.children()))
-        if named if only else alone or _applies(module, kinds):
+        if name in named if named is not None else alone or _applies(module, kinds):
             shape = shape_of(module, name)
-            kind = "fc" if shape.rank == 0 else next((kind for kind in kinds if kind != "fc"), "fc")
-            chosen.append((name, module, shape, kind, expanded_shapes(shape, kind, rate, inner_bias)))
+            kind = next((kind for kind in kinds if (kind == "fc") == (shape.rank == 0)), kinds[0])
+            chosen.append((name, module, shape, kind, expanded_shapes(shape, kind, rate, inner_bias, name)))
     if not chosen:
         raise ShapeError(f"no layer of {type(model).__name__} is one that {strategy} expands")
     _refuse_tied(model, [module for _, module, *_ in chosen])
@@ -136,6 +151,7 @@ def contract_together_(model):
     A part of the model that is run again for its gradient (checkpointing) is not for this. contract_ takes it back.
     Throws ShapeError where nothing is expanded
     """
+    require_unwrapped(model)
     if not any(True for _ in _expanded(model)):
         raise ShapeError(f"no layer of {type(model).__name__} is expanded")
     _forget_hooks(model)
@@ -172,9 +188,10 @@ def _forget_all(model, *_):
 def contract_(model):
     """Contracts in place what expand_ expanded, in double and rounded once, and returns the model.
 
-    Modules and state dict are as before the expansion. Layers whose originals are tied, or that have another
-    parametrization on top, are refused: ShapeError.
+    Modules and state dict are as before the expansion; dtype, device and memory format are the originals'. Layers
+    whose originals are tied, or that have another parametrization on top, and wrapped models are refused: ShapeError.
     """
+    require_unwrapped(model)
     expanded = list(_expanded(model))
     _refuse_tied(model, [module for _, module in expanded])
     for name, module in expanded:
@@ -203,9 +220,10 @@ def contracted(module):
     """Weight and bias of an expanded module, computed in double and rounded once."""
     contraction, weights, biases = _parts(module)
     dtype = weights[0].dtype
-    weights = [weight.double() for weight in weights]
-    bias = contraction.bias(weights, [None if bias is None else bias.double() for bias in biases])
-    return contraction.weight(weights).to(dtype), None if bias is None else bias.to(dtype)
+    wide = [weight.double() for weight in weights]
+    bias = contraction.bias(wide, [None if bias is None else bias.double() for bias in biases])
+    weight = in_format_of(weights, contraction.weight(wide).to(dtype))
+    return weight, None if bias is None else bias.to(dtype)
 
 
 def report(model):
@@ -310,6 +328,7 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
     biases = [torch.empty(s.out_channels, **like).uniform_(-b, b) for s, b in zip(layers, bounds) if s.bias]
     if biases and preserve:
         biases = [torch.zeros_like(bias) for bias in biases[:-1]] + [module.bias.detach().clone()]
+    weights = [in_format_of([module.weight], weight) for weight in weights]
     trained = module.weight.requires_grad
     parametrize.register_parametrization(module, "weight", ExpandedWeight(strategy, layers, weights, when), unsafe=True)
     weight = module.parametrizations.weight
@@ -356,6 +375,23 @@ def _applies(module, kinds):
     if type(module) not in CONVOLUTIONS:
         return False
     return max(module.kernel_size) > 3 if "ck" in kinds else "cl" in kinds and max(module.kernel_size) > 1
+
+
+def require_unwrapped(model):
+    for name, module in model.named_modules():
+        for wrapper in WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
+            raise ShapeError(
+                f"{name or 'the model'} is wrapped in {wrapper}, which goes on with the parameters that it was given. "
+                "Expand before wrapping; afterwards take the .module of it, or of FSDP load the full state dict into "
+                "an unwrapped model that is expanded alike"
+            )
+
+
+def in_format_of(tensors, weight):
+    """The weight in channels_last where one of these tensors is, else contiguous."""
+    last = CHANNELS_LAST.get(weight.dim())
+    is_last = last and any(each.is_contiguous(memory_format=last) and not each.is_contiguous() for each in tensors)
+    return weight.contiguous(memory_format=last if is_last else torch.contiguous_format)
 
 
 def _refuse_tied(model, modules):
