@@ -154,6 +154,40 @@ if HAVE_TORCH:
         "OREPA": lambda: OREPA(6, 6),
     }
 
+    def _counts(self, x, y=None):
+        self.calls += 1
+        return self.block(x) * self.calls
+
+    def _adds_to_buffer(self, x, y=None):
+        self.buffer.add_(1)
+        return self.block(x) * self.buffer
+
+    def _adds_to_tensor(self, x, y=None):
+        self.tensor += 1
+        return self.block(x) * self.tensor
+
+    def _asks_what_is_a_tensor(self, x, y=None):
+        return self.block(x if isinstance(x, torch.Tensor) else x[0])
+
+    def _writes_to_a_kernel(self, x, y=None):
+        kernel = self.kernel * 2
+        y = F.conv2d(x, kernel)
+        kernel.mul_(3)
+        return self.block(y) + F.conv2d(y, kernel)
+
+    def Frozen(forward):
+        """A class of its own, with that forward."""
+
+        def init(self):
+            nn.Module.__init__(self)
+            self.block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+            self.register_buffer("buffer", torch.ones(1))
+            self.tensor, self.calls = torch.ones(1), 0
+            self.bias = nn.Parameter(torch.ones(1), requires_grad=False)
+            self.kernel = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+        return type("Frozen", (nn.Module,), {"__init__": init, "forward": forward})
+
     def layers(model):
         return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, nn.Linear))]
 
@@ -332,9 +366,118 @@ class Blocks(unittest.TestCase):
         x = torch.rand(1, 4, 5, 5, dtype=torch.double)
         torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
 
-    def test_training_is_refused(self):
-        with self.assertRaisesRegex(ct.ShapeError, "training mode"):
+    def test_what_tracing_would_freeze_stays(self):
+        x = torch.randn(1, 4, 3, 3, dtype=torch.double)
+        for name, forward in {
+            "argument": lambda self, x, y=None: self.block(x) if y is None else self.block(x) * y,
+            "argument that is not read": lambda self, x, y=None: self.block(x),
+            "argument that is passed on": lambda self, x, y=None: torch.clamp(self.block(x), -9, y),
+            "draw": lambda self, x, y=None: self.block(x) + torch.randn(1),
+            "draw of that size": lambda self, x, y=None: self.block(x) + torch.randn_like(x),
+            "counter": _counts,
+            "buffer that is written to": _adds_to_buffer,
+            "tensor that is written to": _adds_to_tensor,
+            "value of a buffer": lambda self, x, y=None: self.block(x) if self.buffer > 0 else x,
+            "kind of an argument": _asks_what_is_a_tensor,
+            "bias that is written to": lambda self, x, y=None: self.block(x) + self.bias.mul_(2),
+            "kernel that is written to": _writes_to_a_kernel,
+        }.items():
+            with self.subTest(name):
+                torch.manual_seed(0)
+                model = in_inference(Frozen(forward)())
+                other = copy.deepcopy(model)
+                plain, verdict = ct.from_blocks(model)
+                self.assertEqual(len(verdict), 1, str(verdict))
+                self.assertTrue(ct.verify(model, plain).holds)
+                self.assertEqual(vars(model)["calls"], 0)  # nothing that it would do was done
+                self.assertTrue(all(map(torch.equal, model.state_dict().values(), other.state_dict().values())))
+                for arguments in ([x], [2 * x], [x, torch.ones(())], [x, torch.zeros(())], [x]):
+                    torch.manual_seed(2)
+                    y = plain(*arguments)
+                    torch.manual_seed(2)
+                    torch.testing.assert_close(y, other(*arguments), rtol=0, atol=1e-12)
+
+    def test_hooks_of_the_model_stay(self):
+        model = in_inference(nn.Sequential(conv_bn(4, 4, 1), RepVGGBlock(4, 4)))
+        model.register_forward_hook(lambda module, arguments, output: 2 * output)
+        self.assert_contracted(model, torch.randn(2, 4, 5, 5, dtype=torch.double), 2)
+
+    def test_a_source_that_only_the_sum_reads(self):
+        class Branches(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.strided = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 2, 2)
+                self.one, self.two = nn.Conv2d(4, 4, 1), conv_bn(4, 4, 1)
+
+            def forward(self, x):
+                y = self.strided(self.first(x))
+                z = self.one(y) + y
+                return self.two(z) + z
+
+        class Skip(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+                self.skip, self.unused, self.seen = nn.Identity(), nn.Conv2d(4, 4, 1), None
+
+            def forward(self, x):
+                y = self.first(x)
+                self.seen = self.unused(y)
+                return self.conv(y) + self.skip(y)
+
+        self.assert_contracted(in_inference(Skip()), torch.randn(2, 3, 9, 9, dtype=torch.double), 1)
+        model = in_inference(Branches())
+        self.assert_contracted(model, torch.randn(2, 3, 9, 9, dtype=torch.double), 1)
+        plain, _ = ct.from_blocks(model)
+        self.assertEqual(layers(plain)[0].kernel_size, (4, 4))
+        self.assertIs(ct.from_blocks(plain)[1].holds, True)
+
+    def test_dtype_device_format_and_what_is_trained_stay(self):
+        model = nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1).half(), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 6, 1),
+            nn.ReLU(), OREPA(6, 6),
+        ).eval()  # fmt: skip
+        model.to(memory_format=torch.channels_last)[0].requires_grad_(False)
+        model[1].requires_grad_(False)
+        model[6].double().requires_grad_(False)
+        plain, verdict = ct.from_blocks(model)
+        self.assertIs(verdict.holds, True)
+        found = [(c.weight.dtype, c.weight.requires_grad, c.bias.requires_grad, c.weight.is_contiguous())
+                 for c in layers(plain)]  # fmt: skip
+        self.assertEqual(found[0], (torch.half, False, False, False))
+        self.assertEqual(found[1], (torch.float, True, True, False))
+        self.assertEqual(found[2][:3], (torch.double, False, False))
+        model[6].vector.requires_grad_(True)
+        self.assertTrue(layers(ct.from_blocks(model)[0])[2].weight.requires_grad)
+
+    def test_tied_layers_stay_tied(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.Linear(3, 2))
+        model[2].weight = model[0].weight
+        plain, verdict = ct.from_blocks(model.eval())
+        self.assertEqual(len(verdict), 1)
+        a, b, _ = layers(plain)
+        self.assertIs(a.weight, b.weight)
+
+    def test_padding_that_is_not_even(self):
+        for name, layers_ in {
+            "same": [nn.Conv2d(3, 4, 4, padding="same"), nn.BatchNorm2d(4)],
+            "pad": [nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(3, 4, 4, padding=1), nn.BatchNorm2d(4)],
+            "crop": [nn.ZeroPad2d((-1, 2, 0, -1)), nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4)],
+        }.items():
+            with self.subTest(name):
+                self.assert_contracted(
+                    in_inference(nn.Sequential(*layers_)), torch.randn(2, 3, 7, 7, dtype=torch.double), 1
+                )
+        cropped = in_inference(nn.Sequential(nn.ZeroPad2d(-1), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)))
+        self.assert_contracted(cropped, torch.randn(2, 3, 7, 7, dtype=torch.double), 1)
+
+    def test_refusals(self):
+        with self.assertRaisesRegex(ct.ShapeError, "the model is in training mode"):
             ct.from_blocks(RepVGGBlock(4, 4))
+        with self.assertRaisesRegex(ct.ShapeError, "rbr_identity.weight is on the meta device"):
+            ct.from_blocks(RepVGGBlock(4, 4).to("meta").eval())
+        with self.assertRaisesRegex(ct.ShapeError, "the model is wrapped in DataParallel"):
+            ct.verify(nn.DataParallel(RepVGGBlock(4, 4)).eval(), RepVGGBlock(4, 4).eval())
 
     def test_expanded_layers_are_contracted_with_their_norms(self):
         model = in_inference(ct.expand_(small_net(), "ck+fc"))
@@ -402,6 +545,45 @@ class Verify(unittest.TestCase):
         for each, holds in ((copy.deepcopy(model), True), (other, False)):
             networks = [copy.deepcopy(Attention(attention)).eval() for attention in (model, each)]
             self.assertIs(ct.verify(*networks).holds, holds)
+
+    def test_code_that_cannot_be_traced(self):
+        class Dynamic(nn.Module):
+            def __init__(self, scale=1.0):
+                super().__init__()
+                self.scale, self.block = scale, nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+                self.register_buffer("shift", torch.zeros(4))
+
+            def forward(self, x):
+                return self.block(x) if x.sum() > self.scale else x
+
+        model = Dynamic().eval()
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual([region.name for region in verdict], ["block.0"])
+        self.assertIs(ct.verify(model, plain).holds, True)
+        other = Dynamic(2.0).eval()
+        other.load_state_dict(model.state_dict())
+        shifted, trained, more = copy.deepcopy(plain), copy.deepcopy(plain), copy.deepcopy(plain)
+        shifted.shift[1] = 1
+        with torch.no_grad():
+            next(trained.parameters())[0, 0] += 1
+        more.add_module("more", nn.ReLU())
+        for each in (other, shifted, trained, more.eval()):
+            self.assertIs(ct.verify(model, each).holds, False)
+        with self.assertRaisesRegex(ct.ShapeError, "cannot trace 0 .Dynamic and Conv2d. to compare it"):
+            ct.verify(nn.Sequential(model, Attention(plain)).eval(), nn.Sequential(nn.Conv2d(4, 4, 1), plain).eval())
+
+    def test_other_regions_than_those_that_pay(self):
+        """Both have the same linear regions, whatever was contracted in one of them."""
+        model = in_inference(nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 2), nn.Linear(2, 8)))
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual([type(layer) for layer in layers(plain)], [nn.Linear] * 2)
+        self.assertIs(verdict.holds, True)
+        whole = nn.Sequential(nn.Linear(8, 8)).double().eval()
+        with torch.no_grad():
+            a, b, c = (layer.weight for layer in model)
+            whole[0].weight.copy_(c @ b @ a)
+            whole[0].bias.copy_(model(torch.zeros(8, dtype=torch.double)))
+        self.assertIs(ct.verify(model, whole).holds, True)
 
     def test_equal_layers_of_one_precision(self):
         self.expanded.double()

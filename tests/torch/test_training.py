@@ -214,6 +214,26 @@ class Training(unittest.TestCase):
         for ours, theirs in zip(step(own, x), step(block, x), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
+    def test_norms_that_nobody_reads_and_tensors_that_the_code_makes(self):
+        class Own(Branches):
+            def __init__(self):
+                super().__init__(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1))
+                self.unread = nn.BatchNorm2d(4, affine=False)
+
+            def forward(self, x):
+                self.unread(x)
+                return super().forward(x) * torch.full((1,), 2.0)
+
+        torch.manual_seed(0)
+        block, x = Own().double(), torch.randn(3, 4, 5, 6, dtype=torch.double)
+        own = contracted(block)
+        self.assertEqual(len(contractions(own)), 1)
+        self.assertEqual(list(own.state_dict()), list(block.state_dict()))
+        for ours, theirs in zip(step(copy.deepcopy(own), x)[:3], step(block, x)[:3], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+        own(x)
+        torch.testing.assert_close(own.unread.running_mean, block.unread.running_mean)
+
     def test_twenty_steps(self):
         for name in BLOCKS:
             with self.subTest(name):

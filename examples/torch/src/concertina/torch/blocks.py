@@ -6,6 +6,8 @@ a linear function of another one or that is read more than once. What is linear 
 """
 
 import copy
+import inspect
+import itertools
 import math
 import operator
 import os
@@ -17,7 +19,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from .contraction import Contraction
-from .expansion import _parts, is_expanded, shape_of
+from .expansion import _forget_hooks, _parts, in_format_of, is_expanded, require_unwrapped, shape_of
 from .proofs import Parameters, prove
 from .shapes import Chain, ConvShape, Error, InexactError, ShapeError, Sum, contracted_shape, leaves, require_exact
 
@@ -48,11 +50,16 @@ class Region:
     nodes: list = field(default_factory=list)  # that it is made of
     cost: tuple = (0, 0)  # parameters and multiply-adds of these
 
-    def contracted(self, dtype):
+    def contracted(self):
+        """Shape, weight and bias of its layer, of the dtype, device and memory format of the tensors it is made of."""
         contraction = Contraction(self.form)
         weights, biases = [p.weight for p in self.parameters], [p.bias for p in self.parameters]
         bias = contraction.bias(weights, biases)
-        return contraction.shape, contraction.weight(weights).to(dtype), None if bias is None else bias.to(dtype)
+        own = [p.like for p in self.parameters if p.like is not None]
+        like = next((each for each in own if each.dim() > 1), own[0])  # norms may be in float where layers are in half
+        weight, bias = (None if each is None else each.to(like) for each in (contraction.weight(weights), bias))
+        trained = any(each.requires_grad for each in own)
+        return contraction.shape, in_format_of(own, weight).requires_grad_(trained), bias
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,7 @@ class Verdict(list):
     is printed as not proved, and its `holds` is None.
     """
 
-    def __init__(self, regions=(), difference=""):
-        super().__init__(regions)
-        self.difference = difference
+    difference = ""
 
     @property
     def holds(self):
@@ -91,21 +96,22 @@ class Verdict(list):
 
 @torch.no_grad()
 def from_blocks(model):
-    """A copy of `model` whose re-parameterised blocks are plain layers, and a Verdict with the proofs of each.
+    """A copy of `model` whose re-parameterised blocks are plain layers, and the Verdict of verify(model, copy).
 
     Contracted are convolutions, Linear layers, batch norms (as in inference), average pools, expanded layers, and sums
     of these, where neither parameters nor multiply-adds grow and one layer equals them at every border, in double and
-    rounded once. The result is a torch.fx.GraphModule; where torch.fx cannot trace the model, its children are.
+    rounded once. The result is a torch.fx.GraphModule. A module whose code torch.fx cannot trace, or not as it is,
+    stays, and its children are contracted one by one; so its code must call these, and use nothing that is in them.
     Requires  model.eval()
-    Throws    ShapeError for a model in training; VerificationError where a proof fails. One that is too large to run
-              is no failure: see Verdict.holds
+    Throws    ShapeError for a model in training, wrapped, or on the meta device; VerificationError where a proof fails.
+              One that is too large to run is no failure: see Verdict.holds
     """
-    model = copy.deepcopy(model)
-    verdict = Verdict()
-    model = _contract_blocks(model, "", verdict)
+    _require_elements(model)
+    plain = _contract_blocks(copy.deepcopy(model))
+    verdict = verify(model, plain)
     if verdict.holds is False:
         raise VerificationError(f"a contraction is wrong:\n{verdict}")
-    return model, verdict
+    return plain, verdict
 
 
 @torch.no_grad()
@@ -113,21 +119,37 @@ def verify(model, other, accumulator=torch.float64):
     """Whether `other` is `model` with linear layers contracted, or the other way round: a Verdict.
 
     Each region of one must be that of the other, whose layers are taken as accumulated in `accumulator` and rounded
-    once; everything else must be the same. Requires both in eval() and traceable by torch.fx.
+    once; everything else must be the same. Modules whose code torch.fx cannot trace must have the same code and
+    settings, and children for which all this holds. Code is traced in copies of the models, which share their tensors.
+    Requires  eval() of both
+    Throws    ShapeError for models in training, wrapped or on the meta device, and where only one has such a module
     """
-    mine, theirs = _traced(model), _traced(other)
-    if mine is None or theirs is None:
-        raise ShapeError("torch.fx cannot trace the models")
-    return _compare(mine, theirs, accumulator)
+    for each in (model, other):
+        _require_elements(each)
+    verdict = Verdict()
+    _compare(model, other, accumulator, verdict)
+    return verdict
 
 
-def _contract_blocks(module, prefix, verdict):
+def _require_elements(model):
+    require_unwrapped(model)
+    for name, module in model.named_modules():
+        if module.training:
+            raise ShapeError(
+                f"{name or 'the model'} is in training mode, where batch norms are not linear; call eval() first"
+            )
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ShapeError(f"{name} is on the meta device and has no elements; load the model's state dict first")
+
+
+def _contract_blocks(module):
     regions = _traced(module)
     if regions is None:
         for name, child in list(module.named_children()):
-            setattr(module, name, _contract_blocks(child, f"{prefix}{name}.", verdict))
+            setattr(module, name, _contract_blocks(child))
         return module
-    return regions.replaced(prefix, verdict) if regions.worth_replacing() else module
+    return regions.replaced() if any(not regions.plain(region) for _, region in regions.ends()) else module
 
 
 class _NotLinear(Exception):
@@ -147,6 +169,8 @@ for _operation in (operator.iadd, operator.isub, operator.imul, operator.itruedi
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # so that nothing is computed of them, or written to them, while tracing
+
     def proxy(self, node):
         return _Proxy(node, self)
 
@@ -154,17 +178,79 @@ class _Tracer(fx.Tracer):
         return _pads_with_its_shift(module) or super().is_leaf_module(module, name)
 
 
-def _traced(module):
-    if any(each.training for each in module.modules()):
-        raise ShapeError("the model is in training mode, where batch norms are not linear; call eval() first")
-    if is_expanded(module) or (type(module).__module__.startswith("torch.nn.modules") and not list(module.children())):
-        module = nn.Sequential(module)  # what is one layer already
-    tracer = _Tracer()
+def trace(module, modes=(None, None)):
+    """A copy of the module, which shares its tensors, and its graph: (copy, graph, tensors that the code makes).
+
+    None where torch.fx cannot trace it, or sees only one of the ways that its code may go: it is traced twice, the
+    second time with None for the arguments whose default that is, and in the modes given, and what came out
+    otherwise, such as counters and draws, depends on what tracing does not see.
+    """
+    if any(map(_asks_what_is_a_tensor, module.modules())):
+        return None
     try:
-        graph = tracer.trace(module)
+        root = copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
+        for each in root.modules():
+            _forget_hooks(each)
+        parameters = inspect.signature(type(root).forward).parameters
+        optional = {name: None for name, each in parameters.items() if each.default is None}
+        known, found = set(vars(root)), []
+        for mode, arguments in zip(modes, ({}, optional)):
+            if mode is not None:
+                root.train(mode)
+            graph = _Tracer().trace(root, arguments)
+            state = dict(itertools.chain(root.named_parameters(), root.named_buffers()))
+            names = {node.target for node in graph.nodes if node.op == "get_attr"} - state.keys()
+            values = {name: copy.deepcopy(operator.attrgetter(name)(root)) for name in names}
+            made = {name: vars(root).pop(name) for name in vars(root).keys() - known}
+            made = {name: value for name, value in made.items() if torch.is_tensor(value)}
+            found.append((_described(graph), values, graph, made))
     except Exception:  # whatever a model's own code raises when it meets a proxy
         return None
-    return _Regions(fx.GraphModule(tracer.root, graph))
+    (described, values, graph, made), (others, other_values, *_) = found
+    if not _equal(described, others) or not _equal(values, other_values):
+        return None
+    for name, value in made.items():
+        root.register_buffer(name, value, persistent=False)
+    return root, graph, made
+
+
+def hooked(module):
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _asks_what_is_a_tensor(module):
+    """Of its arguments, which are proxies while it is traced and are not."""
+    names = set(getattr(getattr(type(module).forward, "__code__", None), "co_names", ()))
+    asks = "is_tensor" in names or {"isinstance", "Tensor"} <= names
+    return asks and not type(module).__module__.startswith("torch.nn")
+
+
+def _described(graph):
+    """What a graph computes, without arguments that it does not read."""
+    return [
+        (node.op, str(node.target), str(node.args), str(node.kwargs))
+        for node in graph.nodes
+        if node.op != "placeholder" and node.target is not fx._symbolic_trace._assert_is_none
+    ]
+
+
+def _equal(a, b):
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return type(a) is type(b) and a == b
+
+
+def _traced(module, cheaper=True):
+    if is_expanded(module) or (type(module).__module__.startswith("torch.nn.modules") and not list(module.children())):
+        module = nn.Sequential(module)  # what is one layer already
+    traced = trace(module)
+    if traced is None or hooked(traced[0]):
+        return None
+    return _Regions(fx.GraphModule(*traced[:2]), cheaper)
 
 
 def _name(node):
@@ -175,10 +261,12 @@ def _name(node):
 class _Regions:
     """Of a traced model."""
 
-    def __init__(self, graph_module):
+    def __init__(self, graph_module, cheaper=True):
+        """`cheaper` keeps apart what would cost more as one layer; else whatever is one is a region."""
         self.model = graph_module
-        self.nodes = list(graph_module.graph.nodes)
         self.modules = dict(graph_module.named_modules())
+        self.drop_dead()
+        self.nodes = list(graph_module.graph.nodes)
         # Tensors that an operation writes to while others read them: what these read depends on the order.
         self.written = set()
         for node in filter(self.in_place, self.nodes):
@@ -190,7 +278,7 @@ class _Regions:
         self.frugal = set()  # nodes that go on from a region only where that costs no more
         self.find()
         costly = [region for _, region in self.ends() if not self.pays(region)]
-        if costly:  # as a whole; parts of it may pay
+        if cheaper and costly:  # as a whole; parts of it may pay
             self.frugal = {node for region in costly for node in region.nodes}
             self.find()
 
@@ -213,23 +301,30 @@ class _Regions:
     def constant(self, node):
         if node.op == "get_attr":
             value = operator.attrgetter(node.target)(self.model)
-        elif node.op in ("placeholder", "output") or not node.all_input_nodes:
-            return False
-        elif not all(each in self.constants for each in node.all_input_nodes):
+        elif not self.of_constants(node):
             return False
         else:
             args = fx.node.map_arg(node.args, self.constants.get)
             kwargs = fx.node.map_arg(node.kwargs, self.constants.get)
             target = self.modules[node.target] if node.op == "call_module" else node.target
-            value = (
-                getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
-            )
+            with torch.enable_grad():  # so that it is known whether it is trained
+                value = (
+                    getattr(args[0], target)(*args[1:], **kwargs)
+                    if node.op == "call_method"
+                    else target(*args, **kwargs)
+                )
         self.constants[node] = value
         return True
 
+    def of_constants(self, node):
+        """Whether a node computes something of constants alone, none of which is written to."""
+        inputs = node.all_input_nodes
+        computes = node.op not in ("placeholder", "output") and inputs and not self.in_place(node)
+        return computes and all(each in self.constants and each not in self.written for each in inputs)
+
     def value(self, argument):
         def known(node):
-            if node not in self.constants:
+            if node not in self.constants or node in self.written:
                 raise _NotLinear
             return self.constants[node]
 
@@ -260,13 +355,13 @@ class _Regions:
     def of_module(self, node, module):
         if len(node.args) != 1 or node.kwargs or node.args[0] in self.constants:
             return None
-        if module._forward_hooks or module._forward_pre_hooks:
+        if hooked(module):
             return None
         base, kind = self.before(node.args[0]), type(module)
         if kind in IDENTITIES:
             if base.parameters:
                 self.absorbed.add(node.args[0])
-            return base
+            return replace(base, nodes=base.nodes + [node])
         if is_expanded(module):
             contraction, weights, biases = _parts(module)
             return self.chained(node, [_parameters(*each) for each in zip(contraction.leaves, weights, biases)])
@@ -275,7 +370,8 @@ class _Regions:
                 shape = shape_of(module, node.target)
             except ShapeError:
                 return None
-            return self.chained(node, [_parameters(shape, module.weight, module.bias)])
+            shape, input = self.with_zero_pad(node, shape)
+            return self.chained(node, [_parameters(shape, module.weight, module.bias)], input)
         if kind is nn.BatchNorm1d and not base.parameters:
             return None  # whether of images or of maps, nobody says
         if kind in NORMS and module.running_mean is not None:
@@ -285,6 +381,20 @@ class _Regions:
         if kind in POOLS and base.parameters:
             return self.chained(node, _pool(module, contracted_shape(base.form).out_channels))
         return None
+
+    def with_zero_pad(self, node, shape):
+        """A layer's shape and what it reads, with the padding of an nn.ZeroPad before it, if there is one."""
+        pad = node.args[0]
+        module = self.modules.get(pad.target) if pad.op == "call_module" else None
+        found = type(module) is ZERO_PAD.get(shape.rank) and len(pad.args) == 1
+        if not found or len(pad.users) > 1 or hooked(module):
+            return shape, pad
+        sides = [*zip(module.padding[::2], module.padding[1::2])][::-1]  # the last axis comes first
+        if any(map(any, shape.padding)) and any(p < 0 for pair in sides for p in pair):
+            return shape, pad  # what is cropped is zero afterwards
+        self.absorbed.add(pad)
+        both = tuple((p + start, q + end) for (p, q), (start, end) in zip(shape.padding, sides))
+        return replace(shape, padding=both), pad.args[0]
 
     def rank_of(self, norm):
         """Where a norm has none of its own, that of the model's convolutions."""
@@ -367,6 +477,21 @@ class _Regions:
         if not self.fits(joined, node):
             return None
         self.absorbed.update(arg for arg, region in zip(operands, regions) if region.parameters)
+        return self.with_source(joined, node)
+
+    def with_source(self, region, node):
+        """A sum's region, with that of its source where nothing else reads this."""
+        source, base = region.source, self.regions[region.source]
+        if not base or not base.parameters or source in self.written or not set(source.users) <= set(region.nodes):
+            return region
+        parts = base.form if isinstance(base.form, Chain) else [base.form]
+        stride = math.prod(contracted_shape(base.form).stride)
+        cost = base.cost[0] + region.cost[0], base.cost[1] + region.cost[1] / stride
+        form, nodes = Chain((*parts, region.form)), base.nodes + region.nodes
+        joined = Region(base.source, form, base.parameters + region.parameters, nodes, cost)
+        if not self.fits(joined, node):
+            return region
+        self.absorbed.add(source)
         return joined
 
     def fits(self, region, node):
@@ -407,41 +532,46 @@ class _Regions:
             if region and region.parameters and node not in self.absorbed
         ]
 
+    def name_of(self, region):
+        """The module with the first of its parameters, or the last node."""
+        names = {id(tensor): name for name, tensor in self.model.named_parameters()}
+        found = [names[id(each.like)] for each in region.parameters if id(each.like) in names]
+        return found[0].rpartition(".")[0] if found else str(region.nodes[-1])
+
     def plain(self, region):
         """Whether it is one nn module already."""
-        return len(region.parameters) == 1 and region.nodes[0].op == "call_module"
+        return len(region.parameters) == 1 and bool(self.layers_of(region))
+
+    def layers_of(self, region):
+        names = [node.target for node in region.nodes if node.op == "call_module"]
+        return [name for name in names if not isinstance(self.modules[name], IDENTITIES)]
 
     def only_in(self, region, name):
         """Whether nothing but the region reads the module of that name, or what it has."""
         reads = (node for node in self.nodes if isinstance(node.target, str))
         return all(node in region.nodes for node in reads if f"{node.target}.".startswith(f"{name}."))
 
-    def drop_dead(self, gone):
-        """Erases what nobody reads, but for what writes to a tensor and is not among the nodes that are gone."""
-        self.model.graph.eliminate_dead_code(
-            lambda node: node.is_impure() or (node not in gone and node in self.regions and self.in_place(node))
-        )
+    def drop_dead(self, gone=()):
+        """Erases what nobody reads, but for what does something else too and is not among the nodes that are gone."""
+        self.model.graph.eliminate_dead_code(lambda node: node.is_impure() or (node not in gone and self.acts(node)))
 
-    def worth_replacing(self):
-        return any(not self.plain(region) for _, region in self.ends())
+    def acts(self, node):
+        return self.in_place(node)
 
-    def replaced(self, prefix, verdict):
+    def replaced(self):
+        """The model, with one layer for each region."""
         made, gone = {}, set()  # regions' layers by the nodes that they replace; all nodes of these
         for node, region in self.ends():
             if self.plain(region):
                 continue
-            names = [node.target for node in region.nodes if node.op == "call_module"]
+            names = self.layers_of(region)
             if names and isinstance(region.form, Chain):
                 name = names[0]
             else:  # a block
                 name = ".".join([*os.path.commonprefix([name.split(".")[:-1] for name in names]), "conv"])
             while name in self.modules and not (name in names and self.only_in(region, name)):
                 name += "_"
-            like = _any_tensor(self.model)
-            shape, weight, bias = region.contracted(like.dtype)
-            proofs = prove(region.form, region.parameters, weight.cpu(), None if bias is None else bias.cpu())
-            verdict.append(Contracted(prefix + name, str(region.form), str(shape), proofs))
-            self.modules[name] = _plain_module(shape, weight, bias).to(like.device)
+            self.modules[name] = _plain_module(*region.contracted())
             self.model.add_submodule(name, self.modules[name])
             gone.update(region.nodes)
             with self.model.graph.inserting_before(node):
@@ -453,38 +583,56 @@ class _Regions:
         return self.model.eval()
 
 
-def _any_tensor(model):
-    return next(each for each in (*model.parameters(), *model.buffers()) if each.is_floating_point())
+def _compare(model, other, accumulator, verdict, prefix=""):
+    """Appends to the verdict what the models' regions prove, and states what is different."""
+    mine, theirs = (_traced(each, cheaper=False) for each in (model, other))
+    if mine is not None and theirs is not None:
+        return _compare_traced(mine, theirs, accumulator, verdict, prefix)
+    where, kind = prefix[:-1] or "the model", type(model)
+    if kind is not type(other) or (mine is None) != (theirs is None):
+        raise ShapeError(f"torch.fx cannot trace {where} ({kind.__name__} and {type(other).__name__}) to compare it")
+    own, others = ((_settings(each), each._parameters, each._buffers) for each in (model, other))
+    if not _equal(own, others) or model._modules.keys() != other._modules.keys():
+        verdict.difference = where
+    for name, child in model._modules.items():
+        if child is not None and not verdict.difference:
+            _compare(child, other._modules[name], accumulator, verdict, f"{prefix}{name}.")
 
 
-def _compare(mine, theirs, accumulator):
-    verdict, same = Verdict(), {}
-    kept = [
-        [node for node in side.nodes if side.regions[node] and node not in side.absorbed] for side in (mine, theirs)
-    ]
+def _compare_traced(mine, theirs, accumulator, verdict, prefix):
+    same, kept = {}, (mine.kept(), theirs.kept())
     if len(kept[0]) != len(kept[1]):
-        return Verdict(difference=f"{len(kept[0])} operations and regions beside {len(kept[1])}")
+        verdict.difference = f"{prefix}: {len(kept[0])} operations and regions beside {len(kept[1])}".lstrip(": ")
+        return
     for node, other in zip(*kept):
         same[node] = other
         region, others = mine.regions[node], theirs.regions[other]
+        where = f"{prefix}{node} and {prefix}{other}"
         if bool(region.parameters) != bool(others.parameters):
-            return Verdict(verdict, f"{node} and {other}: one is linear")
-        if not region.parameters:
-            if not _same_operation(mine, node, theirs, other, same):
-                return Verdict(verdict, f"{node} and {other}")
-            continue
-        if same.get(region.source) is not others.source:
-            return Verdict(verdict, f"{node} and {other} read different tensors")
-        region, others = _without_common_ends(region, others)
-        if len(region.parameters) < len(others.parameters):
-            region, others = others, region
-        dtype = _any_tensor(theirs.model).dtype
-        (shape, *_), (other_shape, weight, bias) = region.contracted(dtype), others.contracted(dtype)
-        if shape != other_shape:
-            return Verdict(verdict, f"{node} ({shape}) and {other} ({other_shape})")
-        proofs = prove(region.form, region.parameters, weight.cpu(), None if bias is None else bias.cpu(), accumulator)
-        verdict.append(Contracted(str(region.nodes[0].target), str(region.form), str(shape), proofs))
-    return verdict
+            verdict.difference = f"{where}: one is linear"
+        elif not region.parameters:
+            verdict.difference = "" if _same_operation(mine, node, theirs, other, same) else where
+        elif same.get(region.source) is not others.source:
+            verdict.difference = f"{where} read different tensors"
+        else:
+            verdict.difference = _prove(mine, region, theirs, others, accumulator, verdict, prefix)
+        if verdict.difference:
+            return
+
+
+def _prove(mine, region, theirs, others, accumulator, verdict, prefix):
+    """Appends the proofs, but for equal layers, which need none; what is different."""
+    region, others = _without_common_ends(region, others)
+    if region.form == others.form and all(map(Parameters.same, region.parameters, others.parameters)):
+        return ""
+    if len(region.parameters) < len(others.parameters):
+        region, others, mine, theirs = others, region, theirs, mine
+    (shape, *_), (other_shape, weight, bias) = region.contracted(), others.contracted()
+    if shape != other_shape:
+        return f"{prefix}{mine.name_of(region)} ({shape}) and {prefix}{theirs.name_of(others)} ({other_shape})"
+    proofs = prove(region.form, region.parameters, weight.cpu(), None if bias is None else bias.cpu(), accumulator)
+    verdict.append(Contracted(prefix + theirs.name_of(others), str(region.form), str(shape), proofs))
+    return ""
 
 
 def _without_common_ends(region, other):
@@ -504,39 +652,35 @@ def _without_common_ends(region, other):
 def _same_operation(mine, node, theirs, other, same):
     def arguments(side, each, known):
         def value(argument):
-            if argument not in side.constants:
-                source = side.seen(argument)
-                return known.get(source, source)
-            constant = side.constants[argument]
-            return f"{constant.dtype} {constant.tolist()}" if torch.is_tensor(constant) else repr(constant)
+            if argument in side.constants:
+                return side.constants[argument]
+            source = side.seen(argument)
+            return known.get(source, source)
 
-        return str(fx.node.map_arg((each.args, each.kwargs), value))
+        return fx.node.map_arg((each.args, each.kwargs), value)
 
-    if node.op != other.op or arguments(mine, node, same) != arguments(theirs, other, {}):
+    if node.op != other.op or not _equal(arguments(mine, node, same), arguments(theirs, other, {})):
         return False
     if node.op != "call_module":
         return node.op in ("placeholder", "output") or node.target == other.target
     a, b = mine.modules[node.target], theirs.modules[other.target]
-    tensors, others = a.state_dict(), b.state_dict()
-    equal = tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
-    return equal and repr(a) == repr(b) and _settings(a) == _settings(b)
+    settings = [[*map(_settings, each.modules())] for each in (a, b)]
+    return repr(a) == repr(b) and settings[0] == settings[1] and _equal(a.state_dict(), b.state_dict())
 
 
 def _settings(module):
-    """Of a module and those in it, what they print and what they do not, such as a number of heads."""
+    """Its class, and what it prints and does not, such as a number of heads."""
     plain = (int, float, str, tuple, type(None), torch.dtype, types.FunctionType, types.BuiltinFunctionType)
-    return [
-        (type(each), {name: value for name, value in vars(each).items() if isinstance(value, plain) and name[0] != "_"})
-        for each in module.modules()
-    ]
+    values = vars(module).items()
+    return type(module), {name: value for name, value in values if isinstance(value, plain) and name[0] != "_"}
 
 
 # ---- leaves ------------------------------------------------------------------------------------------
 
 
 def _parameters(shape, weight, bias):
-    weight, bias = weight.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
-    return shape, Parameters(weight, bias, None if bias is None else bias.abs())
+    like, weight, bias = weight, weight.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
+    return shape, Parameters(weight, bias, None if bias is None else bias.abs(), like)
 
 
 def _diagonal(rank, channels, bias):
@@ -552,7 +696,8 @@ def _norm(norm, rank):
         scale, beta = norm.weight.detach().cpu().double(), norm.bias.detach().cpu().double()
     factor = scale / (variance + norm.eps).sqrt()
     shift = mean * factor
-    return shape, Parameters(factor.reshape(shape.weight_shape), beta - shift, beta.abs() + shift.abs(), norm=True)
+    like = norm.weight if norm.affine else norm.running_mean
+    return shape, Parameters(factor.reshape(shape.weight_shape), beta - shift, beta.abs() + shift.abs(), like, True)
 
 
 def _pool(pool, channels):
@@ -594,9 +739,9 @@ def _plain_module(shape, weight, bias):
             shape.in_channels, shape.out_channels, shape.kernel_size, shape.stride,
             tuple(start for start, _ in shape.padding) if even else 0, shape.dilation, shape.groups, bias is not None,
         )  # fmt: skip
-    layer.weight = nn.Parameter(weight)
+    layer.weight = nn.Parameter(weight.detach(), weight.requires_grad)
     if bias is not None:
-        layer.bias = nn.Parameter(bias)
+        layer.bias = nn.Parameter(bias, weight.requires_grad)
     if shape.rank == 0 or even:
         return layer
     return nn.Sequential(ZERO_PAD[shape.rank](tuple(p for pair in reversed(shape.padding) for p in pair)), layer)

@@ -32,11 +32,13 @@ class Proof:
 
 @dataclass(frozen=True)
 class Parameters:
-    """A leaf's elements in double. `magnitude` is of the bias, before what cancels in a batch norm's shift."""
+    """A leaf's elements in double. `magnitude` is of the bias, before what cancels in a batch norm's shift; `like` is
+    the model's own tensor, which says what dtype and device it has, and whether it is trained."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     magnitude: torch.Tensor | None
+    like: torch.Tensor | None = None
     norm: bool = False
 
     def same(self, other):

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import distributed, fx, nn
 
-from .blocks import CONV, NORMS, POOLS, _diagonal, _pool, _Regions, _Tracer
+from .blocks import CONV, NORMS, POOLS, _diagonal, _pool, _Regions, hooked, trace
 from .contraction import Contraction, apply, full_precision
-from .expansion import shape_of
+from .expansion import require_unwrapped, shape_of
 from .moments import PatchMoments, channel_means, less_means, multiply_adds
 from .shapes import Chain, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact
 
@@ -40,6 +40,7 @@ def contract_in_training_(model, when="auto"):
     """
     if when not in ("auto", "always"):
         raise ShapeError(f"when is {when!r}, not auto or always")
+    require_unwrapped(model)
     if any(hasattr(type(module), "contractions") for module in model.modules()):
         raise ShapeError(f"{type(model).__name__} is contracted in training already")
     reasons = []
@@ -351,16 +352,18 @@ def _move(norm, mean, variance, count):
 class _TrainingRegions(_Regions):
     """Regions of a model in training. A leaf's parameters are its module's name, or None for an identity."""
 
-    def __init__(self, graph_module):
-        self.reasons = []
+    def __init__(self, graph_module, made):
+        self.reasons, self.made = [], made
         super().__init__(graph_module)
 
     def constant(self, node):
-        known = node.op == "get_attr" or node.op not in ("placeholder", "output") and node.all_input_nodes
-        if not known or not all(each in self.constants for each in node.all_input_nodes):
+        if node.op != "get_attr" and not self.of_constants(node):
             return False
         self.constants[node] = None
         return True
+
+    def acts(self, node):
+        return super().acts(node) or node.op == "call_module"  # norms move their statistics
 
     def of_convolution(self, node):
         return None
@@ -372,8 +375,8 @@ class _TrainingRegions(_Regions):
         if kind is nn.Identity:
             if base.parameters:
                 self.absorbed.add(node.args[0])
-            return base
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return replace(base, nodes=base.nodes + [node])
+        if hooked(module) or module._backward_hooks:
             return None
         if kind in CONV.values():
             try:
@@ -438,21 +441,11 @@ def _function(contraction):
 
 def _traced(module):
     """Its regions; None where torch.fx cannot trace it, or where its code depends on `training`."""
-    modes = {each: each.training for each in module.modules()}
-    graphs = []
-    try:
-        for mode in (True, False):
-            module.train(mode)
-            tracer = _Tracer()
-            graphs.append(tracer.trace(module))
-    except Exception:  # whatever a model's own code raises when it meets a proxy
+    traced = trace(module, (True, False))
+    if traced is None:
         return None
-    finally:
-        for each, mode in modes.items():
-            each.training = mode
-    if graphs[0].python_code("self").src != graphs[1].python_code("self").src:
-        return None
-    return _TrainingRegions(fx.GraphModule(module, graphs[0]))
+    root, graph, made = traced
+    return _TrainingRegions(fx.GraphModule(root, graph), made)
 
 
 def _names(region, prefix=""):
@@ -485,6 +478,8 @@ def _convert_module(module, prefix, names, when):
     if regions is None or not any(_names(region, prefix) == names for _, region, _ in regions.blocks()):
         return False
     forward, contractions = regions.contracted(when)
+    for name, tensor in regions.made.items():
+        module.register_buffer(name, tensor, persistent=False)
     kind = type(module)
     module.__class__ = type(f"Contracted{kind.__name__}", (kind,), {"forward": forward, "contractions": contractions})
     return True
