@@ -54,6 +54,35 @@ class Save(unittest.TestCase):
             ct.save(nn.Sequential(nn.Conv2d(1, 1, 3, padding_mode="reflect")), self.path)
         self.assertFalse(self.path.exists())
 
+    def test_layers_in_the_order_in_which_they_run(self):
+        class Ours(nn.Module):
+            def __init__(self, forward):
+                super().__init__()
+                self.last, self.first, self.run = nn.Conv2d(2, 2, 1), nn.Sequential(nn.Conv2d(3, 2, 1)), forward
+
+            def forward(self, x):
+                return self.run(self, x)
+
+        ct.save(Ours(lambda own, x: own.last(own.last(own.first(x)))), self.path)
+        self.assertIn(b'"chain":"first.0:s1x1p0x0e0x0d1x1g1,last:s1x1p0x0e0x0d1x1g1,last:s1x1', self.path.read_bytes())
+        self.path.unlink()
+        plain, _ = ct.from_blocks(self.block.eval())
+        ct.save(plain, self.path)  # a GraphModule
+        self.path.unlink()
+        hooked = nn.Sequential(nn.Conv2d(3, 2, 1))
+        hooked[0].register_forward_hook(print)
+        for pattern, model in {
+            "Ours is no chain: first": Ours(lambda own, x: own.first(x) + own.last(own.first(x))),
+            "Ours is no chain: relu": Ours(lambda own, x: own.first(x).relu()),
+            "Ours is no chain: output": Ours(lambda own, x: (own.first(x), 1)),
+            "Ours is no chain that torch.fx can trace": Ours(lambda own, x: own.first(x) if x.sum() > 0 else x),
+            "layer '0' .Conv2d. has hooks": hooked,
+            "Conv2d is no chain": nn.Conv2d(3, 2, 1),
+        }.items():
+            with self.subTest(pattern), self.assertRaisesRegex(ct.ShapeError, pattern):
+                ct.save(model, self.path)
+        self.assertFalse(self.path.exists())
+
     @unittest.skipUnless(TOOL.exists(), f"{TOOL.relative_to(ROOT)} is not built")
     def test_the_program_contracts_to_what_from_blocks_gives(self):
         norm = nn.BatchNorm2d(16)

@@ -8,6 +8,7 @@ import struct
 
 import torch
 
+from .blocks import hooked, trace
 from .shapes import ShapeError
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -16,17 +17,18 @@ BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 POOLS = (torch.nn.AvgPool1d, torch.nn.AvgPool2d, torch.nn.AvgPool3d)
 
 
-def save(sequential, path):
+def save(model, path):
     """Writes convolutions, Linear layers, batch norms (as in inference) and average pools in a row, as safetensors.
 
-    Layers keep their names in `sequential`, and the metadata `chain` has their geometry:
+    `model` is an nn.Sequential or whatever else runs its layers one after another. These keep their names in it, and
+    the metadata `chain` has their geometry:
 
         concertina contract block.safetensors -o layer.safetensors --verify
 
-    Throws ShapeError naming the module that is not supported.
+    Throws ShapeError naming the module that is not supported, or what is no chain.
     """
     chain, tensors = [], {}
-    for name, layer in _layers(sequential):
+    for name, layer in _layers(model):
         chain.append(_described(name, layer))
         for suffix in ("weight", "bias", "running_mean", "running_var"):
             tensor = getattr(layer, suffix, None)
@@ -37,18 +39,31 @@ def save(sequential, path):
     _write_safetensors(path, tensors, {"chain": ",".join(chain), "source": f"PyTorch {torch.__version__}"})
 
 
-def _layers(sequential, prefix=""):
-    """The layers with their names, those of nested Sequentials in their place. A layer used twice comes twice."""
-    for name, layer in sequential._modules.items():
-        if isinstance(layer, torch.nn.Sequential):
-            yield from _layers(layer, f"{prefix}{name}.")
-        elif not isinstance(layer, torch.nn.Identity):
-            yield prefix + name, layer
+def _layers(model):
+    """The layers with their names, in the order in which they run. A layer used twice comes twice."""
+    traced = None if hooked(model) else trace(model)
+    if traced is None:
+        raise ShapeError(
+            f"{type(model).__name__} is no chain that torch.fx can trace; save an nn.Sequential of its layers"
+        )
+    root, graph, _ = traced
+    (first, *nodes), modules = graph.nodes, dict(root.named_modules())
+    for node in nodes:
+        if node.args != (first,) or node.kwargs or node.op not in ("call_module", "output"):
+            raise ShapeError(
+                f"{type(model).__name__} is no chain: {node} is not a module that reads what the one before it wrote "
+                "and nothing else; save an nn.Sequential of the layers that are in a row"
+            )
+        first = node
+        if node.op == "call_module" and type(modules[node.target]) is not torch.nn.Identity:
+            yield node.target, modules[node.target]
 
 
 def _described(name, layer):
     """NAME:GEOMETRY, as `concertina contract --help` describes it."""
     where = f"layer {name!r} ({type(layer).__name__})"
+    if hooked(layer):
+        raise ShapeError(f"{where} has hooks, which a file cannot hold; remove them first")
     if set(name) & set(",:") or name == "avg_pool":
         raise ShapeError(f"{where} cannot have this name in a chain")
     if type(layer) is torch.nn.Linear:
