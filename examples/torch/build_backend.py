@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the wheel: of the Python files with nothing but Python, with the operators by scikit-build-core (PEP 517)."""
+"""Builds the wheel: of the Python files with nothing but Python, with the operators by scikit-build-core (PEP 517).
+
+An editable install (PEP 660) reads the Python files where they are.
+"""
 
 import base64
 import hashlib
@@ -28,6 +31,18 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
         others = {key: value for key, value in config_settings.items() if key != "operators"}
         return build_wheel(wheel_directory, others, metadata_directory)
+    sources = sorted(SOURCES.rglob("*.py"))
+    return _write(wheel_directory, {str(path.relative_to(SOURCES)): path.read_bytes() for path in sources})
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    if _with_operators(config_settings):
+        raise ValueError("the compiled operators cannot be in an editable install; install without -e, or without them")
+    return _write(wheel_directory, {"concertina.pth": f"{SOURCES.resolve()}\n".encode()})
+
+
+def _write(wheel_directory, files):
+    """A wheel of these files: its name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = f"{project['name']}-{project['version']}"
     metadata = [
@@ -39,7 +54,6 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         f"Requires-Python: {project['requires-python']}",
         *(f"Requires-Dist: {each}" for each in project["dependencies"]),
     ]
-    files = {str(path.relative_to(SOURCES)): path.read_bytes() for path in sorted(SOURCES.rglob("*.py"))}
     files[f"{base}.dist-info/METADATA"] = "\n".join([*metadata, ""]).encode()
     files[f"{base}.dist-info/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: concertina\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

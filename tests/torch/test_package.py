@@ -4,6 +4,7 @@
 import json
 import pathlib
 import re
+import runpy
 import struct
 import subprocess
 import sys
@@ -139,6 +140,20 @@ class Wheel(unittest.TestCase):
                 self.assertIsNone(wheel.testzip())
         files = {str(path.relative_to(PACKAGE / "src")) for path in PACKAGE.glob("src/**/*.py")}
         self.assertEqual({name for name in names if name.startswith("concertina/")}, files)
+
+    def test_an_editable_install_is_the_tree(self):
+        pip = [sys.executable, "-m", "pip"]
+        if subprocess.run([*pip, "--version"], capture_output=True).returncode:
+            self.skipTest("pip is not installed")
+        with tempfile.TemporaryDirectory() as folder:
+            pip += ["install", "--quiet", "--no-index", "--no-deps", "--target", folder, "-e", PACKAGE]
+            subprocess.run(pip, check=True, capture_output=True)
+            code = f"import site; site.addsitedir({folder!r}); import concertina; print(concertina.__file__)"
+            found = subprocess.run([sys.executable, "-I", "-B", "-c", code], check=True, capture_output=True, text=True)
+            self.assertEqual(found.stdout.strip(), str(PACKAGE / "src/concertina/__init__.py"))
+        build_backend = runpy.run_path(str(PACKAGE / "build_backend.py"))
+        with self.assertRaisesRegex(ValueError, "the compiled operators cannot be in an editable install"):
+            build_backend["build_editable"](folder, {"operators": "on"})
 
     def test_the_version_is_the_headers(self):
         text = (ROOT / "include/concertina/version.hpp").read_text()
