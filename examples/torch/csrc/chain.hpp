@@ -41,6 +41,22 @@ inline std::vector<ConvShape<rank>> decoded(const Integers& form) {
   return shapes;
 }
 
+/// What several chains that follow each other have, for each: so many layers of that many elements.
+template <class Element>
+std::vector<std::vector<Element>> divided(const std::vector<Element>& all, const Integers& counts,
+                                          std::ptrdiff_t elements = 1) {
+  std::vector<std::vector<Element>> result;
+  auto from = all.begin();
+  for (const std::int64_t count : counts) {
+    STD_TORCH_CHECK(0 < count && count <= (all.end() - from) / elements,
+                    "concertina: chains of other lengths than their layers");
+    result.emplace_back(from, from + count * elements);
+    from += count * elements;
+  }
+  STD_TORCH_CHECK(from == all.end(), "concertina: layers in no chain");
+  return result;
+}
+
 /// The sizes of a layer's weight whose own rank may be lower.
 inline Integers weight_sizes(const ConvShape<rank>& shape, int own_rank) {
   Integers sizes{shape.out, shape.in / shape.groups};

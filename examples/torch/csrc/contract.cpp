@@ -106,47 +106,24 @@ std::vector<Tensor> contract_backward(Tensor gradient, std::vector<Tensor> weigh
   return backward<double>(gradient, weights, form);
 }
 
-/// One chain of several.
-struct Part {
-  std::vector<Tensor> weights;
-  Integers form;
-};
-
-std::vector<Part> divided(const std::vector<Tensor>& weights, const Integers& counts,
-                          const Integers& form) {
-  std::vector<Part> parts;
-  std::size_t layers = 0;
-  for (const std::int64_t count : counts) {
-    STD_TORCH_CHECK(0 < count && layers + static_cast<std::size_t>(count) <= weights.size() &&
-                        form.size() == encoded_length * weights.size(),
-                    "concertina: chains of other lengths than their ", weights.size(), " layers");
-    const auto from = static_cast<std::ptrdiff_t>(layers);
-    const auto integers = static_cast<std::ptrdiff_t>(encoded_length);
-    parts.push_back({{weights.begin() + from, weights.begin() + from + count},
-                     {form.begin() + integers * from, form.begin() + integers * (from + count)}});
-    layers += static_cast<std::size_t>(count);
-  }
-  STD_TORCH_CHECK(layers == weights.size(), "concertina: layers in no chain");
-  return parts;
-}
-
 std::vector<Tensor> contract_many(std::vector<Tensor> weights, Integers counts, Integers form) {
+  const auto layers = divided(weights, counts);
+  const auto forms = divided(form, counts, encoded_length);
   std::vector<Tensor> results;
-  for (const auto& part : divided(weights, counts, form)) {
-    results.push_back(contract(part.weights, part.form));
-  }
+  for (std::size_t c = 0; c < layers.size(); ++c) results.push_back(contract(layers[c], forms[c]));
   return results;
 }
 
 std::vector<Tensor> contract_many_backward(std::vector<Tensor> gradients,
                                            std::vector<Tensor> weights, Integers counts,
                                            Integers form) {
-  const auto parts = divided(weights, counts, form);
-  STD_TORCH_CHECK(gradients.size() == parts.size(), "concertina: ", parts.size(), " chains, ",
+  const auto layers = divided(weights, counts);
+  const auto forms = divided(form, counts, encoded_length);
+  STD_TORCH_CHECK(gradients.size() == layers.size(), "concertina: ", layers.size(), " chains, ",
                   gradients.size(), " gradients");
   std::vector<Tensor> results;
-  for (std::size_t p = 0; p < parts.size(); ++p) {
-    for (auto& each : contract_backward(gradients[p], parts[p].weights, parts[p].form)) {
+  for (std::size_t c = 0; c < layers.size(); ++c) {
+    for (auto& each : contract_backward(gradients[c], layers[c], forms[c])) {
       results.push_back(std::move(each));
     }
   }

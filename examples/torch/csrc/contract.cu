@@ -49,21 +49,6 @@ struct Chains {
   auto operator<=>(const Chains&) const = default;
 };
 
-std::vector<std::vector<ConvShape<rank>>> divided(const Chains& chains) {
-  const auto shapes = decoded(chains.form);
-  std::vector<std::vector<ConvShape<rank>>> result;
-  auto from = shapes.begin();
-  for (const std::int64_t count : chains.counts) {
-    STD_TORCH_CHECK(0 < count && count <= shapes.end() - from,
-                    "concertina: chains of other lengths than their ", shapes.size(), " layers");
-    result.emplace_back(from, from + count);
-    from += count;
-  }
-  STD_TORCH_CHECK(from == shapes.end(), "concertina: ", shapes.end() - from,
-                  " layers are in no chain");
-  return result;
-}
-
 /// Where a device has too little shared memory for products on tensor cores (8.6, 8.9, 12.0) they
 /// are in float's own arithmetic.
 template <class Scalar>
@@ -89,7 +74,8 @@ struct Planned {
   std::uint64_t last_use = 0;
   bool in_graph = false;
 
-  Planned(const Chains& chains, int device) : Planned(divided(chains), device) {}
+  Planned(const Chains& chains, int device)
+      : Planned(divided(decoded(chains.form), chains.counts), device) {}
 
  private:
   Planned(const std::vector<std::vector<ConvShape<rank>>>& chains, int device)
