@@ -474,6 +474,9 @@ class Blocks(unittest.TestCase):
     def test_refusals(self):
         with self.assertRaisesRegex(ct.ShapeError, "the model is in training mode"):
             ct.from_blocks(RepVGGBlock(4, 4))
+        for compiled in (torch.compile(RepVGGBlock(4, 4), backend="eager"), torch.jit.script(nn.ReLU())):
+            with self.assertRaisesRegex(ct.ShapeError, "0 .* is compiled; give the module"):
+                ct.from_blocks(nn.Sequential(compiled).eval())
         with self.assertRaisesRegex(ct.ShapeError, "rbr_identity.weight is on the meta device"):
             ct.from_blocks(RepVGGBlock(4, 4).to("meta").eval())
         with self.assertRaisesRegex(ct.ShapeError, "the model is wrapped in DataParallel"):

@@ -103,8 +103,8 @@ def from_blocks(model):
     rounded once. The result is a torch.fx.GraphModule. A module whose code torch.fx cannot trace, or not as it is,
     stays, and its children are contracted one by one; so its code must call these, and use nothing that is in them.
     Requires  model.eval()
-    Throws    ShapeError for a model in training, wrapped, or on the meta device; VerificationError where a proof fails.
-              One that is too large to run is no failure: see Verdict.holds
+    Throws    ShapeError for a model in training, wrapped, compiled, or on the meta device; VerificationError where a
+              proof fails. One that is too large to run is no failure: see Verdict.holds
     """
     _require_elements(model)
     plain = _contract_blocks(copy.deepcopy(model))
@@ -122,7 +122,8 @@ def verify(model, other, accumulator=torch.float64):
     once; everything else must be the same. Modules whose code torch.fx cannot trace must have the same code and
     settings, and children for which all this holds. Code is traced in copies of the models, which share their tensors.
     Requires  eval() of both
-    Throws    ShapeError for models in training, wrapped or on the meta device, and where only one has such a module
+    Throws    ShapeError for models in training, wrapped, compiled or on the meta device, and where only one has such a
+              module
     """
     for each in (model, other):
         _require_elements(each)
@@ -134,6 +135,9 @@ def verify(model, other, accumulator=torch.float64):
 def _require_elements(model):
     require_unwrapped(model)
     for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):
+            raise ShapeError(f"{name or 'the model'} ({kind}) is compiled; give the module of which it was compiled")
         if module.training:
             raise ShapeError(
                 f"{name or 'the model'} is in training mode, where batch norms are not linear; call eval() first"
@@ -178,12 +182,12 @@ class _Tracer(fx.Tracer):
         return _pads_with_its_shift(module) or super().is_leaf_module(module, name)
 
 
-def trace(module, modes=(None, None)):
-    """A copy of the module, which shares its tensors, and its graph: (copy, graph, tensors that the code makes).
+def trace(module, modes=(False, False)):
+    """A copy of the module, which shares its tensors, its graph, and the tensors that its code makes; or None.
 
-    None where torch.fx cannot trace it, or sees only one of the ways that its code may go: it is traced twice, the
-    second time with None for the arguments whose default that is, and in the modes given, and what came out
-    otherwise, such as counters and draws, depends on what tracing does not see.
+    It is traced twice, in training mode or not, the second time with None for the arguments whose default that is.
+    None where torch.fx cannot trace it, or where the graphs differ: the code depends on what no graph has, such as a
+    counter, a draw or a missing argument.
     """
     if any(map(_asks_what_is_a_tensor, module.modules())):
         return None
@@ -195,8 +199,7 @@ def trace(module, modes=(None, None)):
         optional = {name: None for name, each in parameters.items() if each.default is None}
         known, found = set(vars(root)), []
         for mode, arguments in zip(modes, ({}, optional)):
-            if mode is not None:
-                root.train(mode)
+            root.train(mode)
             graph = _Tracer().trace(root, arguments)
             state = dict(itertools.chain(root.named_parameters(), root.named_buffers()))
             names = {node.target for node in graph.nodes if node.op == "get_attr"} - state.keys()
@@ -219,7 +222,7 @@ def hooked(module):
 
 
 def _asks_what_is_a_tensor(module):
-    """Of its arguments, which are proxies while it is traced and are not."""
+    """Whether its code does; a proxy is none."""
     names = set(getattr(getattr(type(module).forward, "__code__", None), "co_names", ()))
     asks = "is_tensor" in names or {"isinstance", "Tensor"} <= names
     return asks and not type(module).__module__.startswith("torch.nn")
@@ -589,7 +592,7 @@ def _compare(model, other, accumulator, verdict, prefix=""):
     if mine is not None and theirs is not None:
         return _compare_traced(mine, theirs, accumulator, verdict, prefix)
     where, kind = prefix[:-1] or "the model", type(model)
-    if kind is not type(other) or (mine is None) != (theirs is None):
+    if kind is not type(other):
         raise ShapeError(f"torch.fx cannot trace {where} ({kind.__name__} and {type(other).__name__}) to compare it")
     own, others = ((_settings(each), each._parameters, each._buffers) for each in (model, other))
     if not _equal(own, others) or model._modules.keys() != other._modules.keys():
