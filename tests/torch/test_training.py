@@ -370,6 +370,7 @@ class Training(unittest.TestCase):
         hooked[0].register_forward_hook(lambda *_: None)
         refused("no block", Branches(hooked, conv_bn(4, 4, 3, 1)[0]))
         refused("already", contracted(RepVGGBlock(4, 4)))
+        refused("wrapped in DataParallel", nn.DataParallel(RepVGGBlock(4, 4)))
         with self.assertRaisesRegex(ct.ShapeError, "when is 'never'"):
             ct.contract_in_training_(RepVGGBlock(4, 4), "never")
         ones = ConvShape(4, 4, (1, 1), (1, 1), ((0, 0),) * 2, (1, 1), 4, True)

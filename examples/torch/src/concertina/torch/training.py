@@ -365,6 +365,9 @@ class _TrainingRegions(_Regions):
     def acts(self, node):
         return super().acts(node) or node.op == "call_module"  # norms move their statistics
 
+    def with_source(self, region, node):
+        return region  # norms would need the moments of larger patches
+
     def of_convolution(self, node):
         return None
 
