@@ -56,28 +56,31 @@ Dataset open_dataset(const DataOptions& options) {
   return generated_dataset(options.name == "cifar100" ? 100 : 10, 2000, 500, 1);
 }
 
-int run_train(TrainCommand command) {
-  as_usage([&] { command.options.validate(); });
-  const Dataset data = open_dataset(command.data);
-  ThreadPool pool(thread_count(command.threads));
-  command.options.network.classes = data.classes;
-  const TrainResult result = train(command.options, data, pool);
-  std::cout << command.options.network.model << ", " << tool::grouped(result.parameters)
+int run_train(CommandLine& line) {
+  TrainOptions& options = line.training;
+  options.device = line.device;
+  options.command = line.words;
+  as_usage([&] { options.validate(); });
+  const Dataset data = open_dataset(line.data);
+  ThreadPool pool(thread_count(line.threads));
+  options.network.classes = data.classes;
+  const TrainResult result = train(options, data, pool);
+  std::cout << options.network.model << ", " << tool::grouped(result.parameters)
             << " parameters, on " << data.name << ": best test accuracy "
             << percentage(result.best_accuracy) << " in epoch " << result.best_epoch << ", last "
             << percentage(result.last_accuracy) << '\n';
   return tool::ok;
 }
 
-int run_eval(const EvalCommand& command) {
-  const auto file = read_network(command.file);
-  const Dataset data = open_dataset(command.data);
+int run_eval(CommandLine& line) {
+  const auto file = read_network(line.file);
+  const Dataset data = open_dataset(line.data);
   require_data(file, data);
-  ThreadPool pool(thread_count(command.threads));
+  ThreadPool pool(thread_count(line.threads));
   const Score score =
       with_network(file, pool, [&](auto& network) { return evaluate(network, data, data.test); });
-  if (command.json) {
-    std::cout << nlohmann::json{{"file", command.file},   {"data", data.name},
+  if (line.json) {
+    std::cout << nlohmann::json{{"file", line.file},      {"data", data.name},
                                 {"loss", score.loss},     {"correct", score.correct},
                                 {"images", score.images}, {"accuracy", score.accuracy()}}
                      .dump(2)
@@ -90,17 +93,17 @@ int run_eval(const EvalCommand& command) {
   return tool::ok;
 }
 
-int run_contract(const ContractCommand& command) {
-  if (!command.out.ends_with(".onnx")) {
-    throw tool::UsageError(command.out + ": what is written is an ONNX model, *.onnx");
+int run_contract(CommandLine& line) {
+  if (!line.output.ends_with(".onnx")) {
+    throw tool::UsageError(line.output + ": what is written is an ONNX model, *.onnx");
   }
   std::error_code ignored;
-  if (std::filesystem::equivalent(command.in, command.out, ignored)) {
-    throw tool::UsageError(command.out + " is the input, which would be lost; name another file");
+  if (std::filesystem::equivalent(line.file, line.output, ignored)) {
+    throw tool::UsageError(line.output + " is the input, which would be lost; name another file");
   }
-  const auto file = read_network(command.in);
-  const Dataset data = open_dataset(command.data);
-  ThreadPool pool(thread_count(command.threads));
+  const auto file = read_network(line.file);
+  const Dataset data = open_dataset(line.data);
+  ThreadPool pool(thread_count(line.threads));
   const ContractionCheck check = check_contraction(file, data, pool);
   const auto row = [](const char* form, Index parameters, const Score& score) {
     return std::vector<std::string>{form, tool::grouped(parameters), tool::grouped(score.correct),
@@ -113,24 +116,26 @@ int run_contract(const ContractCommand& command) {
     std::cout << "DIFFERENT: the compact network was not written.\n";
     return tool::failed;
   }
-  concertina::onnx::write_model(command.out, check.network);
-  std::cout << "Identical accuracy; the compact network is in " << tool::printable(command.out)
+  concertina::onnx::write_model(line.output, check.network);
+  std::cout << "Identical accuracy; the compact network is in " << tool::printable(line.output)
             << ".\n";
   return tool::ok;
 }
 
-int run_drift(DriftCommand command) {
+int run_drift(CommandLine& line) {
+  NetworkOptions& network = line.training.network;
+  const Recipe& recipe = line.training.recipe;
   as_usage([&] {
-    command.network.validate();
-    command.recipe.validate();
+    network.validate();
+    recipe.validate();
   });
-  const Dataset data = open_dataset(command.data);
-  ThreadPool pool(thread_count(command.threads));
-  command.network.classes = data.classes;
-  const Drift found = drift(command.network, command.recipe, data, command.steps, pool);
-  std::cout << "Largest relative difference of a loss, " << tool::counted(command.steps, "step")
-            << " of " << command.network.model << " with kernel " << command.network.kernel
-            << " on " << data.name << ":\n"
+  const Dataset data = open_dataset(line.data);
+  ThreadPool pool(thread_count(line.threads));
+  network.classes = data.classes;
+  const Drift found = drift(network, recipe, data, line.steps, pool);
+  std::cout << "Largest relative difference of a loss, " << tool::counted(line.steps, "step")
+            << " of " << network.model << " with kernel " << network.kernel << " on " << data.name
+            << ":\n"
             << tool::table(
                    {{"trainings", "difference"},
                     {"double, contracted and layered", tool::brief(found.contracted_in_double)},
@@ -139,53 +144,53 @@ int run_drift(DriftCommand command) {
   return tool::ok;
 }
 
-int run_landscape(const LandscapeCommand& command) {
-  as_usage([&] { command.options.validate(); });
-  auto file = read_network(command.file);
-  const Dataset data = open_dataset(command.data);
+int run_landscape(CommandLine& line) {
+  as_usage([&] { line.landscape.validate(); });
+  auto file = read_network(line.file);
+  const Dataset data = open_dataset(line.data);
   require_data(file, data);
-  ThreadPool pool(thread_count(command.threads));
-  if (!command.trained) {
+  ThreadPool pool(thread_count(line.threads));
+  if (!line.expanded) {
     if (!contracts(options_of(file))) {
-      throw FormatError(command.file +
+      throw FormatError(line.file +
                         ": a network that contracts to no compact one; name its own "
                         "parameters with --expanded");
     }
     file = with_network(file, pool, [](auto& network) { return tensors_of(network.contract()); });
-    file.origin = command.file + ", contracted";
+    file.origin = line.file + ", contracted";
   }
   const Landscape found = with_network(
-      file, pool, [&](auto& network) { return landscape(network, data, command.options); });
-  write_landscape(command.out, found);
+      file, pool, [&](auto& network) { return landscape(network, data, line.landscape); });
+  write_landscape(line.output, found);
   const auto [least, most] = std::ranges::minmax(found.losses);
   std::cout << "Loss " << tool::brief(found.losses[found.losses.size() / 2]) << " at the network, "
             << tool::brief(least) << " to " << tool::brief(most) << " around it; "
             << tool::counted(std::ssize(found.losses), "point") << " in "
-            << tool::printable(command.out) << ".\n";
+            << tool::printable(line.output) << ".\n";
   return tool::ok;
 }
 
 namespace {
 
 /// The rows of a table that the patterns name, all for no pattern.
-std::vector<Experiment> chosen_rows(const ReproduceCommand& command) {
-  std::vector<Experiment> rows = read_experiments(command.paper);
-  std::erase_if(rows, [&](const Experiment& row) { return row.table != command.table; });
-  if (rows.empty()) throw tool::UsageError("the paper's figures have no table " + command.table);
+std::vector<Experiment> chosen_rows(const CommandLine& line) {
+  std::vector<Experiment> rows = read_experiments(line.paper);
+  std::erase_if(rows, [&](const Experiment& row) { return row.table != line.table; });
+  if (rows.empty()) throw tool::UsageError("the paper's figures have no table " + line.table);
   std::vector<std::string> names;
   for (const Experiment& row : rows) names.push_back(row.name());
   const auto matches = [](const std::string& pattern, const std::string& name) {
     return fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
   };
-  for (const std::string& pattern : command.rows) {
+  for (const std::string& pattern : line.rows) {
     if (std::ranges::none_of(names, [&](const auto& name) { return matches(pattern, name); })) {
-      throw tool::UsageError("no row of table " + command.table + " is named '" + pattern +
+      throw tool::UsageError("no row of table " + line.table + " is named '" + pattern +
                              "'; there are " + tool::listed(names));
     }
   }
   std::erase_if(rows, [&](const Experiment& row) {
-    return !command.rows.empty() &&
-           std::ranges::none_of(command.rows, [name = row.name(), &matches](const auto& pattern) {
+    return !line.rows.empty() &&
+           std::ranges::none_of(line.rows, [name = row.name(), &matches](const auto& pattern) {
              return matches(pattern, name);
            });
   });
@@ -203,53 +208,55 @@ void print_missing(const std::vector<Missing>& missing) {
 
 }  // namespace
 
-int run_reproduce(ReproduceCommand command) {
-  if (command.table.empty() == command.figure.empty()) {
+int run_reproduce(CommandLine& line) {
+  ReproduceOptions& options = line.reproduction;
+  options.device = line.device;
+  options.command = line.words;
+  if (line.table.empty() == line.figure.empty()) {
     throw tool::UsageError("name what to reproduce, by --table or by --figure");
   }
-  const auto require = [](bool holds, const char* what, Index number) {
-    if (!holds) throw tool::UsageError(std::string(what) + ' ' + std::to_string(number));
-  };
-  require(command.seeds >= 1 && command.seeds <= 1000, "seeds from 1 to 1000 are possible, not",
-          command.seeds);
-  require(command.options.jobs >= 0 && command.options.jobs <= 256,
-          "jobs from 1 to 256 are possible, 0 for every core, not", command.options.jobs);
-  as_usage([&] { require_built_for(command.options.device); });
-  const bool draws = !command.table.empty() && !command.trainings.empty();
-  if (command.options.data.empty() && !command.list && !command.missing && !draws) {
+  as_usage([&] {
+    require_option(line.seeds >= 1 && line.seeds <= 1000, "seeds", line.seeds,
+                   "1 to 1000 are possible");
+    require_option(options.jobs >= 0 && options.jobs <= 256, "jobs", options.jobs,
+                   "1 to 256 are possible, 0 for every core");
+    require_built_for(line.device);
+  });
+  const bool draws = !line.table.empty() && !line.trainings.empty();
+  if (options.data.empty() && !line.list && !line.missing && !draws) {
     throw tool::UsageError("reproduce needs the data sets' folder, --data");
   }
-  if (!command.trainings.empty()) command.options.done = read_trainings(command.trainings);
+  if (!line.trainings.empty()) options.done = read_trainings(line.trainings);
   std::vector<std::string> failures;
-  if (!command.figure.empty()) {
-    const std::string usual = command.figure == "S3" ? "cifar100" : "cifar10";
-    const std::string dataset = command.dataset.empty() ? usual : command.dataset;
+  if (!line.figure.empty()) {
+    const std::string usual = line.figure == "S3" ? "cifar100" : "cifar10";
+    const std::string dataset = line.figure_dataset.empty() ? usual : line.figure_dataset;
     const std::vector<Curve> curves =
-        curves_of(command.figure, dataset, command.kernel, 1, command.budget.epochs);
+        curves_of(line.figure, dataset, line.figure_kernel, 1, line.budget.epochs);
     as_usage([&] {
       for (const Curve& curve : curves) {
         curve.run.network.validate();
         curve.run.recipe.validate();
       }
     });
-    if (command.missing) {
-      print_missing({{figure_name(command.figure, dataset, command.kernel), 1,
-                      missing_of(curves, command.options)}});
+    if (line.missing) {
+      print_missing({{figure_name(line.figure, dataset, line.figure_kernel), 1,
+                      missing_of(curves, options)}});
       return tool::ok;
     }
-    failures = reproduce_figure(command.figure, dataset, command.kernel, 1, command.budget.epochs,
-                                command.options);
+    failures =
+        reproduce_figure(line.figure, dataset, line.figure_kernel, 1, line.budget.epochs, options);
   } else {
-    const std::vector<Experiment> rows = chosen_rows(command);
+    const std::vector<Experiment> rows = chosen_rows(line);
     as_usage([&] {
       for (const Experiment& row : rows) {
-        for (const Run& run : runs_of(row, 1, command.budget)) {
+        for (const Run& run : runs_of(row, 1, line.budget)) {
           run.network.validate();
           run.recipe.validate();
         }
       }
     });
-    if (command.list) {
+    if (line.list) {
       std::vector<std::vector<std::string>> cells = {{"row", "paper", ""}};
       for (const Experiment& row : rows) {
         for (const Published& published : row.published) {
@@ -262,13 +269,13 @@ int run_reproduce(ReproduceCommand command) {
       std::cout << tool::table(cells);
       return tool::ok;
     }
-    if (command.missing) {
-      print_missing(missing_of(rows, command.seeds, command.budget, command.options));
+    if (line.missing) {
+      print_missing(missing_of(rows, line.seeds, line.budget, options));
       return tool::ok;
     }
-    failures = reproduce_table(rows, command.seeds, command.budget, command.options);
-    std::cout << read_text(table_path(command.table, command.budget, command.options.out, ".md"),
-                           1 << 24, "a table");
+    failures = reproduce_table(rows, line.seeds, line.budget, options);
+    std::cout << read_text(table_path(line.table, line.budget, options.out, ".md"), 1 << 24,
+                           "a table");
   }
   for (const std::string& failure : failures) {
     std::cerr << "cifar: " << tool::printable(failure) << '\n';
@@ -276,7 +283,7 @@ int run_reproduce(ReproduceCommand command) {
   return failures.empty() ? tool::ok : tool::failed;
 }
 
-int run_bench(const BenchCommand& command) {
+int run_bench(CommandLine& line) {
   struct Row {
     std::string model;
     Compute compute;
@@ -285,26 +292,28 @@ int run_bench(const BenchCommand& command) {
     std::vector<double> rates = {};
     double median = 0;
   };
-  if (!(command.seconds > 0 && command.seconds <= 3600)) {
-    throw tool::UsageError("seconds " + tool::fixed(command.seconds, 3) +
-                           "; up to an hour is possible");
-  }
-  ThreadPool pool(thread_count(command.threads));
-  as_usage([&] { require_built_for(command.device); });
-  const bool on_device = command.device != Device::cpu;
+  const Index batch = line.training.recipe.batch;
+  const NetworkOptions& asked = line.training.network;
+  ThreadPool pool(thread_count(line.threads));
+  as_usage([&] {
+    require_option(line.seconds > 0 && line.seconds <= 3600, "seconds", line.seconds,
+                   "up to an hour is possible");
+    require_built_for(line.device);
+  });
+  const bool on_device = line.device != Device::cpu;
   // A device is given whole epochs, so long that their ends do not count.
-  const Dataset data = generated_dataset(10, on_device ? 100 * command.batch : 2048, 16, 1);
-  const Recipe recipe{.epochs = 1'000'000, .batch = command.batch};
+  const Dataset data = generated_dataset(10, on_device ? 100 * batch : 2048, 16, 1);
+  const Recipe recipe{.epochs = 1'000'000, .batch = batch};
   as_usage([&] { recipe.validate(); });
-  std::vector<std::string> models = command.models;
+  std::vector<std::string> models = line.models;
   if (models.empty()) {
     models = {"compact", "cl", "cl+fc"};
-    if (command.network.kernel > 3) models.insert(models.end(), {"ck", "ck+fc"});
+    if (asked.kernel > 3) models.insert(models.end(), {"ck", "ck+fc"});
   }
   std::vector<Row> rows;
   for (const std::string& model : models) {
     for (const Compute compute : {Compute::contracted, Compute::layered}) {
-      NetworkOptions network = command.network;
+      NetworkOptions network = asked;
       network.model = model;
       const bool has_layers = network.is_expanded() || network.is_block();
       if (!has_layers && compute == Compute::layered) continue;
@@ -318,7 +327,7 @@ int run_bench(const BenchCommand& command) {
         if (!forked && !on_device) continue;
         rows.push_back({model, compute, forked,
                         std::make_unique<Training<float>>(network, recipe, data, pool)});
-        rows.back().training->compute_on(command.device, {.forked = forked});
+        rows.back().training->compute_on(line.device, {.forked = forked});
       }
     }
   }
@@ -338,17 +347,17 @@ int run_bench(const BenchCommand& command) {
           images += row.training->step().images;
         }
         seconds = std::chrono::duration<double>(Clock::now() - start).count();
-      } while (seconds < command.seconds / rounds);
+      } while (seconds < line.seconds / rounds);
       if (round >= 0) row.rates.push_back(static_cast<double>(images) / seconds);
     }
   }
   nlohmann::json json = {{"threads", pool.size()},
-                         {"batch", command.batch},
-                         {"kernel", command.network.kernel},
-                         {"rate", command.network.rate},
-                         {"blocks", command.network.blocks},
+                         {"batch", batch},
+                         {"kernel", asked.kernel},
+                         {"rate", asked.rate},
+                         {"blocks", asked.blocks},
                          {"augmentation", true},
-                         {"device", device_names.of(command.device)},
+                         {"device", device_names.of(line.device)},
                          {"rows", nlohmann::json::array()}};
   std::vector<std::vector<std::string>> table = {
       {"model", "computed", "parameters", "images/s", "of compact", "of layered"}};
@@ -385,13 +394,12 @@ int run_bench(const BenchCommand& command) {
                      of_compact ? tool::fixed(*of_compact, 2) : "",
                      of_layered ? tool::fixed(*of_layered, 2) : ""});
   }
-  if (command.json) {
+  if (line.json) {
     std::cout << json.dump(2) << '\n';
   } else {
     std::cout << "A training step (augmentation, forward, backward, update): kernel "
-              << command.network.kernel << ", batch " << command.batch << ", "
-              << (on_device ? device_names.of(command.device)
-                            : tool::counted(pool.size(), "thread"))
+              << asked.kernel << ", batch " << batch << ", "
+              << (on_device ? device_names.of(line.device) : tool::counted(pool.size(), "thread"))
               << "; ratios are medians of rounds in turn.\n"
               << tool::table(table);
   }

@@ -1,4 +1,4 @@
-// The subcommands: what each takes. They return exit codes and throw what tool::report_error knows.
+// The subcommands. They return exit codes and throw what tool::report_error knows.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -17,67 +17,40 @@ struct DataOptions {
 };
 Dataset open_dataset(const DataOptions& options);
 
-struct TrainCommand {
+/// What a command line says; a subcommand reads what its options set.
+struct CommandLine {
   DataOptions data;
-  TrainOptions options;
-  Index threads = 0;  // all cores
-};
-int run_train(TrainCommand command);
-
-struct EvalCommand {
-  DataOptions data;
-  std::string file;
-  Index threads = 0;
-  bool json = false;
-};
-int run_eval(const EvalCommand& command);
-
-struct ContractCommand {
-  DataOptions data;
-  std::string in, out;
-  Index threads = 0;
-};
-int run_contract(const ContractCommand& command);
-
-struct BenchCommand {
-  std::vector<std::string> models;
-  NetworkOptions network;
-  Index batch = 128, threads = 0;
-  double seconds = 2;
+  TrainOptions training;  ///< its network and recipe are bench's and drift's too
   Device device = Device::cpu;
+  Index threads = 0;  ///< all cores
   bool json = false;
-};
-int run_bench(const BenchCommand& command);
+  std::string words;  ///< as a shell reads them
 
-struct DriftCommand {
-  DataOptions data;
-  NetworkOptions network;
-  Recipe recipe;
-  Index steps = 100, threads = 0;
-};
-int run_drift(DriftCommand command);
+  std::string file, output;    ///< eval, contract, landscape
+  LandscapeOptions landscape;  ///< landscape
+  bool expanded = false;       ///< the parameters of the expanded network, not of the compact one
+  std::vector<std::string> models;  ///< bench
+  double seconds = 2;
+  Index steps = 100;  ///< drift
 
-struct LandscapeCommand {
-  DataOptions data;
-  std::string file, out;
-  LandscapeOptions options;
-  bool trained = false;  // the parameters of the expanded network, not of the compact one
-  Index threads = 0;
-};
-int run_landscape(const LandscapeCommand& command);
-
-struct ReproduceCommand {
-  std::string table, figure;  // one of them
+  std::string table, figure;  ///< reproduce: one of them
   std::string paper;
-  std::vector<std::string> rows;  // patterns of their names
-  Index kernel = 3, seeds = 5;
-  std::string dataset;
+  std::vector<std::string> rows;  ///< patterns of their names
+  Index figure_kernel = 3, seeds = 5;
+  std::string figure_dataset;
   Budget budget;
-  std::string trainings;  // the file of those that are done
-  ReproduceOptions options;
+  std::string trainings;  ///< the file of those that are done
+  ReproduceOptions reproduction;
   bool list = false, missing = false;
 };
-int run_reproduce(ReproduceCommand command);
+
+int run_train(CommandLine& line);
+int run_eval(CommandLine& line);
+int run_contract(CommandLine& line);
+int run_bench(CommandLine& line);
+int run_drift(CommandLine& line);
+int run_landscape(CommandLine& line);
+int run_reproduce(CommandLine& line);
 
 /// The threads that are asked for; as many as there are cores for 0.
 Index thread_count(Index asked);

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <numbers>
 #include <random>
-#include <sstream>
 #include <string>
 
 namespace cifar {
@@ -26,16 +25,10 @@ double gaussian(Generator& generator) {
 }  // namespace
 
 void LandscapeOptions::validate() const {
-  const auto require = [](bool holds, const char* option, const auto& value, const char* choices) {
-    if (holds) return;
-    std::ostringstream text;
-    text << option << ' ' << value << "; " << choices;
-    throw concertina::Error(text.str());
-  };
-  require(points >= 3 && points <= 1001 && points % 2 == 1, "points", points,
-          "odd ones from 3 to 1001 are possible");
-  require(range > 0 && std::isfinite(range), "range", range, "it is positive");
-  require(images >= 1, "images", images, "there must be one");
+  require_option(points >= 3 && points <= 1001 && points % 2 == 1, "points", points,
+                 "odd ones from 3 to 1001 are possible");
+  require_option(range > 0 && std::isfinite(range), "range", range, "it is positive");
+  require_option(images >= 1, "images", images, "there must be one");
 }
 
 template <class Scalar>

@@ -16,7 +16,6 @@
 #include <cmath>
 #include <memory>
 #include <random>
-#include <sstream>
 
 namespace cifar {
 namespace {
@@ -130,28 +129,23 @@ const tool::Names<Compute> compute_names{"way of computing an expansion",
                                           {Compute::nonlinear, "nonlinear"}}};
 
 void NetworkOptions::validate() const {
-  const auto require = [](bool holds, const char* option, const auto& value,
-                          const std::string& choices) {
-    if (holds) return;
-    std::ostringstream text;
-    text << option << ' ' << value << "; " << choices;
-    throw Error(text.str());
-  };
   if (std::ranges::find(model_names(), model) == model_names().end()) {
     throw Error("there is no model '" + model + "'; there are " + tool::listed(model_names()));
   }
-  require(blocks == 3 || blocks == 4, "blocks", blocks, "SmallNet has 3, the deeper network 4");
-  require(kernel >= 1 && kernel <= 31 && kernel % 2 == 1, "kernel", kernel,
-          "odd ones from 1 to 31 are possible");
-  require(!contains(model, "ck") || kernel > 3, "kernel", kernel,
-          "CK expands kernels from 5 on into 3x3 layers; CL expands any");
-  require(!is_block() || kernel > 1, "kernel", kernel, model + " needs one from 3 on");
+  require_option(blocks == 3 || blocks == 4, "blocks", blocks,
+                 "SmallNet has 3, the deeper network 4");
+  require_option(kernel >= 1 && kernel <= 31 && kernel % 2 == 1, "kernel", kernel,
+                 "odd ones from 1 to 31 are possible");
+  require_option(!contains(model, "ck") || kernel > 3, "kernel", kernel,
+                 "CK expands kernels from 5 on into 3x3 layers; CL expands any");
+  require_option(!is_block() || kernel > 1, "kernel", kernel, model + " needs one from 3 on");
   if (is_block() && compute == Compute::nonlinear) {
     throw Error("there is no nonlinear counterpart of " + model);
   }
-  require(classes >= 2 && classes <= 256, "classes", classes, "2 to 256 are possible");
-  require(rate >= 1 && rate <= 64, "rate", rate, "1 to 64 are possible");
-  require(width >= 1 && width <= 256, "width", width, "1 to 256 are possible, ResNet-18 has 64");
+  require_option(classes >= 2 && classes <= 256, "classes", classes, "2 to 256 are possible");
+  require_option(rate >= 1 && rate <= 64, "rate", rate, "1 to 64 are possible");
+  require_option(width >= 1 && width <= 256, "width", width,
+                 "1 to 256 are possible, ResNet-18 has 64");
 }
 
 const std::vector<std::string>& model_names() {

@@ -8,6 +8,7 @@
 #include "training/operations.hpp"
 
 #include <concertina/conv.hpp>
+#include <concertina/error.hpp>
 #include <concertina/io/onnx.hpp>
 #include <concertina/io/safetensors.hpp>
 #include <concertina/shape.hpp>
@@ -18,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,6 +27,16 @@
 namespace cifar {
 
 using namespace training;
+
+/// Throws Error naming an option, its value and the choices where it does not hold.
+template <class Value>
+void require_option(bool holds, const char* option, const Value& value,
+                    const std::string& choices) {
+  if (holds) return;
+  std::ostringstream text;
+  text << option << ' ' << value << "; " << choices;
+  throw concertina::Error(text.str());
+}
 
 /// How an expanded layer is computed.
 enum class Compute {

@@ -94,24 +94,20 @@ void require_teacher(Transfer transfer, bool teacher) {
 }
 
 void Recipe::validate() const {
-  const auto require = [](bool holds, const char* option, const auto& value, const char* choices) {
-    if (holds) return;
-    std::ostringstream text;
-    text << option << ' ' << value << "; " << choices;
-    throw Error(text.str());
-  };
-  require(epochs >= 1 && epochs <= 1'000'000, "epochs", epochs, "1 to 1,000,000 are possible");
-  require(batch >= 1 && batch <= 4096, "batch", batch, "1 to 4096 are possible");
-  require(learning_rate > 0 && std::isfinite(learning_rate), "learning rate", learning_rate,
-          "it is positive");
-  require(momentum >= 0 && momentum < 1, "momentum", momentum, "0 to less than 1 are possible");
-  require(weight_decay >= 0 && std::isfinite(weight_decay), "weight decay", weight_decay,
-          "it is not negative");
-  require(corrupted >= 0 && corrupted <= 1, "corrupted", corrupted, "0 to 1 are possible");
-  require(transfer.temperature > 0 && std::isfinite(transfer.temperature), "temperature",
-          transfer.temperature, "it is positive");
-  require(transfer.weight >= 0 && transfer.weight <= 1, "transfer weight", transfer.weight,
-          "0 to 1 are possible");
+  require_option(epochs >= 1 && epochs <= 1'000'000, "epochs", epochs,
+                 "1 to 1,000,000 are possible");
+  require_option(batch >= 1 && batch <= 4096, "batch", batch, "1 to 4096 are possible");
+  require_option(learning_rate > 0 && std::isfinite(learning_rate), "learning rate", learning_rate,
+                 "it is positive");
+  require_option(momentum >= 0 && momentum < 1, "momentum", momentum,
+                 "0 to less than 1 are possible");
+  require_option(weight_decay >= 0 && std::isfinite(weight_decay), "weight decay", weight_decay,
+                 "it is not negative");
+  require_option(corrupted >= 0 && corrupted <= 1, "corrupted", corrupted, "0 to 1 are possible");
+  require_option(transfer.temperature > 0 && std::isfinite(transfer.temperature), "temperature",
+                 transfer.temperature, "it is positive");
+  require_option(transfer.weight >= 0 && transfer.weight <= 1, "transfer weight", transfer.weight,
+                 "0 to 1 are possible");
 }
 
 void require_accelerable(const NetworkOptions& network, const Recipe& recipe) {

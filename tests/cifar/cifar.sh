@@ -252,7 +252,7 @@ expect 2 "$cifar" "${figures[@]}" --figure S2 --seeds 2
 expect 2 "$cifar" "${reproduce[@]}" --table S1 --kernel 3
 expect 2 "$cifar" reproduce --table S1
 says err "--data"
-expect 2 "$cifar" "${reproduce[@]/1/0}" --table S1
+expect 2 "$cifar" "${reproduce[@]/#1/0}" --table S1
 expect 5 "$cifar" "${reproduce[@]/#data/nowhere}" --table S4
 expect 5 "$cifar" reproduce --data data --out reproduced --paper nowhere.csv --table S1
 expect 5 "$cifar" "${reproduce[@]}" --table S1 --trainings nowhere.csv
@@ -266,6 +266,11 @@ says out "figure-S2-cifar10-k3 1"
 expect 2 "$cifar"
 expect 2 "$cifar" train --model resnet
 expect 2 "$cifar" train --dataset svhn
+says err "cifar10,cifar100,mnist"
+expect 2 "$cifar" train --nonsense
+says err "--nonsense"
+expect 2 "$cifar" train --rate four
+says err "--rate"
 expect 3 "$cifar" "${train[@]}" --out whole
 says err "--resume"
 expect 3 "$cifar" "${train[@]/64/65}" --out whole --resume
@@ -291,6 +296,8 @@ for undone in "--model acnet --compute contracted" "--model dbb" "--optimizer ad
   says err "is not computed on a device"
 done
 expect 2 "$cifar" train --device tpu --out none
+expect 2 "$cifar" train --device cuda --threads 2 --out none
+says err "it is for --device cpu"
 expect 2 "$cifar" eval --data data compact.onnx --threads 5000
 expect 2 "$cifar" contract --data data whole/best.onnx -o compact.safetensors
 touch file
