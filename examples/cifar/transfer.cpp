@@ -76,24 +76,19 @@ void distillation(Tape<Scalar>& tape, Maps<Scalar>& logits, Maps<Scalar>& teache
   static_cast<void>(tape.first_writer(logits));
   const Index classes = logits.numbers();
   Operation operation;
-  operation.backward.push_back(
-      {.each =
-           [=, &tape, &logits, &teacher](Index chunk, Index) {
-             const auto t = static_cast<Scalar>(temperature);
-             std::vector<Row<Scalar>> own(static_cast<std::size_t>(classes)), wanted(own.size());
-             softmax(logits.values(chunk), classes, t, own);
-             softmax(teacher.values(chunk), classes, t, wanted);
-             const Row<Scalar> mask = tape.mask(chunk);
-             const Scalar share =
-                 static_cast<Scalar>(weight) * t / static_cast<Scalar>(tape.images());
-             Scalar* gradient = logits.gradients(chunk);
-             for (std::size_t k = 0; k < own.size(); ++k, gradient += lanes) {
-               vector_at(gradient) +=
-                   share * vector_at(mask.image.data()) *
-                   (vector_at(own[k].image.data()) - vector_at(wanted[k].image.data()));
-             }
-           },
-       .then = {}});
+  operation.backward.each([=, &tape, &logits, &teacher](Index chunk, Index) {
+    const auto t = static_cast<Scalar>(temperature);
+    std::vector<Row<Scalar>> own(static_cast<std::size_t>(classes)), wanted(own.size());
+    softmax(logits.values(chunk), classes, t, own);
+    softmax(teacher.values(chunk), classes, t, wanted);
+    const Row<Scalar> mask = tape.mask(chunk);
+    const Scalar share = static_cast<Scalar>(weight) * t / static_cast<Scalar>(tape.images());
+    Scalar* gradient = logits.gradients(chunk);
+    for (std::size_t k = 0; k < own.size(); ++k, gradient += lanes) {
+      vector_at(gradient) += share * vector_at(mask.image.data()) *
+                             (vector_at(own[k].image.data()) - vector_at(wanted[k].image.data()));
+    }
+  });
   tape.record(std::move(operation));
 }
 
@@ -102,24 +97,21 @@ void hint_loss(Tape<Scalar>& tape, Maps<Scalar>& features, Maps<Scalar>& hint) {
   require_size("hint", features, hint);
   const auto first_writer = tape.first_writer(features), hint_writer = tape.first_writer(hint);
   Operation operation;
-  operation.backward.push_back(
-      {.each =
-           [=, &tape, &features, &hint](Index chunk, Index) {
-             const Row<Scalar> mask = tape.mask(chunk);
-             const Scalar share = 2 / static_cast<Scalar>(tape.images() * features.numbers());
-             const bool first = first_writer(), hint_first = hint_writer();
-             for (Index i = 0; i < features.numbers() * lanes; i += lanes) {
-               const Vector<Scalar> own =
-                   share * vector_at(mask.image.data()) *
-                   (vector_at(features.values(chunk) + i) - vector_at(hint.values(chunk) + i));
-               Vector<Scalar>& to = vector_at(features.gradients(chunk) + i);
-               to = first ? own : to + own;
-               if (!hint.differentiable) continue;
-               Vector<Scalar>& hint_to = vector_at(hint.gradients(chunk) + i);
-               hint_to = hint_first ? -own : hint_to - own;
-             }
-           },
-       .then = {}});
+  operation.backward.each([=, &tape, &features, &hint](Index chunk, Index) {
+    const Row<Scalar> mask = tape.mask(chunk);
+    const Scalar share = 2 / static_cast<Scalar>(tape.images() * features.numbers());
+    const bool first = first_writer(), hint_first = hint_writer();
+    for (Index i = 0; i < features.numbers() * lanes; i += lanes) {
+      const Vector<Scalar> own =
+          share * vector_at(mask.image.data()) *
+          (vector_at(features.values(chunk) + i) - vector_at(hint.values(chunk) + i));
+      Vector<Scalar>& to = vector_at(features.gradients(chunk) + i);
+      to = first ? own : to + own;
+      if (!hint.differentiable) continue;
+      Vector<Scalar>& hint_to = vector_at(hint.gradients(chunk) + i);
+      hint_to = hint_first ? -own : hint_to - own;
+    }
+  });
   tape.record(std::move(operation));
 }
 
@@ -127,45 +119,39 @@ template <class Scalar>
 void similarity_transfer(Tape<Scalar>& tape, Maps<Scalar>& features, Maps<Scalar>& teacher) {
   const auto gradient = std::make_shared<Eigen::MatrixXd>();  // [image][feature]
   Operation operation;
-  operation.forward.push_back({.each = {}, .then = [gradient, &tape, &features, &teacher] {
-                                 if (!tape.training()) return;
-                                 const Directions student = directions(tape, features);
-                                 const Eigen::MatrixXd own = similarities(student);
-                                 Eigen::MatrixXd wanted = similarities(directions(tape, teacher));
-                                 wanted.array().colwise() /= wanted.rowwise().sum().eval().array();
-                                 const Eigen::VectorXd sums = own.rowwise().sum();
-                                 const auto images = static_cast<double>(tape.images());
-                                 // The row's sum of wanted is 1: d loss / d own(i, j), and half of
-                                 // it for the cosine.
-                                 Eigen::MatrixXd slope = -(wanted.array() / own.array()).matrix();
-                                 slope.colwise() += sums.cwiseInverse();
-                                 slope /= 2 * images;
-                                 const Eigen::MatrixXd along =
-                                     (slope + slope.transpose()) * student.rows;
-                                 const Eigen::VectorXd radial =
-                                     along.cwiseProduct(student.rows).rowwise().sum();
-                                 *gradient = student.norms.cwiseInverse().asDiagonal() *
-                                             (along - radial.asDiagonal() * student.rows);
-                                 for (Index image = 0; image < tape.images(); ++image) {
-                                   if (student.norms[image] <= 1e-30)
-                                     gradient->row(image).setZero();
-                                 }
-                               }});
+  operation.forward.then([gradient, &tape, &features, &teacher] {
+    if (!tape.training()) return;
+    const Directions student = directions(tape, features);
+    const Eigen::MatrixXd own = similarities(student);
+    Eigen::MatrixXd wanted = similarities(directions(tape, teacher));
+    wanted.array().colwise() /= wanted.rowwise().sum().eval().array();
+    const Eigen::VectorXd sums = own.rowwise().sum();
+    const auto images = static_cast<double>(tape.images());
+    // The row's sum of wanted is 1: d loss / d own(i, j), and half of
+    // it for the cosine.
+    Eigen::MatrixXd slope = -(wanted.array() / own.array()).matrix();
+    slope.colwise() += sums.cwiseInverse();
+    slope /= 2 * images;
+    const Eigen::MatrixXd along = (slope + slope.transpose()) * student.rows;
+    const Eigen::VectorXd radial = along.cwiseProduct(student.rows).rowwise().sum();
+    *gradient =
+        student.norms.cwiseInverse().asDiagonal() * (along - radial.asDiagonal() * student.rows);
+    for (Index image = 0; image < tape.images(); ++image) {
+      if (student.norms[image] <= 1e-30) gradient->row(image).setZero();
+    }
+  });
   const auto first_writer = tape.first_writer(features);
-  operation.backward.push_back(
-      {.each =
-           [=, &tape, &features](Index chunk, Index) {
-             const bool first = first_writer();
-             Scalar* to = features.gradients(chunk);
-             for (Index i = 0; i < features.numbers(); ++i) {
-               for (Index image = chunk * lanes; image < (chunk + 1) * lanes; ++image, ++to) {
-                 const Scalar own =
-                     image < tape.images() ? static_cast<Scalar>((*gradient)(image, i)) : Scalar(0);
-                 *to = first ? own : *to + own;
-               }
-             }
-           },
-       .then = {}});
+  operation.backward.each([=, &tape, &features](Index chunk, Index) {
+    const bool first = first_writer();
+    Scalar* to = features.gradients(chunk);
+    for (Index i = 0; i < features.numbers(); ++i) {
+      for (Index image = chunk * lanes; image < (chunk + 1) * lanes; ++image, ++to) {
+        const Scalar own =
+            image < tape.images() ? static_cast<Scalar>((*gradient)(image, i)) : Scalar(0);
+        *to = first ? own : *to + own;
+      }
+    }
+  });
   tape.record(std::move(operation));
 }
 

@@ -95,12 +95,10 @@ ConvSize conv_size(const ConvShape<2>& shape, Index channels, Index height, Inde
 template <class Scalar>
 void record_source(Tape<Scalar>& tape, Maps<Scalar>& x,
                    std::function<void(Index chunk, Scalar* to)> source) {
-  tape.record({.prepare = {},
-               .forward = {{.each = [&x, source = std::move(source)](
-                                        Index chunk, Index) { source(chunk, x.values(chunk)); },
-                            .then = {}}},
-               .backward = {},
-               .finish = {}});
+  Operation operation;
+  operation.forward.each(
+      [&x, source = std::move(source)](Index chunk, Index) { source(chunk, x.values(chunk)); });
+  tape.record(std::move(operation));
 }
 
 template <class Scalar>
@@ -139,49 +137,40 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
     pack_adjoint_kernel(conv, weights.weight->value.data(), state->packed_adjoint.data());
   };
   if (weights.weight->late) {
-    operation.forward.push_back({.each = {}, .then = pack});
+    operation.forward.then(pack);
   } else {
     operation.prepare = pack;
   }
-  operation.forward.push_back(
-      {.each =
-           [=, &tape, &x, &y](Index chunk, Index worker) {
-             Scalar* to = y.values(chunk);
-             const Index map = y.height * y.width * lanes;
-             for (Index o = 0; o < conv.out; ++o) {
-               std::fill_n(to + o * map, map,
-                           weights.bias ? weights.bias->value[size(o)] : Scalar(0));
-             }
-             convolve(conv, x.values(chunk), state->packed.data(), to, tape.scratch(worker));
-           },
-       .then = {}});
+  operation.forward.each([=, &tape, &x, &y](Index chunk, Index worker) {
+    Scalar* to = y.values(chunk);
+    const Index map = y.height * y.width * lanes;
+    for (Index o = 0; o < conv.out; ++o) {
+      std::fill_n(to + o * map, map, weights.bias ? weights.bias->value[size(o)] : Scalar(0));
+    }
+    convolve(conv, x.values(chunk), state->packed.data(), to, tape.scratch(worker));
+  });
 
   const auto first_writer = tape.first_writer(x);
-  operation.backward.push_back(
-      {.each =
-           [=, &tape, &x, &y](Index chunk, Index worker) {
-             Scalar* scratch = tape.scratch(worker);
-             correlate(conv, x.values(chunk), y.gradients(chunk),
-                       state->weight_parts.data() + chunk * count, scratch);
-             const Index positions = y.height * y.width;
-             for (Index o = 0; weights.bias && o < conv.out; ++o) {
-               Vector<Scalar> sum{};
-               const Scalar* from = y.gradients(chunk) + o * positions * lanes;
-               for (Index i = 0; i < positions; ++i) sum += vector_at(from + i * lanes);
-               state->bias_parts[size(chunk * conv.out + o)] =
-                   static_cast<Scalar>(sum_lanes<Scalar>(sum));
-             }
-             if (!x.differentiable) return;
-             if (first_writer()) std::fill_n(x.gradients(chunk), x.numbers() * lanes, Scalar(0));
-             const Scalar* gradient = y.gradients(chunk);
-             if (conv.stride > 1) {
-               spread(conv, gradient, scratch);
-               gradient = std::exchange(scratch, scratch + spread_scratch);
-             }
-             convolve(conv.adjoint(), gradient, state->packed_adjoint.data(), x.gradients(chunk),
-                      scratch);
-           },
-       .then = {}});
+  operation.backward.each([=, &tape, &x, &y](Index chunk, Index worker) {
+    Scalar* scratch = tape.scratch(worker);
+    correlate(conv, x.values(chunk), y.gradients(chunk), state->weight_parts.data() + chunk * count,
+              scratch);
+    const Index positions = y.height * y.width;
+    for (Index o = 0; weights.bias && o < conv.out; ++o) {
+      Vector<Scalar> sum{};
+      const Scalar* from = y.gradients(chunk) + o * positions * lanes;
+      for (Index i = 0; i < positions; ++i) sum += vector_at(from + i * lanes);
+      state->bias_parts[size(chunk * conv.out + o)] = static_cast<Scalar>(sum_lanes<Scalar>(sum));
+    }
+    if (!x.differentiable) return;
+    if (first_writer()) std::fill_n(x.gradients(chunk), x.numbers() * lanes, Scalar(0));
+    const Scalar* gradient = y.gradients(chunk);
+    if (conv.stride > 1) {
+      spread(conv, gradient, scratch);
+      gradient = std::exchange(scratch, scratch + spread_scratch);
+    }
+    convolve(conv.adjoint(), gradient, state->packed_adjoint.data(), x.gradients(chunk), scratch);
+  });
   operation.finish = [=, &tape] {
     sum_chunks(tape.chunks(), state->weight_parts, state->weight_gradient);
     if (weights.bias) sum_chunks(tape.chunks(), state->bias_parts, state->bias_gradient);
@@ -216,30 +205,23 @@ Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<0>& sh
   };
 
   Operation operation;
-  operation.forward.push_back({.each =
-                                   [=, &x, &y](Index chunk, Index) {
-                                     LaneMatrix<Scalar> to(y.values(chunk), out, lanes);
-                                     to.noalias() =
-                                         weight() * LaneMatrix<Scalar>(x.values(chunk), in, lanes);
-                                     if (!weights.bias) return;
-                                     to.colwise() += Eigen::Map<const Eigen::VectorX<Scalar>>(
-                                         weights.bias->value.data(), out);
-                                   },
-                               .then = {}});
+  operation.forward.each([=, &x, &y](Index chunk, Index) {
+    LaneMatrix<Scalar> to(y.values(chunk), out, lanes);
+    to.noalias() = weight() * LaneMatrix<Scalar>(x.values(chunk), in, lanes);
+    if (!weights.bias) return;
+    to.colwise() += Eigen::Map<const Eigen::VectorX<Scalar>>(weights.bias->value.data(), out);
+  });
   if (x.differentiable) {
     const auto first_writer = tape.first_writer(x);
-    operation.backward.push_back({.each =
-                                      [=, &x, &y](Index chunk, Index) {
-                                        LaneMatrix<Scalar> to(x.gradients(chunk), in, lanes);
-                                        const LaneMatrix<Scalar> gradient(y.gradients(chunk), out,
-                                                                          lanes);
-                                        if (first_writer()) {
-                                          to.noalias() = weight().transpose() * gradient;
-                                        } else {
-                                          to.noalias() += weight().transpose() * gradient;
-                                        }
-                                      },
-                                  .then = {}});
+    operation.backward.each([=, &x, &y](Index chunk, Index) {
+      LaneMatrix<Scalar> to(x.gradients(chunk), in, lanes);
+      const LaneMatrix<Scalar> gradient(y.gradients(chunk), out, lanes);
+      if (first_writer()) {
+        to.noalias() = weight().transpose() * gradient;
+      } else {
+        to.noalias() += weight().transpose() * gradient;
+      }
+    });
   }
   // Not in parts by chunks: the whole result over all chunks in order.
   operation.finish = [=, &tape, &x, &y] {
@@ -318,149 +300,132 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
   };
 
   Operation operation;
-  operation.forward.push_back(
-      {.each =
-           [=, &tape, &x](Index chunk, Index) {
-             if (!tape.training()) return;
-             const Row<Scalar> mask_row = tape.mask(chunk);
-             const Vector<Scalar>& mask = vector_at(mask_row.image.data());
-             const double count = images_of(chunk) * static_cast<double>(counted);
-             const Scalar* from = x.values(chunk);
-             for (Index c = 0; c < channels; ++c, from += positions * lanes) {
-               Vector<Scalar> sum{}, squares{};
-               for_each_run([&](Index begin, Index end) {
-                 for (Index i = begin; i < end; ++i) sum += mask * vector_at(from + i * lanes);
-               });
-               const double mean = sum_lanes<Scalar>(sum) / count;
-               const auto shift = static_cast<Scalar>(mean);
-               for_each_run([&](Index begin, Index end) {
-                 for (Index i = begin; i < end; ++i) {
-                   const Vector<Scalar> deviation = mask * (vector_at(from + i * lanes) - shift);
-                   squares += deviation * deviation;
-                 }
-               });
-               state->moments[size(chunk * channels + c)] = {mean, sum_lanes<Scalar>(squares)};
-             }
-           },
-       .then =
-           [=, &tape] {
-             const double all = static_cast<double>(tape.images() * counted);
-             for (Index c = 0; c < channels; ++c) {
-               const std::size_t at = size(c);
-               auto& running_mean = tensors.running_mean->value[at];
-               auto& running_var = tensors.running_var->value[at];
-               double mean = static_cast<double>(running_mean),
-                      variance = static_cast<double>(running_var);
-               if (tape.training()) {
-                 double count = 0, squares = 0;
-                 mean = 0;
-                 for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
-                   const Moments& more = state->moments[size(chunk * channels + c)];
-                   const double added = images_of(chunk) * static_cast<double>(counted);
-                   const double distance = more.mean - mean, sum = count + added;
-                   mean += distance * added / sum;
-                   squares += more.squares + distance * distance * count * added / sum;
-                   count = sum;
-                 }
-                 variance = squares / all;
-                 running_mean = static_cast<Scalar>(
-                     (1 - momentum) * static_cast<double>(running_mean) + momentum * mean);
-                 running_var =
-                     static_cast<Scalar>((1 - momentum) * static_cast<double>(running_var) +
-                                         momentum * squares / std::max(all - 1, 1.0));
-               }
-               const double inverse = 1 / std::sqrt(variance + eps);
-               const double factor = inverse * static_cast<double>(tensors.weight->value[at]);
-               state->mean[at] = static_cast<Scalar>(mean);
-               state->deviation_inverse[at] = static_cast<Scalar>(inverse);
-               state->factor[at] = static_cast<Scalar>(factor);
-               state->offset[at] = static_cast<Scalar>(
-                   static_cast<double>(tensors.bias->value[at]) - mean * factor);
-             }
-           }});
-  operation.forward.push_back({.each =
-                                   [=, &x, &y](Index chunk, Index) {
-                                     const Scalar* from = x.values(chunk);
-                                     Scalar* to = y.values(chunk);
-                                     for (Index c = 0; c < channels; ++c) {
-                                       const Scalar factor = state->factor[size(c)],
-                                                    offset = state->offset[size(c)];
-                                       for (Index i = 0; i < positions; ++i) {
-                                         vector_at(to) = factor * vector_at(from) + offset;
-                                         from += lanes, to += lanes;
-                                       }
-                                     }
-                                   },
-                               .then = {}});
+  operation.forward.each([=, &tape, &x](Index chunk, Index) {
+    if (!tape.training()) return;
+    const Row<Scalar> mask_row = tape.mask(chunk);
+    const Vector<Scalar>& mask = vector_at(mask_row.image.data());
+    const double count = images_of(chunk) * static_cast<double>(counted);
+    const Scalar* from = x.values(chunk);
+    for (Index c = 0; c < channels; ++c, from += positions * lanes) {
+      Vector<Scalar> sum{}, squares{};
+      for_each_run([&](Index begin, Index end) {
+        for (Index i = begin; i < end; ++i) sum += mask * vector_at(from + i * lanes);
+      });
+      const double mean = sum_lanes<Scalar>(sum) / count;
+      const auto shift = static_cast<Scalar>(mean);
+      for_each_run([&](Index begin, Index end) {
+        for (Index i = begin; i < end; ++i) {
+          const Vector<Scalar> deviation = mask * (vector_at(from + i * lanes) - shift);
+          squares += deviation * deviation;
+        }
+      });
+      state->moments[size(chunk * channels + c)] = {mean, sum_lanes<Scalar>(squares)};
+    }
+  });
+  operation.forward.then([=, &tape] {
+    const double all = static_cast<double>(tape.images() * counted);
+    for (Index c = 0; c < channels; ++c) {
+      const std::size_t at = size(c);
+      auto& running_mean = tensors.running_mean->value[at];
+      auto& running_var = tensors.running_var->value[at];
+      double mean = static_cast<double>(running_mean), variance = static_cast<double>(running_var);
+      if (tape.training()) {
+        double count = 0, squares = 0;
+        mean = 0;
+        for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
+          const Moments& more = state->moments[size(chunk * channels + c)];
+          const double added = images_of(chunk) * static_cast<double>(counted);
+          const double distance = more.mean - mean, sum = count + added;
+          mean += distance * added / sum;
+          squares += more.squares + distance * distance * count * added / sum;
+          count = sum;
+        }
+        variance = squares / all;
+        running_mean = static_cast<Scalar>((1 - momentum) * static_cast<double>(running_mean) +
+                                           momentum * mean);
+        running_var = static_cast<Scalar>((1 - momentum) * static_cast<double>(running_var) +
+                                          momentum * squares / std::max(all - 1, 1.0));
+      }
+      const double inverse = 1 / std::sqrt(variance + eps);
+      const double factor = inverse * static_cast<double>(tensors.weight->value[at]);
+      state->mean[at] = static_cast<Scalar>(mean);
+      state->deviation_inverse[at] = static_cast<Scalar>(inverse);
+      state->factor[at] = static_cast<Scalar>(factor);
+      state->offset[at] =
+          static_cast<Scalar>(static_cast<double>(tensors.bias->value[at]) - mean * factor);
+    }
+  });
+  operation.forward.each([=, &x, &y](Index chunk, Index) {
+    const Scalar* from = x.values(chunk);
+    Scalar* to = y.values(chunk);
+    for (Index c = 0; c < channels; ++c) {
+      const Scalar factor = state->factor[size(c)], offset = state->offset[size(c)];
+      for (Index i = 0; i < positions; ++i) {
+        vector_at(to) = factor * vector_at(from) + offset;
+        from += lanes, to += lanes;
+      }
+    }
+  });
 
-  operation.backward.push_back(
-      {.each =
-           [=, &x, &y](Index chunk, Index) {
-             const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
-             for (Index c = 0; c < channels; ++c) {
-               const Scalar mean = state->mean[size(c)];
-               Vector<Scalar> sum{}, product{};
-               for (Index i = 0; i < positions; ++i, from += lanes, gradient += lanes) {
-                 sum += vector_at(gradient);
-                 product += vector_at(gradient) * (vector_at(from) - mean);
-               }
-               state->sums[size(chunk * channels + c)] = {
-                   sum_lanes<Scalar>(sum),
-                   sum_lanes<Scalar>(product) *
-                       static_cast<double>(state->deviation_inverse[size(c)])};
-             }
-           },
-       .then =
-           [=, &tape] {
-             const double all = static_cast<double>(tape.images() * counted);
-             for (Index c = 0; c < channels; ++c) {
-               Sums sums{};
-               for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
-                 sums.gradient += state->sums[size(chunk * channels + c)].gradient;
-                 sums.product += state->sums[size(chunk * channels + c)].product;
-               }
-               state->bias_gradient[size(c)] = static_cast<Scalar>(sums.gradient);
-               state->weight_gradient[size(c)] = static_cast<Scalar>(sums.product);
-               state->mean_gradient[size(c)] = static_cast<Scalar>(sums.gradient / all);
-               state->mean_product[size(c)] = static_cast<Scalar>(sums.product / all);
-             }
-           }});
+  operation.backward.each([=, &x, &y](Index chunk, Index) {
+    const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
+    for (Index c = 0; c < channels; ++c) {
+      const Scalar mean = state->mean[size(c)];
+      Vector<Scalar> sum{}, product{};
+      for (Index i = 0; i < positions; ++i, from += lanes, gradient += lanes) {
+        sum += vector_at(gradient);
+        product += vector_at(gradient) * (vector_at(from) - mean);
+      }
+      state->sums[size(chunk * channels + c)] = {
+          sum_lanes<Scalar>(sum),
+          sum_lanes<Scalar>(product) * static_cast<double>(state->deviation_inverse[size(c)])};
+    }
+  });
+  operation.backward.then([=, &tape] {
+    const double all = static_cast<double>(tape.images() * counted);
+    for (Index c = 0; c < channels; ++c) {
+      Sums sums{};
+      for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
+        sums.gradient += state->sums[size(chunk * channels + c)].gradient;
+        sums.product += state->sums[size(chunk * channels + c)].product;
+      }
+      state->bias_gradient[size(c)] = static_cast<Scalar>(sums.gradient);
+      state->weight_gradient[size(c)] = static_cast<Scalar>(sums.product);
+      state->mean_gradient[size(c)] = static_cast<Scalar>(sums.gradient / all);
+      state->mean_product[size(c)] = static_cast<Scalar>(sums.product / all);
+    }
+  });
   const auto first_writer = tape.first_writer(x);
-  operation.backward.push_back(
-      {.each =
-           [=, &tape, &x, &y](Index chunk, Index) {
-             if (!x.differentiable) return;
-             const Row<Scalar> mask_row = tape.mask(chunk);
-             const Vector<Scalar>& mask = vector_at(mask_row.image.data());
-             const bool first = first_writer();
-             const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
-             Scalar* to = x.gradients(chunk);
-             for (Index c = 0; c < channels; ++c) {
-               // factor * (dy - mean(dy) - xhat * mean(dy * xhat)), the constants taken together;
-               // where statistics do not look, factor * dy
-               const Scalar factor = state->factor[size(c)];
-               const Scalar slope =
-                   state->deviation_inverse[size(c)] * state->mean_product[size(c)];
-               const Scalar mean = state->mean[size(c)], level = state->mean_gradient[size(c)];
-               const auto put = [&](Index begin, Index end, Scalar shift, Scalar by) {
-                 for (Index i = begin * lanes; i < end * lanes; i += lanes) {
-                   const Vector<Scalar> own =
-                       factor * mask *
-                       (vector_at(gradient + i) - shift - by * (vector_at(from + i) - mean));
-                   vector_at(to + i) = first ? own : vector_at(to + i) + own;
-                 }
-               };
-               Index done = 0;
-               for_each_run([&](Index begin, Index end) {
-                 put(done, begin, 0, 0);
-                 put(begin, end, level, slope);
-                 done = end;
-               });
-               put(done, positions, 0, 0);
-               from += positions * lanes, gradient += positions * lanes, to += positions * lanes;
-             }
-           },
-       .then = {}});
+  operation.backward.each([=, &tape, &x, &y](Index chunk, Index) {
+    if (!x.differentiable) return;
+    const Row<Scalar> mask_row = tape.mask(chunk);
+    const Vector<Scalar>& mask = vector_at(mask_row.image.data());
+    const bool first = first_writer();
+    const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
+    Scalar* to = x.gradients(chunk);
+    for (Index c = 0; c < channels; ++c) {
+      // factor * (dy - mean(dy) - xhat * mean(dy * xhat)), the constants taken together;
+      // where statistics do not look, factor * dy
+      const Scalar factor = state->factor[size(c)];
+      const Scalar slope = state->deviation_inverse[size(c)] * state->mean_product[size(c)];
+      const Scalar mean = state->mean[size(c)], level = state->mean_gradient[size(c)];
+      const auto put = [&](Index begin, Index end, Scalar shift, Scalar by) {
+        for (Index i = begin * lanes; i < end * lanes; i += lanes) {
+          const Vector<Scalar> own =
+              factor * mask * (vector_at(gradient + i) - shift - by * (vector_at(from + i) - mean));
+          vector_at(to + i) = first ? own : vector_at(to + i) + own;
+        }
+      };
+      Index done = 0;
+      for_each_run([&](Index begin, Index end) {
+        put(done, begin, 0, 0);
+        put(begin, end, level, slope);
+        done = end;
+      });
+      put(done, positions, 0, 0);
+      from += positions * lanes, gradient += positions * lanes, to += positions * lanes;
+    }
+  });
   tape.record(std::move(operation));
   return y;
 }
@@ -473,28 +438,22 @@ void relu(Tape<Scalar>& tape, Maps<Scalar>& x) {
   }
   const Index rows = x.numbers();
   Operation operation;
-  operation.forward.push_back({.each =
-                                   [=, &x](Index chunk, Index) {
-                                     Scalar* to = x.values(chunk);
-                                     for (Index i = 0; i < rows; ++i, to += lanes) {
-                                       Vector<Scalar>& value = vector_at(to);
-                                       value = value < Scalar(0) ? Vector<Scalar>{}
-                                                                 : value;  // NaN stays
-                                     }
-                                   },
-                               .then = {}});
-  operation.backward.push_back(
-      {.each =
-           [=, &x](Index chunk, Index) {
-             if (!x.differentiable) return;
-             const Scalar* value = x.values(chunk);
-             Scalar* to = x.gradients(chunk);
-             for (Index i = 0; i < rows; ++i, value += lanes, to += lanes) {
-               Vector<Scalar>& gradient = vector_at(to);
-               gradient = vector_at(value) > Scalar(0) ? gradient : Vector<Scalar>{};
-             }
-           },
-       .then = {}});
+  operation.forward.each([=, &x](Index chunk, Index) {
+    Scalar* to = x.values(chunk);
+    for (Index i = 0; i < rows; ++i, to += lanes) {
+      Vector<Scalar>& value = vector_at(to);
+      value = value < Scalar(0) ? Vector<Scalar>{} : value;  // NaN stays
+    }
+  });
+  operation.backward.each([=, &x](Index chunk, Index) {
+    if (!x.differentiable) return;
+    const Scalar* value = x.values(chunk);
+    Scalar* to = x.gradients(chunk);
+    for (Index i = 0; i < rows; ++i, value += lanes, to += lanes) {
+      Vector<Scalar>& gradient = vector_at(to);
+      gradient = vector_at(value) > Scalar(0) ? gradient : Vector<Scalar>{};
+    }
+  });
   tape.record(std::move(operation));
 }
 
@@ -518,51 +477,43 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
   const Index below = x.width * lanes;
 
   Operation operation;
-  operation.forward.push_back(
-      {.each =
-           [=, &x, &y](Index chunk, Index) {
-             const Scalar* values = x.values(chunk);
-             Scalar* result = y.values(chunk);
-             for_each_window([&](Index at, Index to) {
-               const Scalar* from = values + at;
-               const Vector<Scalar>&a = vector_at(from), &b = vector_at(from + lanes),
-                     &c = vector_at(from + below), &d = vector_at(from + below + lanes);
-               // Either number is kept where it is NaN, so that a diverged training is noticed.
-               const auto larger = [](const Vector<Scalar>& p, const Vector<Scalar>& q,
-                                      Vector<Scalar>& most) {
-                 most = ((p > q) | (p != p)) ? p : q;
-               };
-               Vector<Scalar> top, bottom, most;
-               larger(a, b, top);
-               larger(c, d, bottom);
-               larger(top, bottom, most);
-               vector_at(result + to) = most;
-             });
-           },
-       .then = {}});
+  operation.forward.each([=, &x, &y](Index chunk, Index) {
+    const Scalar* values = x.values(chunk);
+    Scalar* result = y.values(chunk);
+    for_each_window([&](Index at, Index to) {
+      const Scalar* from = values + at;
+      const Vector<Scalar>&a = vector_at(from), &b = vector_at(from + lanes),
+            &c = vector_at(from + below), &d = vector_at(from + below + lanes);
+      // Either number is kept where it is NaN, so that a diverged training is noticed.
+      const auto larger = [](const Vector<Scalar>& p, const Vector<Scalar>& q,
+                             Vector<Scalar>& most) { most = ((p > q) | (p != p)) ? p : q; };
+      Vector<Scalar> top, bottom, most;
+      larger(a, b, top);
+      larger(c, d, bottom);
+      larger(top, bottom, most);
+      vector_at(result + to) = most;
+    });
+  });
   const auto first_writer = tape.first_writer(x);
-  operation.backward.push_back(
-      {.each =
-           [=, &x, &y](Index chunk, Index) {
-             if (!x.differentiable) return;
-             const Scalar *values = x.values(chunk), *results = y.values(chunk),
-                          *gradients = y.gradients(chunk);
-             Scalar* to = x.gradients(chunk);
-             const bool first = first_writer();
-             const bool dropped = x.height % 2 != 0 || x.width % 2 != 0;
-             if (first && dropped) std::fill_n(to, x.numbers() * lanes, Scalar(0));
-             for_each_window([&](Index from, Index at) {
-               const Vector<Scalar>& largest = vector_at(results + at);
-               Vector<Scalar> rest = vector_at(gradients + at);  // zero once it is given
-               for (const Index offset : {from, from + lanes, from + below, from + below + lanes}) {
-                 const auto here = vector_at(values + offset) == largest;
-                 const Vector<Scalar> own = here ? rest : Vector<Scalar>{};
-                 rest = here ? Vector<Scalar>{} : rest;
-                 vector_at(to + offset) = first ? own : vector_at(to + offset) + own;
-               }
-             });
-           },
-       .then = {}});
+  operation.backward.each([=, &x, &y](Index chunk, Index) {
+    if (!x.differentiable) return;
+    const Scalar *values = x.values(chunk), *results = y.values(chunk),
+                 *gradients = y.gradients(chunk);
+    Scalar* to = x.gradients(chunk);
+    const bool first = first_writer();
+    const bool dropped = x.height % 2 != 0 || x.width % 2 != 0;
+    if (first && dropped) std::fill_n(to, x.numbers() * lanes, Scalar(0));
+    for_each_window([&](Index from, Index at) {
+      const Vector<Scalar>& largest = vector_at(results + at);
+      Vector<Scalar> rest = vector_at(gradients + at);  // zero once it is given
+      for (const Index offset : {from, from + lanes, from + below, from + below + lanes}) {
+        const auto here = vector_at(values + offset) == largest;
+        const Vector<Scalar> own = here ? rest : Vector<Scalar>{};
+        rest = here ? Vector<Scalar>{} : rest;
+        vector_at(to + offset) = first ? own : vector_at(to + offset) + own;
+      }
+    });
+  });
   tape.record(std::move(operation));
   return y;
 }
@@ -592,37 +543,28 @@ Maps<Scalar>& average_pool(Tape<Scalar>& tape, Maps<Scalar>& x,
   };
   const Index line = kernel[1] * lanes;
   Operation operation;
-  operation.forward.push_back({.each =
-                                   [=, &x, &y](Index chunk, Index) {
-                                     const Scalar* from = x.values(chunk);
-                                     Scalar* result = y.values(chunk);
-                                     std::fill_n(result, y.numbers() * lanes, Scalar(0));
-                                     for_each_row([&](Index at, Index to) {
-                                       Vector<Scalar> sum = vector_at(result + to);
-                                       for (Index i = at; i < at + line; i += lanes)
-                                         sum += vector_at(from + i);
-                                       vector_at(result + to) = sum;
-                                     });
-                                     for (Index i = 0; i < y.numbers(); ++i)
-                                       vector_at(result + i * lanes) *= share;
-                                   },
-                               .then = {}});
+  operation.forward.each([=, &x, &y](Index chunk, Index) {
+    const Scalar* from = x.values(chunk);
+    Scalar* result = y.values(chunk);
+    std::fill_n(result, y.numbers() * lanes, Scalar(0));
+    for_each_row([&](Index at, Index to) {
+      Vector<Scalar> sum = vector_at(result + to);
+      for (Index i = at; i < at + line; i += lanes) sum += vector_at(from + i);
+      vector_at(result + to) = sum;
+    });
+    for (Index i = 0; i < y.numbers(); ++i) vector_at(result + i * lanes) *= share;
+  });
   const auto first_writer = tape.first_writer(x);
-  operation.backward.push_back({.each =
-                                    [=, &x, &y](Index chunk, Index) {
-                                      if (!x.differentiable) return;
-                                      const Scalar* gradient = y.gradients(chunk);
-                                      Scalar* to = x.gradients(chunk);
-                                      if (first_writer())
-                                        std::fill_n(to, x.numbers() * lanes, Scalar(0));
-                                      for_each_row([&](Index at, Index from) {
-                                        const Vector<Scalar> own =
-                                            share * vector_at(gradient + from);
-                                        for (Index i = at; i < at + line; i += lanes)
-                                          vector_at(to + i) += own;
-                                      });
-                                    },
-                                .then = {}});
+  operation.backward.each([=, &x, &y](Index chunk, Index) {
+    if (!x.differentiable) return;
+    const Scalar* gradient = y.gradients(chunk);
+    Scalar* to = x.gradients(chunk);
+    if (first_writer()) std::fill_n(to, x.numbers() * lanes, Scalar(0));
+    for_each_row([&](Index at, Index from) {
+      const Vector<Scalar> own = share * vector_at(gradient + from);
+      for (Index i = at; i < at + line; i += lanes) vector_at(to + i) += own;
+    });
+  });
   tape.record(std::move(operation));
   return y;
 }
@@ -630,15 +572,11 @@ Maps<Scalar>& average_pool(Tape<Scalar>& tape, Maps<Scalar>& x,
 template <class Scalar>
 Maps<Scalar>& detached(Tape<Scalar>& tape, Maps<Scalar>& x) {
   Maps<Scalar>& y = tape.maps(x.channels, x.height, x.width, false);
-  tape.record({.prepare = {},
-               .forward = {{.each =
-                                [&x, &y](Index chunk, Index) {
-                                  std::copy_n(x.values(chunk), x.numbers() * lanes,
-                                              y.values(chunk));
-                                },
-                            .then = {}}},
-               .backward = {},
-               .finish = {}});
+  Operation operation;
+  operation.forward.each([&x, &y](Index chunk, Index) {
+    std::copy_n(x.values(chunk), x.numbers() * lanes, y.values(chunk));
+  });
+  tape.record(std::move(operation));
   return y;
 }
 
@@ -660,31 +598,27 @@ Maps<Scalar>& add(Tape<Scalar>& tape, std::vector<Maps<Scalar>*> branches) {
   const Index numbers = y.numbers() * lanes;
   using Array = Eigen::Map<Eigen::ArrayX<Scalar>>;
   Operation operation;
-  operation.forward.push_back({.each =
-                                   [=, &y](Index chunk, Index) {
-                                     Array sum(y.values(chunk), numbers);
-                                     sum.setZero();
-                                     for (Maps<Scalar>* branch : branches) {
-                                       sum += Array(branch->values(chunk), numbers);
-                                     }
-                                   },
-                               .then = {}});
+  operation.forward.each([=, &y](Index chunk, Index) {
+    Array sum(y.values(chunk), numbers);
+    sum.setZero();
+    for (Maps<Scalar>* branch : branches) {
+      sum += Array(branch->values(chunk), numbers);
+    }
+  });
   std::vector<std::function<bool()>> first_writers;
   for (Maps<Scalar>* branch : branches) first_writers.push_back(tape.first_writer(*branch));
-  operation.backward.push_back({.each =
-                                    [=, &y](Index chunk, Index) {
-                                      const Array gradient(y.gradients(chunk), numbers);
-                                      for (std::size_t b = branches.size(); b-- > 0;) {
-                                        if (!branches[b]->differentiable) continue;
-                                        Array to(branches[b]->gradients(chunk), numbers);
-                                        if (first_writers[b]()) {
-                                          to = gradient;
-                                        } else {
-                                          to += gradient;
-                                        }
-                                      }
-                                    },
-                                .then = {}});
+  operation.backward.each([=, &y](Index chunk, Index) {
+    const Array gradient(y.gradients(chunk), numbers);
+    for (std::size_t b = branches.size(); b-- > 0;) {
+      if (!branches[b]->differentiable) continue;
+      Array to(branches[b]->gradients(chunk), numbers);
+      if (first_writers[b]()) {
+        to = gradient;
+      } else {
+        to += gradient;
+      }
+    }
+  });
   tape.record(std::move(operation));
   return y;
 }
@@ -704,59 +638,55 @@ CrossEntropy<Scalar>::CrossEntropy(Tape<Scalar>& tape, Maps<Scalar>& logits)
     throw ShapeError("targets of " + std::to_string(given_) + " images for a batch of " +
                      std::to_string(tape_.images()));
   };
-  operation.forward.push_back(
-      {.each =
-           [this, &logits](Index chunk, Index) {
-             const Index images = std::min<Index>(lanes, tape_.images() - chunk * lanes);
-             Scalar *z = logits.values(chunk), *gradient = logits.gradients(chunk);
-             Scalar* target = targets_of(chunk);
-             Eigen::Array<Scalar, lanes, 1> largest = Lane(z), best = Lane(target);
-             Eigen::Array<Index, lanes, 1> found = Eigen::Array<Index, lanes, 1>::Zero(),
-                                           wanted = found;
-             for (Index k = 0; k < classes_; ++k) {
-               for (int lane = 0; lane < lanes; ++lane) {
-                 if (z[k * lanes + lane] > largest[lane])
-                   largest[lane] = z[k * lanes + lane], found[lane] = k;
-                 if (target[k * lanes + lane] > best[lane])
-                   best[lane] = target[k * lanes + lane], wanted[lane] = k;
-               }
-             }
-             Eigen::Array<Scalar, lanes, 1> sum = Eigen::Array<Scalar, lanes, 1>::Zero(),
-                                            whole = sum, product = sum;
-             for (Index k = 0; k < classes_; ++k) {
-               const Eigen::Array<Scalar, lanes, 1> shifted = Lane(z + k * lanes) - largest;
-               Lane(gradient + k * lanes) = shifted.exp();
-               sum += Lane(gradient + k * lanes);
-               whole += Lane(target + k * lanes);
-               product += Lane(target + k * lanes) * shifted;
-             }
-             const Eigen::Array<Scalar, lanes, 1> losses = whole * sum.log() - product;
-             double loss = 0;
-             Index correct = 0;
-             for (int lane = 0; lane < images; ++lane) {
-               loss += static_cast<double>(losses[lane]);
-               correct += found[lane] == wanted[lane];
-             }
-             losses_[size(chunk)] = loss;
-             corrects_[size(chunk)] = correct;
-             const auto share = weight_ / static_cast<Scalar>(tape_.images());
-             const Row<Scalar> mask = tape_.mask(chunk);
-             const Eigen::Array<Scalar, lanes, 1> factor =
-                 Eigen::Map<const Eigen::Array<Scalar, lanes, 1>>(mask.image.data()) * share;
-             for (Index k = 0; k < classes_; ++k) {
-               Lane own(gradient + k * lanes);
-               own = (own / sum * whole - Lane(target + k * lanes)) * factor;
-             }
-           },
-       .then =
-           [this] {
-             loss_ = 0, correct_ = 0;
-             for (Index chunk = 0; chunk < tape_.chunks(); ++chunk) {
-               loss_ += losses_[size(chunk)];
-               correct_ += corrects_[size(chunk)];
-             }
-             loss_ /= static_cast<double>(tape_.images());
-           }});
+  operation.forward.each([this, &logits](Index chunk, Index) {
+    const Index images = std::min<Index>(lanes, tape_.images() - chunk * lanes);
+    Scalar *z = logits.values(chunk), *gradient = logits.gradients(chunk);
+    Scalar* target = targets_of(chunk);
+    Eigen::Array<Scalar, lanes, 1> largest = Lane(z), best = Lane(target);
+    Eigen::Array<Index, lanes, 1> found = Eigen::Array<Index, lanes, 1>::Zero(), wanted = found;
+    for (Index k = 0; k < classes_; ++k) {
+      for (int lane = 0; lane < lanes; ++lane) {
+        if (z[k * lanes + lane] > largest[lane])
+          largest[lane] = z[k * lanes + lane], found[lane] = k;
+        if (target[k * lanes + lane] > best[lane])
+          best[lane] = target[k * lanes + lane], wanted[lane] = k;
+      }
+    }
+    Eigen::Array<Scalar, lanes, 1> sum = Eigen::Array<Scalar, lanes, 1>::Zero(), whole = sum,
+                                   product = sum;
+    for (Index k = 0; k < classes_; ++k) {
+      const Eigen::Array<Scalar, lanes, 1> shifted = Lane(z + k * lanes) - largest;
+      Lane(gradient + k * lanes) = shifted.exp();
+      sum += Lane(gradient + k * lanes);
+      whole += Lane(target + k * lanes);
+      product += Lane(target + k * lanes) * shifted;
+    }
+    const Eigen::Array<Scalar, lanes, 1> losses = whole * sum.log() - product;
+    double loss = 0;
+    Index correct = 0;
+    for (int lane = 0; lane < images; ++lane) {
+      loss += static_cast<double>(losses[lane]);
+      correct += found[lane] == wanted[lane];
+    }
+    losses_[size(chunk)] = loss;
+    corrects_[size(chunk)] = correct;
+    const auto share = weight_ / static_cast<Scalar>(tape_.images());
+    const Row<Scalar> mask = tape_.mask(chunk);
+    const Eigen::Array<Scalar, lanes, 1> factor =
+        Eigen::Map<const Eigen::Array<Scalar, lanes, 1>>(mask.image.data()) * share;
+    for (Index k = 0; k < classes_; ++k) {
+      Lane own(gradient + k * lanes);
+      own = (own / sum * whole - Lane(target + k * lanes)) * factor;
+    }
+  });
+  operation.forward.then([this] {
+    loss_ = 0, correct_ = 0;
+    for (Index chunk = 0; chunk < tape_.chunks(); ++chunk) {
+      loss_ += losses_[size(chunk)];
+      correct_ += corrects_[size(chunk)];
+    }
+    loss_ /= static_cast<double>(tape_.images());
+  });
   tape.record(std::move(operation));
 }
 
@@ -1028,50 +958,41 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
   };
 
   Operation operation;
-  operation.forward.push_back(
-      {.each =
-           [=, &tape, &x](Index chunk, Index) {
-             if (!tape.training()) return;
-             const Scalar* const from = x.values(chunk);
-             for_each_element(chunk, [&](Index i, Index to) { state->batch[size(to)] = from[i]; });
-           },
-       .then =
-           [=, &tape] {
-             if (!tape.training()) {
-               if (std::exchange(state->computed, tape.version()) == tape.version()) return;
-               set(concertina::contract(expression_of(branches)));
-               return;
-             }
-             state->computed = -1;
-             set(state->contraction.forward(expression_of(branches), batch(), run));
-             for (std::size_t l = 0; l < layers.size(); ++l) {
-               const concertina::BatchStatistics& statistics = state->contraction.statistics()[l];
-               concertina::BatchNorm<Scalar> norm{layers[l].norm.running_mean->value,
-                                                  layers[l].norm.running_var->value};
-               concertina::update_running_statistics(norm, statistics);
-               layers[l].norm.running_mean->value = norm.running_mean;
-               layers[l].norm.running_var->value = norm.running_var;
-             }
-           }});
+  operation.forward.each([=, &tape, &x](Index chunk, Index) {
+    if (!tape.training()) return;
+    const Scalar* const from = x.values(chunk);
+    for_each_element(chunk, [&](Index i, Index to) { state->batch[size(to)] = from[i]; });
+  });
+  operation.forward.then([=, &tape] {
+    if (!tape.training()) {
+      if (std::exchange(state->computed, tape.version()) == tape.version()) return;
+      set(concertina::contract(expression_of(branches)));
+      return;
+    }
+    state->computed = -1;
+    set(state->contraction.forward(expression_of(branches), batch(), run));
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const concertina::BatchStatistics& statistics = state->contraction.statistics()[l];
+      concertina::BatchNorm<Scalar> norm{layers[l].norm.running_mean->value,
+                                         layers[l].norm.running_var->value};
+      concertina::update_running_statistics(norm, statistics);
+      layers[l].norm.running_mean->value = norm.running_mean;
+      layers[l].norm.running_var->value = norm.running_var;
+    }
+  });
   if (x.differentiable) {  // through the statistics; the convolution adds the rest before
     const auto first_writer = tape.first_writer(x);
-    operation.backward.push_back(
-        {.each = {}, .then = [=, &tape] {
-           tape.pool().wait();  // for the pullback
-           std::ranges::fill(state->gradient, Scalar(0));
-           state->contraction.add_input_gradient(
-               batch(), std::span(state->gradient).first(batch().values().size()), run);
-         }});
-    operation.backward.push_back({.each =
-                                      [=, &x](Index chunk, Index) {
-                                        Scalar* const to = x.gradients(chunk);
-                                        if (first_writer())
-                                          std::fill_n(to, x.numbers() * lanes, Scalar(0));
-                                        for_each_element(chunk, [&](Index i, Index from) {
-                                          to[i] += state->gradient[size(from)];
-                                        });
-                                      },
-                                  .then = {}});
+    operation.backward.then([=, &tape] {
+      tape.pool().wait();  // for the pullback
+      std::ranges::fill(state->gradient, Scalar(0));
+      state->contraction.add_input_gradient(
+          batch(), std::span(state->gradient).first(batch().values().size()), run);
+    });
+    operation.backward.each([=, &x](Index chunk, Index) {
+      Scalar* const to = x.gradients(chunk);
+      if (first_writer()) std::fill_n(to, x.numbers() * lanes, Scalar(0));
+      for_each_element(chunk, [&](Index i, Index from) { to[i] += state->gradient[size(from)]; });
+    });
   }
   tape.record(std::move(operation));
   return convolution(tape, x, shape, whole);

@@ -67,11 +67,29 @@ struct Stage {
   std::function<void()> then;
 };
 
+/// What an operation does in a pass, one stage after another.
+class Stages {
+ public:
+  void each(std::function<void(Index chunk, Index worker)> work) {
+    stages_.push_back({std::move(work), {}});
+  }
+  /// When all chunks are done.
+  void then(std::function<void()> work) {
+    if (stages_.empty() || stages_.back().then) stages_.emplace_back();
+    stages_.back().then = std::move(work);
+  }
+  auto begin() const { return stages_.begin(); }
+  auto end() const { return stages_.end(); }
+
+ private:
+  std::vector<Stage> stages_;
+};
+
 struct Operation {
-  std::function<void()> prepare;  ///< before the pass forward: what depends on tensors alone
-  std::vector<Stage> forward, backward;
+  std::function<void()> prepare = {};  ///< before the pass forward: what depends on tensors alone
+  Stages forward = {}, backward = {};
   /// After its own pass back, on one thread beside those that follow: gradients of its parameters.
-  std::function<void()> finish;
+  std::function<void()> finish = {};
   std::function<void()> last = {};  ///< after all that, with all threads
 };
 
@@ -179,8 +197,8 @@ class Tape {
   }
 
  private:
-  void append(std::vector<Stage>& stages) {
-    for (Stage& stage : stages) stages_.push_back(&stage);
+  void append(const Stages& stages) {
+    for (const Stage& stage : stages) stages_.push_back(&stage);
   }
 
   void run() {
@@ -226,7 +244,7 @@ class Tape {
     std::size_t stages;  // after so many of them
     const std::function<void()>* call;
   };
-  std::vector<Stage*> stages_;  // of the pass at hand
+  std::vector<const Stage*> stages_;  // of the pass at hand
   std::vector<Finish> finishes_;
   std::vector<std::vector<Row<Scalar>>> scratch_;
 };

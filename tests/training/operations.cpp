@@ -164,11 +164,10 @@ struct Rig {
   std::function<double()> seed(Maps<Scalar>& y, const Batch& direction) {
     static_cast<void>(tape.first_writer(y));
     Operation operation;
-    operation.backward.push_back({.each =
-                                      [&y, direction](Index chunk, Index) {
-                                        if (chunk == 0) put(y, direction, Scalar(0), true);
-                                      },
-                                  .then = [] {}});
+    operation.backward.each([&y, direction](Index chunk, Index) {
+      if (chunk == 0) put(y, direction, Scalar(0), true);
+    });
+    operation.backward.then([] {});
     tape.record(std::move(operation));
     return [&y, direction] {
       const Batch values = values_of(y, direction.images);
