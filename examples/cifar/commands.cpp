@@ -320,7 +320,7 @@ int run_bench(CommandLine& line) {
       // A device contracts expansions, but not blocks with norms.
       if (on_device && network.is_block() != (compute == Compute::layered)) continue;
       network.compute = compute;
-      if (on_device) as_usage([&] { require_accelerable(network, recipe); });
+      if (on_device) as_usage([&] { require_accelerable(network); });
       as_usage([&] { network.validate(); });
       // On a device also one launch after another, to see what streams bring.
       for (const bool forked : {true, false}) {

@@ -295,8 +295,9 @@ int main(int argc, char** argv) {
       {"r", "--device", choice(line.device, device_names),
        "cpu; or cuda for the trainings that a GPU computes, as cifar train"},
       {"tb", "--device", choice(line.device, device_names),
-       "cpu; or cuda, a GPU: all but dbb, contracted blocks, --transfer and adam. A training can "
-       "go on on either, one of blocks if it is --compute layered"},
+       "cpu; or cuda, a GPU: all but dbb and contracted blocks. A training can go on on either, "
+       "one "
+       "of blocks if it is --compute layered"},
       {"tecldb", "--threads", &line.threads,
        "Threads; by default one for each core. Results do not depend on their number",
        used_for("--device cpu", [&] { return line.device == Device::cpu; })},

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "network.hpp"
 
+#include "on_tape.hpp"
 #include "onnx/builder.hpp"
 #include "text.hpp"
 
@@ -16,6 +17,7 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <tuple>
 
 namespace cifar {
 namespace {
@@ -57,39 +59,6 @@ json json_of(const NetworkOptions& options) {
           {"norms", options.norms}, {"compute", compute_names.of(options.compute)}};
 }
 
-/// Layers as operations on a tape.
-template <class Scalar>
-struct OnTape {
-  using Map = Maps<Scalar>*;
-  static constexpr bool contracts = true;
-  Tape<Scalar>& tape;
-
-  Map layer(Map x, const ConvShape<2>& shape, const Weights<Scalar>& weights,
-            const Chain<Scalar, 2>&) const {
-    return &convolution(tape, *x, shape, weights);
-  }
-  Map layer(Map x, const ConvShape<0>& shape, const Weights<Scalar>& weights,
-            const Chain<Scalar, 0>&) const {
-    return &linear(tape, *x, shape, weights);
-  }
-  Map norm(Map x, const NormTensors<Scalar>& norm, const concertina::Padding<2>& margin = 0) const {
-    return &batch_norm(tape, *x, norm, margin);
-  }
-  Map relu(Map x) const {
-    cifar::relu(tape, *x);
-    return x;
-  }
-  Map max_pool(Map x) const { return &cifar::max_pool(tape, *x); }
-  Map mean_pool(Map x) const { return average_pool(x, {x->height, x->width}); }
-  Map average_pool(Map x, const concertina::PerAxis<2>& kernel) const {
-    return &cifar::average_pool(tape, *x, kernel);
-  }
-  Map sum(const std::vector<Map>& branches) const { return &add(tape, branches); }
-  Map block(Map x, const NormedBranches<Scalar>& branches) const {
-    return &contracted_block(tape, *x, branches);
-  }
-};
-
 /// Layers as nodes of a graph.
 template <class Scalar>
 struct InGraph {
@@ -118,6 +87,7 @@ struct InGraph {
     return x.avg_pool({kernel[0], kernel[1]}, {1, 1}, {0, 0});
   }
   Map sum(const std::vector<Map>& branches) const { return Map(branches.front()).sum(branches); }
+  Map detached(Map x) const { return x; }
 };
 
 }  // namespace
@@ -302,7 +272,10 @@ NormTensors<Scalar> Network<Scalar>::make_norm(const std::string& name, Index ch
 template <class Scalar>
 Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPool& pool,
                          bool detached_classifier)
-    : options_((options.validate(), options)), tape_(capacity, pool), contractions_(tape_) {
+    : options_((options.validate(), options)),
+      tape_(capacity, pool),
+      contractions_(tape_),
+      detached_classifier_(detached_classifier) {
   Maps<Scalar>& images = tape_.maps(3, 32, 32, false);
   record_source<Scalar>(tape_, images, [this](Index chunk, Scalar* to) {
     if (source_) source_(chunk, to);
@@ -314,9 +287,7 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
   }
   contractions_.record();
   OnTape<Scalar> on{tape_};
-  features_ = apply_to_last(on, &images);
-  logits_ =
-      apply(on, linear_.back(), detached_classifier ? &detached(tape_, *features_) : features_);
+  std::tie(features_, logits_) = heads(on, &images);
   loss_ = std::make_unique<CrossEntropy<Scalar>>(tape_, *logits_);
 }
 
@@ -516,8 +487,18 @@ typename On::Map Network<Scalar>::apply_to_last(On& on, typename On::Map x) cons
 }
 
 template <class Scalar>
-void Network<Scalar>::record(cuda::Recorder<Scalar>& on) const {
-  on.loss(apply(on, linear_.back(), apply_to_last(on, on.images())));
+template <class On>
+auto Network<Scalar>::heads(On& on, typename On::Map images) const
+    -> std::pair<typename On::Map, typename On::Map> {
+  typename On::Map features = apply_to_last(on, std::move(images));
+  typename On::Map logits =
+      apply(on, linear_.back(), detached_classifier_ ? on.detached(features) : features);
+  return {std::move(features), std::move(logits)};
+}
+
+template <class Scalar>
+auto Network<Scalar>::record(cuda::Recorder<Scalar>& on, Map images) const -> std::pair<Map, Map> {
+  return heads(on, images);
 }
 
 template <class Scalar>
@@ -574,7 +555,7 @@ onnx::Model Network<Scalar>::model() const {
     x.with_constant("Div", {deviation.begin(), deviation.end()}, {3, 1, 1});
   }
   InGraph<Scalar> in_graph;
-  x = apply(in_graph, linear_.back(), apply_to_last(in_graph, std::move(x)));
+  x = heads(in_graph, std::move(x)).second;
   const concertina::io::Safetensors file = save();
   onnx::Model model = x.finish([&](const std::string& name, const tool::Dims& dims) {
     return onnx::Tensor::of<Scalar>(name, dims, file.view<Scalar>(name));

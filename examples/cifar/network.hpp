@@ -164,8 +164,9 @@ class Network {
   /// What batch norms learn of the images: running means and variances.
   const std::vector<Tensor<Scalar>*>& statistics() const { return statistics_; }
 
-  /// The network on a device's tape, from the images to the loss.
-  void record(cuda::Recorder<Scalar>& on) const;
+  /// The network on a device's tape, from the images to features and logits.
+  using Map = typename cuda::Recorder<Scalar>::Map;
+  std::pair<Map, Map> record(cuda::Recorder<Scalar>& on, Map images) const;
 
   /// Decays the contractions of expanded layers (see Contractions), and says which parameters are
   /// in them.
@@ -208,6 +209,10 @@ class Network {
   typename On::Map apply(On& on, const Block& block, typename On::Map x) const;
   template <class On>
   typename On::Map apply_to_last(On& on, typename On::Map x) const;  // but the last layer
+  /// Features and logits.
+  template <class On>
+  auto heads(On& on, typename On::Map images) const
+      -> std::pair<typename On::Map, typename On::Map>;
 
   template <int Rank>
   std::vector<concertina::ConvView<const Scalar, Rank>> views(const Layer<Rank>& layer) const;
@@ -215,6 +220,7 @@ class Network {
   NetworkOptions options_;
   Tape<Scalar> tape_;
   Contractions<Scalar> contractions_;
+  bool detached_classifier_;
   std::vector<Block> blocks_;
   std::vector<Layer<0>> linear_;  // fc1, fc2; of resnet18 fc
   std::vector<Tensor<Scalar>*> parameters_, computed_, statistics_, norm_weights_;

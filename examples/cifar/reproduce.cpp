@@ -112,7 +112,7 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
   const auto file_of = [&](const std::string& name) {
     return name.empty() ? fs::path() : options.out / "runs" / name / "best.onnx";
   };
-  const bool accelerable = run.similarities == 0 && is_accelerable(run.network, run.recipe) &&
+  const bool accelerable = run.similarities == 0 && is_accelerable(run.network) &&
                            (!run.network.is_block() || is_layered(folder));
   TrainOptions training{
       .network = run.network,

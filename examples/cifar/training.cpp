@@ -2,6 +2,7 @@
 #include "training.hpp"
 
 #include "folder_lock.hpp"
+#include "on_tape.hpp"
 #include "similarity.hpp"
 #include "text.hpp"
 
@@ -110,7 +111,7 @@ void Recipe::validate() const {
                  "0 to 1 are possible");
 }
 
-void require_accelerable(const NetworkOptions& network, const Recipe& recipe) {
+void require_accelerable(const NetworkOptions& network) {
   const auto require = [](bool holds, const std::string& option, const char* instead) {
     if (holds) return;
     throw UnsupportedError(option + " is not computed on a device, only " + instead +
@@ -119,14 +120,11 @@ void require_accelerable(const NetworkOptions& network, const Recipe& recipe) {
   require(network.model != "dbb", "the model dbb", "blocks without average pools");
   require(!network.is_block() || network.compute != Compute::contracted,
           "--compute contracted of " + network.model, "layer by layer (--compute layered)");
-  require(recipe.transfer.method == Transfer::none,
-          "--transfer " + transfer_names.of(recipe.transfer.method), "what learns from labels");
-  require(!recipe.adam, "--optimizer adam", "sgd");
 }
 
-bool is_accelerable(const NetworkOptions& network, const Recipe& recipe) {
+bool is_accelerable(const NetworkOptions& network) {
   try {
-    require_accelerable(network, recipe);
+    require_accelerable(network);
     return true;
   } catch (const UnsupportedError&) {
     return false;
@@ -202,26 +200,52 @@ void Training<Scalar>::learn_from(const concertina::io::Safetensors& file, Threa
   teacher_ = std::make_unique<Network<Scalar>>(options, recipe_.batch, pool);
   teacher_->load(file);
   teacher_name_ = options.model + ", " + std::to_string(fingerprint(file));
-  Tape<Scalar>& tape = network_.tape();
   const TransferOptions& transfer = recipe_.transfer;
-  if (transfer.method == Transfer::kd) {
-    network_.loss().set_weight(1 - transfer.weight);
-    distillation(tape, network_.logits(), teacher_->logits(), transfer.temperature,
-                 transfer.weight);
-  } else if (transfer.method == Transfer::pkt) {
-    similarity_transfer(tape, network_.features(), teacher_->features());
-  } else {
-    Maps<Scalar>& given = detached(tape, teacher_->features());
-    const concertina::ConvShape<0> shape{.out = network_.features().numbers(),
-                                         .in = given.numbers()};
-    projection_ = &tape.tensor("hint.weight", {shape.out, shape.in});
+  if (transfer.method == Transfer::kd) network_.loss().set_weight(1 - transfer.weight);
+  if (transfer.method == Transfer::hint) {
+    const Index in = teacher_->features().numbers();
+    projection_ = &network_.tape().tensor("hint.weight", {network_.features().numbers(), in});
     std::mt19937_64 generator(~recipe_.seed);  // not the weights' own numbers
     for (Scalar& number : projection_->value) {
       number = static_cast<Scalar>(
-          concertina::random_uniform(generator, 1 / std::sqrt(static_cast<double>(shape.in))));
+          concertina::random_uniform(generator, 1 / std::sqrt(static_cast<double>(in))));
     }
-    hint_loss(tape, network_.features(), linear(tape, given, shape, {projection_, nullptr}));
   }
+  OnTape<Scalar> on{network_.tape()};
+  record_transfer(on, {&network_.features(), &network_.logits()},
+                  {&teacher_->features(), &teacher_->logits()});
+}
+
+template <class Scalar>
+template <class On>
+void Training<Scalar>::record_transfer(On& on, const Heads<On>& own, const Heads<On>& given) const {
+  const auto& [features, logits] = given;
+  const TransferOptions& transfer = recipe_.transfer;
+  switch (transfer.method) {
+    case Transfer::none: return;
+    case Transfer::kd: return on.distill(own.second, logits, transfer.temperature, transfer.weight);
+    case Transfer::pkt: return on.match_similarities(own.first, features);
+    case Transfer::hint:
+      on.begin(transfer.learned_projection ? cuda::Part::undecayed : cuda::Part::frozen);
+      const concertina::ConvShape<0> shape{.out = projection_->shape[0],
+                                           .in = projection_->shape[1]};
+      on.hint(own.first, on.layer(on.detached(features), shape, {projection_, nullptr}, {}));
+  }
+}
+
+template <class Scalar>
+void Training<Scalar>::record(cuda::Recorder<Scalar>& on) const {
+  using cuda::Part;
+  const auto images = on.images();
+  Heads<cuda::Recorder<Scalar>> given{};
+  on.begin(Part::frozen);
+  if (teacher_) given = teacher_->record(on, images);
+  on.begin(Part::trained);
+  const auto own = network_.record(on, images);
+  const bool kd = recipe_.transfer.method == Transfer::kd;
+  on.loss(own.second, kd ? 1 - recipe_.transfer.weight : 1);
+  record_transfer(on, own, given);
+  on.end();
 }
 
 template <class Scalar>
@@ -282,13 +306,18 @@ Score Training<Scalar>::test() {
 
 template <class Scalar>
 Score Training<Scalar>::accelerated_epoch() {
-  cuda::Velocities<Scalar> velocities;
-  auto& numbers = optimizer_->states().front().numbers;
-  for (std::size_t p = 0; p < numbers.size(); ++p) {
-    velocities[optimizer_->parameters()[p].tensor] = numbers[p];
+  cuda::States<Scalar> states;
+  for (auto& [name, numbers] : optimizer_->states()) {
+    auto& of_tensors = states.emplace_back();
+    for (std::size_t p = 0; p < numbers.size(); ++p) {
+      of_tensors[optimizer_->parameters()[p].tensor] = numbers[p];
+    }
   }
-  const cuda::Steps steps = accelerator_->epoch(
-      {.number = epoch_, .learning_rate = recipe_.rate_in(epoch_), .order = order_}, velocities);
+  const cuda::Steps steps = accelerator_->epoch({.number = epoch_,
+                                                 .steps = optimizer_->steps(),
+                                                 .learning_rate = recipe_.rate_in(epoch_),
+                                                 .order = order_},
+                                                states);
   for (std::size_t step = 0; step < steps.losses.size(); ++step) {
     if (!std::isfinite(steps.losses[step])) diverged(static_cast<Index>(step) * recipe_.batch);
   }
@@ -300,8 +329,9 @@ Score Training<Scalar>::accelerated_epoch() {
 
 template <class Scalar>
 cuda::TrainingPlan Training<Scalar>::accelerator_plan() const {
-  require_accelerable(network_.options(), recipe_);
-  return {.descent = {.momentum = recipe_.momentum,
+  require_accelerable(network_.options());
+  return {.descent = {.adam = recipe_.adam,
+                      .momentum = recipe_.momentum,
                       .decay = recipe_.weight_decay,
                       .decay_products = recipe_.decay_products},
           .batch = recipe_.batch,
@@ -618,7 +648,7 @@ void TrainOptions::validate() const {
                 compute_names.of(network.compute));
   }
   if (device == Device::cpu) return;
-  require_accelerable(network, recipe);
+  require_accelerable(network);
   if (similarities > 0) {
     throw UnsupportedError("--similarities is not computed on a device; leave it to --device cpu");
   }

@@ -95,8 +95,8 @@ struct UnsupportedError : concertina::Error {
 };
 
 /// Throws UnsupportedError unless such a training can be computed by an accelerator.
-void require_accelerable(const NetworkOptions& network, const Recipe& recipe);
-bool is_accelerable(const NetworkOptions& network, const Recipe& recipe);
+void require_accelerable(const NetworkOptions& network);
+bool is_accelerable(const NetworkOptions& network);
 
 /// Throws UnsupportedError where the program was built without the device.
 void require_built_for(Device device);
@@ -147,7 +147,7 @@ class Training {
 
   /// From now on epochs and tests are the accelerator's; steps and gradients remain here.
   void compute_on(std::unique_ptr<cuda::Accelerator<Scalar>> accelerator) {
-    if (accelerator) network_.record(accelerator->recorder());
+    if (accelerator) record(accelerator->recorder());
     accelerator_ = std::move(accelerator);
   }
   /// Throws  as require_accelerable() and require_built_for(); DeviceError where there is none
@@ -183,6 +183,13 @@ class Training {
  private:
   std::string settings() const;
   void learn_from(const concertina::io::Safetensors& teacher, ThreadPool& pool);
+  /// Features and logits.
+  template <class On>
+  using Heads = std::pair<typename On::Map, typename On::Map>;
+  /// The teacher's loss, on the processor's tape or a device's.
+  template <class On>
+  void record_transfer(On& on, const Heads<On>& own, const Heads<On>& given) const;
+  void record(cuda::Recorder<Scalar>& on) const;
   std::unique_ptr<Optimizer<Scalar>> make_optimizer();
   Score accelerated_epoch();
   [[noreturn]] void diverged(Index image) const;

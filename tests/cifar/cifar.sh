@@ -291,7 +291,7 @@ for unused in "--width 8" "--model resnet18 --kernel 3" "--model compact --rate 
   "--trained-gradients" "--dataset mnist"; do
   expect 2 "$cifar" train $unused --out none
 done
-for undone in "--model acnet --compute contracted" "--model dbb" "--optimizer adam"; do
+for undone in "--model acnet --compute contracted" "--model dbb"; do
   expect 2 "$cifar" train $undone --device cuda --out none
   says err "is not computed on a device"
 done

@@ -19,6 +19,10 @@ namespace cifar::cuda {
 
 using namespace training;
 
+/// Layers that are trained, those among them without weight decay, and those of a teacher: as in
+/// inference, and in training alone.
+enum class Part { trained, undecayed, frozen };
+
 /// What a network is recorded on, an operation at a time; the operations are those of OnTape. Maps
 /// are named by their index.
 template <class Scalar>
@@ -43,11 +47,21 @@ class Recorder {
   virtual Map mean_pool(Map x) = 0;
   virtual Map average_pool(Map x, const concertina::PerAxis<2>& kernel) = 0;
   virtual Map sum(const std::vector<Map>& branches) = 0;
-  virtual void loss(Map logits) = 0;  ///< the last
+  virtual Map detached(Map x) = 0;
+
+  /// What the layers that follow are: a training's, at first.
+  virtual void begin(Part part) = 0;
+  virtual void loss(Map logits, double weight) = 0;  ///< of its gradient
+  // Those of transfer.hpp, in training alone.
+  virtual void distill(Map logits, Map teacher, double temperature, double weight) = 0;
+  virtual void hint(Map features, Map hint) = 0;
+  virtual void match_similarities(Map features, Map teacher) = 0;
+  virtual void end() = 0;  ///< after all
 };
 
-/// Stochastic gradient descent with momentum.
+/// Stochastic gradient descent with momentum, or Adam.
 struct Descent {
+  bool adam = false;
   double momentum = 0.9, decay = 0;
   bool decay_products = false;  ///< expanded layers' contractions decay, not the layers
 };
@@ -78,16 +92,17 @@ struct Steps {
   std::vector<std::int32_t> corrects;
 };
 
-/// An epoch: its number, the order of its images, the learning rate.
+/// An epoch: its number, the optimizer's steps before it, the learning rate, the order of its
+/// images.
 struct Epoch {
-  Index number = 1;
+  Index number = 1, steps = 0;
   double learning_rate = 0.01;
   std::span<const std::uint32_t> order;
 };
 
-/// Of each parameter.
+/// Each of the optimizer's states, of each parameter.
 template <class Scalar>
-using Velocities = std::map<const Tensor<Scalar>*, std::span<Scalar>>;
+using States = std::vector<std::map<const Tensor<Scalar>*, std::span<Scalar>>>;
 
 /// Computes epochs of the network that has been recorded on it. It keeps nothing from one to the
 /// next: tensors are the host's and return there, so that files and what is done with them are the
@@ -97,11 +112,12 @@ class Accelerator {
  public:
   virtual ~Accelerator() = default;
 
-  /// For one network, whose tensors must outlive this; before the first epoch or test.
+  /// For one network, and its teacher, whose tensors must outlive this; before the first epoch or
+  /// test.
   virtual Recorder<Scalar>& recorder() = 0;
 
-  /// Changes tensors and velocities, unless a loss is not finite.
-  virtual Steps epoch(const Epoch& epoch, const Velocities<Scalar>& velocities) = 0;
+  /// Changes tensors and states, unless a loss is not finite.
+  virtual Steps epoch(const Epoch& epoch, const States<Scalar>& states) = 0;
 
   /// In inference, on the test set in its order.
   virtual Steps test() = 0;

@@ -210,7 +210,8 @@ class DeviceTape final : public Recorder<Scalar> {
     Value& y = hold(read(x));
     y.norm = &norms_.emplace_back();
     y.norm->tensors = tensors;
-    own_.insert(own_.end(), {tensors.weight, tensors.bias});
+    auto& list = tensors_of_part();
+    list.insert(list.end(), {tensors.weight, tensors.bias});
     return last();
   }
   Map relu(Map x) override {
@@ -228,7 +229,7 @@ class DeviceTape final : public Recorder<Scalar> {
     Value& x = read(from);
     const int channels = x.size.channels, positions = x.size.positions();
     Value& y = add_value(channels, 1, 1, x.name);
-    Buffer<Scalar>& shares = shares_.emplace_back(allocate(positions));
+    Buffer<Scalar>& shares = scratch_.emplace_back(allocate(positions));
     run(Fill<Scalar>{shares.data(), positions, Scalar(1) / static_cast<Scalar>(positions)},
         "the shares of a mean");
     record(
@@ -288,16 +289,99 @@ class DeviceTape final : public Recorder<Scalar> {
     return last();
   }
 
-  void loss(Map from) override {
+  void loss(Map from, double weight) override {
     Value& x = read(from);
-    classes_ = x.size.channels;
-    record(x, [this, &x](const Step& step) {
+    const int classes = x.size.channels;
+    record(x, [this, &x, classes, weight](const Step& step) {
       const Pass<Scalar>& pass = step.pass;
       run(CrossEntropy<Scalar>{x.numbers.data(), pass.labels, pass.order, pass.clock, pass.losses,
                                pass.corrects, step.training ? x.gradient : nullptr, step.images,
-                               pass.batch, classes_},
+                               pass.batch, classes, static_cast<Scalar>(weight)},
           "the loss");
     });
+  }
+
+  Map detached(Map from) override {
+    Value& x = read(from);
+    Value& y = add_value(x.size.channels, x.size.height, x.size.width, x.name);
+    y.differentiable = false;
+    record(y, [this, &x, &y](const Step& step) {
+      run(Sum<Scalar>{x.numbers.data(), nullptr, y.numbers.data(),
+                      of_batch(y.size, step.images).numbers()},
+          x.name + ", a copy");
+    });
+    return last();
+  }
+
+  void begin(Part part) override { part_ = part; }
+
+  /// What the loss gives the logits, and this adds.
+  void distill(Map logits, Map from, double temperature, double weight) override {
+    Value &x = read(logits), &teacher = read(from);
+    require_alike("distillation", x, teacher);
+    record(x, [=, this, &x, &teacher](const Step& step) {
+      if (!step.training) return;
+      const auto t = static_cast<Scalar>(temperature);
+      run(Distill<Scalar>{x.numbers.data(), teacher.numbers.data(), x.gradient, step.images,
+                          x.size.channels, t,
+                          static_cast<Scalar>(weight) * t / static_cast<Scalar>(step.images)},
+          "distillation");
+    });
+  }
+
+  void hint(Map features, Map from) override {
+    Value &x = read(features), &hint = read(from);
+    require_alike("hint", x, hint);
+    record(x, {}, [this, &x, &hint](const Step& step) {
+      const Index count = of_batch(x.size, step.images).numbers();
+      const auto pull = [&](Value& to, const Value& other) {
+        add_gradient(to, step, [&](Scalar* gradient) {
+          run(Sum<Scalar>{to.numbers.data(), other.numbers.data(), gradient, count, -1,
+                          2 / static_cast<Scalar>(count)},
+              to.name + ", gradient of the hint");
+        });
+      };
+      pull(x, hint);
+      pull(hint, x);
+    });
+  }
+
+  void match_similarities(Map features, Map from) override {
+    Value &x = read(features), &teacher = read(from);
+    const Index images = capacity_, pairs = images * images;
+    Buffer<Scalar>& own = scratch_.emplace_back(allocate(pairs));
+    Buffer<Scalar>& given = scratch_.emplace_back(allocate(pairs));
+    Buffer<Scalar>& weights = scratch_.emplace_back(allocate(pairs));
+    slopes_ = backend_.template allocate<double>(pairs);
+    record(x, {}, [this, &x, &teacher, &own, &given, &weights](const Step& step) {
+      const auto gram = [&](const Value& of, Buffer<Scalar>& to) {
+        const int numbers = static_cast<int>(of_batch(of.size, 1).numbers());
+        run(Product<Scalar>{.left = {of.numbers.data(), numbers, 1},
+                            .right = {of.numbers.data(), numbers, 1},
+                            .result = to.data(),
+                            .rows = step.images,
+                            .columns = step.images,
+                            .inner = numbers},
+            of.name + ", inner products");
+        return detail::Gram<Scalar>{to.data(), step.images};
+      };
+      const auto students = gram(x, own), teachers = gram(teacher, given);
+      run(SimilaritySlopes<Scalar>{students, teachers, slopes_.data()}, "similarities");
+      run(SimilarityWeights<Scalar>{students, slopes_.data(), weights.data()}, "similarities");
+      add_gradient(x, step, [&](Scalar* to) {
+        const int numbers = static_cast<int>(of_batch(x.size, 1).numbers());
+        run(Product<Scalar>{.left = {weights.data(), step.images, 1},
+                            .right = {x.numbers.data(), 1, numbers},
+                            .result = to,
+                            .rows = step.images,
+                            .columns = numbers,
+                            .inner = step.images},
+            x.name + ", gradient of similarities");
+      });
+    });
+  }
+
+  void end() override {
     place_tensors();
     place_gradients();
   }
@@ -305,18 +389,22 @@ class DeviceTape final : public Recorder<Scalar> {
   // ---- what has been recorded
 
   /// Takes the numbers that steps change.
-  void begin_epoch(const Velocities<Scalar>& velocities) {
+  void begin_epoch(const States<Scalar>& states) {
     upload_tensors();
-    upload(parameters_, velocities_, [&](const auto* tensor) { return velocities.at(tensor); });
+    for (std::size_t s = 0; s < states.size(); ++s) {
+      upload(parameters_, states_[s], [&](const auto* tensor) { return states[s].at(tensor); });
+    }
   }
   /// Returns them.
-  void end_epoch(const Velocities<Scalar>& velocities) {
+  void end_epoch(const States<Scalar>& states) {
     const auto value = [](auto* tensor) { return std::span(tensor->value); };
     download(parameters_, weights_, value);
-    download(parameters_, velocities_, [&](const auto* tensor) { return velocities.at(tensor); });
+    for (std::size_t s = 0; s < states.size(); ++s) {
+      download(parameters_, states_[s], [&](const auto* tensor) { return states[s].at(tensor); });
+    }
     download(running_, statistics_, value);
   }
-  /// Takes all numbers but the velocities, and does what tests have in common: the contraction.
+  /// Takes all numbers but the states, and does what tests have in common: the contraction.
   void begin_tests() {
     upload_tensors();
     contract();
@@ -327,19 +415,24 @@ class DeviceTape final : public Recorder<Scalar> {
   void train(const Pass<Scalar>& pass, int images) {
     Step step{pass, images, true};
     contract();
-    for (const Operation& each : operations_) each.forward(step);
+    for (const Operation& each : operations_) {
+      if (each.forward) each.forward(step);
+    }
     for (step.operation = operations_.size(); step.operation-- > 0;) {
       const Operation& each = operations_[step.operation];
       if (each.backward) each.backward(step);
     }
     for (const Layer& layer : layers_) join(layer, false);
     descend(own_range_, decay(), pass, "the descent", Stream::origin);
+    descend(undecayed_range_, Scalar(0), pass, "the descent without decay", Stream::origin);
     for (const Layer& layer : layers_) join(layer, true);
   }
 
   /// One step of a test: forward.
   void test(const Pass<Scalar>& pass, int images) {
-    for (const Operation& each : operations_) each.forward({pass, images, false});
+    for (const Operation& each : operations_) {
+      if (each.forward) each.forward({pass, images, false});
+    }
   }
 
  private:
@@ -376,10 +469,11 @@ class DeviceTape final : public Recorder<Scalar> {
     Buffer<Scalar> numbers{}, own_gradient{};
     Scalar* gradient = nullptr;
     Value* summed = nullptr;  // by this; where nothing else reads it, they have one gradient
-    bool differentiable = true, is_linear = false, relu = false, pooled = false;
+    bool frozen = false, differentiable = true, is_linear = false, relu = false, pooled = false;
     std::size_t operation = 0, reader = 0;  // that writes it, that reads it last
     int readers = 0;
     Value* source = nullptr;
+    bool in_source = false;  // a ReLU that its source has in it
     BatchNorm* norm = nullptr;
     int window = 1;
   };
@@ -387,6 +481,7 @@ class DeviceTape final : public Recorder<Scalar> {
   /// A layer's elements: its parameters, or the product of an expansion.
   struct Layer {
     std::string name;
+    bool frozen = false;
     Weights<Scalar> weights;
     DeviceLayer<Scalar> own{}, gradient{};
     Stream stream{};
@@ -427,7 +522,9 @@ class DeviceTape final : public Recorder<Scalar> {
     return values_.emplace_back(Value{.index = values_.size(),
                                       .size = {capacity_, static_cast<int>(channels),
                                                static_cast<int>(height), static_cast<int>(width)},
-                                      .name = name});
+                                      .name = name,
+                                      .frozen = part_ == Part::frozen,
+                                      .differentiable = part_ != Part::frozen});
   }
   Value& hold(Value& source) {
     Value& value = hold(source.size.channels, source.size.height, source.size.width, source.name);
@@ -444,12 +541,26 @@ class DeviceTape final : public Recorder<Scalar> {
   void record(Value& written, std::function<void(const Step&)> forward,
               std::function<void(const Step&)> backward = {}) {
     written.operation = operations_.size();
-    operations_.push_back({std::move(forward), std::move(backward)});
+    if (!written.frozen) {
+      operations_.push_back({std::move(forward), std::move(backward)});
+      return;
+    }
+    operations_.push_back({[forward = std::move(forward)](const Step& step) {
+                             if (step.training) forward(step);
+                           },
+                           {}});
+  }
+  static void require_alike(const std::string& loss, const Value& x, const Value& teacher) {
+    const Index own = of_batch(x.size, 1).numbers(), given = of_batch(teacher.size, 1).numbers();
+    if (own == given) return;
+    throw concertina::ShapeError(loss + ": the student has " + std::to_string(own) +
+                                 " numbers, the teacher " + std::to_string(given));
   }
 
   /// A value that the next operation reads: computed, if it was held back.
   Value& read(Map x) {
     Value& value = values_[x];
+    if (value.in_source && value.frozen) return *value.source;  // a teacher's, without a gradient
     require_alone(value);
     if (value.source && value.readers == 0) settle(value);
     ++value.readers;
@@ -463,6 +574,7 @@ class DeviceTape final : public Recorder<Scalar> {
     if (!alone || !value.source->is_linear || value.source->readers > 1 || value.source->relu) {
       return read(x);
     }
+    value.in_source = true;
     value.source->relu = true;
     value.source->reader = operations_.size();
     return *value.source;
@@ -480,7 +592,7 @@ class DeviceTape final : public Recorder<Scalar> {
     Value& x = *y.source;
     x.reader = operations_.size();
     require_alone(x);
-    if (y.norm && !x.differentiable) {
+    if (y.norm && !x.differentiable && !y.frozen) {
       throw concertina::Error("a device computes no batch norm of " + x.name);
     }
     x.pooled = Size > 1;
@@ -495,9 +607,9 @@ class DeviceTape final : public Recorder<Scalar> {
         y,
         [this, &y, program](const Step& step) {
           const auto norm = program(step);
-          if (step.training && y.norm) run(NormMoments<Scalar>{norm}, y.name + ", moments");
-          run(NormReluPool<Scalar, Size>{{norm}, y.numbers.data(), step.training},
-              y.name + ", pool");
+          const bool training = step.training && !y.frozen;
+          if (training && y.norm) run(NormMoments<Scalar>{norm}, y.name + ", moments");
+          run(NormReluPool<Scalar, Size>{{norm}, y.numbers.data(), training}, y.name + ", pool");
         },
         [this, &x, &y, program](const Step& step) {
           const auto norm = program(step);
@@ -643,18 +755,25 @@ class DeviceTape final : public Recorder<Scalar> {
     const std::size_t rank = layers_.size();
     Layer& layer = layers_.emplace_back();
     layer.weights = weights;
-    if (forked_) layer.stream = backend_.stream(static_cast<int>(rank));
+    layer.frozen = part_ == Part::frozen;
+    if (forked_ && !layer.frozen) layer.stream = backend_.stream(static_cast<int>(rank));
     if (expansion.layers.empty()) {
       layer.name = parent(weights.weight->name);
-      add_tensors(weights, own_);
+      add_tensors(weights, tensors_of_part());
       return layer;
     }
     layer.name = parent(parent(expansion.layers.front().weight->name));
     layer.layers = expansion.layers;
+    for (const Weights<Scalar>& each : layer.layers) {
+      if (layer.frozen) add_tensors(each, frozen_);
+    }
     layer.form.emplace(expansion.shapes);
     layer.product_weights = weight_numel(shape);
     layer.product_biases = shape.bias ? shape.out : 0;
     return layer;
+  }
+  std::vector<Tensor<Scalar>*>& tensors_of_part() {
+    return part_ == Part::trained ? own_ : part_ == Part::undecayed ? undecayed_ : frozen_;
   }
   static void add_tensors(const Weights<Scalar>& weights, std::vector<Tensor<Scalar>*>& to) {
     to.push_back(weights.weight);
@@ -681,12 +800,14 @@ class DeviceTape final : public Recorder<Scalar> {
       const Index first = layout.count();
       for (Tensor<Scalar>* tensor : tensors) {
         places[tensor] = layout.add(std::ssize(tensor->value));
-        parameters_.push_back({tensor, places[tensor]});
+        tensors_.push_back({tensor, places[tensor]});
       }
       return Layout::Range{first, layout.count() - first};
     };
     own_range_ = place(own_);
+    undecayed_range_ = place(undecayed_);
     for (Layer& layer : layers_) {
+      if (layer.frozen) continue;
       std::vector<Tensor<Scalar>*> tensors;
       for (const Weights<Scalar>& each : layer.layers) add_tensors(each, tensors);
       layer.range = place(tensors);
@@ -697,11 +818,15 @@ class DeviceTape final : public Recorder<Scalar> {
         running_.push_back({tensor, running.add(std::ssize(tensor->value))});
       }
     }
-    weights_ = pack(layout.count());
-    velocities_ = pack(layout.count());
+    parameters_ = tensors_;
+    for (int state = 0; state < (descent_.adam ? 2 : 1); ++state) {
+      states_.push_back(pack(layout.count()));
+    }
     gradients_ = allocate(layout.count());
-    statistics_ = pack(running.count());
     zero_gaps(layout, gradients_.data());  // those of the others are copied
+    place(frozen_);
+    weights_ = pack(layout.count());
+    statistics_ = pack(running.count());
     const auto part = [&](const Tensor<Scalar>* tensor, Buffer<Scalar>& of) {
       return tensor ? std::span(of.data() + places.at(tensor), tensor->value.size())
                     : std::span<Scalar>();
@@ -712,7 +837,7 @@ class DeviceTape final : public Recorder<Scalar> {
     for (Layer& layer : layers_) {
       if (!layer.is_expanded()) {
         layer.own = at(layer.weights, weights_.device);
-        layer.gradient = at(layer.weights, gradients_);
+        if (!layer.frozen) layer.gradient = at(layer.weights, gradients_);
         continue;
       }
       layer.own = product(layer, layer.product);
@@ -720,7 +845,7 @@ class DeviceTape final : public Recorder<Scalar> {
       for (const Weights<Scalar>& each : layer.layers) {
         const DeviceLayer<Scalar> numbers = at(each, weights_.device);
         layer.at.layers.push_back({numbers.weight, numbers.bias});
-        layer.at.layer_gradients.push_back(at(each, gradients_));
+        if (!layer.frozen) layer.at.layer_gradients.push_back(at(each, gradients_));
       }
       layer.at.products = {layer.own};
       layer.at.product_gradients = {{layer.gradient.weight, layer.gradient.bias}};
@@ -739,6 +864,7 @@ class DeviceTape final : public Recorder<Scalar> {
                    running_numbers + running_[2 * n + 1].first,
                    each.sums.data(),
                    each.batch.data()};
+      if (std::ranges::find(frozen_, weight) != frozen_.end()) continue;
       each.weight_gradient = part(weight, gradients_).data();
       each.bias_gradient = part(bias, gradients_).data();
     }
@@ -789,7 +915,7 @@ class DeviceTape final : public Recorder<Scalar> {
   }
   void upload_tensors() {
     const auto value = [](const auto* tensor) { return std::span(tensor->value); };
-    upload(parameters_, weights_, value);
+    upload(tensors_, weights_, value);
     upload(running_, statistics_, value);
   }
   template <class Numbers>
@@ -863,26 +989,38 @@ class DeviceTape final : public Recorder<Scalar> {
   }
   void descend(const Layout::Range& range, Scalar decay, const Pass<Scalar>& pass,
                const std::string& purpose, Stream stream) {
-    run(Descend<Scalar>{weights_.device.data() + range.first, gradients_.data() + range.first,
-                        velocities_.device.data() + range.first, pass.clock, range.count,
-                        static_cast<Scalar>(descent_.momentum), decay},
-        purpose, stream);
+    if (range.count == 0) return;
+    Scalar* const weights = weights_.device.data() + range.first;
+    const Scalar* const gradients = gradients_.data() + range.first;
+    const auto state = [&](std::size_t s) { return states_[s].device.data() + range.first; };
+    if (descent_.adam) {
+      run(DescendByAdam<Scalar>{weights, gradients, state(0), state(1), pass.clock, range.count,
+                                decay},
+          purpose, stream);
+    } else {
+      run(Descend<Scalar>{weights, gradients, state(0), pass.clock, range.count,
+                          static_cast<Scalar>(descent_.momentum), decay},
+          purpose, stream);
+    }
   }
 
   B& backend_;
   Descent descent_;
-  int capacity_, rest_, classes_ = 0;
+  int capacity_, rest_;
   bool forked_;
+  Part part_ = Part::trained;
   std::deque<Value> values_;  // operations refer to them
   std::deque<Layer> layers_;
   std::deque<BatchNorm> norms_;
   std::vector<Operation> operations_;
-  std::vector<Tensor<Scalar>*> own_;  // parameters of no expansion
-  std::vector<Placed> parameters_, running_;
-  Layout::Range own_range_{};
-  Packed weights_, velocities_, statistics_;
+  std::vector<Tensor<Scalar>*> own_, undecayed_, frozen_;  // of no expansion that is trained
+  std::vector<Placed> tensors_, parameters_, running_;     // all; those that are trained
+  Layout::Range own_range_{}, undecayed_range_{};
+  Packed weights_, statistics_;
+  std::vector<Packed> states_;
   Buffer<Scalar> gradients_, shared_gradient_, added_gradient_;
-  std::deque<Buffer<Scalar>> shares_;
+  std::deque<Buffer<Scalar>> scratch_;
+  Buffer<double> slopes_;
 };
 
 }  // namespace cifar::cuda

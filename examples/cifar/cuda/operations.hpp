@@ -28,6 +28,7 @@ using concertina::cuda::shared_size;
 /// graph of them can be replayed.
 struct Clock {
   Index epoch = 0, step = 0;  ///< the step within the epoch; the loss counts it on
+  Index steps_before = 0;     ///< of the optimizer, before the epoch
   double learning_rate = 0;
 };
 
@@ -582,7 +583,7 @@ struct Grid {
   }
 };
 
-/// y = a + factor * b, or a copy of a where there is no b; y may be either.
+/// y = scale * (a + factor * b), without b scale * a; y may be either.
 template <class Scalar>
 struct Sum {
   static constexpr int threads = detail::program_threads;
@@ -590,7 +591,7 @@ struct Sum {
   const Scalar *a, *b;
   Scalar* y;
   Index count;
-  Scalar factor = 1;
+  Scalar factor = 1, scale = 1;
 
   Index blocks() const { return detail::blocks_for(count, threads); }
   std::size_t shared_bytes() const { return 0; }
@@ -600,7 +601,8 @@ struct Sum {
     block.each_thread([&](int thread) {
       const Index i = number * threads + thread;
       if (i >= count) return;
-      block.write(y + i, block.read(a + i) + (b ? factor * block.read(b + i) : Scalar(0)));
+      const Scalar more = b ? factor * block.read(b + i) : Scalar(0);
+      block.write(y + i, scale * (block.read(a + i) + more));
     });
   }
 };
@@ -766,6 +768,7 @@ struct CrossEntropy {
   std::int32_t* corrects;
   Scalar* gradient;  ///< [image][class]; null for none
   int images, batch, classes;
+  Scalar weight = 1;  ///< of the gradient
 
   Index blocks() const { return 1; }
   std::size_t shared_bytes() const {
@@ -814,13 +817,171 @@ struct CrossEntropy {
     for (int k = 0; k < classes; ++k) sum += std::exp(block.read(z + k) - largest);
     loss += static_cast<double>(std::log(sum) - (block.read(z + label) - largest));
     if (gradient == nullptr) return found == label;
-    const Scalar share = Scalar(1) / static_cast<Scalar>(images);
+    const Scalar share = weight / static_cast<Scalar>(images);
     for (int k = 0; k < classes; ++k) {
       const Scalar target = k == label ? Scalar(1) : Scalar(0);
       const Scalar own = std::exp(block.read(z + k) - largest) / sum - target;
       block.write(gradient + static_cast<Index>(image) * classes + k, own * share);
     }
     return found == label;
+  }
+};
+
+// ---- teachers -----------------------------------------------------------------------------------
+
+/// gradient += share * (softmax(logits / temperature) - softmax(teacher / temperature)), a thread
+/// for each image, as distillation().
+template <class Scalar>
+struct Distill {
+  static constexpr int threads = detail::program_threads;
+
+  const Scalar *logits, *teacher;  ///< [image][class]
+  Scalar* gradient;
+  int images, classes;
+  Scalar temperature, share;
+
+  Index blocks() const { return detail::blocks_for(images, threads); }
+  std::size_t shared_bytes() const { return 0; }
+
+  template <concertina::cuda::ThreadBlock B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    block.each_thread([&](int thread) {
+      const Index image = number * threads + thread;
+      if (image >= images) return;
+      const Softmax own = softmax(block, logits + image * classes),
+                    wanted = softmax(block, teacher + image * classes);
+      for (int k = 0; k < classes; ++k) {
+        const Index i = image * classes + k;
+        const Scalar more =
+            probability(block, own, logits + i) - probability(block, wanted, teacher + i);
+        block.write(gradient + i, block.read(gradient + i) + share * more);
+      }
+    });
+  }
+
+ private:
+  struct Softmax {
+    Scalar largest, sum;
+  };
+  template <class B>
+  CONCERTINA_DEVICE Scalar exponential(B& block, const Scalar* z, Scalar largest) const {
+    return std::exp((block.read(z) - largest) / temperature);
+  }
+  template <class B>
+  CONCERTINA_DEVICE Softmax softmax(B& block, const Scalar* z) const {
+    Softmax result{block.read(z), Scalar(0)};
+    for (int k = 1; k < classes; ++k) {
+      const Scalar other = block.read(z + k);
+      if (other > result.largest) result.largest = other;
+    }
+    for (int k = 0; k < classes; ++k) result.sum += exponential(block, z + k, result.largest);
+    return result;
+  }
+  template <class B>
+  CONCERTINA_DEVICE Scalar probability(B& block, const Softmax& of, const Scalar* z) const {
+    return exponential(block, z, of.largest) / of.sum;
+  }
+};
+
+namespace detail {
+
+/// Inner products of the features of a batch's images, [image][image].
+template <class Scalar>
+struct Gram {
+  const Scalar* products;
+  int images;
+
+  template <class B>
+  CONCERTINA_DEVICE double norm(B& block, int i) const {
+    const auto square = static_cast<double>(block.read(products + Index{i} * images + i));
+    return square > 1e-60 ? std::sqrt(square) : 1e-30;  // 0 has no direction
+  }
+  template <class B>
+  CONCERTINA_DEVICE double cosine(B& block, int i, int j) const {
+    const auto product = static_cast<double>(block.read(products + Index{i} * images + j));
+    return product / (norm(block, i) * norm(block, j));
+  }
+  template <class B>
+  CONCERTINA_DEVICE double similarity(B& block, int i, int j) const {
+    return (cosine(block, i, j) + 1) / 2 + 1e-7;
+  }
+};
+
+}  // namespace detail
+
+/// The gradient of similarity_transfer() for the cosines of the student's features, slopes
+/// [image][image]: a block for each row.
+template <class Scalar>
+struct SimilaritySlopes {
+  static constexpr int threads = detail::program_threads;
+
+  detail::Gram<Scalar> own, teacher;
+  double* slopes;
+
+  Index blocks() const { return own.images; }
+  std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
+
+  template <concertina::cuda::ThreadBlock B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    const int i = static_cast<int>(number), images = own.images;
+    auto sums = block.template shared<double>(threads),
+         wanted = block.template shared<double>(threads);
+    block.each_thread([&](int thread) {
+      double sum = 0, other = 0;
+      for (int j = thread; j < images; j += threads) {
+        sum += own.similarity(block, i, j), other += teacher.similarity(block, i, j);
+      }
+      sums.set(thread, sum);
+      wanted.set(thread, other);
+    });
+    detail::add_up<threads>(block, sums, wanted);
+    block.each_thread([&](int thread) {
+      for (int j = thread; j < images; j += threads) {
+        const double share = teacher.similarity(block, i, j) / wanted.get(0);
+        const double slope = 1 / sums.get(0) - share / own.similarity(block, i, j);
+        block.write(slopes + number * images + j, slope / (2.0 * images));
+      }
+    });
+  }
+};
+
+/// What the features are multiplied by for their gradient, weights[image][image], from the slopes:
+/// along the others' directions, less what would change their own length. A block for each row.
+template <class Scalar>
+struct SimilarityWeights {
+  static constexpr int threads = detail::program_threads;
+
+  detail::Gram<Scalar> own;
+  const double* slopes;
+  Scalar* weights;
+
+  Index blocks() const { return own.images; }
+  std::size_t shared_bytes() const { return shared_size<double>(threads); }
+
+  template <concertina::cuda::ThreadBlock B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    const int i = static_cast<int>(number), images = own.images;
+    const auto slope = [&](int j) {
+      return block.read(slopes + number * images + j) +
+             block.read(slopes + Index{j} * images + number);
+    };
+    auto radial = block.template shared<double>(threads);
+    block.each_thread([&](int thread) {
+      double sum = 0;
+      for (int j = thread; j < images; j += threads) sum += slope(j) * own.cosine(block, i, j);
+      radial.set(thread, sum);
+    });
+    detail::add_up<threads>(block, radial);
+    block.each_thread([&](int thread) {
+      const double norm = own.norm(block, i);
+      for (int j = thread; j < images; j += threads) {
+        const double other = own.norm(block, j);
+        double weight = slope(j) / (norm * other);
+        if (i == j) weight -= radial.get(0) / (norm * norm);
+        if (norm <= 1e-30 || other <= 1e-30) weight = 0;
+        block.write(weights + number * images + j, static_cast<Scalar>(weight));
+      }
+    });
   }
 };
 
@@ -853,6 +1014,50 @@ struct Descend {
       const Scalar velocity = momentum * block.read(velocities + i) + gradient;
       block.write(velocities + i, velocity);
       block.write(weights + i, weight - rate * velocity);
+    });
+  }
+};
+
+/// The same as Adam: its mean and square of each gradient, and the step that they make.
+template <class Scalar>
+struct DescendByAdam {
+  static constexpr int threads = detail::program_threads;
+
+  Scalar* weights;
+  const Scalar* gradients;
+  Scalar *means, *squares;
+  const Clock* clock;
+  Index count;
+  Scalar decay;
+
+  Index blocks() const { return detail::blocks_for(count, threads); }
+  std::size_t shared_bytes() const { return shared_size<Scalar>(2); }
+
+  template <concertina::cuda::ThreadBlock B>
+  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+    constexpr double beta1 = 0.9, beta2 = 0.999;
+    constexpr auto b1 = static_cast<Scalar>(beta1), b2 = static_cast<Scalar>(beta2),
+                   eps = static_cast<Scalar>(1e-8);
+    auto factors = block.template shared<Scalar>(2);
+    block.each_thread([&](int thread) {
+      if (thread != 0) return;
+      const Clock now = block.read(clock);
+      const auto steps = static_cast<double>(now.steps_before + now.step);  // this one included
+      factors.set(0, static_cast<Scalar>(now.learning_rate / (1 - std::pow(beta1, steps))));
+      factors.set(1, static_cast<Scalar>(1 / std::sqrt(1 - std::pow(beta2, steps))));
+    });
+    block.each_thread([&](int thread) {
+      const Index i = number * threads + thread;
+      if (i >= count) return;
+      const Scalar weight = block.read(weights + i);
+      const Scalar gradient = block.read(gradients + i) + decay * weight;
+      Scalar mean = block.read(means + i), square = block.read(squares + i);
+      mean += (1 - b1) * (gradient - mean);
+      square = b2 * square + (1 - b2) * gradient * gradient;
+      block.write(means + i, mean);
+      block.write(squares + i, square);
+      block.write(weights + i,
+                  weight - factors.get(0) * mean / (factors.get(1) * std::sqrt(square) + eps));
     });
   }
 };

@@ -42,12 +42,14 @@ class BackendTraining final : public Accelerator<Scalar> {
 
   Recorder<Scalar>& recorder() override { return tape_; }
 
-  Steps epoch(const Epoch& epoch, const Velocities<Scalar>& velocities) override {
-    tape_.begin_epoch(velocities);
+  Steps epoch(const Epoch& epoch, const States<Scalar>& states) override {
+    tape_.begin_epoch(states);
     backend_.upload(epoch.order, train_.order.data());
-    const Steps steps = run(train_, {epoch.number, 0, epoch.learning_rate}, augmented_, true);
+    const Clock start{
+        .epoch = epoch.number, .steps_before = epoch.steps, .learning_rate = epoch.learning_rate};
+    const Steps steps = run(train_, start, augmented_, true);
     const auto is_finite = [](double loss) { return std::isfinite(loss); };
-    if (std::ranges::all_of(steps.losses, is_finite)) tape_.end_epoch(velocities);
+    if (std::ranges::all_of(steps.losses, is_finite)) tape_.end_epoch(states);
     return steps;
   }
 
