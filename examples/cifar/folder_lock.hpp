@@ -4,11 +4,10 @@
 
 #include "text.hpp"
 
+#include <concertina/detail/io/files.hpp>
 #include <concertina/error.hpp>
 
 #include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <filesystem>
@@ -29,27 +28,20 @@ class FolderLock {
     if (error) {
       throw concertina::IoError(folder.string() + ": cannot be made a folder, " + error.message());
     }
-    descriptor_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
-    const bool held = descriptor_ >= 0 && errno == EWOULDBLOCK;
-    const std::string why = tool::system_message();
-    if (held) {
-      ::close(descriptor_);
+    namespace files = concertina::io::detail;
+    descriptor_ = files::Descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (descriptor_ && files::lock(descriptor_.get())) return;
+    if (descriptor_ && errno == EWOULDBLOCK) {
       throw concertina::IoError(folder.string() +
                                 ": another process trains in it; wait until it has ended, or name "
                                 "another folder");
     }
-    std::cerr << tool::printable(folder.string()) << ": cannot be locked, " << why
-              << "; see that nothing else trains in it\n";
+    std::cerr << tool::printable(folder.string()) << ": cannot be locked, "
+              << tool::system_message() << "; see that nothing else trains in it\n";
   }
-  ~FolderLock() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
 
  private:
-  int descriptor_ = -1;
+  concertina::io::detail::Descriptor descriptor_{-1};
 };
 
 }  // namespace cifar

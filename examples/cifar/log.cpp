@@ -33,15 +33,27 @@ namespace fs = std::filesystem;
 
 // ---- rows ---------------------------------------------------------------------------------------
 
-constexpr std::string_view header =
-    "epoch,learning_rate,train_loss,train_accuracy,test_loss,test_accuracy,best_test_accuracy,"
-    "images_per_second,seconds,min_gradient_similarity";
-constexpr std::size_t columns = 10;
-
-struct Row {
-  EpochRecord record;
+struct Row : EpochRecord {
   double best = 0;
 };
+
+/// The columns between the epoch and the similarity, which may be empty.
+struct Column {
+  std::string_view name;
+  double Row::* number;
+};
+constexpr std::array columns = {
+    Column{"learning_rate", &Row::learning_rate},         Column{"train_loss", &Row::train_loss},
+    Column{"train_accuracy", &Row::train_accuracy},       Column{"test_loss", &Row::test_loss},
+    Column{"test_accuracy", &Row::test_accuracy},         Column{"best_test_accuracy", &Row::best},
+    Column{"images_per_second", &Row::images_per_second}, Column{"seconds", &Row::seconds}};
+constexpr std::string_view last_column = "min_gradient_similarity";
+
+const std::string header = [] {
+  std::string text = "epoch,";
+  for (const Column& column : columns) text.append(column.name) += ',';
+  return text.append(last_column);
+}();
 
 struct Contents {
   std::vector<std::string> comments;  // without "# "
@@ -49,14 +61,9 @@ struct Contents {
 };
 
 std::string line_of(const Row& row) {
-  const EpochRecord& record = row.record;
-  std::string line = shortest(record.epoch);
-  for (const double number :
-       {record.learning_rate, record.train_loss, record.train_accuracy, record.test_loss,
-        record.test_accuracy, row.best, record.images_per_second, record.seconds}) {
-    line += ',' + shortest(number);
-  }
-  return line + ',' + (record.min_similarity ? shortest(*record.min_similarity) : "") + '\n';
+  std::string line = shortest(row.epoch);
+  for (const Column& column : columns) line += ',' + shortest(row.*column.number);
+  return line + ',' + (row.min_similarity ? shortest(*row.min_similarity) : "") + '\n';
 }
 
 /// A comment on one line: an argument of a command line may have line breaks.
@@ -83,7 +90,7 @@ Contents parse(const fs::path& path, bool cut_short) {
       if (!line.empty() && !cut_short) {
         refuse("the line does not end; resume the training, or remove the line");
       }
-      if (!headed) refuse("the file ends before the line \"" + std::string(header) + '"');
+      if (!headed) refuse("the file ends before the line \"" + header + '"');
       break;
     }
     if (!headed && line.starts_with('#')) {
@@ -91,42 +98,35 @@ Contents parse(const fs::path& path, bool cut_short) {
       continue;
     }
     if (!headed) {
-      if (line != header) refuse("expected \"" + std::string(header) + "\" before the rows");
+      if (line != header) refuse("expected \"" + header + "\" before the rows");
       headed = true;
       continue;
     }
     const std::vector<std::string_view> fields = split(line, ',');
-    if (fields.size() != columns) {
-      refuse(std::to_string(fields.size()) + " fields, expected " + std::to_string(columns));
+    if (fields.size() != columns.size() + 2) {
+      refuse(std::to_string(fields.size()) + " fields, expected " +
+             std::to_string(columns.size() + 2));
     }
     const auto epoch = number_in<Index>(fields[0]);
-    const Index last = contents.rows.empty() ? 0 : contents.rows.back().record.epoch;
+    const Index last = contents.rows.empty() ? 0 : contents.rows.back().epoch;
     if (!epoch || *epoch <= last) {
       refuse("the epoch is \"" + std::string(fields[0].substr(0, 40)) +
              "\", expected a number from " + std::to_string(last + 1) + " on");
     }
-    std::array<double, columns> numbers{};
-    const std::vector<std::string_view> names = split(header, ',');
-    const bool measured = !fields[columns - 1].empty();
-    for (std::size_t k = 1; k < (measured ? columns : columns - 1); ++k) {
-      const auto number = number_in<double>(fields[k]);
-      if (!number) {
-        refuse(std::string(names[k]) + " is \"" + std::string(fields[k].substr(0, 40)) +
+    const auto number = [&](std::string_view name, std::string_view field) {
+      const auto read = number_in<double>(field);
+      if (!read) {
+        refuse(std::string(name) + " is \"" + std::string(field.substr(0, 40)) +
                "\", expected a number");
       }
-      numbers[k] = *number;
+      return *read;
+    };
+    Row& row = contents.rows.emplace_back();
+    row.epoch = *epoch;
+    for (std::size_t k = 0; k < columns.size(); ++k) {
+      row.*columns[k].number = number(columns[k].name, fields[k + 1]);
     }
-    contents.rows.push_back(
-        {{.epoch = *epoch,
-          .learning_rate = numbers[1],
-          .train_loss = numbers[2],
-          .train_accuracy = numbers[3],
-          .test_loss = numbers[4],
-          .test_accuracy = numbers[5],
-          .images_per_second = numbers[7],
-          .seconds = numbers[8],
-          .min_similarity = measured ? std::optional(numbers[9]) : std::nullopt},
-         numbers[6]});
+    if (!fields.back().empty()) row.min_similarity = number(last_column, fields.back());
   }
   return contents;
 }
@@ -135,7 +135,7 @@ Contents parse(const fs::path& path, bool cut_short) {
 void write(const fs::path& path, const Contents& contents) {
   std::string text;
   for (const std::string& comment : contents.comments) text += "# " + one_line(comment) + '\n';
-  text += std::string(header) + '\n';
+  text += header + '\n';
   for (const Row& row : contents.rows) text += line_of(row);
   write_text(path, text);
 }
@@ -152,7 +152,7 @@ CsvLog CsvLog::resume(const fs::path& path, const std::vector<std::string>& comm
   std::error_code error;
   if (fs::status(path, error).type() == fs::file_type::not_found) return {path, comments};
   Contents contents = parse(path, true);
-  std::erase_if(contents.rows, [epochs](const Row& row) { return row.record.epoch > epochs; });
+  std::erase_if(contents.rows, [epochs](const Row& row) { return row.epoch > epochs; });
   for (const std::string& comment : comments) {
     if (std::ranges::find(contents.comments, one_line(comment)) == contents.comments.end()) {
       contents.comments.push_back(comment);
@@ -161,7 +161,7 @@ CsvLog CsvLog::resume(const fs::path& path, const std::vector<std::string>& comm
   write(path, contents);
   CsvLog log;
   if (!contents.rows.empty()) {
-    log.last_epoch_ = contents.rows.back().record.epoch;
+    log.last_epoch_ = contents.rows.back().epoch;
     log.best_ = contents.rows.back().best;
   }
   log.append_to(path);
@@ -191,7 +191,7 @@ void CsvLog::add(const EpochRecord& record) {
 
 std::vector<EpochRecord> CsvLog::read(const fs::path& path) {
   std::vector<EpochRecord> records;
-  for (const Row& row : parse(path, false).rows) records.push_back(row.record);
+  for (const Row& row : parse(path, false).rows) records.push_back(row);
   return records;
 }
 

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/shape.hpp>  // Index
+#include <concertina/detail/io/files.hpp>  // FileHandle
+#include <concertina/shape.hpp>            // Index
 
 #include <cstdio>
 #include <filesystem>
@@ -65,15 +66,11 @@ class CsvLog {
   static std::vector<EpochRecord> read(const std::filesystem::path& path);
 
  private:
-  struct Close {
-    void operator()(std::FILE* file) const { std::fclose(file); }
-  };
-
   CsvLog() = default;
   void append_to(const std::filesystem::path& path);
 
   std::string path_;
-  std::unique_ptr<std::FILE, Close> file_;
+  concertina::io::detail::FileHandle file_;
   Index last_epoch_ = 0;
   double best_ = 0;
 };

@@ -4,20 +4,20 @@
 
 #include "text.hpp"
 
+#include <concertina/detail/io/files.hpp>
 #include <concertina/error.hpp>
 #include <concertina/random.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstddef>
-#include <cstdio>
 #include <initializer_list>
 #include <limits>
-#include <memory>
 #include <numeric>
 #include <random>
+#include <span>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 namespace training {
@@ -30,8 +30,7 @@ using detail::key, detail::mixed, detail::Stream;
 constexpr Index plane_size = side * side;
 constexpr Index border = crop_border;
 
-// ---- files
-// ---------------------------------------------------------------------------------------
+// ---- files --------------------------------------------------------------------------------------
 
 struct Label {
   std::string name;
@@ -93,18 +92,9 @@ std::vector<std::string> files_of(const Layout& layout) {
   return files;
 }
 
-std::string joined(const std::vector<std::string>& names) {
-  std::string text;
-  for (std::size_t n = 0; n < names.size(); ++n) {
-    if (n > 0) text += n + 1 == names.size() ? " and " : ", ";
-    text += names[n];
-  }
-  return text;
-}
-
 /// What to do about a folder that is not the one.
 std::string remedy(const Layout& layout) {
-  return layout.name + " is read from " + joined(files_of(layout)) +
+  return layout.name + " is read from " + tool::listed(files_of(layout)) +
          ", in the folder itself or in its folder " + layout.folder + "; they are in " +
          layout.archive;
 }
@@ -144,58 +134,36 @@ fs::path find_files(const fs::path& folder, const Layout& layout) {
     if (!holds(found)(file)) missing.push_back(file);
   }
   if (!missing.empty()) {
-    fail(found, joined(missing) + (missing.size() == 1 ? " is missing" : " are missing"));
+    fail(found, tool::listed(missing) + (missing.size() == 1 ? " is missing" : " are missing"));
   }
   return found;
 }
 
-struct Close {
-  void operator()(std::FILE* file) const { std::fclose(file); }
-};
-
 /// A file of images and its size.
 struct OpenFile {
   fs::path path;
-  std::unique_ptr<std::FILE, Close> file;
-  Index bytes = 0;
+  concertina::io::detail::FileHandle file;
+  Index bytes;
 
-  [[noreturn]] void fail(const std::string& why) const {
-    throw concertina::IoError("cannot read " + path.string() + ": " + why);
-  }
-  void read(std::uint8_t* to, std::size_t count) const {
-    if (std::fread(to, 1, count, file.get()) == count) return;
-    fail(std::ferror(file.get()) ? tool::system_message() : "it became shorter while it was read");
-  }
-};
-
-OpenFile open_file(const fs::path& path, const Layout& layout) {
-  OpenFile result{.path = path, .file = {}};
-  // The largest official file has 153.7 MB; a sparse one can claim to be of any size.
-  constexpr std::uintmax_t limit = 256 << 20;
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (!fs::exists(status)) result.fail(error ? error.message() : "there is no such file");
-  if (!fs::is_regular_file(status)) {
-    result.fail(fs::is_directory(status) ? "it is a folder" : "it is not a regular file");
-  }
-  const std::uintmax_t size = fs::file_size(path, error);
-  if (error) result.fail(error.message());
-  if (size > limit) {
-    throw concertina::SizeError(path.string() + ": " + std::to_string(size) +
+  OpenFile(const fs::path& at, const Layout& layout) : path(at) {
+    // The largest official file has 153.7 MB; a sparse one can claim to be of any size.
+    constexpr Index limit = 256 << 20;
+    std::tie(file, bytes) = concertina::io::detail::open_file(path);
+    if (bytes <= limit) return;
+    throw concertina::SizeError(path.string() + ": " + std::to_string(bytes) +
                                 " bytes, more than the " + std::to_string(limit) +
                                 " that a file of " + layout.name + " may have");
   }
-  result.bytes = static_cast<Index>(size);
-  result.file.reset(std::fopen(path.string().c_str(), "rb"));
-  if (!result.file) result.fail(tool::system_message());
-  return result;
-}
+  void read(std::vector<std::uint8_t>& to) const {
+    concertina::io::detail::read_next(path, file.get(), std::as_writable_bytes(std::span(to)));
+  }
+};
 
 const std::string again = "; extract the file from its archive again";
 
 /// Appends the images of a file of CIFAR.
 void read_records(const fs::path& path, const Layout& layout, Images& images) {
-  const OpenFile file = open_file(path, layout);
+  const OpenFile file(path, layout);
   const Index record = layout.record();
   const std::string records =
       "the records of " + layout.name + " have " + std::to_string(record) + " bytes";
@@ -214,7 +182,7 @@ void read_records(const fs::path& path, const Layout& layout, Images& images) {
   images.pixels.resize(images.labels.size() * image_size);
   std::vector<std::uint8_t> bytes_of_record(static_cast<std::size_t>(record));
   for (Index n = 0; n < count; ++n) {
-    file.read(bytes_of_record.data(), bytes_of_record.size());
+    file.read(bytes_of_record);
     for (std::size_t k = 0; k < layout.labels.size(); ++k) {
       const auto& [label, classes] = layout.labels[k];
       if (bytes_of_record[k] < classes) continue;
@@ -235,7 +203,7 @@ void read_records(const fs::path& path, const Layout& layout, Images& images) {
 /// Source  http://yann.lecun.com/exdb/mnist, "the IDX file format"
 std::vector<std::uint8_t> read_idx(const fs::path& path, const Layout& layout,
                                    std::span<const Index> extents) {
-  const OpenFile file = open_file(path, layout);
+  const OpenFile file(path, layout);
   const std::size_t words = 2 + extents.size();  // a magic number, how many, the extents of each
   std::vector<std::uint8_t> header(4 * words);
   const auto refuse = [&](const std::string& why) {
@@ -245,7 +213,7 @@ std::vector<std::uint8_t> read_idx(const fs::path& path, const Layout& layout,
     refuse("the file has " + std::to_string(file.bytes) + " bytes, its header alone " +
            std::to_string(header.size()));
   }
-  file.read(header.data(), header.size());
+  file.read(header);
   const auto word = [&](std::size_t n) {
     Index value = 0;
     for (std::size_t byte = 4 * n; byte < 4 * n + 4; ++byte) value = value << 8 | header[byte];
@@ -269,7 +237,7 @@ std::vector<std::uint8_t> read_idx(const fs::path& path, const Layout& layout,
            std::to_string(file.bytes) + " bytes that there are");
   }
   std::vector<std::uint8_t> bytes(static_cast<std::size_t>(count * size));
-  file.read(bytes.data(), bytes.size());
+  file.read(bytes);
   return bytes;
 }
 
@@ -495,7 +463,7 @@ std::vector<std::uint32_t> epoch_order(Index count, std::uint64_t seed, Index ep
                                 " images; there can be 0 to 4294967295");
   }
   std::vector<std::uint32_t> order(static_cast<std::size_t>(count));
-  for (std::size_t n = 0; n < order.size(); ++n) order[n] = static_cast<std::uint32_t>(n);
+  std::iota(order.begin(), order.end(), 0U);
   shuffle(order, SplitMix(key(Stream::order, seed, epoch)));
   return order;
 }

@@ -209,7 +209,7 @@ TEST_CASE("a folder without the files is refused with what it should hold", "[tr
   const fs::path& path = folder.path();
   const std::string needs =
       "; cifar10 is read from data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
-      "data_batch_4.bin, data_batch_5.bin and test_batch.bin, in the folder itself or in its "
+      "data_batch_4.bin, data_batch_5.bin, test_batch.bin, in the folder itself or in its "
       "folder cifar-10-batches-bin; they are in "
       "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
   SECTION("empty") {
@@ -218,7 +218,7 @@ TEST_CASE("a folder without the files is refused with what it should hold", "[tr
   SECTION("of CIFAR-100") {
     CHECK(refusal<IoError>(path, "cifar100") ==
           path.string() +
-              ": the images are not there; cifar100 is read from train.bin and test.bin, in the "
+              ": the images are not there; cifar100 is read from train.bin, test.bin, in the "
               "folder itself or in its folder cifar-100-binary; they are in "
               "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz");
   }
@@ -251,7 +251,7 @@ TEST_CASE("a folder without the files is refused with what it should hold", "[tr
       fs::remove(path / file);
     }
     CHECK_THAT(refusal<IoError>(path),
-               Contains("data_batch_2.bin, data_batch_4.bin and test_batch.bin are missing"));
+               Contains("data_batch_2.bin, data_batch_4.bin, test_batch.bin are missing"));
   }
 }
 
@@ -311,7 +311,7 @@ TEST_CASE("what is no file of images is refused before anything is allocated", "
   SECTION("folder") {
     fs::create_directory(path);
     CHECK(refusal<concertina::IoError>(folder.path()) ==
-          "cannot read " + path.string() + ": it is a folder");
+          "cannot read " + path.string() + ": it is a folder; name a file in it");
   }
   SECTION("pipe, whose opening would wait for a writer") {
     REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
