@@ -22,7 +22,7 @@
 namespace cifar {
 namespace {
 
-using concertina::ConvShape, concertina::ConvView, concertina::Error, concertina::FormatError;
+using concertina::ConvShape, concertina::Error, concertina::FormatError;
 using nlohmann::json;
 namespace onnx = concertina::onnx;
 
@@ -226,9 +226,7 @@ auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<
   for (std::size_t l = 0; l < shapes.size(); ++l) {
     const ConvShape<Rank>& each = shapes[l];
     const std::string prefix = shapes.size() == 1 ? name : name + "." + std::to_string(l);
-    std::vector<Index> extents = {each.out, each.in};
-    extents.insert(extents.end(), each.kernel_size.begin(), each.kernel_size.end());
-    Weights<Scalar> weights{&tape_.tensor(prefix + ".weight", extents),
+    Weights<Scalar> weights{&tape_.tensor(prefix + ".weight", weight_extents(each)),
                             each.bias ? &tape_.tensor(prefix + ".bias", {each.out}) : nullptr};
     const double bound = 1 / std::sqrt(static_cast<double>(each.in * numel(each.kernel_size)));
     for (Tensor<Scalar>* tensor : {weights.weight, weights.bias}) {
@@ -587,19 +585,6 @@ void Network<Scalar>::load(const concertina::io::Safetensors& file) {
 }
 
 template <class Scalar>
-template <int Rank>
-std::vector<ConvView<const Scalar, Rank>> Network<Scalar>::views(const Layer<Rank>& layer) const {
-  std::vector<ConvView<const Scalar, Rank>> views;
-  for (std::size_t l = 0; l < layer.chain.shapes.size(); ++l) {
-    const Weights<Scalar>& weights = layer.chain.layers[l];
-    views.emplace_back(
-        layer.chain.shapes[l], weights.weight->value,
-        weights.bias ? std::span<const Scalar>(weights.bias->value) : std::span<const Scalar>());
-  }
-  return views;
-}
-
-template <class Scalar>
 onnx::Model Network<Scalar>::contract() const {
   using Wide = std::conditional_t<std::is_same_v<Scalar, float>, double, long double>;
   if (!contracts(options_)) {
@@ -628,7 +613,7 @@ onnx::Model Network<Scalar>::contract() const {
       assign(concertina::contract<Wide>(expression_of(normed(blocks_[b]), onnx_eps)), to);
       continue;
     }
-    assign(concertina::contract<Wide>(views(blocks_[b].conv.front())), to);
+    assign(concertina::contract<Wide>(blocks_[b].conv.front().chain.views()), to);
     for (std::size_t n = 0; n < blocks_[b].norm.size(); ++n) {
       const auto &from = blocks_[b].norm[n], &norm = result.blocks_[b].norm[n];
       for (const auto tensor :
@@ -639,7 +624,8 @@ onnx::Model Network<Scalar>::contract() const {
     }
   }
   for (std::size_t l = 0; l < linear_.size(); ++l) {
-    assign(concertina::contract<Wide>(views(linear_[l])), result.linear_[l].chain.layers.front());
+    assign(concertina::contract<Wide>(linear_[l].chain.views()),
+           result.linear_[l].chain.layers.front());
   }
   return result.model();
 }

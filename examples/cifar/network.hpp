@@ -214,9 +214,6 @@ class Network {
   auto heads(On& on, typename On::Map images) const
       -> std::pair<typename On::Map, typename On::Map>;
 
-  template <int Rank>
-  std::vector<concertina::ConvView<const Scalar, Rank>> views(const Layer<Rank>& layer) const;
-
   NetworkOptions options_;
   Tape<Scalar> tape_;
   Contractions<Scalar> contractions_;

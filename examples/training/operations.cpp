@@ -50,8 +50,9 @@ void mark_read(Tensor<Scalar>& tensor) {
 }
 
 template <class Scalar>
-void set_gradient(Tensor<Scalar>& tensor, const std::vector<Scalar>& gradient) {
+void set_gradient(Tensor<Scalar>& tensor, std::vector<Scalar>& gradient) {
   mark_read(tensor);
+  gradient.resize(tensor.value.size());
   tensor.gradient = gradient;
 }
 
@@ -118,11 +119,9 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
   state->packed.resize(size(count));
   state->packed_adjoint.resize(x.differentiable ? size(count) : 0);
   state->weight_parts.resize(size(chunks * count));
-  state->weight_gradient.resize(size(count));
   set_gradient(*weights.weight, state->weight_gradient);
   if (weights.bias) {
     state->bias_parts.resize(size(chunks * conv.out));
-    state->bias_gradient.resize(size(conv.out));
     set_gradient(*weights.bias, state->bias_gradient);
   }
   const Index spread_scratch =
@@ -194,12 +193,8 @@ Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<0>& sh
     std::vector<Scalar> weight_gradient, bias_gradient;
   };
   const auto state = std::make_shared<State>();
-  state->weight_gradient.resize(size(out * in));
   set_gradient(*weights.weight, state->weight_gradient);
-  if (weights.bias) {
-    state->bias_gradient.resize(size(out));
-    set_gradient(*weights.bias, state->bias_gradient);
-  }
+  if (weights.bias) set_gradient(*weights.bias, state->bias_gradient);
   const auto weight = [=] {
     return Eigen::Map<const Matrix<Scalar>>(weights.weight->value.data(), out, in);
   };
@@ -289,8 +284,7 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
   state->moments.resize(size(chunks * channels));
   state->sums.resize(size(chunks * channels));
   for (auto* each : {&state->mean, &state->deviation_inverse, &state->factor, &state->offset,
-                     &state->mean_gradient, &state->mean_product, &state->weight_gradient,
-                     &state->bias_gradient}) {
+                     &state->mean_gradient, &state->mean_product}) {
     each->resize(size(channels));
   }
   set_gradient(*tensors.weight, state->weight_gradient);
@@ -739,23 +733,16 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
     concertina::Contraction<Scalar, Rank> contraction;
     std::vector<Scalar> weight_gradient = {}, bias_gradient = {};  // with the decay
   };
-  std::vector<concertina::ConvView<const Scalar, Rank>> views;
-  for (std::size_t l = 0; l < chain.shapes.size(); ++l) {
-    const Weights<Scalar>& layer = chain.layers[l];
+  for (const Weights<Scalar>& layer : chain.layers) {
     mark_read(*layer.weight);
     if (layer.bias) mark_read(*layer.bias);
-    views.emplace_back(
-        chain.shapes[l], layer.weight->value,
-        layer.bias ? std::span<const Scalar>(layer.bias->value) : std::span<const Scalar>());
   }
-  const auto expression = concertina::chain(views);
+  const auto expression = concertina::chain(chain.views());
   const auto form = concertina::Form(expression);
   const auto state =
       std::make_shared<State>(State{expression, concertina::Contraction<Scalar, Rank>(form)});
   const ConvShape<Rank> shape = state->contraction.shape();
-  std::vector<Index> extents = {shape.out, shape.in};
-  extents.insert(extents.end(), shape.kernel_size.begin(), shape.kernel_size.end());
-  Weights<Scalar> whole{&tape_.tensor("", extents),
+  Weights<Scalar> whole{&tape_.tensor("", weight_extents(shape)),
                         shape.bias ? &tape_.tensor("", {shape.out}) : nullptr};
 
   const auto run_on = [this](bool together, auto&& use) {
@@ -840,10 +827,7 @@ concertina::Expr<Scalar, 2> expression_of(const NormedBranches<Scalar>& branches
     std::vector<Expression> chain;
     for (const auto& [shape, weights, norm, margin] : branch) {
       if (weights.weight) {
-        chain.push_back(concertina::ConvView<const Scalar, 2>(
-            shape, weights.weight->value,
-            weights.bias ? std::span<const Scalar>(weights.bias->value)
-                         : std::span<const Scalar>()));
+        chain.push_back(view_of(shape, weights));
       } else {
         chain.push_back(
             concertina::average_pool<Scalar, 2>(shape.in, shape.kernel_size, shape.stride));
@@ -911,9 +895,8 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
     }
   }
   const ConvShape<2> shape = state->contraction.shape();
-  const Weights<Scalar> whole{
-      &tape.tensor("", {shape.out, shape.in, shape.kernel_size[0], shape.kernel_size[1]}),
-      shape.bias ? &tape.tensor("", {shape.out}) : nullptr};
+  const Weights<Scalar> whole{&tape.tensor("", weight_extents(shape)),
+                              shape.bias ? &tape.tensor("", {shape.out}) : nullptr};
   whole.weight->late = true;
   whole.weight->pullback = [=] {
     const auto gradients = state->contraction.backward(concertina::ConvView<const Scalar, 2>(

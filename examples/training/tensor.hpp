@@ -2,8 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/conv.hpp>
 #include <concertina/shape.hpp>
 
+#include <cstddef>
 #include <functional>
 #include <span>
 #include <string>
@@ -33,6 +35,22 @@ struct Weights {
   Tensor<Scalar>* bias = nullptr;    ///< [out]; null for none
 };
 
+/// Where a layer's numbers are, as the library reads them.
+template <class Scalar, int Rank>
+concertina::ConvView<const Scalar, Rank> view_of(const concertina::ConvShape<Rank>& shape,
+                                                 const Weights<Scalar>& weights) {
+  return {shape, weights.weight->value,
+          weights.bias ? std::span<const Scalar>(weights.bias->value) : std::span<const Scalar>()};
+}
+
+/// The shape of a layer's weight, [out][in][kernel...].
+template <int Rank>
+std::vector<Index> weight_extents(const concertina::ConvShape<Rank>& shape) {
+  std::vector<Index> extents = {shape.out, shape.in};
+  extents.insert(extents.end(), shape.kernel_size.begin(), shape.kernel_size.end());
+  return extents;
+}
+
 /// The tensors of a batch norm, as torch.nn.BatchNorm2d names them.
 template <class Scalar>
 struct NormTensors {
@@ -44,6 +62,12 @@ template <class Scalar, int Rank>
 struct Chain {
   std::vector<concertina::ConvShape<Rank>> shapes;
   std::vector<Weights<Scalar>> layers;
+
+  std::vector<concertina::ConvView<const Scalar, Rank>> views() const {
+    std::vector<concertina::ConvView<const Scalar, Rank>> all;
+    for (std::size_t l = 0; l < shapes.size(); ++l) all.push_back(view_of(shapes[l], layers[l]));
+    return all;
+  }
 };
 
 }  // namespace training

@@ -48,10 +48,8 @@ struct SmallNet {
   /// A layer's parameters, within PyTorch's bound of 1 / sqrt(fan in).
   template <int Rank>
   Weights<float> layer(const ConvShape<Rank>& shape) {
-    std::vector<Index> extents = {shape.out, shape.in};
-    extents.insert(extents.end(), shape.kernel_size.begin(), shape.kernel_size.end());
     const double fan_in = static_cast<double>(shape.in * numel(shape.kernel_size));
-    Tensor<float>& weight = tensor(extents, 1 / std::sqrt(fan_in));
+    Tensor<float>& weight = tensor(weight_extents(shape), 1 / std::sqrt(fan_in));
     return {&weight, shape.bias ? &tensor({shape.out}, 1 / std::sqrt(fan_in)) : nullptr};
   }
 
