@@ -229,7 +229,9 @@ void Training<Scalar>::record_transfer(On& on, const Heads<On>& own, const Heads
       on.begin(transfer.learned_projection ? cuda::Part::undecayed : cuda::Part::frozen);
       const concertina::ConvShape<0> shape{.out = projection_->shape[0],
                                            .in = projection_->shape[1]};
-      on.hint(own.first, on.layer(on.detached(features), shape, {projection_, nullptr}, {}));
+      const auto hint = on.layer(on.detached(features), shape, {projection_, nullptr}, {});
+      on.begin(cuda::Part::trained);
+      on.hint(own.first, hint);
   }
 }
 

@@ -145,9 +145,7 @@ struct Rig {
 
   template <int Rank>
   Weights<Scalar> weights(const ConvShape<Rank>& shape, const std::function<double()>& draw) {
-    std::vector<Index> extents = {shape.out, shape.in};
-    extents.insert(extents.end(), shape.kernel_size.begin(), shape.kernel_size.end());
-    return {.weight = &tensor("weight", extents, draw),
+    return {.weight = &tensor("weight", weight_extents(shape), draw),
             .bias = shape.bias ? &tensor("bias", {shape.out}, draw) : nullptr};
   }
 
@@ -1155,34 +1153,6 @@ std::vector<std::uint8_t> random_labels(Index images, Rng& rng) {
 }
 
 }  // namespace
-
-TEST_CASE("gradients of a network of all operations", "[training][operations]") {
-  for (const bool contract : {false, true}) {
-    for (const Index images : {15, 17}) {
-      INFO((contract ? "contracted, " : "layered, ") << images << " images");
-      Rng rng(23);
-      const Batch x = random_batch(images, 3, 9, 8, rng);
-      const std::vector<std::uint8_t> labels = random_labels(images, rng);
-      Everything<double> network({.capacity = images, .contract = contract});
-      network.run(x, labels);
-      std::vector<Variable> variables;
-      for (Tensor<double>& tensor : network.rig.tape.tensors()) {
-        if (tensor.name.empty() || tensor.name.find("running") != std::string::npos) continue;
-        variables.push_back(variable_of(tensor.name, tensor));
-      }
-      REQUIRE(variables.size() == 6 + 2 + 3 * 3 + 4 + 2);
-      // A step short enough that no relu and no maximum changes sides, but for a few at most.
-      check_differences(
-          variables, 1e-6, 1e-7,
-          [&] {
-            network.rig.tape.tensors_changed();
-            network.rig.tape.forward(images, true);
-            return network.entropy->loss();
-          },
-          10);
-    }
-  }
-}
 
 TEST_CASE("lanes without an image change nothing", "[training][operations]") {
   Rng rng(24);

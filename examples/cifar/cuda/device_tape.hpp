@@ -302,7 +302,7 @@ class DeviceTape final : public Recorder<Scalar> {
   }
 
   Map detached(Map from) override {
-    Value& x = read(from);
+    Value& x = read(from, false);
     Value& y = add_value(x.size.channels, x.size.height, x.size.width, x.name);
     y.differentiable = false;
     record(y, [this, &x, &y](const Step& step) {
@@ -460,6 +460,8 @@ class DeviceTape final : public Recorder<Scalar> {
     Buffer<Scalar> batch{};
   };
 
+  static constexpr std::size_t nobody = std::numeric_limits<std::size_t>::max();
+
   /// Maps of a batch. Those with a source are held back: the source's, normed, through a ReLU, and
   /// pooled in windows.
   struct Value {
@@ -470,7 +472,8 @@ class DeviceTape final : public Recorder<Scalar> {
     Scalar* gradient = nullptr;
     Value* summed = nullptr;  // by this; where nothing else reads it, they have one gradient
     bool frozen = false, differentiable = true, is_linear = false, relu = false, pooled = false;
-    std::size_t operation = 0, reader = 0;  // that writes it, that reads it last
+    std::size_t operation = 0;    // that writes it
+    std::size_t reader = nobody;  // the last that gives it a gradient
     int readers = 0;
     Value* source = nullptr;
     bool in_source = false;  // a ReLU that its source has in it
@@ -558,13 +561,13 @@ class DeviceTape final : public Recorder<Scalar> {
   }
 
   /// A value that the next operation reads: computed, if it was held back.
-  Value& read(Map x) {
+  Value& read(Map x, bool pulls = true) {
     Value& value = values_[x];
     if (value.in_source && value.frozen) return *value.source;  // a teacher's, without a gradient
     require_alone(value);
     if (value.source && value.readers == 0) settle(value);
     ++value.readers;
-    value.reader = operations_.size();
+    if (pulls && part_ != Part::frozen) value.reader = operations_.size();
     return value;
   }
   /// Of a ReLU alone behind a fully connected layer, that layer's result, with the ReLU in it.
@@ -889,6 +892,9 @@ class DeviceTape final : public Recorder<Scalar> {
     std::vector<Value*> sharing;
     for (auto value = values_.rbegin(); value != values_.rend(); ++value) {
       if (!value->differentiable || value->readers == 0) continue;
+      if (value->reader == nobody) {
+        throw concertina::Error("nothing that reads " + value->name + " gives it a gradient");
+      }
       if (value->readers > 1) most_added = std::max(most_added, value->size.numbers());
       if (value->summed && value->readers == 1) {
         value->gradient = value->summed->gradient;

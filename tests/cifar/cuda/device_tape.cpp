@@ -493,6 +493,24 @@ TEST_CASE("operations that no program computes are refused as they are recorded"
   CHECK_THAT(message_of<ShapeError>([&] { tape.average_pool(images, 2); }), Contains("whole maps"));
   CHECK_THAT(message_of<ShapeError>([&] { tape.norm(images, {}, 1); }), Contains("margin"));
   CHECK_THROWS_AS(tape.loss(tape.norm(images, {}, 0), 1), concertina::Error);
+  const auto pooled = tape.max_pool(images);
+  CHECK_THAT(message_of<ShapeError>([&] { tape.distill(images, pooled, 1, 1); }),
+             Contains("the student has 3072 numbers, the teacher 768"));
+  CHECK_THAT(message_of<ShapeError>([&] { tape.hint(pooled, images); }), Contains("hint: "));
+}
+
+TEST_CASE("maps that nothing gives a gradient are refused", "[cuda][cifar]") {
+  ThreadPool pool(1);
+  Tape<double> tensors(1, pool);
+  HostBackend backend;
+  cuda::DeviceTape<double, HostBackend> tape(backend, {}, 2, 0, false);
+  const auto layer = [&](std::size_t x, Index in, Index out) {
+    return tape.layer(x, concertina::ConvShape<0>{.out = out, .in = in},
+                      {&tensors.tensor("fc.weight", {out, in}), nullptr}, {});
+  };
+  tape.loss(layer(tape.detached(layer(tape.images(), 3072, 4)), 4, 2), 1);
+  CHECK_THAT(message_of<concertina::Error>([&] { tape.end(); }),
+             Contains("nothing that reads fc gives it a gradient"));
 }
 
 TEST_CASE("tensors start at multiples of 128 bytes in float", "[cuda][cifar]") {
