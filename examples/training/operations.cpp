@@ -8,6 +8,7 @@
 #include <Eigen/Core>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -621,57 +622,49 @@ template <class Scalar>
 CrossEntropy<Scalar>::CrossEntropy(Tape<Scalar>& tape, Maps<Scalar>& logits)
     : tape_(tape),
       classes_(logits.numbers()),
-      targets_(size(tape.chunk_capacity() * classes_)),
       losses_(size(tape.chunk_capacity())),
       corrects_(size(tape.chunk_capacity())) {
-  using Lane = Eigen::Map<Eigen::Array<Scalar, lanes, 1>>;
+  using Array = Eigen::Array<Scalar, lanes, 1>;
+  using Lane = Eigen::Map<Array>;
   static_cast<void>(tape.first_writer(logits));
   Operation operation;
   operation.prepare = [this] {
-    if (given_ >= tape_.images()) return;
-    throw ShapeError("targets of " + std::to_string(given_) + " images for a batch of " +
+    if (std::ssize(labels_) >= tape_.images()) return;
+    throw ShapeError("labels of " + std::to_string(labels_.size()) + " images for a batch of " +
                      std::to_string(tape_.images()));
   };
   operation.forward.each([this, &logits](Index chunk, Index) {
     const Index images = std::min<Index>(lanes, tape_.images() - chunk * lanes);
     Scalar *z = logits.values(chunk), *gradient = logits.gradients(chunk);
-    Scalar* target = targets_of(chunk);
-    Eigen::Array<Scalar, lanes, 1> largest = Lane(z), best = Lane(target);
-    Eigen::Array<Index, lanes, 1> found = Eigen::Array<Index, lanes, 1>::Zero(), wanted = found;
+    Array largest = Lane(z), sum = Array::Zero();
+    std::array<Index, lanes> found{};
     for (Index k = 0; k < classes_; ++k) {
       for (int lane = 0; lane < lanes; ++lane) {
         if (z[k * lanes + lane] > largest[lane])
-          largest[lane] = z[k * lanes + lane], found[lane] = k;
-        if (target[k * lanes + lane] > best[lane])
-          best[lane] = target[k * lanes + lane], wanted[lane] = k;
+          largest[lane] = z[k * lanes + lane], found[size(lane)] = k;
       }
     }
-    Eigen::Array<Scalar, lanes, 1> sum = Eigen::Array<Scalar, lanes, 1>::Zero(), whole = sum,
-                                   product = sum;
     for (Index k = 0; k < classes_; ++k) {
-      const Eigen::Array<Scalar, lanes, 1> shifted = Lane(z + k * lanes) - largest;
-      Lane(gradient + k * lanes) = shifted.exp();
-      sum += Lane(gradient + k * lanes);
-      whole += Lane(target + k * lanes);
-      product += Lane(target + k * lanes) * shifted;
+      Lane own(gradient + k * lanes);
+      own = (Lane(z + k * lanes) - largest).exp();
+      sum += own;
     }
-    const Eigen::Array<Scalar, lanes, 1> losses = whole * sum.log() - product;
+    for (Index k = 0; k < classes_; ++k) Lane(gradient + k * lanes) /= sum;
+    const Array logs = sum.log();
     double loss = 0;
     Index correct = 0;
     for (int lane = 0; lane < images; ++lane) {
-      loss += static_cast<double>(losses[lane]);
-      correct += found[lane] == wanted[lane];
+      const Index label = labels_[size(chunk * lanes + lane)], at = label * lanes + lane;
+      loss += static_cast<double>(logs[lane] - (z[at] - largest[lane]));
+      correct += found[size(lane)] == label;
+      gradient[at] -= 1;
     }
     losses_[size(chunk)] = loss;
     corrects_[size(chunk)] = correct;
     const auto share = weight_ / static_cast<Scalar>(tape_.images());
-    const Row<Scalar> mask = tape_.mask(chunk);
-    const Eigen::Array<Scalar, lanes, 1> factor =
-        Eigen::Map<const Eigen::Array<Scalar, lanes, 1>>(mask.image.data()) * share;
-    for (Index k = 0; k < classes_; ++k) {
-      Lane own(gradient + k * lanes);
-      own = (own / sum * whole - Lane(target + k * lanes)) * factor;
-    }
+    Row<Scalar> mask = tape_.mask(chunk);
+    const Array factor = Lane(mask.image.data()) * share;
+    for (Index k = 0; k < classes_; ++k) Lane(gradient + k * lanes) *= factor;
   });
   operation.forward.then([this] {
     loss_ = 0, correct_ = 0;
@@ -685,43 +678,18 @@ CrossEntropy<Scalar>::CrossEntropy(Tape<Scalar>& tape, Maps<Scalar>& logits)
 }
 
 template <class Scalar>
-Scalar* CrossEntropy<Scalar>::targets_of(Index chunk) {
-  return targets_[size(chunk * classes_)].image.data();
-}
-
-template <class Scalar>
 void CrossEntropy<Scalar>::set_labels(std::span<const std::uint8_t> labels) {
   if (std::ssize(labels) > tape_.capacity()) {
     throw ShapeError(std::to_string(labels.size()) + " labels for a batch of at most " +
                      std::to_string(tape_.capacity()));
   }
-  std::fill(targets_.begin(), targets_.end(), Row<Scalar>{});
   for (Index image = 0; image < std::ssize(labels); ++image) {
     const Index label = labels[size(image)];
-    if (label >= classes_) {
-      throw ShapeError("label " + std::to_string(label) + " of image " + std::to_string(image) +
-                       ", but there are " + std::to_string(classes_) + " classes");
-    }
-    targets_of(image / lanes)[label * lanes + image % lanes] = Scalar(1);
+    if (label < classes_) continue;
+    throw ShapeError("label " + std::to_string(label) + " of image " + std::to_string(image) +
+                     ", but there are " + std::to_string(classes_) + " classes");
   }
-  given_ = std::ssize(labels);
-}
-
-template <class Scalar>
-void CrossEntropy<Scalar>::set_targets(std::span<const Scalar> targets) {
-  const Index images = std::ssize(targets) / classes_;
-  if (images > tape_.capacity() || images * classes_ != std::ssize(targets)) {
-    throw ShapeError(std::to_string(targets.size()) + " targets for a batch of at most " +
-                     std::to_string(tape_.capacity()) + " images and " + std::to_string(classes_) +
-                     " classes");
-  }
-  std::fill(targets_.begin(), targets_.end(), Row<Scalar>{});
-  for (Index image = 0; image < images; ++image) {
-    for (Index k = 0; k < classes_; ++k) {
-      targets_of(image / lanes)[k * lanes + image % lanes] = targets[size(image * classes_ + k)];
-    }
-  }
-  given_ = images;
+  labels_.assign(labels.begin(), labels.end());
 }
 
 template <class Scalar>

@@ -73,8 +73,7 @@ Maps<Scalar>& detached(Tape<Scalar>& tape, Maps<Scalar>& x);
 template <class Scalar>
 Maps<Scalar>& add(Tape<Scalar>& tape, std::vector<Maps<Scalar>*> branches);
 
-/// The mean over the batch of the cross-entropy of softmax(logits) with targets, which are
-/// probabilities: of one class, or soft.
+/// The mean over the batch of the cross-entropy of softmax(logits) with the images' labels.
 template <class Scalar>
 class CrossEntropy {
  public:
@@ -86,22 +85,17 @@ class CrossEntropy {
   /// The classes of the batch's images. Throws ShapeError for one that there is not.
   void set_labels(std::span<const std::uint8_t> labels);
 
-  /// Probabilities [image][class].
-  void set_targets(std::span<const Scalar> targets);
-
   /// A factor of the gradient; loss() is without it.
   void set_weight(double weight) { weight_ = static_cast<Scalar>(weight); }
 
   double loss() const { return loss_; }       ///< of the last batch, its mean
-  Index correct() const { return correct_; }  ///< images whose largest logit and target agree
+  Index correct() const { return correct_; }  ///< images whose largest logit is the label's
 
  private:
-  Scalar* targets_of(Index chunk);
-
   Tape<Scalar>& tape_;
-  Index classes_, given_ = 0;         // classes; images of which targets were set
-  std::vector<Row<Scalar>> targets_;  // [chunk][class][lane]
-  std::vector<double> losses_;        // of chunks
+  Index classes_;
+  std::vector<std::uint8_t> labels_;
+  std::vector<double> losses_;  // of chunks
   std::vector<Index> corrects_;
   Scalar weight_ = 1;
   double loss_ = 0;

@@ -653,37 +653,28 @@ TEST_CASE("a batch norm with a margin has the statistics of what is inside",
   }
 }
 
-TEST_CASE("a cross-entropy's gradient, of labels and of soft targets", "[training][operations]") {
+TEST_CASE("a cross-entropy's gradient has its weight", "[training][operations]") {
   Rng rng(18);
   for (const Index images : batches) {
-    for (const bool soft : {false, true}) {
-      INFO(images << " images" << (soft ? ", soft targets" : ""));
-      Batch z = random_batch(images, 7, 1, 1, rng);
-      for (double& value : z.values) value *= 4;
-      Rig<double> rig(images);
-      Maps<double>& logits = rig.input(z);
-      CrossEntropy<double> entropy(rig.tape, logits);
-      const double weight = soft ? 0.25 : 1;
-      entropy.set_weight(weight);
-      if (soft) {
-        std::vector<double> targets(at(images * 7));
-        for (double& target : targets) target = (1 + random_number(rng)) / 7;  // sum not quite 1
-        entropy.set_targets(targets);
-      } else {
-        std::vector<std::uint8_t> labels(at(images));
-        for (auto& label : labels) label = static_cast<std::uint8_t>(random_index(rng, 0, 6));
-        entropy.set_labels(labels);
-      }
-      const auto loss = [&] {
-        put(logits, z, 5.0);
-        rig.tape.forward(images, true);
-        return weight * entropy.loss();
-      };
-      loss();
-      rig.tape.backward();
-      check_differences({{"logits", z.values, gradients_of(logits, images).values}}, 1e-3, 1e-8,
-                        loss, 200);
-    }
+    INFO(images << " images");
+    Batch z = random_batch(images, 7, 1, 1, rng);
+    for (double& value : z.values) value *= 4;
+    Rig<double> rig(images);
+    Maps<double>& logits = rig.input(z);
+    CrossEntropy<double> entropy(rig.tape, logits);
+    entropy.set_weight(0.25);
+    std::vector<std::uint8_t> labels(at(images));
+    for (auto& label : labels) label = static_cast<std::uint8_t>(random_index(rng, 0, 6));
+    entropy.set_labels(labels);
+    const auto loss = [&] {
+      put(logits, z, 5.0);
+      rig.tape.forward(images, true);
+      return entropy.loss() / 4;
+    };
+    loss();
+    rig.tape.backward();
+    check_differences({{"logits", z.values, gradients_of(logits, images).values}}, 1e-3, 1e-8, loss,
+                      200);
   }
 }
 
@@ -902,32 +893,21 @@ namespace {
 /// itself, from its argument's rounding and its own; their sum, and so its logarithm, by
 /// (S + K + 4) u. All doubled, as above.
 template <class Scalar>
-void check_cross_entropy(Index images, Index classes, double spread, bool soft, Rng& rng) {
-  INFO(images << " images, " << classes << " classes, logits within " << spread
-              << (soft ? ", soft" : ""));
+void check_cross_entropy(Index images, Index classes, double spread, Rng& rng) {
+  INFO(images << " images, " << classes << " classes, logits within " << spread);
   const long double u = std::numeric_limits<Scalar>::epsilon() / 2;
-  Batch z = random_batch(images, classes, 1, 1, rng), targets(images, classes, 1, 1);
+  Batch z = random_batch(images, classes, 1, 1, rng);
   for (double& value : z.values) {
     value = static_cast<double>(static_cast<Scalar>(spread * value));
   }
   Rig<Scalar> rig(images);
   Maps<Scalar>& logits = rig.input(z);
   CrossEntropy<Scalar> entropy(rig.tape, logits);
-  if (soft) {
-    std::vector<Scalar> given;
-    for (double& target : targets.values) {
-      given.push_back(static_cast<Scalar>((1 + random_number(rng)) / 2));
-      target = static_cast<double>(given.back());
-    }
-    entropy.set_targets(given);
-  } else {
-    std::vector<std::uint8_t> labels;
-    for (Index n = 0; n < images; ++n) {
-      labels.push_back(static_cast<std::uint8_t>(random_index(rng, 0, classes - 1)));
-      targets.at(n, labels.back(), 0, 0) = 1;
-    }
-    entropy.set_labels(labels);
+  std::vector<std::uint8_t> labels;
+  for (Index n = 0; n < images; ++n) {
+    labels.push_back(static_cast<std::uint8_t>(random_index(rng, 0, classes - 1)));
   }
+  entropy.set_labels(labels);
   put(logits, z, Scalar(3));
   rig.tape.forward(images, false);
 
@@ -935,33 +915,29 @@ void check_cross_entropy(Index images, Index classes, double spread, bool soft, 
   Index correct = 0;
   Batch gradient(images, classes, 1, 1), gradient_bound = gradient;
   for (Index n = 0; n < images; ++n) {
-    Index found = 0, wanted = 0;
+    const Index label = labels[at(n)];
+    Index found = 0;
     for (Index k = 0; k < classes; ++k) {
       if (z.at(n, k, 0, 0) > z.at(n, found, 0, 0)) found = k;
-      if (targets.at(n, k, 0, 0) > targets.at(n, wanted, 0, 0)) wanted = k;
     }
-    correct += found == wanted;
+    correct += found == label;
     const long double largest = z.at(n, found, 0, 0);
-    long double sum = 0, whole = 0, furthest = 0, product = 0;
+    long double sum = 0, furthest = 0;
     for (Index k = 0; k < classes; ++k) {
       const long double shifted = z.at(n, k, 0, 0) - largest;
       sum += std::exp(shifted);
-      whole += targets.at(n, k, 0, 0);
-      product += targets.at(n, k, 0, 0) * shifted;
       furthest = std::max(furthest, -shifted);
     }
     const auto terms = static_cast<long double>(classes);
-    loss += whole * std::log(sum) - product;
-    bound += whole * (furthest + terms + 4 + (terms + 3) * std::log(sum)) - (terms + 2) * product;
+    const long double product = z.at(n, label, 0, 0) - largest;
+    loss += std::log(sum) - product;
+    bound += furthest + terms + 4 + (terms + 3) * std::log(sum) - (terms + 2) * product;
     for (Index k = 0; k < classes; ++k) {
-      const long double share = std::exp(z.at(n, k, 0, 0) - largest) / sum * whole;
+      const long double share = std::exp(z.at(n, k, 0, 0) - largest) / sum;
       const long double count = static_cast<long double>(images);
-      gradient.at(n, k, 0, 0) = static_cast<double>((share - targets.at(n, k, 0, 0)) / count);
-      gradient_bound.at(n, k, 0, 0) =
-          static_cast<double>(2 * u *
-                              (share * (2 * furthest + 2 * terms + 12) +
-                               4 * static_cast<long double>(targets.at(n, k, 0, 0))) /
-                              count);
+      gradient.at(n, k, 0, 0) = static_cast<double>((share - (k == label)) / count);
+      gradient_bound.at(n, k, 0, 0) = static_cast<double>(
+          2 * u * (share * (2 * furthest + 2 * terms + 12) + (k == label ? 4 : 0)) / count);
     }
   }
   CHECK(entropy.correct() == correct);
@@ -982,10 +958,8 @@ TEST_CASE("a cross-entropy is that of the definition", "[training][operations]")
   Rng rng(21);
   for (const Index images : batches) {
     for (const double spread : {0.0, 1.0, 30.0}) {
-      for (const bool soft : {false, true}) {
-        check_cross_entropy<float>(images, 10, spread, soft, rng);
-        check_cross_entropy<double>(images, random_index(rng, 1, 12), spread, soft, rng);
-      }
+      check_cross_entropy<float>(images, 10, spread, rng);
+      check_cross_entropy<double>(images, random_index(rng, 1, 12), spread, rng);
     }
   }
 }
@@ -1002,16 +976,14 @@ TEST_CASE("a cross-entropy of logits that overflow exponentials", "[training][op
   CHECK(entropy.correct() == 0);
 }
 
-TEST_CASE("targets of images beyond the batch change nothing", "[training][operations]") {
+TEST_CASE("labels of images beyond the batch change nothing", "[training][operations]") {
   Rng rng(29);
   const Batch z = random_batch(17, 4, 1, 1, rng);
-  const auto results = [&](std::size_t targets) {
+  const auto results = [&](std::size_t labels) {
     Rig<float> rig(33);
     Maps<float>& logits = rig.tape.maps(4, 1, 1);
     CrossEntropy<float> entropy(rig.tape, logits);
-    std::vector<float> first_class(targets * 4);
-    for (std::size_t i = 0; i < targets; ++i) first_class[i * 4] = 1;
-    entropy.set_targets(first_class);
+    entropy.set_labels(std::vector<std::uint8_t>(labels));
     put(logits, z, 2.0f);
     rig.tape.forward(17, true);
     for_each_lane(logits, z, true, [](float gradient, const double* value) {
@@ -1655,7 +1627,7 @@ TEST_CASE("a tensor that two operations read is refused", "[training][operations
              Contains("a computed tensor is read by two operations"));
 }
 
-TEST_CASE("labels and targets that do not fit are refused", "[training][operations]") {
+TEST_CASE("labels that do not fit are refused", "[training][operations]") {
   Rig<float> rig(16);
   CrossEntropy<float> entropy(rig.tape, rig.tape.maps(10, 1, 1));
   CHECK_THAT(
@@ -1663,10 +1635,6 @@ TEST_CASE("labels and targets that do not fit are refused", "[training][operatio
       Contains("label 10 of image 2") && Contains("10 classes"));
   CHECK_THAT(message_of<ShapeError>([&] { entropy.set_labels(std::vector<std::uint8_t>(17)); }),
              Contains("17 labels") && Contains("16"));
-  CHECK_THAT(message_of<ShapeError>([&] { entropy.set_targets(std::vector<float>(170)); }),
-             Contains("170 targets") && Contains("16 images"));
-  CHECK_THAT(message_of<ShapeError>([&] { entropy.set_targets(std::vector<float>(15)); }),
-             Contains("15 targets") && Contains("10 classes"));
 }
 
 // ---- lanes and packed kernels -------------------------------------------------------------------
