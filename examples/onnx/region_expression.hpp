@@ -517,7 +517,7 @@ concertina::Form<Rank> form_of(const Expr<double, Rank>& expression) {
 }
 template <int Rank>
 concertina::Form<Rank> form_of(const concertina::TransposedExpr<double, Rank>& expression) {
-  return concertina::Form<Rank>(expression.dense());
+  return expression.form();
 }
 
 /// How far apart the input lies in what is contracted: of transposed layers their stride.

@@ -135,7 +135,8 @@ Conv<Scalar, Rank> as_conv(const Transposed<Scalar, Rank>& adjoint);
 /// zeros are put between the positions of the input, and an expression of stride 1 follows. There a
 /// transposed layer is its flipped kernel, and a layer before it has its taps and padding spread by
 /// the stride, so all that is known of expressions holds.
-/// Lifetime  as Expr: named layers are viewed, and must outlive it; transposed ones are copied
+/// Lifetime  as Expr: named layers are viewed, and must outlive it; transposed ones are copied, so
+///           that a training step writes the product anew
 /// Source    Dumoulin, Visin, A guide to convolution arithmetic for deep learning, 2016, Section 4
 template <class Scalar_, int Rank_>
 class TransposedExpr {
@@ -143,11 +144,9 @@ class TransposedExpr {
   using Scalar = Scalar_;
   static constexpr int Rank = Rank_;
 
-  /// A layer as it was given, before it was flipped or spread.
-  struct Given {
-    ConvShape<Rank> shape;
-    bool transposed;
-  };
+  /// A Conv for a layer, for a channel map the gradient of its layer; a Transposed for a transposed
+  /// one, with the gradients of F's weight and of the bias.
+  using Gradient = std::variant<Conv<Scalar, Rank>, Transposed<Scalar, Rank>>;
 
   TransposedExpr(const Transposed<Scalar, Rank>& adjoint);
 
@@ -157,16 +156,17 @@ class TransposedExpr {
 
   /// The expression of stride 1 that follows the zeros, and how far elements of the input are apart
   /// there.
-  const Expr<Scalar, Rank>& dense() const noexcept { return dense_; }
+  /// Throws  InexactError where a bias before a stride has become one that none stands for
+  Expr<Scalar, Rank> dense() const;
   const PerAxis<Rank>& stride() const noexcept { return stride_; }
+  Form<Rank> form() const { return dense_; }  ///< of dense()
 
-  /// The layers as they were given, in the order of dense()'s leaves.
-  const std::vector<Given>& given() const noexcept { return given_; }
-
-  /// `inner`, then `outer`. A bias that ends `inner` becomes one of the first layer of `outer`
-  /// where every position gets the same of it: after nearest upsampling always, after a pixel
-  /// shuffle if it is alike for all positions that a channel becomes. Throws ShapeError where
-  /// channels differ; InexactError where `inner` has another bias and `outer` a stride.
+  /// `inner`, then `outer`. The bias of what `inner` contracts to goes on behind the strides of
+  /// `outer`, as a leaf of its own, where every position gets the same of it: after nearest
+  /// upsampling always, after a pixel shuffle if it is alike for all positions that a channel
+  /// becomes. The layers of those strides are fixed then: any one element of theirs alone would
+  /// make it vary. Throws ShapeError where channels differ; InexactError where `inner` has another
+  /// bias that is not zero and `outer` a stride.
   static TransposedExpr product(const TransposedExpr& outer, const TransposedExpr& inner);
 
   /// The sum of two. Throws ShapeError where channels or strides differ.
@@ -188,10 +188,38 @@ class TransposedExpr {
   /// Throws  ShapeError where channels or a map's size do not fit
   FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& x) const;
 
+  /// From the gradients of dense()'s leaves to those of the layers as they were given.
+  std::vector<Gradient> gradients(std::span<const Conv<Scalar, Rank>> of_leaves,
+                                  const ParallelFor& run = serial_for) const;
+
  private:
+  /// A leaf as it was given, before it was flipped or spread; or a bias that moved.
+  struct Given {
+    ConvShape<Rank> shape;
+    bool transposed = false, is_bias = false;
+  };
+  /// The bias of an expression before a stride.
+  struct BiasBehind {
+    Expr<Scalar, Rank> of;
+    PerAxis<Rank> stride;                            // its own
+    std::vector<detail::Leaf<Scalar, Rank>> layers;  // that it goes through; none if none stands
+    std::size_t first = 0;                           // the expression's first leaf
+    std::optional<std::size_t> leaf = {};            // the bias
+
+    /// What it is now behind the layers, none where it is zero before them and none stands.
+    std::optional<std::vector<Scalar>> value() const;
+  };
+
+  /// The same with biases behind strides of what the layers' are now.
+  TransposedExpr current() const;
+
+  /// Adds the leaves of `other`, a bias after so many of them.
+  TransposedExpr& append(const TransposedExpr& other, std::optional<std::size_t> bias_after = {});
+
   Expr<Scalar, Rank> dense_;
   PerAxis<Rank> stride_ = 1;
-  std::vector<Given> given_;
+  std::vector<Given> leaves_;  // of dense_
+  std::vector<BiasBehind> biases_;
 };
 
 namespace detail {
@@ -305,9 +333,7 @@ class TransposedContraction {
   static constexpr int Rank = Rank_;
   using Expression = TransposedExpr<Scalar, Rank>;
 
-  /// A Conv for a layer, for a channel map the gradient of its layer; a Transposed for a transposed
-  /// one, with the gradients of F's weight and of the bias.
-  using Gradient = std::variant<Conv<Scalar, Rank>, Transposed<Scalar, Rank>>;
+  using Gradient = typename Expression::Gradient;
 
   /// Plans for expressions of this form. Throws as contract() does.
   explicit TransposedContraction(const TransposedExpr<Scalar_, Rank_>& expression,
@@ -319,8 +345,9 @@ class TransposedContraction {
                                    const ParallelFor& run = serial_for);
 
   /// From dL/d(contraction) to the gradient of each layer, in the order in which they are applied,
-  /// branch after branch; see Contraction::backward. A bias before a stride has none: where it
-  /// stands behind it, its gradient is that of the transposed layer's bias. Of fixed layers zeros.
+  /// branch after branch; see Contraction::backward. Zeros of fixed layers, of those that a bias
+  /// goes through, and of biases before a stride that is not nearest upsampling's: what they change
+  /// varies from position to position.
   std::vector<Gradient> backward(const Expression& expression,
                                  const Transposed<Scalar, Rank>& gradient,
                                  const ParallelFor& run = serial_for);

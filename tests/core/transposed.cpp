@@ -660,16 +660,18 @@ TEST_CASE("the gradient of a batch norm after a transposed layer goes on to its 
   }
 }
 
-TEST_CASE("a bias of zeros before a stride is left out of the gradient too", "[transposed]") {
+TEST_CASE("a bias of zeros before a stride that it cannot pass has no gradient", "[transposed]") {
   const auto up =
       transposed(Conv1d<int>({.out = 1, .in = 1, .kernel_size = 2, .stride = 2}, {3, 4}));
   const Conv1d<int> zero({.out = 1, .in = 1, .bias = true}, {5}, {0});
   TransposedContraction contraction(up * zero);
-  CHECK(contraction.forward(up * zero).layer().weight()[1] == 20);
-  const auto gradients = contraction.backward(up * zero, up);
+  const Transposed<int, 1> whole = contraction.forward(up * zero);
+  CHECK(whole.layer().weight()[1] == 20);
+  const auto gradients = contraction.backward(up * zero, whole);
   const auto& of_zero = std::get<Conv1d<int>>(gradients[0]);
-  CHECK(of_zero.shape() == ConvShape<1>{.out = 1, .in = 1});
-  CHECK(of_zero.weight()[0] == 3 * 3 + 4 * 4);
+  CHECK(of_zero.shape() == zero.shape());
+  CHECK(of_zero.bias()[0] == 0);
+  CHECK(of_zero.weight()[0] == 3 * 15 + 4 * 20);
 }
 
 TEST_CASE("a kept contraction is of one form and stride", "[transposed]") {
@@ -810,12 +812,12 @@ TEST_CASE("a bias before a stride stands behind it where every position gets the
   CHECK_THROWS_AS(contract(transposed(cropped) * conv), InexactError);
   CHECK_THROWS_AS(contract(transposed(cropped, {}, 1) * conv), InexactError);
 
-  // In training its gradient is that of the bias behind.
+  // Its gradient is that of the bias behind; the upsampling has none.
   TransposedContraction contraction(up * conv);
   const Transposed<int, 2> whole = contraction.forward(up * conv);
   const auto gradients = contraction.backward(up * conv, whole);
-  CHECK_FALSE(std::get<Conv2d<int>>(gradients[0]).shape().bias);
-  CHECK(std::ranges::equal(std::get<Transposed<int, 2>>(gradients[1]).bias(), whole.bias()));
+  CHECK(std::ranges::equal(std::get<Conv2d<int>>(gradients[0]).bias(), whole.bias()));
+  CHECK(std::get<Transposed<int, 2>>(gradients[1]).bias().empty());
 }
 
 TEMPLATE_TEST_CASE_SIG("shuffles and upsampling after any layer are proved, and differentiated",
@@ -886,6 +888,100 @@ TEST_CASE("a transposed layer that was moved from throws", "[transposed]") {
   const auto kept_map = std::move(map);
   CHECK_THROWS_AS(layer(map), ShapeError);
   CHECK(kept(kept_map).shape().channels == 2);
+}
+
+namespace {
+
+/// What stands before a nearest upsampling in the test below: layers with biases in a chain, a sum,
+/// or between scales and shuffles.
+using Before = Expr<PrimeField, 2> (*)(const std::vector<Conv2d<PrimeField>>&);
+
+constexpr Before before_upsampling[] = {
+    [](const auto& f) { return Expr<PrimeField, 2>(f[0]); },
+    [](const auto& f) { return f[1] * f[0]; }, [](const auto& f) { return f[0] + f[2]; },
+    [](const auto& f) -> Expr<PrimeField, 2> {
+      return channel_bias(std::vector<PrimeField>{5, 6, 7, 8}) * channel_shuffle<PrimeField>(4, 2) *
+             (f[1] * f[0] + f[2]);
+    }};
+
+}  // namespace
+
+TEST_CASE("any bias before a nearest upsampling goes on behind it, and is differentiated",
+          "[transposed]") {
+  Rng rng(49);
+  const ConvShape<2> shape{.out = 4, .in = 4, .kernel_size = 3, .padding = 1, .bias = true},
+      one{.out = 4, .in = 4, .bias = true};
+  std::vector<Conv2d<PrimeField>> layers;
+  const auto randomise = [&](Conv2d<PrimeField>& layer) {
+    fill_random(layer.weight(), rng);
+    fill_random(layer.bias(), rng);
+  };
+  for (const ConvShape<2>& of : {shape, one, shape, one}) randomise(layers.emplace_back(of));
+  const Conv2d<PrimeField>& last = layers[3];
+  const auto up = upsample_nearest<PrimeField, 2>(4, {2, 3});
+  const auto twice = upsample_nearest<PrimeField, 2>(4, 2);
+  const auto x = random_map<2>({.batch = 2, .channels = 4, .size = {4, 5}}, rng);
+  const std::vector<std::vector<std::size_t>> orders{{0}, {0, 1}, {0, 2}, {0, 1, 2}};
+  for (std::size_t b = 0; b < orders.size(); ++b) {
+    const Expr<PrimeField, 2> inner = before_upsampling[b](layers);
+    INFO(to_string(Form(inner)));
+    const auto applied = up(inner(x));
+    const TransposedExpr<PrimeField, 2> product = up * inner;
+    CHECK(contract(product)(x) == applied);
+    CHECK(contract(last * product)(x) == last(applied));
+    CHECK(contract(twice * product)(x) == twice(applied));
+    CHECK(contract(product + product)(x).values()[7] == applied.values()[7] + applied.values()[7]);
+
+    const auto whole = twice * (last * (fixed(up) * inner));
+    CHECK(contract(whole)(x) == twice(last(applied)));
+    TransposedContraction contraction(whole);
+    const Transposed<PrimeField, 2> from = contraction.forward(whole);
+    const auto gradients = contraction.backward(whole, from);
+    const std::size_t leaves = Form(inner).leaves().size();
+    REQUIRE(gradients.size() == leaves + 3);
+    for (const std::size_t upsampling : {leaves, leaves + 2}) {
+      const auto& none = std::get<Transposed<PrimeField, 2>>(gradients[upsampling]);
+      CHECK(none.bias().empty());
+      CHECK(std::ranges::count(none.layer().weight(), PrimeField(0)) ==
+            std::ssize(none.layer().weight()));
+    }
+    std::vector<std::size_t> order = orders[b];
+    order.resize(leaves + 1);  // what is no layer is not moved
+    order.push_back(3);
+    for (std::size_t g = 0; g < order.size(); ++g) {
+      if (g >= orders[b].size() && g <= leaves) continue;
+      Conv2d<PrimeField>& layer = layers[order[g]];
+      const Conv2d<PrimeField> kept = layer;
+      randomise(layer);
+      // The product views it, its bias too.
+      CHECK(contract(whole)(x) == twice(last(up(before_upsampling[b](layers)(x)))));
+      const auto& gradient = std::get<Conv2d<PrimeField>>(gradients[g]);
+      PrimeField along(0);
+      for (std::size_t i = 0; i < kept.weight().size(); ++i) {
+        along = along + gradient.weight()[i] * (layer.weight()[i] - kept.weight()[i]);
+      }
+      for (std::size_t i = 0; i < kept.bias().size(); ++i) {
+        along = along + gradient.bias()[i] * (layer.bias()[i] - kept.bias()[i]);
+      }
+      CHECK(inner_product(from, contraction.forward(whole)) == inner_product(from, from) + along);
+      layer = kept;
+    }
+  }
+}
+
+TEST_CASE("a bias before a stride that later differs is refused, not forgotten", "[transposed]") {
+  Conv1d<int> conv({.out = 2, .in = 1, .bias = true}, {1, 2}, {0, 0});
+  const auto shuffled = pixel_shuffle<int, 1>(1, 2) * conv;
+  const auto strided = transposed(Conv1d<int>({.out = 2, .in = 1, .kernel_size = 3, .stride = 2},
+                                              {1, 2, 3, 4, 5, 6})) *
+                       conv;
+  CHECK_NOTHROW(contract(shuffled));
+  CHECK_NOTHROW(contract(strided));
+  std::ranges::fill(conv.bias(), 3);
+  CHECK(contract(shuffled).bias()[0] == 3);
+  CHECK_THROWS_AS(contract(strided), InexactError);
+  conv.bias()[1] = 4;
+  CHECK_THROWS_AS(contract(shuffled), InexactError);
 }
 
 }  // namespace concertina::test

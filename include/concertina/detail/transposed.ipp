@@ -8,7 +8,13 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <map>
+#include <optional>
+#include <ranges>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace concertina {
 
@@ -104,58 +110,23 @@ bool selects(const Leaf<Scalar, Rank>& leaf) {
   return map && *map == ChannelMap<Scalar>{.in = map->in, .out = map->out, .source = map->source};
 }
 
-template <class Scalar>
-std::vector<Scalar> selected(std::vector<Scalar> from, const std::vector<Index>& source) {
-  if (source.empty() || from.empty()) return from;
-  std::vector<Scalar> result;
-  for (const Index channel : source) result.push_back(from[static_cast<std::size_t>(channel)]);
-  return result;
-}
-
-/// The bias of a chain's last layer, after which channels are at most selected: what every position
-/// gets; empty where it is zero. `place` becomes that layer's among the leaves.
+/// The layers of `outer` up to the one that makes the last of its strides, if one tap of each
+/// writes each position and nothing is cut off, as in pixel shuffles and nearest upsampling; none
+/// where it is otherwise. `strides` are those of the layers as they were given.
 template <class Scalar, int Rank>
-std::vector<Scalar> last_bias(const Tree<Leaf<Scalar, Rank>>& tree, std::size_t& place) {
-  if (!tree.is_leaf()) {
-    const auto& parts = tree.parts();
-    if (tree.join() != Join::chain || !parts.back().is_leaf()) return {};
-    const Leaf<Scalar, Rank>& last = parts.back().leaf();
-    const std::span before(parts.data(), parts.size() - 1);
-    place = 0;
-    if (!selects(last)) {
-      for (const auto& part : before) part.for_each_leaf([&](const auto&) { ++place; });
-      return last_bias(parts.back(), place);
-    }
-    return selected(last_bias(Tree<Leaf<Scalar, Rank>>(Join::chain, before), place),
-                    last.channel_map()->source);
-  }
-  const ChannelMap<Scalar>* map = tree.leaf().channel_map();
-  std::vector<Scalar> bias;
-  if (map && map->mean.empty()) bias = map->bias;
-  if (!map) bias.assign(tree.leaf().view()->bias().begin(), tree.leaf().view()->bias().end());
-  const bool zero = std::ranges::all_of(bias, [](const Scalar& b) { return b == Scalar(0); });
-  return zero ? std::vector<Scalar>() : bias;
-}
-
-/// What a bias before a chain becomes behind the layer that makes the last of its strides, that
-/// layer's own included: where one tap of each layer writes each position, as in pixel shuffles and
-/// nearest upsampling, and all positions of a channel get the same. Empty where not. `strides` are
-/// those of the layers as they were given, `place` becomes that layer's among them.
-template <class Scalar, int Rank>
-std::vector<Scalar> bias_behind(std::vector<Scalar> bias, const Tree<Leaf<Scalar, Rank>>& outer,
-                                const std::vector<PerAxis<Rank>>& strides, PerAxis<Rank> remaining,
-                                std::size_t& place) {
+std::vector<Leaf<Scalar, Rank>> layers_of_stride(const Tree<Leaf<Scalar, Rank>>& outer,
+                                                 const std::vector<PerAxis<Rank>>& strides,
+                                                 PerAxis<Rank> remaining) {
   if (!outer.is_leaf() && outer.join() != Join::chain) return {};
-  for (place = 0; !bias.empty(); ++place) {
-    const Tree<Leaf<Scalar, Rank>>& part = outer.is_leaf() ? outer : outer.parts()[place];
-    if (part.is_leaf() && selects(part.leaf())) {
-      bias = selected(std::move(bias), part.leaf().channel_map()->source);
-      continue;
-    }
-    if (!part.is_leaf() || !part.leaf().view()) return {};
-    const ConvView<const Scalar, Rank>& layer = *part.leaf().view();
-    const ConvShape<Rank>& shape = layer.shape();
-    const PerAxis<Rank>& stride = strides[place];
+  std::vector<Leaf<Scalar, Rank>> layers;
+  while (remaining != 1) {
+    const auto& part = outer.is_leaf() ? outer : outer.parts()[layers.size()];
+    if (!part.is_leaf()) return {};
+    const PerAxis<Rank>& stride = strides[layers.size()];
+    layers.push_back(part.leaf());
+    if (selects(part.leaf())) continue;
+    if (!part.leaf().view()) return {};
+    const ConvShape<Rank>& shape = part.leaf().view()->shape();
     for (int axis = 0; axis < Rank; ++axis) {
       remaining[axis] /= stride[axis];
       const Index reach = (stride[axis] - 1) * remaining[axis];
@@ -165,54 +136,121 @@ std::vector<Scalar> bias_behind(std::vector<Scalar> bias, const Tree<Leaf<Scalar
         return {};
       }
     }
-    std::vector<Scalar> behind(static_cast<std::size_t>(shape.out));
+  }
+  return layers;
+}
+
+/// What a bias before such layers is behind them, their own left out; none where positions of a
+/// channel get different ones.
+template <class Scalar, int Rank>
+std::optional<std::vector<Scalar>> bias_behind(std::vector<Scalar> bias,
+                                               std::span<const Leaf<Scalar, Rank>> layers) {
+  for (const Leaf<Scalar, Rank>& leaf : layers) {
+    std::vector<Scalar> behind(static_cast<std::size_t>(leaf.out), Scalar(0));
+    if (const ChannelMap<Scalar>* map = leaf.channel_map()) {
+      for (std::size_t o = 0; o < behind.size(); ++o) {
+        behind[o] = bias[map->source.empty() ? o : static_cast<std::size_t>(map->source[o])];
+      }
+      bias = std::move(behind);
+      continue;
+    }
+    const ConvShape<Rank>& shape = leaf.view()->shape();
     const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
     const Index taps = numel(shape.kernel_size);
+    const Scalar* weight = leaf.view()->weight().data();
     for (Index o = 0; o < shape.out; ++o) {
       Scalar& here = behind[static_cast<std::size_t>(o)];
       for (Index tap = 0; tap < taps; ++tap) {
         Scalar sum(0);
         for (Index c = 0; c < in; ++c) {
-          sum = sum + layer.weight()[static_cast<std::size_t>((o * in + c) * taps + tap)] *
+          sum = sum + weight[(o * in + c) * taps + tap] *
                           bias[static_cast<std::size_t>(o / out * in + c)];
         }
         if (tap == 0) here = sum;
         if (!(here == sum)) return {};
       }
-      if (shape.bias) here = here + layer.bias()[static_cast<std::size_t>(o)];
     }
     bias = std::move(behind);
-    if (remaining == 1) return bias;
   }
-  return {};
+  return bias;
+}
+
+/// From the gradient of a bias behind such layers to that of the one before; none where their taps
+/// differ, so that only biases that are alike have one behind.
+template <class Scalar, int Rank>
+std::optional<std::vector<Scalar>> bias_gradient_before(
+    std::vector<Scalar> gradient, std::span<const Leaf<Scalar, Rank>> layers) {
+  for (std::size_t l = layers.size(); l-- > 0;) {
+    const Leaf<Scalar, Rank>& leaf = layers[l];
+    std::vector<Scalar> before(static_cast<std::size_t>(leaf.in), Scalar(0));
+    const auto add = [&](Index channel, const Scalar& more) {
+      Scalar& sum = before[static_cast<std::size_t>(channel)];
+      sum = sum + more;
+    };
+    if (const ChannelMap<Scalar>* map = leaf.channel_map()) {
+      for (std::size_t o = 0; o < gradient.size(); ++o) {
+        add(map->source.empty() ? static_cast<Index>(o) : map->source[o], gradient[o]);
+      }
+    } else {
+      const ConvShape<Rank>& shape = leaf.view()->shape();
+      const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
+      const Index taps = numel(shape.kernel_size);
+      const Scalar* weight = leaf.view()->weight().data();
+      for (Index o = 0; o < shape.out; ++o) {
+        for (Index c = 0; c < in; ++c, weight += taps) {
+          for (Index tap = 1; tap < taps; ++tap) {
+            if (!(weight[tap] == weight[0])) return {};
+          }
+          add(o / out * in + c, weight[0] * gradient[static_cast<std::size_t>(o)]);
+        }
+      }
+    }
+    gradient = std::move(before);
+  }
+  return gradient;
 }
 
 template <class Scalar, int Rank>
-Conv<Scalar, Rank> with_bias(const ConvView<const Scalar, Rank>& layer, std::vector<Scalar> bias) {
-  ConvShape<Rank> shape = layer.shape();
-  shape.bias = true;
-  return {shape, {layer.weight().begin(), layer.weight().end()}, std::move(bias)};
+bool has_bias(const Tree<Leaf<Scalar, Rank>>& tree) {
+  bool has = false;
+  tree.for_each_leaf([&](const auto& leaf) { has = has || leaf.shape().bias; });
+  return has;
 }
 
-/// A leaf before zeros are put between the positions of its output as one that does the same after
-/// they were put between those of its input: dilation and padding grow, the elements stay. Throws
-/// InexactError for a bias that is not zero, as it would stand at every position, unless it
-/// `moves`.
+/// The bias of the one layer that acts as the expression does, on elements so far apart: at every
+/// position, whatever the border of its linear part. Throws InexactError where it is not.
 template <class Scalar, int Rank>
-Leaf<Scalar, Rank> spread(const Leaf<Scalar, Rank>& leaf, const PerAxis<Rank>& spacing,
-                          bool moves) {
-  if (spacing == 1) return leaf;
-  ConvShape<Rank> shape = leaf.shape();
-  const auto zero = [](const auto& list) {
-    return std::ranges::all_of(list, [](const Scalar& element) { return element == Scalar(0); });
+std::vector<Scalar> bias_of(const Tree<Leaf<Scalar, Rank>>& tree, const PerAxis<Rank>& spacing) {
+  using Wide = WideFor<Scalar>;
+  const auto rounded = [](const Conv<Wide, Rank>& layer) {
+    std::vector<Scalar> bias(static_cast<std::size_t>(layer.shape().out), Scalar(0));
+    std::ranges::transform(layer.bias(), bias.begin(), convert<Scalar, Wide>);
+    return bias;
   };
-  const ChannelMap<Scalar>* map = leaf.channel_map();
-  if (!moves && (map ? !zero(map->mean) || !zero(map->bias) : !zero(leaf.view()->bias()))) {
-    fail<InexactError>({"no bias stands for that of a layer (", shape,
-                        ") before a transposed one: its sum varies from position to position; "
-                        "before a pixel shuffle it has to be the same for all positions that a "
-                        "channel becomes"});
+  if (tree.is_leaf()) return rounded(tree.leaf().template to<Wide>());
+  if (tree.join() == Join::chain) {  // most often only the last layer has one
+    const auto& parts = tree.parts();
+    const bool is_last =
+        std::ranges::none_of(std::span(parts).first(parts.size() - 1), has_bias<Scalar, Rank>);
+    if (is_last) return bias_of(parts.back(), spacing);
   }
+  std::vector<Scalar> bias = rounded(evaluate<Wide>(tree));
+  const auto is_zero = [](const Scalar& element) { return element == Scalar(0); };
+  if (std::ranges::all_of(bias, is_zero)) return bias;
+  if (const auto found = find_exactness<Rank>(Form<Rank>(form_of(tree)), {}, spacing); !found) {
+    fail<InexactError>(
+        {"a bias before a transposed layer is another at the border: ", found.reason});
+  }
+  return bias;
+}
+
+/// The linear part of a leaf before zeros are put between the positions of its output, as a leaf
+/// that does the same after they were put between those of its input: dilation and padding grow,
+/// the elements stay.
+template <class Scalar, int Rank>
+Leaf<Scalar, Rank> spread(const Leaf<Scalar, Rank>& leaf, const PerAxis<Rank>& spacing) {
+  ConvShape<Rank> shape = leaf.shape();
+  const ChannelMap<Scalar>* map = leaf.channel_map();
   shape.bias = false;
   if (map) {
     ChannelMap<Scalar> linear = *map;
@@ -357,36 +395,52 @@ template <class Scalar_, int Rank_>
 auto TransposedExpr<Scalar_, Rank_>::product(const TransposedExpr& outer,
                                              const TransposedExpr& inner) -> TransposedExpr {
   TransposedExpr result = inner;
-  Expr<Scalar, Rank> after = outer.dense_;
-  std::size_t moved = inner.given_.size();  // the leaf whose bias goes on behind the strides
-  if (outer.stride_ != 1) {
-    std::vector<PerAxis<Rank>> strides;
-    for (const Given& each : outer.given_) {
-      strides.push_back(each.transposed ? each.shape.stride : PerAxis<Rank>(1));
-    }
-    std::size_t from = 0, to = 0, leaf = 0;
-    const auto bias = detail::bias_behind(detail::last_bias(inner.dense_.tree(), from),
-                                          after.tree(), strides, outer.stride_, to);
-    if (!bias.empty()) {
-      moved = from;  // to a leaf that so has a gradient, fixed or not
-      after = Expr<Scalar, Rank>(after.tree().map([&](const auto& at) {
-        return leaf++ == to ? detail::Leaf<Scalar, Rank>(detail::with_bias(*at.view(), bias)) : at;
-      }));
-    }
-  }
   for (int axis = 0; axis < Rank; ++axis) {
     result.stride_[axis] =
         detail::checked_multiply(inner.stride_[axis], outer.stride_[axis], "transposed");
   }
-  result.given_.clear();
-  result.dense_ = after * Expr<Scalar, Rank>(inner.dense_.tree().map([&](const auto& leaf) {
-                    const auto spaced =
-                        detail::spread(leaf, outer.stride_, result.given_.size() == moved);
-                    result.given_.push_back(inner.given_[result.given_.size()]);
-                    result.given_.back().shape.bias &= spaced.shape().bias;
-                    return spaced;
-                  }));
-  result.given_.insert(result.given_.end(), outer.given_.begin(), outer.given_.end());
+  if (outer.stride_ == 1) {
+    result.dense_ = outer.dense_ * inner.dense_;
+    return result.append(outer);
+  }
+  result.dense_ = Expr<Scalar, Rank>(inner.dense_.tree().map(
+      [&](const auto& leaf) { return detail::spread(leaf, outer.stride_); }));
+  if (!detail::has_bias(inner.dense_.tree())) {
+    result.dense_ = outer.dense_ * result.dense_;
+    return result.append(outer);
+  }
+
+  // Its bias goes on behind the strides, as a leaf of its own.
+  std::vector<PerAxis<Rank>> strides;
+  for (const Given& each : outer.leaves_) {
+    strides.push_back(each.transposed ? each.shape.stride : PerAxis<Rank>(1));
+  }
+  BiasBehind moved{inner.dense_, inner.stride_,
+                   detail::layers_of_stride(outer.dense_.tree(), strides, outer.stride_)};
+  const std::size_t passed = moved.layers.size();
+  bool is_fixed = true;
+  inner.dense_.tree().for_each_leaf([&](const auto& leaf) { is_fixed = is_fixed && leaf.fixed; });
+  const auto bias = moved.value();
+  if (passed == 0) {
+    result.dense_ = outer.dense_ * result.dense_;
+    result.append(outer);
+    result.biases_.push_back(std::move(moved));
+    return result;
+  }
+  moved.leaf = inner.leaves_.size() + passed;
+  const auto append = [&](const Expr<Scalar, Rank>& next) { result.dense_ = next * result.dense_; };
+  for (detail::Leaf<Scalar, Rank> layer : moved.layers) {
+    layer.fixed = true;
+    append(Expr<Scalar, Rank>(typename Expr<Scalar, Rank>::Tree(std::move(layer))));
+  }
+  const Expr<Scalar, any_rank> behind = channel_bias(*bias);
+  append(is_fixed ? concertina::fixed(behind) : behind);
+  const auto& tree = outer.dense_.tree();
+  for (std::size_t p = passed; !tree.is_leaf() && p < tree.parts().size(); ++p) {
+    append(Expr<Scalar, Rank>(tree.parts()[p]));
+  }
+  result.append(outer, passed);
+  result.biases_.push_back(std::move(moved));
   return result;
 }
 
@@ -399,7 +453,128 @@ auto TransposedExpr<Scalar_, Rank_>::sum(const TransposedExpr& f, const Transpos
   }
   TransposedExpr result = f;
   result.dense_ = f.dense_ + g.dense_;
-  result.given_.insert(result.given_.end(), g.given_.begin(), g.given_.end());
+  return result.append(g);
+}
+
+template <class Scalar_, int Rank_>
+auto TransposedExpr<Scalar_, Rank_>::append(const TransposedExpr& other,
+                                            std::optional<std::size_t> bias_after)
+    -> TransposedExpr& {
+  const std::size_t before = leaves_.size();
+  const auto place = [&](std::size_t leaf) {
+    return before + leaf + (bias_after && leaf >= *bias_after ? 1 : 0);
+  };
+  leaves_.insert(leaves_.end(), other.leaves_.begin(), other.leaves_.end());
+  if (bias_after) {
+    const auto at = leaves_.begin() + static_cast<std::ptrdiff_t>(before + *bias_after);
+    const Index channels = (at - 1)->transposed ? (at - 1)->shape.in : (at - 1)->shape.out;
+    leaves_.insert(at,
+                   {.shape = {.out = channels, .in = channels, .groups = channels, .bias = true},
+                    .transposed = false,
+                    .is_bias = true});
+  }
+  for (BiasBehind moved : other.biases_) {
+    moved.first = place(moved.first);
+    if (moved.leaf) moved.leaf = place(*moved.leaf);
+    biases_.push_back(std::move(moved));
+  }
+  return *this;
+}
+
+template <class Scalar_, int Rank_>
+auto TransposedExpr<Scalar_, Rank_>::BiasBehind::value() const
+    -> std::optional<std::vector<Scalar>> {
+  const std::vector<Scalar> bias = detail::bias_of(of.tree(), stride);
+  std::optional<std::vector<Scalar>> behind;
+  if (!layers.empty()) behind = detail::bias_behind<Scalar, Rank>(bias, layers);
+  const auto is_zero = [](const Scalar& element) { return element == Scalar(0); };
+  if (behind || std::ranges::all_of(bias, is_zero)) return behind;
+  detail::fail<InexactError>(
+      {"no bias stands for that of ", Form(of),
+       " before a transposed layer: its sum varies from position to position; "
+       "before a pixel shuffle it has to be the same for all positions that a "
+       "channel becomes"});
+}
+
+template <class Scalar_, int Rank_>
+auto TransposedExpr<Scalar_, Rank_>::current() const -> TransposedExpr {
+  TransposedExpr result = *this;
+  std::map<std::size_t, std::vector<Scalar>> values;  // of the leaves that are biases
+  const auto updated = [&](const Expr<Scalar, Rank>& expression, std::size_t leaf) {
+    return Expr<Scalar, Rank>(expression.tree().map([&](const detail::Leaf<Scalar, Rank>& at) {
+      const auto found = values.find(leaf++);
+      // One that moved on from there has left an identity.
+      if (found == values.end() || at.channel_map()->bias.empty()) return at;
+      ChannelMap<Scalar> map = *at.channel_map();
+      map.bias = found->second;
+      detail::Leaf<Scalar, Rank> changed(map);
+      changed.fixed = at.fixed;
+      return changed;
+    }));
+  };
+  for (BiasBehind& moved : result.biases_) {
+    moved.of = updated(moved.of, moved.first);
+    const auto value = moved.value();
+    if (moved.leaf) values[*moved.leaf] = *value;
+  }
+  result.dense_ = updated(dense_, 0);
+  return result;
+}
+
+template <class Scalar_, int Rank_>
+auto TransposedExpr<Scalar_, Rank_>::dense() const -> Expr<Scalar, Rank> {
+  return biases_.empty() ? dense_ : current().dense_;
+}
+
+template <class Scalar_, int Rank_>
+auto TransposedExpr<Scalar_, Rank_>::gradients(std::span<const Conv<Scalar, Rank>> of_leaves,
+                                               const ParallelFor& run) const
+    -> std::vector<Gradient> {
+  std::vector<Conv<Scalar, Rank>> sums;  // in the layers' own shapes, with their biases
+  for (std::size_t i = 0; i < leaves_.size(); ++i) {
+    ConvShape<Rank> shape = of_leaves[i].shape();
+    shape.bias = shape.bias || leaves_[i].shape.bias;
+    Conv<Scalar, Rank>& sum = sums.emplace_back(shape);
+    std::ranges::copy(of_leaves[i].weight(), sum.weight().begin());
+    std::ranges::copy(of_leaves[i].bias(), sum.bias().begin());
+  }
+  // A bias moved last may have been made of others.
+  const TransposedExpr now = current();
+  for (const BiasBehind& moved : std::views::reverse(now.biases_)) {
+    if (!moved.leaf) continue;
+    const std::span<const Scalar> behind = std::as_const(sums[*moved.leaf]).bias();
+    const auto before =
+        detail::bias_gradient_before<Scalar, Rank>({behind.begin(), behind.end()}, moved.layers);
+    if (!before) continue;
+    Contraction<Scalar, Rank> inner{Form(moved.of), interior_only};
+    static_cast<void>(inner.forward(moved.of, run));
+    Conv<Scalar, Rank> gradient(inner.shape());
+    std::ranges::copy(*before, gradient.bias().begin());
+    std::size_t at = moved.first;
+    for (const Conv<Scalar, Rank>& leaf : inner.backward(moved.of, gradient, run)) {
+      Conv<Scalar, Rank>& sum = sums[at++];
+      const auto add = [](std::span<Scalar> to, std::span<const Scalar> more) {
+        for (std::size_t i = 0; i < more.size(); ++i) to[i] = to[i] + more[i];
+      };
+      add(sum.weight(), leaf.weight());
+      add(sum.bias(), leaf.bias());
+    }
+  }
+  std::vector<Gradient> result;
+  for (std::size_t i = 0; i < leaves_.size(); ++i) {
+    auto [shape, transposed, is_bias] = leaves_[i];
+    const Conv<Scalar, Rank>& sum = sums[i];
+    if (is_bias) continue;
+    if (transposed) {
+      shape.bias = false;
+      const Conv<Scalar, Rank> f = detail::flipped(ConvView<const Scalar, Rank>(sum));
+      result.emplace_back(Transposed<Scalar, Rank>(ConvView<const Scalar, Rank>(shape, f.weight()),
+                                                   {sum.bias().begin(), sum.bias().end()}));
+    } else {
+      result.emplace_back(
+          Conv<Scalar, Rank>(ConvView<const Scalar, Rank>(shape, sum.weight(), sum.bias())));
+    }
+  }
   return result;
 }
 
@@ -413,7 +588,7 @@ TransposedExpr<Scalar_, Rank_>::TransposedExpr(Expr<Scalar, Rank> expression)
           "their product (" +
           to_string(shape) + ")");
     }
-    given_.push_back({shape, false});
+    leaves_.push_back({.shape = shape});
   }
 }
 
@@ -421,25 +596,26 @@ template <class Scalar_, int Rank_>
 TransposedExpr<Scalar_, Rank_>::TransposedExpr(const Transposed<Scalar, Rank>& adjoint)
     : dense_(detail::to_dense(adjoint)),
       stride_(adjoint.layer().shape().stride),
-      given_{{adjoint.layer().shape(), true}} {}
+      leaves_{{.shape = adjoint.layer().shape(), .transposed = true}} {
+  leaves_.front().shape.bias = !adjoint.bias().empty();
+}
 
 template <class Scalar_, int Rank_>
 auto TransposedExpr<Scalar_, Rank_>::output_size(const PerAxis<Rank>& size) const -> PerAxis<Rank> {
-  return Form(dense_).output_size(detail::dense_size(size, stride_));
+  return form().output_size(detail::dense_size(size, stride_));
 }
 
 template <class Scalar_, int Rank_>
 auto TransposedExpr<Scalar_, Rank_>::operator()(const FeatureMapView<Scalar, Rank>& x) const
     -> FeatureMap<Scalar, Rank> {
-  return dense_(detail::dense_map(x, stride_));
+  return dense()(detail::dense_map(x, stride_));
 }
 
 template <class Scalar, int Rank>
 Exactness<Rank> exactness(const TransposedExpr<Scalar, Rank>& expression,
                           const std::type_identity_t<std::optional<PerAxis<Rank>>>& input_size) {
-  return detail::find_exactness<Rank>(Form(expression.dense()),
-                                      detail::dense_size(input_size, expression.stride()),
-                                      expression.stride());
+  return detail::find_exactness<Rank>(
+      expression.form(), detail::dense_size(input_size, expression.stride()), expression.stride());
 }
 
 template <class A, class Scalar, int Rank>
@@ -466,19 +642,7 @@ auto TransposedContraction<Scalar_, Rank_>::backward(const Expression& expressio
     -> std::vector<Gradient> {
   require_stride(gradient.layer().shape().stride);
   const Conv<Scalar, Rank> dense = detail::to_dense(gradient);
-  std::vector<Gradient> result;
-  for (const Conv<Scalar, Rank>& leaf : dense_.backward(expression.dense(), dense, run)) {
-    const auto& [shape, transposed] = expression.given()[result.size()];
-    if (transposed) {
-      const Conv<Scalar, Rank> f = detail::flipped(ConvView<const Scalar, Rank>(leaf));
-      result.emplace_back(Transposed<Scalar, Rank>(ConvView<const Scalar, Rank>(shape, f.weight()),
-                                                   {leaf.bias().begin(), leaf.bias().end()}));
-    } else {
-      result.emplace_back(
-          Conv<Scalar, Rank>(ConvView<const Scalar, Rank>(shape, leaf.weight(), leaf.bias())));
-    }
-  }
-  return result;
+  return expression.gradients(dense_.backward(expression.dense(), dense, run), run);
 }
 
 template <class Scalar_, int Rank_>
@@ -493,6 +657,6 @@ TransposedContraction<Scalar_, Rank_>::TransposedContraction(
     const TransposedExpr<Scalar_, Rank_>& expression,
     const std::type_identity_t<Border<Rank_>>& border)
     : stride_(expression.stride()),
-      dense_(Form(expression.dense()), detail::dense_border(expression, border)) {}
+      dense_(expression.form(), detail::dense_border(expression, border)) {}
 
 }  // namespace concertina
