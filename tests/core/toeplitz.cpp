@@ -379,4 +379,11 @@ TEST_CASE("a layer at a size is a fully connected layer, and joins others", "[to
   }
 }
 
+TEST_CASE("gradients of stored halves are summed in float", "[toeplitz]") {
+  const ConvShape<2> shape{.out = 1, .in = 1};
+  Linear<Eigen::bfloat16> ones({.out = 1024, .in = 1024});
+  for (Eigen::bfloat16& element : ones.weight()) element = Eigen::bfloat16(1);
+  CHECK(conv_as_linear_gradient(shape, 32, ones).weight()[0] == Eigen::bfloat16(1024));
+}
+
 }  // namespace concertina::test

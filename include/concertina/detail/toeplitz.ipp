@@ -192,7 +192,8 @@ Conv<typename F::Scalar, Rank> conv_as_linear_gradient(
     const ConvShape<Rank>& shape, const std::type_identity_t<PerAxis<Rank>>& input_size,
     const F& gradient) {
   using Scalar = typename F::Scalar;
-  Conv<Scalar, Rank> result(shape);
+  using Sum = detail::AccumulatorOf<void, Scalar>;
+  Conv<Sum, Rank> result(shape);
   const detail::MatrixSize size = detail::toeplitz_size(shape, input_size);
   const ConvShape<0> linear{
       .out = size.rows, .in = size.columns, .groups = shape.groups, .bias = shape.bias};
@@ -202,7 +203,7 @@ Conv<typename F::Scalar, Rank> conv_as_linear_gradient(
   }
   const Index columns = size.columns / shape.groups, rows = size.rows / shape.groups;
   const Index positions = size.rows / shape.out;
-  const auto add = [](Scalar& to, const Scalar& value) { to = to + value; };
+  const auto add = [](Sum& to, const Scalar& value) { to = to + detail::convert<Sum>(value); };
   detail::for_each_row(shape, input_size, [&](Index row, const std::vector<detail::Entry>& reads) {
     for (const detail::Entry& read : reads) {
       const Index column = read.column - row / rows * columns;
@@ -213,7 +214,7 @@ Conv<typename F::Scalar, Rank> conv_as_linear_gradient(
     add(result.bias()[static_cast<std::size_t>(row / positions)],
         gradient.bias()[static_cast<std::size_t>(row)]);
   });
-  return result;
+  return result.template cast<Scalar>();
 }
 
 template <class Matrix, int Rank>
