@@ -462,6 +462,16 @@ const bool registered = [] {
     for (int branch = 0; branch < 4; ++branch) block.branch({depthwise}, g);
     return block.branch({diagonal}, g).skip(32, g);
   });
+  add("DBB", 32, 16, [dense, one, depthwise](Generator& g) {  // its pool as any depthwise layer
+    ConvShape<2> first = one, pool = depthwise, spatial = dense;
+    first.padding = 1;
+    pool.padding = spatial.padding = 0;
+    return Block()
+        .branch({dense}, g)
+        .branch({one}, g)
+        .branch({first, pool}, g)
+        .branch({first, spatial}, g);
+  });
   add("RepVGG", 32, 16, [dense, one](Generator& g) {
     return Block().branch({dense}, g).branch({one}, g).skip(32, g);
   });

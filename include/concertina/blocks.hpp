@@ -299,7 +299,8 @@ struct RefConv {
 
 /// A fully connected layer on maps of one size, and depthwise convolutions beside it that keep the
 /// size, each with a batch norm of one factor for all positions of a channel, in inference: flat
-/// maps to flat maps. In training conv_as_linear_gradient goes on from the gradients of its leaves.
+/// maps to flat maps. In training conv_as_linear_gradient goes on from the gradients of its leaves;
+/// those of a repeated batch norm are summed over positions.
 /// Source  Ding et al., RepMLPNet, CVPR 2022: channel and local perceptron
 template <class Scalar, int Rank>
 struct RepMlp {
@@ -366,7 +367,7 @@ struct Sesr {
 
 /// Blocks for a layer of this shape, initialised as PyTorch does (see initialize_uniform).
 /// Requires  stride and padding are the block's; dilation 1; odd extents; the shape's bias plays no
-///           part, as batch norms have one
+///           part, as each block has one
 /// Throws    ShapeError for an impossible shape, or one that the block does not have
 template <class Scalar, BitGenerator Generator>
 AcNet<Scalar> initialize_acnet(const ConvShape<2>& shape, Generator& generator);
@@ -391,7 +392,7 @@ RepMixer<Scalar, Rank> initialize_rep_mixer(const ConvShape<Rank>& shape, Genera
 template <class Scalar, BitGenerator Generator>
 Ecb<Scalar> initialize_ecb(const ConvShape<2>& shape, Generator& generator);
 
-/// Of p * q channels. Throws ShapeError for no channels.
+/// Of p * q channels. Throws ShapeError for no channels, SizeError for more than fit.
 template <class Scalar, BitGenerator Generator>
 Monarch<Scalar> initialize_monarch(Index p, Index q, Generator& generator);
 
@@ -438,12 +439,13 @@ template <Layer F>
 DoConv<typename F::Scalar, F::Rank> over_parameterize(const F& layer);
 
 /// The block with the kernel and bias of principal() changed such that it contracts to `layer`: it
-/// goes on training from a trained kernel. All else stays.
+/// goes on training from a trained kernel. All else stays. Half and bfloat16 do not compile: they
+/// only store, so preserve master weights in float.
 /// Ensures  prove_rounding(block.expression(), layer)
 /// Cost     one contraction of the block in double, or in the scalar if that is wider
 /// Throws   ShapeError where the block does not contract to the layer's shape, or has one bias for
-///          outputs to which the layer adds different ones; NumericalError where the kernel reaches
-///          an output with a factor of zero, or an element is not finite
+///          outputs that need different ones; NumericalError where an element that the kernel needs
+///          is none of the scalar's, as the kernel reaches an output with a factor of zero
 template <class Block, Layer F>
 Block preserve(const F& layer, Block block);
 

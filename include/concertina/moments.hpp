@@ -37,8 +37,7 @@ struct Moments {
 /// At stride 1 a product of two pixels serves every pair of taps as far apart, so where that takes
 /// less time products are summed for lags between taps instead, (2k - 1)^rank of them, half by
 /// symmetry; windows at the border, in which only some taps read, are summed apart and added, so
-/// nothing is subtracted. Everything is about the channels' means; products of floats are summed in
-/// float over a few images or patches, all else in double.
+/// nothing is subtracted. Everything is about the channels' means, and in double.
 /// Cost    batch * min(half of (in / groups * taps)^2 * groups * positions, half of the lags * in *
 ///         in / groups * pixels) multiply-adds; the scatter
 /// Throws  ShapeError for an impossible shape, other channels, an empty batch, or a map smaller

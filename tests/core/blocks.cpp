@@ -656,6 +656,10 @@ TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {
   dead.square.norm.weight[2] = 0;
   CHECK_THAT(message_of<NumericalError>([&] { preserve(random_layer<float>(shape, rng), dead); }),
              Contains("output channel 2 is not finite"));
+  auto faint = initialize_mobileone<float>(shape, 1, rng);
+  faint.dense[0].norm.weight.assign(4, 1e38F);
+  CHECK_THAT(message_of<NumericalError>([&] { preserve(random_layer<float>(shape, rng), faint); }),
+             Contains("underflows"));
   Conv2d<float> broken(shape);
   broken.weight()[5] = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_AS(preserve(broken, block), NumericalError);

@@ -405,6 +405,8 @@ template <class Block, Layer F>
 Block preserve(const F& layer, Block block) {
   using Scalar = typename F::Scalar;
   constexpr int Rank = F::Rank;
+  static_assert(std::numeric_limits<Scalar>::digits >= 24,
+                "half and bfloat16 only store: preserve master weights in float");
   using Wide = std::conditional_t<(std::numeric_limits<Scalar>::digits > 53), long double, double>;
   const ConvView<const Scalar, Rank> target(layer);
   const Principal<Scalar, Rank> principal = block.principal();
@@ -432,28 +434,31 @@ Block preserve(const F& layer, Block block) {
   const Index neighbours = channels / size(bias);
   for (Index o = 0; o < channels; ++o) {
     const auto at = static_cast<std::size_t>(o);
-    const auto solved = [&](Wide value, Wide factor) {
+    const auto solved = [&](Wide total, Wide there, Wide factor) {
+      const Wide value = total - there;
       const auto result = detail::convert<Scalar>(value / factor);
-      if (!std::isfinite(detail::convert<long double>(result))) {
-        throw NumericalError("preserve: output channel " + std::to_string(o) +
-                             " is not finite; what follows its kernel is a factor of " +
-                             std::to_string(static_cast<double>(factor)));
+      const Wide error = std::abs(detail::convert<Wide>(result) * factor - value),
+                 unit = static_cast<Wide>(std::numeric_limits<Scalar>::epsilon());
+      if (!(error <= unit * (std::abs(total) + std::abs(there)))) {  // nor a number
+        throw NumericalError(
+            "preserve: output channel " + std::to_string(o) +
+            " is not finite, or underflows; what follows its kernel is a factor of " +
+            std::to_string(static_cast<double>(factor)));
       }
       return result;
     };
     for (Index i = o * row; i < (o + 1) * row; ++i) {
       const auto n = static_cast<std::size_t>(i);
-      conv.weight()[n] = solved(detail::convert<Wide>(target.weight()[n]) - others.weight()[n],
+      conv.weight()[n] = solved(detail::convert<Wide>(target.weight()[n]), others.weight()[n],
                                 of_conv.weight()[at]);
     }
     const Wide added = target.shape().bias ? detail::convert<Wide>(target.bias()[at]) : Wide(0);
-    const Scalar value = solved(added - others.bias()[at], of_bias.weight()[at]);
+    const Scalar value = solved(added, others.bias()[at], of_bias.weight()[at]);
     Scalar& held_bias = bias[static_cast<std::size_t>(o / neighbours)];
     if (o % neighbours == 0) held_bias = value;
     if (held_bias != value) {
       detail::fail<ShapeError>({"preserve: output channel ", o, " shares its bias with ",
-                                neighbours - 1,
-                                " others, to which the layer adds a different one"});
+                                neighbours - 1, " others, which need a different one"});
     }
   }
   return block;
