@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cifar/network.hpp"
 
+#include "maximum.hpp"
 #include "onnx/contract_model.hpp"
 #include "onnx/evaluate.hpp"
 #include "support.hpp"
@@ -191,9 +192,9 @@ TEST_CASE("contracted and layered networks have the same gradients", "[cifar]") 
       REQUIRE(given.size() == expected.size());
       double difference = 0, difference_in_float = 0;
       for (std::size_t i = 0; i < expected.size(); ++i) {
-        difference = std::max(difference, std::abs(given[i] - expected[i]));
+        difference = concertina::test::maximum(difference, std::abs(given[i] - expected[i]));
         difference_in_float =
-            std::max(difference_in_float, std::abs(single[i] - single_layered[i]));
+            concertina::test::maximum(difference_in_float, std::abs(single[i] - single_layered[i]));
       }
       // A bias before a batch norm has a gradient of zero, so only rounding is left of it.
       const bool before_norm = name.starts_with("conv") && name.ends_with(".bias");
@@ -339,7 +340,7 @@ double deviation(const NetworkOptions& options, bool normalised) {
   double difference = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const double given = static_cast<double>(logits.values.at(i));
-    difference = std::max(difference, std::abs(given - expected[i]));
+    difference = concertina::test::maximum(difference, std::abs(given - expected[i]));
   }
   return difference;
 }

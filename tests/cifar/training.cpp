@@ -4,6 +4,7 @@
 
 #include "cifar/log.hpp"
 #include "cifar/similarity.hpp"
+#include "maximum.hpp"
 #include "support.hpp"
 
 #include <concertina/io/safetensors.hpp>
@@ -121,7 +122,7 @@ TEST_CASE("a step is that of torch.optim.SGD", "[cifar]") {
   }
   double difference = 0;  // a fused multiply-add rounds once where the loop rounds twice
   for (std::size_t i = 0; i < count; ++i) {
-    difference = std::max(difference, std::abs(tensor.value[i] - expected[i]));
+    difference = concertina::test::maximum(difference, std::abs(tensor.value[i] - expected[i]));
   }
   CHECK(difference < 1e-15);
 }
@@ -154,7 +155,7 @@ TEST_CASE("a step is that of torch.optim.Adam", "[cifar]") {
         const double mean = means[p][i] / (1 - std::pow(0.9, step));
         const double square = squares[p][i] / (1 - std::pow(0.999, step));
         weights[p][i] -= 0.125 * mean / (std::sqrt(square) + 1e-8);
-        difference = std::max(difference, std::abs(now[i] - weights[p][i]));
+        difference = concertina::test::maximum(difference, std::abs(now[i] - weights[p][i]));
       }
     }
   }

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/operations.hpp"  // first: the header must stand alone
 
+#include "maximum.hpp"
 #include "support.hpp"
 
 #include <concertina/contract.hpp>
@@ -724,7 +725,7 @@ TEST_CASE("maps that many operations read, in any order, have the sum of their g
     for (std::size_t i = 0; i < sum.size(); ++i) {
       double expected = 0;
       for (const auto& one : each) expected += one[i];
-      distance = std::max(distance, std::abs(sum[i] - expected));
+      distance = concertina::test::maximum(distance, std::abs(sum[i] - expected));
     }
     INFO("order " << order[0] << order[1] << order[2] << order[3] << order[4]);
     CHECK(distance < 1e-13);  // rounding of the batch norm's part; the others are integers
@@ -1354,7 +1355,7 @@ double distance(const std::vector<double>& a, const std::vector<double>& b) {
   REQUIRE(a.size() == b.size());
   double difference = 0, largest = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
-    difference = std::max(difference, std::abs(a[i] - b[i]));
+    difference = concertina::test::maximum(difference, std::abs(a[i] - b[i]));
     largest = std::max({largest, std::abs(a[i]), std::abs(b[i])});
   }
   return largest == 0 ? 0 : difference / largest;
