@@ -5,6 +5,8 @@
 #include "onnx/region_expression.hpp"
 #include "text.hpp"
 
+#include <concertina/detail/io/protobuf.hpp>
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -31,8 +33,23 @@ bool ModelComparison::failed() const {
 
 namespace {
 
+/// What a file says of a tensor but its name: of strings and types that are not known the elements,
+/// which are kept in no other way.
+std::vector<std::byte> encoded(const onnx::Tensor& tensor) {
+  constexpr std::uint32_t name = 8, doc_string = 12;
+  const onnx::detail::Source source{tensor.name, tensor.encoded};
+  onnx::detail::Message fields(source, tensor.encoded, "TensorProto");
+  std::vector<std::byte> bytes;
+  while (fields.next()) {
+    if (fields.number() == name || fields.number() == doc_string) continue;
+    bytes.insert(bytes.end(), fields.encoded().begin(), fields.encoded().end());
+  }
+  return bytes;
+}
+
 bool same_constant(const onnx::Tensor& a, const onnx::Tensor& b) {
-  return a.type == b.type && a.dims == b.dims && std::ranges::equal(a.elements, b.elements);
+  return a.type == b.type && a.dims == b.dims && std::ranges::equal(a.elements, b.elements) &&
+         (onnx::size_of(a.type) > 0 || encoded(a) == encoded(b));
 }
 
 /// The fields of one number, of those that are kept as bytes.
@@ -247,11 +264,14 @@ concertina::Report prove_storage(onnx::DataType type, const Layer& stored,
                      concertina::to_string(layer_of(contraction).shape());
     return report;
   }
+  bool differs = false, told = false;  // by an element that is not smaller than its bound
   const auto compare = [&](const auto& a, const auto& b, const char* name) {
     for (std::size_t i = 0; i < a.size(); ++i, ++report.compared) {
       const long double error =
           std::abs(static_cast<long double>(a[i]) - static_cast<long double>(b[i]));
       const long double bound = ulp(type, b[i]);
+      differs = differs || error > 0;
+      told = told || std::abs(b[i]) > bound;
       if (error <= bound * report.fraction() && report.compared > 0) continue;
       report.worst = std::string(name) + "[" + std::to_string(i) + "]";
       report.error = error;
@@ -263,6 +283,12 @@ concertina::Report prove_storage(onnx::DataType type, const Layer& stored,
   };
   compare(layer_of(stored).weight(), layer_of(contraction).weight(), "weight");
   compare(stored.bias(), contraction.bias(), "bias");
+  if (report.failure.empty() && differs && !told) {
+    report.undecided = true;
+    report.failure =
+        "every element is smaller than a unit in the last place of what is stored; "
+        "store a wider type, or layers of another scale";
+  }
   return report;
 }
 

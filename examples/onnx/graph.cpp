@@ -564,6 +564,7 @@ std::optional<Dims> declared_dims(const onnx::ValueInfo& info) {
 std::unique_ptr<onnx::Tensor> constant_of(const onnx::Node& node) {
   const auto& name = node.outputs.at(0);
   if (const auto* value = node.attribute("value"); value && value->tensor) {
+    if (onnx::size_of(value->tensor->type) == 0) return nullptr;  // its elements are not read
     auto tensor = std::make_unique<onnx::Tensor>(*value->tensor);
     tensor->name = name;
     tensor->encoded = {};

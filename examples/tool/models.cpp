@@ -317,11 +317,14 @@ std::string external_data(const ModelCommand& command, const onnx::Model& model)
 /// Whether a file is taken for an ONNX model, and not for a safetensors file: by its first bytes,
 /// where they tell, otherwise by its name.
 bool is_model(const std::filesystem::path& path) {
+  const bool named = path.extension() == ".onnx";
+  std::error_code error;  // what is no file, such as a pipe, whoever reads it refuses
+  if (!std::filesystem::is_regular_file(path, error)) return named;
   std::ifstream file(path, std::ios::binary);
   char head[9] = {};
   // The length of a safetensors header, then its brace; an ONNX model's first field is a small one.
   if (file.read(head, sizeof head) && head[8] == '{') return false;
-  return path.extension() == ".onnx" || (head[0] == 0x08 && head[1] > 0 && head[1] < 32);
+  return named || (head[0] == 0x08 && head[1] > 0 && head[1] < 32);
 }
 
 /// A model, whether it is of a safetensors file's chain, and what of that no layer reads.

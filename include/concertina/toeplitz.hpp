@@ -146,7 +146,7 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
   /// The product with a dense vector, or with each column of a matrix; evaluated as Eigen's own
   /// are.
   /// Cost    one multiply-add for each entry of the matrix, and a vector for the result
-  /// Throws  ShapeError where the lengths differ
+  /// Throws  ShapeError where the lengths differ, and of one that was moved from
   template <class Rhs>
   Eigen::Product<ToeplitzOperator, Rhs> operator*(const Eigen::MatrixBase<Rhs>& x) const;
 

@@ -386,4 +386,14 @@ TEST_CASE("gradients of stored halves are summed in float", "[toeplitz]") {
   CHECK(conv_as_linear_gradient(shape, 32, ones).weight()[0] == Eigen::bfloat16(1024));
 }
 
+TEST_CASE("an operator that was moved from throws", "[toeplitz]") {
+  const Conv1d<double> doubled({.out = 1, .in = 1}, {2});
+  ToeplitzOperator<double, 1> op(doubled, 3);
+  const ToeplitzOperator<double, 1> kept = std::move(op);
+  const Eigen::Vector3d x(1, 2, 3);
+  CHECK_THROWS_AS(op * x, ShapeError);
+  CHECK_THROWS_AS(op.transpose() * x, ShapeError);
+  CHECK(Eigen::VectorXd(kept * x) == 2 * x);
+}
+
 }  // namespace concertina::test

@@ -28,7 +28,7 @@ std::size_t pick(Rng& rng, std::size_t count) { return rng() % count; }
 
 // ---- expressions -------------------------------------------------------------------------------
 
-/// Chains of two to four layers with every option, and sums of such, at stride 1.
+/// Chains of two to four layers, strided, dilated, grouped, depthwise, with biases and without.
 std::vector<Form<2>> forms() {
   const ConvShape<2> first{.out = 4, .in = 3, .kernel_size = 3, .padding = 1},
       point{.out = 4, .in = 4}, last{.out = 3, .in = 4};

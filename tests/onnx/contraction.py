@@ -14,6 +14,7 @@ A line per failure; the exit code is 1 if there is one.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -318,6 +319,29 @@ def check_verify(program, folder, model, result):
             require(code in codes, f"verify, where {what}: exit code {code} {first_line(error)}")
 
 
+def check_constants(program, folder):
+    """Constants whose elements are not read, strings and types that are not known, are compared too."""
+    cases = ((TensorProto.STRING, [b"cat", b"dog"], [b"dog", b"cat"]), (TensorProto.INT4, [1, 2], [1, 3]),
+             (TensorProto.UINT4, [1, 2], [3, 2]), (TensorProto.FLOAT8E4M3FN, [1.0, 2.0], [2.0, 1.0]))
+    for initializer, (type, values, others) in itertools.product((True, False), cases):
+        for path, elements in (("a.onnx", values), ("b.onnx", others)):
+            constant = helper.make_tensor("constant", type, [2], elements)
+            graph = helper.make_graph(
+                [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["constant"], ["z"])], "constants",
+                [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+                [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]),
+                 helper.make_tensor_value_info("z", type, [2])], [constant])
+            if not initializer:
+                del graph.initializer[:]
+                graph.node.insert(0, helper.make_node("Constant", [], ["constant"], value=constant))
+            onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / path)
+        name = TensorProto.DataType.Name(type)
+        code, _, error = run(program, "verify", folder / "a.onnx", folder / "a.onnx")
+        require(code == 0, f"{name}: a model and itself: exit code {code} {first_line(error)}")
+        code, _, error = run(program, "verify", folder / "a.onnx", folder / "b.onnx")
+        require(code in (1, 6), f"{name}: exit code {code} {first_line(error)}")
+
+
 # ---- one case --------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +472,8 @@ def main():
             checks = list(check_models(programs, folder, paths))
         else:
             checks = [(case.name, lambda case=case: check_case(programs, folder, case)) for case in CASES.values()]
+            checks.append(("constants that are compared as bytes",
+                           lambda: check_constants(programs.concertina, folder)))
             checks += bad_input.checks(run, require, programs.concertina, folder)
         checks = [(name, check) for name, check in checks if any(part in name for part in wanted)]
         failures = 0

@@ -251,6 +251,8 @@ for rows in 0 -1 many; do expect 2 verify cl.safetensors layer.safetensors --sam
 expect 2 contract cl.safetensors --sample 4
 expect 6 verify cl.safetensors pool.safetensors
 expect 5 verify cl.safetensors no-such-file.safetensors
+mkfifo pipe.onnx
+expect 5 info pipe.onnx
 says err 'no-such-file'
 # Rounded to 16 bits too a layer is right; and wrong with a sign changed.
 for dtype in F32 F16 BF16; do
