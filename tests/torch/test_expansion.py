@@ -256,6 +256,19 @@ class Choice(unittest.TestCase):
                 [(each.shape, each.device) for each in model.parameters()],
             )
 
+    def test_complex_layers_are_refused(self):
+        model = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 3, dtype=torch.cfloat))
+        with self.assertRaisesRegex(ct.ShapeError, "1 is torch.complex64"):
+            ct.expand_(model, "cl")
+        model = ct.expand_(nn.Sequential(nn.Conv2d(2, 2, 3)), "cl").to(torch.cfloat)
+        with self.assertRaisesRegex(ct.ShapeError, "0 is torch.complex64"):
+            ct.contract_(model)
+
+    def test_what_is_added_is_in_the_mode_of_its_layer(self):
+        for training in (True, False):
+            model = ct.expand_(nn.Sequential(nn.Conv2d(2, 2, 3)).train(training), "cl")
+            self.assertEqual({module.training for module in model.modules()}, {training})
+
     def test_another_parametrization_on_top_is_refused(self):
         layer = ct.expand_(nn.Conv2d(3, 4, 3), "cl")
         torch.nn.utils.parametrizations.spectral_norm(layer)

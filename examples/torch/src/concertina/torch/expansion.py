@@ -25,6 +25,9 @@ def shape_of(module, name=""):
     kind = type(module)
     if parametrize.is_parametrized(module):
         kind = kind.__bases__[0]
+    complex_ = next((each.dtype for each in module.parameters() if each.is_complex()), None)
+    if complex_ and (kind is nn.Linear or kind in CONVOLUTIONS):
+        raise ShapeError(f"{name or 'module'} is {complex_}; only real layers are contracted")
     if kind is nn.Linear:
         return ConvShape(module.in_features, module.out_features, bias=module.bias is not None)
     if kind not in CONVOLUTIONS:
@@ -195,6 +198,7 @@ def contract_(model):
     expanded = list(_expanded(model))
     _refuse_tied(model, [module for _, module in expanded])
     for name, module in expanded:
+        shape_of(module, name)
         if any(len(each) > 1 for each in module.parametrizations.values()):
             raise ShapeError(f"{name or 'the layer'} has another parametrization on top; remove that first")
     for _, module in expanded:
@@ -224,6 +228,9 @@ def contracted(module):
     bias = contraction.bias(wide, [None if bias is None else bias.double() for bias in biases])
     weight = in_format_of(weights, contraction.weight(wide).to(dtype))
     return weight, None if bias is None else bias.to(dtype)
+
+
+OWN_HOOKS = (_contract_all, _forget_all)
 
 
 def report(model):
@@ -335,6 +342,7 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
     if biases:
         parametrize.register_parametrization(module, "bias", ExpandedBias(weight, biases), unsafe=True)
     weight.requires_grad_(trained)
+    module.parametrizations.train(module.training)
 
     # The class is this module's own, so its forward may be too.
     contracted_forward = type(module).forward
