@@ -7,11 +7,15 @@ from support import HAVE_TORCH, needs_torch
 
 if HAVE_TORCH:
     import copy
+    import operator
+    import random
+    import types
 
     import torch
     from support import small_net
     from torch import nn
     from torch.nn import functional as F
+    from torch.utils.checkpoint import checkpoint
 
     import concertina.torch as ct
     from concertina.torch.proofs import Parameters, prove
@@ -168,6 +172,9 @@ if HAVE_TORCH:
 
     def _asks_what_is_a_tensor(self, x, y=None):
         return self.block(x if isinstance(x, torch.Tensor) else x[0])
+
+    def _first(x):
+        return x if isinstance(x, torch.Tensor) else x[0]
 
     def _writes_to_a_kernel(self, x, y=None):
         kernel = self.kernel * 2
@@ -327,7 +334,158 @@ class Blocks(unittest.TestCase):
                     return self.last(y)
 
             with self.subTest(name):
-                self.assert_contracted(in_inference(Written()), torch.randn(2, 4, 5, 5, dtype=torch.double), 1)
+                self.assert_contracted(in_inference(Written()), torch.randn(2, 4, 5, 5, dtype=torch.double), 0)
+
+    def test_writes_to_what_something_else_reads(self):
+        """Through views, aliases and arguments: all is left, whatever reads before or after."""
+
+        def sliced(self, x):
+            v = x[:, :4]
+            a = self.one(v)
+            x.mul_(2)
+            return a + self.two(v)
+
+        def sibling(self, x):
+            v, w = x[:, :4], x[:, 1:]
+            a = self.one(v)
+            w.mul_(2)
+            return a + self.two(v)
+
+        def through(alias):
+            def forward(self, x):
+                a = self.one(x)
+                alias(self, x).mul_(2)
+                return a + self.two(x)
+
+            return forward
+
+        def relu(call):
+            def forward(self, x):
+                a = self.one(x)
+                call(self, x)
+                return a + self.two(x)
+
+            return forward
+
+        for name, forward in {
+            "slice": sliced,
+            "sibling": sibling,
+            "dropout": through(lambda self, x: self.dropout(x)),
+            "identity": through(lambda self, x: self.identity(x)),
+            "F.dropout": through(lambda self, x: F.dropout(x, training=False)),
+            "data": through(lambda self, x: x.data),
+            "mT": through(lambda self, x: x.mT),
+            "ravel": through(lambda self, x: x.ravel()),
+            "moveaxis": through(lambda self, x: torch.moveaxis(x, 0, 1)),
+            "swapdims": through(lambda self, x: x.swapdims(0, 1)),
+            "double": through(lambda self, x: x.double()),
+            "type_as": through(lambda self, x: x.type_as(x)),
+            "flatten": through(lambda self, x: self.flatten(x)),
+            "out": relu(lambda self, x: torch.mul(x, 2, out=x)),
+            "module": relu(lambda self, x: self.relu(x)),
+            "module after dropout": relu(lambda self, x: self.relu(self.dropout(x))),
+            "positional": relu(lambda self, x: F.relu(x, True)),
+            "keyword": relu(lambda self, x: F.relu(input=x, inplace=True)),
+            "augmented": relu(lambda self, x: operator.imul(x, 2)),
+        }.items():
+
+            class Written(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+                    self.dropout, self.identity, self.relu = nn.Dropout(), nn.Identity(), nn.ReLU(inplace=True)
+                    self.flatten = nn.Flatten()
+
+            Written.forward = forward
+            with self.subTest(name):
+                model, x = in_inference(Written()), torch.randn(2, 5 if name == "sibling" else 4, 4, 4).double()
+                plain, verdict = ct.from_blocks(model)
+                self.assertEqual(len(verdict), 0)
+                self.assertTrue(torch.equal(plain(x.clone()), model(x.clone())))
+
+    def test_writes_to_what_nothing_else_reads_do_not_matter(self):
+        class Residual(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two, self.relu = conv_bn(4, 4, 3, 1), conv_bn(4, 4, 3, 1), nn.ReLU(inplace=True)
+
+            def forward(self, x):
+                out = self.two(self.relu(self.one(x)))
+                out += x
+                return F.relu(out, inplace=True)
+
+        self.assert_contracted(in_inference(Residual()), torch.randn(2, 4, 5, 5, dtype=torch.double), 2)
+
+    def test_code_that_does_more_than_a_graph_stays(self):
+        held = []
+
+        def draws(x):
+            return x if random.random() < 1 else 2 * x
+
+        def without_gradient(self, x):
+            with torch.no_grad():
+                return self.two(self.one(x))
+
+        def kept(self, x):
+            self.held.append(0)
+            return self.two(self.one(x))
+
+        def assigned(self, x):
+            self.seen = self.one(x)
+            return self.two(self.seen)
+
+        def asks(self, x):
+            return _first(self.two(self.one(x)))
+
+        for name, forward in {
+            "no_grad": without_gradient,
+            "decorator": torch.no_grad()(lambda self, x: self.two(self.one(x))),
+            "mode": lambda self, x: self.two(self.one(x)) * (1 + torch.is_grad_enabled()),
+            "checkpoint": lambda self, x: checkpoint(self.two, self.one(x), use_reentrant=False),
+            "a function that draws": lambda self, x: draws(self.two(self.one(x))),
+            "a draw by another name": lambda self, x: self.two(self.one(x)) + float(torch.empty(1).normal_() > 99),
+            "attribute": assigned,
+            "container": kept,
+            "a function that asks": asks,
+        }.items():
+
+            class Opaque(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+                    self.held, self.seen = held, None
+
+            Opaque.forward = forward
+            with self.subTest(name):
+                model = in_inference(Opaque())
+                plain, verdict = ct.from_blocks(model)
+                self.assertIs(type(plain), Opaque)
+                self.assertEqual((len(verdict), model.held, model.seen), (0, [], None))
+                self.assertIs(verdict.holds, True)
+
+    def test_inner_hooks_stay(self):
+        seen = []
+        model = in_inference(nn.Sequential(conv_bn(4, 4, 1), nn.Conv2d(4, 4, 1)))
+        model[0].register_forward_hook(lambda module, arguments, output: seen.append(output))
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual((len(verdict), seen), (0, []))
+        plain(torch.randn(1, 4, 3, 3, dtype=torch.double))
+        self.assertEqual(len(seen), 1)
+
+    def test_a_forward_of_the_instance_stays(self):
+        x = torch.randn(1, 4, 3, 3, dtype=torch.double)
+        for inner in (False, True):
+            model = in_inference(nn.Sequential(conv_bn(4, 4, 1), nn.Identity()))
+            other = copy.deepcopy(model)
+            where = model[0] if inner else model
+            where.forward = types.MethodType(lambda self, x: self[1](self[0](x)).relu() + 1, where)
+            plain, verdict = ct.from_blocks(model)
+            self.assertIs(verdict.holds, True)
+            self.assertEqual(len(verdict), 0 if inner else 1)
+            self.assertTrue(torch.allclose(plain(x), model(x)))
+            self.assertIs(ct.verify(model, other).holds, False)
+            with self.assertRaisesRegex(ct.ShapeError, "no chain that torch.fx can trace"):
+                ct.save(model, "/nonexistent")
 
     def test_hooks_and_norms_of_unknown_rank_stay(self):
         hooked = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
@@ -335,6 +493,40 @@ class Blocks(unittest.TestCase):
         self.assert_contracted(in_inference(hooked), torch.randn(2, 4, 5, 5, dtype=torch.double), 0)
         norms = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Linear(4, 4))
         self.assert_contracted(in_inference(norms), torch.randn(4, 4, dtype=torch.double), 0)
+
+    def test_what_has_no_maps_is_no_convolution(self):
+        """Norms and pools after a Linear layer, and synchronised norms of what no convolution reads."""
+        norm, pool, sync = nn.BatchNorm1d, nn.AvgPool1d, nn.SyncBatchNorm
+        for size, layers_ in {
+            (5, 4): [nn.Linear(4, 4), norm(4), norm(4)],
+            (4, 4): [nn.Linear(4, 4), norm(4), nn.Dropout(), norm(4)],
+            (2, 8, 8): [nn.Linear(8, 8), pool(2, 1), pool(3, 1)],
+            (6, 4): [nn.Linear(4, 4), sync(4), sync(4)],
+            (7, 4): [sync(4), sync(4), nn.Unflatten(1, (4, 1)), nn.Conv1d(4, 4, 1)],
+        }.items():
+            with self.subTest(str(layers_)):
+                self.assert_contracted(in_inference(nn.Sequential(*layers_)), torch.randn(size).double(), 0)
+        mixed = nn.Sequential(nn.Conv2d(3, 4, 3), sync(4), sync(4), nn.Flatten(2), nn.Conv1d(4, 4, 1))
+        self.assert_contracted(in_inference(mixed), torch.randn(2, 3, 6, 6).double(), 1)
+
+    def test_complex_layers_stay(self):
+        model = nn.Sequential(*(nn.Conv2d(4, 4, 1, bias=False, dtype=torch.cfloat) for _ in range(2))).eval()
+        plain, verdict = ct.from_blocks(model)
+        x = torch.randn(1, 4, 3, 3, dtype=torch.cfloat)
+        self.assertEqual(len(verdict), 0)
+        self.assertTrue(torch.equal(plain(x), model(x)))
+
+    def test_a_parameter_with_the_name_of_a_layer(self):
+        class Named(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.factor = (nn.Parameter(torch.randn(size)) for size in ((4, 4, 1, 1), 1))
+                self.other = nn.Conv2d(4, 4, 1)
+
+            def forward(self, x):
+                return F.conv2d(x, self.conv * self.factor) + self.other(x)
+
+        self.assert_contracted(in_inference(Named()), torch.randn(2, 4, 5, 5, dtype=torch.double), 1)
 
     def assert_contracted(self, model, x, regions):
         plain, verdict = ct.from_blocks(model)
@@ -418,11 +610,11 @@ class Blocks(unittest.TestCase):
             def __init__(self):
                 super().__init__()
                 self.first, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
-                self.skip, self.unused, self.seen = nn.Identity(), nn.Conv2d(4, 4, 1), None
+                self.skip, self.unused = nn.Identity(), nn.Conv2d(4, 4, 1)
 
             def forward(self, x):
                 y = self.first(x)
-                self.seen = self.unused(y)
+                self.unused(y)
                 return self.conv(y) + self.skip(y)
 
         self.assert_contracted(in_inference(Skip()), torch.randn(2, 3, 9, 9, dtype=torch.double), 1)
@@ -572,6 +764,23 @@ class Verify(unittest.TestCase):
         more.add_module("more", nn.ReLU())
         for each in (other, shifted, trained, more.eval()):
             self.assertIs(ct.verify(model, each).holds, False)
+        for name, a, b in (
+            ("listed", [1.0, 2.0], [1.0, 3.0]),
+            ("mapped", {"a": torch.ones(2)}, {"a": torch.zeros(2)}),
+            ("tensor", torch.ones(2), torch.zeros(2)),
+            ("_private", 1.0, 3.0),
+            ("unknown", (i for i in "a"), (i for i in "a")),  # which nothing can compare
+            ("module", [nn.Conv2d(1, 1, 1)], [nn.Conv2d(1, 1, 1)]),
+        ):
+            mine, theirs = copy.deepcopy(plain), copy.deepcopy(plain)
+            setattr(mine, name, a), setattr(theirs, name, b)
+            with self.subTest(name):
+                self.assertIs(ct.verify(mine, theirs).holds, False)
+                setattr(theirs, name, a)
+                self.assertIs(ct.verify(mine, theirs).holds, True)
+        theirs = copy.deepcopy(plain)
+        theirs.register_forward_hook(lambda module, arguments, output: 2 * output)
+        self.assertIs(ct.verify(plain, theirs).holds, False)
         with self.assertRaisesRegex(ct.ShapeError, "cannot trace 0 .Dynamic and Conv2d. to compare it"):
             ct.verify(nn.Sequential(model, Attention(plain)).eval(), nn.Sequential(nn.Conv2d(4, 4, 1), plain).eval())
 

@@ -4,6 +4,7 @@
 import math
 import os
 import socket
+import types
 import unittest
 
 from support import HAVE_TORCH, needs_torch
@@ -402,6 +403,91 @@ class Training(unittest.TestCase):
             model.block.rbr_dense[1].momentum = 1
         self.assertLess(difference([own(x)], [block(x)]), 1e-5)
         self.assertLess(difference([own.eval()(x)], [block.eval()(x)]), 1e-5)
+
+    def test_a_norm_that_runs_twice_moves_its_statistics_in_turn(self):
+        def doubled(self, x):
+            y = self.b(self.c(x))
+            return y + y + self.e(self.d(x))
+
+        def other_order(self, x):
+            p = self.b(self.d(x))
+            return self.b(self.c(x)) + p + self.e(x)
+
+        def between(self, x):
+            p = self.b(self.d(x))
+            z = self.b(2 * x).relu()
+            return self.e(self.c(x)) + p + z
+
+        def after(self, x):
+            y = self.b(self.c(x)) + self.e(self.d(x))
+            return y + self.b(2 * x).relu()
+
+        for forward, blocks in ((doubled, 0), (other_order, 0), (between, 0), (after, 1)):
+
+            class Shared(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.c, self.d = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+                    self.b, self.e = norms(4, 4)
+
+            Shared.forward = forward
+            with self.subTest(forward.__name__):
+                torch.manual_seed(0)
+                model, x = Shared().double(), torch.randn(3, 4, 5, 5, dtype=torch.double)
+                own = copy.deepcopy(model)
+                if blocks:
+                    ct.contract_in_training_(own, "always")
+                else:
+                    with self.assertRaisesRegex(ct.ShapeError, "has no block"):
+                        ct.contract_in_training_(own, "always")
+                for ours, theirs in zip(step(own, x), step(model, x), strict=True):
+                    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+    def test_a_norm_that_ran_by_itself_before(self):
+        """In the same graph, which saved its running statistics."""
+        block, x = made("RepVGG")
+        own = contracted(block)
+        found = []
+        for model in (own, block):
+            (model.rbr_dense(2 * x).square().sum() + model(x).square().sum()).backward()
+            found.append([*(p.grad for p in model.parameters()), *(b.double() for b in model.buffers())])
+        self.assertLess(difference(*found), 1e-11)
+
+    def test_code_that_does_more_than_a_graph_is_left(self):
+        class Opaque(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two, self.seen = conv_bn(4, 4, 1), conv_bn(4, 4, 3, 1), None
+
+        def sees(self, x):
+            self.seen = self.one(x) + self.two(x)
+            return self.seen
+
+        def without_gradient(self, x):
+            with torch.no_grad():
+                return self.one(x) + self.two(x)
+
+        def writes(self, x):
+            y = self.one(x)
+            x.data.mul_(2)
+            return y + self.two(x)
+
+        def of_the_instance(self, x):
+            return (self.one(x) + self.two(x)).relu()
+
+        for forward in (sees, without_gradient, writes, of_the_instance):
+            with self.subTest(forward.__name__):
+                model = Opaque()
+                if forward is of_the_instance:
+                    model.forward = types.MethodType(forward, model)
+                else:
+                    Opaque.forward = forward
+                with self.assertRaisesRegex(ct.ShapeError, "has no block"):
+                    ct.contract_in_training_(model)
+        model = Branches(conv_bn(4, 4, 1), conv_bn(4, 4, 3, 1))
+        model.branches[0].register_forward_hook(lambda module, arguments, output: 2 * output)
+        with self.assertRaisesRegex(ct.ShapeError, "has no block"):
+            ct.contract_in_training_(model)
 
     def test_autocast_and_channels_last(self):
         block, x = made("RepVGG")

@@ -5,13 +5,19 @@ The model is traced by torch.fx. Each tensor has an expression relative to its s
 a linear function of another one or that is read more than once. What is linear between two such tensors is a region.
 """
 
+import contextlib
 import copy
+import dis
+import functools
 import inspect
 import itertools
 import math
 import operator
 import os
+import pickle
+import random
 import types
+import weakref
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,7 +25,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from .contraction import Contraction
-from .expansion import _forget_hooks, _parts, in_format_of, is_expanded, require_unwrapped, shape_of
+from .expansion import OWN_HOOKS, _forget_hooks, _parts, in_format_of, is_expanded, require_unwrapped, shape_of
 from .proofs import Parameters, prove
 from .shapes import Chain, ConvShape, Error, InexactError, ShapeError, Sum, contracted_shape, leaves, require_exact
 
@@ -29,11 +35,21 @@ NORMS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNo
 POOLS = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
 CONV_FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 ADDITIONS = (operator.add, operator.iadd, torch.add)
-VIEWS = set(
-    "as_strided chunk contiguous detach diagonal expand expand_as flatten getitem movedim narrow permute reshape "
-    "select split squeeze swapaxes t tensor_split to transpose unbind unflatten unfold unsqueeze view view_as".split()
-)  # whose results may be the memory of what they read
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# What never passes on the memory of what it reads.
+FRESH = set("add sub mul div truediv matmul cat relu tanh sigmoid clone conv1d conv2d conv3d linear batch_norm".split())
+FRESH_MODULES = (
+    *CONV.values(), *NORMS, *POOLS, nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.MaxPool1d,
+    nn.MaxPool2d, nn.MaxPool3d, nn.GroupNorm, nn.LayerNorm,
+)  # fmt: skip
+# What code that does more than a graph says has among its names.
+OPAQUE = set(
+    "no_grad enable_grad inference_mode set_grad_enabled is_grad_enabled autocast checkpoint checkpoint_sequential "
+    "random rand randn randint randperm rand_like randn_like randint_like bernoulli manual_seed is_tensor setattr "
+    "register_buffer register_parameter".split()
+)
+OPAQUE_STEPS = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"}
+INTERNAL = vars(nn.Module()).keys()
 
 
 class VerificationError(Error):
@@ -157,7 +173,7 @@ def _contract_blocks(module):
 
 
 class _NotLinear(Exception):
-    """Of a node: an operand that is no constant, or not what it was when it was made."""
+    """Of a node: an operand that is no constant."""
 
 
 class _Proxy(fx.Proxy):
@@ -187,14 +203,20 @@ def trace(module, modes=(False, False)):
 
     It is traced twice, in training mode or not, the second time with None for the arguments whose default that is.
     None where torch.fx cannot trace it, or where the graphs differ: the code depends on what no graph has, such as a
-    counter, a draw or a missing argument.
+    counter or a missing argument. None too where its code is opaque, changes what its modules hold or the state of
+    random numbers, or writes to a tensor that something else may read; and where a module within it has hooks.
     """
-    if any(map(_asks_what_is_a_tensor, module.modules())):
+    if _opaque(module):
         return None
+    draws = torch.get_rng_state(), random.getstate()
     try:
         root = copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
         for each in root.modules():
             _forget_hooks(each)
+        tracer = _Tracer()
+        if any(hooked(each) for each in root.modules() if each is not root and not tracer.is_leaf_module(each, "")):
+            return None
+        held = _held(root)
         parameters = inspect.signature(type(root).forward).parameters
         optional = {name: None for name, each in parameters.items() if each.default is None}
         known, found = set(vars(root)), []
@@ -207,10 +229,17 @@ def trace(module, modes=(False, False)):
             made = {name: vars(root).pop(name) for name in vars(root).keys() - known}
             made = {name: value for name, value in made.items() if torch.is_tensor(value)}
             found.append((_described(graph), values, graph, made))
+        if held != _held(root) or not _equal(draws, (torch.get_rng_state(), random.getstate())):
+            return None
     except Exception:  # whatever a model's own code raises when it meets a proxy
         return None
+    finally:
+        torch.set_rng_state(draws[0])
+        random.setstate(draws[1])
     (described, values, graph, made), (others, other_values, *_) = found
     if not _equal(described, others) or not _equal(values, other_values):
+        return None
+    if any(_writes(node, root) and not (node.args and _owned(node.args[0], root)) for node in graph.nodes):
         return None
     for name, value in made.items():
         root.register_buffer(name, value, persistent=False)
@@ -218,14 +247,93 @@ def trace(module, modes=(False, False)):
 
 
 def hooked(module):
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
-def _asks_what_is_a_tensor(module):
-    """Whether its code does; a proxy is none."""
-    names = set(getattr(getattr(type(module).forward, "__code__", None), "co_names", ()))
-    asks = "is_tensor" in names or {"isinstance", "Tensor"} <= names
-    return asks and not type(module).__module__.startswith("torch.nn")
+def _writes(node, root):
+    """Whether a node writes to a tensor that it reads: the first of its arguments, if to any of these."""
+    if node.op == "call_module":
+        return any(getattr(each, "inplace", False) for each in root.get_submodule(node.target).modules())
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name, given = _name(node), node.kwargs
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+    except (TypeError, ValueError):  # a method's name, or a function of PyTorch's that says nothing about itself
+        pass
+    augmented = getattr(operator, name, None) is node.target and name[0] == "i" and hasattr(operator, name[1:])
+    return augmented or name.endswith("_") or name == "setitem" or bool(given.get("inplace")) or "out" in node.kwargs
+
+
+def _owned(node, root):
+    """Whether a node's memory is its own, and one other alone reads it."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1 or "out" in node.kwargs:
+        return False
+    module = root.get_submodule(node.target) if node.op == "call_module" else None
+    if module is not None and hooked(module):
+        return False
+    if _writes(node, root) or type(module) in IDENTITIES:
+        return bool(node.args) and _owned(node.args[0], root)
+    name = _name(node)
+    known = node.op == "call_method" or any(getattr(each, name, None) is node.target for each in (operator, torch, F))
+    return isinstance(module, FRESH_MODULES) if module is not None else known and name in FRESH
+
+
+def _held(root):
+    """What the modules hold in containers of their own, by identity."""
+    values = [value for each in root.modules() for key, value in vars(each).items() if key not in INTERNAL]
+    values = [value.values() if isinstance(value, dict) else value for value in values]
+    return [[*map(id, value)] for value in values if isinstance(value, (list, set, type({}.values())))]
+
+
+def _ours(kind):
+    """Whether a class or function is PyTorch's or this package's, whose code is known."""
+    return (getattr(kind, "__module__", None) or "").partition(".")[0] in ("torch", "concertina", "builtins")
+
+
+def _opaque(module):
+    """Whether code of the module does more than a graph says, or other than its class says.
+
+    Looked at is the bytecode of `forward`, of the methods that it names, and of the functions among its globals,
+    closures and attributes: whether it names something that is OPAQUE, asks whether something is a tensor, which a
+    proxy is not, or assigns attributes.
+    """
+    if any("forward" in vars(each) for each in module.modules()):
+        return True
+    own = [each for each in module.modules() if not _ours(type(each))]
+    classes = {kind for each in own for kind in type(each).__mro__ if not _ours(kind)}
+    waiting = [type(each).forward for each in own] + [value for each in own for value in vars(each).values()]
+    seen = set()
+    while waiting:
+        function = waiting.pop()
+        for inner in ("fget", "__func__"):  # of properties, and of methods, static ones too
+            function = getattr(function, inner, function)
+        if not isinstance(function, types.FunctionType) or function in seen or _ours(function):
+            continue
+        seen.add(function)
+        names, steps = _code(function.__code__)
+        values = [function.__globals__[name] for name in names & function.__globals__.keys()]
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # an empty one
+                values.append(cell.cell_contents)
+        called = names.union(str(getattr(value, "__name__", "")).rpartition(".")[2] for value in values)
+        if called & OPAQUE or steps & OPAQUE_STEPS or {"isinstance", "Tensor"} <= called:
+            return True
+        waiting += values + [vars(kind)[name] for kind in classes for name in names & vars(kind).keys()]
+        if hasattr(function, "__wrapped__"):  # by a decorator, such as no_grad()
+            return True
+    return False
+
+
+@functools.lru_cache(maxsize=None)
+def _code(code):
+    """The names and kinds of steps of code and of what is nested in it."""
+    names, steps = {*code.co_names, *code.co_freevars}, {step.opname for step in dis.get_instructions(code)}
+    for inner in (each for each in code.co_consts if isinstance(each, types.CodeType)):
+        more, further = _code(inner)
+        names, steps = names | more, steps | further
+    return names, steps
 
 
 def _described(graph):
@@ -237,14 +345,30 @@ def _described(graph):
     ]
 
 
-def _equal(a, b):
+def _equal(a, b, pairs=frozenset()):
+    """Whether both are the same, as far as that can be told; else False. `pairs` are ids of modules taken as such."""
     if torch.is_tensor(a) and torch.is_tensor(b):
         return a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_equal, a, b))
+        return len(a) == len(b) and all(_equal(x, y, pairs) for x, y in zip(a, b))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    return type(a) is type(b) and a == b
+        return a.keys() == b.keys() and all(_equal(a[key], b[key], pairs) for key in a)
+    if type(a) is not type(b) or isinstance(a, fx.Node):
+        return a is b
+    if isinstance(a, slice):
+        return _equal((a.start, a.stop, a.step), (b.start, b.stop, b.step), pairs)
+    if isinstance(a, types.MethodType):
+        return a.__func__ is b.__func__ and _equal(a.__self__, b.__self__, pairs)
+    if isinstance(a, nn.Module):
+        both = (id(a), id(b))
+        own, others = ((_settings(each), each._parameters, each._buffers, each._modules) for each in (a, b))
+        return both in pairs or _equal(own, others, pairs | {both})
+    if isinstance(a, weakref.ref):
+        return _equal(a(), b(), pairs)
+    try:
+        return a is b or (a == b) is True or pickle.dumps(a) == pickle.dumps(b)
+    except Exception:  # whatever objects of a model's own raise
+        return False
 
 
 def _traced(module, cheaper=True):
@@ -270,14 +394,6 @@ class _Regions:
         self.modules = dict(graph_module.named_modules())
         self.drop_dead()
         self.nodes = list(graph_module.graph.nodes)
-        # Tensors that an operation writes to while others read them: what these read depends on the order.
-        self.written = set()
-        for node in filter(self.in_place, self.nodes):
-            tensor = node.args[0]
-            while isinstance(tensor, fx.Node):
-                if len(tensor.users) > 1:
-                    self.written.add(tensor)
-                tensor = tensor.args[0] if self.in_place(tensor) or _name(tensor) in VIEWS else None
         self.frugal = set()  # nodes that go on from a region only where that costs no more
         self.find()
         costly = [region for _, region in self.ends() if not self.pays(region)]
@@ -289,15 +405,6 @@ class _Regions:
         self.constants, self.regions, self.absorbed = {}, {}, set()
         for node in self.nodes:
             self.regions[node] = None if self.constant(node) else self.linear(node) or Region(node)
-
-    def in_place(self, node):
-        if not node.args or not isinstance(node.args[0], fx.Node):
-            return False
-        if node.op == "call_module":
-            return getattr(self.modules[node.target], "inplace", False)
-        name = _name(node)
-        augmented = getattr(operator, name, None) is node.target and name[0] == "i" and hasattr(operator, name[1:])
-        return augmented or name.endswith("_") or bool(node.kwargs.get("inplace")) or name == "setitem"
 
     # ---- constants: what depends on parameters alone, such as kernels that are generated
 
@@ -320,14 +427,14 @@ class _Regions:
         return True
 
     def of_constants(self, node):
-        """Whether a node computes something of constants alone, none of which is written to."""
+        """Whether a node computes something of constants alone, and draws no numbers."""
         inputs = node.all_input_nodes
-        computes = node.op not in ("placeholder", "output") and inputs and not self.in_place(node)
-        return computes and all(each in self.constants and each not in self.written for each in inputs)
+        computes = node.op not in ("placeholder", "output") and inputs and not _writes(node, self.model)
+        return computes and "dropout" not in _name(node) and all(each in self.constants for each in inputs)
 
     def value(self, argument):
         def known(node):
-            if node not in self.constants or node in self.written:
+            if node not in self.constants:
                 raise _NotLinear
             return self.constants[node]
 
@@ -350,8 +457,6 @@ class _Regions:
 
     def before(self, node):
         """The region that a linear operation on `node` goes on from."""
-        if node in self.written:
-            raise _NotLinear
         region = self.regions[node]
         return region if region.source is node or len(node.users) == 1 else Region(node)
 
@@ -367,6 +472,8 @@ class _Regions:
             return replace(base, nodes=base.nodes + [node])
         if is_expanded(module):
             contraction, weights, biases = _parts(module)
+            if weights[0].is_complex():
+                return None
             return self.chained(node, [_parameters(*each) for each in zip(contraction.leaves, weights, biases)])
         if kind is nn.Linear or kind in CONV.values():
             try:
@@ -375,13 +482,12 @@ class _Regions:
                 return None
             shape, input = self.with_zero_pad(node, shape)
             return self.chained(node, [_parameters(shape, module.weight, module.bias)], input)
-        if kind is nn.BatchNorm1d and not base.parameters:
-            return None  # whether of images or of maps, nobody says
         if kind in NORMS and module.running_mean is not None:
-            return self.chained(node, [_norm(module, self.rank_of(module))])
+            rank = self.rank_of(module, base)
+            return self.chained(node, [_norm(module, rank)]) if rank else None
         if _pads_with_its_shift(module):
             return self.padded_norm(node, *module.children(), module.pad_pixels)
-        if kind in POOLS and base.parameters:
+        if kind in POOLS and base.parameters and contracted_shape(base.form).rank == POOLS[kind]:
             return self.chained(node, _pool(module, contracted_shape(base.form).out_channels))
         return None
 
@@ -399,10 +505,15 @@ class _Regions:
         both = tuple((p + start, q + end) for (p, q), (start, end) in zip(shape.padding, sides))
         return replace(shape, padding=both), pad.args[0]
 
-    def rank_of(self, norm):
-        """Where a norm has none of its own, that of the model's convolutions."""
-        kinds = {type(module) for module in self.modules.values()}
-        return NORMS[type(norm)] or next((rank for rank, kind in CONV.items() if kind in kinds), 2)
+    def rank_of(self, norm, base):
+        """The rank of the maps that a norm normalises, of which nn.BatchNorm1d and nn.SyncBatchNorm say nothing: that
+        of the region before it, or of a convolution that reads the same; 0 where there is none."""
+        if type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d):
+            return NORMS[type(norm)]
+        if base.parameters:
+            return contracted_shape(base.form).rank
+        readers = [type(self.modules.get(node.target)) for node in base.source.users if node.op == "call_module"]
+        return next((rank for rank, kind in CONV.items() if kind in readers), 0)
 
     def identity(self, like):
         shape = _diagonal(like.rank, like.in_channels, False)
@@ -412,6 +523,8 @@ class _Regions:
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given = {**dict(zip(names, node.args)), **node.kwargs}
         weight, bias = self.value(given["weight"]), self.value(given.get("bias"))
+        if weight.is_complex():
+            return None
         rank = CONV_FUNCTIONS[node.target]
 
         def axes(name, default):
@@ -453,7 +566,7 @@ class _Regions:
             return None
         padded = replace(base.form[0], padding=tuple((p + padding, q + padding) for p, q in base.form[0].padding))
         self.regions[node.args[0]] = replace(base, form=Chain((padded, *base.form[1:])))
-        joined = self.chained(node, [_norm(norm, self.rank_of(norm))])
+        joined = self.chained(node, [_norm(norm, contracted_shape(base.form).rank)])
         if joined.source is base.source:
             return joined
         self.regions[node.args[0]] = base
@@ -466,6 +579,8 @@ class _Regions:
         regions = [self.before(arg) for arg in operands]
         if len({region.source for region in regions}) > 1 or not any(region.parameters for region in regions):
             return None
+        if len({*operands}) < len(operands):
+            return None  # norms in training would be run for each
         like = next(region for region in regions if region.parameters)
         branches, parameters, nodes = [], [], []
         for region in regions:
@@ -485,7 +600,7 @@ class _Regions:
     def with_source(self, region, node):
         """A sum's region, with that of its source where nothing else reads this."""
         source, base = region.source, self.regions[region.source]
-        if not base or not base.parameters or source in self.written or not set(source.users) <= set(region.nodes):
+        if not base or not base.parameters or not set(source.users) <= set(region.nodes):
             return region
         parts = base.form if isinstance(base.form, Chain) else [base.form]
         stride = math.prod(contracted_shape(base.form).stride)
@@ -554,12 +669,20 @@ class _Regions:
         reads = (node for node in self.nodes if isinstance(node.target, str))
         return all(node in region.nodes for node in reads if f"{node.target}.".startswith(f"{name}."))
 
+    def has(self, name):
+        """Whether the model has something of that name, a module or a tensor."""
+        try:
+            operator.attrgetter(name)(self.model)
+        except AttributeError:
+            return False
+        return True
+
     def drop_dead(self, gone=()):
         """Erases what nobody reads, but for what does something else too and is not among the nodes that are gone."""
         self.model.graph.eliminate_dead_code(lambda node: node.is_impure() or (node not in gone and self.acts(node)))
 
     def acts(self, node):
-        return self.in_place(node)
+        return False
 
     def replaced(self):
         """The model, with one layer for each region."""
@@ -572,7 +695,7 @@ class _Regions:
                 name = names[0]
             else:  # a block
                 name = ".".join([*os.path.commonprefix([name.split(".")[:-1] for name in names]), "conv"])
-            while name in self.modules and not (name in names and self.only_in(region, name)):
+            while self.has(name) and not (name in names and self.only_in(region, name)):
                 name += "_"
             self.modules[name] = _plain_module(*region.contracted())
             self.model.add_submodule(name, self.modules[name])
@@ -586,7 +709,7 @@ class _Regions:
         return self.model.eval()
 
 
-def _compare(model, other, accumulator, verdict, prefix=""):
+def _compare(model, other, accumulator, verdict, prefix="", pairs=frozenset()):
     """Appends to the verdict what the models' regions prove, and states what is different."""
     mine, theirs = (_traced(each, cheaper=False) for each in (model, other))
     if mine is not None and theirs is not None:
@@ -595,11 +718,12 @@ def _compare(model, other, accumulator, verdict, prefix=""):
     if kind is not type(other):
         raise ShapeError(f"torch.fx cannot trace {where} ({kind.__name__} and {type(other).__name__}) to compare it")
     own, others = ((_settings(each), each._parameters, each._buffers) for each in (model, other))
-    if not _equal(own, others) or model._modules.keys() != other._modules.keys():
+    pairs |= {(id(model), id(other))}
+    if not _equal(own, others, pairs) or model._modules.keys() != other._modules.keys():
         verdict.difference = where
     for name, child in model._modules.items():
         if child is not None and not verdict.difference:
-            _compare(child, other._modules[name], accumulator, verdict, f"{prefix}{name}.")
+            _compare(child, other._modules[name], accumulator, verdict, f"{prefix}{name}.", pairs)
 
 
 def _compare_traced(mine, theirs, accumulator, verdict, prefix):
@@ -672,10 +796,10 @@ def _same_operation(mine, node, theirs, other, same):
 
 
 def _settings(module):
-    """Its class, and what it prints and does not, such as a number of heads."""
-    plain = (int, float, str, tuple, type(None), torch.dtype, types.FunctionType, types.BuiltinFunctionType)
-    values = vars(module).items()
-    return type(module), {name: value for name, value in values if isinstance(value, plain) and name[0] != "_"}
+    """Its class, its attributes but for what it has as a module, and its hooks."""
+    own = {name: value for name, value in vars(module).items() if name not in INTERNAL}
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module), own, [[hook for hook in each.values() if hook not in OWN_HOOKS] for each in hooks]
 
 
 # ---- leaves ------------------------------------------------------------------------------------------

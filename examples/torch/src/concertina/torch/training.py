@@ -343,7 +343,8 @@ def _move(norm, mean, variance, count):
         momentum = 1 / float(norm.num_batches_tracked) if momentum is None else momentum
     if norm.running_mean is not None:
         for running, value in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
-            running.copy_((1 - momentum) * running.double() + momentum * value)
+            # As PyTorch's own, a write that autograd does not see: what was saved of a norm run before is not read.
+            running.data.copy_((1 - momentum) * running.double() + momentum * value)
 
 
 # ---- blocks of a model -------------------------------------------------------------------------------
@@ -388,8 +389,11 @@ class _TrainingRegions(_Regions):
                 self.reasons.append(str(error))
                 return None
         elif kind in NORMS:
-            shape = _diagonal(self.rank_of(module), module.num_features, True)
-        elif kind in POOLS and base.parameters:
+            rank = self.rank_of(module, base)
+            if not rank:
+                return None
+            shape = _diagonal(rank, module.num_features, True)
+        elif kind in POOLS and base.parameters and contracted_shape(base.form).rank == POOLS[kind]:
             pool = _pool(module, contracted_shape(base.form).out_channels)
             if not pool:
                 return None
@@ -413,8 +417,16 @@ class _TrainingRegions(_Regions):
         for node, region in self.ends():
             kinds = [type(self.modules.get(name)) for name in region.parameters]
             norms = [kind in NORMS for kind in kinds]
-            if any(norms) and sum(kind in CONV.values() or kind in POOLS for kind in kinds) > 1:
+            several = sum(kind in CONV.values() or kind in POOLS for kind in kinds) > 1
+            if any(norms) and several and not self.out_of_turn(node, region):
                 yield node, region, norms
+
+    def out_of_turn(self, end, region):
+        """Whether one of its norms runs again before its end: running statistics would move in another order."""
+        at = {node: index for index, node in enumerate(self.nodes)}
+        calls = [(each.target, at[each]) for each in self.nodes if each.op == "call_module"]
+        norms = [each for each in region.nodes if each.op == "call_module" and type(self.modules[each.target]) in NORMS]
+        return any(name == each.target and at[each] < where < at[end] for each in norms for name, where in calls)
 
     def contracted(self, when):
         """The forward that runs each block as one layer, and the contractions."""
