@@ -135,8 +135,9 @@ def verify(model, other, accumulator=torch.float64):
     """Whether `other` is `model` with linear layers contracted, or the other way round: a Verdict.
 
     Each region of one must be that of the other, whose layers are taken as accumulated in `accumulator` and rounded
-    once; everything else must be the same. Modules whose code torch.fx cannot trace must have the same code and
-    settings, and children for which all this holds. Code is traced in copies of the models, which share their tensors.
+    once; everything else must be the same. Modules whose code torch.fx cannot trace must have the same class,
+    attributes and hooks, where what cannot be compared is different, and children for which all this holds. Code is
+    traced in copies of the models, which share their tensors.
     Requires  eval() of both
     Throws    ShapeError for models in training, wrapped, compiled or on the meta device, and where only one has such a
               module

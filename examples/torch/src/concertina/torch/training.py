@@ -33,8 +33,9 @@ def contract_in_training_(model, when="auto"):
           "always" contracts
 
     nn.SyncBatchNorm shares its statistics among workers, on any device; the gradient of the parameters is as of
-    PyTorch's. Not contracted are blocks with dropout, layers with hooks or parametrizations, and code that depends on
-    `training`. Weights are contracted, and moments taken, in double. Gradients have no gradients.
+    PyTorch's. Not contracted are blocks with dropout, layers with hooks or parametrizations, code that depends on
+    `training`, and what from_blocks leaves because a graph would not be the same. Weights are contracted, and moments
+    taken, in double. Gradients have no gradients.
     Throws  ShapeError where no block is found, with the reason where there is one, or when called again; in the step,
             where a norm has one value per channel
     """
