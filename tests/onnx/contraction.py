@@ -327,14 +327,15 @@ def check_constants(program, folder):
         for path, elements in (("a.onnx", values), ("b.onnx", others)):
             constant = helper.make_tensor("constant", type, [2], elements)
             graph = helper.make_graph(
-                [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["constant"], ["z"])], "constants",
-                [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+                [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["constant"], ["z"])],
+                "constants", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
                 [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]),
                  helper.make_tensor_value_info("z", type, [2])], [constant])
             if not initializer:
                 del graph.initializer[:]
                 graph.node.insert(0, helper.make_node("Constant", [], ["constant"], value=constant))
-            onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / path)
+            opsets = [helper.make_opsetid("", 21)]
+            onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / path)
         name = TensorProto.DataType.Name(type)
         code, _, error = run(program, "verify", folder / "a.onnx", folder / "a.onnx")
         require(code == 0, f"{name}: a model and itself: exit code {code} {first_line(error)}")

@@ -19,7 +19,7 @@ bin=$(realpath "$1") here=$(realpath "$(dirname "$0")")
 # said. CHAIN is its metadata chain; - for none.
 make() {
   python3 - "$@" <<'PYTHON'
-import json, math, struct, sys
+import json, math, os, struct, sys
 path, chain, *tensors = sys.argv[1:]
 def bf16(f):
     return struct.pack("<H", struct.unpack("<I", struct.pack("<f", f))[0] >> 16)
@@ -30,7 +30,8 @@ for i, tensor in enumerate(tensors):
     name, shape = tensor.split("=")
     shape, dtype = shape.split(":") if ":" in shape else (shape, "F64")
     shape = [int(n) for n in shape.split(",")]
-    numbers = [((5 * n + i) % 7 - 3) / 8 for n in range(math.prod(shape))]
+    scale = float(os.environ.get("SCALE", 1)) / 8
+    numbers = [((5 * n + i) % 7 - 3) * scale for n in range(math.prod(shape))]
     if name.endswith("running_var"):
         numbers = [abs(n) + 0.5 for n in numbers]
     piece = b"".join(map(pack[dtype], numbers))
@@ -251,9 +252,15 @@ for rows in 0 -1 many; do expect 2 verify cl.safetensors layer.safetensors --sam
 expect 2 contract cl.safetensors --sample 4
 expect 6 verify cl.safetensors pool.safetensors
 expect 5 verify cl.safetensors no-such-file.safetensors
+says err 'no-such-file'
 mkfifo pipe.onnx
 expect 5 info pipe.onnx
-says err 'no-such-file'
+says err 'not a regular file'
+# Of 16 bits that hold no digit of the weights nothing is proved.
+SCALE=1e-9 make faint.safetensors a a.weight=4,3,1,1:F32
+SCALE=1e-9 make lost.safetensors '' weight=4,3,1,1:F16
+expect 6 verify faint.safetensors lost.safetensors --input input=1x3x1x1
+says out 'smaller than a unit in the last place'
 # Rounded to 16 bits too a layer is right; and wrong with a sign changed.
 for dtype in F32 F16 BF16; do
   expect 0 contract cl.safetensors --verify --dtype $dtype -o rounded.safetensors
