@@ -79,17 +79,57 @@ TEST_CASE("what is no temporary file of this user stays", "[files]") {
   CHECK(folder.count() == 5 + more);
 }
 
-TEST_CASE("a file that is linked twice keeps its other name", "[files]") {
+/// Writes a file that names data, as "name: text".
+void write(const Folder& folder, const std::string& text) {
+  AtomicFile data(folder / "data"), file(folder / "file");
+  data.write(bytes_of(text));
+  file.write(bytes_of("data: " + text));
+  AtomicFile::commit(data, file, [&](AtomicFile& between, const std::string& name) {
+    CHECK(contents(folder / name) == text);
+    between.write(bytes_of(name + ": " + text));
+  });
+}
+
+TEST_CASE("a file and its data are replaced together", "[files]") {
   const Folder folder;
-  put(folder / "a", "old");
-  fs::create_hard_link(folder / "a", folder / ".concertina-0.tmp");  // killed between two files
-  AtomicFile first(folder / "a"), second(folder / "b");
-  CHECK(contents(folder / "a") == "old");
-  first.write(bytes_of("1"));
-  second.write(bytes_of("2"));
-  AtomicFile::commit(first, second);
-  CHECK(contents(folder / "a") == "1");
-  CHECK(folder.count() == 2);
+  const bool linked = GENERATE(false, true);
+  for (const auto* text : {"1", "2"}) {
+    write(folder, text);
+    CHECK(contents(folder / "file") == std::string("data: ") + text);
+    CHECK(contents(folder / "data") == text);
+    CHECK(folder.count() == 2);
+    // Killed while both were replaced.
+    if (linked) fs::create_hard_link(folder / "file", folder / ".concertina-0.tmp");
+    if (linked) fs::create_hard_link(folder / "data", folder / ".data.concertina-0");
+  }
+}
+
+TEST_CASE("a file and its data are replaced, or neither is", "[files]") {
+  const Folder folder;
+  const bool file_was = GENERATE(false, true), data_was = GENERATE(false, true);
+  if (file_was) put(folder / "file", "file");
+  if (data_was) put(folder / "data", "data");
+  const auto blocked = GENERATE(as<std::string>(), "file", "data");
+  {
+    AtomicFile data(folder / "data"), file(folder / "file");
+    data.write(bytes_of("new"));
+    file.write(bytes_of("new"));
+    fs::remove(folder / blocked);
+    fs::create_directory(folder / blocked);
+    const auto commit = [&] {
+      AtomicFile::commit(data, file, [](AtomicFile& between, const std::string& name) {
+        between.write(bytes_of(name));
+      });
+    };
+    CHECK_THAT(test::refusal<IoError>(commit),
+               Catch::StartsWith("cannot write " + (folder / blocked).string()));
+  }
+  CHECK(fs::is_directory(folder / blocked));
+  const std::string other = blocked == "file" ? "data" : "file";
+  const bool was = other == "file" ? file_was : data_was;
+  CHECK(fs::exists(folder / other) == was);
+  CHECK(contents(folder / other) == (was ? other : ""));
+  CHECK(folder.count() == 1 + was);
 }
 
 }  // namespace

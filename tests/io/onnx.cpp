@@ -1315,31 +1315,3 @@ TEST_CASE("whatever fails, both files stay, and nothing else", "[onnx]") {
   CHECK(contents(folder / "m.data") == "precious");
   CHECK(folder.count() == 2);
 }
-
-TEST_CASE("of two files, the first comes back if the second cannot be replaced", "[onnx]") {
-  using io::detail::AtomicFile;
-  const Folder folder;
-  const bool existed = GENERATE(false, true);
-  if (existed) put(folder / "first", "precious");
-  {
-    AtomicFile first(folder / "first"), second(folder / "second");
-    first.write(bytes_of("new"));
-    second.write(bytes_of("new"));
-    fs::create_directory(folder / "second");
-    CHECK_THAT(refusal<IoError>([&] { AtomicFile::commit(first, second); }),
-               Catch::StartsWith("cannot write " + (folder / "second").string()));
-  }
-  CHECK(contents(folder / "first") == (existed ? "precious" : ""));
-  CHECK(fs::exists(folder / "first") == existed);
-  CHECK(folder.count() == 1 + existed);
-  fs::remove(folder / "second");
-  {
-    AtomicFile first(folder / "first"), second(folder / "second");
-    first.write(bytes_of("1"));
-    second.write(bytes_of("2"));
-    AtomicFile::commit(first, second);
-  }
-  CHECK(contents(folder / "first") == "1");
-  CHECK(contents(folder / "second") == "2");
-  CHECK(folder.count() == 2);
-}

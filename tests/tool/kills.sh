@@ -1,62 +1,61 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Programs killed while they write a model over another: it is the one before or the one after, and nothing is left.
+# Programs killed at every call that writes, completes, names or removes a file, while they write a model over another:
+# what is there is the one before or the one after, with its data, and the next write leaves nothing else.
 #
-#     tests/tool/kills.sh BIN [COUNT]
+#     tests/tool/kills.sh BIN PRELOAD
 #
-# BIN is the program concertina, COUNT how often it is killed, by default 100: every other time at any moment, else
-# from when it has begun to write. Some must have been killed before it was done with that.
+# BIN is the program concertina, PRELOAD the library that kills (kill_at.cpp).
 set -uo pipefail
 
-[ $# -ge 1 ] || { echo "usage: kills.sh BIN [COUNT]" >&2; exit 2; }
-bin=$(realpath "$1") count=${2:-100}
-[ -d /proc/self/fd ] || { echo "kills.sh: there is no /proc, which tells what a program writes" >&2; exit 2; }
+[ $# = 2 ] || { echo "usage: kills.sh BIN PRELOAD" >&2; exit 2; }
+bin=$(realpath "$1") preload=$(realpath "$2")
 scratch=$(realpath "$(mktemp -d)")
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 2
 
-# 14 MB that nothing contracts: it is written for about as long as it is read.
-"$bin" expand --network alexnet512 -o in.onnx >/dev/null && mkdir folder &&
-  "$bin" contract in.onnx -o after.onnx >/dev/null && echo before >before.onnx || exit 1
-write() { exec "$bin" contract in.onnx -o folder/out.onnx >/dev/null 2>&1; }
+# Two models of the same names, and each again with its data beside it.
+"$bin" expand --network smallnet3 --seed 1 -o before.onnx >before.txt &&
+  "$bin" expand --network smallnet3 --seed 2 -o after.onnx >after.txt || exit 1
+# same MODEL: it is what there is in the folder, whether written so or with data by another name
+same() { diff -rq "written-$1" folder >/dev/null || "$bin" verify "$1" folder/out.onnx >/dev/null 2>&1; }
+if "$bin" verify before.onnx after.onnx >/dev/null; then echo "the models are equal"; exit 1; fi
 
-# is_writing PID: it has a file in the folder open
-is_writing() {
-  local file
-  for file in /proc/"$1"/fd/*; do
-    [[ -f $file && ! $file -ef in.onnx && $(readlink "$file") == "$scratch"/folder/* ]] && return 0
+killed=0 before=0 after=0 wrong=0
+# kills OPTION...: what is written over a model that was written so too, and where there is none
+kills() {
+  local at status was
+  for was in before.onnx after.onnx; do
+    rm -rf "written-$was" && mkdir "written-$was"
+    "$bin" contract "$was" -o "written-$was/out.onnx" "$@" >/dev/null || exit 1
   done
-  return 1
+  for was in before.onnx ''; do
+    for ((at = 1;; ++at)); do
+      rm -rf folder
+      if [ -n "$was" ]; then cp -r "written-$was" folder; else mkdir folder; fi
+      LD_PRELOAD=$preload KILL_AT=$at "$bin" contract after.onnx -o folder/out.onnx "$@" >/dev/null
+      status=$?
+      if [ $status = 0 ] && same after.onnx; then
+        break
+      elif [ $status != 137 ]; then
+        wrong=$((wrong + 1)) && echo "call $at of '$*' over '$was': status $status" && break
+      elif [ ! -e folder/out.onnx ] && [ -z "$was" ]; then
+        before=$((before + 1))
+      elif [ -n "$was" ] && same "$was"; then
+        before=$((before + 1))
+      elif same after.onnx; then
+        after=$((after + 1))
+      else
+        wrong=$((wrong + 1)) && echo "killed at call $at of '$*' over '$was':" && ls -lA folder
+      fi
+      killed=$((killed + 1))
+      "$bin" contract after.onnx -o folder/out.onnx "$@" >/dev/null && same after.onnx &&
+        ! find folder -mindepth 1 ! -name 'out.onnx*' | grep . || { wrong=$((wrong + 1)) && ls -lA folder; }
+    done
+  done
 }
+{ kills && kills --external-data out.onnx.data; } 2>stderr
 
-start=$(date +%s%N)
-(write)
-whole=$((($(date +%s%N) - start) / 1000000))
-killed=0 writing=0 before=0 after=0 wrong=0
-for ((round = 0; killed < count && round < 10 * count; round++)); do
-  cp before.onnx folder/out.onnx
-  write &
-  if ((round % 2 == 0)); then
-    delay=$((RANDOM * (whole + whole / 4) / 32768))
-    sleep "$((delay / 1000)).$(printf %03d $((delay % 1000)))"
-  else
-    until is_writing $! || ! kill -0 $! 2>/dev/null; do :; done
-    for ((i = RANDOM / 8; i > 0; i--)); do :; done
-  fi
-  kill -STOP $! 2>/dev/null
-  is_writing $! && amid=1 || amid=0
-  kill -9 $! 2>/dev/null && killed=$((killed + 1))
-  wait $! 2>/dev/null
-  if cmp -s folder/out.onnx before.onnx; then
-    before=$((before + 1)) writing=$((writing + amid))
-  elif cmp -s folder/out.onnx after.onnx; then
-    after=$((after + 1))
-  else
-    wrong=$((wrong + 1))
-  fi
-  [ "$(ls -A folder)" = out.onnx ] || { wrong=$((wrong + 1)) && ls -A folder; rm -f folder/.* 2>/dev/null; }
-done
-echo "$killed killed in up to $((whole + whole / 4)) ms, $writing while they wrote: $before before, $after after," \
-  "$wrong wrong or with files left"
-[ "$wrong" = 0 ] && [ "$killed" = "$count" ] && [ "$writing" -ge $((count / 10 > 0 ? count / 10 : 1)) ]
+echo "$killed killed: $before before, $after after, $wrong wrong or with files left"
+[ "$wrong" = 0 ] && [ "$before" -gt 0 ] && [ "$after" -gt 0 ]

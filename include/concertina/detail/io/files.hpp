@@ -115,7 +115,9 @@ class AtomicFile {
       fail("there is something that is not a regular file");
     }
 #ifdef CONCERTINA_LOCKS_FILES
-    for (int number = 0; number < 16; ++number) remove_abandoned(temporary_path(number));
+    for (int number = 0; number < most_abandoned; ++number) {
+      remove_abandoned(temporary_path(number));
+    }
 #endif
     file_ = create_unnamed();
     if (!file_) std::tie(file_, temporary_) = create_temporary();
@@ -146,47 +148,69 @@ class AtomicFile {
     complete_ = true;
   }
 
-  /// Both or neither: what is at the first path comes back if the second cannot be replaced.
-  static void commit(AtomicFile& first, AtomicFile& second) {
-    first.close();
-    second.close();
+  /// Both or neither, of data and of a file that says by which name they are found. Data that are
+  /// there cannot be replaced at once with the file: `write(between, name)` is to write the file
+  /// with another name, by which the new data are found until they have their own. So what is there
+  /// belongs together whenever the program is killed.
+  template <class Write>
+  static void commit(AtomicFile& data, AtomicFile& file, const Write& write) {
+    data.close();
+    file.close();
     std::error_code error;
+    if (!std::filesystem::exists(data.target_, error)) {
+      data.commit();
+      try {
+        file.commit();
+      } catch (...) {
+        std::filesystem::remove(data.target_, error);
+        throw;
+      }
+      return;
+    }
+    const auto other = [&](int number) { return other_path(data.shown_path_, number); };
+    const auto name = data.link(data.temporary_, other);
     std::filesystem::path before;
 #ifdef CONCERTINA_LOCKS_FILES
-    const Descriptor kept(::open(first.target_.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    const Descriptor kept(::open(file.target_.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
     if (kept) lock(kept.get());  // so that nobody takes `before` for abandoned
 #endif
-    if (std::filesystem::exists(first.target_, error)) {
-      before = first.temporary_name([&](const char* name) {
-        std::filesystem::create_hard_link(first.target_, name, error);
-        if (error && error != std::errc::file_exists) {
-          std::filesystem::copy_file(first.target_, name, error);  // where there are no links
-        }
-        errno = error.default_error_condition().value();
-        return !error;
-      });
-    }
     try {
-      first.commit();
-      second.commit();
-    } catch (...) {
-      if (!before.empty()) {
-        std::filesystem::rename(before, first.target_, error);
-      } else if (first.complete_) {
-        std::filesystem::remove(first.target_, error);
+      AtomicFile between(file.target_);
+      write(between, name.filename().string());
+      between.close();
+      if (std::filesystem::exists(file.target_, error)) {
+        before = file.link(file.target_, file.temporary_names());
       }
+      between.commit();
+      try {
+        data.commit();
+      } catch (...) {
+        if (before.empty()) std::filesystem::remove(file.target_, error);
+        throw;
+      }
+    } catch (...) {
+      if (!before.empty()) std::filesystem::rename(before, file.target_, error);
       std::filesystem::remove(before, error);  // renamed to another name of its own, it stays
+      std::filesystem::remove(name, error);
       throw;
     }
+    file.commit();
     std::filesystem::remove(before, error);
+    // Nothing reads another name any more, nor those that killed writers left.
+    for (int number = 0; number < most_abandoned; ++number) {
+      std::filesystem::remove(other(number), error);
+    }
   }
 
  private:
-  /// The first name in the target's folder that `make` finds free.
-  template <class Make>
-  std::filesystem::path temporary_name(const Make& make) const {
+  /// How many names that killed writers may have left are looked for.
+  static constexpr int most_abandoned = 16;
+
+  /// The first of the names that `make` finds free.
+  template <class Names, class Make>
+  std::filesystem::path first_free(const Names& names, const Make& make) const {
     for (int number = 0;; ++number) {
-      auto path = temporary_path(number);
+      auto path = names(number);
       if (make(path.string().c_str())) return path;
       if (errno != EEXIST || number == 1000) {
         fail("cannot create " + path.string() + ", " + system_message());
@@ -194,14 +218,38 @@ class AtomicFile {
     }
   }
 
+  /// Another name for a complete file, the first of those that is free.
+  template <class Names>
+  std::filesystem::path link(const std::filesystem::path& file, const Names& names) const {
+    return first_free(names, [&](const char* name) {
+      std::error_code error;
+      std::filesystem::create_hard_link(file, name, error);
+      if (error && error != std::errc::file_exists) {
+        std::filesystem::copy_file(file, name, error);  // where there are no links
+      }
+      errno = error.default_error_condition().value();
+      return !error;
+    });
+  }
+
   std::filesystem::path temporary_path(int number) const {
     return target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
+  }
+
+  auto temporary_names() const {
+    return [this](int number) { return temporary_path(number); };
+  }
+
+  /// Names by which data are found until they have their own.
+  static std::filesystem::path other_path(const std::filesystem::path& data, int number) {
+    return data.parent_path() /
+           ("." + data.filename().string() + ".concertina-" + std::to_string(number));
   }
 
   /// A new file in the target's folder.
   std::pair<FileHandle, std::filesystem::path> create_temporary() const {
     FileHandle file;
-    auto path = temporary_name([&](const char* name) {
+    auto path = first_free(temporary_names(), [&](const char* name) {
       // x: never opens a file that exists, nor follows a link that somebody put there.
       file.reset(std::fopen(name, "wbx"));
 #ifdef CONCERTINA_LOCKS_FILES
@@ -248,7 +296,7 @@ class AtomicFile {
 #ifdef O_TMPFILE
     if (temporary_.empty()) {
       const std::string link = link_of(file_.get());
-      temporary_ = temporary_name([&](const char* name) {
+      temporary_ = first_free(temporary_names(), [&](const char* name) {
         return ::linkat(AT_FDCWD, link.c_str(), AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0;
       });
     }
