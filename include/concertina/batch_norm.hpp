@@ -21,11 +21,12 @@ struct BatchNorm {
   double eps = 1e-5;
 };
 
-/// A batch norm as PyTorch initialises one: it divides by sqrt(1 + eps).
+/// A batch norm as PyTorch initialises one: it divides by sqrt(1 + eps). Throws ShapeError for no
+/// channels.
 template <class Scalar>
 BatchNorm<Scalar> initial_batch_norm(Index channels) {
   const auto all = [&](int value) {
-    return std::vector<Scalar>(static_cast<std::size_t>(channels), Scalar(value));
+    return detail::for_each_channel(channels, Scalar(value), "initial_batch_norm");
   };
   return {.running_mean = all(0), .running_var = all(1), .weight = all(1), .bias = all(0)};
 }

@@ -14,13 +14,6 @@
 #include <utility>
 #include <vector>
 
-/// Warns where what a view shows dies before it; Clang alone can.
-#if defined(__has_cpp_attribute) && __has_cpp_attribute(clang::lifetimebound)
-#define CONCERTINA_LIFETIMEBOUND [[clang::lifetimebound]]
-#else
-#define CONCERTINA_LIFETIMEBOUND
-#endif
-
 namespace concertina {
 
 template <class Scalar, int Rank>
@@ -209,10 +202,10 @@ class Conv {
   ~Conv() = default;
 
   const ConvShape<Rank>& shape() const noexcept { return shape_; }
-  std::span<const Scalar> weight() const noexcept { return weight_; }
-  std::span<const Scalar> bias() const noexcept { return bias_; }
-  std::span<Scalar> weight() noexcept { return weight_; }
-  std::span<Scalar> bias() noexcept { return bias_; }
+  std::span<const Scalar> weight() const noexcept CONCERTINA_LIFETIMEBOUND { return weight_; }
+  std::span<const Scalar> bias() const noexcept CONCERTINA_LIFETIMEBOUND { return bias_; }
+  std::span<Scalar> weight() noexcept CONCERTINA_LIFETIMEBOUND { return weight_; }
+  std::span<Scalar> bias() noexcept CONCERTINA_LIFETIMEBOUND { return bias_; }
 
   /// Application to a batch, by the definition; see ConvView.
   FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& x) const {

@@ -292,9 +292,11 @@ class Expr {
   /// The map factor * expression.
   Expr scaled(const Scalar& factor) const {
     const Index channels = detail::channels(tree_).out;
-    const std::vector<Scalar> factors(static_cast<std::size_t>(channels), factor);
-    return {Join::chain, *this,
-            ChannelMap<Scalar>{.in = channels, .out = channels, .weight = factors}};
+    return {
+        Join::chain, *this,
+        ChannelMap<Scalar>{.in = channels,
+                           .out = channels,
+                           .weight = detail::for_each_channel(channels, factor, "channel_scale")}};
   }
 
   /// This, then `outer`. Throws ShapeError where channels differ.

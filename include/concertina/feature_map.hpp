@@ -11,6 +11,13 @@
 #include <utility>
 #include <vector>
 
+/// Warns where what a view shows dies before it; Clang alone can.
+#if defined(__has_cpp_attribute) && __has_cpp_attribute(clang::lifetimebound)
+#define CONCERTINA_LIFETIMEBOUND [[clang::lifetimebound]]
+#else
+#define CONCERTINA_LIFETIMEBOUND
+#endif
+
 namespace concertina {
 
 /// Shape of a batch; `size` is the spatial part, empty for Rank 0.
@@ -72,8 +79,8 @@ class FeatureMap {
   ~FeatureMap() = default;
 
   const MapShape<Rank>& shape() const noexcept { return shape_; }
-  std::span<const Scalar> values() const noexcept { return values_; }
-  std::span<Scalar> values() noexcept { return values_; }
+  std::span<const Scalar> values() const noexcept CONCERTINA_LIFETIMEBOUND { return values_; }
+  std::span<Scalar> values() noexcept CONCERTINA_LIFETIMEBOUND { return values_; }
 
   friend bool operator==(const FeatureMap&, const FeatureMap&) = default;
 
@@ -103,7 +110,7 @@ class FeatureMapView {
                        " values for a shape of " + std::to_string(numel(shape_)));
     }
   }
-  FeatureMapView(const FeatureMap<Scalar, Rank>& owner)
+  FeatureMapView(const FeatureMap<Scalar, Rank>& owner CONCERTINA_LIFETIMEBOUND)
       : shape_(owner.shape()), values_(owner.values()) {}
 
   const MapShape<Rank>& shape() const noexcept { return shape_; }

@@ -43,8 +43,7 @@ Expr<Scalar, any_rank> channel_bias(std::vector<Scalar> bias) {
 /// The same for all channels.
 template <class Scalar>
 Expr<Scalar, any_rank> channel_bias(Index channels, const std::type_identity_t<Scalar>& bias) {
-  if (channels < 1) throw ShapeError("channel_bias: no channels");
-  return channel_bias(std::vector<Scalar>(static_cast<std::size_t>(channels), bias));
+  return channel_bias(detail::for_each_channel<Scalar>(channels, bias, "channel_bias"));
 }
 
 /// Output channel o is input channel source[o]. Channels may be left out or used twice, so slices

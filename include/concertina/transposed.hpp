@@ -290,7 +290,7 @@ auto operator*(const S& factor, T&& t) {
   const ChannelMap<Scalar> scale{
       .in = channels,
       .out = channels,
-      .weight = std::vector<Scalar>(static_cast<std::size_t>(channels), Scalar(factor))};
+      .weight = detail::for_each_channel(channels, Scalar(factor), "channel_scale")};
   return Expr<Scalar, Result::Rank>(scale) * expression;
 }
 

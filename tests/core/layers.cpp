@@ -346,9 +346,15 @@ TEMPLATE_TEST_CASE_SIG("unshuffles and blur pools after any layer are proved, an
   }
 }
 
-TEST_CASE("a shuffle of more channels than fit a layer is refused before its memory", "[layers]") {
+TEST_CASE("more channels than fit are refused before their memory", "[layers]") {
   CHECK_THAT(message_of<SizeError>([] { channel_shuffle<float>(Index{1} << 62, 2); }),
              Catch::StartsWith("channel_shuffle: "));
+  constexpr Index many = Index{1} << 62;
+  CHECK_THAT(message_of<SizeError>([] { channel_bias<float>(many, 1); }),
+             Catch::StartsWith("channel_bias: "));
+  CHECK_THROWS_AS(2.0F * identity<float>(many), SizeError);
+  CHECK_THROWS_AS(initial_batch_norm<float>(many), SizeError);
+  CHECK_THROWS_AS(initial_batch_norm<float>(0), ShapeError);
 }
 
 }  // namespace concertina::test

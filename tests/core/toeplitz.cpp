@@ -387,13 +387,17 @@ TEST_CASE("gradients of stored halves are summed in float", "[toeplitz]") {
 }
 
 TEST_CASE("an operator that was moved from throws", "[toeplitz]") {
-  const Conv1d<double> doubled({.out = 1, .in = 1}, {2});
+  Conv1d<double> doubled({.out = 1, .in = 1}, {2});
   ToeplitzOperator<double, 1> op(doubled, 3);
   const ToeplitzOperator<double, 1> kept = std::move(op);
   const Eigen::Vector3d x(1, 2, 3);
   CHECK_THROWS_AS(op * x, ShapeError);
   CHECK_THROWS_AS(op.transpose() * x, ShapeError);
   CHECK(Eigen::VectorXd(kept * x) == 2 * x);
+  const Conv1d<double> taken = std::move(doubled);
+  CHECK_THROWS_AS(toeplitz(doubled, 3), ShapeError);
+  CHECK_THROWS_AS(toeplitz_operator(doubled, 3), ShapeError);
+  CHECK(Eigen::VectorXd(toeplitz(taken, 3) * x) == 2 * x);
 }
 
 }  // namespace concertina::test

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <limits>
+#include <vector>
 
 namespace concertina::detail {
 
@@ -33,6 +34,15 @@ constexpr Index checked_add(Index a, Index b, const char* what) {
     fail<SizeError>({what, ": ", a, " + ", b, " overflows"});
   }
   return a + b;
+}
+
+/// One element for each channel. Throws ShapeError for no channels, SizeError where the bytes
+/// overflow.
+template <class Scalar>
+std::vector<Scalar> for_each_channel(Index channels, const Scalar& value, const char* what) {
+  if (channels < 1) fail<ShapeError>({what, ": no channels"});
+  checked_multiply(channels, sizeof(Scalar), what);
+  return std::vector<Scalar>(static_cast<std::size_t>(channels), value);
 }
 
 /// floor(a / b) for b > 0; the built-in operator rounds towards zero.

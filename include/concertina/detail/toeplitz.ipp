@@ -14,9 +14,11 @@ namespace concertina {
 
 namespace detail {
 
-/// Throws ShapeError where the input is smaller than the kernel, SizeError on overflow.
+/// Throws ShapeError for a layer that was moved from and where the input is smaller than the
+/// kernel, SizeError on overflow.
 template <int Rank>
 MatrixSize toeplitz_size(const ConvShape<Rank>& shape, const PerAxis<Rank>& input_size) {
+  validate(shape);
   return {checked_multiply(shape.out, numel(output_size(shape, input_size)), "toeplitz"),
           checked_multiply(shape.in, numel(input_size), "toeplitz")};
 }
