@@ -100,7 +100,7 @@ TEST_CASE("a file and its data are replaced together", "[files]") {
     CHECK(folder.count() == 2);
     // Killed while both were replaced.
     if (linked) fs::create_hard_link(folder / "file", folder / ".concertina-0.tmp");
-    if (linked) fs::create_hard_link(folder / "data", folder / ".data.concertina-0");
+    if (linked) fs::create_hard_link(folder / "data", folder / ".concertina-data-0.tmp");
   }
 }
 

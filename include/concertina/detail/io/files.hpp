@@ -116,7 +116,7 @@ class AtomicFile {
     }
 #ifdef CONCERTINA_LOCKS_FILES
     for (int number = 0; number < most_abandoned; ++number) {
-      remove_abandoned(temporary_path(number));
+      remove_abandoned(temporary_path(target_, number));
     }
 #endif
     file_ = create_unnamed();
@@ -167,8 +167,9 @@ class AtomicFile {
       }
       return;
     }
-    const auto other = [&](int number) { return other_path(data.shown_path_, number); };
-    const auto name = data.link(data.temporary_, other);
+    const std::filesystem::path shown(data.shown_path_);
+    const std::string tag = shown.filename().string() + "-";
+    const auto name = data.link(data.temporary_, shown, tag);
     std::filesystem::path before;
 #ifdef CONCERTINA_LOCKS_FILES
     const Descriptor kept(::open(file.target_.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
@@ -179,7 +180,7 @@ class AtomicFile {
       write(between, name.filename().string());
       between.close();
       if (std::filesystem::exists(file.target_, error)) {
-        before = file.link(file.target_, file.temporary_names());
+        before = file.link(file.target_, file.target_);
       }
       between.commit();
       try {
@@ -194,11 +195,11 @@ class AtomicFile {
       std::filesystem::remove(name, error);
       throw;
     }
-    file.commit();
     std::filesystem::remove(before, error);
+    file.commit();
     // Nothing reads another name any more, nor those that killed writers left.
     for (int number = 0; number < most_abandoned; ++number) {
-      std::filesystem::remove(other(number), error);
+      std::filesystem::remove(temporary_path(shown, number, tag), error);
     }
   }
 
@@ -206,11 +207,12 @@ class AtomicFile {
   /// How many names that killed writers may have left are looked for.
   static constexpr int most_abandoned = 16;
 
-  /// The first of the names that `make` finds free.
-  template <class Names, class Make>
-  std::filesystem::path first_free(const Names& names, const Make& make) const {
+  /// The first name for a temporary file beside `place` that `make` finds free.
+  template <class Make>
+  std::filesystem::path temporary_name(const std::filesystem::path& place, const Make& make,
+                                       const std::string& tag = "") const {
     for (int number = 0;; ++number) {
-      auto path = names(number);
+      auto path = temporary_path(place, number, tag);
       if (make(path.string().c_str())) return path;
       if (errno != EEXIST || number == 1000) {
         fail("cannot create " + path.string() + ", " + system_message());
@@ -218,10 +220,10 @@ class AtomicFile {
     }
   }
 
-  /// Another name for a complete file, the first of those that is free.
-  template <class Names>
-  std::filesystem::path link(const std::filesystem::path& file, const Names& names) const {
-    return first_free(names, [&](const char* name) {
+  /// A temporary name beside `place` for a complete file.
+  std::filesystem::path link(const std::filesystem::path& file, const std::filesystem::path& place,
+                             const std::string& tag = "") const {
+    const auto make = [&](const char* name) {
       std::error_code error;
       std::filesystem::create_hard_link(file, name, error);
       if (error && error != std::errc::file_exists) {
@@ -229,27 +231,19 @@ class AtomicFile {
       }
       errno = error.default_error_condition().value();
       return !error;
-    });
+    };
+    return temporary_name(place, make, tag);
   }
 
-  std::filesystem::path temporary_path(int number) const {
-    return target_.parent_path() / (".concertina-" + std::to_string(number) + ".tmp");
-  }
-
-  auto temporary_names() const {
-    return [this](int number) { return temporary_path(number); };
-  }
-
-  /// Names by which data are found until they have their own.
-  static std::filesystem::path other_path(const std::filesystem::path& data, int number) {
-    return data.parent_path() /
-           ("." + data.filename().string() + ".concertina-" + std::to_string(number));
+  static std::filesystem::path temporary_path(const std::filesystem::path& place, int number,
+                                              const std::string& tag = "") {
+    return place.parent_path() / (".concertina-" + tag + std::to_string(number) + ".tmp");
   }
 
   /// A new file in the target's folder.
   std::pair<FileHandle, std::filesystem::path> create_temporary() const {
     FileHandle file;
-    auto path = first_free(temporary_names(), [&](const char* name) {
+    auto path = temporary_name(target_, [&](const char* name) {
       // x: never opens a file that exists, nor follows a link that somebody put there.
       file.reset(std::fopen(name, "wbx"));
 #ifdef CONCERTINA_LOCKS_FILES
@@ -296,7 +290,7 @@ class AtomicFile {
 #ifdef O_TMPFILE
     if (temporary_.empty()) {
       const std::string link = link_of(file_.get());
-      temporary_ = first_free(temporary_names(), [&](const char* name) {
+      temporary_ = temporary_name(target_, [&](const char* name) {
         return ::linkat(AT_FDCWD, link.c_str(), AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0;
       });
     }
