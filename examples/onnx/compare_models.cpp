@@ -11,6 +11,7 @@
 #include <cmath>
 #include <map>
 #include <new>
+#include <numeric>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -292,6 +293,69 @@ concertina::Report prove_storage(onnx::DataType type, const Layer& stored,
   return report;
 }
 
+/// The layer as one of the geometry of `contraction`, where it acts as such a one: on maps of this
+/// size if there is one, where taps that read nothing but padding in every output do not matter,
+/// which are then those of the contraction. Otherwise the layer as it is.
+template <int Rank>
+Conv<double, Rank> conformed(Conv<double, Rank> layer, const Conv<double, Rank>& contraction,
+                             const std::optional<PerAxis<Rank>>& size) {
+  using View = concertina::ConvView<const double, Rank>;
+  ConvShape<Rank> given = layer.shape();
+  const ConvShape<Rank>& wanted = contraction.shape();
+  if (given.in != wanted.in || given.out != wanted.out) return layer;
+  std::optional<PerAxis<Rank>> outputs;
+  if (size) {
+    outputs = concertina::output_size(wanted, *size);
+    if (concertina::output_size(given, *size) != *outputs) return layer;
+    for (int axis = 0; axis < Rank; ++axis) {
+      if ((*outputs)[axis] == 1) given.stride[axis] = wanted.stride[axis];
+    }
+  }
+  if (given.stride != wanted.stride ||
+      (!size && !concertina::detail::incomparable(given, wanted).empty())) {
+    return layer;
+  }
+  const auto is_read = [&](const PerAxis<Rank>& offset) {
+    for (int axis = 0; outputs && axis < Rank; ++axis) {
+      const Index stride = wanted.stride[axis];
+      const Index first =
+          std::max<Index>(0, -concertina::detail::floor_divide(offset[axis], stride));
+      if (first >= (*outputs)[axis] || first * stride + offset[axis] >= (*size)[axis]) return false;
+    }
+    return true;
+  };
+  ConvShape<Rank> shape = wanted;
+  shape.groups = std::gcd(given.groups, wanted.groups);
+  shape.bias = wanted.bias || given.bias;
+  // Zeros of wide kernels between groups would be many.
+  const auto elements = [](const ConvShape<Rank>& of) {
+    return static_cast<double>(of.out) * static_cast<double>(of.in / of.groups) *
+           static_cast<double>(numel(of.kernel_size));
+  };
+  if (elements(shape) > 4 * std::max(elements(given), elements(wanted))) return layer;
+  Conv<double, Rank> result(shape);
+  std::ranges::copy(layer.bias(), result.bias().begin());
+  auto element = result.weight().begin();
+  const auto set = [&](Index o, Index c, const PerAxis<Rank>& offset, double) {
+    *element++ =
+        concertina::detail::tap_at(View(is_read(offset) ? layer : contraction), o, c, offset);
+  };
+  concertina::detail::for_each_weight(View(result), set);
+  bool lost = false;
+  concertina::detail::for_each_weight(
+      View(layer), [&](Index o, Index c, const PerAxis<Rank>& offset, double weight) {
+        lost = lost || (weight != 0 && is_read(offset) &&
+                        concertina::detail::tap_at(View(result), o, c, offset) == 0);
+      });
+  return lost ? layer : result;
+}
+template <int Rank>
+concertina::Transposed<double, Rank> conformed(concertina::Transposed<double, Rank> layer,
+                                               const concertina::Transposed<double, Rank>&,
+                                               const std::optional<PerAxis<Rank>>&) {
+  return layer;
+}
+
 /// A region whose shift is a channel of its own: of [x; 1], with padding's zeros after the shift,
 /// as the region has them. So shifts before padded layers compare, which no single layer of x
 /// shows. Between them and the layers is an identity, whose roundings are those of splitting a
@@ -326,8 +390,10 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
   const onnx::DataType type = type_of(contracted), before_type = type_of(expanded);
   // A pool alone has none; the quotients that it stands for are those of double.
   const bool rounded = stored_type != onnx::DataType::undefined;
-  const bool made = before_type == onnx::DataType::undefined && type == onnx::DataType::float64;
-  if (type != before_type && !made) throw NotLinear("its constants are of another type");
+  const bool untyped = before_type == onnx::DataType::undefined;
+  if (type != before_type && !(untyped && type == onnx::DataType::float64)) {
+    throw NotLinear("its constants are of another type");
+  }
   // The same layer along another axis, or of a result with other axes, is another map.
   const auto layout = [](const auto& one, int tensor) { return one.layouts()[tensor]; };
   if (layout(before, expanded.back().from) != layout(after, contracted.back().from) ||
@@ -351,9 +417,14 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
     for (const Expression* map : {&contracted_map, &expanded_map}) {
       budget.take("contracting it", 0, static_cast<double>(form_of(*map).multiply_adds(at)));
     }
-    const auto stored = contract(contracted_map);
+    const auto contraction = contract(expanded_map);
+    const auto made = contract(contracted_map);
+    const auto stored = conformed(made, contraction, at);
+    const bool by_size = !at && !interior && size && equality != Equality::everywhere;
+    if (by_size && layer_of(conformed(made, contraction, size)) != layer_of(stored)) {
+      return false;  // what they differ in may not matter there
+    }
     const auto prove_as_double = [&](ComparedRegion& compared) {
-      const auto contraction = contract(expanded_map);
       prove<double>(expanded_map, contraction, at, sample, budget, compared);
       compared.proofs.push_back(prove_storage(rounded ? stored_type : type, stored, contraction));
     };
@@ -394,10 +465,12 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
       const auto x = with_shift_as_channel<Expression>(a, expanded),
                  y = with_shift_as_channel<Expression>(b, contracted);
       const ComparedRegion unproved = region;
-      if (prove_at(x, y, std::nullopt, false)) {
+      for (const auto& at : {std::optional<PerAxis<Rank>>(), size}) {
+        if (!prove_at(x, y, at, false)) continue;
         const bool proved = std::ranges::all_of(region.proofs, &concertina::Report::operator bool);
         if (proved || equality != Equality::interior) return;
         region = unproved;  // what differs at the border may be as claimed off it
+        break;
       }
     }
   }

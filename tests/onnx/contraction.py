@@ -343,6 +343,42 @@ def check_constants(program, folder):
         require(code in (1, 6), f"{name}: exit code {code} {first_line(error)}")
 
 
+def check_geometry(program, folder):
+    """Layers that differ only in what their map's size never shows are one map there, and not at every size."""
+    random = np.random.default_rng(1)
+    weight, bias = random.integers(1, 8, [4, 3, 3, 3]), random.integers(-8, 8, 4)
+
+    def layer(size, weight, pads, strides=1):
+        g = models.Builder("geometry")
+        y = g.add("Conv", g.input("x", [1, 3, size, size]), g.constant(weight.astype(np.float32)),
+                  g.constant(bias.astype(np.float32)), kernel_shape=list(weight.shape[2:]), pads=pads,
+                  strides=[strides] * 2)
+        g.output(g.add("Relu", y))
+        return g.model()
+
+    other, ring, center = weight.copy(), np.pad(weight, ((0, 0), (0, 0), (1, 1), (1, 1))), weight[:, :, 1:2, 1:2]
+    other[1, 1, 1, 1] += 1
+    filled = ring.copy()
+    filled[:, :, 0, 0] = 1
+    even, odd = layer(8, weight, [1] * 4, 2), layer(9, weight, [1] * 4, 2)
+    for what, a, b, everywhere, size in (
+            ("padding that is not read", even, layer(8, weight, [1, 1, 0, 0], 2), 1, 0),
+            ("another weight, and such padding", even, layer(8, other, [1, 1, 0, 0], 2), 1, 1),
+            ("padding that is read", odd, layer(9, weight, [1, 1, 0, 0], 2), 1, 1),
+            ("padding at the other side", even, layer(8, weight, [0, 0, 1, 1], 2), 1, 1),
+            ("taps that read padding alone", layer(1, weight, [1] * 4), layer(1, center, [0] * 4), 1, 0),
+            ("another weight, and such taps", layer(1, weight, [1] * 4), layer(1, center + 1, [0] * 4), 1, 1),
+            ("the stride of one output", layer(3, weight, [0] * 4), layer(3, weight, [0] * 4, 2), 1, 0),
+            ("a ring of zeros", layer(8, weight, [1] * 4), layer(8, ring, [2] * 4), 0, 0),
+            ("a ring that is read", layer(8, weight, [1] * 4), layer(8, filled, [2] * 4), 1, 1)):
+        for path, model in (("a.onnx", a), ("b.onnx", b)):
+            onnx.save(model, folder / path)
+        for border, expected in (("everywhere", everywhere), ("size", size), ("interior", size)):
+            for pair in (("a.onnx", "b.onnx"), ("b.onnx", "a.onnx")):
+                code, output, error = run(program, "verify", *(folder / path for path in pair), "--border", border)
+                require(code == expected, f"{what}, {pair[0]}, {border}: exit code {code} {first_line(output)} {error}")
+
+
 # ---- one case --------------------------------------------------------------------------------------------------------
 
 
@@ -475,6 +511,8 @@ def main():
             checks = [(case.name, lambda case=case: check_case(programs, folder, case)) for case in CASES.values()]
             checks.append(("constants that are compared as bytes",
                            lambda: check_constants(programs.concertina, folder)))
+            checks.append(("geometry that a size does not show",
+                           lambda: check_geometry(programs.concertina, folder)))
             checks += bad_input.checks(run, require, programs.concertina, folder)
         checks = [(name, check) for name, check in checks if any(part in name for part in wanted)]
         failures = 0
