@@ -86,7 +86,7 @@ inline Terms terms(const AnyForm& form, std::span<const Terms> leaf_terms, std::
                                "terms");
     }
     count.weight += checked_multiply(channels, pairs, "terms");
-    count.bias += outer.in / outer.groups + numel(outer.kernel_size) + 1;
+    count.bias += checked_multiply(outer.in / outer.groups, numel(outer.kernel_size), "terms") + 1;
   }
   count.bias += count.weight + own_bias;
   return count;
