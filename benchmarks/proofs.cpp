@@ -38,6 +38,9 @@ void run(benchmark::State& state, const Prove& prove) {
 
 void Contract(benchmark::State& state) {
   const Expanded expanded(state.range(0));
+  if (!prove_rounding(expanded.layers, expanded.contraction)) {
+    return state.SkipWithError("it is another layer");
+  }
   for (auto _ : state) benchmark::DoNotOptimize(contract(expanded.layers).weight().data());
 }
 void Prove_algebra(benchmark::State& state) {
