@@ -6,6 +6,9 @@
 #include "expressions.hpp"
 #include "orders.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <functional>
 #include <iostream>
 #include <limits>
@@ -13,6 +16,8 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace concertina::mutations {
 namespace {
@@ -182,8 +187,7 @@ Kernel computed(const Right& right, const Subject& subject, const Numbers& numbe
 
 // ---- trying them -------------------------------------------------------------------------------
 
-/// On one expression at one scale every fifth order and every 31st error is tried, others on
-/// others.
+/// Of orders and of kinds of errors each expression at each scale tries one in so many, in turn.
 constexpr std::size_t order_step = 5, error_step = 31;
 
 struct Tally {
