@@ -318,9 +318,12 @@ class Expr {
   }
   void layers() && = delete;
 
-  /// The contraction; see `contract`.
+  /// The contraction; see `contract`, whose header has to be included.
   operator Owner() const
-    requires(Rank >= 0);
+    requires(Rank >= 0)
+  {
+    return contract(*this);
+  }
 
   /// One layer after another, each by its definition: what the contraction must equal.
   /// Throws  ShapeError where channels or a map's size do not fit, or branches differ in size

@@ -209,6 +209,7 @@ class TrainingContraction {
   void add_statistics_gradient(std::size_t norm);
   void distribute(const Plan& plan, std::span<const Conv<double, Rank>> gradients);
 
+  Form<Rank> form_;
   PerAxis<Rank> input_size_;
   std::vector<ConvShape<Rank>> leaf_shapes_;
   std::vector<bool> is_norm_;             // of each leaf

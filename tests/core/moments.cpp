@@ -813,6 +813,11 @@ TEST_CASE("what does not fit is refused", "[moments]") {
   CHECK_THROWS_AS(block.moments(batch(2, 4, {4, 5})), ShapeError);
   CHECK_THROWS_AS(block.moments(batch(2, 3, {5, 5})), ShapeError);
   CHECK_THROWS_AS(block.forward(batch_norm(norm) * other, batch(2, 3, {4, 5})), ShapeError);
+  const auto square = random_layer<double>(ConvShape<2>{.out = 4, .in = 4}, rng);
+  TrainingContraction product(batch_norm(norm) * (square * square), {4, 5});
+  CHECK_THROWS_AS(
+      product.forward(batch_norm(norm) * (square + square), product.moments(batch(2, 4, {4, 5}))),
+      ShapeError);
   CHECK_THROWS_AS(block.forward(expression, std::vector<Moments>{}), ShapeError);
   CHECK_THROWS_AS(block.forward(expression, std::vector<Moments>(1)), ShapeError);
   std::vector<Moments> moments = block.moments(batch(2, 3, {4, 5}));

@@ -11,27 +11,6 @@
 
 namespace concertina {
 
-template <int Rank>
-Index Form<Rank>::multiply_adds(const std::optional<PerAxis<Rank>>& input_size) const {
-  static_cast<void>(shape(input_size));  // throws where parts do not fit
-  return detail::Program(tree_).multiply_adds();
-}
-
-template <int Rank>
-Index Form<Rank>::backward_multiply_adds(const std::optional<PerAxis<Rank>>& input_size) const {
-  static_cast<void>(shape(input_size));  // throws where parts do not fit
-  return detail::Program(tree_).backward_multiply_adds();
-}
-
-template <int Rank>
-bool Form<Rank>::cheaper_contracted(Index batch, const PerAxis<Rank>& input_size) const {
-  if (batch < 1) detail::fail<ShapeError>({"a batch of ", batch, " maps"});
-  const Index layered = applied_multiply_adds(input_size),
-              compact = Form(shape(input_size)).applied_multiply_adds(input_size);
-  const double saved = static_cast<double>(layered) - static_cast<double>(compact);
-  return static_cast<double>(multiply_adds(input_size)) < static_cast<double>(batch) * saved;
-}
-
 namespace detail {
 
 template <class Layer>
@@ -97,13 +76,6 @@ Conv<ScalarOf<E>, rank_of<E>> contract(const E& expression,
                                        const ParallelFor& run) {
   return detail::contract_tree<detail::AccumulatorOf<A, ScalarOf<E>>>(detail::tree_of(expression),
                                                                       border, run);
-}
-
-template <class Scalar, int Rank>
-Expr<Scalar, Rank>::operator Owner() const
-  requires(Rank >= 0)
-{
-  return contract(*this);
 }
 
 template <class Scalar_, int Rank_>

@@ -88,7 +88,8 @@ template <std::floating_point Scalar_, int Rank_>
 TrainingContraction<Scalar_, Rank_>::TrainingContraction(const Expr<Scalar, Rank>& expression,
                                                          const PerAxis<Rank>& input_size,
                                                          const std::vector<Padding<Rank>>& margins)
-    : input_size_(input_size),
+    : form_(expression),
+      input_size_(input_size),
       plan_(plan_of(expression.tree(), {}, margins)),
       whole_(form_of(plan_), Border<Rank>{.input_size = input_size}),
       layers_(leaf_shapes_.size()),
@@ -403,14 +404,14 @@ void TrainingContraction<Scalar_, Rank_>::find_statistics(std::size_t norm) {
 template <std::floating_point Scalar_, int Rank_>
 void TrainingContraction<Scalar_, Rank_>::require_form(const Expr<Scalar, Rank>& expression) const {
   std::size_t leaf = 0;
-  bool same = true;
-  expression.tree().for_each_leaf([&](const detail::Leaf<Scalar, Rank>& at) {
-    const bool norm = at.channel_map() && !at.channel_map()->variance.empty();
-    same = same && leaf < leaf_shapes_.size() && at.shape() == leaf_shapes_[leaf] &&
-           norm == is_norm_[leaf];
-    ++leaf;
-  });
-  if (same && leaf == leaf_shapes_.size()) return;
+  bool same = detail::has_form(expression.tree(), form_.tree());
+  if (same) {
+    expression.tree().for_each_leaf([&](const detail::Leaf<Scalar, Rank>& at) {
+      const bool norm = at.channel_map() && !at.channel_map()->variance.empty();
+      same = same && norm == is_norm_[leaf++];
+    });
+  }
+  if (same) return;
   detail::fail<ShapeError>(
       {"TrainingContraction: an expression of another form, ", Form<Rank>(expression)});
 }
