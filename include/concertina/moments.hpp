@@ -182,7 +182,7 @@ class TrainingContraction {
     std::vector<Index> elements = {};  // [groups][weights of a row]: in those
     Conv<double, Rank> kernel;         // the contraction
     ChannelMap<double> norm;           // with the batch's statistics
-    std::vector<double> spread = {};   // kernel times covariance
+    std::vector<double> weight_covariance = {};
     Conv<double, Rank> kernel_gradient, norm_gradient;
 
     Index group_of(Index group, const detail::PatchGeometry& of) const {

@@ -14,7 +14,8 @@ namespace concertina {
 /// y[o] = (x[source[o]] - mean[o]) / sqrt(variance[o] + eps) / divisor * weight[o] + bias[o], at
 /// every position. What is empty or 1 does nothing; no source means channel o itself. The fields
 /// are as they were given: what follows from them is computed in the scalar of the contraction, so
-/// nothing is rounded twice. Made by the functions of layers.hpp, which check it.
+/// nothing is rounded twice. Made by the functions of layers.hpp and batch_norm.hpp, which
+/// check it.
 template <class Scalar>
 struct ChannelMap {
   Index in = 0;

@@ -39,7 +39,7 @@ class AxisPaths {
     const Index outputs = positions(form_, input_size);
     const Range all{0, outputs - 1};
     Index work = 0;
-    const Range read = reach(form_, all, work);
+    const Range read = read_range(form_, all, work);
     if (work > most_work || read.last - read.first >= most_work) {
       fail<SizeError>({"exactness: following ", work,
                        " taps of a padded chain is too much; pad the first layer only"});
@@ -134,8 +134,8 @@ class AxisPaths {
   Index positions(const Node& node, Index size) const {
     if (node.is_leaf()) {
       const AnyShape& layer = node.leaf();
-      const Index reach = layer.dilation[axis_] * (layer.kernel_size[axis_] - 1);
-      return floor_divide(size + layer.padding.start[axis_] + layer.padding.end[axis_] - reach - 1,
+      const Index last = layer.dilation[axis_] * (layer.kernel_size[axis_] - 1);
+      return floor_divide(size + layer.padding.start[axis_] + layer.padding.end[axis_] - last - 1,
                           layer.stride[axis_]) +
              1;
     }
@@ -145,7 +145,7 @@ class AxisPaths {
   }
 
   /// The input positions that outputs of a range read, and the taps on the way.
-  Range reach(const Node& node, Range range, Index& work) const {
+  Range read_range(const Node& node, Range range, Index& work) const {
     if (node.is_leaf()) {
       const AnyShape& layer = node.leaf();
       const auto read = [&](Index output, Index offset) {
@@ -161,13 +161,13 @@ class AxisPaths {
     }
     if (node.join() == Join::chain) {
       for (auto part = node.parts().rbegin(); part != node.parts().rend(); ++part) {
-        range = reach(*part, range, work);
+        range = read_range(*part, range, work);
       }
       return range;
     }
-    Range all = reach(node.parts().front(), range, work);
+    Range all = read_range(node.parts().front(), range, work);
     for (const Node& part : std::span(node.parts()).subspan(1)) {
-      const Range more = reach(part, range, work);
+      const Range more = read_range(part, range, work);
       all = {std::min(all.first, more.first), std::max(all.last, more.last)};
     }
     return all;
@@ -198,7 +198,7 @@ class AxisPaths {
     std::vector<Range> ranges(parts.size(), range);  // of each part's output
     Index unused = 0;
     for (std::size_t p = parts.size() - 1; p > 0; --p) {
-      ranges[p - 1] = reach(parts[p], ranges[p], unused);
+      ranges[p - 1] = read_range(parts[p], ranges[p], unused);
     }
     here = lead(parts.front(), below, size, ranges.front());
     for (std::size_t p = 1; p < parts.size(); ++p) {

@@ -13,8 +13,8 @@
 
 namespace concertina::detail {
 
-/// How much larger than its input an output is at stride 1, less one; with the stride it decides
-/// the output's size.
+/// How much larger than its input an output is at stride 1; with the stride it decides the output's
+/// size.
 inline Index growth(const AnyShape& shape, int axis) {
   return checked_add(checked_add(shape.padding.start[axis], shape.padding.end[axis], "padding"),
                      1 - effective_kernel_size(shape, axis), "padding");

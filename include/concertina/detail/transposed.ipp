@@ -129,10 +129,10 @@ std::vector<Leaf<Scalar, Rank>> layers_of_stride(const Tree<Leaf<Scalar, Rank>>&
     const ConvShape<Rank>& shape = part.leaf().view()->shape();
     for (int axis = 0; axis < Rank; ++axis) {
       remaining[axis] /= stride[axis];
-      const Index reach = (stride[axis] - 1) * remaining[axis];
+      const Index last = (stride[axis] - 1) * remaining[axis];
       if (shape.kernel_size[axis] != stride[axis] ||
           (stride[axis] > 1 && shape.dilation[axis] != remaining[axis]) ||
-          shape.padding.start[axis] != reach || shape.padding.end[axis] != reach) {
+          shape.padding.start[axis] != last || shape.padding.end[axis] != last) {
         return {};
       }
     }
@@ -248,7 +248,7 @@ std::vector<Scalar> bias_of(const Tree<Leaf<Scalar, Rank>>& tree, const PerAxis<
 /// that does the same after they were put between those of its input: dilation and padding grow,
 /// the elements stay.
 template <class Scalar, int Rank>
-Leaf<Scalar, Rank> spread(const Leaf<Scalar, Rank>& leaf, const PerAxis<Rank>& spacing) {
+Leaf<Scalar, Rank> dilated(const Leaf<Scalar, Rank>& leaf, const PerAxis<Rank>& spacing) {
   ConvShape<Rank> shape = leaf.shape();
   const ChannelMap<Scalar>* map = leaf.channel_map();
   shape.bias = false;
@@ -404,7 +404,7 @@ auto TransposedExpr<Scalar_, Rank_>::product(const TransposedExpr& outer,
     return result.append(outer);
   }
   result.dense_ = Expr<Scalar, Rank>(inner.dense_.tree().map(
-      [&](const auto& leaf) { return detail::spread(leaf, outer.stride_); }));
+      [&](const auto& leaf) { return detail::dilated(leaf, outer.stride_); }));
   if (!detail::has_bias(inner.dense_.tree())) {
     result.dense_ = outer.dense_ * result.dense_;
     return result.append(outer);

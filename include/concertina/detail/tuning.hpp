@@ -44,6 +44,11 @@ inline constexpr Index dot_lanes = 16;
 /// Elements of the maps of which moments are summed together: what a second-level cache holds.
 inline constexpr Index moment_elements = Index{1} << 17;
 
+/// Pixels, or patches, whose products are summed by one matrix product, so that its operands stay
+/// in the second-level cache; and rows of the symmetric sum that are taken together, from the
+/// diagonal on.
+inline constexpr Index moment_rows = 256, moment_side = 64;
+
 /// Of so few channels products at a lag are summed pixel by pixel: as small matrix products, 3
 /// channels of 32x32 took 4.2 times as long for a 3x3, 2.1 times for a 7x7; but 8 channels of 15x15
 /// three quarters of it.

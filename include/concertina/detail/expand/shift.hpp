@@ -22,8 +22,8 @@ struct Shifts {
   std::vector<Index> before, after;
 };
 
-/// `count` shifts from 0 to `reach`, evenly spread.
-inline std::vector<Index> spread(Index count, Index reach) {
+/// `count` shifts from 0 to `reach`, evenly spaced.
+inline std::vector<Index> evenly_spaced(Index count, Index reach) {
   std::vector<Index> shifts{0};
   for (Index i = 1; i < count; ++i) shifts.push_back(reach * i / (count - 1));
   return shifts;
@@ -45,7 +45,8 @@ inline std::optional<Shifts> cover(Index kernel, Index free, Index reach_before,
   for (Index copies = 1; copies <= kernel * kernel; ++copies) {
     for (Index before = 1; before <= std::min(copies, reach_before + 1); ++before) {
       if (copies % before != 0 || copies / before > reach_after + 1) continue;
-      Shifts shifts{spread(before, reach_before), spread(copies / before, reach_after)};
+      Shifts shifts{evenly_spaced(before, reach_before),
+                    evenly_spaced(copies / before, reach_after)};
       if (covered(shifts)) return shifts;
     }
   }
@@ -87,7 +88,7 @@ class ShiftEnds {
         if (l != free) (l < free ? before : after) += shapes_[l].kernel_size[axis] - 1;
       }
       const Index extent = target_.shape().kernel_size[axis], own = shapes_[free].kernel_size[axis];
-      if (before + after + own != extent) return false;  // spread taps, which cover never all
+      if (before + after + own != extent) return false;  // dilated taps, which cover never all
       const auto shifts = cover(extent, own, before, after);
       if (!shifts) return false;
       shifts_[static_cast<std::size_t>(axis)] = *shifts;

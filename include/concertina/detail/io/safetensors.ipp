@@ -427,8 +427,8 @@ Safetensors read(std::string origin, std::ptrdiff_t size, const Next& next) {
 
 // ---- writing
 
-/// A file in pieces: its length field and header, then the tensors in the order of their data.
-struct Pieces {
+/// A file in parts: its length field and header, then the tensors in the order of their data.
+struct FileParts {
   std::string head;
   std::vector<std::span<const std::byte>> data;
 };
@@ -442,7 +442,7 @@ inline std::string json_text(const std::string& origin, const std::string& text)
 /// Largest elements first, those of unknown size last, then by name: each tensor is aligned,
 /// because everything before it is a multiple of its element size, and the bytes depend on nothing
 /// but the contents.
-inline Pieces split(const std::string& origin, const Safetensors& file) {
+inline FileParts split(const std::string& origin, const Safetensors& file) {
   std::vector<const std::pair<const std::string, Tensor>*> order;
   for (const auto& entry : file.tensors) {
     check_name(origin, entry.first);
@@ -454,7 +454,7 @@ inline Pieces split(const std::string& origin, const Safetensors& file) {
     return std::pair(-width_of(entry->second), std::string_view(entry->first));
   });
 
-  Pieces pieces;
+  FileParts parts;
   std::string header = "{";
   const auto separate = [&header] { header += header.back() == '{' ? "" : ","; };
   if (!file.metadata.empty()) {
@@ -473,7 +473,7 @@ inline Pieces split(const std::string& origin, const Safetensors& file) {
     header += json_text(origin, name) + R"(:{"dtype":")" + std::string(dtype_name(tensor)) +
               R"(","shape":)" + nlohmann::json(tensor.shape).dump() + R"(,"data_offsets":[)" +
               std::to_string(offset) + ',' + std::to_string(end) + "]}";
-    pieces.data.emplace_back(tensor.bytes);
+    parts.data.emplace_back(tensor.bytes);
     offset = end;
   }
   header += '}';
@@ -484,8 +484,8 @@ inline Pieces split(const std::string& origin, const Safetensors& file) {
                        "; shorten names or metadata, or split the file");
   }
   const auto length = std::bit_cast<std::array<char, length_bytes>>(std::uint64_t{header.size()});
-  pieces.head = std::string(length.data(), length.size()) + header;
-  return pieces;
+  parts.head = std::string(length.data(), length.size()) + header;
+  return parts;
 }
 
 }  // namespace detail
@@ -590,21 +590,21 @@ inline Safetensors parse_safetensors(std::span<const std::byte> file, std::strin
 }
 
 inline void write_safetensors(const std::filesystem::path& path, const Safetensors& file) {
-  const detail::Pieces pieces = detail::split(path.string(), file);
+  const detail::FileParts parts = detail::split(path.string(), file);
   detail::AtomicFile out(path);
-  out.write(std::as_bytes(std::span(pieces.head)));
-  for (const auto bytes : pieces.data) out.write(bytes);
+  out.write(std::as_bytes(std::span(parts.head)));
+  for (const auto bytes : parts.data) out.write(bytes);
   out.commit();
 }
 
 inline std::vector<std::byte> serialize_safetensors(const Safetensors& file) {
-  const detail::Pieces pieces = detail::split(file.origin, file);
+  const detail::FileParts parts = detail::split(file.origin, file);
   std::vector<std::byte> result;
   const auto append = [&result](std::span<const std::byte> bytes) {
     result.insert(result.end(), bytes.begin(), bytes.end());
   };
-  append(std::as_bytes(std::span(pieces.head)));
-  for (const auto bytes : pieces.data) append(bytes);
+  append(std::as_bytes(std::span(parts.head)));
+  for (const auto bytes : parts.data) append(bytes);
   return result;
 }
 

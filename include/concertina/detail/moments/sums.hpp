@@ -265,7 +265,7 @@ class GroupSums {
     if (numel(lags.extent) == 0) return;
     const Index width = canvas_.width;
     const std::vector<Index> pixels = canvas_.pixels_of(region, count);
-    constexpr Index most = tuning::panel_columns / 2;
+    constexpr Index most = tuning::moment_rows;
     const Index columns = lags.extent[2] * width;
     std::vector<double> left(static_cast<std::size_t>(most * width)),
         right(static_cast<std::size_t>(most * columns));
@@ -322,7 +322,7 @@ class GroupSums {
     const Index width = canvas_.width, patch = geometry_->patch();
     const std::vector<Index> starts = canvas_.patch_starts(*geometry_, count),
                              taps = canvas_.tap_distances(*geometry_);
-    constexpr Index most = tuning::panel_columns / 2, side = 64;
+    constexpr Index most = tuning::moment_rows, side = tuning::moment_side;
     std::vector<double> rows(static_cast<std::size_t>(most * patch));
     for (Index begin = 0; begin < std::ssize(starts); begin += most) {
       const Index here = std::min(most, std::ssize(starts) - begin);

@@ -362,7 +362,7 @@ void TrainingContraction<Scalar_, Rank_>::find_statistics(std::size_t norm) {
   statistics.count = moments.count;
   statistics.mean.assign(static_cast<std::size_t>(shape.out), 0);
   statistics.variance = statistics.mean;
-  prefix.spread.resize(static_cast<std::size_t>(shape.out * row));
+  prefix.weight_covariance.resize(static_cast<std::size_t>(shape.out * row));
   std::vector<double> covariance(static_cast<std::size_t>(row * row));
   for (Index group = 0; group < own.groups; ++group) {
     const Index* elements = prefix.elements.data() + group * row;
@@ -375,10 +375,10 @@ void TrainingContraction<Scalar_, Rank_>::find_statistics(std::size_t norm) {
       }
     }
     const double* weight = prefix.kernel.weight().data() + group * out * row;
-    double* spread = prefix.spread.data() + group * out * row;
+    double* weight_covariance = prefix.weight_covariance.data() + group * out * row;
     detail::gemm<double>(detail::Op::none, detail::Op::none, out, row, row, {weight, row},
-                         {covariance.data(), row}, false, {spread, row});
-    for (Index o = 0; o < out; ++o, weight += row, spread += row) {
+                         {covariance.data(), row}, false, {weight_covariance, row});
+    for (Index o = 0; o < out; ++o, weight += row, weight_covariance += row) {
       const auto channel = static_cast<std::size_t>(group * out + o);
       double mean = shape.bias ? prefix.kernel.bias()[channel] : 0;
       for (Index i = 0; i < row; ++i) {
@@ -386,7 +386,7 @@ void TrainingContraction<Scalar_, Rank_>::find_statistics(std::size_t norm) {
       }
       statistics.mean[channel] = mean;
       // Rounding may take what is zero below it; NaN stays.
-      const double variance = detail::dot(row, weight, spread);
+      const double variance = detail::dot(row, weight, weight_covariance);
       statistics.variance[channel] = variance < 0 ? 0 : variance;
       const double sum = statistics.variance[channel] + prefix.norm.eps;
       if (sum > 0 && std::isfinite(sum)) continue;
@@ -498,7 +498,7 @@ void TrainingContraction<Scalar_, Rank_>::add_statistics_gradient(std::size_t no
       for (Index i = 0; i < row; ++i) {
         const auto element = static_cast<std::size_t>(whole * patch + elements[i]);
         to[i] += mean * moments.mean[element] +
-                 2 * variance * prefix.spread[static_cast<std::size_t>(at + i)];
+                 2 * variance * prefix.weight_covariance[static_cast<std::size_t>(at + i)];
         gradient.mean[element] += mean * weight[i];
         scaled[static_cast<std::size_t>(o * row + i)] = variance * weight[i];
       }

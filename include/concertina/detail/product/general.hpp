@@ -47,7 +47,7 @@ struct General {
         accumulate = true;
       }
       if (!accumulate)
-        std::fill_n(sum.data, block.out * block.in, Scalar(0));  // between spread taps
+        std::fill_n(sum.data, block.out * block.in, Scalar(0));  // between dilated taps
     });
     constexpr Index panel = tuning::transposed_columns;
     for (Index o = 0; o < block.out; ++o) {

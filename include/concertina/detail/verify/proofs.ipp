@@ -327,8 +327,8 @@ Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
   report.failure = misfit(Form<Rank>(form_of(tree)).shape(input_size), given.shape());
   if (!report) return report;
 
-  const auto reference = contract_by_definition<Ref>(tree, Part::value);
-  const auto magnitude = contract_by_definition<Ref>(tree, Part::magnitude);
+  const auto reference = contract_by_definition<Ref>(tree, Measure::value);
+  const auto magnitude = contract_by_definition<Ref>(tree, Measure::magnitude);
   const Terms count = terms(tree);
   const ConvView<const Ref, Rank> right(reference), size(magnitude);
   const auto bounds = bounds_of<A>(tree, count, [&] {
@@ -399,11 +399,11 @@ void require_structure_fits(const Form<Rank>& form, const PerAxis<Rank>& input_s
 /// The matrix [T b; 0 1] of an expression, from those of its leaves; where there are `rows`, they
 /// times this matrix, of which then only what they read is computed.
 template <class Ref, class Scalar, int Rank>
-RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Part part,
+RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Measure measure,
                                             const PerAxis<Rank>& input_size, MemoryLimit limit,
                                             const RowMajorSparse<Ref>* rows = nullptr) {
   if (node.is_leaf()) {
-    const auto layer = leaf_by_definition<Ref>(node.leaf(), part);
+    const auto layer = leaf_by_definition<Ref>(node.leaf(), measure);
     if (!rows) return augmented(layer, input_size, limit);
     std::vector<bool> wanted(static_cast<std::size_t>(rows->cols()));
     for (Index row = 0; row < rows->rows(); ++row) {
@@ -422,7 +422,7 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node
     for (std::size_t p = node.parts().size(); p-- > 0;) {
       const bool last = product.rows() == 0;
       RowMajorSparse<Ref> next = augmented_by_definition<Ref>(
-          node.parts()[p], part, sizes[p], limit, rows && !last ? &product : rows);
+          node.parts()[p], measure, sizes[p], limit, rows && !last ? &product : rows);
       product = rows || last ? std::move(next) : RowMajorSparse<Ref>(product * next);
     }
     return product;
@@ -455,7 +455,7 @@ RowMajorSparse<Ref> augmented_by_definition(const Tree<Leaf<Scalar, Rank>>& node
       read.setFromTriplets(reads.begin(), reads.end());
     }
     const RowMajorSparse<Ref> matrix =
-        augmented_by_definition<Ref>(each, part, input_size, limit, rows ? &read : nullptr);
+        augmented_by_definition<Ref>(each, measure, input_size, limit, rows ? &read : nullptr);
     for (Index row = 0; row < (rows ? matrix.rows() : own); ++row) {
       for (Iterator entry(matrix, row); entry; ++entry) {
         const bool bias = entry.col() + 1 == matrix.cols();
@@ -551,11 +551,11 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
       wanted[static_cast<std::size_t>(row)] = true;
     }
   }
-  const auto from_leaves = [&](Part part) {
-    return augmented_by_definition<Ref>(tree, part, input_size, limit, all ? nullptr : &drawn);
+  const auto from_leaves = [&](Measure measure) {
+    return augmented_by_definition<Ref>(tree, measure, input_size, limit, all ? nullptr : &drawn);
   };
-  const auto reference = from_leaves(Part::value);
-  const auto magnitude = from_leaves(Part::magnitude);
+  const auto reference = from_leaves(Measure::value);
+  const auto magnitude = from_leaves(Measure::magnitude);
   const auto given =
       sparse<Scalar, Rank>(contraction, input_size, true, limit, all ? nullptr : &wanted);
   const Index count = terms(tree).bias;
@@ -619,7 +619,7 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
 template <class Ref, class Scalar, int Rank>
 Conv<Ref, Rank> magnitude_of(const Tree<Leaf<Scalar, Rank>>& tree) {
   return evaluate<Ref>(tree.map([](const Leaf<Scalar, Rank>& leaf) {
-    return Leaf<Ref, Rank>(leaf_by_definition<Ref>(leaf, Part::magnitude));
+    return Leaf<Ref, Rank>(leaf_by_definition<Ref>(leaf, Measure::magnitude));
   }));
 }
 

@@ -107,7 +107,8 @@ Terms terms(const Tree<Leaf<Scalar, Rank>>& tree) {
 }
 
 /// `inner`, then `outer`, written from the rule of a product in plain loops: a second opinion for
-/// the proofs, which shares no code with the contraction.
+/// the proofs, which shares only the shapes' rules with the contraction; prove_algebra checks
+/// those.
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
                                           const Conv<Scalar, Rank>& inner) {
@@ -153,7 +154,7 @@ Conv<Scalar, Rank> multiply_by_definition(const Conv<Scalar, Rank>& outer,
 }
 
 /// A value, or its absolute value: what a contraction by definition is made of.
-enum class Part { value, magnitude };
+enum class Measure { value, magnitude };
 
 template <class Ref>
 Ref absolute(const Ref& value) {
@@ -166,7 +167,7 @@ Ref absolute(const Ref& value) {
 
 /// A channel map as a layer, from its definition. The magnitude of a bias is the sum of its terms'.
 template <class Ref, int Rank, class Scalar>
-Conv<Ref, Rank> channel_map_by_definition(const ChannelMap<Scalar>& map, Part part) {
+Conv<Ref, Rank> channel_map_by_definition(const ChannelMap<Scalar>& map, Measure measure) {
   Conv<Ref, Rank> layer(map.template shape<Rank>());
   const Index width = layer.shape().in / layer.shape().groups;
   for (Index o = 0; o < map.out; ++o) {
@@ -184,11 +185,11 @@ Conv<Ref, Rank> channel_map_by_definition(const ChannelMap<Scalar>& map, Part pa
     }
     if constexpr (requires { bias - bias; }) {
       const Ref shift = element(map.mean, 0) * factor;
-      bias = part == Part::value ? bias - shift : absolute(bias) + absolute(shift);
+      bias = measure == Measure::value ? bias - shift : absolute(bias) + absolute(shift);
     }
     const Index c = map.source.empty() ? o : map.source[at];
     layer.weight()[static_cast<std::size_t>(o * width + c % width)] =
-        part == Part::value ? factor : absolute(factor);
+        measure == Measure::value ? factor : absolute(factor);
     if (layer.shape().bias) layer.bias()[at] = bias;
   }
   return layer;
@@ -196,10 +197,10 @@ Conv<Ref, Rank> channel_map_by_definition(const ChannelMap<Scalar>& map, Part pa
 
 /// A leaf of an expression in the reference scalar.
 template <class Ref, class Scalar, int Rank>
-Conv<Ref, Rank> leaf_by_definition(const Leaf<Scalar, Rank>& leaf, Part part) {
-  if (leaf.channel_map()) return channel_map_by_definition<Ref, Rank>(*leaf.channel_map(), part);
+Conv<Ref, Rank> leaf_by_definition(const Leaf<Scalar, Rank>& leaf, Measure measure) {
+  if (leaf.channel_map()) return channel_map_by_definition<Ref, Rank>(*leaf.channel_map(), measure);
   Conv<Ref, Rank> layer = leaf.view()->template cast<Ref>();
-  if (part == Part::value) return layer;
+  if (measure == Measure::value) return layer;
   for (Ref& element : layer.weight()) element = absolute(element);
   for (Ref& element : layer.bias()) element = absolute(element);
   return layer;
@@ -237,10 +238,10 @@ Conv<Ref, Rank> add_by_definition(Join join, const ConvShape<Rank>& shape,
 
 /// An expression in the reference scalar, contracted from the first layer on in plain loops.
 template <class Ref, class Scalar, int Rank>
-Conv<Ref, Rank> contract_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Part part) {
-  if (node.is_leaf()) return leaf_by_definition<Ref>(node.leaf(), part);
+Conv<Ref, Rank> contract_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Measure measure) {
+  if (node.is_leaf()) return leaf_by_definition<Ref>(node.leaf(), measure);
   std::vector<Conv<Ref, Rank>> parts;
-  for (const auto& each : node.parts()) parts.push_back(contract_by_definition<Ref>(each, part));
+  for (const auto& part : node.parts()) parts.push_back(contract_by_definition<Ref>(part, measure));
   if (node.join() != Join::chain) {
     return add_by_definition(node.join(), whole_shape(form_of(node)).template as<Rank>(), parts);
   }
@@ -256,7 +257,7 @@ Conv<Ref, Rank> contract_by_definition(const Tree<Leaf<Scalar, Rank>>& node, Par
 template <class Scalar, int Rank>
 long double scale_bound(const Tree<Leaf<Scalar, Rank>>& node) {
   if (node.is_leaf()) {
-    const auto layer = leaf_by_definition<long double>(node.leaf(), Part::magnitude);
+    const auto layer = leaf_by_definition<long double>(node.leaf(), Measure::magnitude);
     std::vector<long double> rows(static_cast<std::size_t>(layer.shape().out));
     std::vector<long double> columns(static_cast<std::size_t>(layer.shape().in + 1));
     for_each_weight(ConvView<const long double, Rank>(layer),
@@ -330,7 +331,7 @@ struct Carried {
 /// The leaf, whose elements are stored, or lose what computing them of a batch norm may.
 template <class Ref, class Scalar, int Rank>
 Conv<Carried<Ref>, Rank> carried_leaf(const Leaf<Scalar, Rank>& leaf, Ref each) {
-  const Conv<Ref, Rank> layer = leaf_by_definition<Ref>(leaf, Part::magnitude);
+  const Conv<Ref, Rank> layer = leaf_by_definition<Ref>(leaf, Measure::magnitude);
   const ChannelMap<Scalar>* map = leaf.channel_map();
   const Ref factor = map && (!map->variance.empty() || map->divisor != 1) ? 4 * each : 0;
   Conv<Carried<Ref>, Rank> result(layer.shape());
@@ -516,7 +517,7 @@ template <class Scalar, int Rank>
 std::vector<long double> lost_by_layers(const Tree<Leaf<Scalar, Rank>>& node,
                                         const std::vector<long double>& given, long double each) {
   if (node.is_leaf()) {
-    const auto layer = leaf_by_definition<long double>(node.leaf(), Part::magnitude);
+    const auto layer = leaf_by_definition<long double>(node.leaf(), Measure::magnitude);
     std::vector<long double> lost(static_cast<std::size_t>(layer.shape().out));
     for_each_weight(ConvView<const long double, Rank>(layer),
                     [&](Index o, Index c, const PerAxis<Rank>&, long double weight) {
