@@ -427,7 +427,7 @@ template <Layer F>
 RefConv<typename F::Scalar, F::Rank> initialize_refconv(const F& base, Index map_size);
 
 /// Of that many channels, with convolutions of these odd sizes.
-/// Throws    ShapeError for an even size, or one that maps of this size are too small for
+/// Throws    ShapeError for an even size
 template <class Scalar, int Rank, BitGenerator Generator>
 RepMlp<Scalar, Rank> initialize_rep_mlp(Index channels, const PerAxis<Rank>& size,
                                         const std::vector<Index>& kernel_sizes,

@@ -164,9 +164,10 @@ class TransposedExpr {
   /// `inner`, then `outer`. The bias of what `inner` contracts to goes on behind the strides of
   /// `outer`, as a leaf of its own, where every position gets the same of it: after nearest
   /// upsampling always, after a pixel shuffle if it is alike for all positions that a channel
-  /// becomes. The layers of those strides are fixed then: any one element of theirs alone would
-  /// make it vary. Throws ShapeError where channels differ; InexactError where `inner` has another
-  /// bias that is not zero and `outer` a stride.
+  /// becomes. The layer of such a stride is fixed then: any one element of its alone would make it
+  /// vary. A product of products is the same however it is put in parentheses. Throws ShapeError
+  /// where channels differ; InexactError where `inner` has another bias that is not zero and
+  /// `outer` a stride.
   static TransposedExpr product(const TransposedExpr& outer, const TransposedExpr& inner);
 
   /// The sum of two. Throws ShapeError where channels or strides differ.
@@ -176,6 +177,7 @@ class TransposedExpr {
   TransposedExpr fixed() const {
     TransposedExpr result = *this;
     result.dense_ = concertina::fixed(dense_);
+    for (TransposedExpr& factor : result.factors_) factor = factor.fixed();
     return result;
   }
 
@@ -213,6 +215,14 @@ class TransposedExpr {
   /// The same with biases behind strides of what the layers' are now.
   TransposedExpr current() const;
 
+  /// The product with an `outer` that is none.
+  static TransposedExpr multiply(const TransposedExpr& outer, const TransposedExpr& inner);
+
+  /// The factors of a product, the one applied first first; itself where it is none.
+  std::span<const TransposedExpr> factors() const {
+    return factors_.empty() ? std::span(this, 1) : std::span(factors_);
+  }
+
   /// Adds the leaves of `other`, a bias after so many of them.
   TransposedExpr& append(const TransposedExpr& other, std::optional<std::size_t> bias_after = {});
 
@@ -220,6 +230,7 @@ class TransposedExpr {
   PerAxis<Rank> stride_ = 1;
   std::vector<Given> leaves_;  // of dense_
   std::vector<BiasBehind> biases_;
+  std::vector<TransposedExpr> factors_;
 };
 
 namespace detail {

@@ -131,7 +131,7 @@ Expr<Scalar, Rank> with_leaf(const Expr<Scalar, Rank>& expression, std::size_t n
 /// The expression contracted in plain loops.
 template <class Scalar, int Rank>
 Conv<Scalar, Rank> by_definition(const Expr<Scalar, Rank>& expression) {
-  return detail::contract_by_definition<Scalar>(expression.tree(), detail::Part::value);
+  return detail::contract_by_definition<Scalar>(expression.tree(), detail::Measure::value);
 }
 
 // ---- forms --------------------------------------------------------------------------------------

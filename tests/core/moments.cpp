@@ -727,6 +727,34 @@ TEST_CASE("without variance eps decides, and without eps the channel is named", 
   CHECK_THAT(message, Contains("batch norm 1") && Contains("channel 0"));
 }
 
+TEST_CASE("taps that read nothing have no variance", "[moments]") {
+  // Of 41 * 1e4 / 41 and the like, some are not 1e4.
+  Rng rng(77);
+  for (Index images = 2; images < 60; ++images) {
+    FeatureMap<double, 2> x({.batch = images, .channels = 1, .size = 1});
+    for (double& element : x.values()) element = 1e4 + random_uniform(rng, 1.0);
+    const Moments moments =
+        patch_moments(ConvShape<2>{.out = 1, .in = 1, .kernel_size = 3, .padding = 1}, x);
+    for (std::size_t i = 0; i < moments.scatter.size(); ++i) {
+      if (i != 40) CHECK(moments.scatter[i] == 0);  // the middle's with itself
+    }
+  }
+}
+
+TEST_CASE("a channel map may become a layer of its shape", "[moments]") {
+  Rng rng(78);
+  const auto layer = random_layer<double>(ConvShape<2>{.out = 3, .in = 2}, rng);
+  const auto depthwise = random_layer<double>(ConvShape<2>{.out = 3, .in = 3, .groups = 3}, rng);
+  const auto norm = random_norm<double>(3, rng);
+  const Expr<double, 2> scaled =
+      channel_scale(std::vector<double>{2, -1, 3}) * batch_norm(norm) * layer;
+  const Expr<double, 2> applied = depthwise * batch_norm(norm) * layer;
+  const auto x = random_maps<double, 2>({.batch = 2, .channels = 2, .size = 3}, rng);
+  TrainingContraction<double, 2> reused(scaled, 3), fresh(applied, 3);
+  reused.forward(scaled, x);
+  CHECK(reused.forward(applied, x) == fresh.forward(applied, x));
+}
+
 TEST_CASE("what cancels in a float's layer leaves no variance", "[moments]") {
   // A Laplacian of ramps: 0, though the moments that it is found from are of the order of 255^2.
   Rng rng(12);
@@ -818,6 +846,10 @@ TEST_CASE("what does not fit is refused", "[moments]") {
   CHECK_THROWS_AS(
       product.forward(batch_norm(norm) * (square + square), product.moments(batch(2, 4, {4, 5}))),
       ShapeError);
+  CHECK_THROWS_AS(block.forward(batch_norm(norm) * fixed(layer), batch(2, 3, {4, 5})), ShapeError);
+  auto taken = block;
+  const auto kept = std::move(taken);
+  CHECK_THROWS_AS(taken.moments(batch(2, 3, {4, 5})), ShapeError);
   CHECK_THROWS_AS(block.forward(expression, std::vector<Moments>{}), ShapeError);
   CHECK_THROWS_AS(block.forward(expression, std::vector<Moments>(1)), ShapeError);
   std::vector<Moments> moments = block.moments(batch(2, 3, {4, 5}));

@@ -931,6 +931,8 @@ TEST_CASE("any bias before a nearest upsampling goes on behind it, and is differ
     CHECK(contract(last * product)(x) == last(applied));
     CHECK(contract(twice * product)(x) == twice(applied));
     CHECK(contract(product + product)(x).values()[7] == applied.values()[7] + applied.values()[7]);
+    const auto from_the_left = twice * last * up * inner;
+    CHECK(contract(from_the_left)(x) == twice(last(applied)));
 
     const auto whole = twice * (last * (fixed(up) * inner));
     CHECK(contract(whole)(x) == twice(last(applied)));
@@ -966,6 +968,39 @@ TEST_CASE("any bias before a nearest upsampling goes on behind it, and is differ
       CHECK(inner_product(from, contraction.forward(whole)) == inner_product(from, from) + along);
       layer = kept;
     }
+  }
+}
+
+TEST_CASE("parentheses change neither products with upsampling nor their gradients",
+          "[transposed]") {
+  Rng rng(50);
+  const auto up = upsample_nearest<PrimeField, 2>(3, 2);
+  const auto layer = [&](ConvShape<2> shape) {
+    Conv2d<PrimeField> result(shape);
+    fill_random(result.weight(), rng);
+    fill_random(result.bias(), rng);
+    return result;
+  };
+  const auto first =
+      layer({.out = 4, .in = 2, .kernel_size = 3, .padding = 1, .bias = GENERATE(false, true)});
+  const auto second = layer({.out = 3, .in = 4, .kernel_size = GENERATE(1, 2), .bias = true});
+  const auto other = layer(second.shape());
+  const Expr<PrimeField, 2> middle = GENERATE(0, 1, 2) == 0  ? Expr<PrimeField, 2>(second)
+                                     : GENERATE(false, true) ? second + other
+                                                             : Expr<PrimeField, 2>(fixed(second));
+  const auto x = random_map<2>({.batch = 1, .channels = 2, .size = {4, 5}}, rng);
+  const auto from_the_left = up * middle * first, from_the_right = up * (middle * first);
+  const Transposed<PrimeField, 2> whole = contract(from_the_left);
+  CHECK(whole(x) == up(middle(first(x))));
+  CHECK(contract(from_the_right) == whole);
+  TransposedContraction left(from_the_left), right(from_the_right);
+  static_cast<void>(left.forward(from_the_left));
+  static_cast<void>(right.forward(from_the_right));
+  const auto of_left = left.backward(from_the_left, whole),
+             of_right = right.backward(from_the_right, whole);
+  REQUIRE(of_left.size() == of_right.size());
+  for (std::size_t i = 0; i + 1 < of_left.size(); ++i) {
+    CHECK(std::get<Conv2d<PrimeField>>(of_left[i]) == std::get<Conv2d<PrimeField>>(of_right[i]));
   }
 }
 

@@ -160,7 +160,7 @@ class Contractor {
                               static_cast<double>(rng_() >> 11), -size, size};
       terms[i].rank = ranks[order_.terms];
     }
-    std::ranges::stable_sort(terms, [](const Term& f, const Term& g) {
+    std::ranges::sort(terms, [](const Term& f, const Term& g) {
       return f.place == g.place ? f.rank < g.rank : f.place < g.place;
     });
     std::vector<std::pair<Place, C>> result;

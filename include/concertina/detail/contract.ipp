@@ -43,7 +43,10 @@ Conv<A, Rank> evaluate(const Tree<Leaf<Scalar, Rank>>& tree, const ParallelFor& 
 template <class Scalar, int Rank>
 bool has_form(const Tree<Leaf<Scalar, Rank>>& tree, const AnyForm& form) {
   if (tree.join() != form.join()) return false;
-  if (tree.is_leaf()) return tree.leaf().shape() == form.leaf().template as<Rank>();
+  if (tree.is_leaf()) {
+    return tree.leaf().shape() == form.leaf().template as<Rank>() &&
+           tree.leaf().fixed == form.leaf().fixed;
+  }
   return std::ranges::equal(tree.parts(), form.parts(), [](const auto& part, const auto& planned) {
     return has_form(part, planned);
   });

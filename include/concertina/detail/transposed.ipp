@@ -394,7 +394,19 @@ Conv<Scalar, Rank> as_conv(const Transposed<Scalar, Rank>& adjoint) {
 template <class Scalar_, int Rank_>
 auto TransposedExpr<Scalar_, Rank_>::product(const TransposedExpr& outer,
                                              const TransposedExpr& inner) -> TransposedExpr {
+  std::vector<TransposedExpr> factors(inner.factors().begin(), inner.factors().end());
+  factors.insert(factors.end(), outer.factors().begin(), outer.factors().end());
   TransposedExpr result = inner;
+  for (const TransposedExpr& next : outer.factors()) result = multiply(next, result);
+  result.factors_ = std::move(factors);
+  return result;
+}
+
+template <class Scalar_, int Rank_>
+auto TransposedExpr<Scalar_, Rank_>::multiply(const TransposedExpr& outer,
+                                              const TransposedExpr& inner) -> TransposedExpr {
+  TransposedExpr result = inner;
+  result.factors_.clear();
   for (int axis = 0; axis < Rank; ++axis) {
     result.stride_[axis] =
         detail::checked_multiply(inner.stride_[axis], outer.stride_[axis], "transposed");
@@ -452,6 +464,7 @@ auto TransposedExpr<Scalar_, Rank_>::sum(const TransposedExpr& f, const Transpos
                      to_string(g.stride_) + " cannot be added");
   }
   TransposedExpr result = f;
+  result.factors_.clear();
   result.dense_ = f.dense_ + g.dense_;
   return result.append(g);
 }

@@ -97,6 +97,24 @@ struct PatchGeometry {
     });
   }
 
+  /// Of each tap, whether any patch reads the map with it.
+  std::vector<bool> reading_taps() const {
+    std::vector<bool> reading;
+    for_each_position(kernel_size, [&](const Axes& tap) {
+      bool reads = true;
+      for (int axis = 0; axis < max_rank; ++axis) {
+        bool inside = false;
+        for (Index t = 0; t < positions[axis] && !inside; ++t) {
+          const Index at = t * stride[axis] + offset(axis, tap[axis]);
+          inside = at >= 0 && at < size[axis];
+        }
+        reads = reads && inside;
+      }
+      reading.push_back(reads);
+    });
+    return reading;
+  }
+
   friend bool operator==(const PatchGeometry&, const PatchGeometry&) = default;
 };
 

@@ -106,8 +106,8 @@ class GroupSums {
     axpy(std::ssize(pixels_), 1.0, other.pixels_.data(), pixels_.data());
   }
 
-  /// Writes the sums about the centres over `batch` maps: of elements [patch], and of products
-  /// [patch][patch].
+  /// Writes the sums about the centres [patch] over `batch` maps: of elements [patch], and of
+  /// products [patch][patch].
   void finish(Index batch, const double* centre, double* elements, double* products) const {
     const Index patch = geometry_->patch();
     if (lags_) {
@@ -340,7 +340,7 @@ class GroupSums {
     }
   }
 
-  /// Outside of the map a patch element is zero, so less its centre it is not: the sums of
+  /// Outside of the map a patch element is zero, so less its centre [patch] it is not: the sums of
   /// elements, and what such elements add to the products.
   void add_border(Index batch, const double* centre, double* elements, double* products) const {
     const Index width = geometry_->width(), taps = geometry_->taps(), patch = geometry_->patch();
@@ -375,13 +375,16 @@ class GroupSums {
           double* row = products + (a * width + c) * patch + b * width;
           const double here = mixed[static_cast<std::size_t>(b * patch + a * width + c)];
           const double* there = mixed.data() + a * patch + b * width;
+          const double* const other = centre + b * width;
+          const double own = centre[a * width + c];
           for (Index d = 0; d < width; ++d) {
-            row[d] += outside * centre[c] * centre[d] - here * centre[d] - centre[c] * there[d];
+            row[d] += outside * own * other[d] - here * other[d] - own * there[d];
           }
         }
       }
       for (Index c = 0; c < width; ++c) {
-        elements[a * width + c] -= both[static_cast<std::size_t>(a * taps + a)] * centre[c];
+        elements[a * width + c] -=
+            both[static_cast<std::size_t>(a * taps + a)] * centre[a * width + c];
       }
     }
   }
@@ -422,16 +425,22 @@ Moments patch_moments(const PatchGeometry& geometry, const Scalar* x, Index batc
              centre.data() + group * width);
     return sums;
   };
+  // A tap that reads nothing is zero, so that its centre is.
+  const std::vector<bool> reading = geometry.reading_taps();
   const auto finish = [&](Index group, const GroupSums& sums) {
+    std::vector<double> centres(static_cast<std::size_t>(patch));
+    for (Index i = 0; i < patch; ++i) {
+      if (!reading[static_cast<std::size_t>(i / width)]) continue;
+      centres[static_cast<std::size_t>(i)] =
+          centre[static_cast<std::size_t>(group * width + i % width)];
+    }
     double* const mean = result.mean.data() + group * patch;
     double* const scatter = result.scatter.data() + group * patch * patch;
-    sums.finish(batch, centre.data() + group * width, mean, scatter);
+    sums.finish(batch, centres.data(), mean, scatter);
     const double count = static_cast<double>(result.count);
     for (Index i = 0; i < patch; ++i) mean[i] /= count;
     for (Index i = 0; i < patch; ++i) axpy(patch, -count * mean[i], mean, scatter + i * patch);
-    for (Index i = 0; i < patch; ++i) {
-      mean[i] += centre[static_cast<std::size_t>(group * width + i % width)];
-    }
+    axpy(patch, 1.0, centres.data(), mean);
   };
   if (shares == 1) {
     run(groups, [&](Index group) { finish(group, share(group, 0)); });

@@ -285,6 +285,7 @@ template <std::floating_point Scalar_, int Rank_>
 auto TrainingContraction<Scalar_, Rank_>::moments(const FeatureMapView<Scalar, Rank>& x,
                                                   const ParallelFor& run) const
     -> std::vector<Moments> {
+  if (leaf_shapes_.empty()) throw ShapeError("moments: of a contraction that was moved from");
   detail::require_batch(x.shape(), shape().in);
   if (x.shape().size != input_size_) {
     detail::fail<ShapeError>(
@@ -307,7 +308,7 @@ void TrainingContraction<Scalar_, Rank_>::load(const Expr<Scalar, Rank>& express
       if (!layer) layer.emplace(leaf_shapes_[leaf]);
       std::ranges::copy(at.view()->weight(), layer->weight().begin());
       std::ranges::copy(at.view()->bias(), layer->bias().begin());
-      ++leaf;
+      leaf_maps_[leaf++].reset();
       return;
     }
     const ChannelMap<Scalar>& map = *at.channel_map();
@@ -338,7 +339,7 @@ auto TrainingContraction<Scalar_, Rank_>::expression_of(const Plan& plan) const
     -> Expr<double, Rank> {
   using Kind = typename PlanLeaf::Kind;
   using Leaf = detail::Leaf<double, Rank>;
-  return Expr<double, Rank>(plan.map([&](const PlanLeaf& leaf) -> Leaf {
+  const auto at = [&](const PlanLeaf& leaf) -> Leaf {
     switch (leaf.kind) {
       case Kind::norm: return prefixes_[leaf.index].norm;
       case Kind::prefix: return Leaf(ConvView<const double, Rank>(prefixes_[leaf.index].kernel));
@@ -347,6 +348,11 @@ auto TrainingContraction<Scalar_, Rank_>::expression_of(const Plan& plan) const
     }
     if (leaf_maps_[leaf.index]) return *leaf_maps_[leaf.index];
     return Leaf(ConvView<const double, Rank>(*layers_[leaf.index]));
+  };
+  return Expr<double, Rank>(plan.map([&](const PlanLeaf& leaf) {
+    Leaf result = at(leaf);
+    result.fixed = leaf.fixed;
+    return result;
   }));
 }
 
