@@ -410,4 +410,18 @@ onnx::Model rounded(onnx::Model model, Dtype dtype) {
   return model;
 }
 
+onnx::Model as_rounded(onnx::Model model, const onnx::Model& rounded, onnx::DataType& stored) {
+  for (std::size_t i = 0; i < model.initializers.size(); ++i) {
+    onnx::Tensor& tensor = model.initializers[i];
+    const onnx::Tensor& narrow = rounded.initializers[i];
+    if (tensor.type == narrow.type) continue;
+    stored = narrow.type;
+    tensor = with_stored(tensor.type, [&]<class Stored>(Stored) {
+      return onnx::Tensor::of<Stored>(tensor.name, tensor.dims,
+                                      rounded_to<Stored>(narrow.values<double>()));
+    });
+  }
+  return model;
+}
+
 }  // namespace tool

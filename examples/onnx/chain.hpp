@@ -65,4 +65,8 @@ std::optional<concertina::io::Dtype> layer_dtype(const std::string& name);
 /// not hold a constant.
 onnx::Model rounded(onnx::Model model, concertina::io::Dtype dtype);
 
+/// A model with the elements of its rounded one, in its own types; `stored` becomes the type of
+/// those where it is another.
+onnx::Model as_rounded(onnx::Model model, const onnx::Model& rounded, onnx::DataType& stored);
+
 }  // namespace tool

@@ -293,6 +293,11 @@ concertina::Report prove_storage(onnx::DataType type, const Layer& stored,
   return report;
 }
 
+/// Whether each number of a region's contraction is one of its constants.
+bool is_one_layer(Segments segments) {
+  return count_nodes(segments) == 1 && !contains(segments, {Kind::batch_norm});
+}
+
 /// The layer as one of the geometry of `contraction`, where it acts as such a one: on maps of this
 /// size if there is one, where taps that read nothing but padding in every output do not matter,
 /// which are then those of the contraction. Otherwise the layer as it is.
@@ -426,7 +431,12 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
     }
     const auto prove_as_double = [&](ComparedRegion& compared) {
       prove<double>(expanded_map, contraction, at, sample, budget, compared);
-      compared.proofs.push_back(prove_storage(rounded ? stored_type : type, stored, contraction));
+      concertina::Report storage = prove_storage(rounded ? stored_type : type, stored, contraction);
+      if (rounded && !storage && !is_one_layer(contracted)) {
+        storage.undecided = true;
+        storage.failure += ", as the roundings of several constants may explain";
+      }
+      compared.proofs.push_back(std::move(storage));
     };
     if (rounded) {
       prove_as_double(region);

@@ -111,11 +111,9 @@ int main(int argc, char** argv) {
                    "one where the input has one, or the model exceeds 2 GB")
       ->type_name("NAME");
   contracting
-      ->add_option(
-          "--dtype", model.dtype,
-          "Of what is written of a chain: F64, F32, F16 or BF16; by default F64 where a "
-          "tensor is, otherwise F32, to which the contraction is rounded, and proved, before "
-          "F16 and BF16")
+      ->add_option("--dtype", model.dtype,
+                   "Of what is written of a chain: F64, F32, F16 or BF16; by default F64 where a "
+                   "tensor is, otherwise F32; --verify is of what is written, rounded to it")
       ->check(CLI::IsMember({"F64", "F32", "F16", "BF16"}));
 
   CLI::App* verifying = app.add_subcommand(

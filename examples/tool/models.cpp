@@ -496,8 +496,10 @@ ExitCode contract_file(const ModelCommand& command) {
   OutputComparison outputs;
   if (command.verify) {
     progress.show("verifying " + (command.out.empty() ? command.in : command.out));
-    comparison = compare_models(source.model, result.model, options.graph, options.equality);
-    outputs = run_both(source, result.model, command);
+    onnx::DataType stored = onnx::DataType::undefined;
+    const onnx::Model written = as_rounded(result.model, wanted, stored);
+    comparison = compare_models(source.model, written, options.graph, options.equality, {}, stored);
+    outputs = run_both(source, written, command);
   }
   const ExitCode code = comparison ? code_of(*comparison, outputs) : ok;
   const bool written = !command.out.empty() && code == ok;

@@ -178,6 +178,27 @@ contracts pool.safetensors 'weight:F64[4, 3, 5, 2] {"chain": ":s2x1p1x0"}'
 make single.safetensors - weight=4,3,3,3 bias=4
 contracts single.safetensors 'bias:F64[4] weight:F64[4, 3, 3, 3] {"chain": ":s2p1"}' --chain :s2p1
 contracts single.safetensors 'bias:F64[4] weight:F64[4, 3, 3, 3] {"chain": ""}' --chain ''
+# What is proved is what is written: halves of 1e-7 hold next to nothing, those of the same layers larger do.
+for dtype in F16 BF16 F32; do
+  SCALE=0.7 make scaled.safetensors 'a:p1,b,n' a.weight=8,3,3,3:F32 b.weight=4,8,1,1:F32 n.running_mean=4:F32 \
+    n.running_var=4:F32
+  rm -f layer.safetensors
+  expect 0 contract scaled.safetensors --dtype $dtype -o layer.safetensors --verify --json
+  is_json
+  expect 0 verify scaled.safetensors layer.safetensors
+  expect 0 contract scaled.safetensors --dtype $dtype -o layer.onnx --verify
+done
+SCALE=2e-4 make scaled.safetensors 'a:p1,b' a.weight=8,3,3,3 b.weight=4,8,1,1
+rm -f layer.safetensors
+expect 6 contract scaled.safetensors --dtype F16 -o layer.safetensors --verify
+says out 'not proved'
+checks=$((checks + 1))
+[ ! -e layer.safetensors ] || fail "what could not be proved was written"
+expect 0 contract scaled.safetensors --dtype F32 -o layer.safetensors --verify
+# A norm that stays is rounded number by number, which is not wrong, and not proved.
+SCALE=0.9 make norm.safetensors n n.weight=16 n.bias=16 n.running_mean=16 n.running_var=16
+expect 6 contract norm.safetensors --dtype BF16 -o norm.onnx --verify
+says out 'not proved'
 make twice.safetensors 'a,a' a.weight=3,3,3 a.bias=3
 contracts twice.safetensors 'bias:F64[3] weight:F64[3, 3, 5] {"chain": ""}'
 make norm.safetensors 'n' n.running_mean=4 n.running_var=4 n.weight=4
