@@ -94,6 +94,22 @@ class Renamed {
   std::map<std::string, std::string, std::less<>> names_;
 };
 
+/// Whether all that an attribute may hold is kept as numbers, strings or a tensor, whatever type it
+/// says it is of; graphs and the like are not.
+bool is_plain(const onnx::Attribute& attribute) {
+  if (attribute.type == onnx::AttributeType::graph ||
+      attribute.type >= onnx::AttributeType::tensors) {
+    return false;
+  }
+  constexpr std::uint32_t known[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 20};  // of AttributeProto
+  const onnx::detail::Source source{attribute.name, attribute.encoded};
+  onnx::detail::Message fields(source, attribute.encoded, "AttributeProto");
+  while (fields.next()) {
+    if (!std::ranges::count(known, fields.number())) return false;
+  }
+  return true;
+}
+
 /// Whether two nodes do the same to the same tensors and equal constants. Tensors of `b` that `a`
 /// does not have are taken for those that its node reads.
 bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
@@ -114,11 +130,9 @@ bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
   }
   constexpr std::uint32_t overload = 8;  // which function of a name it is
   if (kept(f.fields, overload) != kept(g.fields, overload)) return false;
-  // Graphs and the like are only compared as bytes.
-  const bool plain = std::ranges::all_of(f.attributes, [](const onnx::Attribute& attribute) {
-    return attribute.type != onnx::AttributeType::graph &&
-           attribute.type < onnx::AttributeType::tensors;
-  });
+  // The others are only compared as bytes.
+  const bool plain = std::ranges::all_of(f.attributes, is_plain) &&
+                     std::ranges::all_of(g.attributes, is_plain);
   if (!plain && !std::ranges::equal(f.encoded, g.encoded)) return false;
   std::vector<std::string> taken;  // only if all inputs agree
   const auto differ = [&] {
