@@ -43,6 +43,10 @@ def _about(x, shape, centre):
     sums = [maps[(slice(None), *_window(tap, positions, shape))].flatten(1).sum(1) for tap in _taps(shape.kernel_size)]
     offset = torch.stack(sums, 1).reshape(shape.groups, -1) / count
     scatter -= count * offset[:, :, None] * offset[:, None, :]
+    # A tap that reads nothing is zero, which a sum of so many means less that many may not be.
+    nothing = ~_reading(shape, x.shape[2:])
+    offset[:, nothing] = -_of_patch(centre, shape)[:, nothing]
+    scatter[:, nothing], scatter[:, :, nothing] = 0, 0
     return count, offset, scatter
 
 
@@ -141,6 +145,16 @@ def _window(tap, positions, shape, axes=None):
         slice(t * shape.dilation[a], t * shape.dilation[a] + (positions[a] - 1) * shape.stride[a] + 1, shape.stride[a])
         for t, a in zip(tap, axes)
     )
+
+
+def _reading(shape, size):
+    """Of each element of a patch, whether any reads the map with it."""
+    axes = zip(shape.kernel_size, shape.stride, shape.dilation, shape.padding, size, shape.output_size(size), strict=True)
+    reading = torch.ones((), dtype=torch.bool)
+    for k, s, d, (p, _), n, m in axes:
+        own = torch.tensor([any(0 <= t * s + tap * d - p < n for t in range(m)) for tap in range(k)])
+        reading = reading.unsqueeze(-1) & own
+    return reading.flatten().repeat(shape.in_channels // shape.groups)
 
 
 def _taps(kernel_size):
