@@ -131,8 +131,8 @@ bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
   constexpr std::uint32_t overload = 8;  // which function of a name it is
   if (kept(f.fields, overload) != kept(g.fields, overload)) return false;
   // The others are only compared as bytes.
-  const bool plain = std::ranges::all_of(f.attributes, is_plain) &&
-                     std::ranges::all_of(g.attributes, is_plain);
+  const bool plain =
+      std::ranges::all_of(f.attributes, is_plain) && std::ranges::all_of(g.attributes, is_plain);
   if (!plain && !std::ranges::equal(f.encoded, g.encoded)) return false;
   std::vector<std::string> taken;  // only if all inputs agree
   const auto differ = [&] {

@@ -149,7 +149,8 @@ def _window(tap, positions, shape, axes=None):
 
 def _reading(shape, size):
     """Of each element of a patch, whether any reads the map with it."""
-    axes = zip(shape.kernel_size, shape.stride, shape.dilation, shape.padding, size, shape.output_size(size), strict=True)
+    positions = shape.output_size(size)
+    axes = zip(shape.kernel_size, shape.stride, shape.dilation, shape.padding, size, positions, strict=True)
     reading = torch.ones((), dtype=torch.bool)
     for k, s, d, (p, _), n, m in axes:
         own = torch.tensor([any(0 <= t * s + tap * d - p < n for t in range(m)) for tap in range(k)])
