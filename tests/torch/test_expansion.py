@@ -275,6 +275,19 @@ class Choice(unittest.TestCase):
         with self.assertRaisesRegex(ct.ShapeError, "another parametrization on top"):
             ct.contract_(layer)
 
+    def test_another_parametrization_on_top_is_run_whatever_is_cheaper(self):
+        layer, x = ct.expand_(nn.Conv2d(3, 4, 3), "cl"), torch.randn(1, 3, 5, 5)
+        torch.nn.utils.parametrizations.spectral_norm(layer.eval())
+        found = [with_when(layer, when)(x) for when in ("always", "never", "auto")]
+        self.assertTrue(torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]))
+
+    def test_one_number_for_all_axes(self):
+        for name in ("stride", "padding", "dilation"):
+            layer, x = nn.Conv2d(3, 4, 5, **{name: (2,)}).double(), torch.randn(1, 3, 11, 12).double()
+            for strategy in ("cl", "ck"):
+                own = ct.expand_(copy.deepcopy(layer), strategy, rate=8, preserve=True, when="never")
+                torch.testing.assert_close(own(x), layer(x), rtol=0, atol=1e-13)
+
     def test_the_input_has_its_name(self):
         layer = ct.expand_(nn.Conv2d(3, 4, 3), "cl")
         x = torch.randn(1, 3, 5, 5)

@@ -34,20 +34,29 @@ def shape_of(module, name=""):
         raise ShapeError(f"{name or 'module'} ({kind.__name__}) is not a Linear or Conv1d to 3d")
     if module.padding_mode != "zeros":
         raise ShapeError(f"{name or 'module'} pads with {module.padding_mode!r}; only zeros are linear in one layer")
-    padding = tuple((p, p) for p in module.padding) if module.padding != "valid" else ((0, 0),) * CONVOLUTIONS[kind]
+    rank = CONVOLUTIONS[kind]
+    stride, dilation = axes_of(module.stride, rank), axes_of(module.dilation, rank)
     if module.padding == "same":  # PyTorch puts the odd one at the end
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
+        total = [d * (k - 1) for d, k in zip(dilation, module.kernel_size)]
         padding = tuple((t // 2, t - t // 2) for t in total)
+    else:
+        padding = tuple((p, p) for p in axes_of(0 if module.padding == "valid" else module.padding, rank))
     return ConvShape(
         module.in_channels,
         module.out_channels,
         module.kernel_size,
-        module.stride,
+        stride,
         padding,
-        module.dilation,
+        dilation,
         module.groups,
         module.bias is not None,
     )
+
+
+def axes_of(value, rank):
+    """A number for each axis, where PyTorch takes one for all of them too."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values
 
 
 def expanded_shapes(shape, strategy, rate=4, inner_bias=True, name=""):
@@ -199,7 +208,7 @@ def contract_(model):
     _refuse_tied(model, [module for _, module in expanded])
     for name, module in expanded:
         shape_of(module, name)
-        if any(len(each) > 1 for each in module.parametrizations.values()):
+        if not is_alone(module):
             raise ShapeError(f"{name or 'the layer'} has another parametrization on top; remove that first")
     for _, module in expanded:
         own = {
@@ -348,7 +357,7 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
     contracted_forward = type(module).forward
 
     def forward(self, input):  # as PyTorch's layers name it
-        if self.parametrizations.weight[0].contracts(input):
+        if not is_alone(self) or self.parametrizations.weight[0].contracts(input):
             return contracted_forward(self, input)
         contraction, weights, biases = _parts(self)
         return apply_layers(contraction.form, input, iter(zip(weights, biases)))
@@ -367,6 +376,11 @@ def is_expanded(module):
     return parametrize.is_parametrized(module, "weight") and isinstance(
         module.parametrizations.weight[0], ExpandedWeight
     )
+
+
+def is_alone(module):
+    """Whether an expanded module has no other parametrization on top."""
+    return all(len(each) == 1 for each in module.parametrizations.values())
 
 
 def _expanded(model):
