@@ -7,6 +7,7 @@ from support import HAVE_TORCH, needs_torch
 
 if HAVE_TORCH:
     import copy
+    import functools
     import operator
     import random
     import types
@@ -15,6 +16,7 @@ if HAVE_TORCH:
     from support import small_net
     from torch import nn
     from torch.nn import functional as F
+    from torch.nn.utils import parametrize
     from torch.utils.checkpoint import checkpoint
 
     import concertina.torch as ct
@@ -32,6 +34,10 @@ if HAVE_TORCH:
 
         def forward(self, x):
             return self.attention(x, x, x)[0]
+
+    LIBRARY = torch.library.Library("concertina_tests", "DEF")
+    LIBRARY.define("doubles(Tensor(a!) x) -> ()")
+    LIBRARY.impl("doubles", lambda x: [x.mul_(2)] and None, "CompositeExplicitAutograd")
 
     class RepVGGBlock(nn.Module):
         def __init__(self, inside, outside, stride=1, groups=1):
@@ -181,6 +187,28 @@ if HAVE_TORCH:
         y = F.conv2d(x, kernel)
         kernel.mul_(3)
         return self.block(y) + F.conv2d(y, kernel)
+
+    TABLE = {"first": _first, "is_tensor": torch.is_tensor, "no_grad": torch.no_grad}
+    TOOLS, PARTIAL = types.SimpleNamespace(first=_first), functools.partial(_first)
+
+    class Rounded(torch.autograd.Function):
+        """Its gradient is that of the identity."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return torch.round(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    @torch.fx.wrap
+    def _doubles(x):
+        return x.mul_(2)
 
     def Frozen(forward):
         """A class of its own, with that forward."""
@@ -387,6 +415,12 @@ class Blocks(unittest.TestCase):
             "positional": relu(lambda self, x: F.relu(x, True)),
             "keyword": relu(lambda self, x: F.relu(input=x, inplace=True)),
             "augmented": relu(lambda self, x: operator.imul(x, 2)),
+            "power": relu(lambda self, x: operator.ipow(x, 2)),
+            "augmented attribute": relu(lambda self, x: operator.iadd(x.mT, 2)),
+            "out of another": relu(lambda self, x: torch.mul(self.one(x).detach(), 2, out=x.data)),
+            "positional out": relu(lambda self, x: F.normalize(self.one(x).detach(), 2.0, 1, 1e-12, x.data)),
+            "wrapped": relu(lambda self, x: _doubles(x)),
+            "operator": relu(lambda self, x: torch.ops.concertina_tests.doubles(x)),
         }.items():
 
             class Written(nn.Module):
@@ -589,6 +623,152 @@ class Blocks(unittest.TestCase):
                     torch.manual_seed(2)
                     torch.testing.assert_close(y, other(*arguments), rtol=0, atol=1e-12)
 
+    def test_what_a_proxy_answers_otherwise_than_a_tensor_stays(self):
+        def tries(self, x):
+            try:
+                return self.block(x) if x.sum() > -1e9 else x
+            except Exception:
+                return self.other(x)
+
+        def unpacked(self, x):
+            a, b = x
+            return self.block(a) if b is None else self.other(a)
+
+        def named(self, x, **others):
+            return self.block(x) if others.get("mask") is None else self.other(x)
+
+        def attends(self, x):
+            _, weights = self.attention(*[x.flatten(2)] * 3, need_weights=False)
+            return self.block(x) if weights is None else self.other(x)
+
+        def without_gradient(self, x):
+            with TABLE["no_grad"]():
+                return self.block(x)
+
+        def in_training(self, x):
+            self.dropout.train()
+            return self.block(self.dropout(x))
+
+        x = torch.randn(1, 4, 3, 3, dtype=torch.double)
+        for name, (forward, *calls) in {
+            "default": (lambda s, x, y=False: s.block(x) if y is False else s.other(x), [x], [x, True]),
+            "kind of a default": (lambda s, x, y=2: (s.block if isinstance(y, int) else s.other)(x), [x], [x, x]),
+            "None": (lambda s, x, y: s.block(x) if y is None else s.other(x), [x, None], [x, x]),
+            "one of two": (lambda s, x, y, z: s.block(x) if y is z is None else s.other(x), [x, None, None], [x, x, x]),
+            "kind": (lambda s, x: (s.other if isinstance(x, (list, tuple)) else s.block)(x), [x]),
+            "class": (lambda s, x: s.block(x) if x.__class__ == torch.Tensor else s.other(x), [x]),
+            "type": (lambda s, x: s.block(x) if type(x) == torch.Tensor else s.other(x), [x]),  # noqa: E721
+            "dtype": (lambda s, x: s.block(x) if x.dtype is torch.double else s.other(x), [x]),
+            "key": (lambda s, x: {torch.double: s.block}.get(x.dtype, s.other)(x), [x]),
+            "text": (lambda s, x: s.block(x) if str(x.dtype) == "torch.float64" else s.other(x), [x]),
+            "formatted": (lambda s, x: s.block(x) if f"{x.dtype}" == "torch.float64" else s.other(x), [x]),
+            "gradient": (lambda s, x: s.block(x) if x.grad is None else s.other(x), [x]),
+            "no attribute": (lambda s, x: s.other(x) if hasattr(x, "tensors") else s.block(x), [x]),
+            "table": (lambda s, x: s.block(x) if TABLE["is_tensor"](x) else s.other(x), [x]),
+            "function of a table": (lambda s, x: TABLE["first"](s.block(x)), [x]),
+            "function of an object": (lambda s, x: TOOLS.first(s.block(x)), [x]),
+            "partial": (lambda s, x: PARTIAL(s.block(x)), [x]),
+            "handled error": (tries, [x]),
+            "element": (unpacked, [(x, None)], [(x, x)]),
+            "keyword": (named, [x]),
+            "element of a result": (attends, [x]),
+            "mode of gradients": (without_gradient, [x]),
+            "mode of a module": (in_training, [x]),
+            "gradient of its own": (lambda s, x: s.block(Rounded.apply(x)), [x]),
+        }.items():
+
+            class Asks(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.block, self.other = (nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(2))) for _ in range(2))
+                    self.dropout, self.attention = nn.Dropout(), nn.MultiheadAttention(9, 1)
+
+            Asks.forward = forward
+            with self.subTest(name):
+                model = in_inference(Asks())
+                plain, verdict = ct.from_blocks(model)
+                self.assertEqual((type(plain), len(verdict), verdict.holds), (Asks, 2, True))
+                for arguments in calls:
+                    torch.manual_seed(0)
+                    y = plain(*arguments)
+                    torch.manual_seed(0)
+                    torch.testing.assert_close(y, model(*arguments), rtol=0, atol=1e-12)
+
+    def test_a_call_that_is_not_the_forward_stays(self):
+        class Called(nn.Sequential):
+            def __call__(self, x):
+                return 2 * super().__call__(x)
+
+        model = Called(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+        self.assert_contracted(in_inference(model), torch.randn(1, 4, 3, 3).double(), 0)
+
+    def test_a_parametrized_model_is_of_its_own_class(self):
+        model = Frozen(_asks_what_is_a_tensor)()
+        parametrize.register_parametrization(model, "kernel", Doubled())
+        self.assert_contracted(in_inference(model), torch.randn(1, 4, 3, 3).double(), 1)
+
+    def test_kernels_that_are_drawn_stay(self):
+        def bayesian(self, x):
+            return self.block(F.conv2d(x, torch.normal(self.kernel, self.kernel.abs())))
+
+        torch.manual_seed(0)
+        model, x = in_inference(Frozen(bayesian)()), torch.randn(1, 4, 3, 3, dtype=torch.double)
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual(len(verdict), 1)
+        torch.manual_seed(0)
+        y = plain(x)
+        self.assertFalse(torch.equal(y, plain(x)))
+        torch.manual_seed(0)
+        torch.testing.assert_close(y, model(x), rtol=0, atol=1e-12)
+
+    def test_a_norm_that_pads_otherwise_stays(self):
+        class PadsWithZeros(BNAndPadLayer):
+            def forward(self, x):
+                return F.pad(self.bn(x), [self.pad_pixels] * 4)
+
+        layers_ = nn.Conv2d(4, 4, 1, bias=False), PadsWithZeros(1, 4), nn.Conv2d(4, 4, 3)
+        self.assert_contracted(in_inference(nn.Sequential(*layers_)), torch.randn(1, 4, 5, 5).double(), 1)
+
+    def test_norms_as_they_are_set(self):
+        for name, change in {
+            "affine": lambda norm: setattr(norm, "affine", False),  # which nothing reads after __init__
+            "no bias": lambda norm: setattr(norm, "bias", None),
+            "no weight": lambda norm: setattr(norm, "weight", None),
+        }.items():
+            with self.subTest(name):
+                model = in_inference(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+                change(model[1])
+                self.assert_contracted(model, torch.randn(1, 4, 5, 5).double(), 1)
+
+    def test_another_parametrization_on_top_stays(self):
+        for name in ("weight", "bias"):
+            layer = ct.expand_(nn.Conv2d(4, 4, 3), "cl")
+            parametrize.register_parametrization(layer, name, Doubled())
+            self.assert_contracted(in_inference(nn.Sequential(layer, nn.ReLU())), torch.randn(1, 4, 5, 5).double(), 0)
+
+    def test_one_number_for_all_axes(self):
+        for name, *layers_ in (
+            ("stride", nn.Conv2d(4, 4, 3, stride=(2,))),
+            ("padding", nn.Conv2d(4, 4, 3, padding=(2,))),
+            ("dilation", nn.Conv2d(4, 4, 3, dilation=(2,))),
+            ("pool", nn.Conv2d(4, 4, 3), nn.AvgPool2d((1,), (2,)), nn.Conv2d(4, 4, 1)),
+        ):
+            with self.subTest(name):
+                model = in_inference(nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), *layers_))
+                self.assert_contracted(model, torch.randn(1, 4, 9, 9).double(), 1)
+
+    def test_pools_that_nothing_with_parameters_precedes_stay(self):
+        model = nn.Sequential(nn.Conv1d(4, 4, 1, padding=2), nn.AvgPool1d(3, 1), nn.AvgPool1d(2, 1))
+        self.assert_contracted(in_inference(model), torch.randn(1, 4, 9).double(), 0)
+
+    def test_what_is_cropped_within(self):
+        model = nn.Sequential(nn.Conv2d(4, 2, 1), nn.ZeroPad2d((2, 0, -1, -1)), nn.Conv2d(2, 4, 1, (1, 2)),
+                              nn.Conv2d(4, 4, (2, 1), dilation=(2, 1)))  # fmt: skip
+        plain, verdict = ct.from_blocks(in_inference(model))
+        x = torch.randn(1, 4, 9, 9).double()
+        torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
+        self.assertIs(verdict.holds, True)
+
     def test_hooks_of_the_model_stay(self):
         model = in_inference(nn.Sequential(conv_bn(4, 4, 1), RepVGGBlock(4, 4)))
         model.register_forward_hook(lambda module, arguments, output: 2 * output)
@@ -783,6 +963,58 @@ class Verify(unittest.TestCase):
         self.assertIs(ct.verify(plain, theirs).holds, False)
         with self.assertRaisesRegex(ct.ShapeError, "cannot trace 0 .Dynamic and Conv2d. to compare it"):
             ct.verify(nn.Sequential(model, Attention(plain)).eval(), nn.Sequential(nn.Conv2d(4, 4, 1), plain).eval())
+
+    def test_what_a_parametrization_does_not_save_counts(self):
+        class Masked(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("mask", torch.ones(4, 4, 1, 1), persistent=False)
+                self.sizes = torch.ones(2)
+
+            def forward(self, weight):
+                return weight * self.mask
+
+        model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).eval()
+        parametrize.register_parametrization(model[0], "weight", Masked())
+        other = copy.deepcopy(model.eval())
+        self.assertIs(ct.verify(model, other).holds, True)
+        other[0].parametrizations.weight[0].mask.zero_()
+        self.assertIs(ct.verify(model, other).holds, False)
+
+    def test_what_paid_is_other_than_what_is_joined_first(self):
+        """From the first on, two layers are one but not all three; contracted are the last two."""
+        model = in_inference(nn.Sequential(
+            nn.Conv3d(4, 4, (1, 2, 1), (1, 2, 2), (1, 0, 2), (1, 1, 2), 4, bias=False),
+            nn.Conv3d(4, 4, (1, 1, 2), (1, 2, 1), (1, 0, 2), (2, 2, 1), bias=False),
+            nn.Conv3d(4, 2, (1, 2, 1), padding=1, bias=False),
+        ))  # fmt: skip
+        plain, verdict = ct.from_blocks(model)
+        self.assertIs(verdict.holds, True)
+        self.assertIs(ct.verify(plain, model).holds, True)
+        with torch.no_grad():
+            next(plain.parameters())[0, 0, 0, 0, 0] += 1
+        self.assertIs(ct.verify(model, plain).holds, False)
+
+    def test_an_identity_before_branches(self):
+        block = nn.Sequential(nn.Identity(), RepVGGBlock(4, 4).rbr_dense)
+        self.assertIs(ct.from_blocks(in_inference(block))[1].holds, True)
+        model = in_inference(nn.Sequential(nn.Identity(), ACBlock(4, 4)))
+        plain, verdict = ct.from_blocks(model)
+        self.assertEqual((len(verdict), verdict.holds), (1, True))
+
+        class Ranked(nn.Module):
+            """A norm that takes its rank from a convolution which reads the same."""
+
+            def __init__(self):
+                super().__init__()
+                self.norm, self.conv = nn.BatchNorm1d(4), nn.Conv1d(4, 4, 3, padding=1)
+                self.after = nn.Sequential(nn.Conv1d(4, 4, 1, bias=False), nn.BatchNorm1d(4))
+
+            def forward(self, x):
+                return self.norm(x) + self.conv(x) + self.after(x)
+
+        plain, verdict = ct.from_blocks(nn.Sequential(nn.Identity(), Ranked()).eval())
+        self.assertEqual((len(verdict), verdict.holds), (1, True))
 
     def test_other_regions_than_those_that_pay(self):
         """Both have the same linear regions, whatever was contracted in one of them."""

@@ -16,16 +16,20 @@ import operator
 import os
 import pickle
 import random
+import sys
 import types
 import weakref
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from .contraction import Contraction
-from .expansion import OWN_HOOKS, _forget_hooks, _parts, in_format_of, is_expanded, require_unwrapped, shape_of
+from .expansion import (
+    OWN_HOOKS, _forget_hooks, _parts, axes_of, in_format_of, is_alone, is_expanded, require_unwrapped, shape_of,
+)  # fmt: skip
 from .proofs import Parameters, prove
 from .shapes import Chain, ConvShape, Error, InexactError, ShapeError, Sum, contracted_shape, leaves, require_exact
 
@@ -46,9 +50,14 @@ FRESH_MODULES = (
 OPAQUE = set(
     "no_grad enable_grad inference_mode set_grad_enabled is_grad_enabled autocast checkpoint checkpoint_sequential "
     "random rand randn randint randperm rand_like randn_like randint_like bernoulli manual_seed is_tensor setattr "
-    "register_buffer register_parameter".split()
+    "register_buffer register_parameter is_ is_not".split()
 )
-OPAQUE_STEPS = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"}
+OPAQUE_STEPS = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "SETUP_FINALLY", "except", "is", "type"}
+AUGMENTED = [  # those of x += y and the like that write to x, if that is a tensor
+    getattr(operator, name)
+    for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split()
+]
+MAY_BE_NONE = ("grad", "grad_fn", "_base", "name", "names")  # attributes of a tensor
 INTERNAL = vars(nn.Module()).keys()
 
 
@@ -135,17 +144,23 @@ def verify(model, other, accumulator=torch.float64):
     """Whether `other` is `model` with linear layers contracted, or the other way round: a Verdict.
 
     Each region of one must be that of the other, whose layers are taken as accumulated in `accumulator` and rounded
-    once; everything else must be the same. Modules whose code torch.fx cannot trace must have the same class,
-    attributes and hooks, where what cannot be compared is different, and children for which all this holds. Code is
-    traced in copies of the models, which share their tensors.
+    once; a region is of all layers that are one, or of those that from_blocks would contract. Everything else must be
+    the same. Modules whose code torch.fx cannot trace must have the same class, attributes and hooks, where what
+    cannot be compared is different, and children for which all this holds. Code is traced in copies of the models,
+    which share their tensors.
     Requires  eval() of both
     Throws    ShapeError for models in training, wrapped, compiled or on the meta device, and where only one has such a
               module
     """
     for each in (model, other):
         _require_elements(each)
-    verdict = Verdict()
-    _compare(model, other, accumulator, verdict)
+    verdict = None
+    for joined in ("all", "all"), ("cheaper", "none"), ("none", "cheaper"):  # other layers may have been joined
+        found = Verdict()
+        _compare((model, other), joined, accumulator, found)
+        if not found.difference:
+            return found
+        verdict = verdict or found
     return verdict
 
 
@@ -178,73 +193,188 @@ class _NotLinear(Exception):
 
 
 class _Proxy(fx.Proxy):
-    """Records x += y as what it is; torch.fx would make it x + y, which leaves x as it was."""
+    """Records x += y as what it is; torch.fx would make it x + y, which leaves x as it was.
+
+    It answers nothing that a graph has not: whether it is a list or None, what it prints as, which key it is, and
+    whether it has what a tensor has not, are errors. torch.fx would go on with what is true of a proxy.
+    """
+
+    @property
+    def __class__(self):
+        names, steps = _code(sys._getframe(1).f_code)  # PyTorch's compiled functions ask too
+        asks = names & {"isinstance", "__class__"} or "MATCH_CLASS" in steps
+        return _known_to_torch(type(self), "is asked for its class") if asks else type(self)
+
+    def __hash__(self):
+        return _known_to_torch(id(self), "is looked up")
+
+    def __repr__(self):
+        return _known_to_torch(super().__repr__(), "is printed")
+
+    def __format__(self, _):
+        return _known_to_torch(super().__repr__(), "is printed")
+
+    def __len__(self):
+        raise TraceError("a proxy has no length")
+
+    def __getattr__(self, name):
+        if not hasattr(torch.Tensor, name) or name in MAY_BE_NONE:
+            raise TraceError(f"a proxy has no {name}")
+        return _Attribute(self, name)
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    pass
 
 
 def _in_place(operation):
     return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
 
 
-for _operation in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+for _operation in AUGMENTED:
     setattr(_Proxy, f"__{_operation.__name__}__", _in_place(_operation))
 
 
+def _known_to_torch(value, question):
+    """The value, if PyTorch's own code asks, and not on behalf of other code."""
+    frame = sys._getframe(2)
+    if _root(frame.f_globals.get("__name__")) not in ("torch", "concertina") or frame.f_code.co_name == "is_tensor":
+        raise TraceError(f"a proxy {question}")
+    return value
+
+
 class _Tracer(fx.Tracer):
+    """`given` has values for some arguments by name, which take the place of proxies."""
+
     proxy_buffer_attributes = True  # so that nothing is computed of them, or written to them, while tracing
 
+    def __init__(self, leaves=(), given=()):
+        super().__init__()
+        self.leaves, self.given, self.modes = leaves, dict(given), _modes()
+
     def proxy(self, node):
+        if node.op == "placeholder" and node.target in self.given:
+            return self.given[node.target]
         return _Proxy(node, self)
 
+    def create_node(self, *args, **kwargs):
+        if self.modes != _modes():
+            raise TraceError("gradients or autocast are switched on or off")
+        return super().create_node(*args, **kwargs)
+
     def is_leaf_module(self, module, name):
-        return _pads_with_its_shift(module) or super().is_leaf_module(module, name)
+        return name in self.leaves or super().is_leaf_module(module, name)
+
+
+def _modes():
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, ("cpu", "cuda"))
 
 
 def trace(module, modes=(False, False)):
     """A copy of the module, which shares its tensors, its graph, and the tensors that its code makes; or None.
 
-    It is traced twice, in training mode or not, the second time with None for the arguments whose default that is.
-    None where torch.fx cannot trace it, or where the graphs differ: the code depends on what no graph has, such as a
-    counter or a missing argument. None too where its code is opaque, changes what its modules hold or the state of
-    random numbers, or writes to a tensor that something else may read; and where a module within it has hooks.
+    It is traced in training mode or not, with and without gradients, and with what its arguments may be beside
+    tensors: their default, or None. None where torch.fx cannot trace it, or where the graphs differ: the code depends
+    on what no graph has, such as a counter or a missing argument. None too where its code is opaque, changes what its
+    modules hold, their mode, or the state of random numbers, takes elements of its arguments, which may be None, has a
+    gradient of its own, or writes to a tensor that something else may read; and where a module within it has hooks.
     """
     if _opaque(module):
         return None
-    draws = torch.get_rng_state(), random.getstate()
+    draws = _draws()
     try:
         root = copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
         for each in root.modules():
             _forget_hooks(each)
-        tracer = _Tracer()
-        if any(hooked(each) for each in root.modules() if each is not root and not tracer.is_leaf_module(each, "")):
+        leaves = {name for name, each in root.named_modules() if name and _pads_with_its_shift(each)}
+        tracer = _Tracer(leaves)
+        if any(hooked(each) for name, each in root.named_modules() if name and not tracer.is_leaf_module(each, name)):
             return None
         held = _held(root)
-        parameters = inspect.signature(type(root).forward).parameters
-        optional = {name: None for name, each in parameters.items() if each.default is None}
-        known, found = set(vars(root)), []
-        for mode, arguments in zip(modes, ({}, optional)):
-            root.train(mode)
-            graph = _Tracer().trace(root, arguments)
-            state = dict(itertools.chain(root.named_parameters(), root.named_buffers()))
-            names = {node.target for node in graph.nodes if node.op == "get_attr"} - state.keys()
-            values = {name: copy.deepcopy(operator.attrgetter(name)(root)) for name in names}
-            made = {name: vars(root).pop(name) for name in vars(root).keys() - known}
-            made = {name: value for name, value in made.items() if torch.is_tensor(value)}
-            found.append((_described(graph), values, graph, made))
-        if held != _held(root) or not _equal(draws, (torch.get_rng_state(), random.getstate())):
+        torch.autograd.Function.apply = classmethod(_apply)
+        found = [_pass(root, leaves, mode, index == 0) for index, mode in enumerate(modes)]
+        for given in _alternatives(type(root).forward):
+            try:
+                found.append(_pass(root, leaves, modes[-1], False, given))
+            except Exception as error:
+                if "NoneType" not in str(error):  # which says that it cannot be None
+                    raise
+        if held != _held(root) or not _equal(draws, _draws()):
             return None
     except Exception:  # whatever a model's own code raises when it meets a proxy
         return None
     finally:
-        torch.set_rng_state(draws[0])
-        random.setstate(draws[1])
-    (described, values, graph, made), (others, other_values, *_) = found
-    if not _equal(described, others) or not _equal(values, other_values):
-        return None
-    if any(_writes(node, root) and not (node.args and _owned(node.args[0], root)) for node in graph.nodes):
+        torch.autograd.Function.apply = APPLY
+        _restore(draws)
+    graph, values, made, _ = found[0]
+    for other, other_values, _, given in found[1:]:
+        if not _equal(_described(graph, given), _described(other, given)) or not _equal(values, other_values):
+            return None
+    written = itertools.chain(*(_written(node, root) for node in graph.nodes))
+    if any(map(_takes_elements, graph.nodes)) or not all(_owned(each, root) for each in written):
         return None
     for name, value in made.items():
         root.register_buffer(name, value, persistent=False)
     return root, graph, made
+
+
+def _pass(root, leaves, mode, gradients, given=()):
+    """A graph, the values that it has beside the module's state, the tensors among these that code made, `given`."""
+    root.train(mode)
+    known, trained = set(vars(root)), [each.training for each in root.modules()]
+    try:
+        with torch.set_grad_enabled(gradients):
+            graph = _Tracer(leaves, given).trace(root)
+        state = dict(itertools.chain(root.named_parameters(), root.named_buffers()))
+        names = {node.target for node in graph.nodes if node.op == "get_attr"} - state.keys()
+        values = {name: copy.deepcopy(operator.attrgetter(name)(root)) for name in names}
+    finally:
+        made = {name: vars(root).pop(name) for name in vars(root).keys() - known}
+    if trained != [each.training for each in root.modules()]:
+        raise TraceError("modules are put in training mode, or in inference")
+    return graph, values, {name: value for name, value in made.items() if torch.is_tensor(value)}, given
+
+
+def _alternatives(forward):
+    """What arguments may be beside tensors, each alone and all at once: their defaults, or None, but for the first."""
+    alone = {}
+    for index, (name, each) in enumerate([*inspect.signature(forward).parameters.items()][1:]):
+        required = each.default is each.empty
+        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD) and (index or not required):
+            alone[name] = None if required else each.default
+    alone = {name: value for name, value in alone.items() if not isinstance(value, (tuple, list, dict))}
+    return [{name: value} for name, value in alone.items()] + ([alone] if len(alone) > 1 else [])
+
+
+APPLY = vars(torch.autograd.Function)["apply"]
+
+
+def _apply(kind, *args, **kwargs):
+    """torch.autograd.Function.apply, while tracing."""
+    if any(isinstance(each, _Proxy) for each in args):
+        raise TraceError(f"{kind.__name__} has a gradient of its own, which a graph of what it computes has not")
+    return APPLY.__func__(kind, *args, **kwargs)
+
+
+def _draws():
+    """The states of random numbers."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), random.getstate(), devices
+
+
+def _restore(draws):
+    torch.set_rng_state(draws[0])
+    random.setstate(draws[1])
+    if draws[2]:
+        torch.cuda.set_rng_state_all(draws[2])
+
+
+def _takes_elements(node):
+    """Whether it takes one element of an argument, or of what a module returned: a tuple or the like may have None."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return False
+    source, index = node.args
+    return isinstance(index, str) or isinstance(index, int) and source.op in ("placeholder", "call_module")
 
 
 def hooked(module):
@@ -252,29 +382,44 @@ def hooked(module):
     return any(hooks)
 
 
-def _writes(node, root):
-    """Whether a node writes to a tensor that it reads: the first of its arguments, if to any of these."""
+def _written(node, root):
+    """The tensors that a node writes to, or may write to."""
     if node.op == "call_module":
-        return any(getattr(each, "inplace", False) for each in root.get_submodule(node.target).modules())
+        inplace = any(getattr(each, "inplace", False) for each in root.get_submodule(node.target).modules())
+        return node.args[:1] or node.all_input_nodes if inplace else ()
     if node.op not in ("call_function", "call_method"):
-        return False
+        return ()
     name, given = _name(node), node.kwargs
+    if _unknown(node):
+        return node.all_input_nodes
     try:
         given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
     except (TypeError, ValueError):  # a method's name, or a function of PyTorch's that says nothing about itself
         pass
-    augmented = getattr(operator, name, None) is node.target and name[0] == "i" and hasattr(operator, name[1:])
-    return augmented or name.endswith("_") or name == "setitem" or bool(given.get("inplace")) or "out" in node.kwargs
+    if given.get("out") is not None:
+        return (given["out"],)
+    writes = node.target in AUGMENTED or name.endswith("_") or name == "setitem" or bool(given.get("inplace"))
+    return (node.args[:1] or node.all_input_nodes) if writes else ()
+
+
+def _unknown(node):
+    """Whether it calls what may write to anything: a function that is not PyTorch's, or an operator that says so."""
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        packet = getattr(node.target, "overloadpacket", node.target)
+        return any(getattr(packet, name)._schema.is_mutable for name in packet.overloads())
+    return not _ours(node.target)
 
 
 def _owned(node, root):
     """Whether a node's memory is its own, and one other alone reads it."""
-    if not isinstance(node, fx.Node) or len(node.users) != 1 or "out" in node.kwargs:
+    if not isinstance(node, fx.Node) or len(node.users) != 1 or "out" in node.kwargs or _unknown(node):
         return False
     module = root.get_submodule(node.target) if node.op == "call_module" else None
     if module is not None and hooked(module):
         return False
-    if _writes(node, root) or type(module) in IDENTITIES:
+    if _written(node, root) or type(module) in IDENTITIES:
         return bool(node.args) and _owned(node.args[0], root)
     name = _name(node)
     known = node.op == "call_method" or any(getattr(each, name, None) is node.target for each in (operator, torch, F))
@@ -288,61 +433,88 @@ def _held(root):
     return [[*map(id, value)] for value in values if isinstance(value, (list, set, type({}.values())))]
 
 
+def _root(name):
+    return (name or "").partition(".")[0]
+
+
 def _ours(kind):
-    """Whether a class or function is PyTorch's or this package's, whose code is known."""
-    return (getattr(kind, "__module__", None) or "").partition(".")[0] in ("torch", "concertina", "builtins")
+    """Whether a class or function is Python's, PyTorch's or this package's, whose code is known."""
+    known = ("torch", "concertina", "builtins", "_operator", "math")
+    return _root(getattr(kind, "__module__", None)) in known
 
 
 def _opaque(module):
     """Whether code of the module does more than a graph says, or other than its class says.
 
-    Looked at is the bytecode of `forward`, of the methods that it names, and of the functions among its globals,
-    closures and attributes: whether it names something that is OPAQUE, asks whether something is a tensor, which a
-    proxy is not, or assigns attributes.
+    Looked at is the bytecode of `forward`, and of what it names in classes, globals, modules and objects of these,
+    closures, attributes and containers: whether it names something that is OPAQUE, or has one of OPAQUE_STEPS.
     """
     if any("forward" in vars(each) for each in module.modules()):
         return True
-    own = [each for each in module.modules() if not _ours(type(each))]
-    classes = {kind for each in own for kind in type(each).__mro__ if not _ours(kind)}
+    if any("__call__" in vars(kind) for kind in type(module).__mro__ if not _ours(kind)):
+        return True
+    own = [each for each in module.modules() if not all(map(_ours, type(each).__mro__))]
     waiting = [type(each).forward for each in own] + [value for each in own for value in vars(each).values()]
-    seen = set()
+    holders, seen = [*own, *waiting], set()
     while waiting:
         function = waiting.pop()
-        for inner in ("fget", "__func__"):  # of properties, and of methods, static ones too
+        for inner in ("fget", "__func__", "func"):  # of properties, of methods, static ones too, and of partial
             function = getattr(function, inner, function)
-        if not isinstance(function, types.FunctionType) or function in seen or _ours(function):
+        if isinstance(function, (list, tuple, dict)) and id(function) not in seen:
+            seen.add(id(function))
+            waiting += function.values() if isinstance(function, dict) else function
+        if _ours(function):
             continue
-        seen.add(function)
+        if hasattr(function, "__wrapped__"):  # by a decorator, such as no_grad()
+            return True
+        if not isinstance(function, types.FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
         names, steps = _code(function.__code__)
         values = [function.__globals__[name] for name in names & function.__globals__.keys()]
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # an empty one
                 values.append(cell.cell_contents)
         called = names.union(str(getattr(value, "__name__", "")).rpartition(".")[2] for value in values)
-        if called & OPAQUE or steps & OPAQUE_STEPS or {"isinstance", "Tensor"} <= called:
+        if called & OPAQUE or steps & OPAQUE_STEPS:
             return True
-        waiting += values + [vars(kind)[name] for kind in classes for name in names & vars(kind).keys()]
-        if hasattr(function, "__wrapped__"):  # by a decorator, such as no_grad()
-            return True
+        waiting += values
+        for each in (*holders, *values):
+            kinds = [each] if isinstance(each, (type, types.ModuleType)) else type(each).__mro__
+            waiting += [vars(kind)[name] for kind in kinds if not _ours(kind) for name in names & vars(kind).keys()]
     return False
 
 
 @functools.lru_cache(maxsize=None)
 def _code(code):
-    """The names and kinds of steps of code and of what is nested in it."""
-    names, steps = {*code.co_names, *code.co_freevars}, {step.opname for step in dis.get_instructions(code)}
+    """The names and kinds of steps of code and of what is nested in it, with those of OPAQUE_STEPS that are no kinds:
+    handlers of errors, the operator `is` with anything but None, and the function `type`."""
+    names, steps, before = {*code.co_names, *code.co_freevars}, set(), None
+    for step in dis.get_instructions(code):
+        steps.add(step.opname)
+        if step.opname == "IS_OP" and not (before.opname.startswith("LOAD_") and before.argval is None):
+            steps.add("is")
+        if step.opname == "LOAD_GLOBAL" and step.argval == "type":
+            steps.add("type")
+        if before and before.opname == "PUSH_EXC_INFO" and step.opname != "WITH_EXCEPT_START":
+            steps.add("except")
+        before = step
     for inner in (each for each in code.co_consts if isinstance(each, types.CodeType)):
         more, further = _code(inner)
         names, steps = names | more, steps | further
     return names, steps
 
 
-def _described(graph):
-    """What a graph computes, without arguments that it does not read."""
+def _described(graph, given):
+    """What a graph computes, without its arguments, where some of these are given."""
+
+    def value(node):
+        return given[node.target] if node.op == "placeholder" and node.target in given else node
+
     return [
-        (node.op, str(node.target), str(node.args), str(node.kwargs))
+        (node.op, str(node.target), *(str(fx.node.map_arg(each, value)) for each in (node.args, node.kwargs)))
         for node in graph.nodes
-        if node.op != "placeholder" and node.target is not fx._symbolic_trace._assert_is_none
+        if node.op != "placeholder"
     ]
 
 
@@ -372,13 +544,13 @@ def _equal(a, b, pairs=frozenset()):
         return False
 
 
-def _traced(module, cheaper=True):
+def _traced(module, joined="cheaper"):
     if is_expanded(module) or (type(module).__module__.startswith("torch.nn.modules") and not list(module.children())):
         module = nn.Sequential(module)  # what is one layer already
     traced = trace(module)
     if traced is None or hooked(traced[0]):
         return None
-    return _Regions(fx.GraphModule(*traced[:2]), cheaper)
+    return _Regions(fx.GraphModule(*traced[:2]), joined)
 
 
 def _name(node):
@@ -389,16 +561,16 @@ def _name(node):
 class _Regions:
     """Of a traced model."""
 
-    def __init__(self, graph_module, cheaper=True):
-        """`cheaper` keeps apart what would cost more as one layer; else whatever is one is a region."""
-        self.model = graph_module
+    def __init__(self, graph_module, joined="cheaper"):
+        """A region is of "all" layers that are one, of these as far as that costs no more ("cheaper"), or of one."""
+        self.model, self.joined = graph_module, joined
         self.modules = dict(graph_module.named_modules())
         self.drop_dead()
         self.nodes = list(graph_module.graph.nodes)
         self.frugal = set()  # nodes that go on from a region only where that costs no more
         self.find()
         costly = [region for _, region in self.ends() if not self.pays(region)]
-        if cheaper and costly:  # as a whole; parts of it may pay
+        if joined == "cheaper" and costly:  # as a whole; parts of it may pay
             self.frugal = {node for region in costly for node in region.nodes}
             self.find()
 
@@ -418,20 +590,27 @@ class _Regions:
             args = fx.node.map_arg(node.args, self.constants.get)
             kwargs = fx.node.map_arg(node.kwargs, self.constants.get)
             target = self.modules[node.target] if node.op == "call_module" else node.target
+            draws = _draws()
             with torch.enable_grad():  # so that it is known whether it is trained
                 value = (
                     getattr(args[0], target)(*args[1:], **kwargs)
                     if node.op == "call_method"
                     else target(*args, **kwargs)
                 )
+            if not _equal(draws, _draws()):
+                _restore(draws)
+                return False
         self.constants[node] = value
         return True
 
     def of_constants(self, node):
         """Whether a node computes something of constants alone, and draws no numbers."""
         inputs = node.all_input_nodes
-        computes = node.op not in ("placeholder", "output") and inputs and not _writes(node, self.model)
+        computes = node.op not in ("placeholder", "output") and inputs and not _written(node, self.model)
         return computes and "dropout" not in _name(node) and all(each in self.constants for each in inputs)
+
+    def varies(self, argument):
+        return isinstance(argument, fx.Node) and argument not in self.constants
 
     def value(self, argument):
         def known(node):
@@ -450,7 +629,7 @@ class _Regions:
                 return self.of_module(node, self.modules[node.target])
             if node.op == "call_function" and node.target in CONV_FUNCTIONS:
                 return self.of_convolution(node)
-            if node.op == "call_function" and node.target in ADDITIONS and not node.kwargs:
+            if node.op == "call_function" and node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
                 return self.of_sum(node)
         except _NotLinear:
             pass
@@ -459,12 +638,11 @@ class _Regions:
     def before(self, node):
         """The region that a linear operation on `node` goes on from."""
         region = self.regions[node]
-        return region if region.source is node or len(node.users) == 1 else Region(node)
+        whole = region.source is node or len(node.users) == 1 or not region.parameters
+        return region if whole else Region(node)
 
     def of_module(self, node, module):
-        if len(node.args) != 1 or node.kwargs or node.args[0] in self.constants:
-            return None
-        if hooked(module):
+        if len(node.args) != 1 or node.kwargs or not self.varies(node.args[0]) or hooked(module):
             return None
         base, kind = self.before(node.args[0]), type(module)
         if kind in IDENTITIES:
@@ -473,7 +651,7 @@ class _Regions:
             return replace(base, nodes=base.nodes + [node])
         if is_expanded(module):
             contraction, weights, biases = _parts(module)
-            if weights[0].is_complex():
+            if weights[0].is_complex() or not is_alone(module):
                 return None
             return self.chained(node, [_parameters(*each) for each in zip(contraction.leaves, weights, biases)])
         if kind is nn.Linear or kind in CONV.values():
@@ -489,7 +667,8 @@ class _Regions:
         if _pads_with_its_shift(module):
             return self.padded_norm(node, *module.children(), module.pad_pixels)
         if kind in POOLS and base.parameters and contracted_shape(base.form).rank == POOLS[kind]:
-            return self.chained(node, _pool(module, contracted_shape(base.form).out_channels))
+            joined = self.chained(node, _pool(module, contracted_shape(base.form).out_channels))
+            return joined if joined and any(each.like is not None for each in joined.parameters) else None
         return None
 
     def with_zero_pad(self, node, shape):
@@ -513,8 +692,15 @@ class _Regions:
             return NORMS[type(norm)]
         if base.parameters:
             return contracted_shape(base.form).rank
-        readers = [type(self.modules.get(node.target)) for node in base.source.users if node.op == "call_module"]
+        readers = [*map(self.kind, self.readers(base.source))]
         return next((rank for rank, kind in CONV.items() if kind in readers), 0)
+
+    def readers(self, node):
+        for user in node.users:
+            yield from self.readers(user) if self.kind(user) in IDENTITIES else (user,)
+
+    def kind(self, node):
+        return type(self.modules.get(node.target)) if node.op == "call_module" else None
 
     def identity(self, like):
         shape = _diagonal(like.rank, like.in_channels, False)
@@ -530,7 +716,7 @@ class _Regions:
 
         def axes(name, default):
             value = self.value(given.get(name, default))
-            return (value,) * rank if isinstance(value, int) else tuple(value)
+            return axes_of(value, rank)
 
         if isinstance(given.get("padding"), str):
             return None
@@ -548,7 +734,7 @@ class _Regions:
             return None
         input = node.args[0] if input is None else input
         form, parameters = Chain(shape for shape, _ in layers), [each for _, each in layers]
-        for base in (self.before(input), Region(input)):
+        for base in (self.before(input), Region(input))[self.joined == "none" :]:
             parts = base.form if isinstance(base.form, Chain) else Chain([base.form])
             cost = tuple(map(operator.add, base.cost, _cost(form, base.form)))
             joined = Region(
@@ -575,7 +761,7 @@ class _Regions:
 
     def of_sum(self, node):
         operands = [arg for arg in node.args if not (isinstance(arg, (int, float)) and arg == 0)]
-        if not all(isinstance(arg, fx.Node) and arg not in self.constants for arg in operands):
+        if self.joined == "none" or not all(map(self.varies, operands)):
             return None
         regions = [self.before(arg) for arg in operands]
         if len({region.source for region in regions}) > 1 or not any(region.parameters for region in regions):
@@ -683,7 +869,7 @@ class _Regions:
         self.model.graph.eliminate_dead_code(lambda node: node.is_impure() or (node not in gone and self.acts(node)))
 
     def acts(self, node):
-        return False
+        return _unknown(node)
 
     def replaced(self):
         """The model, with one layer for each region."""
@@ -710,21 +896,21 @@ class _Regions:
         return self.model.eval()
 
 
-def _compare(model, other, accumulator, verdict, prefix="", pairs=frozenset()):
+def _compare(models, joined, accumulator, verdict, prefix="", pairs=frozenset()):
     """Appends to the verdict what the models' regions prove, and states what is different."""
-    mine, theirs = (_traced(each, cheaper=False) for each in (model, other))
+    mine, theirs = map(_traced, models, joined)
     if mine is not None and theirs is not None:
         return _compare_traced(mine, theirs, accumulator, verdict, prefix)
-    where, kind = prefix[:-1] or "the model", type(model)
-    if kind is not type(other):
-        raise ShapeError(f"torch.fx cannot trace {where} ({kind.__name__} and {type(other).__name__}) to compare it")
-    own, others = ((_settings(each), each._parameters, each._buffers) for each in (model, other))
-    pairs |= {(id(model), id(other))}
-    if not _equal(own, others, pairs) or model._modules.keys() != other._modules.keys():
+    where, kind, other = prefix[:-1] or "the model", *map(type, models)
+    if kind is not other:
+        raise ShapeError(f"torch.fx cannot trace {where} ({kind.__name__} and {other.__name__}) to compare it")
+    own, others = ((_settings(each), each._parameters, each._buffers) for each in models)
+    pairs |= {tuple(map(id, models))}
+    if not _equal(own, others, pairs) or models[0]._modules.keys() != models[1]._modules.keys():
         verdict.difference = where
-    for name, child in model._modules.items():
-        if child is not None and not verdict.difference:
-            _compare(child, other._modules[name], accumulator, verdict, f"{prefix}{name}.", pairs)
+    for name, *children in zip(models[0]._modules, *(each._modules.values() for each in models)):
+        if children[0] is not None and not verdict.difference:
+            _compare(children, joined, accumulator, verdict, f"{prefix}{name}.", pairs)
 
 
 def _compare_traced(mine, theirs, accumulator, verdict, prefix):
@@ -791,9 +977,7 @@ def _same_operation(mine, node, theirs, other, same):
         return False
     if node.op != "call_module":
         return node.op in ("placeholder", "output") or node.target == other.target
-    a, b = mine.modules[node.target], theirs.modules[other.target]
-    settings = [[*map(_settings, each.modules())] for each in (a, b)]
-    return repr(a) == repr(b) and settings[0] == settings[1] and _equal(a.state_dict(), b.state_dict())
+    return _equal(mine.modules[node.target], theirs.modules[other.target])
 
 
 def _settings(module):
@@ -819,12 +1003,12 @@ def _diagonal(rank, channels, bias):
 def _norm(norm, rank):
     shape = _diagonal(rank, norm.num_features, True)
     mean, variance = norm.running_mean.cpu().double(), norm.running_var.cpu().double()
-    scale, beta = torch.ones_like(mean), torch.zeros_like(mean)
-    if norm.affine:
-        scale, beta = norm.weight.detach().cpu().double(), norm.bias.detach().cpu().double()
+    scale, beta = (None if each is None else each.detach().cpu().double() for each in (norm.weight, norm.bias))
+    scale = torch.ones_like(mean) if scale is None else scale
+    beta = torch.zeros_like(mean) if beta is None else beta
     factor = scale / (variance + norm.eps).sqrt()
     shift = mean * factor
-    like = norm.weight if norm.affine else norm.running_mean
+    like = norm.running_mean if norm.weight is None else norm.weight
     return shape, Parameters(factor.reshape(shape.weight_shape), beta - shift, beta.abs() + shift.abs(), like, True)
 
 
@@ -833,18 +1017,28 @@ def _pool(pool, channels):
     plain = pool.count_include_pad and not pool.ceil_mode and getattr(pool, "divisor_override", None) is None
     if not plain:
         return None
-    kernel, stride, padding = (
-        (value,) * rank if isinstance(value, int) else tuple(value)
-        for value in (pool.kernel_size, pool.stride, pool.padding)
-    )
+    kernel, stride, padding = (axes_of(value, rank) for value in (pool.kernel_size, pool.stride, pool.padding))
     shape = ConvShape(channels, channels, kernel, stride, tuple((p, p) for p in padding), (1,) * rank, channels, False)
     return [(shape, Parameters(torch.full(shape.weight_shape, 1 / math.prod(kernel), dtype=torch.double), None, None))]
 
 
 def _pads_with_its_shift(module):
-    """A batch norm that pads its output with what it makes of zero, as DBB's BNAndPadLayer."""
-    children = list(module.children())
-    return len(children) == 1 and type(children[0]) in NORMS and isinstance(getattr(module, "pad_pixels", None), int)
+    """A batch norm that pads its output with what it makes of zero, as DBB's BNAndPadLayer: seen by running it."""
+    children, pad = list(module.children()), getattr(module, "pad_pixels", None)
+    if len(children) != 1 or type(children[0]) not in NORMS or not isinstance(pad, int) or module.training:
+        return False
+    own = copy.deepcopy(module).double().cpu()
+    (norm,), rank = own.children(), NORMS[type(children[0])] or 2
+    x = torch.linspace(-1, 1, 2 * norm.num_features * 3**rank).double().reshape(2, -1, *[3] * rank)
+    try:
+        y, shift = own(x), norm(torch.zeros_like(x[:1, ..., :1]))
+        inside = (..., *[slice(pad, pad + 3)] * rank)
+        expected = shift.flatten(2)[:, :, :1].reshape(1, -1, *[1] * rank).expand_as(y).clone()
+        expected[inside] = norm(x)
+    except Exception:  # whatever a model's own code raises
+        return False
+    alike = y.shape == expected.shape and y.shape[2:] == (3 + 2 * pad,) * rank
+    return alike and bool((y - expected).abs().max() <= 1e-12 * y.abs().max())
 
 
 def _cost(form, before=()):

@@ -67,7 +67,7 @@ def _algebra(form):
     shape, layers = contracted_shape(form), leaves(form)
     contraction = Contraction(form)
     rounds = math.ceil(50 / math.log2(PRIME / (len(layers) + 1)))
-    size = [(k - 1) * d + 1 + s for k, d, s in zip(shape.kernel_size, shape.dilation, shape.stride)]
+    size = _least(shape)
     holds, elements = True, 0
     for _ in range(rounds):
         weights, biases = _random(layers)
@@ -85,8 +85,7 @@ def _structure(form):
     shape, layers = contracted_shape(form), leaves(form)
     weights, biases = _random(layers)
     weight, bias = Contraction(form).modulo(weights, biases, PRIME)
-    geometry = zip(shape.kernel_size, shape.dilation, shape.stride, shape.padding)
-    least = [max(d * (k - 1) + 1 + s - min(sum(p), 0), 1) for k, d, s, p in geometry]
+    least = _least(shape)
     strides = max(shape.stride, default=1)
     rows = max(s.in_channels for s in layers) * math.prod(
         n + strides + 2 * max(p) for n, p in zip(least, shape.padding)
@@ -101,6 +100,12 @@ def _structure(form):
         holds = holds and all(map(torch.equal, chain, mine))
         elements += mine[0].numel()
     return Proof("structure", holds, elements)
+
+
+def _least(shape):
+    """A map with outputs, of which every layer's map has some, whatever is cropped."""
+    geometry = zip(shape.kernel_size, shape.dilation, shape.stride, shape.padding)
+    return [d * (k - 1) + 1 + s - sum(min(side, 0) for side in p) for k, d, s, p in geometry]
 
 
 def _matrix(form, size, layers):

@@ -374,7 +374,7 @@ class _TrainingRegions(_Regions):
         return None
 
     def of_module(self, node, module):
-        if len(node.args) != 1 or node.kwargs or node.args[0] in self.constants:
+        if len(node.args) != 1 or node.kwargs or not self.varies(node.args[0]):
             return None
         base, kind = self.before(node.args[0]), type(module)
         if kind is nn.Identity:
