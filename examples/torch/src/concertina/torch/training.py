@@ -89,7 +89,7 @@ class TrainingContraction:
         if isinstance(form, Sum):
             parts = [self._plan(part, before) for part in form]
             own = Sum(part.shape for part in parts)
-            return self._contract(own, parts, Sum(part.form for part in parts))
+            return self._contract(own, parts, Chain([Sum(part.form for part in parts)]))
         run = []  # parts without norms, contracted with what is before them in the cheapest order
         for part in form:
             count = len(leaves(part))
@@ -139,7 +139,7 @@ class TrainingContraction:
     # ---- a step
 
     def __call__(self, x, *modules):
-        if isinstance(x, fx.Proxy) or not self._contracts(x, modules):
+        if isinstance(x, fx.Proxy) or not self._takes(x, modules) or not self._contracts(x, modules):
             return self._layered(self.form, x, iter(modules))
         centre = channel_means(x) if any(map(_by_batch, modules)) else None
         with full_precision(x):
@@ -164,6 +164,10 @@ class TrainingContraction:
                 moments, backward = multiply_adds(geometry, size)
                 own += double * moments + backward
         return passes * layered * batch, own * batch + double * self.once * passes // 3
+
+    def _takes(self, x, modules):
+        """Whether it is a batch, and no module was given hooks, such as those that prune, since this was planned."""
+        return x.dim() == self.shape.rank + 2 and not any(module is not None and hooked(module) for module in modules)
 
     def _contracts(self, x, modules):
         shared = any(_group(module) is not None for module in modules)
