@@ -184,6 +184,14 @@ class Moments(unittest.TestCase):
             self.assertEqual(whole[0], parts[0])
             self.assertLess(difference(parts[1:], whole[1:]), 1e-13)
 
+    def test_taps_that_read_nothing_have_no_variance(self):
+        shape = ConvShape(1, 1, (3, 3), (1, 1), ((1, 1),) * 2, (1, 1))
+        for count in range(2, 60):  # of 41 * 1e4 / 41 and the like, some are not 1e4
+            _, mean, scatter = patch_moments(1e4 + torch.rand(count, 1, 1, 1, dtype=torch.double), shape)
+            scatter[0, 4, 4] = mean[0, 4] = 0
+            self.assertEqual(scatter.abs().max(), 0)
+            self.assertEqual(mean.abs().max(), 0)
+
     def test_a_large_mean_takes_no_digits(self):
         torch.manual_seed(0)
         shape, size = next(self.shapes())

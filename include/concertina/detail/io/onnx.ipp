@@ -275,10 +275,11 @@ inline void write_model(const std::filesystem::path& path, const Model& model,
   }
   io::detail::AtomicFile data(detail::path_outside(path, outside));
   detail::write_outside(data, model, places);
-  io::detail::AtomicFile::commit(data, file, [&](io::detail::AtomicFile& to, std::string name) {
-    const auto there = detail::places_of(model, name, options.external_threshold);
-    detail::encode(model, there).for_each([&](detail::Bytes bytes) { to.write(bytes); });
-  });
+  io::detail::AtomicFile::commit(
+      data, file, [&](io::detail::AtomicFile& to, const std::string& name) {
+        const auto there = detail::places_of(model, name, options.external_threshold);
+        detail::encode(model, there).for_each([&](detail::Bytes bytes) { to.write(bytes); });
+      });
 }
 
 inline std::vector<std::byte> serialize_model(const Model& model) {
