@@ -15,6 +15,9 @@ namespace tool {
 namespace {
 
 constexpr Index oldest_opset = 7;
+// Multiply-adds that take as long as the evaluator of one node, and as a byte that it reads or
+// makes.
+constexpr double each_folded = 2e4, each_byte_read = 0.5, each_byte_folded = 2;
 constexpr Index assumed_extent = 224;  // of a spatial axis, where an input does not say
 
 [[noreturn]] void refuse(const onnx::Model& model, const std::string& what) {
@@ -553,11 +556,16 @@ std::optional<Dims> merged(std::optional<Dims> inferred, const std::optional<Dim
 }
 
 std::optional<Dims> declared_dims(const onnx::ValueInfo& info) {
-  if (!info.shape) return std::nullopt;
+  if (!info.shape || info.shape->size() > most_axes) return std::nullopt;
   Dims dims;
   for (const onnx::Dimension& each : *info.shape)
     dims.push_back(each.value && *each.value > 0 ? *each.value : unknown);
   return dims;
+}
+
+/// What is known of no more axes than are read.
+std::optional<Dims> readable(std::optional<Dims> dims) {
+  return dims && dims->size() > most_axes ? std::nullopt : std::move(dims);
 }
 
 /// The output of a Constant node; null for what holds no numbers.
@@ -585,8 +593,8 @@ std::unique_ptr<onnx::Tensor> constant_of(const onnx::Node& node) {
 }
 
 /// What a node makes of constants, such as weights that are stored in 16 bits and cast, or lie
-/// transposed; null where it reads others, or is none of these.
-std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node) {
+/// transposed; null where it reads others, or is none of these. Throws BudgetError.
+std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node, Budget& budget) {
   static const std::set<std::string, std::less<>> foldable = {
       "Add", "Cast",    "Concat", "Div",  "Flatten", "Gather", "Identity",  "Mul",
       "Neg", "Reshape", "Slice",  "Sqrt", "Squeeze", "Sub",    "Transpose", "Unsqueeze"};
@@ -594,24 +602,34 @@ std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node) {
   if (!n.domain.empty() || !foldable.contains(n.op_type) || n.outputs.size() != 1) return nullptr;
   onnx::Model model;
   model.opsets = {{"", graph.opset()}};
+  std::map<std::string_view, const onnx::Tensor*> constants;
+  double read = 0;
   for (std::size_t i = 0; i < n.inputs.size(); ++i) {
     if (n.inputs[i].empty()) continue;
     const onnx::Tensor* constant = graph.constant(node, i);
     if (!constant) return nullptr;
-    const auto same = [&](const onnx::Tensor& tensor) { return tensor.name == constant->name; };
-    if (std::ranges::none_of(model.initializers, same)) model.initializers.push_back(*constant);
+    if (constants.emplace(constant->name, constant).second)
+      read += static_cast<double>(constant->elements.size());
   }
-  if (model.initializers.empty()) return nullptr;
+  if (constants.empty()) return nullptr;
+  const std::string what = "making a constant of constants";
+  budget.take(what, 0, each_folded + each_byte_read * read);
+  for (const auto& [name, constant] : constants) model.initializers.push_back(*constant);
   model.nodes = {n};
   model.outputs = {{.name = n.outputs.front()}};
   try {
     const onnx::DataType type = type_of_output(graph, node, 0);
-    const Values values = Evaluator(model, false, graph.budget())({});
+    const Values values = Evaluator(model, false, budget)({});
     auto tensor =
         std::make_unique<onnx::Tensor>(tensor_of(n.outputs.front(), values.begin()->second));
+    const auto bytes = static_cast<double>(tensor->elements.size());
+    budget.take(what, bytes, each_byte_folded * bytes);
+    budget.kept += bytes;
     // What the evaluator widens is not of the type that the model would go on with.
     return tensor->type == type || tensor->type == onnx::DataType::int64 ? std::move(tensor)
                                                                          : nullptr;
+  } catch (const BudgetError&) {
+    throw;
   } catch (const concertina::Error&) {
     return nullptr;  // whoever runs the model will see why
   }
@@ -679,7 +697,7 @@ Graph::Graph(const onnx::Model& model, const GraphOptions& options)
   for (const onnx::Tensor& initializer : model.initializers) {
     GraphTensor& tensor = tensors_[static_cast<std::size_t>(add(initializer.name))];
     tensor.type = initializer.type;
-    tensor.dims = tensor.sizes = initializer.dims;
+    tensor.dims = tensor.sizes = readable(initializer.dims);
     // Up to IR 3 every initializer is an input too; since then that says that a caller may replace
     // it.
     const bool replaceable = inputs.contains(initializer.name) && model.ir_version > 3;
@@ -687,6 +705,8 @@ Graph::Graph(const onnx::Model& model, const GraphOptions& options)
   }
   for (const std::string& name : model.sparse_initializers) add(name);
 
+  // What is folded is held as long as the graph, of which there may be several.
+  Budget folding = budget_.part(1.0 / 8);
   std::map<std::string, const onnx::ValueInfo*, std::less<>> declared;
   for (const auto* list : {&model.values, &model.outputs}) {
     for (const onnx::ValueInfo& info : *list) declared.emplace(info.name, &info);
@@ -716,17 +736,23 @@ Graph::Graph(const onnx::Model& model, const GraphOptions& options)
       tensor.producer = index;
       const auto info = declared.find(node.outputs[o]);
       const auto said = info == declared.end() ? std::nullopt : declared_dims(*info->second);
-      tensor.dims = merged(inferred[o], said);
-      tensor.sizes = merged(assumed[o], said);
+      tensor.dims = readable(merged(inferred[o], said));
+      tensor.sizes = readable(merged(assumed[o], said));
       if (info != declared.end()) tensor.type = info->second->type;
       if (tensor.type == onnx::DataType::undefined) tensor.type = type_of_output(*this, index, o);
     }
     const bool constant =
         node.op_type == "Constant" && node.domain.empty() && node.outputs.size() == 1;
-    if (auto made = constant ? constant_of(node) : folded(*this, index)) {
+    std::unique_ptr<onnx::Tensor> made;
+    try {
+      made = constant ? constant_of(node) : folded(*this, index, folding);
+    } catch (const BudgetError& error) {
+      unfolded_.emplace(index, error.what());
+    }
+    if (made) {
       GraphTensor& tensor = tensors_[static_cast<std::size_t>(outputs_.back()[0])];
       tensor.constant = made.get();
-      tensor.dims = tensor.sizes = made->dims;
+      tensor.dims = tensor.sizes = readable(made->dims);
       tensor.type = made->type;
       made_.push_back(std::move(made));
     }
@@ -759,6 +785,11 @@ int Graph::output(int node, std::size_t i) const {
 const onnx::Tensor* Graph::constant(int node, std::size_t i) const {
   const int tensor = input(node, i);
   return tensor < 0 ? nullptr : (*this)[tensor].constant;
+}
+
+std::string Graph::unfolded(int node) const {
+  const auto found = unfolded_.find(node);
+  return found == unfolded_.end() ? std::string() : found->second;
 }
 
 std::optional<std::vector<Index>> Graph::integers(int node, std::size_t i) const {

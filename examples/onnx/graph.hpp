@@ -8,6 +8,7 @@
 #include <concertina/shape.hpp>
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -23,6 +24,8 @@ namespace onnx = concertina::onnx;
 /// Extents of a tensor; -1 is not known.
 using Dims = std::vector<Index>;
 inline constexpr Index unknown = -1;
+/// Of a shape with more axes nothing is known.
+inline constexpr std::size_t most_axes = 64;
 
 /// "1x3x?x?".
 std::string to_text(const Dims& dims);
@@ -70,6 +73,8 @@ class Graph {
   int output(int node, std::size_t i = 0) const;
   /// The constant that is the node's i-th input; null where it is none.
   const onnx::Tensor* constant(int node, std::size_t i) const;
+  /// Why what a node makes of constants is none; empty where it is one, or reads others.
+  std::string unfolded(int node) const;
   /// Its elements, where it is a constant of integers.
   std::optional<std::vector<Index>> integers(int node, std::size_t i) const;
 
@@ -83,7 +88,8 @@ class Graph {
   std::unordered_map<std::string, int> index_;
   std::vector<std::vector<int>> inputs_, outputs_;  // of nodes
   std::vector<std::unique_ptr<onnx::Tensor>>
-      made_;  // of Constant nodes, and of others from constants
+      made_;                             // of Constant nodes, and of others from constants
+  std::map<int, std::string> unfolded_;  // nodes above the budget
 };
 
 /// Windows of a convolution or pool as the node says them, with padding that auto_pad asks for.

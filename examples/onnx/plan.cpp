@@ -131,7 +131,7 @@ double border_taps(const concertina::Form<Rank>& form, const PerAxis<Rank>& spac
 }
 
 // Multiply-adds that take as long.
-constexpr double each_counted = 100, each_judged = 1000, each_tap = 1;
+constexpr double each_counted = 150, each_judged = 1500, each_tap = 1.5;
 
 }  // namespace
 
@@ -254,7 +254,7 @@ void Planner::judge(Segments segments, Plan& plan) const {
                     std::to_string(weight_numel(*shape)) + " weights" +
                     (weight_numel(*shape) > most_elements
                          ? ""
-                         : "; allow that with --memory " + brief(1.01 * bytes)));
+                         : "; allow that with --memory " + megabytes(bytes)));
   }
   if constexpr (std::same_as<Expression, concertina::TransposedExpr<double, Rank>>) {
     plan.layer = layer_of_dense_shape(*shape, expression.stride(), rank_of(segments));

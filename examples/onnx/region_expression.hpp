@@ -258,7 +258,7 @@ class RegionExpression {
     made_bytes_ += sizeof(double) * each * static_cast<double>(channels);
     if (made_bytes_ <= graph_.budget().memory) return;
     throw NotLinear("its layers would take " + brief(made_bytes_) +
-                    " bytes; allow that with --memory");
+                    " bytes; allow that with --memory " + megabytes(made_bytes_));
   }
 
   void require_channels() const {

@@ -10,8 +10,11 @@ LinearGraph::LinearGraph(const Graph& graph) : graph_(graph) {
   const std::size_t count = graph.model().nodes.size();
   nodes_.resize(count);
   reasons_.resize(count);
-  for (std::size_t n = 0; n < count; ++n)
-    nodes_[n] = linear_node(graph, static_cast<int>(n), reasons_[n]);
+  for (std::size_t n = 0; n < count; ++n) {
+    const int node = static_cast<int>(n);
+    nodes_[n] = linear_node(graph, node, reasons_[n]);
+    if (std::string why = graph.unfolded(node); !why.empty()) reasons_[n] = std::move(why);
+  }
 }
 
 const LinearNode* LinearGraph::maker(int tensor) const {
