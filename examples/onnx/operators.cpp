@@ -14,6 +14,10 @@ void refuse(const std::string& what) { throw concertina::ShapeError(what); }
 
 Index count(std::span<const Index> extents) {
   constexpr Index most = Index{1} << 29;
+  if (extents.size() > most_axes) {
+    throw concertina::SizeError("an array of " + std::to_string(extents.size()) + " axes, of " +
+                                std::to_string(most_axes) + " at most");
+  }
   const Shape shape(extents.begin(), extents.end());
   Index result = 1;
   for (const Index extent : extents) {
@@ -26,7 +30,7 @@ Index count(std::span<const Index> extents) {
   }
   RunBudget::current.take("an array of " + to_text(shape),
                           sizeof(double) * static_cast<double>(result),
-                          static_cast<double>(result));
+                          RunBudget::each * static_cast<double>(result));
   return std::ranges::find(extents, 0) == extents.end() ? result : 0;
 }
 

@@ -33,8 +33,10 @@ std::string to_text(const Shape& shape);
 /// Throws ShapeError; the program adds which node it is.
 [[noreturn]] void refuse(const std::string& what);
 
-/// The product of extents, of what is an array or a loop. Throws SizeError above 2^29 elements, and
-/// above the run's budget; ShapeError for negative extents.
+constexpr std::size_t most_axes = 64;
+
+/// The product of extents, of what is an array or a loop. Throws SizeError above 2^29 elements or
+/// 64 axes, and above the run's budget; ShapeError for negative extents.
 Index count(std::span<const Index> extents);
 
 /// What the run of this thread may still take.
@@ -46,6 +48,7 @@ class RunBudget {
   RunBudget& operator=(const RunBudget&) = delete;
 
   static inline thread_local Budget current;
+  static inline thread_local double each = 1;  // multiply-adds for an element, of what runs
 
  private:
   Budget outer_;
@@ -53,6 +56,10 @@ class RunBudget {
 
 /// Takes the multiply-adds of an operator from the run's budget. Throws SizeError.
 inline void spend(double multiply_adds) { RunBudget::current.take("it", 0, multiply_adds); }
+
+/// What one takes in a product of matrices or a convolution; and what a product, a row or the like
+/// takes however small it is.
+constexpr double each_product = 0.25, each_row = 20, each_matrix = 100;
 
 inline const Shape& shape_of(const Value& value) {
   return std::visit([](const auto& array) -> const Shape& { return array.shape; }, value);
@@ -148,7 +155,10 @@ class Arguments {
 
   /// Moved where nothing reads it again, else copied; its shape stays.
   Value take(std::size_t i) {
-    if (inputs_[i].owned == nullptr) return (*this)[i];
+    if (inputs_[i].owned == nullptr) {
+      count(shape(i));
+      return (*this)[i];
+    }
     return std::visit(
         [](auto& array) {
           return Value(std::decay_t<decltype(array)>{array.shape, std::move(array.values)});

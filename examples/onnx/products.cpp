@@ -31,7 +31,8 @@ Array<Scalar> multiply(const Array<Scalar>& a, const Array<Scalar>& b) {
   auto shape = batch;
   shape.insert(shape.end(), {rows, columns});
   auto y = zeros<Scalar>(shape);
-  spend(static_cast<double>(y.values.size()) * static_cast<double>(depth));
+  spend(each_product * static_cast<double>(y.values.size()) * static_cast<double>(depth) +
+        each_matrix * static_cast<double>(count(batch)));
   Scalar* to = y.values.data();
   for_each_run<2>(
       batch, {broadcast_strides(left, batch), broadcast_strides(right, batch)},
@@ -61,7 +62,8 @@ Step gemm(const Definition& of) {
       refuse("its matrices " + to_text(a.shape) + " and " + to_text(b.shape) + " do not fit");
     }
     auto y = zeros<Scalar>({a.shape[first], b.shape[!second]});
-    spend(static_cast<double>(y.values.size()) * static_cast<double>(a.shape[!first]));
+    spend(each_product * static_cast<double>(y.values.size()) *
+          static_cast<double>(a.shape[!first]));
     auto product = matrix(y.values.data(), y.shape[0], y.shape[1]);
     const auto left = matrix(a.values.data(), a.shape[0], a.shape[1]);
     const auto right = matrix(b.values.data(), b.shape[0], b.shape[1]);

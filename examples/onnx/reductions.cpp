@@ -119,6 +119,7 @@ Step softmax(const Definition& of) {
     const bool empty = to_the_end && axis == static_cast<Index>(rank);
     const auto begin = empty ? rank : static_cast<std::size_t>(axis_of(axis, rank));
     const Lanes lanes(x.shape, begin, to_the_end ? rank : begin + 1);
+    spend(each_matrix * static_cast<double>(lanes.outer));
     for (Index i = 0; i < lanes.outer && !x.values.empty(); ++i) {
       auto lane =
           matrix(x.values.data() + i * lanes.length * lanes.inner, lanes.length, lanes.inner)
@@ -186,6 +187,7 @@ Array<Scalar> affine(Array<Scalar> x, const Array<Scalar>& scale, const Array<Sc
 template <class Scalar>
 Array<Scalar> normalize(Array<Scalar> x, std::size_t begin, double epsilon) {
   const Lanes lanes(x.shape, begin, x.shape.size());
+  spend(each_row * static_cast<double>(lanes.outer));
   for (Index i = 0; i < lanes.outer && !x.values.empty(); ++i) {
     auto lane = matrix(x.values.data() + i * lanes.length, 1, lanes.length).array();
     const double center = lane.template cast<double>().mean();
@@ -234,6 +236,7 @@ Step batch_norm(const Definition& of) {
                center = by_channel<Scalar>(in, 3), variance = by_channel<Scalar>(in, 4);
     auto x = in.take_as<Scalar>(0);
     const Lanes lanes(x.shape, 1, 2);
+    spend(each_row * static_cast<double>(lanes.outer * lanes.length));
     for (Index i = 0; i < lanes.outer * lanes.length; ++i) {
       const auto c = static_cast<std::size_t>(i % lanes.length);
       const double deviation = std::sqrt(static_cast<double>(variance.values[c]) + epsilon);

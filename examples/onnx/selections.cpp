@@ -124,27 +124,43 @@ Step slice(const Definition& of) {
   });
 }
 
+/// One of the parts of an axis, and the sum of all.
+struct SplitPart {
+  Index begin = 0, length = 0, sum = -1;  // -1: it is none of them, or one has no length
+
+  SplitPart(const Shape& parts, std::size_t output) {
+    if (output >= parts.size() || std::ranges::min(parts) < 0) return;
+    sum = 0;
+    for (std::size_t i = 0; i < parts.size() && sum >= 0; ++i) {
+      if (i == output) begin = sum;
+      sum = parts[i] <= std::numeric_limits<Index>::max() - sum ? sum + parts[i] : -1;
+    }
+    length = parts[output];
+  }
+};
+
 Step split(const Definition& of) {
   const Index outputs = std::ssize(of.node.outputs);
-  return selection([=, output = of.output, given = of.node.integers("split", {}),
-                    axis = of.node.integer("axis", 0)](const Arguments& in) {
+  const Shape attribute = of.node.integers("split", {});
+  std::optional<SplitPart> given;  // and not the list, as each output has its own step
+  if (!attribute.empty()) given.emplace(attribute, of.output);
+  return selection([=, output = of.output, axis = of.node.integer("axis", 0)](const Arguments& in) {
     const Shape& x = in.shape(0);
     const Index at = axis_of(axis, x.size()), size = x[at],
                 part = (size + outputs - 1) / std::max<Index>(outputs, 1);
-    Shape parts = list_of(in, 1, given);
-    if (parts.empty()) {  // the last one is what is left
-      for (Index i = 0; i < outputs; ++i) {
-        parts.push_back(std::clamp<Index>(size - i * part, 0, part));
-      }
-    }
-    const bool fits = output < parts.size() && std::ranges::min(parts) >= 0 &&
-                      std::ranges::max(parts) <= size &&
-                      std::accumulate(parts.begin(), parts.end(), Index{0}) == size;
-    if (!fits) refuse("parts of " + to_text(parts) + " of axis " + std::to_string(at));
-    const Index begin =
-        std::accumulate(parts.begin(), parts.begin() + static_cast<Index>(output), Index{0});
     Indices indices(x.size());
-    indices[at] = every(begin, begin + parts[output], 1, size);
+    if (!given && (!in.has(1) || in.integers(1).empty())) {  // the last one is what is left
+      const Index begin = std::min(static_cast<Index>(output) * part, size);
+      indices[at] = every(begin, std::min(begin + part, size), 1, size);
+      return indices;
+    }
+    const SplitPart found = in.has(1) ? SplitPart(in.integers(1), output) : *given;
+    if (found.sum != size) {
+      refuse((found.sum < 0 ? "no such parts"
+                            : "parts of " + std::to_string(found.sum) + " positions in all") +
+             ", for the " + std::to_string(size) + " of axis " + std::to_string(at));
+    }
+    indices[at] = every(found.begin, found.begin + found.length, 1, size);
     return indices;
   });
 }

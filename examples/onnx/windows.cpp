@@ -381,8 +381,12 @@ Step conv(const Definition& of) {
     const auto layer = convolution<Scalar>(in, window, groups, transposed);
     const Index channels = groups * (transposed ? layer.in : layer.out);
     auto y = zeros<Scalar>(maps(x.shape, channels, transposed ? window.in : window.out));
-    spend(static_cast<double>(transposed ? x.values.size() : y.values.size()) *
-          static_cast<double>(layer.in * layer.taps));
+    const auto products = static_cast<double>(transposed ? x.values.size() : y.values.size()) *
+                          static_cast<double>(layer.in * layer.taps);
+    const double matrices = static_cast<double>(x.shape[0]) * static_cast<double>(groups),
+                 rows = matrices * static_cast<double>(layer.in * layer.taps) *
+                        static_cast<double>(window.out[0] * window.out[1]);
+    spend(each_product * products + each_matrix * matrices + each_row * rows);
     const auto convolve = transposed      ? convolve_transposed<Scalar>
                           : layer.in == 1 ? convolve_depthwise<Scalar>
                                           : convolve_dense<Scalar>;
@@ -440,7 +444,10 @@ Step pool(const Definition& of, bool max) {
     const auto& x = in.as<Scalar>(0);
     const Window window = geometry.forward(x.shape, geometry.kernel_shape);
     auto y = zeros<Scalar>(maps(x.shape, x.shape[1], window.out));
-    spend(static_cast<double>(y.values.size()) * static_cast<double>(positions(window.kernel)));
+    const double rows =
+        static_cast<double>(x.shape[0] * x.shape[1] * window.out[0] * window.out[1]);
+    spend((static_cast<double>(y.values.size()) + each_row * rows) *
+          static_cast<double>(positions(window.kernel)));
     for (Index c = 0; c < x.shape[0] * x.shape[1]; ++c) {
       const Scalar* from = x.values.data() + c * positions(window.in);
       Scalar* to = y.values.data() + c * positions(window.out);

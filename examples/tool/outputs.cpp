@@ -20,6 +20,9 @@ namespace tool {
 
 namespace {
 
+/// Of the memory that running two models may take.
+constexpr double of_inputs = 1.0 / 8;
+
 /// Names of the inputs that a caller gives, in order.
 std::vector<std::string> inputs_of(const onnx::Model& model) {
   std::set<std::string, std::less<>> initialized;
@@ -59,13 +62,14 @@ Values test_inputs(const onnx::Model& model, const std::filesystem::path& folder
 }
 
 template <class Scalar>
-Array<Scalar> random_array(const Dims& dims, const Budget& budget) {
+Array<Scalar> random_array(const Dims& dims, Budget& budget) {
   Array<Scalar> array{{dims.begin(), dims.end()}, {}};
   Index count = 1;
   for (const Index extent : dims)
     count = concertina::detail::checked_multiply(count, extent, "input");
   const auto elements = static_cast<double>(count);
-  Budget(budget).take("a random input of " + to_text(dims), sizeof(double) * elements, elements);
+  budget.take("a random input of " + to_text(dims), sizeof(double) * elements, 4 * elements);
+  budget.kept += sizeof(double) * elements;
   array.values.reserve(static_cast<std::size_t>(count));
   std::mt19937_64 generator(1);
   for (Index i = 0; i < count; ++i) {
@@ -77,21 +81,22 @@ Array<Scalar> random_array(const Dims& dims, const Budget& budget) {
 
 Values random_inputs(const Graph& graph) {
   Values values;
+  Budget budget = graph.budget().part(of_inputs);
   for (const std::string& name : inputs_of(graph.model())) {
     const GraphTensor& tensor = graph[graph.find(name)];
     if (!tensor.sizes)
       throw concertina::FormatError("input " + in_quotes(name) + " states no shape");
     switch (tensor.type) {
       case onnx::DataType::float64:
-        values.emplace(name, random_array<double>(*tensor.sizes, graph.budget()));
+        values.emplace(name, random_array<double>(*tensor.sizes, budget));
         break;
       case onnx::DataType::float32:
       case onnx::DataType::float16:
       case onnx::DataType::bfloat16:
-        values.emplace(name, random_array<float>(*tensor.sizes, graph.budget()));
+        values.emplace(name, random_array<float>(*tensor.sizes, budget));
         break;
       case onnx::DataType::uint8: {  // an image
-        const Array<double> x = random_array<double>(*tensor.sizes, graph.budget());
+        const Array<double> x = random_array<double>(*tensor.sizes, budget);
         Array<Index> bytes{x.shape, {}};
         for (const double value : x.values)
           bytes.values.push_back(std::llround(127.5 + 127.5 * value));
@@ -152,7 +157,8 @@ void compare_with_stored(const onnx::Model& model, const std::string& set, const
                          const Values& after, const std::filesystem::path& folder,
                          OutputComparison& comparison) {
   std::set<std::string> known;
-  for (std::size_t i = 0; i < inputs_of(model).size(); ++i) {
+  const std::size_t count = inputs_of(model).size();
+  for (std::size_t i = 0; i < count; ++i) {
     known.insert("input_" + std::to_string(i) + ".pb");
   }
   for (std::size_t i = 0; i < model.outputs.size(); ++i) {
@@ -221,7 +227,9 @@ OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& re
                                  const GraphOptions& options, const std::filesystem::path& path) {
   OutputComparison comparison;
   try {
-    const Evaluator before(model, false, options.budget), after(result, false, options.budget);
+    // Both are held at once.
+    const Budget each = options.budget.part((1 - of_inputs) / 2);
+    const Evaluator before(model, false, each), after(result, false, each);
     const auto run = [&](const std::string& name, const Values& inputs, bool stored) {
       const Values expected = timed(before, inputs, comparison.before),
                    found = timed(after, inputs, comparison.after);

@@ -774,7 +774,7 @@ TEST_CASE("parts and their joints", "[onnx]") {
   CHECK(run_all("Split", {x}, {axis, integer("num_outputs", 2)}, 18, 2) ==
         Parts{Doubles{{2, 3}, {0, 1, 2, 5, 6, 7}}, Doubles{{2, 2}, {3, 4, 8, 9}}});
   CHECK_THAT(message_of<ShapeError>([&] { run_all("Split", {x, vector({2, 2})}, {axis}, 13, 2); }),
-             Contains("[2, 2]"));
+             Contains("parts of 4 positions in all, for the 5"));
   CHECK(doubles("Concat", {left, right}, {axis}) == x);
   CHECK(doubles("Concat", {left, right, Doubles{{2, 0}, {}}}, {integer("axis", -1)}) == x);
   CHECK(integers("Concat", {vector({1}), vector({2, 3})}, {integer("axis", 0)}) ==
