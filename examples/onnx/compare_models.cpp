@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <new>
 #include <numeric>
@@ -33,6 +34,9 @@ bool ModelComparison::failed() const {
 }
 
 namespace {
+
+/// Multiply-adds that take as long as following a chain by one map.
+constexpr double each_followed = 500;
 
 /// What a file says of a tensor but its name: of strings and types that are not known the elements,
 /// which are kept in no other way.
@@ -89,8 +93,15 @@ class Renamed {
   void take(const std::string& name, const std::string& other) { names_.emplace(name, other); }
   void forget(const std::string& name) { names_.erase(name); }
   bool knows(const std::string& name) const { return names_.contains(name); }
+  /// same_constant, of which each pair that many nodes read is compared once.
+  bool same(const onnx::Tensor& a, const onnx::Tensor& b) {
+    const auto [at, added] = same_.emplace(std::pair(&a, &b), false);
+    if (added) at->second = same_constant(a, b);
+    return at->second;
+  }
 
  private:
+  std::map<std::pair<const onnx::Tensor*, const onnx::Tensor*>, bool> same_;
   std::map<std::string, std::string, std::less<>> names_;
 };
 
@@ -115,7 +126,7 @@ bool is_plain(const onnx::Attribute& attribute) {
 bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
   const onnx::Node &f = a.node(m), &g = b.node(n);
   if (f.op_type != g.op_type || f.domain != g.domain || f.inputs.size() != g.inputs.size() ||
-      !std::ranges::equal(f.outputs, g.outputs, {}, {}, renamed)) {
+      !std::ranges::equal(f.outputs, g.outputs, {}, {}, std::cref(renamed))) {
     return false;
   }
   if (f.attributes.size() != g.attributes.size()) return false;
@@ -143,7 +154,7 @@ bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
     const onnx::Tensor *p = a.constant(m, i), *q = b.constant(n, i);
     if ((p != nullptr) != (q != nullptr)) return differ();
     if (p) {
-      if (!same_constant(*p, *q)) return differ();
+      if (!renamed.same(*p, *q)) return differ();
     } else if (f.inputs[i] != renamed(g.inputs[i])) {
       const bool free = !f.inputs[i].empty() && a.find(g.inputs[i]) < 0 &&
                         !b[b.input(n, i)].escapes && !renamed.knows(g.inputs[i]);
@@ -157,7 +168,7 @@ bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
     const int p = a.find(name), q = b.find(name);
     const onnx::Tensor* const constant = p < 0 ? nullptr : a[p].constant;
     const onnx::Tensor* const other = q < 0 ? nullptr : b[q].constant;
-    if (constant && other ? !same_constant(*constant, *other) : constant != other) return differ();
+    if (constant && other ? !renamed.same(*constant, *other) : constant != other) return differ();
   }
   return true;
 }
@@ -178,9 +189,11 @@ std::string differing_frames(const Graph& a, const Graph& b) {
     return "their outputs are others";
   }
   for (const auto list : {&onnx::Model::inputs, &onnx::Model::outputs}) {
+    std::map<std::string_view, const onnx::ValueInfo*> others;
+    for (const onnx::ValueInfo& info : g.*list) others.emplace(info.name, &info);
     for (const onnx::ValueInfo& info : f.*list) {
-      const auto other = std::ranges::find(g.*list, info.name, &onnx::ValueInfo::name);
-      if (other != (g.*list).end() && !compatible(info, *other)) {
+      const auto other = others.find(info.name);
+      if (other != others.end() && !compatible(info, *other->second)) {
         return "they declare " + in_quotes(info.name) + " of other types or shapes";
       }
     }
@@ -368,13 +381,6 @@ Conv<double, Rank> conformed(Conv<double, Rank> layer, const Conv<double, Rank>&
       });
   return lost ? layer : result;
 }
-template <int Rank>
-concertina::Transposed<double, Rank> conformed(concertina::Transposed<double, Rank> layer,
-                                               const concertina::Transposed<double, Rank>&,
-                                               const std::optional<PerAxis<Rank>>&) {
-  return layer;
-}
-
 /// A region whose shift is a channel of its own: of [x; 1], with padding's zeros after the shift,
 /// as the region has them. So shifts before padded layers compare, which no single layer of x
 /// shows. Between them and the layers is an identity, whose roundings are those of splitting a
@@ -436,14 +442,20 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
     for (const Expression* map : {&contracted_map, &expanded_map}) {
       budget.take("contracting it", 0, static_cast<double>(form_of(*map).multiply_adds(at)));
     }
-    const auto contraction = contract(expanded_map);
-    const auto made = contract(contracted_map);
-    const auto stored = conformed(made, contraction, at);
-    const bool by_size = !at && !interior && size && equality != Equality::everywhere;
-    if (by_size && layer_of(conformed(made, contraction, size)) != layer_of(stored)) {
-      return false;  // what they differ in may not matter there
+    auto stored = contract(contracted_map);
+    if constexpr (std::same_as<Expression, Expr<double, Rank>>) {
+      if (size || stored.shape() != form_of(expanded_map).shape(at)) {
+        const auto wanted = contract(expanded_map);
+        // What they differ in may not matter at the size.
+        const bool by_size = !at && !interior && size && equality != Equality::everywhere;
+        if (by_size && conformed(stored, wanted, size) != conformed(stored, wanted, at)) {
+          return false;
+        }
+        stored = conformed(std::move(stored), wanted, at);
+      }
     }
     const auto prove_as_double = [&](ComparedRegion& compared) {
+      const auto contraction = contract(expanded_map);
       prove<double>(expanded_map, contraction, at, sample, budget, compared);
       concertina::Report storage = prove_storage(rounded ? stored_type : type, stored, contraction);
       if (rounded && !storage && !is_one_layer(contracted)) {
@@ -537,16 +549,25 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
       comparison.regions.push_back(std::move(region));
       continue;
     }
+    // Two chains of the longest regions are followed for each tensor.
+    try {
+      budget.take("finding what it is made of", 0, 2 * each_followed * longest_region);
+    } catch (const BudgetError& error) {
+      region.unproved = error.what();
+      comparison.regions.push_back(std::move(region));
+      continue;
+    }
     // The nearest tensor that both regions pass through.
     const auto there = segments_to(before, same, none),
                here = segments_to(after, b.output(n), none);
+    std::map<std::string_view, std::size_t> places;
+    for (std::size_t i = 0; i < there.size(); ++i) places.emplace(a[there[i].from].name, i + 1);
     std::size_t i = 0, j = 0;
-    bool found = false;
-    for (j = 0; j < here.size() && !found; ++j) {
-      for (i = 0; i < there.size() && !found; ++i)
-        found = a[there[i].from].name == renamed(b[here[j].from].name);
+    for (; j < here.size() && i == 0; ++j) {
+      const auto place = places.find(renamed(b[here[j].from].name));
+      if (place != places.end()) i = place->second;
     }
-    if (!found) {
+    if (i == 0) {
       region.unproved = "no tensor that both models have leads to it by linear maps alone";
       comparison.regions.push_back(std::move(region));
       continue;
