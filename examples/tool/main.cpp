@@ -64,11 +64,12 @@ int main(int argc, char** argv) {
         ->type_name("BYTES")
         ->transform(CLI::AsSizeValue(true));
     command
-        ->add_option("--effort", model.effort,
-                     "The most multiply-adds, such as 1e12, that contracting, proving or running a "
-                     "model may take, each; by default 2e9, 2000 for each byte of the larger file, "
-                     "and 20000 "
-                     "for each beyond the first 1e6")
+        ->add_option(
+            "--effort", model.effort,
+            "The most multiply-adds, such as 1e12, that contracting, proving or running a "
+            "model may take, each; by default 1.5e9, 1500 for each byte of the larger file, "
+            "and 20000 "
+            "for each beyond the first 1e6")
         ->type_name("COUNT")
         ->check(CLI::PositiveNumber);
     command->add_flag("--json", model.json, "Print JSON");

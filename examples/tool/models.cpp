@@ -45,7 +45,7 @@ Budget budget_of(const ModelCommand& command) {
   }
   // A file under a megabyte takes some seconds at most; of a larger one the weights are real work.
   const double more = std::max(0.0, larger - 1e6);
-  Budget budget{.memory = 9e8 + 64 * bytes, .effort = 2e9 + 2e3 * larger + 2e4 * more};
+  Budget budget{.memory = 9e8 + 64 * bytes, .effort = 1.5e9 + 1.5e3 * larger + 2e4 * more};
   if (command.memory) budget.memory = static_cast<double>(*command.memory);
   if (command.effort) budget.effort = *command.effort;
   return budget;

@@ -570,7 +570,75 @@ def checks(run, require, program, folder):
         g.output(g.add("Relu", g.conv(y, 1, channels, kernel, kernel, bias=False)))
         return g.model()
 
+    def unchecked(g, result, dims=None):
+        """As ONNX's own checks would not have it, or in no time."""
+        outputs = [helper.make_tensor_value_info(result, TensorProto.FLOAT, dims)]
+        graph = helper.make_graph(g.nodes, "graph", g.inputs, outputs, g.initializers)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", g.opset)], ir_version=g.ir)
+
+    def folded(op, count, shape, *more):
+        """Constants of constants, each of which is kept."""
+        g = Builder("folded")
+        first = g.constant(np.ones(shape, np.float32))
+        second = g.constant(np.ones(more, np.float32)) if more else first
+        made = []
+        for _ in range(count):
+            inputs = [made[-1] if made and not more else first] + ([second] if op in ("Add", "Div") else [])
+            made.append(g.add(op, *(inputs if op != "Concat" else [first] * 10), name="",
+                              **({"axis": 0} if op == "Concat" else {})))
+        return unchecked(g, g.add("Add", g.input("x", [1] * len(shape)), made[-1]))
+
+    def axes(count, relus):
+        g = Builder("axes")
+        y = g.input("x", [1] * count)
+        for _ in range(relus):
+            y = g.add("Relu", y, name="")
+        return unchecked(g, y)
+
+    def run_of(op, count, size, *more, **attributes):
+        """Of which the operator takes much longer than an addition, or of which many arrays are alive at once."""
+        g = Builder("run")
+        y = g.input("x", size)
+        if op == "alive":
+            return unchecked(g, g.add("Sum", *[g.add("Relu", y, name="") for _ in range(count)]))
+        constants = [g.constant(each) for each in more]
+        for _ in range(count):
+            y = g.add(op, y, *constants, name="", **attributes)
+        return unchecked(g, y)
+
+    def parted(outputs, listed):
+        g = Builder("parted")
+        sizes = [g.constant(np.ones(outputs, np.int64))] if listed else []
+        parts = g.add("Split", g.input("x", [1, outputs, 2, 2]), *sizes, outputs=outputs, axis=1)
+        return unchecked(g, g.add("Concat", *parts, axis=1))
+
+    def read_by_many(count):
+        g = Builder("read")
+        x, two = g.input("x", [1, 4, 4, 4]), g.constant(np.float32(2))
+        return unchecked(g, g.add("Sum", *[g.add("Mul", x, two, name="") for _ in range(count)]))
+
+    def multiplied(count):
+        g = Builder("multiplied")
+        y, factor = g.input("x", [1, 4, 8, 8]), g.constant(np.float32(1.001))
+        for _ in range(count):
+            y = g.add("Mul", y, factor, name="")
+        return unchecked(g, y)
+
+    map_of_9e6 = [1, 1, 3000, 3000]
     hostile = {
+        "fold_sums": lambda: folded("Add", 2500, [300, 500], 1),
+        "fold_outer_products": lambda: folded("Add", 3000, [4000, 1], 1, 4000),
+        "fold_joined": lambda: folded("Concat", 2000, [100000]), "fold_roots": lambda: folded("Sqrt", 3000, [200000]),
+        "fold_quotients": lambda: folded("Div", 20000, [2]),
+        "axes": lambda: axes(100000, 1), "axes_of_relus": lambda: axes(50000, 10000),
+        "read_by_15000": lambda: read_by_many(15000), "20000_products": lambda: multiplied(20000),
+        "mish": lambda: run_of("Mish", 200, map_of_9e6), "tanh": lambda: run_of("Tanh", 200, map_of_9e6),
+        "softmax": lambda: run_of("Softmax", 200, map_of_9e6),
+        "short_softmax": lambda: run_of("Softmax", 30, [3000000, 1]),
+        "power": lambda: run_of("Pow", 100, map_of_9e6, np.float32(1.5)),
+        "transposes": lambda: run_of("Transpose", 200, map_of_9e6), "alive": lambda: run_of("alive", 60, map_of_9e6),
+        "narrow_pools": lambda: run_of("MaxPool", 30, [1, 1, 4000000, 1], kernel_shape=[1, 1]),
+        "parts": lambda: parted(20000, False), "listed_parts": lambda: parted(20000, True),
         "pool_4096": lambda: pooled(1, 8192, 4096), "pool_512": lambda: pooled(1, 1024, 512),
         "pool_of_256": lambda: pooled(256, 128, 64), "40_convolutions": lambda: plain(40, 8),
         "20_convolutions": lambda: plain(20, 16), "dilation": lambda: apart(dilation=1000),
@@ -583,15 +651,29 @@ def checks(run, require, program, folder):
         "large_kernels": lambda: mapped(100, 30, 256),
     }
 
+    def renamed(model):
+        """The same, with all names but those of inputs and outputs others, which sort the other way round."""
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+        names = {name for node in result.graph.node for name in node.output} - {o.name for o in result.graph.output}
+        others = dict(zip(sorted(names), sorted(("r" + name for name in names), reverse=True)))
+        for node in result.graph.node:
+            for field in (node.input, node.output):
+                field[:] = [others.get(name, name) for name in field]
+        return result
+
     def bounded(make):
         def check():
-            saved(make)()
+            model = make()
+            saved(model)()
+            saved(renamed(model), folder / "renamed.onnx")()
             require((folder / "in.onnx").stat().st_size < 1000000, "the file is large")
             always = ("--when", "always", "--border", "interior")
             for arguments in (("info", folder / "in.onnx"), ("info", folder / "in.onnx", *always),
                               ("contract", folder / "in.onnx", "-o", folder / "out.onnx", *always),
                               ("contract", folder / "in.onnx", "--verify", *always),
-                              ("verify", folder / "in.onnx", folder / "in.onnx")):
+                              ("verify", folder / "in.onnx", folder / "in.onnx"),
+                              ("verify", folder / "in.onnx", folder / "renamed.onnx")):
                 with open(folder / "said", "w") as said:
                     process = subprocess.Popen([program, *arguments], stdout=said, stderr=said)
                 _, status, usage = os.wait4(process.pid, 0)
@@ -633,8 +715,20 @@ def checks(run, require, program, folder):
         command = ["verify", folder / "in.onnx", folder / "in.onnx"]
         code, output, error = run(program, *command)
         require(code == 0 and "not run: " in output and "--effort " in output, f"exit code {code}: {output}{error}")
-        number = output.split("--effort ")[1].split()[0]
-        code, output, error = run(program, *command, "--effort", str(2 * float(number)))
+        for _ in range(3):  # an operator further each time
+            if "--effort " in output:
+                number = output.split("--effort ")[1].split()[0]
+                code, output, error = run(program, *command, "--effort", str(2 * float(number)))
         require(code == 0 and "differs by nothing" in output, f"exit code {code}: {output}{error}")
+        # What constants make is folded where there is room for it, and left as it is where there is none.
+        saved(lambda: folded("Add", 1, [3000, 1], 1, 3000))()
+        for option, least in (("--memory", "100MB"), ("--effort", "1e7")):
+            code, output, error = run(program, "info", folder / "in.onnx", option, least)
+            require(code == 0 and option + " " in output, f"exit code {code}: {output}{error}")
+            for _ in range(3):  # what holds it, and what it becomes
+                if option + " " in output:
+                    number = output.split(option + " ")[1].split()[0].rstrip(");,.")
+                    code, output, error = run(program, "info", folder / "in.onnx", option, number)
+            require(code == 0 and option not in output, f"exit code {code}: {output}{error}")
     result.append(("hostile/allowed", allowed))
     return result
