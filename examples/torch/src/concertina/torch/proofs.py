@@ -201,7 +201,7 @@ def _terms(form):
         inner, outer = contracted_shape(Chain(shapes[:boundary])), contracted_shape(Chain(shapes[boundary:]))
         hidden = min(outer.in_channels // outer.groups, inner.out_channels // inner.groups)
         weight += hidden * math.prod(map(min, outer.kernel_size, inner.kernel_size))
-        bias += outer.in_channels // outer.groups + math.prod(outer.kernel_size) + 1
+        bias += outer.in_channels // outer.groups * math.prod(outer.kernel_size) + 1
     return weight, bias + weight
 
 
