@@ -8,11 +8,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
 
 namespace tool {
+
+/// Of a shape with more axes nothing is known, and no array has more.
+inline constexpr std::size_t most_axes = 64;
 
 /// As the option --memory takes it, a little more.
 inline std::string megabytes(double bytes) {

@@ -24,8 +24,6 @@ namespace onnx = concertina::onnx;
 /// Extents of a tensor; -1 is not known.
 using Dims = std::vector<Index>;
 inline constexpr Index unknown = -1;
-/// Of a shape with more axes nothing is known.
-inline constexpr std::size_t most_axes = 64;
 
 /// "1x3x?x?".
 std::string to_text(const Dims& dims);

@@ -33,8 +33,6 @@ std::string to_text(const Shape& shape);
 /// Throws ShapeError; the program adds which node it is.
 [[noreturn]] void refuse(const std::string& what);
 
-constexpr std::size_t most_axes = 64;
-
 /// The product of extents, of what is an array or a loop. Throws SizeError above 2^29 elements or
 /// 64 axes, and above the run's budget; ShapeError for negative extents.
 Index count(std::span<const Index> extents);

@@ -203,12 +203,12 @@ class TransposedExpr {
   /// The bias of an expression before a stride.
   struct BiasBehind {
     Expr<Scalar, Rank> of;
-    PerAxis<Rank> stride;                            // its own
-    std::vector<detail::Leaf<Scalar, Rank>> layers;  // that it goes through; none if none stands
-    std::size_t first = 0;                           // the expression's first leaf
-    std::optional<std::size_t> leaf = {};            // the bias
+    PerAxis<Rank> stride;                             // its own
+    std::optional<detail::Leaf<Scalar, Rank>> layer;  // that it goes through; none if none stands
+    std::size_t first = 0;                            // the expression's first leaf
+    std::optional<std::size_t> leaf = {};             // the bias
 
-    /// What it is now behind the layers, none where it is zero before them and none stands.
+    /// What it is now behind the layer, none where it is zero before it and none stands.
     std::optional<std::vector<Scalar>> value() const;
   };
 
@@ -223,8 +223,8 @@ class TransposedExpr {
     return factors_.empty() ? std::span(this, 1) : std::span(factors_);
   }
 
-  /// Adds the leaves of `other`, a bias after so many of them.
-  TransposedExpr& append(const TransposedExpr& other, std::optional<std::size_t> bias_after = {});
+  /// Adds the leaves of `other`.
+  TransposedExpr& append(const TransposedExpr& other);
 
   Expr<Scalar, Rank> dense_;
   PerAxis<Rank> stride_ = 1;

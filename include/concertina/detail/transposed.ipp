@@ -103,111 +103,67 @@ FeatureMap<Scalar, Rank> dense_map(const FeatureMapView<Scalar, Rank>& x,
   return result;
 }
 
-/// Whether channels are at most selected.
+/// The layer that makes a stride, if one tap of it writes each position and nothing is cut off, as
+/// in pixel shuffles and nearest upsampling; none where it is otherwise, or a sum makes the stride.
 template <class Scalar, int Rank>
-bool selects(const Leaf<Scalar, Rank>& leaf) {
-  const ChannelMap<Scalar>* map = leaf.channel_map();
-  return map && *map == ChannelMap<Scalar>{.in = map->in, .out = map->out, .source = map->source};
-}
-
-/// The layers of `outer` up to the one that makes the last of its strides, if one tap of each
-/// writes each position and nothing is cut off, as in pixel shuffles and nearest upsampling; none
-/// where it is otherwise. `strides` are those of the layers as they were given.
-template <class Scalar, int Rank>
-std::vector<Leaf<Scalar, Rank>> layers_of_stride(const Tree<Leaf<Scalar, Rank>>& outer,
-                                                 const std::vector<PerAxis<Rank>>& strides,
-                                                 PerAxis<Rank> remaining) {
-  if (!outer.is_leaf() && outer.join() != Join::chain) return {};
-  std::vector<Leaf<Scalar, Rank>> layers;
-  while (remaining != 1) {
-    const auto& part = outer.is_leaf() ? outer : outer.parts()[layers.size()];
-    if (!part.is_leaf()) return {};
-    const PerAxis<Rank>& stride = strides[layers.size()];
-    layers.push_back(part.leaf());
-    if (selects(part.leaf())) continue;
-    if (!part.leaf().view()) return {};
-    const ConvShape<Rank>& shape = part.leaf().view()->shape();
-    for (int axis = 0; axis < Rank; ++axis) {
-      remaining[axis] /= stride[axis];
-      const Index last = (stride[axis] - 1) * remaining[axis];
-      if (shape.kernel_size[axis] != stride[axis] ||
-          (stride[axis] > 1 && shape.dilation[axis] != remaining[axis]) ||
-          shape.padding.start[axis] != last || shape.padding.end[axis] != last) {
-        return {};
-      }
+std::optional<Leaf<Scalar, Rank>> layer_of_stride(const Tree<Leaf<Scalar, Rank>>& outer,
+                                                  const PerAxis<Rank>& stride) {
+  if (!outer.is_leaf()) return {};
+  const ConvShape<Rank>& shape = outer.leaf().view()->shape();
+  for (int axis = 0; axis < Rank; ++axis) {
+    const Index last = stride[axis] - 1;
+    if (shape.kernel_size[axis] != stride[axis] || (last > 0 && shape.dilation[axis] != 1) ||
+        shape.padding.start[axis] != last || shape.padding.end[axis] != last) {
+      return {};
     }
   }
-  return layers;
+  return outer.leaf();
 }
 
-/// What a bias before such layers is behind them, their own left out; none where positions of a
+/// What a bias before such a layer is behind it, its own left out; none where positions of a
 /// channel get different ones.
 template <class Scalar, int Rank>
-std::optional<std::vector<Scalar>> bias_behind(std::vector<Scalar> bias,
-                                               std::span<const Leaf<Scalar, Rank>> layers) {
-  for (const Leaf<Scalar, Rank>& leaf : layers) {
-    std::vector<Scalar> behind(static_cast<std::size_t>(leaf.out), Scalar(0));
-    if (const ChannelMap<Scalar>* map = leaf.channel_map()) {
-      for (std::size_t o = 0; o < behind.size(); ++o) {
-        behind[o] = bias[map->source.empty() ? o : static_cast<std::size_t>(map->source[o])];
+std::optional<std::vector<Scalar>> bias_behind(std::span<const Scalar> bias,
+                                               const ConvView<const Scalar, Rank>& layer) {
+  const ConvShape<Rank>& shape = layer.shape();
+  const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
+  const Index taps = numel(shape.kernel_size);
+  std::vector<Scalar> behind(static_cast<std::size_t>(shape.out), Scalar(0));
+  for (Index o = 0; o < shape.out; ++o) {
+    Scalar& here = behind[static_cast<std::size_t>(o)];
+    for (Index tap = 0; tap < taps; ++tap) {
+      Scalar sum(0);
+      for (Index c = 0; c < in; ++c) {
+        sum = sum + layer.weight()[static_cast<std::size_t>((o * in + c) * taps + tap)] *
+                        bias[static_cast<std::size_t>(o / out * in + c)];
       }
-      bias = std::move(behind);
-      continue;
+      if (tap == 0) here = sum;
+      if (!(here == sum)) return {};
     }
-    const ConvShape<Rank>& shape = leaf.view()->shape();
-    const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
-    const Index taps = numel(shape.kernel_size);
-    const Scalar* weight = leaf.view()->weight().data();
-    for (Index o = 0; o < shape.out; ++o) {
-      Scalar& here = behind[static_cast<std::size_t>(o)];
-      for (Index tap = 0; tap < taps; ++tap) {
-        Scalar sum(0);
-        for (Index c = 0; c < in; ++c) {
-          sum = sum + weight[(o * in + c) * taps + tap] *
-                          bias[static_cast<std::size_t>(o / out * in + c)];
-        }
-        if (tap == 0) here = sum;
-        if (!(here == sum)) return {};
-      }
-    }
-    bias = std::move(behind);
   }
-  return bias;
+  return behind;
 }
 
-/// From the gradient of a bias behind such layers to that of the one before; none where their taps
+/// From the gradient of a bias behind such a layer to that of the one before; none where its taps
 /// differ, so that only biases that are alike have one behind.
 template <class Scalar, int Rank>
-std::optional<std::vector<Scalar>> bias_gradient_before(
-    std::vector<Scalar> gradient, std::span<const Leaf<Scalar, Rank>> layers) {
-  for (std::size_t l = layers.size(); l-- > 0;) {
-    const Leaf<Scalar, Rank>& leaf = layers[l];
-    std::vector<Scalar> before(static_cast<std::size_t>(leaf.in), Scalar(0));
-    const auto add = [&](Index channel, const Scalar& more) {
-      Scalar& sum = before[static_cast<std::size_t>(channel)];
-      sum = sum + more;
-    };
-    if (const ChannelMap<Scalar>* map = leaf.channel_map()) {
-      for (std::size_t o = 0; o < gradient.size(); ++o) {
-        add(map->source.empty() ? static_cast<Index>(o) : map->source[o], gradient[o]);
+std::optional<std::vector<Scalar>> bias_gradient_before(std::span<const Scalar> gradient,
+                                                        const ConvView<const Scalar, Rank>& layer) {
+  const ConvShape<Rank>& shape = layer.shape();
+  const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
+  const Index taps = numel(shape.kernel_size);
+  std::vector<Scalar> before(static_cast<std::size_t>(shape.in), Scalar(0));
+  const Scalar* weight = layer.weight().data();
+  for (Index o = 0; o < shape.out; ++o) {
+    for (Index c = 0; c < in; ++c, weight += taps) {
+      for (Index tap = 1; tap < taps; ++tap) {
+        if (!(weight[tap] == weight[0])) return {};
       }
-    } else {
-      const ConvShape<Rank>& shape = leaf.view()->shape();
-      const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
-      const Index taps = numel(shape.kernel_size);
-      const Scalar* weight = leaf.view()->weight().data();
-      for (Index o = 0; o < shape.out; ++o) {
-        for (Index c = 0; c < in; ++c, weight += taps) {
-          for (Index tap = 1; tap < taps; ++tap) {
-            if (!(weight[tap] == weight[0])) return {};
-          }
-          add(o / out * in + c, weight[0] * gradient[static_cast<std::size_t>(o)]);
-        }
-      }
+      Scalar& sum = before[static_cast<std::size_t>(o / out * in + c)];
+      sum = sum + weight[0] * gradient[static_cast<std::size_t>(o)];
     }
-    gradient = std::move(before);
   }
-  return gradient;
+  return before;
 }
 
 template <class Scalar, int Rank>
@@ -422,36 +378,27 @@ auto TransposedExpr<Scalar_, Rank_>::multiply(const TransposedExpr& outer,
     return result.append(outer);
   }
 
-  // Its bias goes on behind the strides, as a leaf of its own.
-  std::vector<PerAxis<Rank>> strides;
-  for (const Given& each : outer.leaves_) {
-    strides.push_back(each.transposed ? each.shape.stride : PerAxis<Rank>(1));
-  }
+  // Its bias goes on behind the stride, as a leaf of its own.
   BiasBehind moved{inner.dense_, inner.stride_,
-                   detail::layers_of_stride(outer.dense_.tree(), strides, outer.stride_)};
-  const std::size_t passed = moved.layers.size();
-  bool is_fixed = true;
-  inner.dense_.tree().for_each_leaf([&](const auto& leaf) { is_fixed = is_fixed && leaf.fixed; });
+                   detail::layer_of_stride(outer.dense_.tree(), outer.stride_)};
   const auto bias = moved.value();
-  if (passed == 0) {
+  if (!moved.layer) {
     result.dense_ = outer.dense_ * result.dense_;
     result.append(outer);
     result.biases_.push_back(std::move(moved));
     return result;
   }
-  moved.leaf = inner.leaves_.size() + passed;
-  const auto append = [&](const Expr<Scalar, Rank>& next) { result.dense_ = next * result.dense_; };
-  for (detail::Leaf<Scalar, Rank> layer : moved.layers) {
-    layer.fixed = true;
-    append(Expr<Scalar, Rank>(typename Expr<Scalar, Rank>::Tree(std::move(layer))));
-  }
+  moved.leaf = inner.leaves_.size() + 1;
+  bool is_fixed = true;
+  inner.dense_.tree().for_each_leaf([&](const auto& leaf) { is_fixed = is_fixed && leaf.fixed; });
   const Expr<Scalar, any_rank> behind = channel_bias(*bias);
-  append(is_fixed ? concertina::fixed(behind) : behind);
-  const auto& tree = outer.dense_.tree();
-  for (std::size_t p = passed; !tree.is_leaf() && p < tree.parts().size(); ++p) {
-    append(Expr<Scalar, Rank>(tree.parts()[p]));
-  }
-  result.append(outer, passed);
+  result.dense_ = (is_fixed ? concertina::fixed(behind) : behind) *
+                  (concertina::fixed(outer.dense_) * result.dense_);
+  result.append(outer);
+  const Index channels = std::ssize(*bias);
+  result.leaves_.push_back(
+      {.shape = {.out = channels, .in = channels, .groups = channels, .bias = true},
+       .is_bias = true});
   result.biases_.push_back(std::move(moved));
   return result;
 }
@@ -470,25 +417,12 @@ auto TransposedExpr<Scalar_, Rank_>::sum(const TransposedExpr& f, const Transpos
 }
 
 template <class Scalar_, int Rank_>
-auto TransposedExpr<Scalar_, Rank_>::append(const TransposedExpr& other,
-                                            std::optional<std::size_t> bias_after)
-    -> TransposedExpr& {
+auto TransposedExpr<Scalar_, Rank_>::append(const TransposedExpr& other) -> TransposedExpr& {
   const std::size_t before = leaves_.size();
-  const auto place = [&](std::size_t leaf) {
-    return before + leaf + (bias_after && leaf >= *bias_after ? 1 : 0);
-  };
   leaves_.insert(leaves_.end(), other.leaves_.begin(), other.leaves_.end());
-  if (bias_after) {
-    const auto at = leaves_.begin() + static_cast<std::ptrdiff_t>(before + *bias_after);
-    const Index channels = (at - 1)->transposed ? (at - 1)->shape.in : (at - 1)->shape.out;
-    leaves_.insert(at,
-                   {.shape = {.out = channels, .in = channels, .groups = channels, .bias = true},
-                    .transposed = false,
-                    .is_bias = true});
-  }
   for (BiasBehind moved : other.biases_) {
-    moved.first = place(moved.first);
-    if (moved.leaf) moved.leaf = place(*moved.leaf);
+    moved.first += before;
+    if (moved.leaf) *moved.leaf += before;
     biases_.push_back(std::move(moved));
   }
   return *this;
@@ -499,7 +433,7 @@ auto TransposedExpr<Scalar_, Rank_>::BiasBehind::value() const
     -> std::optional<std::vector<Scalar>> {
   const std::vector<Scalar> bias = detail::bias_of(of.tree(), stride);
   std::optional<std::vector<Scalar>> behind;
-  if (!layers.empty()) behind = detail::bias_behind<Scalar, Rank>(bias, layers);
+  if (layer) behind = detail::bias_behind<Scalar, Rank>(bias, *layer->view());
   const auto is_zero = [](const Scalar& element) { return element == Scalar(0); };
   if (behind || std::ranges::all_of(bias, is_zero)) return behind;
   detail::fail<InexactError>(
@@ -556,8 +490,7 @@ auto TransposedExpr<Scalar_, Rank_>::gradients(std::span<const Conv<Scalar, Rank
   for (const BiasBehind& moved : std::views::reverse(now.biases_)) {
     if (!moved.leaf) continue;
     const std::span<const Scalar> behind = std::as_const(sums[*moved.leaf]).bias();
-    const auto before =
-        detail::bias_gradient_before<Scalar, Rank>({behind.begin(), behind.end()}, moved.layers);
+    const auto before = detail::bias_gradient_before<Scalar, Rank>(behind, *moved.layer->view());
     if (!before) continue;
     Contraction<Scalar, Rank> inner{Form(moved.of), interior_only};
     static_cast<void>(inner.forward(moved.of, run));
