@@ -136,6 +136,7 @@ constexpr void validate(const ConvShape<Rank>& shape);
 
 /// Positions of the kernel along `axis` on an input of `size`, 0 or less where the kernel does not
 /// fit.
+/// Throws  ShapeError for a stride below 1, SizeError where a sum of sizes does not fit an Index
 /// Source  ONNX Conv: floor((size + padding - effective kernel size) / stride) + 1
 template <int Rank>
 constexpr Index output_size(const ConvShape<Rank>& shape, Index size, int axis);

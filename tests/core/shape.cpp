@@ -197,6 +197,7 @@ TEST_CASE("an input smaller than the kernel is refused", "[geometry]") {
              Contains("an input of size 2x9 is smaller than the kernel") && Contains("@3x1"));
   ConvShape<2> cropped{.out = 1, .in = 1, .padding = -2};
   CHECK_THROWS_AS(output_size(cropped, {4, 5}), ShapeError);
+  CHECK_THROWS_AS(output_size(ConvShape<1>{.out = 1, .in = 1, .stride = 0}, 7, 0), ShapeError);
   CHECK(output_size(cropped, {5, 5}) == PerAxis<2>(1));
   // An empty map has no positions, however wide its padding.
   const ConvShape<2> padded{.out = 1, .in = 1, .padding = 4};

@@ -77,7 +77,8 @@ inline AnyShape parallel_shape(Join join, std::span<const AnyShape> parts) {
                          checked_add(part.padding.start[axis], -first.padding.start[axis], what));
     }
     result.dilation[axis] = std::max<Index>(spacing, 1);
-    result.kernel_size[axis] = checked_add(last, start, what) / result.dilation[axis] + 1;
+    result.kernel_size[axis] =
+        checked_add(checked_add(last, start, what) / result.dilation[axis], 1, what);
     result.padding.start[axis] = start;
     result.padding.end[axis] = checked_add(least, last, what);
   }

@@ -39,7 +39,7 @@ inline AnyShape product_shape(const AnyShape& outer, const AnyShape& inner) {
     const Index spacing = std::gcd(outer.kernel_size[axis] > 1 ? after(outer.dilation[axis], 0) : 0,
                                    inner.kernel_size[axis] > 1 ? inner.dilation[axis] : 0);
     product.dilation[axis] = std::max<Index>(spacing, 1);
-    product.kernel_size[axis] = last_tap / product.dilation[axis] + 1;
+    product.kernel_size[axis] = checked_add(last_tap / product.dilation[axis], 1, what);
   }
   validate(product);
   return product;

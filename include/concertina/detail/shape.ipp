@@ -165,6 +165,9 @@ constexpr void validate(const ConvShape<Rank>& shape) {
 template <int Rank>
 constexpr Index output_size(const ConvShape<Rank>& shape, Index size, int axis) {
   constexpr const char* what = "output size";
+  if (shape.stride[axis] < 1) {
+    detail::fail<ShapeError>({"strides start at 1 (", detail::AnyShape(shape), ")"});
+  }
   Index room = detail::checked_add(size, shape.padding.start[axis], what);
   room = detail::checked_add(room, shape.padding.end[axis], what);
   room = detail::checked_add(room, -effective_kernel_size(shape, axis), what);
