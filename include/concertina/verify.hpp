@@ -95,10 +95,11 @@ Report prove_algebra(const E& expression, const F& contraction, std::uint64_t se
 ///     gamma_n(u)|F| + gamma_n(u')|F| + underflow (+ half an ulp if A is wider than the layers'
 ///     scalar),
 /// where |F| contracts the absolute values, n counts the terms of all stages, gamma_n(u) = n*u /
-/// (1 - n*u), and underflow is what this element's own products may lose. Where that exceeds |F|,
-/// or every bound what it bounds, the report is undecided. Kernels are compared as maps, so one
-/// with more zeros around it passes. For exact scalars the bound is zero. An input size is named
-/// for branches that agree only there.
+/// (1 - n*u), and underflow is what this element's own products may lose. The report is undecided
+/// where that exceeds |F|, where every bound exceeds what it bounds, and where one does and the
+/// element is off by as much, more than the root of an ulp of the largest. Kernels are compared as
+/// maps, so one with more zeros around it passes. For exact scalars the bound is zero. An input
+/// size is named for branches that agree only there.
 /// Requires  rounding to nearest, gradual underflow
 /// Cost      the contraction in plain loops, from the first layer on, twice
 /// Throws    VerificationError where n*u >= 1

@@ -428,8 +428,9 @@ TEST_CASE("forms that do not fit are refused", "[expression]") {
   const Form far(std::vector<ConvShape<1>>(3, {.out = 1, .in = 1, .stride = Index{1} << 40}));
   CHECK_THROWS_AS(far.shape(), SizeError);
   constexpr Index wide = (Index{1} << 62) - 1;  // whose last tap, one further, is the largest Index
-  const Form taps(std::vector<ConvShape<1>>{{.out = 1, .in = 1, .kernel_size = 2},
-                                            {.out = 1, .in = 1, .kernel_size = 3, .dilation = wide}});
+  const Form taps(
+      std::vector<ConvShape<1>>{{.out = 1, .in = 1, .kernel_size = 2},
+                                {.out = 1, .in = 1, .kernel_size = 3, .dilation = wide}});
   CHECK_THROWS_AS(taps.shape(), SizeError);
 }
 

@@ -375,6 +375,29 @@ TEST_CASE("subnormal elements are judged by what their format resolves", "[verif
   CHECK(prove_rounding(all_tiny, contract(all_tiny)));
 }
 
+TEST_CASE("where a single bound exceeds its element, the others do not speak for it", "[verify]") {
+  // Exactly [1 0; 0 1]; sums in float may be off by more than 1.
+  const Linear<float> a({.out = 3, .in = 2}, {1e7F + 1, 0, 1e7F, 0, 0, 1}),
+      b({.out = 2, .in = 3}, {1, -1, 0, 0, 0, 1});
+  CHECK(verify(b * a, contract(b * a)));
+  CHECK(verify(b * a, Linear<float>({.out = 2, .in = 2}, {0.5F, 0, 0, 1})));
+  for (const float wrong : {-1.0F, 0.0F}) {
+    const Linear<float> layer({.out = 2, .in = 2}, {wrong, 0, 0, 1});
+    for (const Report& report : {prove_rounding(b * a, layer), prove_structure(b * a, layer, {})}) {
+      CHECK_FALSE(report);
+      CHECK(report.undecided);
+    }
+    CHECK_FALSE(prove_rounding<double>(b * a, layer).undecided);
+    CHECK_FALSE(prove_rounding<double>(b * a, layer));
+  }
+  // What cancels to nothing beside the others does not matter.
+  const Linear<double> c({.out = 2, .in = 2}, {0.1, 1, 0.3, 1}), d({.out = 1, .in = 2}, {3, -1});
+  Linear<double> zero = contract(d * c);
+  REQUIRE(std::abs(zero.weight()[0]) < 1e-16);
+  zero.weight()[0] = 0x1p-55;
+  CHECK(verify(d * c, zero));
+}
+
 TEST_CASE("contractions that are zero are right", "[verify]") {
   const auto layers = chain<float>();
   const Conv2d<float> product = contract(layers);

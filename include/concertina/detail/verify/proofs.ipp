@@ -73,6 +73,11 @@ class Worst {
         note(where(), error, allowed, ulps, "");
       }
       if (allowed < std::abs(r)) told_ = true;
+      largest_ = std::max(largest_, std::abs(r));
+      if (error >= std::abs(r) && error > lost_) {
+        lost_ = error;
+        lost_at_ = where();
+      }
       if (error > 0 && !(allowed < size)) {
         if (unsure_.empty() || allowed > least_) unsure_ = where();
         if (allowed > least_) emptied_ = true;
@@ -84,7 +89,8 @@ class Worst {
   }
 
   /// A bound that exceeds what it bounds proves nothing: below the smallest normal number that is
-  /// so by nature, and then some other element must tell the layer from one of zeros.
+  /// so by nature, and then some other element must tell the layer from one of zeros. An element
+  /// may be lost, as by cancellation, where that does not matter beside the largest.
   void judge() {
     if (!report_.failure.empty()) return;
     if (emptied_) {
@@ -97,6 +103,10 @@ class Worst {
       report_.failure =
           "every element is smaller than its bound; use a wider accumulator, or layers of another "
           "scale";
+    } else if (lost_ * lost_ > ulp<Scalar>(1) * largest_ * largest_) {
+      report_.undecided = true;
+      report_.failure = "the bound of " + lost_at_ +
+                        " exceeds its value, and so does its error; use a wider accumulator";
     }
   }
 
@@ -113,7 +123,8 @@ class Worst {
 
   Report& report_;
   long double least_;
-  std::string unsure_;
+  long double largest_ = 0, lost_ = 0;  // errors no smaller than the element
+  std::string unsure_, lost_at_;
   bool emptied_ = false, told_ = false, differs_ = false;
 };
 
