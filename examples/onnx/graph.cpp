@@ -233,9 +233,10 @@ class ShapeInference {
       } else if (!windows || !in(0) || in(0)->size() != rank + 2 || (*in(0))[axis + 2] == unknown) {
         result.push_back(unknown);
       } else {
-        result.push_back(((*in(0))[axis + 2] - 1) * windows->strides[axis] +
-                         windows->dilations[axis] * (kernel[axis] - 1) + 1 + extra[axis] -
-                         windows->pads_begin[axis] - windows->pads_end[axis]);
+        const Index whole = ((*in(0))[axis + 2] - 1) * windows->strides[axis] +
+                            windows->dilations[axis] * (kernel[axis] - 1) + 1 + extra[axis];
+        result.push_back(
+            std::max<Index>(whole - windows->pads_begin[axis] - windows->pads_end[axis], 0));
       }
     }
     return result;
@@ -344,7 +345,8 @@ class ShapeInference {
     }
     Dims result = *in(0);
     for (std::size_t axis = 0; axis < rank; ++axis) {
-      if (result[axis] != unknown) result[axis] += (*pads)[axis] + (*pads)[axis + rank];
+      if (result[axis] == unknown) continue;
+      result[axis] = std::max<Index>(result[axis] + (*pads)[axis] + (*pads)[axis + rank], 0);
     }
     return result;
   }

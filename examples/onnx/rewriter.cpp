@@ -244,25 +244,39 @@ std::string Rewriter::write_conv_transpose(const NewLayer& layer, const std::str
                onnx::Attribute::of("strides", layer.strides)});
 }
 
+std::string Rewriter::write_pad(const Dims& begin, const Dims& end, const std::string& x) {
+  Dims pads = {0, 0};
+  pads.insert(pads.end(), begin.begin(), begin.end());
+  pads.insert(pads.end(), {0, 0});
+  pads.insert(pads.end(), end.begin(), end.end());
+  if (graph_.opset() >= 11) return node("Pad", {x, constant(".pads", pads)});
+  return node("Pad", {x}, {onnx::Attribute::of("pads", pads)});
+}
+
 std::string Rewriter::write_conv(const NewLayer& layer, std::string x) {
-  Dims pads, crops = {0, 0};
-  const auto parts = [&](const Dims& list) {
-    for (const Index pad : list) {
-      pads.push_back(std::max<Index>(pad, 0));
-      crops.push_back(std::min<Index>(pad, 0));
+  Dims begin = layer.pads_begin, end = layer.pads_end;
+  const auto is_crop = [](Index pad) { return pad < 0; };
+  if (std::ranges::any_of(begin, is_crop) || std::ranges::any_of(end, is_crop)) {
+    // Conv has no negative pads. What one side adds to a small map, the other may take away, so
+    // that comes first.
+    Dims crops_begin, crops_end;
+    bool both = false;
+    for (std::size_t axis = 0; axis < begin.size(); ++axis) {
+      both = both || (std::min(begin[axis], end[axis]) < 0 && std::max(begin[axis], end[axis]) > 0);
+      crops_begin.push_back(std::min<Index>(begin[axis], 0));
+      crops_end.push_back(std::min<Index>(end[axis], 0));
+      begin[axis] -= crops_begin[axis];
+      end[axis] -= crops_end[axis];
     }
-  };
-  parts(layer.pads_begin);
-  crops.insert(crops.end(), {0, 0});
-  parts(layer.pads_end);
-  if (std::ranges::any_of(crops,
-                          [](Index crop) { return crop < 0; })) {  // Conv has no negative pads
-    if (graph_.opset() >= 11) {
-      x = node("Pad", {x, constant(".crop", crops)});
-    } else {
-      x = node("Pad", {x}, {onnx::Attribute::of("pads", crops)});
+    if (both) {
+      x = write_pad(begin, end, x);
+      std::ranges::fill(begin, 0);
+      std::ranges::fill(end, 0);
     }
+    x = write_pad(crops_begin, crops_end, x);
   }
+  Dims pads = begin;
+  pads.insert(pads.end(), end.begin(), end.end());
   Dims weight = {layer.out, layer.in / layer.groups};
   weight.insert(weight.end(), layer.kernel.begin(), layer.kernel.end());
   return node("Conv", inputs_of(x, weight),

@@ -44,6 +44,7 @@ class Rewriter {
   /// Its weight, of this shape, and its bias where it has one, after x.
   std::vector<std::string> inputs_of(const std::string& x, const Dims& weight);
   std::string write_conv(const NewLayer& layer, std::string x);
+  std::string write_pad(const Dims& begin, const Dims& end, const std::string& x);
   std::string write_conv_transpose(const NewLayer& layer, const std::string& x);
   void remove_dead();
 
