@@ -266,7 +266,8 @@ void print(const OutputComparison& comparison) {
       std::cout << (std::isnan(each.largest) ? "NaN" : "at most " + brief(each.largest)) << " at "
                 << each.where;
     }
-    std::cout << ", of values up to " << brief(each.magnitude);
+    std::cout << (std::isnan(each.magnitude) ? ", of no finite values"
+                                             : ", of values up to " + brief(each.magnitude));
     if (each.largest > 0 && each.magnitude > 0) {
       std::cout << " (" << brief(each.largest / each.magnitude) << " of that)";
     }

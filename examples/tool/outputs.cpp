@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <random>
 #include <set>
 #include <string_view>
@@ -121,8 +122,19 @@ std::string position(const std::vector<std::int64_t>& shape, std::size_t flat) {
   return text;
 }
 
+/// Largest difference and element of a part of two arrays.
+struct PartDifference {
+  double largest = 0, magnitude = -1;  // no element is finite
+  std::size_t at = 0;
+
+  double bound(double tolerance) const { return 1e-7 + tolerance * std::max(magnitude, 0.0); }
+};
+
+/// By a tolerance, relative to the largest element, each channel (axis 1 of maps) is judged by
+/// itself: what is shown is the one that is furthest off. Without one there is no bound.
 /// Throws ShapeError for other shapes, and where there is nothing to compare.
-void compare(const Value& a, const Value& b, OutputDifference& difference) {
+void compare(const Value& a, const Value& b, std::optional<double> tolerance,
+             OutputDifference& difference) {
   const auto shape_of = [](const auto& array) { return Dims(array.shape); };
   const Dims shape = std::visit(shape_of, a), other = std::visit(shape_of, b);
   const std::string output = "output " + in_quotes(difference.output) + " is ";
@@ -132,24 +144,43 @@ void compare(const Value& a, const Value& b, OutputDifference& difference) {
   if (std::ranges::count(shape, 0) > 0) {
     throw concertina::ShapeError(output + to_text(shape) + ", so nothing was compared");
   }
+  std::size_t channels = 1, positions = 1;
+  if (tolerance && shape.size() > 2) {
+    channels = static_cast<std::size_t>(shape[1]);
+    for (std::size_t axis = 2; axis < shape.size(); ++axis) {
+      positions *= static_cast<std::size_t>(shape[axis]);
+    }
+  }
+  std::vector<PartDifference> parts(channels);
   const auto each = [&](const auto& first, const auto& second) {
     for (std::size_t i = 0; i < first.values.size(); ++i) {
       const auto x = static_cast<long double>(first.values[i]),  // as wide as any integer
           y = static_cast<long double>(second.values[i]);
+      PartDifference& part = parts[i / positions % channels];
       if (std::isnan(x) || std::isnan(y)) ++difference.nans;
       if (std::isfinite(x)) {
-        difference.magnitude = std::max(difference.magnitude, static_cast<double>(std::abs(x)));
+        part.magnitude = std::max(part.magnitude, static_cast<double>(std::abs(x)));
       }
       if (x == y || (std::isnan(x) && std::isnan(y))) continue;
       const auto off = static_cast<double>(std::abs(x - y));
       // The first NaN stays.
-      if (std::isnan(off) ? !std::isnan(difference.largest) : off > difference.largest) {
-        difference.largest = off;
-        difference.where = position(shape, i);
+      if (std::isnan(off) ? !std::isnan(part.largest) : off > part.largest) {
+        part.largest = off;
+        part.at = i;
       }
     }
   };
   std::visit(each, a, b);
+  const double of = tolerance.value_or(1);
+  const auto worst = std::ranges::max_element(parts, [&](const auto& p, const auto& q) {
+    return std::isnan(q.largest) ? !std::isnan(p.largest)
+                                 : p.largest * q.bound(of) < q.largest * p.bound(of);
+  });
+  difference.largest = worst->largest;
+  difference.magnitude =
+      worst->magnitude < 0 ? std::numeric_limits<double>::quiet_NaN() : worst->magnitude;
+  if (tolerance) difference.bound = worst->bound(of);
+  if (difference.largest != 0) difference.where = position(shape, worst->at);
 }
 
 /// What both models give, by name, against the files of a folder.
@@ -176,8 +207,7 @@ void compare_with_stored(const onnx::Model& model, const std::string& set, const
       for (const auto& [which, outputs] :
            {std::pair("model", &before), std::pair("result", &after)}) {
         OutputDifference difference{.input = set, .output = name, .model = which, .stored = file};
-        compare(stored, outputs->at(name), difference);
-        difference.bound = 1e-7 + (narrow ? 0.02 : 0.001) * difference.magnitude;
+        compare(stored, outputs->at(name), narrow ? 0.02 : 0.001, difference);
         comparison.differences.push_back(std::move(difference));
       }
     } catch (const concertina::Error& error) {
@@ -238,7 +268,7 @@ OutputComparison compare_outputs(const onnx::Model& model, const onnx::Model& re
           throw concertina::FormatError("the other model has no output " + in_quotes(output));
         }
         OutputDifference difference{.input = name, .output = output};
-        compare(value, found.at(output), difference);
+        compare(value, found.at(output), std::nullopt, difference);
         comparison.differences.push_back(std::move(difference));
       }
       if (stored) {

@@ -20,7 +20,8 @@ struct OutputDifference {
   std::string model = {};   ///< "model" or "result", against what is stored; empty: both models
   std::string stored = {};  ///< the file
   double largest = 0;       ///< absolute difference, at `where`; NaN if one is
-  double magnitude = 0;     ///< of the largest finite element of the first model's, or stored
+  double magnitude = 0;     ///< of the largest finite element of the first model's; of what is
+                            ///< stored, in the channel that is furthest off; NaN: none is
   double bound = infinite;  ///< of what rounding moves; of what is stored only
   std::string where = {};   ///< "[0][3][12][7]"
   std::ptrdiff_t nans = 0;  ///< elements that are NaN in either
