@@ -10,11 +10,53 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <iostream>
 #include <limits>
 #include <string>
 #include <string_view>
+#include <vector>
+
+namespace {
+
+/// Whole numbers from `least` on that fit, in digits.
+CLI::Validator whole_number(std::int64_t least) {
+  return {[least](const std::string& text) {
+            std::int64_t value = 0;
+            const char* const end = text.data() + text.size();
+            const auto [read, error] = std::from_chars(text.data(), end, value);
+            return error == std::errc() && read == end && value >= least
+                       ? ""
+                       : "is no whole number from " + std::to_string(least) + " to " +
+                             std::to_string(std::numeric_limits<std::int64_t>::max());
+          },
+          ""};
+}
+
+/// Finite numbers above 0, such as 1e12.
+const CLI::Validator positive(
+    [](const std::string& text) {
+      double value = 0;
+      const char* const end = text.data() + text.size();
+      const auto [read, error] = std::from_chars(text.data(), end, value);
+      const bool fits = error == std::errc() && read == end && value > 0 && std::isfinite(value);
+      return std::string(fits ? "" : "is no finite number above 0");
+    },
+    "");
+
+const CLI::Validator not_negative(
+    [](const std::string& text) {
+      return std::string(text.find('-') == std::string::npos ? "" : "is negative");
+    },
+    "");
+
+const CLI::Validator not_empty(
+    [](const std::string& text) { return std::string(text.empty() ? "is empty" : ""); }, "");
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace tool;
@@ -62,7 +104,8 @@ int main(int argc, char** argv) {
                      "The most memory that any one step may take, such as 8GB; by default 900 MB "
                      "and 64 times the files")
         ->type_name("BYTES")
-        ->transform(CLI::AsSizeValue(true));
+        ->transform(CLI::AsSizeValue(true))
+        ->check(not_negative);
     command
         ->add_option(
             "--effort", model.effort,
@@ -71,7 +114,7 @@ int main(int argc, char** argv) {
             "and 20000 "
             "for each beyond the first 1e6")
         ->type_name("COUNT")
-        ->check(CLI::PositiveNumber);
+        ->check(positive);
     command->add_flag("--json", model.json, "Print JSON");
   };
   const auto add_choices = [&](CLI::App* command) {
@@ -127,7 +170,7 @@ int main(int argc, char** argv) {
                    "Compare so many rows of each region's matrix, drawn at random, instead of all "
                    "in the proof of structure; the output says what a sample may miss")
       ->type_name("ROWS")
-      ->check(CLI::Range(std::ptrdiff_t{1}, std::numeric_limits<std::ptrdiff_t>::max()));
+      ->check(whole_number(1));
 
   CLI::App* showing = app.add_subcommand(
       "info",
@@ -185,11 +228,19 @@ int main(int argc, char** argv) {
                                          "--expand says how, with random numbers");
   add_expansion(writing)->required();
   writing->add_option("--seed", network.seed, "Of the random numbers")
-      ->check(CLI::Range(std::int64_t{0}, std::numeric_limits<std::int64_t>::max()))
+      ->check(whole_number(0))
       ->capture_default_str();
   writing->add_option("-o,--output", network.out, "The file to write")
       ->type_name("FILE")
       ->required();
+
+  const std::vector<CLI::App*> commands = app.get_subcommands({});
+  for (CLI::App* command : commands) {
+    for (CLI::Option* option : command->get_options()) {
+      const bool is_chain = option->check_lname("chain");  // of no layers
+      if (option->get_items_expected_max() > 0 && !is_chain) option->check(not_empty);
+    }
+  }
 
   const auto run = [&] {
     if (listing->parsed()) return networks(network);
@@ -212,6 +263,10 @@ int main(int argc, char** argv) {
     } else if (argc == 2 && std::string_view(argv[1]) == "--completion") {
       std::cout << bash_completion(app);
     } else {
+      const auto names = [&](const CLI::App* command) { return command->check_name(argv[1]); };
+      if (argc > 1 && argv[1][0] != '-' && std::ranges::none_of(commands, names)) {
+        throw CLI::ExtrasError({argv[1]});
+      }
       app.parse(argc, argv);
       code = run();
     }
@@ -220,9 +275,9 @@ int main(int argc, char** argv) {
     if (error.get_exit_code() == 0) {  // --help, --version
       return finish("concertina", app.exit(error));
     }
-    const auto commands = app.get_subcommands();
+    const auto parsed = app.get_subcommands();
     std::cerr << "concertina: error: " << printable(error.what()) << "; see concertina "
-              << (commands.empty() ? "" : commands.front()->get_name() + " ") << "--help\n";
+              << (parsed.empty() ? "" : parsed.front()->get_name() + " ") << "--help\n";
     return usage;
   } catch (...) {
     return report_error("concertina");

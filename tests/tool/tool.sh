@@ -269,8 +269,18 @@ assert [proof["sampled"]["rows"] for proof in proofs if "sampled" in proof] == [
 assert all(proof["sampled"]["of"] > 4 for proof in proofs if "sampled" in proof)' || fail "no sample in the JSON"
 expect 0 verify cl.safetensors layer.safetensors --sample 1000000
 if grep -q sampled out; then fail "all rows are no sample"; fi
-for rows in 0 -1 many; do expect 2 verify cl.safetensors layer.safetensors --sample $rows; done
+for rows in 0 -1 many 99999999999999999999; do expect 2 verify cl.safetensors layer.safetensors --sample $rows; done
 expect 2 contract cl.safetensors --sample 4
+for effort in nan inf -1 0 1e999 much; do
+  expect 2 info cl.safetensors --effort $effort
+  says err "--effort: is no finite number above 0"
+done
+expect 2 info cl.safetensors --memory -1
+expect 2 contract cl.safetensors -o ''
+says err "--output: is empty"
+for option in --only --keep --input; do expect 2 contract cl.safetensors $option ''; done
+expect 2 bogus
+says err bogus
 expect 6 verify cl.safetensors pool.safetensors
 expect 5 verify cl.safetensors no-such-file.safetensors
 says err 'no-such-file'
