@@ -492,6 +492,8 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
       why = concertina::exactness(*before, at).reason;
     } catch (const concertina::ShapeError& error) {
       why = error.what();
+    } catch (const concertina::InexactError& error) {  // of the other one
+      why = error.what();
     }
     if (equality == Equality::everywhere) break;
   }
@@ -520,6 +522,41 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
   }
 }
 
+/// Maps that round, or have constants: a chain of several is one of fewer, and not the other way.
+std::size_t count_layers(Segments segments) {
+  std::size_t count = 0;
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) {
+      count += map->weight || !map->statistics.empty() || map->kind == Kind::channel_scale ||
+               map->kind == Kind::average_pool || map->kind == Kind::sum ||
+               map->kind == Kind::upsample;
+    }
+  }
+  return count;
+}
+
+/// The segments that make a tensor of each model, from the nearest tensor on that both pass
+/// through; none where there is no such.
+using Pair = std::pair<std::vector<Segment>, std::vector<Segment>>;
+std::optional<Pair> regions_to(const LinearGraph& a, int tensor, const LinearGraph& b, int other,
+                               const Renamed& renamed) {
+  const auto none = [](int) { return false; };
+  Pair regions(segments_to(a, tensor, none), segments_to(b, other, none));
+  auto& [there, here] = regions;
+  std::map<std::string_view, std::size_t> places;
+  for (std::size_t i = 0; i < there.size(); ++i) {
+    places.emplace(a.graph()[there[i].from].name, i + 1);
+  }
+  for (std::size_t j = 0; j < here.size(); ++j) {
+    const auto place = places.find(renamed(b.graph()[here[j].from].name));
+    if (place == places.end()) continue;
+    there.resize(place->second);
+    here.resize(j + 1);
+    return regions;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
@@ -527,52 +564,55 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
                                const concertina::RowSample& sample, onnx::DataType stored) {
   const Graph a(model, options), b(result, options);
   const LinearGraph before(a), after(b);
+  std::optional<LinearGraph> flat_before, flat_after;  // with flattenings apart
   ModelComparison comparison;
   Budget budget = options.budget;
-  const auto none = [](int) { return false; };
   // Regions of `result` that are not the model's own nodes, from the outputs back.
   std::vector<bool> done(result.nodes.size());
   Renamed renamed;
   for (int n = static_cast<int>(result.nodes.size()) - 1; n >= 0; --n) {
     const onnx::Node& node = b.node(n);
-    if (done[static_cast<std::size_t>(n)] || node.outputs.empty()) continue;
-    if (b[b.output(n)].constant && !b[b.output(n)].escapes) continue;  // compared where it is read
-    const int same = a.find(renamed(node.outputs.front()));
+    const auto named = std::ranges::find_if(node.outputs, std::not_fn(&std::string::empty));
+    if (done[static_cast<std::size_t>(n)] || named == node.outputs.end()) continue;
+    const int made = b.find(*named);
+    if (b[made].constant && !b[made].escapes) continue;  // compared where it is read
+    const int same = a.find(renamed(*named));
     if (same >= 0 && a[same].producer >= 0 && same_node(a, a[same].producer, b, n, renamed)) {
       ++comparison.identical;
       continue;
     }
     ComparedRegion region{
-        .source = {}, .result = node.outputs.front(), .proofs = {}, .skipped = {}, .unproved = {}};
+        .source = {}, .result = *named, .proofs = {}, .skipped = {}, .unproved = {}};
     if (same < 0) {
       region.unproved = describe(b, n) + " makes a tensor that the other model does not have";
       comparison.regions.push_back(std::move(region));
       continue;
     }
-    // Two chains of the longest regions are followed for each tensor.
+    std::optional<Pair> regions;
     try {
-      budget.take("finding what it is made of", 0, 2 * each_followed * longest_region);
+      const auto follow = [&](const LinearGraph& f, const LinearGraph& g) {
+        budget.take("finding what it is made of", 0, 2 * each_followed * longest_region);
+        regions = regions_to(f, same, g, made, renamed);
+      };
+      follow(before, after);
+      if (!regions) {  // a linear layer may come right after a flattening in one of them alone
+        if (!flat_before) {
+          flat_before.emplace(a, Flattenings::apart);
+          flat_after.emplace(b, Flattenings::apart);
+        }
+        follow(*flat_before, *flat_after);
+      }
     } catch (const BudgetError& error) {
       region.unproved = error.what();
       comparison.regions.push_back(std::move(region));
       continue;
     }
-    // The nearest tensor that both regions pass through.
-    const auto there = segments_to(before, same, none),
-               here = segments_to(after, b.output(n), none);
-    std::map<std::string_view, std::size_t> places;
-    for (std::size_t i = 0; i < there.size(); ++i) places.emplace(a[there[i].from].name, i + 1);
-    std::size_t i = 0, j = 0;
-    for (; j < here.size() && i == 0; ++j) {
-      const auto place = places.find(renamed(b[here[j].from].name));
-      if (place != places.end()) i = place->second;
-    }
-    if (i == 0) {
+    if (!regions) {
       region.unproved = "no tensor that both models have leads to it by linear maps alone";
       comparison.regions.push_back(std::move(region));
       continue;
     }
-    const Segments expanded = Segments(there).first(i), contracted = Segments(here).first(j);
+    const Segments expanded = regions->first, contracted = regions->second;
     for (const Segment& segment : contracted) {
       for (const LinearNode* map : segment.maps) {
         for (const int each : map->nodes) done[static_cast<std::size_t>(each)] = true;
@@ -581,8 +621,15 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
     region.source = a[expanded.back().from].name;
     try {
       with_expression({expanded, contracted}, [&](auto type) {
-        prove_region<typename decltype(type)::type>(a, expanded, b, contracted, equality, sample,
-                                                    stored, budget, region);
+        using Expression = typename decltype(type)::type;
+        // Whichever was made of the other: rounding is that of the longer one's layers.
+        if (count_layers(expanded) < count_layers(contracted)) {
+          prove_region<Expression>(b, contracted, a, expanded, equality, sample, stored, budget,
+                                   region);
+        } else {
+          prove_region<Expression>(a, expanded, b, contracted, equality, sample, stored, budget,
+                                   region);
+        }
       });
     } catch (const NotLinear& error) {
       region.unproved = error.what();

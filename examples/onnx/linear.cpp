@@ -28,8 +28,13 @@ bool may_be_float(onnx::DataType type) {
 /// Reads one node. Functions return none for what is not linear, having said why.
 class Reader {
  public:
-  Reader(const Graph& graph, int node, std::string& reason)
-      : graph_(graph), index_(node), node_(graph.node(node)), reason_(reason) {
+  Reader(const Graph& graph, int node, Flattenings flattenings, Budget& lists, std::string& reason)
+      : graph_(graph),
+        index_(node),
+        node_(graph.node(node)),
+        flattenings_(flattenings),
+        lists_(lists),
+        reason_(reason) {
     result_.nodes = {node};
     result_.operands = {graph.input(node, 0)};
     for (std::size_t o = 0; graph.output(node, o) >= 0; ++o)
@@ -259,7 +264,7 @@ class Reader {
     std::optional<Layout> layout;
   };
   std::optional<PerChannel> per_channel(const onnx::Tensor& tensor, int rank) const {
-    if (static_cast<int>(tensor.dims.size()) > rank) return std::nullopt;
+    if (static_cast<int>(tensor.dims.size()) > rank || tensor.numel() == 0) return std::nullopt;
     if (tensor.numel() == 1) return PerChannel{tensor.values<double>(), std::nullopt};
     std::optional<int> axis;
     const int offset = rank - static_cast<int>(tensor.dims.size());
@@ -533,6 +538,20 @@ class Reader {
     return result_;
   }
 
+  /// Takes the memory for a list of channels from the budget of all; false where there is too
+  /// little.
+  bool can_list(Index channels) {
+    try {
+      const double bytes = static_cast<double>(channels) * sizeof(Index);
+      lists_.take("its list of channels", bytes, 0);
+      lists_.kept += bytes;
+      return true;
+    } catch (const BudgetError& error) {
+      reason_ = error.what();
+      return false;
+    }
+  }
+
   std::optional<LinearNode> select(Index axis, std::vector<Index> source) {
     const auto layout = layout_of(axis, rank());
     if (!layout) return no("it is not along the channels");
@@ -564,8 +583,11 @@ class Reader {
     const auto place = [&](Index to) {
       return std::clamp<Index>(to < 0 ? to + extent : to, 0, extent);
     };
-    std::vector<Index> source;
-    for (Index c = place(starts->front()); c < place(ends->front()); c += step) source.push_back(c);
+    const Index begin = place(starts->front()), end = place(ends->front());
+    const Index count = begin < end ? (end - begin - 1) / step + 1 : 0;
+    if (!can_list(count)) return std::nullopt;
+    std::vector<Index> source(static_cast<std::size_t>(count));
+    for (Index i = 0; i < count; ++i) source[static_cast<std::size_t>(i)] = begin + i * step;
     return select(at, std::move(source));
   }
 
@@ -582,6 +604,7 @@ class Reader {
       const Dims& part = *graph_[output].dims;
       const Index count = part[static_cast<std::size_t>(axis < 0 ? axis + rank() : axis)];
       if (count < 1) return no("its parts are not known");
+      if (!can_list(count)) return std::nullopt;
       sources.emplace_back(static_cast<std::size_t>(count));
       std::iota(sources.back().begin(), sources.back().end(), begin);
       begin += count;
@@ -593,21 +616,23 @@ class Reader {
   }
 
   std::optional<LinearNode> gather() {
-    const auto indices = graph_.integers(index_, 1);
-    if (!dims() || !indices) return no("its indices are not constants");
-    if (graph_.constant(index_, 1)->dims.size() != 1) return no("its indices are no list");
+    const onnx::Tensor* const list = graph_.constant(index_, 1);
+    if (!dims() || !list) return no("its indices are not constants");
+    if (list->dims.size() != 1) return no("its indices are no list");
+    if (!can_list(list->numel())) return std::nullopt;
+    auto indices = graph_.integers(index_, 1);
+    if (!indices) return no("its indices are not constants");
     const Index axis = node_.integer("axis", 0);
     const auto layout = layout_of(axis, rank());
     if (!layout || axis == 0) return no("it is not along the channels");
     const Index extent = extent_of_channels(*layout);
-    std::vector<Index> source = *indices;
-    for (Index& c : source) {
+    for (Index& c : *indices) {
       if (extent == unknown) return no("it is not of known channels");
       if (c < 0) c += extent;
       if (c < 0 || c >= extent)
         wrong("index " + std::to_string(c) + " of " + std::to_string(extent) + " channels");
     }
-    return select(axis, std::move(source));
+    return select(axis, std::move(*indices));
   }
 
   std::optional<LinearNode> concat() {
@@ -671,13 +696,13 @@ class Reader {
   /// Takes in the flatten that makes the operand, where nothing else reads that.
   void take_in_flatten() {
     const int tensor = result_.operands.front();
-    if (tensor < 0) return;
+    if (tensor < 0 || flattenings_ == Flattenings::apart) return;
     const GraphTensor& flat = graph_[tensor];
     if (flat.producer < 0 || flat.consumers.size() != 1 || flat.escapes) return;
     const onnx::Node& maker = graph_.node(flat.producer);
     if (!maker.domain.empty() || (maker.op_type != "Flatten" && maker.op_type != "Reshape")) return;
     std::string unused;
-    const Reader flatten(graph_, flat.producer, unused);
+    const Reader flatten(graph_, flat.producer, flattenings_, lists_, unused);
     const auto size = flatten.flattened();
     if (!size) return;
     result_.size = *size;
@@ -713,13 +738,16 @@ class Reader {
     std::swap(perm[1], perm[2]);
     if (graph_.node(transpose).integers("perm", {}) != perm) return std::nullopt;
     // One extent alone may be unknown: the product fixes it.
-    if (cut[1] < 1 || cut[2] < 1 || cut[1] * cut[2] != whole[1] || back[1] != whole[1])
+    if (cut[1] < 1 || cut[2] < 1 || whole[1] % cut[1] != 0 || whole[1] / cut[1] != cut[2] ||
+        back[1] != whole[1]) {
       return std::nullopt;
+    }
     for (std::size_t axis = 0; axis < whole.size(); ++axis) {
       if (axis == 1) continue;
       const Index a = whole[axis], b = cut[axis == 0 ? 0 : axis + 1], c = back[axis];
       if (a != b || b != c || (a == unknown && axis != 0)) return std::nullopt;
     }
+    if (!can_list(whole[1])) return std::nullopt;
     result_.kind = Kind::channel_select;
     result_.operands = {in};
     result_.nodes = {first, transpose, index_};
@@ -758,19 +786,22 @@ class Reader {
   const Graph& graph_;
   int index_;
   const onnx::Node& node_;
+  Flattenings flattenings_;
+  Budget& lists_;
   std::string& reason_;
   LinearNode result_;
 };
 
 }  // namespace
 
-std::optional<LinearNode> linear_node(const Graph& graph, int node, std::string& reason) {
+std::optional<LinearNode> linear_node(const Graph& graph, int node, Flattenings flattenings,
+                                      Budget& lists, std::string& reason) {
   reason.clear();
   if (!graph.node(node).captured.empty()) {
     reason = "it has graphs of its own";
     return std::nullopt;
   }
-  return Reader(graph, node, reason).read();
+  return Reader(graph, node, flattenings, lists, reason).read();
 }
 
 }  // namespace tool

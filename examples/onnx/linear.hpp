@@ -64,9 +64,15 @@ struct LinearNode {
   bool positions_first = true;  ///< depth: channels are [positions, channels], as in mode DCR
 };
 
+/// Whether a linear layer has the flattening before it within, as a layer of the size that this
+/// reads.
+enum class Flattenings { within, apart };
+
 /// What the node is; none, with the reason, where it is no linear map or cannot be taken for one.
-/// An empty reason: it is plainly another operator.
+/// An empty reason: it is plainly another operator. Lists of channels are kept, by what `lists` has
+/// left.
 /// Throws FormatError naming the node where its constants contradict its attributes.
-std::optional<LinearNode> linear_node(const Graph& graph, int node, std::string& reason);
+std::optional<LinearNode> linear_node(const Graph& graph, int node, Flattenings flattenings,
+                                      Budget& lists, std::string& reason);
 
 }  // namespace tool

@@ -6,13 +6,14 @@
 
 namespace tool {
 
-LinearGraph::LinearGraph(const Graph& graph) : graph_(graph) {
+LinearGraph::LinearGraph(const Graph& graph, Flattenings flattenings) : graph_(graph) {
   const std::size_t count = graph.model().nodes.size();
   nodes_.resize(count);
   reasons_.resize(count);
+  Budget lists = graph.budget().part(1.0 / 32);  // copied where layers are made of them
   for (std::size_t n = 0; n < count; ++n) {
     const int node = static_cast<int>(n);
-    nodes_[n] = linear_node(graph, node, reasons_[n]);
+    nodes_[n] = linear_node(graph, node, flattenings, lists, reasons_[n]);
     if (std::string why = graph.unfolded(node); !why.empty()) reasons_[n] = std::move(why);
   }
 }

@@ -18,7 +18,7 @@ namespace tool {
 /// The linear nodes of a graph.
 class LinearGraph {
  public:
-  explicit LinearGraph(const Graph& graph);
+  explicit LinearGraph(const Graph& graph, Flattenings flattenings = Flattenings::within);
 
   const Graph& graph() const { return graph_; }
   /// The map that makes a tensor; null where none does.

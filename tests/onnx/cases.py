@@ -740,6 +740,20 @@ def flatten_gemm_gemm(g, x):
 CASES["flatten_gemm_gemm"].ops = "Flatten Gemm Relu".split()
 
 
+for text, between in (("dropout", lambda g, y: g.add("Dropout", y)), ("norm", lambda g, y: g.norm(y, 24)),
+                      ("scale", lambda g, y: g.add("Mul", y, g.constant(np.float32(3))))):
+    @case("Relu Flatten Gemm", name=f"relu_flatten_{text}_gemm", dims=[2, 8, 3], free="batch")
+    def _(g, x, between=between):  # where the flattening and the linear layer come together only when contracted
+        return gemm(g, between(g, g.add("Flatten", g.add("Relu", x))), 5, 24)
+
+
+@case("Pad Pad Conv Relu", dims=[1, 4, 1, 6], free="none", proofs=False)  # nothing but zeros are left
+def moved_rows(g, x):
+    """Of which one side takes away more rows than there are, once the other has added some."""
+    y = g.pad(g.conv(x, 3, 4, 1, 1, bias=False, strides=[2, 1]), [0, 0, 1, 0, 0, 0, -1, 0])
+    return g.add("Relu", g.conv(y, 2, 3, 1, 1))
+
+
 @case("Conv Flatten Relu", dims=[2, 4, 6, 5], free="batch")
 def conv_flatten_gemm(g, x):
     return g.add("Relu", gemm(g, g.add("Flatten", g.conv(x, 3, 4, 3, 3, pads=1)), 5, 90))

@@ -307,8 +307,9 @@ def rewired(model, result):
 
 def check_verify(program, folder, model, result):
     source, target = folder / "in.onnx", folder / "changed.onnx"
-    code, _, error = run(program, "verify", source, folder / "out.onnx")
-    require(code == 0, f"verify: exit code {code} {first_line(error)}")
+    for pair in ((source, folder / "out.onnx"), (folder / "out.onnx", source)):  # whoever was made of whom
+        code, output, error = run(program, "verify", *pair)
+        require(code == 0, f"verify {pair[0].name}: exit code {code} {first_line(error)} {first_line(output)}")
     # Of float sums over forty layers the bounds exceed the elements: then nothing is proved, neither right nor wrong.
     long = len(model.graph.node) > 40
     for what, changed, codes in (("a weight is changed", perturbed(model, result), (1, 6) if long else (1,)),
