@@ -522,14 +522,13 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
   }
 }
 
-/// Maps that round, or have constants: a chain of several is one of fewer, and not the other way.
+/// Maps but for those that a contraction may add to its one layer.
 std::size_t count_layers(Segments segments) {
   std::size_t count = 0;
   for (const Segment& segment : segments) {
     for (const LinearNode* map : segment.maps) {
-      count += map->weight || !map->statistics.empty() || map->kind == Kind::channel_scale ||
-               map->kind == Kind::average_pool || map->kind == Kind::sum ||
-               map->kind == Kind::upsample;
+      count +=
+          map->kind != Kind::identity && map->kind != Kind::pad && map->kind != Kind::move_channels;
     }
   }
   return count;
@@ -570,23 +569,13 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
   // Regions of `result` that are not the model's own nodes, from the outputs back.
   std::vector<bool> done(result.nodes.size());
   Renamed renamed;
-  for (int n = static_cast<int>(result.nodes.size()) - 1; n >= 0; --n) {
-    const onnx::Node& node = b.node(n);
-    const auto named = std::ranges::find_if(node.outputs, std::not_fn(&std::string::empty));
-    if (done[static_cast<std::size_t>(n)] || named == node.outputs.end()) continue;
-    const int made = b.find(*named);
-    if (b[made].constant && !b[made].escapes) continue;  // compared where it is read
-    const int same = a.find(renamed(*named));
-    if (same >= 0 && a[same].producer >= 0 && same_node(a, a[same].producer, b, n, renamed)) {
-      ++comparison.identical;
-      continue;
-    }
+  const auto compare_tensor = [&](int n, const std::string& name) {
     ComparedRegion region{
-        .source = {}, .result = *named, .proofs = {}, .skipped = {}, .unproved = {}};
+        .source = {}, .result = name, .proofs = {}, .skipped = {}, .unproved = {}};
+    const int made = b.find(name), same = a.find(renamed(name));
     if (same < 0) {
       region.unproved = describe(b, n) + " makes a tensor that the other model does not have";
-      comparison.regions.push_back(std::move(region));
-      continue;
+      return region;
     }
     std::optional<Pair> regions;
     try {
@@ -604,13 +593,11 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
       }
     } catch (const BudgetError& error) {
       region.unproved = error.what();
-      comparison.regions.push_back(std::move(region));
-      continue;
+      return region;
     }
     if (!regions) {
       region.unproved = "no tensor that both models have leads to it by linear maps alone";
-      comparison.regions.push_back(std::move(region));
-      continue;
+      return region;
     }
     const Segments expanded = regions->first, contracted = regions->second;
     for (const Segment& segment : contracted) {
@@ -636,7 +623,25 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
     } catch (const concertina::Error& error) {
       region.unproved = error.what();
     }
-    comparison.regions.push_back(std::move(region));
+    return region;
+  };
+  for (int n = static_cast<int>(result.nodes.size()) - 1; n >= 0; --n) {
+    if (done[static_cast<std::size_t>(n)]) continue;
+    // What nothing reads does not matter, and constants are compared where they are read.
+    std::vector<std::string> names;
+    for (const std::string& name : b.node(n).outputs) {
+      const GraphTensor* const tensor = name.empty() ? nullptr : &b[b.find(name)];
+      if (tensor && (tensor->escapes || (!tensor->constant && !tensor->consumers.empty()))) {
+        names.push_back(name);
+      }
+    }
+    if (names.empty()) continue;
+    const int same = a.find(renamed(names.front()));
+    if (same >= 0 && a[same].producer >= 0 && same_node(a, a[same].producer, b, n, renamed)) {
+      ++comparison.identical;
+      continue;
+    }
+    for (const std::string& name : names) comparison.regions.push_back(compare_tensor(n, name));
   }
   if (const std::string why = differing_frames(a, b); !why.empty()) {
     comparison.regions.push_back(

@@ -450,6 +450,18 @@ def checks(run, require, program, folder):
         g.output("h", [1, 1, 2])
         return g.model()
 
+    def part_of(split, factor=1):
+        """The second part of a layer's channels, of which nothing reads the first; or made for itself."""
+        g = Builder("parts")
+        x, weight = g.input("x", [1, 3, 4, 4]), g.random_values([4, 3, 1, 1])
+        if split:
+            g.add("Split", g.conv(x, 4, 3, 1, 1, weight=g.constant(weight), bias=False), outputs=2, made=["p", "q"],
+                  axis=1)
+        else:
+            g.add("Conv", x, g.constant(factor * weight[2:]), made="q")
+        g.output(g.add("Relu", "q", made="y"))
+        return g.model()
+
     def cancelling(first, last):
         """Two layers whose product is [1 0; 0 1], of numbers that a sum in float cannot tell from others; or that."""
         g = Builder("cancelling")
@@ -462,6 +474,10 @@ def checks(run, require, program, folder):
         return g.model()
 
     verified("first_output_left_out", unnamed("LSTM"), unnamed("LSTM"), 0, "1 node identical")
+    for factor, expected in ((1, 0), (-1, 1)):
+        verified(f"part_{expected}", part_of(True), part_of(False, factor), expected, "1 region that differ")
+        verified(f"part_of_the_other_{expected}", part_of(False, factor), part_of(True), expected,
+                 "1 region that differ")
     verified("one_element_is_lost", cancelling(True, 1), cancelling(False, 1), 0, "proved: 1 of 1")
     verified("one_element_is_wrong", cancelling(True, 1), cancelling(False, -1), 6, "exceeds its value")
     verified("input_shapes", of_size(9, 9), of_size(20, 20), 6, "of other types or shapes")
