@@ -164,8 +164,7 @@ class TransposedExpr {
   /// `inner`, then `outer`. The bias of what `inner` contracts to goes on behind the strides of
   /// `outer`, as a leaf of its own, where every position gets the same of it: after nearest
   /// upsampling always, after a pixel shuffle if it is alike for all positions that a channel
-  /// becomes. The layer of such a stride is fixed then: any one element of its alone would make it
-  /// vary. A product of products is the same however it is put in parentheses. Throws ShapeError
+  /// becomes. A product of products is the same however it is put in parentheses. Throws ShapeError
   /// where channels differ; InexactError where `inner` has another bias that is not zero and
   /// `outer` a stride.
   static TransposedExpr product(const TransposedExpr& outer, const TransposedExpr& inner);
@@ -206,7 +205,9 @@ class TransposedExpr {
     PerAxis<Rank> stride;                             // its own
     std::optional<detail::Leaf<Scalar, Rank>> layer;  // that it goes through; none if none stands
     std::size_t first = 0;                            // the expression's first leaf
-    std::optional<std::size_t> leaf = {};             // the bias
+    std::optional<std::size_t> leaf = {};             // the bias, just behind the layer's
+
+    std::vector<Scalar> before() const;
 
     /// What it is now behind the layer, none where it is zero before it and none stands.
     std::optional<std::vector<Scalar>> value() const;
@@ -356,9 +357,11 @@ class TransposedContraction {
                                    const ParallelFor& run = serial_for);
 
   /// From dL/d(contraction) to the gradient of each layer, in the order in which they are applied,
-  /// branch after branch; see Contraction::backward. Zeros of fixed layers, of those that a bias
-  /// goes through, and of biases before a stride that is not nearest upsampling's: what they change
-  /// varies from position to position.
+  /// branch after branch; see Contraction::backward. Zeros of fixed layers, and of what alone would
+  /// make the bias behind a stride vary from position to position: of elements of the stride's
+  /// kernel that read a channel with a bias that is not zero; and of a channel's bias before the
+  /// stride, unless all taps that read the channel are equal, as nearest upsampling's. That bias
+  /// then counts as a constant of what makes it.
   std::vector<Gradient> backward(const Expression& expression,
                                  const Transposed<Scalar, Rank>& gradient,
                                  const ParallelFor& run = serial_for);

@@ -241,9 +241,9 @@ struct Stage {
 };
 
 /// One to three layers of any options, at least one of them transposed. Without a bias before a
-/// stride.
+/// stride, or with one of zeros, and then half the kernels as large as their stride.
 template <int Rank>
-std::vector<Stage<Rank>> random_stages(Rng& rng) {
+std::vector<Stage<Rank>> random_stages(Rng& rng, bool with_zeros = false) {
   const Index count = random_index(rng, 1, 3), adjoint = random_index(rng, 0, count - 1);
   std::vector<Stage<Rank>> stages;
   Index channels = 0;
@@ -259,17 +259,28 @@ std::vector<Stage<Rank>> random_stages(Rng& rng) {
       out = width * shape.groups;
     }
     channels = out;
-    PerAxis<Rank> output_padding;
+    PerAxis<Rank> output_padding = 0;
     std::vector<PrimeField> bias;
+    const bool passes = with_zeros && random_index(rng, 0, 1) == 0;
+    if (transposed && passes) {
+      shape.kernel_size = shape.stride;
+      shape.dilation = 1;
+      shape.padding = 0;
+    }
     if (transposed) {
-      for (int axis = 0; axis < Rank; ++axis) {
+      for (int axis = 0; axis < Rank && !passes; ++axis) {
         output_padding[axis] =
             random_index(rng, 0, std::max(shape.stride[axis], shape.dilation[axis]) - 1);
       }
       if (shape.stride != 1) {
         for (Stage<Rank>& before : stages) {
-          before.bias.clear();
-          before.layer = random_pair(before.layer.shape(), rng).linear;
+          if (with_zeros) {
+            std::ranges::fill(before.bias, PrimeField(0));
+            std::ranges::fill(before.layer.bias(), PrimeField(0));
+          } else {
+            before.bias.clear();
+            before.layer = random_pair(before.layer.shape(), rng).linear;
+          }
         }
       }
       if (shape.bias) bias.resize(static_cast<std::size_t>(shape.in));
@@ -568,10 +579,11 @@ PrimeField inner_product(const Transposed<PrimeField, Rank>& f,
 TEMPLATE_TEST_CASE_SIG(
     "gradients are those of each layer in its own layout: exact along any direction",
     "[transposed]", ((int Rank), Rank), 1, 2, 3) {
-  // The contraction is linear in each layer, so <dL/dF, F(A + V) - F(A)> == <dL/dA, V>.
+  // The contraction is linear in each layer, so <dL/dF, F(A + V) - F(A)> == <dL/dA, V>. Biases of
+  // zeros stand before a stride, and stay.
   Rng rng(9);
-  for (int n = 0; n < 60; ++n) {
-    const std::vector<Stage<Rank>> stages = random_stages<Rank>(rng);
+  for (int n = 0; n < 120; ++n) {
+    const std::vector<Stage<Rank>> stages = random_stages<Rank>(rng, n % 2 == 1);
     const TransposedExpr<PrimeField, Rank> expression = product_of(stages);
     INFO(to_string(Form(expression.dense())) << " of stride " << to_string(expression.stride()));
     TransposedContraction contraction(expression, interior_only);
@@ -581,7 +593,7 @@ TEMPLATE_TEST_CASE_SIG(
     const auto random_like = [&](const Conv<PrimeField, Rank>& layer,
                                  std::span<const PrimeField> bias) {
       std::vector<PrimeField> random(bias.size());
-      fill_random(std::span(random), rng);
+      if (!detail::all_zero(bias)) fill_random(std::span(random), rng);
       return transposed(random_pair(layer.shape(), rng).linear, random);
     };
     const auto gradient = random_like(whole.layer(), whole.bias());
@@ -602,7 +614,10 @@ TEMPLATE_TEST_CASE_SIG(
           moved[l].bias[i] = moved[l].bias[i] + direction.bias()[i];
         }
       } else {
-        const auto direction = random_pair(stages[l].layer.shape(), rng).layer;
+        auto direction = random_pair(stages[l].layer.shape(), rng).layer;
+        if (detail::all_zero(stages[l].layer.bias())) {
+          std::ranges::fill(direction.bias(), PrimeField(0));
+        }
         along = inner_product(std::get<Conv<PrimeField, Rank>>(gradients[l]), direction);
         for (std::size_t i = 0; i < direction.weight().size(); ++i) {
           moved[l].layer.weight()[i] = moved[l].layer.weight()[i] + direction.weight()[i];
@@ -672,6 +687,84 @@ TEST_CASE("a bias of zeros before a stride that it cannot pass has no gradient",
   CHECK(of_zero.shape() == zero.shape());
   CHECK(of_zero.bias()[0] == 0);
   CHECK(of_zero.weight()[0] == 3 * 15 + 4 * 20);
+}
+
+TEST_CASE("behind a bias of zeros a transposed layer is trained as behind none", "[transposed]") {
+  // A decoder as it is initialised: convolution, batch norm, kernel and stride 2.
+  Rng rng(51);
+  auto before = small_integers<double, 2>(
+      {.out = 3, .in = 2, .kernel_size = 3, .padding = 1, .bias = true}, rng);
+  std::ranges::fill(before.bias(), 0);
+  ConvShape<2> shape = before.shape();
+  shape.bias = false;
+  const Conv2d<double> linear(shape, {before.weight().begin(), before.weight().end()});
+  BatchNorm<double> norm = initial_batch_norm<double>(3);
+  norm.eps = 0;
+  const auto scale = channel_scale<double>({1, 1, 1});
+  for (const Index kernel : {2, 4}) {
+    const auto f = small_integers<double, 2>(
+        {.out = 3, .in = 2, .kernel_size = kernel, .stride = 2, .padding = kernel / 2 - 1}, rng);
+    const auto up = transposed(f, {2, -3});
+    const auto product = up * (batch_norm(norm) * before), without = up * (scale * linear);
+    TransposedContraction contraction(product, interior_only), of_linear(without, interior_only);
+    const Transposed<double, 2> whole = contraction.forward(product);
+    CHECK(whole == of_linear.forward(without));
+    const auto gradients = contraction.backward(product, whole);
+    const auto expected =
+        of_linear.backward(without, transposed(whole.layer(), {whole.bias()[0], whole.bias()[1]}));
+    REQUIRE(gradients.size() == 3);
+    for (std::size_t leaf = 0; leaf < 2; ++leaf) {
+      const auto &own = std::get<Conv2d<double>>(gradients[leaf]),
+                 &other = std::get<Conv2d<double>>(expected[leaf]);
+      CHECK(std::ranges::equal(own.weight(), other.weight()));
+      // Their kernel's taps differ, so no bias of another value would do.
+      CHECK(std::ranges::all_of(own.bias(), [](double element) { return element == 0; }));
+    }
+    const auto& of_up = std::get<Transposed<double, 2>>(gradients[2]);
+    CHECK(of_up == std::get<Transposed<double, 2>>(expected[2]));
+    CHECK(std::ranges::equal(of_up.bias(), whole.bias()));
+    CHECK(std::ranges::any_of(of_up.layer().weight(), [](double element) { return element != 0; }));
+  }
+}
+
+TEST_CASE("which taps a bias passes decides for each channel what is trained", "[transposed]") {
+  // Channel 0 has no bias and any taps, channel 1 a bias and equal ones.
+  using F = PrimeField;
+  Conv1d<F> conv({.out = 2, .in = 1, .bias = true}, {F(3), F(4)}, {F(0), F(5)});
+  Conv1d<F> f({.out = 2, .in = 1, .kernel_size = 2, .stride = 2}, {F(6), F(7), F(8), F(8)});
+  std::vector<F> bias{F(9)};
+  const auto product = [&] { return transposed(f, bias) * conv; };
+  const auto from = transposed(
+      Conv1d<F>({.out = 1, .in = 1, .kernel_size = 2, .stride = 2}, {F(11), F(12)}), {F(13)});
+  TransposedContraction contraction(product());
+  const Transposed<F, 1> whole = contraction.forward(product());
+  CHECK(whole.bias()[0] == F(9 + 8 * 5));
+  const auto gradients = contraction.backward(product(), from);
+  const auto& of_conv = std::get<Conv1d<F>>(gradients[0]);
+  const auto& of_f = std::get<Transposed<F, 1>>(gradients[1]);
+  const auto check = [&](F& element, F gradient) {
+    const F kept = element;
+    element = element + F(1);
+    CHECK(inner_product(contraction.forward(product()), from) ==
+          inner_product(whole, from) + gradient);
+    element = kept;
+  };
+  check(conv.weight()[0], of_conv.weight()[0]);
+  check(conv.weight()[1], of_conv.weight()[1]);
+  check(conv.bias()[1], of_conv.bias()[1]);
+  check(f.weight()[0], of_f.layer().weight()[0]);
+  check(f.weight()[1], of_f.layer().weight()[1]);
+  check(bias[0], of_f.bias()[0]);
+  // The others have none: each alone would make the bias vary from position to position.
+  for (F* const element : {&conv.bias()[0], &f.weight()[2], &f.weight()[3]}) {
+    const F kept = *element;
+    *element = kept + F(1);
+    CHECK_THROWS_AS(contraction.forward(product()), InexactError);
+    *element = kept;
+  }
+  CHECK(of_conv.bias()[0] == F(0));
+  CHECK(of_f.layer().weight()[2] == F(0));
+  CHECK(of_f.layer().weight()[3] == F(0));
 }
 
 TEST_CASE("a kept contraction is of one form and stride", "[transposed]") {

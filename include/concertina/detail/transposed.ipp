@@ -144,26 +144,45 @@ std::optional<std::vector<Scalar>> bias_behind(std::span<const Scalar> bias,
   return behind;
 }
 
-/// From the gradient of a bias behind such a layer to that of the one before; none where its taps
-/// differ, so that only biases that are alike have one behind.
+/// From the gradient of a bias behind such a layer to that of the one before; zero for channels
+/// whose taps differ, which alone would make it vary from position to position.
 template <class Scalar, int Rank>
-std::optional<std::vector<Scalar>> bias_gradient_before(std::span<const Scalar> gradient,
-                                                        const ConvView<const Scalar, Rank>& layer) {
+std::vector<Scalar> bias_gradient_before(std::span<const Scalar> gradient,
+                                         const ConvView<const Scalar, Rank>& layer) {
   const ConvShape<Rank>& shape = layer.shape();
   const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
   const Index taps = numel(shape.kernel_size);
   std::vector<Scalar> before(static_cast<std::size_t>(shape.in), Scalar(0));
+  std::vector<bool> varies(before.size());
   const Scalar* weight = layer.weight().data();
   for (Index o = 0; o < shape.out; ++o) {
     for (Index c = 0; c < in; ++c, weight += taps) {
-      for (Index tap = 1; tap < taps; ++tap) {
-        if (!(weight[tap] == weight[0])) return {};
-      }
-      Scalar& sum = before[static_cast<std::size_t>(o / out * in + c)];
-      sum = sum + weight[0] * gradient[static_cast<std::size_t>(o)];
+      const auto channel = static_cast<std::size_t>(o / out * in + c);
+      const auto differs = [&](const Scalar& tap) { return !(tap == weight[0]); };
+      varies[channel] = varies[channel] || std::any_of(weight, weight + taps, differs);
+      before[channel] = before[channel] + weight[0] * gradient[static_cast<std::size_t>(o)];
     }
   }
+  for (std::size_t c = 0; c < before.size(); ++c) {
+    if (varies[c]) before[c] = Scalar(0);
+  }
   return before;
+}
+
+/// Takes away the gradient of elements that read a channel of such a bias: any one of them alone
+/// would make what is behind vary from position to position.
+template <class Scalar, int Rank>
+void keep_passing(const std::vector<Scalar>& bias, const ConvView<Scalar, Rank>& gradient) {
+  const ConvShape<Rank>& shape = gradient.shape();
+  const Index in = shape.in / shape.groups, out = shape.out / shape.groups;
+  const Index taps = numel(shape.kernel_size);
+  Scalar* weight = gradient.weight().data();
+  for (Index o = 0; o < shape.out; ++o) {
+    for (Index c = 0; c < in; ++c, weight += taps) {
+      const bool is_zero = bias[static_cast<std::size_t>(o / out * in + c)] == Scalar(0);
+      if (!is_zero) std::fill_n(weight, taps, Scalar(0));
+    }
+  }
 }
 
 template <class Scalar, int Rank>
@@ -171,6 +190,11 @@ bool has_bias(const Tree<Leaf<Scalar, Rank>>& tree) {
   bool has = false;
   tree.for_each_leaf([&](const auto& leaf) { has = has || leaf.shape().bias; });
   return has;
+}
+
+bool all_zero(const std::ranges::input_range auto& bias) {
+  return std::ranges::all_of(
+      bias, []<class Scalar>(const Scalar& element) { return element == Scalar(0); });
 }
 
 /// The bias of the one layer that acts as the expression does, on elements so far apart: at every
@@ -191,8 +215,7 @@ std::vector<Scalar> bias_of(const Tree<Leaf<Scalar, Rank>>& tree, const PerAxis<
     if (is_last) return bias_of(parts.back(), spacing);
   }
   std::vector<Scalar> bias = rounded(evaluate<Wide>(tree));
-  const auto is_zero = [](const Scalar& element) { return element == Scalar(0); };
-  if (std::ranges::all_of(bias, is_zero)) return bias;
+  if (all_zero(bias)) return bias;
   if (const auto found = find_exactness<Rank>(Form<Rank>(form_of(tree)), {}, spacing); !found) {
     fail<InexactError>(
         {"a bias before a transposed layer is another at the border: ", found.reason});
@@ -392,8 +415,7 @@ auto TransposedExpr<Scalar_, Rank_>::multiply(const TransposedExpr& outer,
   bool is_fixed = true;
   inner.dense_.tree().for_each_leaf([&](const auto& leaf) { is_fixed = is_fixed && leaf.fixed; });
   const Expr<Scalar, any_rank> behind = channel_bias(*bias);
-  result.dense_ = (is_fixed ? concertina::fixed(behind) : behind) *
-                  (concertina::fixed(outer.dense_) * result.dense_);
+  result.dense_ = (is_fixed ? concertina::fixed(behind) : behind) * (outer.dense_ * result.dense_);
   result.append(outer);
   const Index channels = std::ssize(*bias);
   result.leaves_.push_back(
@@ -429,13 +451,17 @@ auto TransposedExpr<Scalar_, Rank_>::append(const TransposedExpr& other) -> Tran
 }
 
 template <class Scalar_, int Rank_>
+auto TransposedExpr<Scalar_, Rank_>::BiasBehind::before() const -> std::vector<Scalar> {
+  return detail::bias_of(of.tree(), stride);
+}
+
+template <class Scalar_, int Rank_>
 auto TransposedExpr<Scalar_, Rank_>::BiasBehind::value() const
     -> std::optional<std::vector<Scalar>> {
-  const std::vector<Scalar> bias = detail::bias_of(of.tree(), stride);
+  const std::vector<Scalar> bias = before();
   std::optional<std::vector<Scalar>> behind;
   if (layer) behind = detail::bias_behind<Scalar, Rank>(bias, *layer->view());
-  const auto is_zero = [](const Scalar& element) { return element == Scalar(0); };
-  if (behind || std::ranges::all_of(bias, is_zero)) return behind;
+  if (behind || detail::all_zero(bias)) return behind;
   detail::fail<InexactError>(
       {"no bias stands for that of ", Form(of),
        " before a transposed layer: its sum varies from position to position; "
@@ -489,13 +515,13 @@ auto TransposedExpr<Scalar_, Rank_>::gradients(std::span<const Conv<Scalar, Rank
   const TransposedExpr now = current();
   for (const BiasBehind& moved : std::views::reverse(now.biases_)) {
     if (!moved.leaf) continue;
+    detail::keep_passing(moved.before(), ConvView<Scalar, Rank>(sums[*moved.leaf - 1]));
     const std::span<const Scalar> behind = std::as_const(sums[*moved.leaf]).bias();
     const auto before = detail::bias_gradient_before<Scalar, Rank>(behind, *moved.layer->view());
-    if (!before) continue;
     Contraction<Scalar, Rank> inner{Form(moved.of), interior_only};
     static_cast<void>(inner.forward(moved.of, run));
     Conv<Scalar, Rank> gradient(inner.shape());
-    std::ranges::copy(*before, gradient.bias().begin());
+    std::ranges::copy(before, gradient.bias().begin());
     std::size_t at = moved.first;
     for (const Conv<Scalar, Rank>& leaf : inner.backward(moved.of, gradient, run)) {
       Conv<Scalar, Rank>& sum = sums[at++];
