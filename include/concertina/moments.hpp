@@ -119,7 +119,9 @@ class TrainingContraction {
 
   /// The layer that acts on a batch of these moments as the expression does, its batch norms in
   /// training. Valid until the next call, as are the views of all that follow.
-  /// Ensures   forward(e, x)(x) == e in training (x), before rounding
+  /// Ensures   forward(e, x)(x) == e in training (x), before rounding, which errs by as much of
+  ///           |F| |x|: where norms in a row meet a channel that is constant but not zero, or far
+  ///           from zero beside its deviation, that is large, and docs/moments.md says what to do
   /// Throws    ShapeError where the expression has another form, or a norm one value per channel;
   ///           NumericalError naming the channel where variance + eps is not positive and finite
   /// Gradient  backward() to the layers, add_input_gradient() to the input

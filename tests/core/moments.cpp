@@ -707,6 +707,126 @@ TEST_CASE("in float a step errs at most four times as much as layer by layer", "
   }
 }
 
+namespace {
+
+/// What an expression makes of a batch without any signs, in layers, factors and means, with these
+/// variances of its norms: of what each element of a contraction and its output is a sum.
+FeatureMap<double, 2> magnitude(const detail::Tree<detail::Leaf<double, 2>>& tree,
+                                const FeatureMap<double, 2>& x,
+                                std::span<const std::vector<long double>> variances,
+                                std::size_t& norm) {
+  if (tree.join() == Join::none) {
+    Conv2d<double> layer = tree.leaf().to<double>();
+    const ChannelMap<double>* map = tree.leaf().channel_map();
+    FeatureMap<double, 2> from = x;
+    if (map && !map->variance.empty()) {
+      const std::vector<long double>& variance = variances[norm++];
+      const Index pixels = numel(x.shape().size);
+      for (std::size_t c = 0; c < variance.size(); ++c) {
+        const double factor =
+            std::abs(map->weight[c]) / std::sqrt(static_cast<double>(variance[c]) + map->eps);
+        double mean = 0;
+        const auto channel = [&](Index n) {
+          const auto at = (n * x.shape().channels + static_cast<Index>(c)) * pixels;
+          return std::span(from.values())
+              .subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(pixels));
+        };
+        for (Index n = 0; n < x.shape().batch; ++n) {
+          for (const double value : channel(n)) mean += value;
+        }
+        mean /= static_cast<double>(pixels * x.shape().batch);
+        for (Index n = 0; n < x.shape().batch; ++n) {
+          for (double& value : channel(n)) {
+            value = factor * (value + mean) + std::abs(map->bias[c]);
+          }
+        }
+      }
+      return from;
+    }
+    for (double& weight : layer.weight()) weight = std::abs(weight);
+    for (double& bias : layer.bias()) bias = std::abs(bias);
+    return layer(from);
+  }
+  FeatureMap<double, 2> result = x;
+  bool first = true;
+  for (const auto& part : tree.parts()) {
+    if (tree.join() == Join::chain) {
+      result = magnitude(part, result, variances, norm);
+      continue;
+    }
+    REQUIRE(tree.join() == Join::sum);
+    const FeatureMap<double, 2> branch = magnitude(part, x, variances, norm);
+    for (std::size_t i = 0; i < branch.values().size() && !first; ++i) {
+      result.values()[i] += branch.values()[i];
+    }
+    if (first) result = branch;
+    first = false;
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("hard statistics err by roundings of the layer's own magnitude at most", "[moments]") {
+  // Outputs are sums of products of weights, factors, means and inputs, in no more additions, one
+  // after another, than layer by layer. These err by some sqrt(n) u of the terms without signs, as
+  // above, and a norm of variance v makes terms 1 / sqrt(v + eps) times as large.
+  Rng rng(15);
+  const auto conv = [&](const ConvShape<2>& shape) { return random_layer<double>(shape, rng); };
+  const auto bn = [&] { return batch_norm(random_norm<double>(6, rng)); };
+  const ConvShape<2> one{.out = 6, .in = 6},
+      same{.out = 6, .in = 6, .kernel_size = 3, .padding = 1},
+      channels{.out = 6, .in = 6, .groups = 6};
+  ConvShape<2> depthwise = same;
+  depthwise.groups = 6;
+  const std::vector<std::pair<std::string, Expr<double, 2>>> blocks{
+      {"norm first", bn() * conv(one) * bn()},
+      {"norm after norm", bn() * conv(channels) * bn() * conv(channels) * bn()},
+      {"depthwise, two norms", bn() * conv(channels) * bn() * conv(channels)},
+      {"MobileOne, depthwise",
+       bn() * conv(depthwise) + bn() * conv(depthwise) + bn() * conv(channels) + bn()},
+      {"RepVGG", bn() * conv(same) + bn() * conv(one) + bn()}};
+  const MapShape<2> shape{.batch = 4, .channels = 6, .size = {8, 7}};
+  const auto constant = [&](double value) {
+    auto x = random_maps<double, 2>(shape, rng);
+    for (Index n = 0; n < 4; ++n) std::fill_n(x.values().begin() + n * 336 + 56, 56, value);
+    return x;
+  };
+  const std::vector<std::pair<std::string, FeatureMap<double, 2>>> batches{
+      {"usual", random_maps<double, 2>(shape, rng)},
+      {"a channel of 0.7", constant(0.7)},
+      {"a channel of 1e4", constant(1e4)},
+      {"mean 1e4, deviation 1e-2", random_maps<double, 2>(shape, rng, 1e4, 1e-2)}};
+  for (const auto& [block, expression] : blocks) {
+    for (const auto& [batch, x] : batches) {
+      INFO(block << ", " << batch);
+      Layered<long double, 2> exact(expression);
+      const auto y = exact.forward(maps_of<long double>(x));
+      TrainingContraction<double, 2> contraction(expression, shape.size);
+      const FeatureMap<double, 2> found = contraction.forward(expression, x)(x);
+      FeatureMap<double, 2> sizes = x;
+      for (double& value : sizes.values()) value = std::abs(value);
+      std::size_t norm = 0;
+      sizes = magnitude(expression.tree(), sizes, exact.variances, norm);
+      const double rounding = 4 * std::sqrt(static_cast<double>(exact.additions)) * 0x1p-53;
+      bool within = true;
+      for (std::size_t i = 0; i < y.values.size(); ++i) {
+        const auto difference = static_cast<double>(
+            std::abs(static_cast<long double>(found.values()[i]) - y.values[i]));
+        within = within && difference <= rounding * sizes.values()[i];
+      }
+      CHECK(within);
+      for (std::size_t n = 0; n < norm; ++n) {
+        const BatchStatistics& statistics = contraction.statistics()[n];
+        for (std::size_t c = 0; c < statistics.variance.size(); ++c) {
+          const auto variance = static_cast<double>(exact.variances[n][c]);
+          CHECK(std::abs(statistics.variance[c] - variance) <= rounding * (variance + 1e-5));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("without variance eps decides, and without eps the channel is named", "[moments]") {
   Rng rng(11);
   BatchNorm<double> norm = random_norm<double>(2, rng);
