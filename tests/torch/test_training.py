@@ -184,6 +184,18 @@ class Moments(unittest.TestCase):
             self.assertEqual(whole[0], parts[0])
             self.assertLess(difference(parts[1:], whole[1:]), 1e-13)
 
+    def test_those_of_an_empty_batch_add_nothing(self):
+        torch.manual_seed(0)
+        for shape, size in self.shapes():
+            x = torch.randn(3, shape.in_channels, *size, dtype=torch.double)
+            some, none = patch_moments(x, shape), patch_moments(x[:0], shape)
+            self.assertEqual(none[0], 0)
+            for total in (added(*some, *none), added(*none, *some)):
+                self.assertEqual(total[0], some[0])
+                self.assertTrue(all(map(torch.equal, total[1:], some[1:])))
+            for parts in (none, added(*none, *none)):
+                self.assertTrue(all(torch.equal(part, torch.zeros_like(part)) for part in parts[1:]))
+
     def test_taps_that_read_nothing_have_no_variance(self):
         shape = ConvShape(1, 1, (3, 3), (1, 1), ((1, 1),) * 2, (1, 1))
         for count in range(2, 60):  # of 41 * 1e4 / 41 and the like, some are not 1e4
@@ -432,6 +444,17 @@ class Training(unittest.TestCase):
                 model(torch.randn(1, 4, 1, 1))
         own.eval()(torch.randn(1, 4, 1, 1))
 
+    def test_an_empty_batch_is_taken_as_by_the_norms(self):
+        block, x = made("RepVGG")
+        before = [buffer.clone() for buffer in block.buffers() if buffer.is_floating_point()]
+        model = contracted(block)
+        y = model(x[:0].requires_grad_())
+        self.assertEqual(y.shape, block(x[:0]).shape)
+        y.sum().backward()
+        self.assertTrue(all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters()))
+        after = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.assertTrue(all(map(torch.equal, after, before)))
+
     def test_code_that_depends_on_training_is_left_to_its_parts(self):
         class Scaled(nn.Module):
             def __init__(self):
@@ -554,7 +577,7 @@ class Training(unittest.TestCase):
             gradient.sum().backward()
 
     def test_synchronised_over_two_processes(self):
-        names = ["RepVGG", "CL", "MobileOne, depthwise"]
+        names = ["RepVGG", "CL", "MobileOne, depthwise", "RepVGG" + EMPTY]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -579,9 +602,14 @@ class Training(unittest.TestCase):
                     self.assertLess(difference([result[1], result[3]], [expected[1], expected[3]]), 1e-12)
 
 
+EMPTY = ", one worker empty"
+
+
 def two_halves(name):
     """A block, and the batches of two processes, of different size."""
-    block, x = made(name)
+    block, x = made(name.removesuffix(EMPTY))
+    if name.endswith(EMPTY):
+        return block, (x, x[:0])
     return block, (x[:2], torch.cat([x[2:], x.flip(2) * 2 + 1]))
 
 

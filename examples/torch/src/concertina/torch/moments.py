@@ -17,7 +17,7 @@ def patch_moments(x, shape):
     """How many patches a layer of this shape reads of `x`, their mean, and the sums of products of what is left
     without it: (int, [groups, patch], [groups, patch, patch]), a patch as a row of the layer's weight, in double.
 
-    x     [batch, channels, ...]; patches hold zeros where they leave the map
+    x     [batch, channels, ...]; patches hold zeros where they leave the map; of an empty batch all is zero
     Cost  see `multiply_adds`; in double, accumulated about the channels' means, so that a large mean takes no digits
     """
     centre = channel_means(x)
@@ -26,8 +26,8 @@ def patch_moments(x, shape):
 
 
 def channel_means(x):
-    """Rounded to `x`'s precision, so that x - mean is as exact as that is; in double."""
-    return x.detach().sum(0, dtype=torch.double).flatten(1).mean(1).div(len(x)).to(x.dtype).double()
+    """Rounded to `x`'s precision, so that x - mean is as exact as that is; in double. Zeros of an empty batch."""
+    return x.detach().sum(0, dtype=torch.double).flatten(1).mean(1).div(max(len(x), 1)).to(x.dtype).double()
 
 
 def less_means(x, shape, centre):
@@ -41,7 +41,7 @@ def _about(x, shape, centre):
     count = len(x) * math.prod(positions)
     scatter, maps = _sums(x, shape, centre)
     sums = [maps[(slice(None), *_window(tap, positions, shape))].flatten(1).sum(1) for tap in _taps(shape.kernel_size)]
-    offset = torch.stack(sums, 1).reshape(shape.groups, -1) / count
+    offset = torch.stack(sums, 1).reshape(shape.groups, -1) / max(count, 1)
     scatter -= count * offset[:, :, None] * offset[:, None, :]
     # A tap that reads nothing is zero, which a sum of so many means less that many may not be.
     nothing = ~_reading(shape, x.shape[2:])
@@ -51,7 +51,9 @@ def _about(x, shape, centre):
 
 
 def added(count, mean, scatter, other_count, other_mean, other_scatter):
-    """Moments of two batches as those of both. Source: Chan, Golub, LeVeque, 1983"""
+    """Moments of two batches as those of both, an empty one adds nothing. Source: Chan, Golub, LeVeque, 1983"""
+    if not other_count:
+        return count, mean, scatter
     share = other_count / (count + other_count)
     apart = other_mean - mean
     products = apart[:, :, None] * apart[:, None, :]

@@ -171,6 +171,8 @@ class TrainingContraction:
 
     def _contracts(self, x, modules):
         shared = any(_group(module) is not None for module in modules)
+        if not (shared or len(x)):  # the layers take an empty batch, and leave their statistics
+            return False
         if self.when == "always" or shared and x.device.type == "cpu":  # where PyTorch has no SyncBatchNorm
             return True
         batch = 2**30 if shared else len(x)  # workers decide alike, whatever their batches
