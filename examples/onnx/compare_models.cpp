@@ -514,8 +514,13 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
   }
   if (equality != Equality::interior) {
     region.unproved = why;
-  } else if (size && covers<Rank>(concertina::exactness(*before, size), a[expanded.front().to],
-                                  before.layouts()[expanded.front().to])) {
+  } else if (const auto all_border =
+                 [&](const Graph& graph, const auto& map, Segments segments) {
+                   const int result = segments.front().to;
+                   return size && covers<Rank>(concertina::exactness(*map, size), graph[result],
+                                               map.layouts()[result]);
+                 };
+             all_border(a, before, expanded) || all_border(b, after, contracted)) {
     region.unproved = "the border covers all of its result at the model's input size, " + why;
   } else {
     prove_at(*before, *after, std::nullopt, true);
@@ -560,7 +565,8 @@ std::optional<Pair> regions_to(const LinearGraph& a, int tensor, const LinearGra
 
 ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
                                const GraphOptions& options, Equality equality,
-                               const concertina::RowSample& sample, onnx::DataType stored) {
+                               const concertina::RowSample& sample, onnx::DataType stored,
+                               onnx::DataType model_stored) {
   const Graph a(model, options), b(result, options);
   const LinearGraph before(a), after(b);
   std::optional<LinearGraph> flat_before, flat_after;  // with flattenings apart
@@ -611,8 +617,8 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
         using Expression = typename decltype(type)::type;
         // Whichever was made of the other: rounding is that of the longer one's layers.
         if (count_layers(expanded) < count_layers(contracted)) {
-          prove_region<Expression>(b, contracted, a, expanded, equality, sample, stored, budget,
-                                   region);
+          prove_region<Expression>(b, contracted, a, expanded, equality, sample, model_stored,
+                                   budget, region);
         } else {
           prove_region<Expression>(a, expanded, b, contracted, equality, sample, stored, budget,
                                    region);

@@ -30,10 +30,12 @@ struct ModelComparison {
 /// Proves that `result` computes what `model` does, wherever their tensors have names in common:
 /// nodes by identity, what differs by contraction; structure on a sample of rows where one is
 /// named. `stored` is F16 or BF16 where the file of `result` had constants of it, which are wider
-/// now: they are held to what was contracted, rounded.
+/// now, and `model_stored` that of `model`: the constants of whichever was contracted are held to
+/// what they were made of, rounded.
 ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
                                const GraphOptions& options = {}, Equality equality = Equality::size,
                                const concertina::RowSample& sample = {},
-                               onnx::DataType stored = onnx::DataType::undefined);
+                               onnx::DataType stored = onnx::DataType::undefined,
+                               onnx::DataType model_stored = onnx::DataType::undefined);
 
 }  // namespace tool

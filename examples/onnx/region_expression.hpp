@@ -221,12 +221,15 @@ class RegionExpression {
     }
   }
 
-  Part resampled(const LinearNode& map) const {
+  Part resampled(const LinearNode& map) {
     require_channels();
     if (map.spatial_axes != rank_) {
       throw NotLinear("its layers have other numbers of spatial axes");
     }
     const Index factor = map.factors.front(), positions = factor * factor;
+    double taps = 1;  // of each channel that it reads, twice: they are copied
+    for (const Index along : map.factors) taps *= static_cast<double>(along);
+    require_memory(channels_, 2 * (map.kind == Kind::space_to_depth ? taps * taps : taps));
     if (map.kind == Kind::space_to_depth) {
       const Index out = channels_ * positions;
       return part(concertina::channel_shuffle<double>(out, channels_) *

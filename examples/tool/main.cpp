@@ -47,9 +47,13 @@ const CLI::Validator positive(
     },
     "");
 
-const CLI::Validator not_negative(
+/// Digits that fit, before a unit such as GB.
+const CLI::Validator begins_with_a_number(
     [](const std::string& text) {
-      return std::string(text.find('-') == std::string::npos ? "" : "is negative");
+      const auto digits = text.find_first_not_of("0123456789");
+      const auto count = digits == std::string::npos ? text.size() : digits;
+      constexpr std::size_t most = 18;
+      return std::string(count > 0 && count <= most ? "" : "is no number of bytes");
     },
     "");
 
@@ -105,7 +109,7 @@ int main(int argc, char** argv) {
                      "and 64 times the files")
         ->type_name("BYTES")
         ->transform(CLI::AsSizeValue(true))
-        ->check(not_negative);
+        ->transform(begins_with_a_number);  // before that
     command
         ->add_option(
             "--effort", model.effort,

@@ -544,7 +544,7 @@ ExitCode verify_files(const ModelCommand& command) {
   const concertina::RowSample sample{.rows = command.sample, .seed = unforeseeable_seed()};
   const ModelComparison comparison =
       compare_models(source.model, result.model, graph_options(command),
-                     equality_of(command.border), sample, result.stored);
+                     equality_of(command.border), sample, result.stored, source.stored);
   OutputComparison outputs = run_both(source, result.model, command);
   const auto folder_of = [](const std::string& path) {
     return std::filesystem::path(path).parent_path();

@@ -174,7 +174,7 @@ void compare(const Value& a, const Value& b, std::optional<double> tolerance,
   const double of = tolerance.value_or(1);
   const auto worst = std::ranges::max_element(parts, [&](const auto& p, const auto& q) {
     return std::isnan(q.largest) ? !std::isnan(p.largest)
-                                 : p.largest * q.bound(of) < q.largest * p.bound(of);
+                                 : p.largest / p.bound(of) < q.largest / q.bound(of);
   });
   difference.largest = worst->largest;
   difference.magnitude =

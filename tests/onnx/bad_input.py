@@ -516,6 +516,18 @@ def checks(run, require, program, folder):
         chance = padded(8)
         for tensor in chance.graph.initializer:
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+        # All is border in one of two models, of which nothing is claimed then.
+        for path, rows in (("in.onnx", [(1, 0), (1, 0), (3, 1)]), ("out.onnx", [(1, 0), (3, 1)])):
+            g = Builder("bordered")
+            y = g.input("x", [1, 4, 2, 2])
+            for i, (kernel, pad) in enumerate(rows):
+                y = g.conv(y, 4, 4, kernel, kernel, pads=pad, bias=path == "out.onnx" or kernel == 3,
+                           made="z" if i + 1 == len(rows) else f"{path}{i}")
+            g.output(g.add("Relu", y, made="y"))
+            saved(g.model(), folder / path)()
+        for pair in (("in.onnx", "out.onnx"), ("out.onnx", "in.onnx")):
+            code, output, error = run(program, "verify", *(folder / path for path in pair), "--border", "interior")
+            require(code == 6 and "the border covers all" in output, f"{pair}: exit code {code}: {output}{error}")
         saved(chance)()
         code, output, error = run(program, "contract", folder / "in.onnx", "--when", "always")
         require(code == 0 and "off the border" not in output and "nodes 3 -> 3" in output, f"{output}{error}")
@@ -681,6 +693,14 @@ def checks(run, require, program, folder):
             y = g.add(op, y, *more, name="", **({"axis": 1} if op == "Gather" else {}))
         return unchecked(g, y)
 
+    def depths(op, channels, size, block, count=1):
+        """Whose layers would have far more elements than the file says."""
+        g = Builder("depths")
+        y = g.input("x", [1, channels, size, size])
+        for _ in range(count):
+            y = g.add(op, y, name="", blocksize=block)
+        return unchecked(g, g.add("Neg", y))
+
     def read_by_many(count):
         g = Builder("read")
         x, two = g.input("x", [1, 4, 4, 4]), g.constant(np.float32(2))
@@ -720,6 +740,9 @@ def checks(run, require, program, folder):
         **{f"{op}_of_channels": lambda op=op: listed(op, 2**40) for op in ("Slice", "Split", "Reshape")},
         "50_slices": lambda: listed("Slice", 2**22, 50), "2_slices": lambda: listed("Slice", 2**26, 2),
         "6000_gathers": lambda: listed("Gather", 60000, 6000),
+        "space_to_depth": lambda: depths("SpaceToDepth", 1, 256, 256),
+        "spaces_to_depth": lambda: depths("SpaceToDepth", 2**22, 4, 2, 2),
+        "depth_to_space": lambda: depths("DepthToSpace", 2**18, 2, 256),
         "large_kernels": lambda: mapped(100, 30, 256),
     }
 

@@ -270,12 +270,21 @@ assert all(proof["sampled"]["of"] > 4 for proof in proofs if "sampled" in proof)
 expect 0 verify cl.safetensors layer.safetensors --sample 1000000
 if grep -q sampled out; then fail "all rows are no sample"; fi
 for rows in 0 -1 many 99999999999999999999; do expect 2 verify cl.safetensors layer.safetensors --sample $rows; done
+for type in F16 BF16; do  # whoever made one of the other
+  expect 0 contract cl.safetensors --dtype $type -o narrow.safetensors --verify
+  expect 0 verify cl.safetensors narrow.safetensors
+  expect 0 verify narrow.safetensors cl.safetensors
+done
 expect 2 contract cl.safetensors --sample 4
 for effort in nan inf -1 0 1e999 much; do
   expect 2 info cl.safetensors --effort $effort
   says err "--effort: is no finite number above 0"
 done
-expect 2 info cl.safetensors --memory -1
+for memory in -1 -1GB GB 99999999999999999999; do
+  expect 2 info cl.safetensors --memory $memory
+  says err "is no number of bytes"
+done
+expect 0 info cl.safetensors --memory 8GB
 expect 2 contract cl.safetensors -o ''
 says err "--output: is empty"
 for option in --only --keep --input; do expect 2 contract cl.safetensors $option ''; done
