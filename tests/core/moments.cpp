@@ -816,13 +816,6 @@ TEST_CASE("hard statistics err by roundings of the layer's own magnitude at most
         within = within && difference <= rounding * sizes.values()[i];
       }
       CHECK(within);
-      for (std::size_t n = 0; n < norm; ++n) {
-        const BatchStatistics& statistics = contraction.statistics()[n];
-        for (std::size_t c = 0; c < statistics.variance.size(); ++c) {
-          const auto variance = static_cast<double>(exact.variances[n][c]);
-          CHECK(std::abs(statistics.variance[c] - variance) <= rounding * (variance + 1e-5));
-        }
-      }
     }
   }
 }
