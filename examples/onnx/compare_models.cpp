@@ -512,15 +512,14 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
       }
     }
   }
+  const auto is_all_border = [&](const Graph& graph, const auto& map, Segments segments) {
+    const int result = segments.front().to;
+    return size &&
+           covers<Rank>(concertina::exactness(*map, size), graph[result], map.layouts()[result]);
+  };
   if (equality != Equality::interior) {
     region.unproved = why;
-  } else if (const auto all_border =
-                 [&](const Graph& graph, const auto& map, Segments segments) {
-                   const int result = segments.front().to;
-                   return size && covers<Rank>(concertina::exactness(*map, size), graph[result],
-                                               map.layouts()[result]);
-                 };
-             all_border(a, before, expanded) || all_border(b, after, contracted)) {
+  } else if (is_all_border(a, before, expanded) || is_all_border(b, after, contracted)) {
     region.unproved = "the border covers all of its result at the model's input size, " + why;
   } else {
     prove_at(*before, *after, std::nullopt, true);
@@ -539,13 +538,14 @@ std::size_t count_layers(Segments segments) {
   return count;
 }
 
+using RegionPair = std::pair<std::vector<Segment>, std::vector<Segment>>;
+
 /// The segments that make a tensor of each model, from the nearest tensor on that both pass
 /// through; none where there is no such.
-using Pair = std::pair<std::vector<Segment>, std::vector<Segment>>;
-std::optional<Pair> regions_to(const LinearGraph& a, int tensor, const LinearGraph& b, int other,
-                               const Renamed& renamed) {
+std::optional<RegionPair> regions_to(const LinearGraph& a, int tensor, const LinearGraph& b,
+                                     int other, const Renamed& renamed) {
   const auto none = [](int) { return false; };
-  Pair regions(segments_to(a, tensor, none), segments_to(b, other, none));
+  RegionPair regions(segments_to(a, tensor, none), segments_to(b, other, none));
   auto& [there, here] = regions;
   std::map<std::string_view, std::size_t> places;
   for (std::size_t i = 0; i < there.size(); ++i) {
@@ -583,7 +583,7 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
       region.unproved = describe(b, n) + " makes a tensor that the other model does not have";
       return region;
     }
-    std::optional<Pair> regions;
+    std::optional<RegionPair> regions;
     try {
       const auto follow = [&](const LinearGraph& f, const LinearGraph& g) {
         budget.take("finding what it is made of", 0, 2 * each_followed * longest_region);

@@ -109,7 +109,7 @@ int main(int argc, char** argv) {
                      "and 64 times the files")
         ->type_name("BYTES")
         ->transform(CLI::AsSizeValue(true))
-        ->transform(begins_with_a_number);  // before that
+        ->transform(begins_with_a_number);  // which sees the text before it is a size
     command
         ->add_option(
             "--effort", model.effort,
