@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/detail/lifetimebound.hpp>
 #include <concertina/shape.hpp>
 
 #include <span>
@@ -10,13 +11,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-/// Warns where what a view shows dies before it; Clang alone can.
-#if defined(__has_cpp_attribute) && __has_cpp_attribute(clang::lifetimebound)
-#define CONCERTINA_LIFETIMEBOUND [[clang::lifetimebound]]
-#else
-#define CONCERTINA_LIFETIMEBOUND
-#endif
 
 namespace concertina {
 

@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/detail/parallel_rule.hpp>
 #include <concertina/detail/serial_rule.hpp>
+#include <concertina/detail/sum_rule.hpp>
 #include <concertina/detail/tree.hpp>
 
 #include <optional>
@@ -47,7 +47,7 @@ inline int rank_in(const AnyForm& form) {
 
 /// The shape of a join of parts of these shapes.
 inline AnyShape joined_shape(Join join, std::span<const AnyShape> parts) {
-  if (join != Join::chain) return parallel_shape(join, parts);
+  if (join != Join::chain) return sum_shape(join, parts);
   AnyShape product = parts.front();
   for (const AnyShape& part : parts.subspan(1)) product = product_shape(part, product);
   return product;

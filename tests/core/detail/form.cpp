@@ -1,4 +1,4 @@
-// The shapes of products and of sums, by the serial and the parallel rule.
+// The shapes of products and of sums, by the serial and the sum rule.
 // SPDX-License-Identifier: Apache-2.0
 #include <concertina/detail/form.hpp>
 
@@ -52,7 +52,7 @@ TEST_CASE("the sum's dilation divides every difference of tap offsets, the align
         .out = 1, .in = 1, .kernel_size = kernel, .padding = padding, .dilation = dilation};
   };
   const auto of = [](const ConvShape<1>& f, const ConvShape<1>& g) {
-    return detail::parallel_shape(Join::sum, std::array<detail::AnyShape, 2>{f, g}).as<1>();
+    return detail::sum_shape(Join::sum, std::array<detail::AnyShape, 2>{f, g}).as<1>();
   };
   CHECK(of(dilated(3, 2, 2), dilated(5, 2, 4)) == dilated(5, 2, 4));
   CHECK(of(dilated(3, 2, 2), dilated(3, 4, 4)) == dilated(5, 2, 4));

@@ -126,7 +126,7 @@ def product_shape(outer, inner):
 
 
 def sum_shape(branches):
-    """The parallel rule: kernels aligned by their paddings and united."""
+    """The sum rule: kernels aligned by their paddings and united."""
     first = branches[0]
     for branch in branches[1:]:
         alike = all(

@@ -1,4 +1,4 @@
-// The parallel rule: the shape of a sum, a concatenation or a direct sum, decided without weights.
+// The sum rule: the shape of a sum, a concatenation or a direct sum, decided without weights.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -47,13 +47,13 @@ inline Index direct_sum_groups(std::span<const AnyShape> parts) {
   }
 }
 
-/// The parallel rule, for parts that are added or stand side by side: kernels aligned by their
+/// The sum rule, for parts that are added or stand side by side: kernels aligned by their
 /// paddings and united, the dilation the greatest common divisor of all differences between tap
 /// offsets, groups that of all groups; one group for concatenations, of which a part's groups are
 /// none; as many as there can be for direct sums.
 /// Requires  what require_same_outputs checks
 /// Throws    SizeError where the kernel overflows
-inline AnyShape parallel_shape(Join join, std::span<const AnyShape> parts) {
+inline AnyShape sum_shape(Join join, std::span<const AnyShape> parts) {
   constexpr const char* what = "sum";
   const AnyShape& first = parts.front();
   AnyShape result = first;
