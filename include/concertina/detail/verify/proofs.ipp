@@ -41,7 +41,8 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
 
 namespace detail {
 
-/// Keeps the element nearest to its bound, and whether the bounds say anything.
+/// Keeps the element nearest to its bound, and whether the bounds say anything. A row is what one
+/// output channel multiplies, or its bias.
 template <class Scalar>
 class Worst {
  public:
@@ -50,10 +51,9 @@ class Worst {
   explicit Worst(Report& report, long double least = 0) : report_(report), least_(least) {}
 
   /// `magnitude` is the same element contracted from absolute values; it is unused for exact
-  /// scalars. bound(magnitude, computed,
-  /// reference) is what they may differ by.
+  /// scalars. bound(magnitude, computed, reference) is what they may differ by.
   template <class Computed, class Ref, class Bound, class Where>
-  void compare(const Computed& computed, const Ref& reference, const Ref& magnitude,
+  void compare(Index row, const Computed& computed, const Ref& reference, const Ref& magnitude,
                const Bound& bound, Where&& where) {
     ++report_.compared;
     if constexpr (rounds<Scalar>) {
@@ -73,11 +73,8 @@ class Worst {
         note(where(), error, allowed, ulps, "");
       }
       if (allowed < std::abs(r)) told_ = true;
-      largest_ = std::max(largest_, std::abs(r));
-      if (error >= std::abs(r) && error > lost_) {
-        lost_ = error;
-        lost_at_ = where();
-      }
+      rows_.resize(std::max(rows_.size(), static_cast<std::size_t>(row) + 1));
+      rows_[static_cast<std::size_t>(row)].add(r, size, error, where);
       if (error > 0 && !(allowed < size)) {
         if (unsure_.empty() || allowed > least_) unsure_ = where();
         if (allowed > least_) emptied_ = true;
@@ -89,8 +86,7 @@ class Worst {
   }
 
   /// A bound that exceeds what it bounds proves nothing: below the smallest normal number that is
-  /// so by nature, and then some other element must tell the layer from one of zeros. An element
-  /// may be lost, as by cancellation, where that does not matter beside the largest.
+  /// so by nature, and then some other element must tell the layer from one of zeros.
   void judge() {
     if (!report_.failure.empty()) return;
     if (emptied_) {
@@ -103,14 +99,47 @@ class Worst {
       report_.failure =
           "every element is smaller than its bound; use a wider accumulator, or layers of another "
           "scale";
-    } else if (lost_ * lost_ > ulp<Scalar>(1) * largest_ * largest_) {
+    } else if (const auto row = lost_row(); row != rows_.end()) {
       report_.undecided = true;
-      report_.failure = "the bound of " + lost_at_ +
+      report_.failure = "the bound of " + row->lost_at +
                         " exceeds its value, and so does its error; use a wider accumulator";
     }
   }
 
  private:
+  /// What cancellation loses of a row: elements whose error is no smaller than they are.
+  struct Row {
+    long double largest = 0, magnitude = 0, lost = 0;
+    std::string lost_at;
+
+    template <class Where>
+    void add(long double reference, long double size, long double error, Where&& where) {
+      largest = std::max(largest, std::abs(reference));
+      magnitude = std::max(magnitude, size);
+      if (error >= std::abs(reference) && error > lost) {
+        lost = error;
+        lost_at = where();
+      }
+    }
+
+    /// Whether that matters beside `other`, the largest element.
+    bool is_lost_beside(long double other) const {
+      return lost * lost > ulp<Scalar>(1) * other * other;
+    }
+    /// Whether it is nothing but what rounding its factors left of a zero.
+    bool is_zero() const { return largest <= ulp<Scalar>(1) * magnitude; }
+  };
+
+  /// A row with an element that matters, of which cancellation left nothing.
+  auto lost_row() const {
+    long double largest = 0;
+    for (const Row& row : rows_) largest = std::max(largest, row.largest);
+    return std::ranges::find_if(rows_, [&](const Row& row) {
+      return row.is_lost_beside(largest) ||
+             (row.lost > least_ && !row.is_zero() && row.is_lost_beside(row.largest));
+    });
+  }
+
   void note(const std::string& where, long double error, long double bound, long double ulps,
             const std::string& failure) {
     if (!report_.failure.empty()) return;
@@ -123,8 +152,8 @@ class Worst {
 
   Report& report_;
   long double least_;
-  long double largest_ = 0, lost_ = 0;  // errors no smaller than the element
-  std::string unsure_, lost_at_;
+  std::vector<Row> rows_;
+  std::string unsure_;
   bool emptied_ = false, told_ = false, differs_ = false;
 };
 
@@ -353,7 +382,7 @@ Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
   const auto compare_weight = [&](const Scalar& n, const Ref& r, Index o, Index c,
                                   const PerAxis<Rank>& offset) {
     worst.compare(
-        n, r, tap_at(size, o, c, offset),
+        o, n, r, tap_at(size, o, c, offset),
         [&](auto... numbers) { return bounds.weight(o, c, offset, numbers...); },
         [&] { return place(o, c, offset); });
   };
@@ -372,8 +401,9 @@ Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
   for (Index o = 0; o < given.shape().out; ++o) {
     if (given.bias().empty() && right.bias().empty()) break;
     worst.compare(
-        static_cast<Scalar>(element(given.bias(), o)), element(right.bias(), o),
-        element(size.bias(), o), [&](auto... numbers) { return bounds.bias(o, numbers...); },
+        given.shape().out + o, static_cast<Scalar>(element(given.bias(), o)),
+        element(right.bias(), o), element(size.bias(), o),
+        [&](auto... numbers) { return bounds.bias(o, numbers...); },
         [&] { return "bias[" + std::to_string(o) + "]"; });
   }
   worst.judge();
@@ -608,16 +638,17 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
       if (computed && computed.col() == column) ++computed;
       if (right && right.col() == column) ++right;
       if (!reads[at] || (c == Scalar(0) && e == Ref(0))) continue;
+      const Index channel = column / pixels;
+      const bool is_bias = channel == contraction.shape().in;
       const auto bound = [&](auto... numbers) {
-        const Index channel = column / pixels;
-        if (channel == contraction.shape().in) return bounds.bias(o, numbers...);
+        if (is_bias) return bounds.bias(o, numbers...);
         PerAxis<Rank> offset;
         for (int axis = 0; axis < Rank; ++axis) {
           offset[axis] = place[at][axis] - position[axis] * contraction.shape().stride[axis];
         }
         return bounds.weight(o, channel, offset, numbers...);
       };
-      worst.compare(c, e, m, bound, [&] {
+      worst.compare(is_bias ? contraction.shape().out + o : o, c, e, m, bound, [&] {
         return "entry (" + std::to_string(row) + ", " + std::to_string(column) + ")";
       });
     }
@@ -719,8 +750,8 @@ Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
           if (lost_each) lost += static_cast<long double>(lost_each->values()[i]);
           return relative * size + enlarged * lost + lost_all;
         };
-        worst.compare(outputs.values()[i], reference.values()[i], magnitude.values()[i], bound,
-                      [&] {
+        worst.compare(channel, outputs.values()[i], reference.values()[i], magnitude.values()[i],
+                      bound, [&] {
                         const std::string text =
                             "output[" + std::to_string(n) + "][" + std::to_string(channel) + "]";
                         return Rank == 0 ? text : text + " at " + concertina::to_string(position);
