@@ -80,6 +80,42 @@ bool compatible(const onnx::ValueInfo& a, const onnx::ValueInfo& b) {
   });
 }
 
+/// A model whose tensors are what they hold: what Identity makes, and Dropout that drops nothing,
+/// is their input.
+class Resolved {
+ public:
+  explicit Resolved(const LinearGraph& linear)
+      : linear_(linear), origins_(graph().tensors().size()) {
+    std::iota(origins_.begin(), origins_.end(), 0);
+    for (int n = 0; n < std::ssize(graph().model().nodes); ++n) {
+      const std::string& op = graph().node(n).op_type;
+      const int output = graph().output(n);
+      if (output < 0 || (op != "Identity" && op != "Dropout")) continue;
+      const LinearNode* const map = linear.maker(output);
+      if (!map || map->nodes.back() != n) continue;
+      origins_[static_cast<std::size_t>(output)] = origin(graph().input(n, 0));
+    }
+  }
+
+  const Graph& graph() const { return linear_.graph(); }
+  const LinearGraph& linear() const { return linear_; }
+  /// -1 of -1.
+  int origin(int tensor) const {
+    return tensor < 0 ? -1 : origins_[static_cast<std::size_t>(tensor)];
+  }
+  /// That of a name; -1 where there is none.
+  int find(std::string_view name) const { return origin(graph().find(name)); }
+  /// Whether the node only passes on what it reads.
+  bool passes_on(int node) const {
+    const int output = graph().output(node);
+    return output >= 0 && origin(output) != output;
+  }
+
+ private:
+  const LinearGraph& linear_;
+  std::vector<int> origins_;
+};
+
 /// Tensors of one model by those of the other, where names differ: found from the outputs back, as
 /// what equal nodes read.
 class Renamed {
@@ -121,13 +157,44 @@ bool is_plain(const onnx::Attribute& attribute) {
   return true;
 }
 
-/// Whether two nodes do the same to the same tensors and equal constants. Tensors of `b` that `a`
-/// does not have are taken for those that its node reads.
-bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
+/// What is taken for the same tensor of both models.
+enum class Matching {
+  names,     ///< what has one name; names of `b` alone stand for what the same node of `a` reads
+  structure  ///< what the same node reads, whatever names it has
+};
+
+/// Whether tensor q of `b` is p of `a`, as far as is known, or may be: then it is taken for it.
+/// What makes it is compared later.
+bool same_tensor(const Resolved& a, int p, const Resolved& b, int q, Matching matching,
+                 Renamed& renamed, std::vector<std::string>& taken) {
+  p = a.origin(p), q = b.origin(q);
+  if (p < 0 || q < 0) return p == q;
+  const GraphTensor &f = a.graph()[p], &g = b.graph()[q];
+  if (f.constant || g.constant) {
+    return f.constant && g.constant && renamed.same(*f.constant, *g.constant);
+  }
+  if (renamed.knows(g.name)) return a.find(renamed(g.name)) == p;
+  const int named = a.find(g.name);
+  // Whoever reads an input or an output knows its name.
+  const bool free = !g.escapes && f.producer >= 0 && g.producer >= 0 &&
+                    (named < 0 || matching == Matching::structure);
+  if (named != p && !free) return false;
+  renamed.take(g.name, f.name);
+  taken.push_back(g.name);
+  return true;
+}
+
+/// Whether two nodes do the same to the same tensors and equal constants.
+bool same_node(const Resolved& before, int m, const Resolved& after, int n, Matching matching,
+               Renamed& renamed) {
+  const Graph &a = before.graph(), &b = after.graph();
   const onnx::Node &f = a.node(m), &g = b.node(n);
   if (f.op_type != g.op_type || f.domain != g.domain || f.inputs.size() != g.inputs.size() ||
-      !std::ranges::equal(f.outputs, g.outputs, {}, {}, std::cref(renamed))) {
+      f.outputs.size() != g.outputs.size()) {
     return false;
+  }
+  for (std::size_t o = 0; o < f.outputs.size(); ++o) {
+    if (before.origin(a.output(m, o)) != before.find(renamed(g.outputs[o]))) return false;
   }
   if (f.attributes.size() != g.attributes.size()) return false;
   for (std::size_t i = 0; i < f.attributes.size(); ++i) {
@@ -151,16 +218,8 @@ bool same_node(const Graph& a, int m, const Graph& b, int n, Renamed& renamed) {
     return false;
   };
   for (std::size_t i = 0; i < f.inputs.size(); ++i) {
-    const onnx::Tensor *p = a.constant(m, i), *q = b.constant(n, i);
-    if ((p != nullptr) != (q != nullptr)) return differ();
-    if (p) {
-      if (!renamed.same(*p, *q)) return differ();
-    } else if (f.inputs[i] != renamed(g.inputs[i])) {
-      const bool free = !f.inputs[i].empty() && a.find(g.inputs[i]) < 0 &&
-                        !b[b.input(n, i)].escapes && !renamed.knows(g.inputs[i]);
-      if (!free) return differ();
-      renamed.take(g.inputs[i], f.inputs[i]);
-      taken.push_back(g.inputs[i]);
+    if (!same_tensor(before, a.input(m, i), after, b.input(n, i), matching, renamed, taken)) {
+      return differ();
     }
   }
   // What graphs of a node read has its name in them; what varies is compared where it is made.
@@ -412,13 +471,17 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
                   onnx::DataType stored_type, Budget& budget, ComparedRegion& region) {
   constexpr int Rank = Expression::Rank;
   const RegionExpression<Expression> before(a, expanded), after(b, contracted);
-  const onnx::DataType type = type_of(contracted), before_type = type_of(expanded);
-  // A pool alone has none; the quotients that it stands for are those of double.
-  const bool rounded = stored_type != onnx::DataType::undefined;
-  const bool untyped = before_type == onnx::DataType::undefined;
-  if (type != before_type && !(untyped && type == onnx::DataType::float64)) {
+  const auto is_typed = [](onnx::DataType type) { return type != onnx::DataType::undefined; };
+  const onnx::DataType before_type = type_of(expanded), after_type = type_of(contracted);
+  if (is_typed(before_type) && is_typed(after_type) && before_type != after_type) {
     throw NotLinear("its constants are of another type");
   }
+  // A sign or a pool has no constants; what they stand for is of double.
+  const bool untyped = !is_typed(before_type) || !is_typed(after_type);
+  const onnx::DataType type = is_typed(after_type)    ? after_type
+                              : is_typed(before_type) ? before_type
+                                                      : onnx::DataType::float64;
+  const bool rounded = is_typed(stored_type);
   // The same layer along another axis, or of a result with other axes, is another map.
   const auto layout = [](const auto& one, int tensor) { return one.layouts()[tensor]; };
   if (layout(before, expanded.back().from) != layout(after, contracted.back().from) ||
@@ -464,7 +527,7 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
       }
       compared.proofs.push_back(std::move(storage));
     };
-    if (rounded) {
+    if (rounded || (untyped && type != onnx::DataType::float64)) {
       prove_as_double(region);
     } else if (type == onnx::DataType::float64) {
       prove<double>(expanded_map, stored, at, sample, budget, region);
@@ -477,8 +540,6 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
       prove_as_double(as_double);
       if (std::ranges::all_of(as_double.proofs, &concertina::Report::operator bool))
         region = as_double;
-    } else if (type == onnx::DataType::undefined) {
-      throw NotLinear("it has no constants");
     } else {
       prove_as_double(region);
     }
@@ -540,38 +601,39 @@ std::size_t count_layers(Segments segments) {
 
 using RegionPair = std::pair<std::vector<Segment>, std::vector<Segment>>;
 
-/// The segments that make a tensor of each model, from the nearest tensor on that both pass
-/// through; none where there is no such.
-std::optional<RegionPair> regions_to(const LinearGraph& a, int tensor, const LinearGraph& b,
-                                     int other, const Renamed& renamed) {
+/// The segments that make a tensor of each model.
+RegionPair regions_to(const Resolved& a, int tensor, const Resolved& b, int other) {
   const auto none = [](int) { return false; };
-  RegionPair regions(segments_to(a, tensor, none), segments_to(b, other, none));
+  return {segments_to(a.linear(), tensor, none), segments_to(b.linear(), other, none)};
+}
+
+/// Cuts them to those from the nearest tensor on that both pass through; false where there is no
+/// such.
+bool cut_to_common(const Resolved& a, const Resolved& b, const Renamed& renamed,
+                   RegionPair& regions) {
   auto& [there, here] = regions;
-  std::map<std::string_view, std::size_t> places;
+  std::map<int, std::size_t> places;
   for (std::size_t i = 0; i < there.size(); ++i) {
-    places.emplace(a.graph()[there[i].from].name, i + 1);
+    places.emplace(a.origin(there[i].from), i + 1);
   }
   for (std::size_t j = 0; j < here.size(); ++j) {
-    const auto place = places.find(renamed(b.graph()[here[j].from].name));
+    const auto place = places.find(a.find(renamed(b.graph()[b.origin(here[j].from)].name)));
     if (place == places.end()) continue;
     there.resize(place->second);
     here.resize(j + 1);
-    return regions;
+    return true;
   }
-  return std::nullopt;
+  return false;
 }
 
-}  // namespace
-
-ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
-                               const GraphOptions& options, Equality equality,
-                               const concertina::RowSample& sample, onnx::DataType stored,
-                               onnx::DataType model_stored) {
-  const Graph a(model, options), b(result, options);
-  const LinearGraph before(a), after(b);
+/// compare_models, of tensors matched in one way.
+ModelComparison compare(const Resolved& before, const Resolved& after, Matching matching,
+                        Equality equality, const concertina::RowSample& sample,
+                        onnx::DataType stored, onnx::DataType model_stored, Budget& budget) {
+  const Graph &a = before.graph(), &b = after.graph();
+  const onnx::Model& result = b.model();
   std::optional<LinearGraph> flat_before, flat_after;  // with flattenings apart
   ModelComparison comparison;
-  Budget budget = options.budget;
   // Regions of `result` that are not the model's own nodes, from the outputs back.
   std::vector<bool> done(result.nodes.size());
   Renamed renamed;
@@ -583,35 +645,46 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
       region.unproved = describe(b, n) + " makes a tensor that the other model does not have";
       return region;
     }
-    std::optional<RegionPair> regions;
+    RegionPair regions;
+    bool found = false;
     try {
-      const auto follow = [&](const LinearGraph& f, const LinearGraph& g) {
+      const auto follow = [&](const Resolved& f, const Resolved& g) {
         budget.take("finding what it is made of", 0, 2 * each_followed * longest_region);
-        regions = regions_to(f, same, g, made, renamed);
+        regions = regions_to(f, same, g, made);
+        found = cut_to_common(f, g, renamed, regions);
       };
       follow(before, after);
-      if (!regions) {  // a linear layer may come right after a flattening in one of them alone
+      const RegionPair whole = regions;
+      if (!found) {  // a linear layer may come right after a flattening in one of them alone
         if (!flat_before) {
           flat_before.emplace(a, Flattenings::apart);
           flat_after.emplace(b, Flattenings::apart);
         }
-        follow(*flat_before, *flat_after);
+        follow(Resolved(*flat_before), Resolved(*flat_after));
+      }
+      if (!found && !whole.first.empty() && !whole.second.empty()) {
+        regions = whole;
+        std::vector<std::string> taken;
+        found = same_tensor(before, whole.first.back().from, after, whole.second.back().from,
+                            matching, renamed, taken);
       }
     } catch (const BudgetError& error) {
       region.unproved = error.what();
       return region;
     }
-    if (!regions) {
+    if (!found) {
       region.unproved = "no tensor that both models have leads to it by linear maps alone";
       return region;
     }
-    const Segments expanded = regions->first, contracted = regions->second;
+    const Segments expanded = regions.first, contracted = regions.second;
     for (const Segment& segment : contracted) {
       for (const LinearNode* map : segment.maps) {
         for (const int each : map->nodes) done[static_cast<std::size_t>(each)] = true;
       }
     }
     region.source = a[expanded.back().from].name;
+    renamed.take(b[after.origin(contracted.back().from)].name,
+                 a[before.origin(expanded.back().from)].name);
     try {
       with_expression({expanded, contracted}, [&](auto type) {
         using Expression = typename decltype(type)::type;
@@ -642,8 +715,15 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
       }
     }
     if (names.empty()) continue;
-    const int same = a.find(renamed(names.front()));
-    if (same >= 0 && a[same].producer >= 0 && same_node(a, a[same].producer, b, n, renamed)) {
+    const int same = before.find(renamed(names.front()));
+    if (after.passes_on(n)) {
+      std::vector<std::string> taken;
+      if (!b[b.output(n)].escapes ||
+          same_tensor(before, same, after, b.output(n), matching, renamed, taken)) {
+        continue;
+      }
+    } else if (same >= 0 && a[same].producer >= 0 &&
+               same_node(before, a[same].producer, after, n, matching, renamed)) {
       ++comparison.identical;
       continue;
     }
@@ -655,6 +735,25 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
   }
   std::ranges::reverse(comparison.regions);
   return comparison;
+}
+
+}  // namespace
+
+ModelComparison compare_models(const onnx::Model& model, const onnx::Model& result,
+                               const GraphOptions& options, Equality equality,
+                               const concertina::RowSample& sample, onnx::DataType stored,
+                               onnx::DataType model_stored) {
+  const Graph a(model, options), b(result, options);
+  const LinearGraph linear_before(a), linear_after(b);
+  const Resolved before(linear_before), after(linear_after);
+  Budget budget = options.budget;
+  const auto compare_by = [&](Matching matching) {
+    return compare(before, after, matching, equality, sample, stored, model_stored, budget);
+  };
+  ModelComparison comparison = compare_by(Matching::names);
+  if (comparison.proved()) return comparison;
+  ModelComparison other = compare_by(Matching::structure);
+  return other.proved() ? other : comparison;
 }
 
 }  // namespace tool

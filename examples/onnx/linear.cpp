@@ -585,6 +585,7 @@ class Reader {
     };
     const Index begin = place(starts->front()), end = place(ends->front());
     const Index count = begin < end ? (end - begin - 1) / step + 1 : 0;
+    if (!layout_of(at, rank())) return no("it is not along the channels");
     if (!can_list(count)) return std::nullopt;
     std::vector<Index> source(static_cast<std::size_t>(count));
     for (Index i = 0; i < count; ++i) source[static_cast<std::size_t>(i)] = begin + i * step;
@@ -619,12 +620,12 @@ class Reader {
     const onnx::Tensor* const list = graph_.constant(index_, 1);
     if (!dims() || !list) return no("its indices are not constants");
     if (list->dims.size() != 1) return no("its indices are no list");
-    if (!can_list(list->numel())) return std::nullopt;
-    auto indices = graph_.integers(index_, 1);
-    if (!indices) return no("its indices are not constants");
     const Index axis = node_.integer("axis", 0);
     const auto layout = layout_of(axis, rank());
     if (!layout || axis == 0) return no("it is not along the channels");
+    if (!can_list(list->numel())) return std::nullopt;
+    auto indices = graph_.integers(index_, 1);
+    if (!indices) return no("its indices are not constants");
     const Index extent = extent_of_channels(*layout);
     for (Index& c : *indices) {
       if (extent == unknown) return no("it is not of known channels");

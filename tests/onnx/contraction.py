@@ -404,6 +404,52 @@ def check_geometry(program, folder):
                 require(code == expected, f"{what}, {pair[0]}, {border}: exit code {code} {first_line(output)} {error}")
 
 
+def check_without_constants(program, folder):
+    """Maps that have no constants are compared with those that say the same by some, in float and in double."""
+    def model(type, *nodes):
+        g = models.Builder("signs", type=type)
+        y = g.input("x", [1, 3, 4, 4])
+        for op, *values in nodes:
+            y = g.add(op, y, *(g.constant(np.full([3, 1, 1], float(value))) for value in values))
+        g.output(g.add("Relu", y, made="y"))
+        return g.model()
+
+    for type in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        negated = model(type, ["Neg"])
+        for what, a, b, expected in (
+                ("a sign", negated, model(type, ["Mul", -1]), 0),
+                ("another factor", negated, model(type, ["Mul", -1.25]), 1),
+                ("a sign and a quotient", negated, model(type, ["Div", -1]), 0),
+                ("two signs", negated, model(type, ["Neg"], ["Identity"], ["Neg"], ["Neg"]), 0),
+                ("a sign and none", negated, model(type, ["Identity"]), 6),
+                ("what changes nothing", model(type, ["Identity"], ["Dropout"]), model(type), 0),
+                ("that in between", model(type, ["Relu"], ["Mul", 3]),
+                 model(type, ["Identity"], ["Relu"], ["Dropout"], ["Identity"], ["Mul", 3], ["Identity"]), 0),
+                ("that in between, and another factor", model(type, ["Relu"], ["Mul", 3]),
+                 model(type, ["Identity"], ["Relu"], ["Dropout"], ["Mul", 4]), 6),
+                ("names of others", model(type, ["Relu"], ["Mul", 3], ["Sigmoid"]),
+                 model(type, ["Mul", 3], ["Relu"], ["Sigmoid"]), 6)):
+            for path, each in (("a.onnx", a), ("b.onnx", b)):
+                onnx.save(each, folder / path)
+            for pair in (("a.onnx", "b.onnx"), ("b.onnx", "a.onnx")):
+                code, output, error = run(program, "verify", *(folder / path for path in pair))
+                require(code == expected, f"{what}, {pair[0]}: exit code {code} {first_line(output)} {error}")
+
+
+def check_undeclared_channels(program, folder):
+    """A shift of channels is split from a padded layer only where it can be read again."""
+    g = models.Builder("undeclared")
+    g.output(g.add("Relu", g.conv(g.norm(g.input("x", [1, None, 8, 8]), 8), 16, 8, 3, 3, pads=1)))
+    onnx.save(g.model(), folder / "in.onnx")
+    for options, ops in (([], ["BatchNormalization", "Conv", "Relu"]),
+                         (["--input", "x=1,8,8,8"], ["Add", "Conv", "Relu"])):
+        code, output, error = run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx", "--verify",
+                                  *options)
+        require(code == 0, f"{options}: exit code {code} {first_line(output)} {error}")
+        found = [node.op_type for node in onnx.load(folder / "out.onnx").graph.node]
+        require(found == ops, f"{options}: {found}")
+
+
 # ---- one case --------------------------------------------------------------------------------------------------------
 
 
@@ -534,6 +580,9 @@ def main():
             checks = list(check_models(programs, folder, paths))
         else:
             checks = [(case.name, lambda case=case: check_case(programs, folder, case)) for case in CASES.values()]
+            checks.append(("maps without constants", lambda: check_without_constants(programs.concertina, folder)))
+            checks.append(("channels that are not declared",
+                           lambda: check_undeclared_channels(programs.concertina, folder)))
             checks.append(("constants that are compared as bytes",
                            lambda: check_constants(programs.concertina, folder)))
             checks.append(("graphs in attributes", lambda: check_graphs(programs.concertina, folder)))
