@@ -481,6 +481,21 @@ class ContractionBounds {
   Underflow<Reference<A>, Rank> lost_;
 };
 
+/// What exact scalars are allowed.
+struct NoBounds {
+  long double weight(const auto&...) const { return 0; }
+  long double bias(const auto&...) const { return 0; }
+};
+
+template <class A, class Scalar, int Rank, class Least>
+auto bounds_of(const Tree<Leaf<Scalar, Rank>>& tree, const Terms& count, const Least& least) {
+  if constexpr (rounds<Scalar>) {
+    return ContractionBounds<Scalar, A, Rank>(tree, count, least());
+  } else {
+    return NoBounds{};
+  }
+}
+
 /// How a scalar rounds; all zero for one that does not.
 struct Precision {
   long double unit = 0, subnormal = 0;  ///< unit roundoff, smallest subnormal

@@ -1,0 +1,131 @@
+// What a proof compares, and whether its bounds say anything.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concertina/detail/verify/rounding.hpp>
+#include <concertina/verify.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+namespace concertina::detail {
+
+/// Keeps the element nearest to its bound, and whether the bounds say anything. A row is what one
+/// output channel multiplies, or its bias.
+template <class Scalar>
+class Worst {
+ public:
+  /// Below `least` elements have no relative precision: it is the smallest normal number of what
+  /// computes or stores them.
+  explicit Worst(Report& report, long double least = 0) : report_(report), least_(least) {}
+
+  /// `magnitude` is the same element contracted from absolute values; it is unused for exact
+  /// scalars. bound(magnitude, computed, reference) is what they may differ by.
+  template <class Computed, class Ref, class Bound, class Where>
+  void compare(Index row, const Computed& computed, const Ref& reference, const Ref& magnitude,
+               const Bound& bound, Where&& where) {
+    ++report_.compared;
+    if constexpr (rounds<Scalar>) {
+      const auto c = static_cast<long double>(computed), r = static_cast<long double>(reference);
+      const auto size = static_cast<long double>(magnitude);
+      const long double error = std::abs(c - r), allowed = bound(size, c, r);
+      if (!std::isfinite(c) || !std::isfinite(r) || !std::isfinite(allowed)) {
+        note(where(), error, allowed, 0, "is not finite");
+        return;
+      }
+      const long double ulps = error / ulp<Scalar>(r);
+      report_.ulps = std::max(report_.ulps, ulps);
+      if (error > allowed) {
+        note(where(), error, allowed, ulps, "exceeds its bound");
+      } else if (error > 0 && report_.failure.empty() &&
+                 (report_.worst.empty() || error * report_.bound > report_.error * allowed)) {
+        note(where(), error, allowed, ulps, "");
+      }
+      if (allowed < std::abs(r)) told_ = true;
+      rows_.resize(std::max(rows_.size(), static_cast<std::size_t>(row) + 1));
+      rows_[static_cast<std::size_t>(row)].add(r, size, error, where);
+      if (error > 0 && !(allowed < size)) {
+        if (unsure_.empty() || allowed > least_) unsure_ = where();
+        if (allowed > least_) emptied_ = true;
+      }
+      differs_ = differs_ || error > 0;
+    } else if (!(computed == static_cast<Computed>(reference))) {
+      note(where(), 1, 0, 0, "differs");
+    }
+  }
+
+  /// A bound that exceeds what it bounds proves nothing: below the smallest normal number that is
+  /// so by nature, and then some other element must tell the layer from one of zeros.
+  void judge() {
+    if (!report_.failure.empty()) return;
+    if (emptied_) {
+      report_.undecided = true;
+      report_.failure = "the bound of " + unsure_ +
+                        " exceeds its magnitude, since its factors may have underflowed; use a "
+                        "wider accumulator";
+    } else if (differs_ && !told_) {
+      report_.undecided = true;
+      report_.failure =
+          "every element is smaller than its bound; use a wider accumulator, or layers of another "
+          "scale";
+    } else if (const auto row = lost_row(); row != rows_.end()) {
+      report_.undecided = true;
+      report_.failure = "the bound of " + row->lost_at +
+                        " exceeds its value, and so does its error; use a wider accumulator";
+    }
+  }
+
+ private:
+  /// What cancellation loses of a row: elements whose error is no smaller than they are.
+  struct Row {
+    long double largest = 0, magnitude = 0, lost = 0;
+    std::string lost_at;
+
+    template <class Where>
+    void add(long double reference, long double size, long double error, Where&& where) {
+      largest = std::max(largest, std::abs(reference));
+      magnitude = std::max(magnitude, size);
+      if (error >= std::abs(reference) && error > lost) {
+        lost = error;
+        lost_at = where();
+      }
+    }
+
+    /// Whether that matters beside `other`, the largest element.
+    bool is_lost_beside(long double other) const {
+      return lost * lost > ulp<Scalar>(1) * other * other;
+    }
+    /// Whether it is nothing but what rounding its factors left of a zero.
+    bool is_zero() const { return largest <= ulp<Scalar>(1) * magnitude; }
+  };
+
+  /// A row with an element that matters, of which cancellation left nothing.
+  auto lost_row() const {
+    long double largest = 0;
+    for (const Row& row : rows_) largest = std::max(largest, row.largest);
+    return std::ranges::find_if(rows_, [&](const Row& row) {
+      return row.is_lost_beside(largest) ||
+             (row.lost > least_ && !row.is_zero() && row.is_lost_beside(row.largest));
+    });
+  }
+
+  void note(const std::string& where, long double error, long double bound, long double ulps,
+            const std::string& failure) {
+    if (!report_.failure.empty()) return;
+    report_.worst = where;
+    report_.error = error;
+    report_.bound = bound;
+    report_.ulps = std::max(report_.ulps, ulps);
+    if (!failure.empty()) report_.failure = where + " " + failure;
+  }
+
+  Report& report_;
+  long double least_;
+  std::vector<Row> rows_;
+  std::string unsure_;
+  bool emptied_ = false, told_ = false, differs_ = false;
+};
+
+}  // namespace concertina::detail
