@@ -903,9 +903,10 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
   const auto run = [&tape](Index count, auto&& task) {
     tape.pool().run(count, [&](Index i, Index) { task(i); });
   };
-  const auto set = [=](const concertina::Conv<Scalar, 2>& layer) {
-    std::ranges::copy(layer.weight(), whole.weight->value.begin());
-    if (whole.bias) std::ranges::copy(layer.bias(), whole.bias->value.begin());
+  const auto result = [=] {
+    return concertina::ConvView<Scalar, 2>(
+        shape, whole.weight->value,
+        whole.bias ? std::span<Scalar>(whole.bias->value) : std::span<Scalar>());
   };
 
   Operation operation;
@@ -917,11 +918,14 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
   operation.forward.then([=, &tape] {
     if (!tape.training()) {
       if (std::exchange(state->computed, tape.version()) == tape.version()) return;
-      set(concertina::contract(expression_of(branches)));
+      const concertina::Conv<Scalar, 2> layer = concertina::contract(expression_of(branches));
+      std::ranges::copy(layer.weight(), result().weight().begin());
+      std::ranges::copy(layer.bias(), result().bias().begin());
       return;
     }
     state->computed = -1;
-    set(state->contraction.forward(expression_of(branches), batch(), run));
+    state->contraction.forward(expression_of(branches), state->contraction.moments(batch(), run),
+                               result(), run);
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const concertina::BatchStatistics& statistics = state->contraction.statistics()[l];
       concertina::BatchNorm<Scalar> norm{layers[l].norm.running_mean->value,

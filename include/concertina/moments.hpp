@@ -117,20 +117,29 @@ class TrainingContraction {
   std::vector<Moments> moments(const FeatureMapView<Scalar, Rank>& x,
                                const ParallelFor& run = serial_for) const;
 
-  /// The layer that acts on a batch of these moments as the expression does, its batch norms in
-  /// training. Valid until the next call, as are the views of all that follow.
+  /// Writes the layer that acts on a batch of these moments as the expression does, its batch norms
+  /// in training, to `result`, a view of shape().
   /// Ensures   forward(e, x)(x) == e in training (x), before rounding, which errs by as much of
   ///           |F| |x|: where norms in a row meet a channel that is constant but not zero, or far
   ///           from zero beside its deviation, that is large, and docs/moments.md says what to do
-  /// Throws    ShapeError where the expression has another form, or a norm one value per channel;
-  ///           NumericalError naming the channel where variance + eps is not positive and finite
+  /// Throws    ShapeError where the expression has another form, `result` another shape, or a norm
+  ///           one value per channel; NumericalError naming the channel where variance + eps is not
+  ///           positive and finite
   /// Gradient  backward() to the layers, add_input_gradient() to the input
+  void forward(const Expr<Scalar, Rank>& expression, std::vector<Moments> moments,
+               const ConvView<Scalar, Rank>& result, const ParallelFor& run = serial_for);
+
+  /// The same in storage of its own. Valid until the next call, as are the views of all that
+  /// follow.
   const Conv<Scalar, Rank>& forward(const Expr<Scalar, Rank>& expression,
                                     std::vector<Moments> moments,
-                                    const ParallelFor& run = serial_for);
+                                    const ParallelFor& run = serial_for) CONCERTINA_LIFETIMEBOUND {
+    forward(expression, std::move(moments), result_, run);
+    return result_;
+  }
   const Conv<Scalar, Rank>& forward(const Expr<Scalar, Rank>& expression,
                                     const FeatureMapView<Scalar, Rank>& x,
-                                    const ParallelFor& run = serial_for) {
+                                    const ParallelFor& run = serial_for) CONCERTINA_LIFETIMEBOUND {
     return forward(expression, moments(x, run), run);
   }
 

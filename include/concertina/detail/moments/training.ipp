@@ -423,12 +423,16 @@ void TrainingContraction<Scalar_, Rank_>::require_form(const Expr<Scalar, Rank>&
 }
 
 template <std::floating_point Scalar_, int Rank_>
-auto TrainingContraction<Scalar_, Rank_>::forward(const Expr<Scalar, Rank>& expression,
+void TrainingContraction<Scalar_, Rank_>::forward(const Expr<Scalar, Rank>& expression,
                                                   std::vector<Moments> moments,
-                                                  const ParallelFor& run)
-    -> const Conv<Scalar, Rank>& {
+                                                  const ConvView<Scalar, Rank>& result,
+                                                  const ParallelFor& run) {
   computed_ = differentiated_ = false;
   require_form(expression);
+  if (result.shape() != shape()) {
+    detail::fail<ShapeError>(
+        {"forward: a result of shape ", result.shape(), ", where the contraction is ", shape()});
+  }
   bool fit = moments.size() == patches_.size();
   for (std::size_t p = 0; fit && p < patches_.size(); ++p) {
     const auto elements = static_cast<std::size_t>(patches_[p].groups * patches_[p].patch());
@@ -450,9 +454,11 @@ auto TrainingContraction<Scalar_, Rank_>::forward(const Expr<Scalar, Rank>& expr
                                run);
     find_statistics(norm);
   }
-  result_ = whole_.forward(expression_of(plan_), run).template cast<Scalar>();
+  const Conv<double, Rank>& whole = whole_.forward(expression_of(plan_), run);
+  const auto narrow = [](double element) { return static_cast<Scalar>(element); };
+  std::ranges::transform(whole.weight(), result.weight().begin(), narrow);
+  std::ranges::transform(whole.bias(), result.bias().begin(), narrow);
   computed_ = true;
-  return result_;
 }
 
 /// Adds the gradients of a plan's leaves to those of what they stand for.
