@@ -26,7 +26,7 @@ struct BatchNorm {
 template <class Scalar>
 BatchNorm<Scalar> initial_batch_norm(Index channels) {
   const auto all = [&](int value) {
-    return detail::for_each_channel(channels, Scalar(value), "initial_batch_norm");
+    return detail::per_channel(channels, Scalar(value), "initial_batch_norm");
   };
   return {.running_mean = all(0), .running_var = all(1), .weight = all(1), .bias = all(0)};
 }

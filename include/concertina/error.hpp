@@ -27,7 +27,7 @@ struct NumericalError : Error {
   using Error::Error;
 };
 
-/// A product that no single zero-padded layer equals at the border; the message has the widths.
+/// An expression that no single zero-padded layer equals at the border; the message has the widths.
 struct InexactError : Error {
   using Error::Error;
 };

@@ -12,18 +12,18 @@
 
 namespace concertina {
 
-/// Outputs at which a contraction may differ from its chain: those fewer than `start` positions
-/// from the start of an axis or fewer than `end` from its end. Elsewhere the two agree before
-/// rounding, for all weights. The widths are attained: for generic weights some output at that
-/// depth does differ. (Behind a concatenation, whose channels are not told apart, they may be wider
-/// than that.)
+/// Outputs at which a contraction may differ from its expression: those fewer than `start`
+/// positions from the start of an axis or fewer than `end` from its end. Elsewhere the two agree
+/// before rounding, for all weights. The widths are attained: for generic weights some output at
+/// that depth does differ. (Behind a concatenation, whose channels are not told apart, they may be
+/// wider than that.)
 template <int Rank>
 struct Exactness {
   PerAxis<Rank> start = 0;
   PerAxis<Rank> end = 0;
-  std::string reason;  ///< which factor pads what, and why that matters; empty where exact
+  std::string reason;  ///< which layer pads what, and why that matters; empty where exact
 
-  /// True where the product equals its factors everywhere.
+  /// True where the contraction equals the expression everywhere.
   bool exact() const noexcept { return start == PerAxis<Rank>(0) && end == PerAxis<Rank>(0); }
   explicit operator bool() const noexcept { return exact(); }
 };

@@ -292,11 +292,10 @@ class Expr {
   /// The map factor * expression.
   Expr scaled(const Scalar& factor) const {
     const Index channels = detail::channels(tree_).out;
-    return {
-        Join::chain, *this,
-        ChannelMap<Scalar>{.in = channels,
-                           .out = channels,
-                           .weight = detail::for_each_channel(channels, factor, "channel_scale")}};
+    return {Join::chain, *this,
+            ChannelMap<Scalar>{.in = channels,
+                               .out = channels,
+                               .weight = detail::per_channel(channels, factor, "channel_scale")}};
   }
 
   /// This, then `outer`. Throws ShapeError where channels differ.

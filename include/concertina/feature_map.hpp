@@ -33,8 +33,7 @@ Index numel(const MapShape<Rank>& shape) {
   const Index count =
       detail::checked_multiply(detail::checked_multiply(shape.batch, shape.channels, "feature map"),
                                numel(shape.size), "feature map");
-  constexpr Index largest_scalar = 256;  // bytes
-  static_cast<void>(detail::checked_multiply(count, largest_scalar, "feature map"));
+  detail::require_addressable(count, "feature map");
   return count;
 }
 

@@ -43,7 +43,7 @@ Expr<Scalar, any_rank> channel_bias(std::vector<Scalar> bias) {
 /// The same for all channels.
 template <class Scalar>
 Expr<Scalar, any_rank> channel_bias(Index channels, const std::type_identity_t<Scalar>& bias) {
-  return channel_bias(detail::for_each_channel<Scalar>(channels, bias, "channel_bias"));
+  return channel_bias(detail::per_channel<Scalar>(channels, bias, "channel_bias"));
 }
 
 /// Output channel o is input channel source[o]. Channels may be left out or used twice, so slices
@@ -72,7 +72,7 @@ Expr<Scalar, any_rank> channel_shuffle(Index channels, Index groups) {
                      std::to_string(channels) + " channels");
   }
   constexpr const char* what = "channel_shuffle";
-  detail::checked_multiply(detail::checked_multiply(channels, channels, what), 256, what);
+  detail::require_addressable(detail::checked_multiply(channels, channels, what), what);
   std::vector<Index> source;
   const Index width = channels / groups;
   for (Index i = 0; i < width; ++i) {

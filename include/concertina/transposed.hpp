@@ -302,7 +302,7 @@ auto operator*(const S& factor, T&& t) {
   const ChannelMap<Scalar> scale{
       .in = channels,
       .out = channels,
-      .weight = detail::for_each_channel(channels, Scalar(factor), "channel_scale")};
+      .weight = detail::per_channel(channels, Scalar(factor), "channel_scale")};
   return Expr<Scalar, Result::Rank>(scale) * expression;
 }
 

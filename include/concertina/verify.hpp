@@ -76,12 +76,12 @@ PerAxis<Rank> smallest_input(const TransposedExpr<Scalar, Rank>& expression);
 
 /// Proves geometry and algorithm for all weights: the expression's shapes are filled with random
 /// elements of the field of 2^61 - 1 elements, contracted by the code that contracts floats (what
-/// runs is decided by shapes alone), and chain and contraction are applied to a random input; every
+/// runs is decided by shapes alone), and both are applied to a random input; every
 /// output off the border must be equal, and the contraction of shapes must fit `contraction`. Both
 /// sides are polynomials of degree L + 1, so different ones agree by chance with probability below
 /// (L + 1) / 2^61 < 2^-50 for the L < 2047 layers accepted.
 /// Requires  contraction: the layer to check; only its shape is looked at
-/// Cost      the contraction, and chain and layer by their definition on the input, at some 5 ns a multiply-add
+/// Cost      the contraction, and expression and layer by their definition on the input, at some 5 ns a multiply-add
 /// Throws    ShapeError, SizeError as `contract`; VerificationError for too many layers
 /// Source    Schwartz 1980, Zippel 1979
 template <class E, class F>

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/detail/function_ref.hpp>
 #include <concertina/detail/product/algorithm.hpp>
-#include <concertina/parallel.hpp>
 
 #include <cstddef>
 #include <limits>

@@ -27,6 +27,11 @@ constexpr Index checked_multiply(Index a, Index b, const char* what) {
   return a * b;
 }
 
+/// Throws SizeError where the bytes of so many elements overflow, of any scalar: up to 256 each.
+constexpr void require_addressable(Index elements, const char* what) {
+  static_cast<void>(checked_multiply(elements, 256, what));
+}
+
 constexpr Index checked_add(Index a, Index b, const char* what) {
   constexpr Index most = std::numeric_limits<Index>::max(),
                   least = std::numeric_limits<Index>::min();
@@ -39,7 +44,7 @@ constexpr Index checked_add(Index a, Index b, const char* what) {
 /// One element for each channel. Throws ShapeError for no channels, SizeError where the bytes
 /// overflow.
 template <class Scalar>
-std::vector<Scalar> for_each_channel(Index channels, const Scalar& value, const char* what) {
+std::vector<Scalar> per_channel(Index channels, const Scalar& value, const char* what) {
   if (channels < 1) fail<ShapeError>({what, ": no channels"});
   checked_multiply(channels, sizeof(Scalar), what);
   return std::vector<Scalar>(static_cast<std::size_t>(channels), value);

@@ -128,8 +128,7 @@ constexpr void validate(const AnyShape& shape) {
       }
     }
   }
-  constexpr Index largest_scalar = 256;  // bytes
-  static_cast<void>(checked_multiply(weight_numel(shape), largest_scalar, "weight"));
+  require_addressable(weight_numel(shape), "weight");
 }
 
 constexpr Axes output_size(const AnyShape& shape, const Axes& input_size) {

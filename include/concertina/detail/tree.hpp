@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/detail/function_ref.hpp>
 #include <concertina/detail/text.hpp>
 #include <concertina/error.hpp>
-#include <concertina/parallel.hpp>
 #include <concertina/shape.hpp>
 
 #include <algorithm>

@@ -49,6 +49,16 @@ inline constexpr Index moment_elements = Index{1} << 17;
 /// diagonal on.
 inline constexpr Index moment_rows = 256, moment_side = 64;
 
+/// Parts of a batch whose moments, and gradients, are found side by side: enough for threads; of so
+/// many doubles together.
+inline constexpr Index moment_shares = 8, moment_share_elements = Index{1} << 25;
+
+/// Pixels, or patches, whose gradients are found by one matrix product.
+inline constexpr Index gradient_rows = 128;
+
+/// Products of pixels that are summed in registers: others' channels times lanes of pixels.
+inline constexpr Index product_channels = 4, product_lanes = 64;
+
 /// Of so few channels products at a lag are summed pixel by pixel: as small matrix products, 3
 /// channels of 32x32 took 4.2 times as long for a 3x3, 2.1 times for a 7x7; but 8 channels of 15x15
 /// three quarters of it.

@@ -179,7 +179,7 @@ class GroupInputGradient {
             canvas_.at(*geometry_, {lags.first[0] + z, lags.first[1] + y, lags.first[2]}));
       }
     }
-    constexpr Index most = 128;
+    constexpr Index most = tuning::gradient_rows;
     std::vector<Scalar> read(static_cast<std::size_t>(std::min(most, rows) * columns)),
         sums(static_cast<std::size_t>(std::min(most, rows) * width));
     for (Index begin = 0; begin < rows; begin += most) {
@@ -235,7 +235,7 @@ class GroupInputGradient {
     const Index width = canvas_.width, patch = geometry_->patch();
     const std::vector<Index> starts = canvas_.patch_starts(*geometry_, 1),
                              taps = canvas_.tap_distances(*geometry_);
-    constexpr Index most = 128;
+    constexpr Index most = tuning::gradient_rows;
     std::vector<Scalar> read(static_cast<std::size_t>(most * patch)), gradient(read.size());
     for (Index begin = 0; begin < std::ssize(starts); begin += most) {
       const Index here = std::min(most, std::ssize(starts) - begin);
@@ -291,12 +291,11 @@ void add_input_gradient(const PatchGeometry& geometry, const Moments& moments,
       group_gradient.add(x + at, to + at, buffer);
     }
   };
-  constexpr Index enough = 8;
-  if (groups >= enough) {
+  if (groups >= tuning::moment_shares) {
     run(groups, [&](Index group) { add(of_group(group), group, 0, batch); });
     return;
   }
-  const Index shares = std::min(enough, batch);
+  const Index shares = std::min(tuning::moment_shares, batch);
   for (Index group = 0; group < groups; ++group) {
     const GroupInputGradient<Scalar> group_gradient = of_group(group);
     run(shares,

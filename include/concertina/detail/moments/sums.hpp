@@ -79,7 +79,7 @@ class GroupSums {
         narrow_ ? tuning::moment_elements / (width * canvas_.image) : 2048 / pixels, 1,
         std::max<Index>(count, 1));
     std::vector<double> buffer(
-        static_cast<std::size_t>(canvas_.numel_of(most * planes) + most_lanes));
+        static_cast<std::size_t>(canvas_.numel_of(most * planes) + tuning::product_lanes));
     double* const origin = buffer.data() + canvas_.lead * canvas_.width;
     for (Index n = 0; n < count; n += most) {
       const Index here = std::min(most, count - n);
@@ -122,8 +122,6 @@ class GroupSums {
   }
 
  private:
-  static constexpr Index most_lanes = 64;
-
   void add_pixels(const double* map, double* to) const {
     const Axes& size = geometry_->size;
     const Index width = geometry_->width(), step = canvas_.width == width ? 1 : width;
@@ -153,8 +151,9 @@ class GroupSums {
   /// over the regions.
   void add_lags(const double* maps, Index count) {
     const Index width = geometry_->width();
-    constexpr Index together = 4;
-    std::vector<double> products(static_cast<std::size_t>(together * (canvas_.image + most_lanes)));
+    constexpr Index together = tuning::product_channels;
+    std::vector<double> products(
+        static_cast<std::size_t>(together * (canvas_.image + tuning::product_lanes)));
     std::vector<double> line(static_cast<std::size_t>(geometry_->size[2]));
     for (Index c = 0; c < width; ++c) {
       for_each_half_lag([&](const Axes& lag) {
@@ -170,7 +169,8 @@ class GroupSums {
             default: multiply<together, 2>(from, to, count, products.data());
           }
           for (Index j = 0; j < here; ++j) {
-            add_bands(products.data() + j * (canvas_.image + most_lanes), lag, c, d + j, line);
+            add_bands(products.data() + j * (canvas_.image + tuning::product_lanes), lag, c, d + j,
+                      line);
           }
         }
       });
@@ -193,7 +193,7 @@ class GroupSums {
         }
       }
       for (Index j = 0; j < Count; ++j) {
-        Eigen::Map<Lanes>(to + j * (plane + most_lanes) + p) = sums[j];
+        Eigen::Map<Lanes>(to + j * (plane + tuning::product_lanes) + p) = sums[j];
       }
     }
   }
@@ -415,9 +415,9 @@ Moments patch_moments(const PatchGeometry& geometry, const Scalar* x, Index batc
   });
   const std::vector<Region> all = regions(geometry);
   // Sizes alone decide the shares, so results are the same bit for bit whatever `run` does.
-  constexpr Index enough = 8, most_doubles = Index{1} << 25;
-  Index shares = std::clamp<Index>((enough + groups - 1) / groups, 1, batch);
-  shares = std::clamp<Index>(most_doubles / GroupSums(geometry, all).numel_of(), 1, shares);
+  Index shares = std::clamp<Index>((tuning::moment_shares + groups - 1) / groups, 1, batch);
+  shares = std::clamp<Index>(tuning::moment_share_elements / GroupSums(geometry, all).numel_of(), 1,
+                             shares);
   const auto share = [&](Index group, Index s) {
     GroupSums sums(geometry, all);
     const Index begin = batch * s / shares, end = batch * (s + 1) / shares;
