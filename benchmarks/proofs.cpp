@@ -52,7 +52,7 @@ void Prove_rounding(benchmark::State& state) {
 void Prove_structure(benchmark::State& state) {
   run(state, [](const Expanded& e) {
     const auto size = smallest_input(Form<2>(Expr<float, 2>(chain(e.layers))));
-    return prove_structure(e.layers, e.contraction, size);
+    return prove_structure(e.layers, e.contraction, {.input_size = size});
   });
 }
 

@@ -317,11 +317,13 @@ void prove(const Expression& expression, const Layer& layer,
     }
   };
   attempt("algebra", proof_cost::algebra(form, dense),
-          [&] { return concertina::prove_algebra(expression, layer, 1, size); });
+          [&] { return concertina::prove_algebra(expression, layer, {.input_size = size}); });
   attempt("rounding", proof_cost::rounding(form, in),
-          [&] { return concertina::prove_rounding<A>(expression, layer, size); });
-  attempt("structure", proof_cost::structure(form, dense, in, sample.rows),
-          [&] { return concertina::prove_structure<A>(expression, layer, shown, {}, sample); });
+          [&] { return concertina::prove_rounding<A>(expression, layer, {.input_size = size}); });
+  attempt("structure", proof_cost::structure(form, dense, in, sample.rows), [&] {
+    return concertina::prove_structure<A>(expression, layer,
+                                          {.input_size = shown, .sample = sample});
+  });
   // The algebra is of shapes alone.
   const auto of_elements = [](const concertina::Report& report) {
     return report.proof != "algebra";

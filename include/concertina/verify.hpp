@@ -71,14 +71,36 @@ PerAxis<Rank> smallest_input(
 template <class Scalar, int Rank>
 PerAxis<Rank> smallest_input(const TransposedExpr<Scalar, Rank>& expression);
 
+/// Rows of which a proof compares a sample instead of all.
+struct RowSample {
+  Index rows = 0;          ///< how many are drawn, without putting one back; 0 for all
+  std::uint64_t seed = 1;  ///< of the drawing: one that whoever made the layer did not know
+};
+
+/// What proofs are asked for, beside an expression and a layer.
+template <int Rank>
+struct ProofOptions {
+  /// Where branches agree at one size only, as contract(e, exact_at(..)) admits: that. Matrices are
+  /// built at it, otherwise at the smallest that shows every tap.
+  std::optional<PerAxis<Rank>> input_size = std::nullopt;
+  std::uint64_t seed = 1;  ///< of prove_algebra's elements
+  MemoryLimit limit = {};  ///< of a matrix of prove_structure
+  RowSample sample = {};   ///< of prove_structure
+};
+
+namespace detail {
+template <class F>
+using ProofOptionsOf = ProofOptions<F::Rank>;
+}
+
 // The proofs are of a linear map and a layer, or of a product with transposed layers and a
 // transposed layer, which are compared in their dense form.
 
 /// Proves geometry and algorithm for all weights: the expression's shapes are filled with random
 /// elements of the field of 2^61 - 1 elements, contracted by the code that contracts floats (what
-/// runs is decided by shapes alone), and both are applied to a random input; every
-/// output off the border must be equal, and the contraction of shapes must fit `contraction`. Both
-/// sides are polynomials of degree L + 1, so different ones agree by chance with probability below
+/// runs is decided by shapes alone), and both are applied to a random input; every output off the
+/// border must be equal, and the contraction of shapes must fit `contraction`. Both sides are
+/// polynomials of degree L + 1, so different ones agree by chance with probability below
 /// (L + 1) / 2^61 < 2^-50 for the L < 2047 layers accepted.
 /// Requires  contraction: the layer to check; only its shape is looked at
 /// Cost      the contraction, and expression and layer by their definition on the input, at some 5 ns a multiply-add
@@ -86,8 +108,8 @@ PerAxis<Rank> smallest_input(const TransposedExpr<Scalar, Rank>& expression);
 /// Source    Schwartz 1980, Zippel 1979
 template <class E, class F>
   requires detail::Provable<E, F>
-Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed = 1,
-                     const std::optional<PerAxis<F::Rank>>& input_size = {});
+Report prove_algebra(const E& expression, const F& contraction,
+                     const detail::ProofOptionsOf<F>& options = {});
 
 /// Proves that `contraction`, computed in A (by default as contract does), is off by no more than
 /// rounding explains: each element against a plain-loop contraction in the next wider scalar,
@@ -97,9 +119,8 @@ Report prove_algebra(const E& expression, const F& contraction, std::uint64_t se
 /// where |F| contracts the absolute values, n counts the terms of all stages, gamma_n(u) = n*u /
 /// (1 - n*u), and underflow is what this element's own products may lose. The report is undecided
 /// where that exceeds |F|, where every bound exceeds what it bounds, and where one does and the
-/// element is off by as much, more than the root of an ulp of the largest. Kernels are compared as
-/// maps, so one with more zeros around it passes. For exact scalars the bound is zero. An input
-/// size is named for branches that agree only there.
+/// element is off by as much, more than the root of an ulp of its row's largest. Kernels are
+/// compared as maps, so one with more zeros around it passes. For exact scalars the bound is zero.
 /// Requires  rounding to nearest, gradual underflow
 /// Cost      the contraction in plain loops, from the first layer on, twice
 /// Throws    VerificationError where n*u >= 1
@@ -107,13 +128,7 @@ Report prove_algebra(const E& expression, const F& contraction, std::uint64_t se
 template <class A = void, class E, class F>
   requires detail::Provable<E, F>
 Report prove_rounding(const E& expression, const F& contraction,
-                      const std::optional<PerAxis<F::Rank>>& input_size = {});
-
-/// Rows of which a proof compares a sample instead of all.
-struct RowSample {
-  Index rows = 0;          ///< how many are drawn, without putting one back; 0 for all
-  std::uint64_t seed = 1;  ///< of the drawing: one that whoever made the layer did not know
-};
+                      const detail::ProofOptionsOf<F>& options = {});
 
 /// Proves that the matrices multiply: the product of the factors' [T b; 0 1] is that of
 /// `contraction`, row by row of the outputs off the border, equal in exact scalars and within the
@@ -126,8 +141,7 @@ struct RowSample {
 template <class A = void, class E, class F>
   requires detail::Provable<E, F>
 Report prove_structure(const E& expression, const F& contraction,
-                       const PerAxis<F::Rank>& input_size, MemoryLimit limit = {},
-                       const RowSample& sample = {});
+                       const detail::ProofOptionsOf<F>& options = {});
 
 /// How outputs were computed that prove_outputs is to judge.
 enum class ComputedBy {
@@ -163,13 +177,11 @@ struct Verification {
   }
 };
 
-/// All three proofs, algebra and structure on the smallest input that shows every tap; with an
-/// input size for expressions of which branches agree only there, as contract(e, exact_at(..))
-/// admits.
+/// All three proofs, algebra and structure on the smallest input that shows every tap.
 template <class A = void, class E, class F>
   requires detail::Provable<E, F>
-Verification verify(const E& expression, const F& contraction, std::uint64_t seed = 1,
-                    MemoryLimit limit = {}, const std::optional<PerAxis<F::Rank>>& input_size = {});
+Verification verify(const E& expression, const F& contraction,
+                    const detail::ProofOptionsOf<F>& options = {});
 
 }  // namespace concertina
 

@@ -56,7 +56,7 @@ TEST_CASE("all proofs hold for contractions", "[verify]") {
     Conv2d<float> wrong = layer;
     wrong.weight()[7] = next_up(next_up(wrong.weight()[7]));
     CHECK_FALSE(prove_rounding(layer, wrong));
-    CHECK_FALSE(prove_structure(layer, wrong, smallest_input(Form(layer))));
+    CHECK_FALSE(prove_structure(layer, wrong));
   }
   SECTION("a list of expressions, and views") {
     const auto layers = chain<float>();
@@ -93,11 +93,11 @@ TEST_CASE("one wrong element fails rounding and structure, in floats and in inte
     Conv2d<float> wrong = right;
     number(wrong) = next_up(next_up(number(wrong)));  // two units in the last place
     CHECK_FALSE(prove_rounding<double>(layers, wrong));
-    CHECK_FALSE(prove_structure<double>(layers, wrong, size));
+    CHECK_FALSE(prove_structure<double>(layers, wrong, {.input_size = size}));
     Conv2d<std::int64_t> off_by_one = whole;
     number(off_by_one) += 1;
     CHECK_FALSE(prove_rounding(integers, off_by_one));
-    CHECK_FALSE(prove_structure(integers, off_by_one, size));
+    CHECK_FALSE(prove_structure(integers, off_by_one, {.input_size = size}));
   }
 }
 
@@ -125,7 +125,7 @@ TEST_CASE("a kernel of another geometry fails every proof, one with more zeros a
   const ConvView<const float, 2> moved(shape, right.weight(), right.bias());
   CHECK_THAT(prove_algebra(layers, moved).failure, Catch::Contains("output sizes differ"));
   CHECK_FALSE(prove_rounding(layers, moved));
-  CHECK_FALSE(prove_structure(layers, moved, {9, 9}));
+  CHECK_FALSE(prove_structure(layers, moved, {.input_size = PerAxis<2>(9)}));
 
   shape.kernel_size = 5;
   shape.padding = 2;
@@ -157,9 +157,9 @@ TEST_CASE("a proof that sees no output off the border does not hold", "[verify]"
   const ConvShape<2> padded{.out = 2, .in = 2, .kernel_size = 3, .padding = 1};
   const auto layers = initialize<float>(std::vector{padded, padded}, generator);
   const Conv2d<float> product = contract(layers, interior_only);
-  CHECK_THAT(prove_algebra(layers, product, 1, PerAxis<2>(2)).failure,
+  CHECK_THAT(prove_algebra(layers, product, {.input_size = PerAxis<2>(2)}).failure,
              Catch::Contains("every output is on the border"));
-  CHECK_FALSE(prove_structure(layers, product, {2, 2}));
+  CHECK_FALSE(prove_structure(layers, product, {.input_size = PerAxis<2>(2)}));
 }
 
 TEST_CASE("outputs are allowed the roundings of their layers and of the contraction", "[verify]") {
@@ -286,7 +286,7 @@ std::vector<Conv2d<float>> scaled_chain(const std::vector<float>& scales) {
 template <class E>
 void check_refused(const E& expression, const Conv2d<float>& wrong) {
   const Report rounding = prove_rounding(expression, wrong),
-               structure = prove_structure(expression, wrong, smallest_input(Form(expression)));
+               structure = prove_structure(expression, wrong);
   INFO(rounding << '\n' << structure);
   CHECK_FALSE(rounding);
   CHECK_FALSE(rounding.undecided);
@@ -348,7 +348,7 @@ TEST_CASE("where all that an element is made of may have underflowed, nothing is
   Conv2d<float> right = contract<double>(layers);
   right.weight()[0] = next_up(right.weight()[0]);
   for (const Report& report : {prove_rounding(layers, right), prove_rounding(layers, -1 * right),
-                               prove_structure(layers, -1 * right, smallest_input(Form(layers)))}) {
+                               prove_structure(layers, -1 * right)}) {
     CHECK_FALSE(report);
     CHECK(report.undecided);
     std::ostringstream text;
@@ -531,10 +531,10 @@ TEST_CASE("all proofs hold for products with transposed layers, and a wrong elem
     };
     const auto off = wrong(right, [](float x) { return next_up(next_up(x)); });
     CHECK_FALSE(prove_rounding<double>(expression, off));
-    CHECK_FALSE(prove_structure<double>(expression, off, size));
+    CHECK_FALSE(prove_structure<double>(expression, off, {.input_size = size}));
     const auto off_by_one = wrong(whole, [](std::int64_t x) { return x + 1; });
     CHECK_FALSE(prove_rounding(exact, off_by_one));
-    CHECK_FALSE(prove_structure(exact, off_by_one, size));
+    CHECK_FALSE(prove_structure(exact, off_by_one, {.input_size = size}));
   }
   const Transposed<float, 2> moved = transposed(right.layer(), {0, 0}, {1, 0});
   CHECK_THAT(prove_algebra(expression, moved).failure, Catch::Contains("output sizes differ"));
@@ -543,7 +543,7 @@ TEST_CASE("all proofs hold for products with transposed layers, and a wrong elem
   const auto slower = transposed(ConvView<const float, 2>(shape, right.layer().weight()), {0, 0});
   for (const Report& report :
        {prove_algebra(expression, slower), prove_rounding(expression, slower),
-        prove_structure(expression, slower, size)}) {
+        prove_structure(expression, slower, {.input_size = size})}) {
     CHECK_THAT(report.failure, Catch::Contains("strides differ"));
   }
   CHECK(verify(transposed(floats.first), transposed(floats.first)));
@@ -560,7 +560,7 @@ TEST_CASE("zeros between the positions are not looked at, nor the border of a pr
   CHECK_FALSE(exactness(exact.dense()));
   const Transposed<float, 1> whole = contract(exact);
   CHECK(verify(exact, whole));
-  CHECK(prove_algebra(exact, whole, 1, PerAxis<1>(4)).compared == 7);
+  CHECK(prove_algebra(exact, whole, {.input_size = PerAxis<1>(4)}).compared == 7);
   const FeatureMap<float, 1> x({.size = 4}, {1, 2, 3, 4});
   CHECK(prove_outputs(exact, whole, x, whole(x)).compared == 7);
   Index entries = 1;  // of the matrix; the last row is [0 1]
@@ -569,12 +569,13 @@ TEST_CASE("zeros between the positions are not looked at, nor the border of a pr
     unit.values()[i] = 1;
     entries += std::ranges::count_if(whole(unit).values(), [](float y) { return y != 0; });
   }
-  CHECK(prove_structure(exact, whole, 4).compared == entries);
+  CHECK(prove_structure(exact, whole, {.input_size = PerAxis<1>(4)}).compared == entries);
   const auto bordered = after * exact;
   const Transposed<float, 1> product = contract(bordered, interior_only);
   CHECK_FALSE(exactness(bordered));
   CHECK(verify(bordered, product));
-  CHECK_THAT(prove_algebra(bordered, product, 1, PerAxis<1>(1)).failure, Catch::Contains("border"));
+  CHECK_THAT(prove_algebra(bordered, product, {.input_size = PerAxis<1>(1)}).failure,
+             Catch::Contains("border"));
 }
 
 TEST_CASE("the smallest input of a transposed layer shows every tap", "[verify]") {
@@ -616,11 +617,11 @@ TEST_CASE("branches that agree at even sizes only are proved at one", "[verify]"
   CHECK(exactness(branches, size));
   CHECK_THROWS_AS(verify(branches, product), ShapeError);
   CHECK_THROWS_AS(prove_rounding(branches, product), ShapeError);
-  const Verification found = verify(branches, product, 1, {}, size);
+  const Verification found = verify(branches, product, {.input_size = size});
   CHECK(found);
   CHECK(found.structure.compared > 0);
-  CHECK(prove_algebra(branches, product, 1, size));
-  CHECK(prove_structure(branches, product, size));
+  CHECK(prove_algebra(branches, product, {.input_size = size}));
+  CHECK(prove_structure(branches, product, {.input_size = size}));
   const PerAxis<2> smallest = smallest_input(Form(branches), size);
   CHECK(smallest == PerAxis<2>(4));
   CHECK(contract(after * (point + square), exact_at(6, 8)).shape() == product.shape());
@@ -629,10 +630,10 @@ TEST_CASE("branches that agree at even sizes only are proved at one", "[verify]"
   CHECK(prove_outputs(branches, product, x, Expr<float, 2>(branches)(x)));
   Conv2d<float> wrong = product;
   wrong.weight()[3] += 1;
-  CHECK_FALSE(prove_rounding(branches, wrong, size));
-  CHECK_FALSE(prove_structure(branches, wrong, smallest));
+  CHECK_FALSE(prove_rounding(branches, wrong, {.input_size = size}));
+  CHECK_FALSE(prove_structure(branches, wrong, {.input_size = smallest}));
   CHECK_FALSE(prove_outputs(branches, wrong, x, Expr<float, 2>(branches)(x)));
-  CHECK_THROWS_AS(verify(branches, product, 1, {}, PerAxis<2>(7)), ShapeError);
+  CHECK_THROWS_AS(verify(branches, product, {.input_size = PerAxis<2>(7)}), ShapeError);
 }
 
 TEST_CASE("space to depth and a 3x3 are a 6x6 of stride 2 at even sizes", "[verify]") {
@@ -649,7 +650,7 @@ TEST_CASE("space to depth and a 3x3 are a 6x6 of stride 2 at even sizes", "[veri
   const Conv2d<std::int64_t> product = contract(focus, exact_at(8, 6));
   CHECK(product.shape() ==
         ConvShape<2>{.out = 3, .in = 2, .kernel_size = 6, .stride = 2, .padding = 2, .bias = true});
-  CHECK(verify(focus, product, 1, {}, PerAxis<2>{8, 6}));
+  CHECK(verify(focus, product, {.input_size = PerAxis<2>{8, 6}}));
   const auto x = small_integers<std::int64_t, 2>({.channels = 2, .size = {8, 6}}, rng);
   CHECK(product(x) == focus(x));
 }
@@ -821,7 +822,8 @@ TEST_CASE("the smallest input shows every tap and an output off the border", "[v
 
 TEST_CASE("matrices that would not fit are refused", "[verify]") {
   const auto layers = chain<float>();
-  CHECK_THROWS_AS(prove_structure(layers, contract(layers), {64, 64}, {.bytes = 1 << 16}),
+  CHECK_THROWS_AS(prove_structure(layers, contract(layers),
+                                  {.input_size = PerAxis<2>(64), .limit = {.bytes = 1 << 16}}),
                   SizeError);
 }
 
@@ -831,16 +833,18 @@ TEST_CASE("a sample of as many rows as there are is all of them", "[verify]") {
   const auto layers = chain<float>();
   const Conv2d<float> product = contract(layers);
   const PerAxis<2> size{9, 9};
-  const Report whole = prove_structure(layers, product, size);
+  const Report whole = prove_structure(layers, product, {.input_size = size});
   const Index rows = product.shape().out * numel(output_size(product.shape(), size));
   for (const Index more : {Index(0), Index(1)}) {
-    const Report report = prove_structure(layers, product, size, {}, {.rows = rows + more});
+    const Report report =
+        prove_structure(layers, product, {.input_size = size, .sample = {.rows = rows + more}});
     CHECK(report);
     CHECK(report.compared == whole.compared);
     CHECK(report.sampled == 0);
     CHECK(report.missable(1e-6L) == 0);
   }
-  const Report most = prove_structure(layers, product, size, {}, {.rows = rows - 1});
+  const Report most =
+      prove_structure(layers, product, {.input_size = size, .sample = {.rows = rows - 1}});
   CHECK(most.sampled == rows - 1);
   CHECK(most.rows == rows);
   CHECK(most.compared < whole.compared);
@@ -864,14 +868,17 @@ TEST_CASE("a sample's rows are those of the product, of every kind of expression
     const auto right = contract(expression, Border<2>{.interior_only = true});
     const PerAxis<2> size{8, 8};
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
-      CHECK(prove_structure(expression, right, size, {}, {.rows = 7, .seed = seed}));
+      CHECK(prove_structure(expression, right,
+                            {.input_size = size, .sample = {.rows = 7, .seed = seed}}));
     }
     for (std::size_t i = 0; i < right.weight().size();
          i += 5) {  // wrong in all of a channel's rows
       auto wrong = right;
       wrong.weight()[i] += 1;
-      const Index rows = prove_structure(expression, right, size, {}, {.rows = 1}).rows;
-      CHECK_FALSE(prove_structure(expression, wrong, size, {}, {.rows = rows - 1}));
+      const Index rows =
+          prove_structure(expression, right, {.input_size = size, .sample = {.rows = 1}}).rows;
+      CHECK_FALSE(
+          prove_structure(expression, wrong, {.input_size = size, .sample = {.rows = rows - 1}}));
     }
   }
 }
@@ -888,7 +895,7 @@ TEST_CASE("a wrong row is missed as often as is stated", "[verify]") {
   int missed = 0;
   for (int run = 0; run < runs; ++run) {
     const Report report = prove_structure(
-        layers, wrong, {}, {}, {.rows = sampled, .seed = static_cast<std::uint64_t>(run)});
+        layers, wrong, {.sample = {.rows = sampled, .seed = static_cast<std::uint64_t>(run)}});
     CHECK(report.sampled == sampled);
     CHECK(report.rows == rows);
     missed += bool(report);
@@ -898,7 +905,7 @@ TEST_CASE("a wrong row is missed as often as is stated", "[verify]") {
   const double five = 5 * std::sqrt(exact * (1 - exact) / runs);
   CHECK(std::abs(double(missed) / runs - exact) < five);
   CHECK(exact < stated);
-  const Report report = prove_structure(layers, contract(layers), {}, {}, {.rows = sampled});
+  const Report report = prove_structure(layers, contract(layers), {.sample = {.rows = sampled}});
   CHECK(std::abs(double(report.missable(stated)) - 0.2) < 1e-12);
 }
 
@@ -906,9 +913,14 @@ TEST_CASE("a sample of rows fits where the matrices do not", "[verify]") {
   const auto layers = chain<float>();
   const Conv2d<float> product = contract(layers);
   constexpr MemoryLimit limit{.bytes = 1 << 20};
-  CHECK_THROWS_AS(prove_structure(layers, product, {64, 64}, limit), SizeError);
-  CHECK(prove_structure(layers, product, {64, 64}, limit, {.rows = 5}));
-  CHECK_THROWS_AS(prove_structure(layers, product, {64, 64}, limit, {.rows = 3000}), SizeError);
+  CHECK_THROWS_AS(prove_structure(layers, product, {.input_size = PerAxis<2>(64), .limit = limit}),
+                  SizeError);
+  CHECK(prove_structure(layers, product,
+                        {.input_size = PerAxis<2>(64), .limit = limit, .sample = {.rows = 5}}));
+  CHECK_THROWS_AS(
+      prove_structure(layers, product,
+                      {.input_size = PerAxis<2>(64), .limit = limit, .sample = {.rows = 3000}}),
+      SizeError);
 }
 
 TEST_CASE("reports print on a line", "[verify]") {
@@ -922,7 +934,8 @@ TEST_CASE("reports print on a line", "[verify]") {
   CHECK_THAT(bad.str(),
              Catch::StartsWith("rounding: FAILS: weight[0][0] at offset 0x0 exceeds its bound"));
   std::ostringstream sample;
-  sample << prove_structure(layers, contract(layers), {9, 9}, {}, {.rows = 10});
+  sample << prove_structure(layers, contract(layers),
+                            {.input_size = PerAxis<2>(9), .sample = {.rows = 10}});
   CHECK_THAT(
       sample.str(),
       Catch::Contains(

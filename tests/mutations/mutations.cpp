@@ -45,9 +45,10 @@ std::optional<Subject> subject(const Parts& parts) {
     std::vector<Expression> layers;
     for (const Part& part : parts) layers.push_back(std::get<Expression>(part));
     const auto e = converted<Scalar, Rank>(chain(layers));
-    Subject result{converted<double, 3>(e),
-                   {{"contracted", wide(contract(e, interior_only))}},
-                   [=](const Kernel& f, std::uint64_t seed) { return verify(e, narrow(f), seed); }};
+    Subject result{
+        converted<double, 3>(e),
+        {{"contracted", wide(contract(e, interior_only))}},
+        [=](const Kernel& f, std::uint64_t seed) { return verify(e, narrow(f), {.seed = seed}); }};
     if constexpr (!std::is_same_v<Scalar, double>) {
       result.contractions.emplace_back("in double", wide(contract<double>(e, interior_only)));
     }
@@ -72,7 +73,7 @@ std::optional<Subject> subject(const Parts& parts) {
                        stride[axis] *= dense.shape().stride[axis];
                      }
                      const ConvView<const Scalar, Rank> view(dense);
-                     return verify(*e, detail::from_dense(view, stride), seed);
+                     return verify(*e, detail::from_dense(view, stride), {.seed = seed});
                    }};
   }
   return {};

@@ -188,47 +188,59 @@ Report prove_dense(const char* proof, const E& expression, const F& contraction,
   }
 }
 
+/// Of an expression, where it may be at a size, or a product with transposed layers.
+template <int Rank, class E>
+PerAxis<Rank> smallest_input_of(const E& expression,
+                                const std::optional<PerAxis<Rank>>& input_size = {}) {
+  if constexpr (LinearMap<E>) {
+    return smallest_input(Form(expression), input_size);
+  } else {
+    return smallest_input(TransposedExprOf<E>(expression));
+  }
+}
+
 }  // namespace detail
 
 template <class E, class F>
   requires detail::Provable<E, F>
-Report prove_algebra(const E& expression, const F& contraction, std::uint64_t seed,
-                     const std::optional<PerAxis<F::Rank>>& input_size) {
+Report prove_algebra(const E& expression, const F& contraction,
+                     const detail::ProofOptionsOf<F>& options) {
   return detail::prove_dense(
       "algebra", expression, contraction,
       [&](const auto& tree, const auto& layer, const PerAxis<F::Rank>& spacing) {
-        return detail::prove_algebra<F::Rank>(Form<F::Rank>(detail::form_of(tree)), layer.shape(),
-                                              seed, detail::dense_size(input_size, spacing),
-                                              spacing);
+        return detail::prove_algebra<F::Rank>(
+            Form<F::Rank>(detail::form_of(tree)), layer.shape(), options.seed,
+            detail::dense_size(options.input_size, spacing), spacing);
       });
 }
 
 template <class A, class E, class F>
   requires detail::Provable<E, F>
 Report prove_rounding(const E& expression, const F& contraction,
-                      const std::optional<PerAxis<F::Rank>>& input_size) {
+                      const detail::ProofOptionsOf<F>& options) {
   using Scalar = typename F::Scalar;
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
   return detail::prove_dense(
       "rounding", expression, contraction,
       [&](const auto& tree, const auto& layer, const PerAxis<F::Rank>& spacing) {
         return detail::prove_rounding<detail::AccumulatorOf<A, Scalar>, Scalar, F::Rank>(
-            tree, layer, detail::dense_size(input_size, spacing));
+            tree, layer, detail::dense_size(options.input_size, spacing));
       });
 }
 
 template <class A, class E, class F>
   requires detail::Provable<E, F>
 Report prove_structure(const E& expression, const F& contraction,
-                       const PerAxis<F::Rank>& input_size, MemoryLimit limit,
-                       const RowSample& sample) {
+                       const detail::ProofOptionsOf<F>& options) {
   using Scalar = typename F::Scalar;
   static_assert(detail::provable<Scalar>, "prove real and imaginary parts as layers of their own");
+  const PerAxis<F::Rank> size =
+      options.input_size ? *options.input_size : detail::smallest_input_of<F::Rank>(expression);
   return detail::prove_dense(
       "structure", expression, contraction,
       [&](const auto& tree, const auto& layer, const PerAxis<F::Rank>& spacing) {
         return detail::prove_structure<detail::AccumulatorOf<A, Scalar>, Scalar, F::Rank>(
-            tree, layer, detail::dense_size(input_size, spacing), spacing, limit, sample);
+            tree, layer, detail::dense_size(size, spacing), spacing, options.limit, options.sample);
       });
 }
 
@@ -260,18 +272,13 @@ Report prove_outputs(const E& expression, const F& contraction, const Input& inp
 
 template <class A, class E, class F>
   requires detail::Provable<E, F>
-Verification verify(const E& expression, const F& contraction, std::uint64_t seed,
-                    MemoryLimit limit, const std::optional<PerAxis<F::Rank>>& input_size) {
-  const PerAxis<F::Rank> size = [&] {
-    if constexpr (LinearMap<E>) {
-      return smallest_input(Form(expression), input_size);
-    } else {
-      return smallest_input(detail::TransposedExprOf<E>(expression));
-    }
-  }();
-  return {.algebra = prove_algebra(expression, contraction, seed, size),
-          .rounding = prove_rounding<A>(expression, contraction, input_size),
-          .structure = prove_structure<A>(expression, contraction, size, limit)};
+Verification verify(const E& expression, const F& contraction,
+                    const detail::ProofOptionsOf<F>& options) {
+  detail::ProofOptionsOf<F> smallest = options;
+  smallest.input_size = detail::smallest_input_of<F::Rank>(expression, options.input_size);
+  return {.algebra = prove_algebra(expression, contraction, smallest),
+          .rounding = prove_rounding<A>(expression, contraction, options),
+          .structure = prove_structure<A>(expression, contraction, smallest)};
 }
 
 }  // namespace concertina
