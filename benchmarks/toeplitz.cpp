@@ -50,7 +50,7 @@ void run(benchmark::State& state, const Problem& problem, const Apply& apply) {
 
 void Operator(benchmark::State& state) {
   const Problem problem(state.range(0), state.range(1));
-  const auto t = toeplitz_operator(problem.layer, problem.size);
+  const auto t = ToeplitzOperator(problem.layer, problem.size);
   run(state, problem, [&](const Eigen::VectorXf& x) -> Eigen::VectorXf { return t * x; });
 }
 

@@ -181,7 +181,7 @@ class Reader {
     const std::string name = layer.chain.tensor(suffix);
     if (layer.chain.is_pool() || !file_.contains(name)) return;
     const concertina::io::Tensor& tensor = file_.tensor(name);
-    const std::string dtype(dtype_name(tensor));
+    const std::string dtype = tensor.dtype_name();
     if (!layer_dtype(dtype)) {
       refuse(layer, "tensor " + in_quotes(name) + " is " + dtype +
                         "; layers may be F64, F32, F16 and BF16");
@@ -371,7 +371,7 @@ onnx::Model chain_model(const Safetensors& file, const ChainOptions& options) {
 
 std::optional<Dtype> layer_dtype(const std::string& name) {
   for (const auto& [dtype, type] : types) {
-    if (name == name_of(dtype)) return dtype;
+    if (name == to_string(dtype)) return dtype;
   }
   return std::nullopt;
 }

@@ -127,6 +127,10 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
 
   /// Throws ShapeError for an input smaller than the kernel, SizeError where a map overflows.
   ToeplitzOperator(const ConvView<const Scalar, Rank>& layer, const PerAxis<Rank>& input_size);
+  template <Layer F>
+    requires std::same_as<typename F::Scalar, Scalar>
+  ToeplitzOperator(const F& layer, const PerAxis<Rank>& input_size)
+      : ToeplitzOperator(ConvView<const Scalar, Rank>(layer), input_size) {}
 
   Index rows() const noexcept { return adjoint_ ? size_.columns : size_.rows; }
   Index cols() const noexcept { return adjoint_ ? size_.rows : size_.columns; }
@@ -167,12 +171,9 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
   bool adjoint_ = false, conjugate_ = false;
 };
 
-/// The operator of a layer's linear part on maps of `input_size`.
 template <Layer F>
-ToeplitzOperator<typename F::Scalar, F::Rank> toeplitz_operator(
-    const F& layer, const PerAxis<F::Rank>& input_size) {
-  return {layer, input_size};
-}
+ToeplitzOperator(const F&, const PerAxis<F::Rank>&)
+    -> ToeplitzOperator<typename F::Scalar, F::Rank>;
 
 }  // namespace concertina
 

@@ -57,6 +57,12 @@ class Transposed {
   FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& y,
                                       const PerAxis<Rank>& size) const;
 
+  /// For stride 1 the same map as a layer: the kernel flipped along each axis, the channels of each
+  /// group exchanged, and dilation * (kernel - 1) - padding on each side.
+  /// Ensures  t.as_conv()(y) == t(y) for every y
+  /// Throws   ShapeError for larger strides
+  Conv<Scalar, Rank> as_conv() const;
+
   /// Equality as maps, as for layers; a bias of zeros equals none.
   friend bool operator==(const Transposed& f, const Transposed& g) {
     const auto bias = [](const Transposed& layer) {
@@ -120,13 +126,6 @@ Transposed<Scalar, Rank> upsample_nearest(Index channels, const PerAxis<Rank>& f
   for (Scalar& element : window.weight()) element = Scalar(1);
   return Transposed<Scalar, Rank>(window);
 }
-
-/// For stride 1 the adjoint as a layer: the kernel flipped along each axis, the channels of each
-/// group exchanged, and dilation * (kernel - 1) - padding on each side.
-/// Ensures  as_conv(t)(y) == t(y) for every y
-/// Throws   ShapeError for larger strides
-template <class Scalar, int Rank>
-Conv<Scalar, Rank> as_conv(const Transposed<Scalar, Rank>& adjoint);
 
 // ---- products ----------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ TEMPLATE_TEST_CASE_SIG("the matrix times a map is the layer of the map", "[toepl
     }
     CHECK((toeplitz(layer, size) * x == linear));
     CHECK((dense(layer, size) * x == linear));
-    CHECK((toeplitz_operator(layer, size) * x == linear));
+    CHECK((ToeplitzOperator(layer, size) * x == linear));
     Eigen::VectorXf x1(x.size() + 1), y1(y.size() + 1);
     x1 << x, 1;
     y1 << y, 1;
@@ -147,7 +147,7 @@ TEMPLATE_TEST_CASE_SIG("the operator is the matrix, and so is its transpose", "[
     INFO(to_string(shape));
     const auto layer = small_integers<double>(shape, rng);
     const PerAxis<Rank> size = random_input_size(shape, rng, 2);
-    const auto op = toeplitz_operator(layer, size);
+    const auto op = ToeplitzOperator(layer, size);
     const auto matrix = dense(layer, size);
     REQUIRE(op.rows() == matrix.rows());
     REQUIRE(op.cols() == matrix.cols());
@@ -175,7 +175,7 @@ TEST_CASE("an operator over a field, and a vector multiplied in place", "[toepli
   fill_random(layer.weight(), rng);
   Eigen::VectorX<PrimeField> x = random_vector<PrimeField>(2 * 5 * 4, rng);
   const Eigen::VectorX<PrimeField> y = dense(layer, {5, 4}) * x;
-  x = toeplitz_operator(layer, {5, 4}) * x;
+  x = ToeplitzOperator(layer, {5, 4}) * x;
   CHECK((x == y));
 }
 
@@ -183,7 +183,7 @@ TEST_CASE("the adjoint of complex numbers is conjugated, the transpose is not", 
   using Complex = std::complex<double>;
   const Conv1d<Complex> layer({.out = 1, .in = 1, .kernel_size = 2, .stride = 2},
                               {{1, 2}, {3, -1}});
-  const auto op = toeplitz_operator(layer, 6);
+  const auto op = ToeplitzOperator(layer, 6);
   const auto matrix = dense(layer, 6);
   const Eigen::VectorX<Complex> y{{{1, 1}, {2, -3}, {0, 4}}};
   CHECK((op.transpose() * y == matrix.transpose() * y));
@@ -204,7 +204,7 @@ TEST_CASE("Eigen's iterative solvers take the operator", "[toeplitz]") {
     for (const Index out : {2, 6}) {
       const auto layer = small_integers<double, 2>(
           {.out = out, .in = 2, .kernel_size = 3, .stride = 2, .padding = 2}, rng);
-      const auto op = toeplitz_operator(layer, {5, 6});
+      const auto op = ToeplitzOperator(layer, {5, 6});
       const Eigen::VectorXd y = random_vector<double>(op.rows(), rng);
       Eigen::LeastSquaresConjugateGradient<Operator, Eigen::IdentityPreconditioner> solver(op);
       solver.setMaxIterations(1000);
@@ -217,7 +217,7 @@ TEST_CASE("Eigen's iterative solvers take the operator", "[toeplitz]") {
     auto layer =
         small_integers<double, 2>({.out = 2, .in = 2, .kernel_size = 3, .padding = 1}, rng);
     for (std::size_t channel : {0u, 1u}) layer.weight()[channel * 27 + 4] = 100;  // the diagonal
-    const auto op = toeplitz_operator(layer, {6, 7});
+    const auto op = ToeplitzOperator(layer, {6, 7});
     const Eigen::VectorXd x = random_vector<double>(op.cols(), rng), y = op * x;
     const Eigen::BiCGSTAB<Operator, Eigen::IdentityPreconditioner> solver(op);
     CHECK((solver.solve(y) - x).norm() <= 1e-8 * x.norm());
@@ -313,11 +313,11 @@ TEST_CASE("a matrix of another size, or that hides a tap, is refused", "[toeplit
   CHECK_THROWS_AS(conv_from_toeplitz(Eigen::MatrixXi(1, 1), ConvShape<0>{.out = 1}, {}),
                   ShapeError);
   CHECK_THROWS_AS(toeplitz(Conv2d<int>({.out = 1, .in = 1, .kernel_size = 3}), 2), ShapeError);
-  CHECK_THROWS_AS(toeplitz_operator(layer, {0, 3}), ShapeError);
+  CHECK_THROWS_AS(ToeplitzOperator(layer, {0, 3}), ShapeError);
 }
 
 TEST_CASE("an operator refuses a vector of another length", "[toeplitz]") {
-  const auto op = toeplitz_operator(Conv1d<double>({.out = 2, .in = 1, .kernel_size = 2}), 4);
+  const auto op = ToeplitzOperator(Conv1d<double>({.out = 2, .in = 1, .kernel_size = 2}), 4);
   const Eigen::VectorXd x = Eigen::VectorXd::Zero(6);
   CHECK_THAT(message_of<ShapeError>([&] { op* x; }),
              Catch::Contains("6x4 matrix") && Catch::Contains("length 6"));
@@ -345,7 +345,7 @@ TEST_CASE("a matrix over the limit is refused before it is allocated", "[toeplit
   CHECK_THAT(message_of<SizeError>([&] { toeplitz(layer, large, none); }),
              Catch::Contains("32-bit indices"));
   CHECK_THROWS_AS(augmented(layer, large), SizeError);
-  CHECK_THROWS_AS(toeplitz_operator(layer, Index{1} << 40), SizeError);
+  CHECK_THROWS_AS(ToeplitzOperator(layer, Index{1} << 40), SizeError);
 }
 
 }  // namespace
@@ -396,7 +396,7 @@ TEST_CASE("an operator that was moved from throws", "[toeplitz]") {
   CHECK(Eigen::VectorXd(kept * x) == 2 * x);
   const Conv1d<double> taken = std::move(doubled);
   CHECK_THROWS_AS(toeplitz(doubled, 3), ShapeError);
-  CHECK_THROWS_AS(toeplitz_operator(doubled, 3), ShapeError);
+  CHECK_THROWS_AS(ToeplitzOperator(doubled, 3), ShapeError);
   CHECK(Eigen::VectorXd(toeplitz(taken, 3) * x) == 2 * x);
 }
 

@@ -131,7 +131,7 @@ TEMPLATE_TEST_CASE_SIG("for stride 1 it is a layer", "[transposed]", ((int Rank)
   for (ConvShape<Rank> shape : all_shapes<Rank>(rng, 40)) {
     INFO(to_string(shape));
     if (shape.stride != 1) {
-      CHECK_THROWS_AS(as_conv(transposed(Conv<int, Rank>(shape))), ShapeError);
+      CHECK_THROWS_AS(transposed(Conv<int, Rank>(shape)).as_conv(), ShapeError);
       shape.stride = 1;
     }
     const auto [layer, linear] = random_pair(shape, rng);
@@ -142,11 +142,11 @@ TEMPLATE_TEST_CASE_SIG("for stride 1 it is a layer", "[transposed]", ((int Rank)
     bool exists = true;
     for (int axis = 0; axis < Rank; ++axis) exists = exists && smallest_extent(shape, 5, axis);
     if (exists) {
-      CHECK(as_conv(adjoint)(y) == adjoint(y));
+      CHECK(adjoint.as_conv()(y) == adjoint(y));
     } else {
-      CHECK_THROWS_AS(as_conv(adjoint)(y), ShapeError);
+      CHECK_THROWS_AS(adjoint.as_conv()(y), ShapeError);
     }
-    CHECK(as_conv(transposed(as_conv(transposed(layer)))) == linear);
+    CHECK(transposed(transposed(layer).as_conv()).as_conv() == linear);
   }
 }
 
@@ -818,7 +818,8 @@ TEST_CASE("what cannot be transposed is refused with its numbers", "[transposed]
   CHECK_THAT(message_of<ShapeError>([&] { transposed(wide)(y, 0); }),
              Catch::Contains("does not become one of size 0"));  // though 0 + 2 + 2 is 4
   CHECK_THROWS_AS(adjoint.output_size(0), ShapeError);
-  CHECK_THAT(message_of<ShapeError>([&] { as_conv(transposed(strided)); }), Catch::Contains("s2"));
+  CHECK_THAT(message_of<ShapeError>([&] { static_cast<void>(transposed(strided).as_conv()); }),
+             Catch::Contains("s2"));
   CHECK_THROWS_AS(adjoint * adjoint, ShapeError);
   CHECK_THROWS_AS(contract(adjoint * transposed(strided, {1, 2})), InexactError);
   const Conv1d<int> padded({.out = 1, .in = 2, .kernel_size = 3, .padding = 1});

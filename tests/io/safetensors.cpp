@@ -186,9 +186,8 @@ TEST_CASE("values widen exactly or not at all", "[safetensors]") {
         CHECK(static_cast<long double>(values[i]) == static_cast<long double>(expected[i]));
       }
     });
-    const std::string from(name_of(*dtype_of<From>()));
-    const std::string to =
-        std::same_as<To, long double> ? "long double" : std::string(name_of(Dtype(column)));
+    const std::string from = to_string(*dtype_of<From>());
+    const std::string to = std::same_as<To, long double> ? "long double" : to_string(Dtype(column));
     CHECK(said == (widens[row][column] == '1'
                        ? "not refused"
                        : "safetensors: tensor \"w\": " + from + " does not fit " + to +
@@ -275,8 +274,8 @@ TEST_CASE("tensors of other dtypes are kept, but not read", "[safetensors]") {
                              R"("c":{"dtype":"C64","shape":[1],"data_offsets":[11,19]}})";
   const Safetensors file = parse_safetensors(file_with(header, 27), "f");
   CHECK(file.tensor("a").dtype == Dtype::Other);
-  CHECK(dtype_name(file.tensor("a")) == "F8_E4M3");
-  CHECK(dtype_name(file.tensor("w")) == "F32");
+  CHECK(file.tensor("a").dtype_name() == "F8_E4M3");
+  CHECK(file.tensor("w").dtype_name() == "F32");
   CHECK(file.tensor("b").shape == Shape{10});
   CHECK(file.tensor("b").bytes == std::vector<std::byte>(5, std::byte{1}));
   CHECK(file.values<float>("w").size() == 2);
@@ -288,7 +287,7 @@ TEST_CASE("tensors of other dtypes are kept, but not read", "[safetensors]") {
   CHECK(refusal([&] { file.values<long double>("a"); }) == expected);
   CHECK(refusal([&] { file.view<std::uint8_t>("a"); }) == expected);
   CHECK(refusal([] { size_of(Dtype::Other); }) == "dtype Other has no type that stores it");
-  CHECK(name_of(Dtype::Other) == "other");
+  CHECK(to_string(Dtype::Other) == "other");
 
   const std::vector<std::byte> written = serialize_safetensors(file);
   const Safetensors again = parse_safetensors(written);

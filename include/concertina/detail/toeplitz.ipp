@@ -297,9 +297,9 @@ template <class Scalar_, int Rank_>
 template <class Rhs>
 Eigen::Product<ToeplitzOperator<Scalar_, Rank_>, Rhs> ToeplitzOperator<Scalar_, Rank_>::operator*(
     const Eigen::MatrixBase<Rhs>& x) const {
-  if (!parts_) throw ShapeError("toeplitz_operator: one that was moved from");
+  if (!parts_) throw ShapeError("ToeplitzOperator: one that was moved from");
   if (x.rows() != cols()) {
-    throw ShapeError("toeplitz_operator: " + detail::matrix_text({rows(), cols()}) +
+    throw ShapeError("ToeplitzOperator: " + detail::matrix_text({rows(), cols()}) +
                      " times a vector of length " + std::to_string(x.rows()));
   }
   return {*this, x.derived()};

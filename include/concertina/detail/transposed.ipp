@@ -360,14 +360,14 @@ void Transposed<Scalar_, Rank_>::require_sizes(const PerAxis<Rank>& from,
 }
 
 template <class Scalar, int Rank>
-Conv<Scalar, Rank> as_conv(const Transposed<Scalar, Rank>& adjoint) {
-  if (adjoint.layer().shape().stride != 1) {
+auto Transposed<Scalar, Rank>::as_conv() const -> Conv<Scalar, Rank> {
+  if (layer_.shape().stride != 1) {
     throw ShapeError(
         "as_conv: the adjoint of a strided layer writes more positions than it reads, as no layer "
         "does (" +
-        to_string(adjoint.layer().shape()) + ")");
+        to_string(layer_.shape()) + ")");
   }
-  return detail::to_dense(adjoint);
+  return detail::to_dense(*this);
 }
 
 template <class Scalar_, int Rank_>

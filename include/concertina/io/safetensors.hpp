@@ -28,7 +28,7 @@ static_assert(std::endian::native == std::endian::little,
 enum class Dtype { Bool, U8, I8, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64, Other };
 
 /// The name in the file; "other" for Other, whose name the tensor has.
-std::string_view name_of(Dtype dtype);
+std::string to_string(Dtype dtype);
 
 /// Bytes per element. Throws FormatError for Other.
 std::size_t size_of(Dtype dtype);
@@ -56,11 +56,11 @@ struct Tensor {
   std::vector<std::byte> bytes;  // little-endian; std::vector aligns them for every dtype
   std::string other_dtype = {};  // the name in the file if the dtype is Other, otherwise empty
 
+  /// The name in the file, Other or not.
+  std::string dtype_name() const { return dtype == Dtype::Other ? other_dtype : to_string(dtype); }
+
   friend bool operator==(const Tensor&, const Tensor&) = default;
 };
-
-/// The name of its dtype in the file, Other or not.
-std::string_view dtype_name(const Tensor& tensor);
 
 /// The contents of a file. Plain data: what it holds is checked when it is used and when it is
 /// written.

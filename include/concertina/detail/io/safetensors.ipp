@@ -70,7 +70,7 @@ constexpr auto with_storage(Dtype dtype, const Visit& visit) {
 
 template <class Scalar>
 std::string scalar_name() {
-  if constexpr (Stored<Scalar>) return std::string(name_of(*dtype_of<Scalar>()));
+  if constexpr (Stored<Scalar>) return to_string(*dtype_of<Scalar>());
   return "long double";
 }
 
@@ -92,7 +92,7 @@ inline void check_dtype(const std::string& where, const Tensor& tensor) {
                                                  : tensor.other_dtype.empty();
   if (!fits) {
     refuse(where, "other_dtype is " + in_quotes(tensor.other_dtype) + ", where the dtype is " +
-                      std::string(name_of(tensor.dtype)));
+                      to_string(tensor.dtype));
   }
 }
 
@@ -101,7 +101,7 @@ inline void check_dtype(const std::string& where, const Tensor& tensor) {
 /// Where the bytes of an element are not known, any number of bytes fits.
 inline void check_size(const std::string& where, const Tensor& tensor, std::size_t found) {
   const std::ptrdiff_t width = width_of(tensor);
-  const std::string dtype(dtype_name(tensor));
+  const std::string dtype = tensor.dtype_name();
   auto needed = std::max<std::ptrdiff_t>(width, 1);
   bool empty = false;
   for (const std::ptrdiff_t dimension : tensor.shape) {
@@ -470,8 +470,8 @@ inline FileParts split(const std::string& origin, const Safetensors& file) {
     const auto& [name, tensor] = *entry;
     const std::size_t end = offset + tensor.bytes.size();
     separate();
-    header += json_text(origin, name) + R"(:{"dtype":")" + std::string(dtype_name(tensor)) +
-              R"(","shape":)" + nlohmann::json(tensor.shape).dump() + R"(,"data_offsets":[)" +
+    header += json_text(origin, name) + R"(:{"dtype":")" + tensor.dtype_name() + R"(","shape":)" +
+              nlohmann::json(tensor.shape).dump() + R"(,"data_offsets":[)" +
               std::to_string(offset) + ',' + std::to_string(end) + "]}";
     parts.data.emplace_back(tensor.bytes);
     offset = end;
@@ -490,14 +490,9 @@ inline FileParts split(const std::string& origin, const Safetensors& file) {
 
 }  // namespace detail
 
-inline std::string_view name_of(Dtype dtype) {
+inline std::string to_string(Dtype dtype) {
   if (dtype == Dtype::Other) return "other";
-  return detail::dtype_names.at(static_cast<std::size_t>(dtype));
-}
-
-inline std::string_view dtype_name(const Tensor& tensor) {
-  return tensor.dtype == Dtype::Other ? std::string_view(tensor.other_dtype)
-                                      : name_of(tensor.dtype);
+  return std::string(detail::dtype_names.at(static_cast<std::size_t>(dtype)));
 }
 
 inline std::size_t size_of(Dtype dtype) {
@@ -536,7 +531,7 @@ std::vector<Scalar> Safetensors::values(std::string_view name) const {
     if constexpr (detail::holds_exactly<Scalar, T>()) {
       return detail::widened<Scalar, T>(from.bytes);
     } else {
-      detail::refuse(where, std::string(name_of(from.dtype)) + " does not fit " +
+      detail::refuse(where, to_string(from.dtype) + " does not fit " +
                                 detail::scalar_name<Scalar>() +
                                 " exactly; read it as a wider type and round as you wish");
       return std::vector<Scalar>();
@@ -553,7 +548,7 @@ std::span<const Scalar> Safetensors::view(std::string_view name) const& {
   const std::string where = detail::about(origin, name);
   detail::check_readable(where, from);
   if (from.dtype != dtype_of<Scalar>()) {
-    detail::refuse(where, std::string(name_of(from.dtype)) + " cannot be viewed as " +
+    detail::refuse(where, to_string(from.dtype) + " cannot be viewed as " +
                               detail::scalar_name<Scalar>() +
                               "; values() converts where that is exact");
   }
