@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <concertina/cuda/detail/program.hpp>
+#include <concertina/cuda/detail/phase_program.hpp>
 
 #ifdef CONCERTINA_ON_DEVICE
 #include "on_device.hpp"

@@ -4,7 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/detail/program.hpp>
+#include <concertina/cuda/detail/phase_program.hpp>
 
 #include <bit>
 #include <concepts>
