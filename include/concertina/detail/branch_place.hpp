@@ -28,6 +28,13 @@ class BranchPlace {
     });
   }
 
+  const AnyShape& branch() const { return branch_; }
+  const AnyShape& whole() const { return whole_; }
+  Index first_out() const { return first_out_; }
+  Index first_in() const { return first_in_; }
+  /// The position of each of the branch's taps in the whole's kernel.
+  const std::vector<Index>& taps() const { return taps_; }
+
   /// Calls visit(element of the branch, element of the whole) for the weights, in memory order of
   /// the branch, and then for the biases of a branch that has them.
   template <class Branch, class Whole, class Visit>
@@ -50,7 +57,7 @@ class BranchPlace {
   AnyShape branch_;
   Index first_out_, first_in_;
   AnyShape whole_;
-  std::vector<Index> taps_;  // the position of each of the branch's taps in the whole's kernel
+  std::vector<Index> taps_;
 };
 
 /// Where each of the branches is in a layer of their joined shape.

@@ -159,9 +159,8 @@ class Evaluator {
           parallel_, keeps_);
       return;
     }
-    std::vector<AnyShape> branches;
-    for (const Value operand : instruction.operands) branches.push_back(program_.shape(operand));
-    steps_[i].places = branch_places(instruction.join, instruction.shape, branches);
+    steps_[i].places = branch_places(instruction.join, instruction.shape,
+                                     program_.shapes_of(instruction.operands));
   }
 
   Program program_;

@@ -50,6 +50,12 @@ class Program {
     return value < leaves_.size() ? leaves_[value] : instructions_[value - leaves_.size()].shape;
   }
 
+  std::vector<AnyShape> shapes_of(std::span<const Value> values) const {
+    std::vector<AnyShape> shapes;
+    for (const Value value : values) shapes.push_back(shape(value));
+    return shapes;
+  }
+
   /// Of the gradients of all products' factors but fixed ones: two for each forward where there
   /// are none.
   Index backward_multiply_adds() const {
@@ -102,12 +108,6 @@ class Program {
       parts = std::move(products);
     }
     return parts.front();
-  }
-
-  std::vector<AnyShape> shapes_of(std::span<const Value> values) const {
-    std::vector<AnyShape> shapes;
-    for (const Value value : values) shapes.push_back(shape(value));
-    return shapes;
   }
 
   /// Parts first .. last of a chain.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concertina/cuda/detail/schedule.ipp>
+#include <concertina/detail/branch_place.hpp>
 #include <concertina/detail/program.hpp>
 
 #include <algorithm>
@@ -18,8 +19,8 @@
 
 namespace concertina::cuda::detail {
 
-using concertina::detail::AnyShape, concertina::detail::DenseBlock, concertina::detail::Instruction,
-    concertina::detail::ProductPlan, concertina::detail::Value;
+using concertina::detail::AnyShape, concertina::detail::BranchPlace, concertina::detail::DenseBlock,
+    concertina::detail::Instruction, concertina::detail::ProductPlan, concertina::detail::Value;
 
 /// What the planners of all forms share.
 struct Planning {
@@ -186,11 +187,6 @@ class FormPlanner {
     Index outer_taps() const { return plan.outer_count(); }
     Index inner_taps() const { return plan.inner_count(); }
     bool is_pointwise() const { return outer_taps() == 1 || inner_taps() == 1; }
-  };
-  struct PlacedBranch {
-    Value value;
-    Index first_out, first_in;  // its channels in the whole
-    std::vector<Index> taps;    // the position of each of its taps in the whole's kernel
   };
 
   static int narrow(Index value) { return static_cast<int>(value); }
@@ -362,36 +358,19 @@ class FormPlanner {
 
   // ---- sums and concatenations -----------------------------------------------------------------
 
-  /// As concertina::detail::BranchPlace has it.
-  std::vector<PlacedBranch> placed(const Instruction& instruction) const {
-    const AnyShape& whole = instruction.shape;
-    std::vector<PlacedBranch> branches;
-    Index out = 0, in = 0;  // channels of the branches before
-    for (const Value value : instruction.operands) {
-      const AnyShape& shape = values_[value].shape;
-      concertina::detail::Axes shift;
-      for (int axis = 0; axis < concertina::detail::max_rank; ++axis) {
-        shift[axis] =
-            (whole.padding.start[axis] - shape.padding.start[axis]) / whole.dilation[axis];
-      }
-      PlacedBranch branch{value, out, in,
-                          concertina::detail::tap_positions(shape, shape.dilation, whole)};
-      for (Index& tap : branch.taps) tap += concertina::detail::flat(shift, whole.kernel_size);
-      branches.push_back(std::move(branch));
-      if (concertina::detail::splits_outputs(instruction.join)) out += shape.out;
-      if (concertina::detail::splits_inputs(instruction.join)) in += shape.in;
-    }
-    return branches;
+  std::vector<BranchPlace> places_of(const Instruction& instruction) const {
+    return concertina::detail::branch_places(instruction.join, instruction.shape,
+                                             program_.shapes_of(instruction.operands));
   }
 
   /// The entry of the device's table.
-  Branch entry(const PlacedBranch& branch, const AnyShape& whole) const {
-    const AnyShape& shape = values_[branch.value].shape;
-    return {.tensor = values_[branch.value].weight,
-            .first_m = narrow(branch.first_out),
+  static Branch entry(const TensorRef& weight, const BranchPlace& place) {
+    const AnyShape &shape = place.branch(), &whole = place.whole();
+    return {.tensor = weight,
+            .first_m = narrow(place.first_out()),
             .m = narrow(shape.out),
             .group_m = narrow(shape.out / shape.groups),
-            .first_n = narrow(branch.first_in),
+            .first_n = narrow(place.first_in()),
             .n = narrow(shape.in / shape.groups),
             .whole_n = narrow(whole.in / whole.groups),
             .taps = narrow(numel(shape.kernel_size))};
@@ -400,16 +379,16 @@ class FormPlanner {
   void add_branches(const Instruction& instruction, PlannedValue& result) {
     Schedule& schedule = planning_.forward;
     const AnyShape& whole = instruction.shape;
-    const std::vector<PlacedBranch> branches = placed(instruction);
+    const std::vector<Value>& branches = instruction.operands;
+    const std::vector<BranchPlace> places = places_of(instruction);
     int level = 0;
-    for (const PlacedBranch& branch : branches) {
-      level = std::max(level, values_[branch.value].ready);
-    }
+    for (const Value branch : branches) level = std::max(level, values_[branch].ready);
     std::vector<std::vector<TapPair>> reaching(
         static_cast<std::size_t>(numel(whole.kernel_size)));  // each tap of the whole
     for (std::size_t b = 0; b < branches.size(); ++b) {
-      for (std::size_t t = 0; t < branches[b].taps.size(); ++t) {
-        reaching[static_cast<std::size_t>(branches[b].taps[t])].push_back(
+      const std::vector<Index>& taps = places[b].taps();
+      for (std::size_t t = 0; t < taps.size(); ++t) {
+        reaching[static_cast<std::size_t>(taps[t])].push_back(
             {static_cast<int>(b), static_cast<int>(t)});
       }
     }
@@ -423,19 +402,21 @@ class FormPlanner {
     for (std::size_t t = 0; t < reaching.size(); ++t) {
       schedule.add_tap(static_cast<int>(t), reaching[t]);
     }
-    for (const PlacedBranch& branch : branches) schedule.add_branch(entry(branch, whole));
+    for (std::size_t b = 0; b < branches.size(); ++b) {
+      schedule.add_branch(entry(values_[branches[b]].weight, places[b]));
+    }
     result.ready = level + 1;
     if (!whole.bias) return;
 
     std::vector<TapPair> biased;
     const int first_branch = schedule.next_branch();
-    for (const PlacedBranch& branch : branches) {
-      const PlannedValue& value = values_[branch.value];
+    for (std::size_t b = 0; b < branches.size(); ++b) {
+      const PlannedValue& value = values_[branches[b]];
       if (!value.shape.bias) continue;
       biased.push_back({static_cast<int>(biased.size()), 0});
       const int out = narrow(value.shape.out);
       schedule.add_branch({.tensor = value.bias,
-                           .first_m = narrow(branch.first_out),
+                           .first_m = narrow(places[b].first_out()),
                            .m = out,
                            .group_m = out,
                            .n = 1,
@@ -454,11 +435,13 @@ class FormPlanner {
     const AnyShape& whole = instruction.shape;
     const Index taps = numel(whole.kernel_size);
     const int level = result.gradient_ready;
-    for (const PlacedBranch& branch : placed(instruction)) {
-      PlannedValue& value = values_[branch.value];
+    const std::vector<BranchPlace> places = places_of(instruction);
+    for (std::size_t b = 0; b < places.size(); ++b) {
+      const BranchPlace& place = places[b];
+      PlannedValue& value = values_[instruction.operands[b]];
       const AnyShape& shape = value.shape;
       schedule.add(level, Job{.kind = Job::Kind::take_branch,
-                              .taps = static_cast<int>(branch.taps.size()),
+                              .taps = static_cast<int>(place.taps().size()),
                               .m = narrow(shape.out),
                               .n = narrow(shape.in / shape.groups),
                               .a = result.weight_gradient,
@@ -467,10 +450,10 @@ class FormPlanner {
                               .a_n = narrow(taps),
                               .first_tap = schedule.next_tap(),
                               .first_branch = schedule.next_branch()});
-      for (const Index tap : branch.taps) schedule.add_tap(narrow(tap), {});
-      schedule.add_branch(entry(branch, whole));
+      for (const Index tap : place.taps()) schedule.add_tap(narrow(tap), {});
+      schedule.add_branch(entry(value.weight, place));
       if (shape.bias) {
-        schedule.add(level, copy(shifted(result.bias_gradient, branch.first_out),
+        schedule.add(level, copy(shifted(result.bias_gradient, place.first_out()),
                                  value.bias_gradient, shape.out));
       }
       value.gradient_ready = level + 1;
