@@ -138,7 +138,7 @@ class FormPlanner {
     for (const Instruction& instruction : instructions) {
       add_value(instruction.shape);
       if (instruction.join == Join::chain) {
-        products_.push_back(Product(program_, instruction, values_.size() - 1));
+        products_.push_back(PlannedProduct(program_, instruction, values_.size() - 1));
         multiply(*products_.back());
       } else {
         products_.emplace_back();
@@ -170,8 +170,9 @@ class FormPlanner {
     Matrix outer, inner;
     TensorRef product;
   };
-  struct Product {
-    Product(const concertina::detail::Program& program, const Instruction& instruction, Value value)
+  struct PlannedProduct {
+    PlannedProduct(const concertina::detail::Program& program, const Instruction& instruction,
+                   Value value)
         : plan(program.shape(instruction.outer()), program.shape(instruction.inner()),
                concertina::detail::Algorithm::direct),
           runs(block_runs(plan)),
@@ -325,7 +326,7 @@ class FormPlanner {
 
   /// Whether a product is computed as one matrix product of unfolded kernels: of two kernels of
   /// several taps, where it is not small; with one of a single tap, where it is cuBLAS's.
-  bool is_unfolded(const Product& product, const BlockRun& run) const {
+  bool is_unfolded(const PlannedProduct& product, const BlockRun& run) const {
     const DenseBlock& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps(),
                 work = product.plan.multiply_adds_of(block);
@@ -339,14 +340,14 @@ class FormPlanner {
   }
   /// Whether our own tiles compute an unfolded product and its gradients. They take the kernels'
   /// taps from between the channels, others need them moved before.
-  bool is_tiled(const Product& product, const BlockRun& run) const {
+  bool is_tiled(const PlannedProduct& product, const BlockRun& run) const {
     const PlanOptions& options = planning_.options;
     const Index work = product.plan.multiply_adds_of(run.first);
     return !product.is_pointwise() && work < options.least_gemm &&
            (options.math != Math::bf16x6 || work < options.least_bf16x6);
   }
   /// Whether its gradients are; those of a kernel and a 1x1 layer also where they are large.
-  bool is_gradient_unfolded(const Product& product, const BlockRun& run) const {
+  bool is_gradient_unfolded(const PlannedProduct& product, const BlockRun& run) const {
     const DenseBlock& block = run.first;
     if (!product.is_pointwise()) return is_unfolded(product, run);
     return is_unfolded(product, run) ||
@@ -462,7 +463,7 @@ class FormPlanner {
 
   // ---- products, forward -----------------------------------------------------------------------
 
-  void multiply(Product& product) {
+  void multiply(PlannedProduct& product) {
     Schedule& schedule = planning_.forward;
     const PlannedValue &outer = values_[product.outer], &inner = values_[product.inner];
     PlannedValue& result = values_[product.result];
@@ -486,7 +487,7 @@ class FormPlanner {
   }
 
   /// P[o][c][t] = sum over the pairs that meet at t, and m, of W2[o][m][b] W1[m][c][a].
-  int multiply_taps(const Product& product, const BlockRun& run, int level) {
+  int multiply_taps(const PlannedProduct& product, const BlockRun& run, int level) {
     Schedule& schedule = planning_.forward;
     const DenseBlock& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps();
@@ -523,7 +524,7 @@ class FormPlanner {
 
   /// For each tap of the product the pairs that meet there, as pair(b, a) has them.
   template <class Pair>
-  static int result_taps(Schedule& schedule, const Product& product, Pair&& pair) {
+  static int result_taps(Schedule& schedule, const PlannedProduct& product, Pair&& pair) {
     std::vector<std::vector<TapPair>> meeting(static_cast<std::size_t>(product.plan.taps));
     for (Index b = 0; b < product.outer_taps(); ++b) {
       for (Index a = 0; a < product.inner_taps(); ++a) {
@@ -543,7 +544,7 @@ class FormPlanner {
 
   /// W2 [(o, b)][m] times W1 [m][(a, c)] is one matrix product, and folding adds up its elements
   /// where taps (b, a) meet. Where it needs that, taps are moved from between the channels first.
-  int multiply_unfolded(Product& product, std::size_t r, int level) {
+  int multiply_unfolded(PlannedProduct& product, std::size_t r, int level) {
     Schedule& schedule = planning_.forward;
     const BlockRun& run = product.runs[r];
     const DenseBlock& block = run.first;
@@ -612,8 +613,8 @@ class FormPlanner {
   }
 
   /// The product's taps in the unfolded matrix, rows (o, b) and columns (a, c), or (c, a).
-  static int unfolded_taps(Schedule& schedule, const Product& product, const DenseBlock& block,
-                           bool tiled) {
+  static int unfolded_taps(Schedule& schedule, const PlannedProduct& product,
+                           const DenseBlock& block, bool tiled) {
     const Index width = block.in * product.inner_taps();
     return result_taps(schedule, product, [&](Index b, Index a) {
       return TapPair{narrow(b * width + a * (tiled ? 1 : block.in))};
@@ -735,7 +736,7 @@ class FormPlanner {
   }
 
   /// b2 + (sum over the taps of W2) b1, for each group of the outer layer.
-  int multiply_bias(const Product& product, int level) {
+  int multiply_bias(const PlannedProduct& product, int level) {
     const PlannedValue &outer = values_[product.outer], &inner = values_[product.inner],
                        &result = values_[product.result];
     Schedule& schedule = planning_.forward;
@@ -768,7 +769,7 @@ class FormPlanner {
 
   // ---- products, backward ----------------------------------------------------------------------
 
-  void differentiate(const Product& product) {
+  void differentiate(const PlannedProduct& product) {
     const PlannedValue& result = values_[product.result];
     PlannedValue &outer = values_[product.outer], &inner = values_[product.inner];
     Schedule& schedule = planning_.backward;
@@ -800,7 +801,7 @@ class FormPlanner {
   }
 
   /// dW2[o][m][b] = sum over c and a of G[o][c][tap of (b, a)] W1[m][c][a].
-  int outer_gradient(const Product& product, const BlockRun& run, int level,
+  int outer_gradient(const PlannedProduct& product, const BlockRun& run, int level,
                      const Epilogue& epilogue) {
     Schedule& schedule = planning_.backward;
     const DenseBlock& block = run.first;
@@ -846,7 +847,7 @@ class FormPlanner {
   }
 
   /// dW1[m][c][a] = sum over o and b of W2[o][m][b] G[o][c][tap of (b, a)].
-  int inner_gradient(const Product& product, const BlockRun& run, int level) {
+  int inner_gradient(const PlannedProduct& product, const BlockRun& run, int level) {
     Schedule& schedule = planning_.backward;
     const DenseBlock& block = run.first;
     const Index outer_taps = product.outer_taps(), inner_taps = product.inner_taps(),
@@ -891,7 +892,7 @@ class FormPlanner {
   }
 
   /// With the gradient unfolded, rows (o, b) and columns (a, c), both are one matrix product each.
-  void differentiate_unfolded(const Product& product, std::size_t r, int level,
+  void differentiate_unfolded(const PlannedProduct& product, std::size_t r, int level,
                               const Epilogue& epilogue) {
     Schedule& schedule = planning_.backward;
     const BlockRun& run = product.runs[r];
@@ -988,7 +989,7 @@ class FormPlanner {
   }
 
   /// db1[m] = sum over o and b of W2[o][m][b] db[o].
-  int inner_bias(const Product& product, int level) {
+  int inner_bias(const PlannedProduct& product, int level) {
     const PlannedValue &outer = values_[product.outer], &inner = values_[product.inner],
                        &result = values_[product.result];
     Schedule& schedule = planning_.backward;
@@ -1013,7 +1014,7 @@ class FormPlanner {
   const concertina::detail::Program& program_;
   std::vector<PlannedValue> values_;
   PlannedValue result_;
-  std::vector<std::optional<Product>> products_;  // of each instruction that is one
+  std::vector<std::optional<PlannedProduct>> products_;  // of each instruction that is one
 };
 
 }  // namespace concertina::cuda::detail
