@@ -459,8 +459,10 @@ TEST_CASE("a depthwise chain is one sum for each element, on blocks", "[cuda]") 
       using Kind = cuda::detail::Job::Kind;
       CHECK(plan.forward().phases.size() == 1);
       CHECK(plan.backward().phases.size() == 1);
-      CHECK(std::ranges::count(plan.forward().jobs, Kind::chain, &cuda::detail::Job::kind) == 4);
-      CHECK(std::ranges::count(plan.backward().jobs, Kind::chain, &cuda::detail::Job::kind) == 12);
+      CHECK(std::ranges::count(plan.forward().jobs, Kind::depthwise_chain,
+                               &cuda::detail::Job::kind) == 4);
+      CHECK(std::ranges::count(plan.backward().jobs, Kind::depthwise_chain,
+                               &cuda::detail::Job::kind) == 12);
       network.check(plan);
     }
     add(3, 2, {.kernel_size = 2, .bias = true});  // with a bias below another layer it is two

@@ -340,9 +340,9 @@ class Contraction {
       } else if (launch.kind == detail::Launch::Kind::gemm) {
         const detail::Gemm& gemm = sequence.gemms[static_cast<std::size_t>(launch.index)];
         const auto at = [&](const detail::TensorRef& ref) {
-          Sum* const first = ref.operand == detail::TensorRef::workspace
+          Sum* const first = ref.tensor == detail::TensorRef::workspace
                                  ? workspace
-                                 : static_cast<Sum*>(table[ref.operand]);
+                                 : static_cast<Sum*>(table[ref.tensor]);
           return first + ref.offset;
         };
         multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c), &sequence == &plan_.backward());

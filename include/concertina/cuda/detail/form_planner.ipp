@@ -39,7 +39,7 @@ struct Planning {
     const Offset at = workspace;
     workspace = concertina::detail::checked_add(
         workspace, (elements + alignment - 1) / alignment * alignment, "the workspace");
-    return {.operand = TensorRef::workspace, .offset = at};
+    return {.tensor = TensorRef::workspace, .offset = at};
   }
 
   int multiply(Schedule& schedule, int level, const Job& job) {
@@ -134,7 +134,7 @@ class FormPlanner {
   void plan() {
     const auto instructions = program_.instructions();
     if (instructions.empty()) return plan_copy();
-    if (const auto chain = depthwise_chain()) return plan_chain(*chain);
+    if (const auto chain = depthwise_chain()) return plan_depthwise_chain(*chain);
     for (const Instruction& instruction : instructions) {
       add_value(instruction.shape);
       if (instruction.join == Join::chain) {
@@ -239,19 +239,19 @@ class FormPlanner {
     const bool fits = outer.groups == groups && middle.groups == groups && inner.groups == groups &&
                       inner.in == groups && numel(outer.kernel_size) == 1 &&
                       numel(inner.kernel_size) == 1 && !middle.bias && !inner.bias &&
-                      weight_numel(middle) / groups <= tuning::most_chain_elements;
+                      weight_numel(middle) / groups <= tuning::most_depthwise_chain_elements;
     return fits ? std::optional(chain) : std::nullopt;
   }
 
   /// P[t] = sum over i of W3[i] times the sum over j of W2[i][j][t] W1[j], for each group.
-  void plan_chain(const DepthwiseChain& chain) {
+  void plan_depthwise_chain(const DepthwiseChain& chain) {
     const PlannedValue &outer = values_[chain.outer], &middle = values_[chain.middle],
                        &inner = values_[chain.inner];
     const AnyShape& shape = middle.shape;
     const Index groups = shape.groups, i = shape.out / groups, j = shape.in / groups,
                 t = numel(shape.kernel_size);
     const auto job = [&](Index m, Index n, Index k_outer, Index k_inner) {
-      return Job{.kind = Job::Kind::chain,
+      return Job{.kind = Job::Kind::depthwise_chain,
                  .groups = narrow(groups),
                  .m = narrow(m),
                  .n = narrow(n),
@@ -271,7 +271,7 @@ class FormPlanner {
     product.c = shifted(result_.weight, 0, t);
     product.inner = {
         .d = w2, .n_inner_extent = narrow(t), .d_n = stride(0, 1), .d_k = stride(j * t, t)};
-    add_chain(planning_.forward, product);
+    add_depthwise_chain(planning_.forward, product);
     if (outer.shape.bias) planning_.forward.add(0, copy(outer.bias, result_.bias, groups));
     planning_.forward.sequence.multiply_adds += groups * t * i * (j + 1);
     if (!planning_.options.gradient) return;
@@ -282,13 +282,13 @@ class FormPlanner {
     of_outer.b = w1;
     of_outer.c = shifted(outer.weight_gradient, 0, i);
     of_outer.inner = {.d = w2, .d_m = narrow(j * t), .d_k = stride(1, t)};
-    add_chain(planning_.backward, of_outer);
+    add_depthwise_chain(planning_.backward, of_outer);
     Job of_inner = job(1, j, t, i);  // dW1[j] = sum of G[t] times the sum of W2[i][j][t] W3[i]
     of_inner.a = gradient;
     of_inner.b = w3;
     of_inner.c = shifted(inner.weight_gradient, 0, j);
     of_inner.inner = {.d = w2, .d_n = stride(t), .d_k = stride(1, j * t)};
-    add_chain(planning_.backward, of_inner);
+    add_depthwise_chain(planning_.backward, of_inner);
     Job of_middle = job(i, j * t, 1, 1);  // dW2[i][j][t] = W3[i] W1[j] G[t]
     of_middle.a = w3;
     of_middle.a_m = stride(1);
@@ -296,14 +296,14 @@ class FormPlanner {
     of_middle.b_n = 1;
     of_middle.c = shifted(middle.weight_gradient, 0, i * j * t);
     of_middle.inner = {.d = gradient, .n_inner_extent = narrow(t), .d_n = stride(0, 1)};
-    add_chain(planning_.backward, of_middle);
+    add_depthwise_chain(planning_.backward, of_middle);
     if (outer.shape.bias) {
       planning_.backward.add(0, copy(result_.bias_gradient, outer.bias_gradient, groups));
     }
     planning_.backward.sequence.multiply_adds +=
         groups * t * (i * (j + 1) + j * (i + 1) + 2 * i * j);
   }
-  static void add_chain(Schedule& schedule, const Job& job) {
+  static void add_depthwise_chain(Schedule& schedule, const Job& job) {
     Job several = job;
     several.has_several = true;
     schedule.add_best(0, std::array{job, several}, [](Job&) {});
@@ -702,7 +702,7 @@ class FormPlanner {
       return fold(from, to, rows, columns, 1, Job::identity_tap);
     };
     const auto is_stored = [&](const Matrix& matrix) {
-      return planning_.options.mixed && matrix.ref.operand != TensorRef::workspace;
+      return planning_.options.mixed && matrix.ref.tensor != TensorRef::workspace;
     };
     int start = level;
     const auto stage = [&](Matrix& matrix, Index rows, Index columns) {

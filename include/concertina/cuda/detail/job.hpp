@@ -70,10 +70,10 @@ struct TwoModeStride {
 struct TensorRef {
   static constexpr int workspace = -1, none = -2;
 
-  int operand = none;  ///< index into the table of addresses, or one of the above
+  int tensor = none;  ///< index into the table of addresses, or one of the above
   Offset offset = 0, group_stride = 0;
 
-  CONCERTINA_HOST_DEVICE constexpr bool exists() const { return operand != none; }
+  CONCERTINA_HOST_DEVICE constexpr bool exists() const { return tensor != none; }
   CONCERTINA_HOST_DEVICE constexpr Offset of_group(int group) const {
     return offset + group * group_stride;
   }
@@ -92,7 +92,7 @@ struct alignas(16) Job {
     multiply_small,   ///< tiles of 32 x 32
     multiply_narrow,  ///< tiles of 128 x 8
     reduce,           ///< a dot product for each element of C
-    chain,            ///< for each element of C a sum of products of three operands, see Inner
+    depthwise_chain,  ///< for each element of C a sum of products of three operands, see Inner
     multiply_bf16x6,  ///< tiles of 128 x 128 on tensor cores, in a kernel of their own
     combine,          ///< C = sum of the split-K partial sums of a product, at A
     combine_tiles,    ///< the same of a multiply_bf16x6, whose partial sums lie tile by tile
@@ -118,14 +118,14 @@ struct alignas(16) Job {
   int splits = 1, split_k = 0;  ///< of split-K: how many, and the k of one; all of k where a tap's
                                 ///< pairs are shared out instead
   int threads_per_element = 1;  ///< reduce and combine; a power of two
-  bool has_several = false;     ///< reduce and chain: elements of a thread, side by side
+  bool has_several = false;     ///< reduce and depthwise_chain: elements of a thread, side by side
   /// multiply_bf16x6, combine_tiles: which of C's tiles, counted along m, then n, taps and groups.
   int first_c_tile = 0, c_tiles = 0;
   bool a_is_k_major = true;  ///< neighbours along k lie nearer than along m
   bool b_is_n_major = true;  ///< neighbours along n lie nearer than along k
   Epilogue epilogue = {};
-  /// Of a chain, C(m, n) = sum over k_outer of A(m, k_outer) times the sum over k_inner of
-  /// B(n_outer, k_inner) D(m, n, k).
+  /// Of a depthwise_chain, C(m, n) = sum over k_outer of A(m, k_outer) times the sum over k_inner
+  /// of B(n_outer, k_inner) D(m, n, k).
   struct Inner {
     TensorRef d = {};
     int d_m = 0;
@@ -231,7 +231,7 @@ constexpr int tiles_of(const Job& job) {
              tiles_along(job.n, tile.n);
     }
     case Job::Kind::reduce:
-    case Job::Kind::chain:
+    case Job::Kind::depthwise_chain:
     case Job::Kind::combine:
       return tiles_along(job.size(), job.has_several
                                          ? contraction_threads * tuning::loads_in_flight

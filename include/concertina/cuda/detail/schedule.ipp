@@ -108,7 +108,7 @@ class Schedule {
     }
     const Job best = add_best(level, ways, [&](Job& way) {
       if (way.splits == 1) return;
-      way.c = {.operand = TensorRef::workspace, .offset = workspace(way.splits * way.size())};
+      way.c = {.tensor = TensorRef::workspace, .offset = workspace(way.splits * way.size())};
       way.epilogue = {};
     });
     if (best.splits == 1) return level + 1;
@@ -309,7 +309,7 @@ class Schedule {
     job.splits = splits;
     Job sum = job;
     sum.kind = Job::Kind::combine_tiles;
-    sum.a = {.operand = TensorRef::workspace,
+    sum.a = {.tensor = TensorRef::workspace,
              .offset = workspace(Index{splits} * rest * tuning::tensor_core_tile_size)};
     job.c = sum.a;
     job.epilogue = {};
@@ -354,7 +354,7 @@ class Schedule {
       case Job::Kind::multiply_bf16x6:
         return tiles_along(tiles_along(job.k, tuning::tensor_core_depth), job.splits);
       case Job::Kind::reduce: return add_up(most_pairs(job) * job.k);
-      case Job::Kind::chain:
+      case Job::Kind::depthwise_chain:
         return job.has_several
                    ? add_up(job.k)
                    : tuning::reduce_time + tiles_along(job.k, 2 * tuning::loads_in_flight) *

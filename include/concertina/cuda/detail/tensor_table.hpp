@@ -39,7 +39,7 @@ class AddressTable {
     }
   }
 
-  void* operator[](int operand) const { return addresses_[static_cast<std::size_t>(operand)]; }
+  void* operator[](int tensor) const { return addresses_[static_cast<std::size_t>(tensor)]; }
 
   /// Throws  ShapeError naming both tensors where one that is written overlaps another
   /// Cost    O(n log n) for n tensors

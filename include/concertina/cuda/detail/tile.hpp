@@ -24,16 +24,16 @@ struct ContractionMemory {
 
   template <class B>
   CONCERTINA_DEVICE Sum read(B& block, const TensorRef& ref, Offset at) const {
-    if (ref.operand == TensorRef::workspace) return block.read(workspace + at);
+    if (ref.tensor == TensorRef::workspace) return block.read(workspace + at);
     return Conversion<Stored, Sum>::load(
-        block.read(static_cast<const Stored*>(addresses[ref.operand]) + at));
+        block.read(static_cast<const Stored*>(addresses[ref.tensor]) + at));
   }
   template <class B>
   CONCERTINA_DEVICE void write(B& block, const TensorRef& ref, Offset at, Sum value) const {
-    if (ref.operand == TensorRef::workspace) {
+    if (ref.tensor == TensorRef::workspace) {
       block.write(workspace + at, value);
     } else {
-      block.write(static_cast<Stored*>(addresses[ref.operand]) + at,
+      block.write(static_cast<Stored*>(addresses[ref.tensor]) + at,
                   Conversion<Stored, Sum>::store(value));
     }
   }
@@ -48,12 +48,12 @@ class Source {
                            int group) {
     if (!ref.exists()) return;
     const Offset at = ref.of_group(group);
-    if (ref.operand == TensorRef::workspace) {
+    if (ref.tensor == TensorRef::workspace) {
       sums_ = memory.workspace + at;
     } else if constexpr (is_mixed) {
-      stored_ = static_cast<const Stored*>(memory.addresses[ref.operand]) + at;
+      stored_ = static_cast<const Stored*>(memory.addresses[ref.tensor]) + at;
     } else {
-      sums_ = static_cast<const Sum*>(memory.addresses[ref.operand]) + at;
+      sums_ = static_cast<const Sum*>(memory.addresses[ref.tensor]) + at;
     }
   }
 
@@ -108,12 +108,12 @@ class Destination {
         u_(memory, job.epilogue.u, group),
         v_(memory, job.epilogue.v, group) {
     const Offset at = job.c.of_group(group) + tap.c;
-    if (job.c.operand == TensorRef::workspace) {
+    if (job.c.tensor == TensorRef::workspace) {
       sums_ = memory.workspace + at;
     } else if constexpr (is_mixed) {
-      stored_ = static_cast<Stored*>(memory.addresses[job.c.operand]) + at;
+      stored_ = static_cast<Stored*>(memory.addresses[job.c.tensor]) + at;
     } else {
-      sums_ = static_cast<Sum*>(memory.addresses[job.c.operand]) + at;
+      sums_ = static_cast<Sum*>(memory.addresses[job.c.tensor]) + at;
     }
   }
 
@@ -178,7 +178,7 @@ class ContractionTile {
     if (job_.kind == Job::Kind::combine) return combine(tile);
     block_.wait();
     switch (job_.kind) {
-      case Job::Kind::chain: return chain(tile);
+      case Job::Kind::depthwise_chain: return depthwise_chain(tile);
       case Job::Kind::combine_tiles: return combine_tiles(tile);
       case Job::Kind::fold: return fold(tile);
       case Job::Kind::unfold: return unfold(tile);
@@ -596,15 +596,15 @@ class ContractionTile {
     });
   }
 
-  CONCERTINA_DEVICE void chain(int tile) {
+  CONCERTINA_DEVICE void depthwise_chain(int tile) {
     constexpr int several = tuning::loads_in_flight;
-    if (job_.has_several) return chain<several, 1>(tile);
-    chain<1, 2 * several>(tile);
+    if (job_.has_several) return depthwise_chain<several, 1>(tile);
+    depthwise_chain<1, 2 * several>(tile);
   }
 
   /// So many elements for each thread, and so many terms of each at once.
   template <int elements, int at_once>
-  CONCERTINA_DEVICE void chain(int tile) {
+  CONCERTINA_DEVICE void depthwise_chain(int tile) {
     const Job& job = job_;
     const Source<Stored, Sum> a(memory_, job.a, 0), b(memory_, job.b, 0),
         d(memory_, job.inner.d, 0);

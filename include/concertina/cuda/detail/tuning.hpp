@@ -90,7 +90,7 @@ inline constexpr double combine_time = 4;
 /// Sums of more terms are not computed several for each thread.
 inline constexpr Index most_terms_of_several = 8;
 /// A depthwise chain with more elements in the middle layer's group is two products.
-inline constexpr Index most_chain_elements = 1024;
+inline constexpr Index most_depthwise_chain_elements = 1024;
 
 /// Products of at most so many columns, at least so many rows and terms, have narrow tiles.
 /// Estimated.
