@@ -41,11 +41,11 @@ struct Reverse {
   std::size_t shared_bytes() const { return concertina::cuda::shared_size<float>(threads); }
 
   template <concertina::cuda::ThreadBlock B>
-  void operator()(B& block, Index number) const {
+  void operator()(B& block, Index index) const {
     const bool more = mistake == Mistake::shared_bytes;
     auto tile = block.template shared<float>(more ? 2 * threads : threads);
     typename B::template PerThread<float> kept(block);
-    const Index first = number * threads, last = 3 * threads - 1 - first;
+    const Index first = index * threads, last = 3 * threads - 1 - first;
     if (mistake == Mistake::no_wait) return;
     const auto load = [&](int thread) {
       if (mistake != Mistake::early || thread != 0) block.wait();
@@ -69,7 +69,7 @@ struct Reverse {
     block.each_thread([&](int thread) {
       if (thread != 0) return;
       switch (mistake) {
-        case Mistake::unwritten: block.read(to + (number == 0 ? 3 * threads : first)); break;
+        case Mistake::unwritten: block.read(to + (index == 0 ? 3 * threads : first)); break;
         case Mistake::outside: block.write(to + 3 * threads + 1, 0.0F); break;
         case Mistake::twice: block.write(to, 0.0F); break;
         case Mistake::across_blocks: block.read(to); break;
@@ -127,7 +127,7 @@ struct Double {
   template <concertina::cuda::Grid G>
   void operator()(G& grid) const {
     const auto tiles = static_cast<int>(from.size()) / threads;
-    for (int tile = grid.number(); tile < tiles; tile += grid.blocks()) {
+    for (int tile = grid.index(); tile < tiles; tile += grid.blocks()) {
       grid.run([&](auto& block) {
         block.each_thread([&](int thread) {
           const auto i = static_cast<std::size_t>(tile * threads + thread);

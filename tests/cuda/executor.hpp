@@ -204,8 +204,8 @@ class HostBlock {
   static constexpr int threads = Threads;
 
   /// With `waits`, earlier launches may go on until wait().
-  HostBlock(Memory& memory, std::int64_t number, std::size_t shared_bytes, bool waits = false)
-      : memory_(memory), number_(number), waited_(!waits), shared_bytes_(shared_bytes) {
+  HostBlock(Memory& memory, std::int64_t index, std::size_t shared_bytes, bool waits = false)
+      : memory_(memory), index_(index), waited_(!waits), shared_bytes_(shared_bytes) {
     std::iota(order_.begin(), order_.end(), 0);
   }
 
@@ -418,11 +418,11 @@ class HostBlock {
 
   Trace::Access now() const {
     if (thread_ < 0) throw ProgramError("memory touched outside each_thread");
-    return {memory_.epoch, number_, phase_, thread_};
+    return {memory_.epoch, index_, phase_, thread_};
   }
 
   Memory& memory_;
-  std::int64_t number_, phase_ = 0, thread_ = -1;
+  std::int64_t index_, phase_ = 0, thread_ = -1;
   bool waited_;
   std::size_t shared_bytes_, used_ = 0;
   /// Six products of 32 terms, 16 at a time.
@@ -443,9 +443,9 @@ void execute(const Program& program, Memory& memory) {
   std::iota(blocks.begin(), blocks.end(), std::int64_t{0});
   std::shuffle(blocks.begin(), blocks.end(), memory.random());
   constexpr bool waits = requires { Program::waits; };
-  for (const std::int64_t number : blocks) {
-    HostBlock<Program::threads> block(memory, number, program.shared_bytes(), waits);
-    program(block, static_cast<Index>(number));
+  for (const std::int64_t index : blocks) {
+    HostBlock<Program::threads> block(memory, index, program.shared_bytes(), waits);
+    program(block, static_cast<Index>(index));
     if (!block.has_waited()) throw ProgramError("a block ends that has not waited");
   }
   ++memory.epoch;
@@ -458,20 +458,20 @@ class HostGrid {
  public:
   static constexpr int threads = Threads;
 
-  HostGrid(Memory& memory, int number, int blocks, std::size_t shared_bytes)
-      : memory_(memory), number_(number), blocks_(blocks), shared_bytes_(shared_bytes) {}
+  HostGrid(Memory& memory, int index, int blocks, std::size_t shared_bytes)
+      : memory_(memory), index_(index), blocks_(blocks), shared_bytes_(shared_bytes) {}
 
-  int number() const { return number_; }
+  int index() const { return index_; }
   int blocks() const { return blocks_; }
   template <class F>
   void run(F&& f) {
-    HostBlock<Threads> block(memory_, number_ + blocks_ * runs_++, shared_bytes_);
+    HostBlock<Threads> block(memory_, index_ + blocks_ * runs_++, shared_bytes_);
     f(block);
   }
 
  private:
   Memory& memory_;
-  int number_, blocks_;
+  int index_, blocks_;
   std::int64_t runs_ = 0;
   std::size_t shared_bytes_;
 };
@@ -482,11 +482,11 @@ static_assert(cuda::Grid<HostGrid<32>>);
 template <class Program>
   requires(!cuda::BlockProgram<Program>)
 void execute(const Program& program, int blocks, Memory& memory) {
-  std::vector<int> numbers(static_cast<std::size_t>(blocks));
-  std::iota(numbers.begin(), numbers.end(), 0);
-  std::shuffle(numbers.begin(), numbers.end(), memory.random());
-  for (const int number : numbers) {
-    HostGrid<Program::threads> grid(memory, number, blocks, program.shared_bytes());
+  std::vector<int> indices(static_cast<std::size_t>(blocks));
+  std::iota(indices.begin(), indices.end(), 0);
+  std::shuffle(indices.begin(), indices.end(), memory.random());
+  for (const int index : indices) {
+    HostGrid<Program::threads> grid(memory, index, blocks, program.shared_bytes());
     program(grid);
   }
   ++memory.epoch;

@@ -78,10 +78,10 @@ class Convolve {
   std::size_t shared_bytes() const { return shared_bytes_; }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const auto memory = block.template shared<Four>(fours_);
     typename B::template PerThread<Sums> sums(block);
-    const Tile tile = tile_of(static_cast<int>(number));
+    const Tile tile = tile_of(static_cast<int>(index));
     block.each_thread([&](int thread) { start(block, tile, lane_of(thread), sums[thread]); });
     for (int first = 0; first < in_; first += map_.channels) {
       const int rest = in_ - first, count = rest < map_.channels ? rest : map_.channels;

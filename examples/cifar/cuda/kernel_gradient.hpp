@@ -77,11 +77,11 @@ class KernelGradientSlices {
   std::size_t shared_bytes() const { return shared_bytes_; }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const auto memory = block.template shared<Four>(fours_);
     typename B::template PerThread<Sums> sums(block);
-    const int line = static_cast<int>(number) / groups_;
-    const int channel = static_cast<int>(number) % groups_ * channels;
+    const int line = static_cast<int>(index) / groups_;
+    const int channel = static_cast<int>(index) % groups_ * channels;
     const int in_tile = line % in_tiles_, slice = line / in_tiles_;
     const bool bias = bias_ && in_tile == 0;
     block.each_thread([&](int thread) { clear(sums[thread]); });
@@ -294,9 +294,9 @@ class KernelGradientSum {
   std::size_t shared_bytes() const { return concertina::cuda::shared_size<Scalar>(threads); }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const auto parts = block.template shared<Scalar>(threads);
-    const int first = static_cast<int>(number) * numbers;
+    const int first = static_cast<int>(index) * numbers;
     block.each_thread([&](int thread) {
       Scalar sum(0);
       const int at = first + thread % numbers;

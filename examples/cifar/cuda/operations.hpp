@@ -175,9 +175,9 @@ struct NormProgram {
     Slices slices;
     int channel, slice;
   };
-  CONCERTINA_HOST_DEVICE Part part(Index number) const {
+  CONCERTINA_HOST_DEVICE Part part(Index index) const {
     const Slices slices = Slices::of(size);
-    const int at = static_cast<int>(number);
+    const int at = static_cast<int>(index);
     return {slices, at / slices.count, at % slices.count};
   }
 
@@ -285,8 +285,8 @@ struct NormMoments : detail::NormProgram<Scalar> {
   std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    const auto at = this->part(number);
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
+    const auto at = this->part(index);
     const double count = at.slices.images_of(at.slice) * size.positions();
     auto sums = block.template shared<double>(threads),
          squares = block.template shared<double>(threads);
@@ -310,8 +310,8 @@ struct NormMoments : detail::NormProgram<Scalar> {
     detail::add_up<threads>(block, squares);
     block.each_thread([&](int thread) {
       if (thread != 0) return;
-      block.write(norm.sums + 2 * number, sums.get(0) / count);
-      block.write(norm.sums + 2 * number + 1, squares.get(0));
+      block.write(norm.sums + 2 * index, sums.get(0) / count);
+      block.write(norm.sums + 2 * index + 1, squares.get(0));
     });
   }
 };
@@ -332,8 +332,8 @@ struct NormReluPool : detail::PoolProgram<Scalar, Size> {
   }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    const auto at = this->part(number);
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
+    const auto at = this->part(index);
     auto affine = block.template shared<Scalar>(2);
     auto means = block.template shared<double>(Slices::most),
          sums = block.template shared<double>(Slices::most),
@@ -421,8 +421,8 @@ struct NormReluPoolSums : detail::PoolProgram<Scalar, Size> {
   std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    const auto at = this->part(number);
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
+    const auto at = this->part(index);
     auto sums = block.template shared<double>(threads),
          products = block.template shared<double>(threads);
     block.each_thread([&](int thread) {
@@ -446,8 +446,8 @@ struct NormReluPoolSums : detail::PoolProgram<Scalar, Size> {
     detail::add_up<threads>(block, sums, products);
     block.each_thread([&](int thread) {
       if (thread != 0) return;
-      block.write(norm.sums + 2 * number, sums.get(0));
-      block.write(norm.sums + 2 * number + 1, products.get(0));
+      block.write(norm.sums + 2 * index, sums.get(0));
+      block.write(norm.sums + 2 * index + 1, products.get(0));
     });
   }
 };
@@ -467,8 +467,8 @@ struct NormReluPoolGradient : detail::PoolProgram<Scalar, Size> {
   }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    const auto at = this->part(number);
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
+    const auto at = this->part(index);
     auto line = block.template shared<Scalar>(2);
     auto sums = block.template shared<double>(Slices::most),
          products = block.template shared<double>(Slices::most);
@@ -562,11 +562,11 @@ struct Grid {
   std::size_t shared_bytes() const { return 0; }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     block.each_thread([&](int thread) {
       const int columns = spread ? width : small_width,
                 each = columns * (spread ? height : small_height);
-      const Index at = number * threads + thread, plane = at / each;
+      const Index at = index * threads + thread, plane = at / each;
       if (plane >= planes) return;
       const int i = static_cast<int>(at % each), y = i / columns, x = i % columns;
       if (!spread) {
@@ -597,9 +597,9 @@ struct Sum {
   std::size_t shared_bytes() const { return 0; }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     block.each_thread([&](int thread) {
-      const Index i = number * threads + thread;
+      const Index i = index * threads + thread;
       if (i >= count) return;
       const Scalar more = b ? factor * block.read(b + i) : Scalar(0);
       block.write(y + i, scale * (block.read(a + i) + more));
@@ -641,8 +641,8 @@ struct Product {
   }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    const int column_tiles = (columns + tile - 1) / tile, at = static_cast<int>(number);
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
+    const int column_tiles = (columns + tile - 1) / tile, at = static_cast<int>(index);
     const int first_row = at / column_tiles * tile, first_column = at % column_tiles * tile;
     auto left_tile = block.template shared<Scalar>(tile * step),
          right_tile = block.template shared<Scalar>(tile * step);
@@ -844,9 +844,9 @@ struct Distill {
   std::size_t shared_bytes() const { return 0; }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     block.each_thread([&](int thread) {
-      const Index image = number * threads + thread;
+      const Index image = index * threads + thread;
       if (image >= images) return;
       const Softmax own = softmax(block, logits + image * classes),
                     wanted = softmax(block, teacher + image * classes);
@@ -922,8 +922,8 @@ struct SimilaritySlopes {
   std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    const int i = static_cast<int>(number), images = own.images;
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
+    const int i = static_cast<int>(index), images = own.images;
     auto sums = block.template shared<double>(threads),
          wanted = block.template shared<double>(threads);
     block.each_thread([&](int thread) {
@@ -939,7 +939,7 @@ struct SimilaritySlopes {
       for (int j = thread; j < images; j += threads) {
         const double share = teacher.similarity(block, i, j) / wanted.get(0);
         const double slope = 1 / sums.get(0) - share / own.similarity(block, i, j);
-        block.write(slopes + number * images + j, slope / (2.0 * images));
+        block.write(slopes + index * images + j, slope / (2.0 * images));
       }
     });
   }
@@ -959,11 +959,11 @@ struct SimilarityWeights {
   std::size_t shared_bytes() const { return shared_size<double>(threads); }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    const int i = static_cast<int>(number), images = own.images;
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
+    const int i = static_cast<int>(index), images = own.images;
     const auto slope = [&](int j) {
-      return block.read(slopes + number * images + j) +
-             block.read(slopes + Index{j} * images + number);
+      return block.read(slopes + index * images + j) +
+             block.read(slopes + Index{j} * images + index);
     };
     auto radial = block.template shared<double>(threads);
     block.each_thread([&](int thread) {
@@ -979,7 +979,7 @@ struct SimilarityWeights {
         double weight = slope(j) / (norm * other);
         if (i == j) weight -= radial.get(0) / (norm * norm);
         if (norm <= 1e-30 || other <= 1e-30) weight = 0;
-        block.write(weights + number * images + j, static_cast<Scalar>(weight));
+        block.write(weights + index * images + j, static_cast<Scalar>(weight));
       }
     });
   }
@@ -1004,9 +1004,9 @@ struct Descend {
   std::size_t shared_bytes() const { return 0; }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     block.each_thread([&](int thread) {
-      const Index i = number * threads + thread;
+      const Index i = index * threads + thread;
       if (i >= count) return;
       const auto rate = static_cast<Scalar>(block.read(clock).learning_rate);
       const Scalar weight = block.read(weights + i);
@@ -1034,7 +1034,7 @@ struct DescendByAdam {
   std::size_t shared_bytes() const { return shared_size<Scalar>(2); }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     constexpr double beta1 = 0.9, beta2 = 0.999;
     constexpr auto b1 = static_cast<Scalar>(beta1), b2 = static_cast<Scalar>(beta2),
                    eps = static_cast<Scalar>(1e-8);
@@ -1047,7 +1047,7 @@ struct DescendByAdam {
       factors.set(1, static_cast<Scalar>(1 / std::sqrt(1 - std::pow(beta2, steps))));
     });
     block.each_thread([&](int thread) {
-      const Index i = number * threads + thread;
+      const Index i = index * threads + thread;
       if (i >= count) return;
       const Scalar weight = block.read(weights + i);
       const Scalar gradient = block.read(gradients + i) + decay * weight;
@@ -1074,9 +1074,9 @@ struct Fill {
   std::size_t shared_bytes() const { return 0; }
 
   template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     block.each_thread([&](int thread) {
-      const Index i = number * threads + thread;
+      const Index i = index * threads + thread;
       if (i < count) block.write(to + i, value);
     });
   }

@@ -38,13 +38,13 @@ namespace concertina::cuda {
 /// block may touch what another block writes.
 template <class B>
 concept ThreadBlock =
-    requires(B& block, const float* from, float* to, float number, float (&neighbours)[4]) {
+    requires(B& block, const float* from, float* to, float element, float (&neighbours)[4]) {
       { B::threads } -> std::convertible_to<int>;
       { block.read(from) } -> std::same_as<float>;
-      block.write(to, number);
+      block.write(to, element);
       block.template shared<float>(1).get(0);
       block.template shared<float>(1).get(0, neighbours);
-      block.template shared<float>(1).set(0, number);
+      block.template shared<float>(1).set(0, element);
       typename B::template PerThread<float>;
     };
 
@@ -60,12 +60,12 @@ concept BlockProgram = std::copyable<P> && requires(const P& program) {
 
 /// The blocks of a launch, as one of them sees it, and what a program that shares tiles out among
 /// any number of them asks of it:
-/// - number() is the block's index, of blocks();
+/// - index() is the block's, of blocks();
 /// - run(f) calls f(block); shared memory is uninitialised each time.
 template <class G>
 concept Grid = requires(G& grid) {
   { G::threads } -> std::convertible_to<int>;
-  { grid.number() } -> std::convertible_to<int>;
+  { grid.index() } -> std::convertible_to<int>;
   { grid.blocks() } -> std::convertible_to<int>;
 };
 

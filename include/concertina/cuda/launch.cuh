@@ -113,7 +113,7 @@ class DeviceGrid {
   /// With the launch's dynamic shared memory.
   __device__ explicit DeviceGrid(unsigned char* memory) : memory_(memory) {}
 
-  __device__ int number() const { return static_cast<int>(blockIdx.x); }
+  __device__ int index() const { return static_cast<int>(blockIdx.x); }
   __device__ int blocks() const { return static_cast<int>(gridDim.x); }
   template <class F>
   __device__ void run(F&& f) const {

@@ -331,7 +331,7 @@ struct TensorCoreProgram {
   template <class G>
   CONCERTINA_DEVICE void operator()(G& grid) const {
     const Phase& here = tables.phases[phase];
-    for (int tile = grid.number(); tile < here.tiles; tile += grid.blocks()) {
+    for (int tile = grid.index(); tile < here.tiles; tile += grid.blocks()) {
       grid.run([&](auto& block) {
         const Job& job = job_of(tables, here, tile);
         const ContractionMemory<Stored, float> memory{addresses.at, workspace};

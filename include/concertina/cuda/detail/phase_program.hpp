@@ -50,15 +50,14 @@ struct PhaseProgram {
   static constexpr std::size_t shared_bytes() { return contraction_shared_bytes<Sum>(); }
 
   template <ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index number) const {
-    const int tile = static_cast<int>(number);
+  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
+    const int tile = static_cast<int>(index);
     const int jobs = phase.last_job - phase.first_job;
-    const Job& job =
-        block.share(jobs > FirstTiles::most
-                        ? job_of(tables, phase, tile)
-                        : tables.jobs[phase.first_job + find_job(0, jobs, tile, [&](int index) {
-                                        return first_tiles.of[index];
-                                      })]);
+    const Job& job = block.share(
+        jobs > FirstTiles::most ? job_of(tables, phase, tile)
+                                : tables.jobs[phase.first_job + find_job(0, jobs, tile, [&](int j) {
+                                                return first_tiles.of[j];
+                                              })]);
     const ContractionMemory<Stored, Sum> memory{addresses.at, workspace};
     ContractionTile<Stored, Sum, Products, B>(block, tables, memory, job)
         .run(tile - job.first_tile);
