@@ -124,7 +124,7 @@ struct Double {
 
   std::size_t shared_bytes() const { return 0; }
 
-  template <concertina::cuda::Grid G>
+  template <concertina::cuda::detail::Grid G>
   void operator()(G& grid) const {
     const auto tiles = static_cast<int>(from.size()) / threads;
     for (int tile = grid.index(); tile < tiles; tile += grid.blocks()) {

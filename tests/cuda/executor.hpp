@@ -476,7 +476,7 @@ class HostGrid {
   std::size_t shared_bytes_;
 };
 
-static_assert(cuda::Grid<HostGrid<32>>);
+static_assert(cuda::detail::Grid<HostGrid<32>>);
 
 /// What a launch of so many blocks does.
 template <class Program>

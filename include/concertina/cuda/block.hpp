@@ -1,5 +1,5 @@
-// What device code is written against: a block of threads that work in phases with barriers
-// between. On the device it is one of CUDA's blocks; tests run the same programs on the host.
+// What device code is written against: a block of threads that meet at barriers. On the device it
+// is one of CUDA's blocks; tests run the same programs on the host.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -56,17 +56,6 @@ concept BlockProgram = std::copyable<P> && requires(const P& program) {
   { P::threads } -> std::convertible_to<int>;
   { program.blocks() } -> std::convertible_to<Index>;
   { program.shared_bytes() } -> std::convertible_to<std::size_t>;
-};
-
-/// The blocks of a launch, as one of them sees it, and what a program that shares tiles out among
-/// any number of them asks of it:
-/// - index() is the block's, of blocks();
-/// - run(f) calls f(block); shared memory is uninitialised each time.
-template <class G>
-concept Grid = requires(G& grid) {
-  { G::threads } -> std::convertible_to<int>;
-  { grid.index() } -> std::convertible_to<int>;
-  { grid.blocks() } -> std::convertible_to<int>;
 };
 
 /// Bytes that shared<T>(count) takes: allocations start at multiples of 16.

@@ -116,6 +116,17 @@ concept TensorCoreBlock = ThreadBlock<B> && requires(B& block, void (*of_thread)
   block.read(from, to);
 };
 
+/// The blocks of a launch, as one of them sees it, and what a program that shares tiles out among
+/// any number of them asks of it:
+/// - index() is the block's, of blocks();
+/// - run(f) calls f(block); shared memory is uninitialised each time.
+template <class G>
+concept Grid = requires(G& grid) {
+  { G::threads } -> std::convertible_to<int>;
+  { grid.index() } -> std::convertible_to<int>;
+  { grid.blocks() } -> std::convertible_to<int>;
+};
+
 /// Steps whose tiles are in shared memory: one that is multiplied, one that another warp group
 /// still multiplies, one that is written.
 inline constexpr int bf16x6_stages = 3;
@@ -328,7 +339,7 @@ struct TensorCoreProgram {
     return shared_size<Bf16Chunk>(chunks);
   }
 
-  template <class G>
+  template <Grid G>
   CONCERTINA_DEVICE void operator()(G& grid) const {
     const Phase& here = tables.phases[phase];
     for (int tile = grid.index(); tile < here.tiles; tile += grid.blocks()) {
