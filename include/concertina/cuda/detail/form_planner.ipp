@@ -705,7 +705,7 @@ class FormPlanner {
       return planning_.options.mixed && matrix.ref.tensor != TensorRef::workspace;
     };
     int start = level;
-    const auto stage = [&](Matrix& matrix, Index rows, Index columns) {
+    const auto widen = [&](Matrix& matrix, Index rows, Index columns) {
       if (!is_stored(matrix)) return;
       if (matrix.transposed) std::swap(rows, columns);  // as it is stored
       const Matrix copied{planning_.allocate(rows * columns), columns, matrix.transposed};
@@ -713,8 +713,8 @@ class FormPlanner {
       matrix = copied;
       start = level + 1;
     };
-    stage(a, m, k);
-    stage(b, k, n);
+    widen(a, m, k);
+    widen(b, k, n);
     const bool moves = is_stored(c) || epilogue.u.exists();
     const Matrix sums = moves ? Matrix{planning_.allocate(m * n), n} : c;
     schedule.add(start, Gemm{.a = a.ref,

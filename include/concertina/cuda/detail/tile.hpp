@@ -216,10 +216,10 @@ class ContractionTile {
     return {group, row, column, tap};
   }
 
-  /// A thread's part of an operand's tile, `size` x `depth`: elements on their way from global to
-  /// shared memory.
+  /// A thread's fragment of an operand's tile, `size` x `depth`: elements on their way from global
+  /// to shared memory.
   template <int size, int depth>
-  class Part {
+  class Fragment {
    public:
     static constexpr int ld = size + tuning::bank_padding;
 
@@ -286,12 +286,12 @@ class ContractionTile {
                   rows_of_slice = shape.thread_m / slices;
     static_assert(slices * shape.threads() == contraction_threads && slice_k * slices == shape.k &&
                   rows_of_slice * slices == shape.thread_m);
-    using PartOfA = Part<shape.m, shape.k>;
-    using PartOfB = Part<shape.n, shape.k>;
+    using FragmentOfA = Fragment<shape.m, shape.k>;
+    using FragmentOfB = Fragment<shape.n, shape.k>;
     struct Registers {
       Sum sums[shape.thread_m][shape.thread_n];
-      PartOfA a;
-      PartOfB b;
+      FragmentOfA a;
+      FragmentOfB b;
       int k_outer, k_inner, first_k_outer, first_k_inner;  // of the step, of a pair's first
     };
     const Job& job = job_;
@@ -321,7 +321,7 @@ class ContractionTile {
                a_is_k_major = job.a_is_k_major || !k_is_one_mode,
                b_is_k_major = !job.b_is_n_major || !k_is_one_mode;
 
-    constexpr int b_tile = PartOfA::ld * shape.k,  // after A's
+    constexpr int b_tile = FragmentOfA::ld * shape.k,  // after A's
         shared_elements = detail::shared_elements(shape);
     auto tiles = block_.template shared<Sum>(shared_elements);
     typename B::template PerThread<Registers> registers(block_);
@@ -358,7 +358,7 @@ class ContractionTile {
         CONCERTINA_UNROLL
         for (int j = 0; j < shape.thread_n; ++j) mine.sums[i][j] = Sum(0);
       }
-      const int k = first_k + (k_is_one_mode ? 0 : PartOfA::k_of(thread));
+      const int k = first_k + (k_is_one_mode ? 0 : FragmentOfA::k_of(thread));
       const auto [k_outer, k_inner] = job.k_inner_extent.divide(static_cast<ElementIndex>(k));
       mine.first_k_outer = mine.k_outer = k_outer;
       mine.first_k_inner = mine.k_inner = k_inner;
@@ -394,8 +394,8 @@ class ContractionTile {
         CONCERTINA_UNROLL
         for (int k = 0; k < slice_k; ++k) {
           Sum rows[shape.thread_m], columns[shape.thread_n];
-          tiles.get((first + k) * PartOfA::ld + row_of(thread), rows);
-          tiles.get(b_tile + (first + k) * PartOfB::ld + column_of(thread), columns);
+          tiles.get((first + k) * FragmentOfA::ld + row_of(thread), rows);
+          tiles.get(b_tile + (first + k) * FragmentOfB::ld + column_of(thread), columns);
           CONCERTINA_UNROLL
           for (int i = 0; i < shape.thread_m; ++i) {
             CONCERTINA_UNROLL
@@ -733,17 +733,17 @@ class ContractionTile {
   /// Both of these go through shared memory, so that neighbouring threads are at neighbouring
   /// columns of the unfolded matrix, and at neighbouring taps of the other.
   CONCERTINA_DEVICE void fold(int tile) {
-    const FoldPart part(job_, tile);
+    const FoldPlace place(job_, tile);
     auto elements = block_.template shared<Sum>(tuning::fold_elements);
     block_.each_thread([&](int thread) {
       const Source<Stored, Sum> a(memory_, job_.a, 0);
       const int column_stride = job_.a_n,
-                row = job_.a_m(part.row, job_.m_inner_extent) + part.first_column * column_stride;
+                row = job_.a_m(place.row, job_.m_inner_extent) + place.first_column * column_stride;
       // Several columns at once, so that their loads are in flight together.
       constexpr int together = 4;
-      const int apart = (part.columns + together - 1) / together;
-      for (Walk at(thread, apart); at.far < part.taps; at.advance()) {
-        const Tap tap = tables_.taps[part.tap + at.far];
+      const int apart = (place.columns + together - 1) / together;
+      for (Walk at(thread, apart); at.far < place.taps; at.advance()) {
+        const Tap tap = tables_.taps[place.tap + at.far];
         Sum sums[together] = {};
         CONCERTINA_UNROLL_BY(2)
         for (int p = tap.first_pair; p < tap.last_pair; ++p) {
@@ -752,59 +752,59 @@ class ContractionTile {
           for (int c = 0; c < together; ++c) {
             const int column = at.near + c * apart;
             sums[c] +=
-                a.read(block_, pair + (column < part.columns ? column : at.near) * column_stride);
+                a.read(block_, pair + (column < place.columns ? column : at.near) * column_stride);
           }
         }
         CONCERTINA_UNROLL
         for (int c = 0; c < together; ++c) {
           const int column = at.near + c * apart;
-          if (column < part.columns) elements.set(column * part.ld + at.far, sums[c]);
+          if (column < place.columns) elements.set(column * place.ld + at.far, sums[c]);
         }
       }
     });
     const Destination<Stored, Sum> c(memory_, job_, 0, Tap{});
     block_.each_thread([&](int thread) {
-      const auto row = c.row(block_, part.row);
-      for (Walk at(thread, part.taps); at.far < part.columns; at.advance()) {
+      const auto row = c.row(block_, place.row);
+      for (Walk at(thread, place.taps); at.far < place.columns; at.advance()) {
         auto row_of_tap = row;
-        row_of_tap.at += tables_.taps[part.tap + at.near].c;
-        c.write(block_, row_of_tap, part.first_column + at.far,
-                elements.get(at.far * part.ld + at.near));
+        row_of_tap.at += tables_.taps[place.tap + at.near].c;
+        c.write(block_, row_of_tap, place.first_column + at.far,
+                elements.get(at.far * place.ld + at.near));
       }
     });
   }
 
   CONCERTINA_DEVICE void unfold(int tile) {
-    const FoldPart part(job_, tile);
+    const FoldPlace place(job_, tile);
     auto elements = block_.template shared<Sum>(tuning::fold_elements);
     block_.each_thread([&](int thread) {
       // All loads before the first of them is waited for.
       constexpr int loads = tuning::fold_elements / contraction_threads;
       Sum loaded[loads];
       const Source<Stored, Sum> a(memory_, job_.a, 0);
-      const int stride = job_.a_n, first = job_.a_m(part.row, job_.m_inner_extent) +
-                                           part.first_column * stride + part.first_tap;
-      Walk from(thread, part.taps);
+      const int stride = job_.a_n, first = job_.a_m(place.row, job_.m_inner_extent) +
+                                           place.first_column * stride + place.first_tap;
+      Walk from(thread, place.taps);
       CONCERTINA_UNROLL
       for (int l = 0; l < loads; ++l, from.advance()) {
-        if (from.far < part.columns) {
+        if (from.far < place.columns) {
           loaded[l] = a.read(block_, first + from.far * stride + from.near);
         }
       }
-      Walk to(thread, part.taps);
+      Walk to(thread, place.taps);
       CONCERTINA_UNROLL
       for (int l = 0; l < loads; ++l, to.advance()) {
-        if (to.far < part.columns) elements.set(to.far * part.ld + to.near, loaded[l]);
+        if (to.far < place.columns) elements.set(to.far * place.ld + to.near, loaded[l]);
       }
     });
     block_.each_thread([&](int thread) {
       const TensorRef c = job_.c;
       const int column_stride = job_.c_n;
       const Offset row =
-          c.offset + job_.c_m(part.row, job_.m_inner_extent) + part.first_column * column_stride;
-      for (Walk at(thread, part.columns); at.far < part.taps; at.advance()) {
-        const Tap tap = tables_.taps[part.tap + at.far];
-        const Sum element = elements.get(at.near * part.ld + at.far);
+          c.offset + job_.c_m(place.row, job_.m_inner_extent) + place.first_column * column_stride;
+      for (Walk at(thread, place.columns); at.far < place.taps; at.advance()) {
+        const Tap tap = tables_.taps[place.tap + at.far];
+        const Sum element = elements.get(at.near * place.ld + at.far);
         for (int p = tap.first_pair; p < tap.last_pair; ++p) {
           memory_.write(block_, c, row + at.near * column_stride + tables_.pairs[p].a, element);
         }
@@ -812,12 +812,12 @@ class ContractionTile {
     });
   }
 
-  /// Of a tile of fold or unfold.
-  struct FoldPart {
+  /// Where a tile of fold or unfold starts, and its extent there, which is less at the ends.
+  struct FoldPlace {
     int row, first_column, first_tap, columns, taps, ld;
     int tap;  ///< first_tap's place in the table
 
-    CONCERTINA_DEVICE FoldPart(const Job& job, int tile) {
+    CONCERTINA_DEVICE FoldPlace(const Job& job, int tile) {
       const FoldTile most = fold_tile(job.taps);
       const int column_tiles = (job.n + most.columns - 1) / most.columns,
                 tap_tiles = (job.taps + most.taps - 1) / most.taps;
