@@ -4,6 +4,7 @@
 #pragma once
 
 #include <concertina/cuda/buffer.cuh>
+#include <concertina/cuda/detail/matrices.hpp>
 #include <concertina/cuda/detail/tensor_core.cuh>
 #include <concertina/cuda/detail/tensor_table.hpp>
 #include <concertina/cuda/launch.cuh>

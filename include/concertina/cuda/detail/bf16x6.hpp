@@ -4,6 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/cuda/detail/matrices.hpp>
 #include <concertina/cuda/detail/phase_program.hpp>
 
 #include <bit>
