@@ -169,4 +169,4 @@ class ContractionPlan {
 
 }  // namespace concertina::cuda
 
-#include <concertina/cuda/detail/planner.ipp>
+#include <concertina/cuda/detail/plan/plan.ipp>

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/cuda/detail/form_planner.ipp>
+#include <concertina/cuda/detail/plan/form_planner.ipp>
 #include <concertina/cuda/plan.hpp>
 
 #include <limits>
