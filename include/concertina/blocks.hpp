@@ -50,6 +50,13 @@ struct AcNet {
   }
   void expression() && = delete;
   Principal<Scalar, 2> principal() { return square.principal(); }
+
+  /// For a layer of this shape, filled as PyTorch does (see initialize_uniform).
+  /// Requires  stride and padding are the block's; dilation 1; odd extents; the shape's bias plays
+  ///           no part, as each block has one
+  /// Throws    ShapeError for an impossible shape, or one that the block does not have
+  template <BitGenerator Generator>
+  static AcNet initialize(const ConvShape<2>& shape, Generator& generator);
 };
 
 /// kxk, 1x1, and, where input and output fit, a skip connection, each with a batch norm.
@@ -65,6 +72,10 @@ struct RepVgg {
   }
   void expression() && = delete;
   Principal<Scalar, Rank> principal() { return dense.principal(); }
+
+  /// See AcNet.
+  template <BitGenerator Generator>
+  static RepVgg initialize(const ConvShape<Rank>& shape, Generator& generator);
 };
 
 /// The diverse branch block: kxk; 1x1; 1x1 and average pooling; 1x1 and kxk, with a batch norm
@@ -101,6 +112,10 @@ struct DiverseBranchBlock {
     result.push_back(0);
     return result;
   }
+
+  /// See AcNet.
+  template <BitGenerator Generator>
+  static DiverseBranchBlock initialize(const ConvShape<Rank>& shape, Generator& generator);
 };
 
 /// Any number of kxk branches, a 1x1 branch and a skip connection, each with a batch norm.
@@ -120,6 +135,12 @@ struct MobileOne {
   }
   void expression() && = delete;
   Principal<Scalar, Rank> principal() { return dense.front().principal(); }
+
+  /// See AcNet; with this many kxk branches, a 1x1 branch unless k is 1, and a skip connection as
+  /// RepVGG's.
+  /// Throws  ShapeError for fewer branches than 1
+  template <BitGenerator Generator>
+  static MobileOne initialize(const ConvShape<Rank>& shape, Index branches, Generator& generator);
 };
 
 /// Linear branches, each a chain and a factor for each output channel, summed, then one batch norm.
@@ -161,6 +182,11 @@ struct RepMixer {
     const Expr<Scalar, any_rank> scale = channel_scale(layer_scale);
     return {of.conv, of.bias, scale * of.after_conv, scale * of.after_bias};
   }
+
+  /// See AcNet; for a depthwise shape that keeps maps' size: a mixer of one branch, a scale of
+  /// 1e-5.
+  template <BitGenerator Generator>
+  static RepMixer initialize(const ConvShape<Rank>& shape, Generator& generator);
 };
 
 /// RepVGG for quantised networks: no batch norm on the 1x1 and the skip connection, one after the
@@ -184,6 +210,10 @@ struct QaRepVgg {
     const Expr<Scalar, any_rank> after = batch_norm(norm);
     return {of.conv, of.bias, after * of.after_conv, after * of.after_bias};
   }
+
+  /// See AcNet.
+  template <BitGenerator Generator>
+  static QaRepVgg initialize(const ConvShape<Rank>& shape, Generator& generator);
 };
 
 /// A large depthwise kernel and small dilated ones beside it, each with a batch norm.
@@ -200,6 +230,12 @@ struct DilatedBlock {
   }
   void expression() && = delete;
   Principal<Scalar, Rank> principal() { return large.principal(); }
+
+  /// See AcNet; of a depthwise kernel of odd size, 5 or more, with the published kernels and
+  /// dilations for sizes up to 17 (3x3 with every dilation that fits along the shortest axis for
+  /// others).
+  template <BitGenerator Generator>
+  static DilatedBlock initialize(const ConvShape<Rank>& shape, Generator& generator);
 };
 
 /// 3x3; 1x1 and 3x3; and 1x1 with a Sobel or Laplace filter after it, each filter with a factor and
@@ -237,6 +273,11 @@ struct Ecb {
     const Expr<Scalar, any_rank> after = identity<Scalar>(dense.shape().out);
     return {dense, dense.bias(), after, after};
   }
+
+  /// See AcNet; for a 3x3 of stride 1 and one group, twice as wide between as its output; the edge
+  /// filters' factors and biases uniform with the published deviation, 1e-3.
+  template <BitGenerator Generator>
+  static Ecb initialize(const ConvShape<2>& shape, Generator& generator);
 };
 
 /// A layer and an update of low rank, scale * up * down; with a kernel, `down` has it (LoCon).
@@ -248,6 +289,12 @@ struct LoRa {
 
   Expr<Scalar, Rank> expression() const& { return base + scale * (up * down); }
   void expression() && = delete;
+
+  /// An update of this rank that is zero until it is trained: it contracts to `base`, bit for bit.
+  /// Requires  a base of one group
+  /// Throws    ShapeError for more groups or no rank
+  template <BitGenerator Generator>
+  static LoRa initialize(Conv<Scalar, Rank> base, Index rank, double alpha, Generator& generator);
 };
 
 namespace detail {
@@ -282,6 +329,12 @@ struct LoKr {
                 channel_shuffle<Scalar>(n * columns, columns) * detail::repeated(second, columns));
   }
   void expression() && = delete;
+
+  /// An update whose first factor has these rows and columns, zero until it is trained: it
+  /// contracts to `base`, bit for bit.
+  /// Throws  ShapeError for a base of several groups, or where these do not divide its channels
+  template <BitGenerator Generator>
+  static LoKr initialize(Conv<Scalar, Rank> base, Index rows, Index columns, Generator& generator);
 };
 
 /// A kernel refocused by a map of kernels, kernel + map(kernel), where the kernel is read as a
@@ -295,6 +348,11 @@ struct RefConv {
   /// one of such kernels to others of the same size.
   Conv<Scalar, Rank> kernel() const;
   Expr<Scalar, Rank> expression() const { return kernel(); }
+
+  /// The layer with a map of this odd size that is zero until it is trained, a group for each pair
+  /// of the layer's channels within its groups: it contracts to `base`, bit for bit.
+  /// Throws  ShapeError for a map of even size
+  static RefConv initialize(Conv<Scalar, Rank> base, Index map_size);
 };
 
 /// A fully connected layer on maps of one size, and depthwise convolutions beside it that keep the
@@ -325,6 +383,12 @@ struct RepMlp {
     return {dense, norm.bias, batch_norm(detail::repeated(norm, numel(size))),
             identity<Scalar>(dense.shape().out)};
   }
+
+  /// Of that many channels, with convolutions of these odd sizes, filled as PyTorch does.
+  /// Throws  ShapeError for an even size
+  template <BitGenerator Generator>
+  static RepMlp initialize(Index channels, const PerAxis<Rank>& size,
+                           const std::vector<Index>& kernel_sizes, Generator& generator);
 };
 
 /// Two block-diagonal layers with channels transposed between and after them: of n = p * q
@@ -340,6 +404,11 @@ struct Monarch {
            channel_shuffle<Scalar>(first.shape().out, p) * first;
   }
   void expression() && = delete;
+
+  /// Of p * q channels, filled as PyTorch does. Throws ShapeError for no channels, SizeError for
+  /// more than fit.
+  template <BitGenerator Generator>
+  static Monarch initialize(Index p, Index q, Generator& generator);
 };
 
 /// A kernel over-parameterised channel by channel: a depthwise layer that makes many of each
@@ -351,6 +420,10 @@ struct DoConv {
 
   Expr<Scalar, Rank> expression() const& { return pointwise * depthwise; }
   void expression() && = delete;
+
+  /// The layer as the 1x1 after a depthwise layer that copies each tap into a channel of its own:
+  /// it contracts to `layer`, bit for bit.
+  static DoConv initialize(const Conv<Scalar, Rank>& layer);
 };
 
 /// kxk into many channels, 1x1 back, and a residual connection.
@@ -364,79 +437,6 @@ struct Sesr {
   }
   void expression() && = delete;
 };
-
-/// Blocks for a layer of this shape, initialised as PyTorch does (see initialize_uniform).
-/// Requires  stride and padding are the block's; dilation 1; odd extents; the shape's bias plays no
-///           part, as each block has one
-/// Throws    ShapeError for an impossible shape, or one that the block does not have
-template <class Scalar, BitGenerator Generator>
-AcNet<Scalar> initialize_acnet(const ConvShape<2>& shape, Generator& generator);
-template <class Scalar, int Rank, BitGenerator Generator>
-RepVgg<Scalar, Rank> initialize_repvgg(const ConvShape<Rank>& shape, Generator& generator);
-template <class Scalar, int Rank, BitGenerator Generator>
-DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape<Rank>& shape,
-                                                                 Generator& generator);
-
-/// With this many kxk branches, a 1x1 branch unless k is 1, and a skip connection as RepVGG's.
-/// Throws  ShapeError for fewer branches than 1
-template <class Scalar, int Rank, BitGenerator Generator>
-MobileOne<Scalar, Rank> initialize_mobileone(const ConvShape<Rank>& shape, Index branches,
-                                             Generator& generator);
-
-/// For a depthwise shape that keeps maps' size: a mixer of one branch, a scale of 1e-5.
-template <class Scalar, int Rank, BitGenerator Generator>
-RepMixer<Scalar, Rank> initialize_rep_mixer(const ConvShape<Rank>& shape, Generator& generator);
-
-/// For a 3x3 of stride 1 and one group, twice as wide between as its output; the edge filters'
-/// factors and biases uniform with the published deviation, 1e-3.
-template <class Scalar, BitGenerator Generator>
-Ecb<Scalar> initialize_ecb(const ConvShape<2>& shape, Generator& generator);
-
-/// Of p * q channels. Throws ShapeError for no channels, SizeError for more than fit.
-template <class Scalar, BitGenerator Generator>
-Monarch<Scalar> initialize_monarch(Index p, Index q, Generator& generator);
-
-/// Of a depthwise kernel of odd size, 5 or more, with the published kernels and dilations for sizes
-/// up to 17 (3x3 with every dilation that fits along the shortest axis for others).
-template <class Scalar, int Rank, BitGenerator Generator>
-DilatedBlock<Scalar, Rank> initialize_dilated_block(const ConvShape<Rank>& shape,
-                                                    Generator& generator);
-
-/// Square kernels of odd size, with stride, padding and groups of the shape.
-template <class Scalar, int Rank, BitGenerator Generator>
-QaRepVgg<Scalar, Rank> initialize_qarepvgg(const ConvShape<Rank>& shape, Generator& generator);
-
-/// An update of this rank that is zero until it is trained: it contracts to `base`, bit for bit.
-/// Requires  a base of one group
-/// Throws    ShapeError for more groups or no rank
-template <Layer F, BitGenerator Generator>
-LoRa<typename F::Scalar, F::Rank> initialize_lora(const F& base, Index rank, double alpha,
-                                                  Generator& generator);
-
-/// A Kronecker update whose first factor has these rows and columns, zero until it is trained: it
-/// contracts to `base`, bit for bit.
-/// Throws    ShapeError for a base of several groups, or where these do not divide its channels
-template <Layer F, BitGenerator Generator>
-LoKr<typename F::Scalar, F::Rank> initialize_lokr(const F& base, Index rows, Index columns,
-                                                  Generator& generator);
-
-/// The layer with a map of this odd size that is zero until it is trained, a group for each pair of
-/// the layer's channels within its groups: it contracts to `base`, bit for bit.
-/// Throws    ShapeError for a map of even size
-template <Layer F>
-RefConv<typename F::Scalar, F::Rank> initialize_refconv(const F& base, Index map_size);
-
-/// Of that many channels, with convolutions of these odd sizes.
-/// Throws    ShapeError for an even size
-template <class Scalar, int Rank, BitGenerator Generator>
-RepMlp<Scalar, Rank> initialize_rep_mlp(Index channels, const PerAxis<Rank>& size,
-                                        const std::vector<Index>& kernel_sizes,
-                                        Generator& generator);
-
-/// The layer as the 1x1 after a depthwise layer that copies each tap into a channel of its own: it
-/// contracts to `layer`, bit for bit.
-template <Layer F>
-DoConv<typename F::Scalar, F::Rank> over_parameterize(const F& layer);
 
 /// The block with the kernel and bias of principal() changed such that it contracts to `layer`: it
 /// goes on training from a trained kernel. All else stays. Half and bfloat16 do not compile: they

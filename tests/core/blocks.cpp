@@ -70,9 +70,9 @@ void check_preserves(Block block, const ConvShape<2>& shape, Rng& rng) {
 TEST_CASE("initialised blocks contract and preserve a trained kernel", "[blocks]") {
   Rng rng(1);
   for (const ConvShape<2>& shape : block_shapes()) {
-    auto acnet = initialize_acnet<float>(shape, rng);
-    auto repvgg = initialize_repvgg<float>(shape, rng);
-    auto dbb = initialize_diverse_branch_block<float>(shape, rng);
+    auto acnet = AcNet<float>::initialize(shape, rng);
+    auto repvgg = RepVgg<float, 2>::initialize(shape, rng);
+    auto dbb = DiverseBranchBlock<float, 2>::initialize(shape, rng);
     check_contracts(acnet);
     check_contracts(repvgg);
     check_contracts(dbb);
@@ -102,15 +102,15 @@ TEST_CASE("initialised MobileOne, RepMixer, QARepVGG and ECB contract and preser
   Rng rng(16);
   for (const ConvShape<2>& shape : block_shapes()) {
     for (const Index branches : {1, 3}) {
-      auto block = initialize_mobileone<float>(shape, branches, rng);
+      auto block = MobileOne<float, 2>::initialize(shape, branches, rng);
       CHECK(std::ssize(block.dense) == branches);
-      CHECK(block.skip.has_value() == initialize_repvgg<float>(shape, rng).skip.has_value());
+      CHECK(block.skip.has_value() == RepVgg<float, 2>::initialize(shape, rng).skip.has_value());
       check_preserves(block, shape, rng);
       for (auto& branch : block.dense) randomise(branch.norm, rng);
       check_contracts(block);
       check_preserves(block, shape, rng);
     }
-    auto block = initialize_qarepvgg<float>(shape, rng);
+    auto block = QaRepVgg<float, 2>::initialize(shape, rng);
     check_preserves(block, shape, rng);
     randomise(block.dense.norm, rng);
     randomise(block.norm, rng);
@@ -118,12 +118,12 @@ TEST_CASE("initialised MobileOne, RepMixer, QARepVGG and ECB contract and preser
     check_preserves(block, shape, rng);
   }
   const ConvShape<2> pointwise{.out = 4, .in = 6};
-  CHECK_FALSE(initialize_mobileone<float>(pointwise, 2, rng).scale);
-  CHECK_THROWS_AS(initialize_mobileone<float>(pointwise, 0, rng), ShapeError);
+  CHECK_FALSE(MobileOne<float, 2>::initialize(pointwise, 2, rng).scale);
+  CHECK_THROWS_AS((MobileOne<float, 2>::initialize(pointwise, 0, rng)), ShapeError);
 
   const ConvShape<2> depthwise{
       .out = 6, .in = 6, .kernel_size = {3, 5}, .padding = {1, 2}, .groups = 6, .bias = true};
-  auto mixer = initialize_rep_mixer<float>(depthwise, rng);
+  auto mixer = RepMixer<float, 2>::initialize(depthwise, rng);
   check_contracts(mixer);
   check_preserves(mixer, depthwise, rng);
   randomise(mixer.norm, rng);
@@ -136,12 +136,12 @@ TEST_CASE("initialised MobileOne, RepMixer, QARepVGG and ECB contract and preser
   ConvShape<2> strided = depthwise, dense = depthwise;
   strided.stride = 2;
   dense.groups = 1;
-  CHECK_THROWS_AS(initialize_rep_mixer<float>(strided, rng), ShapeError);
-  CHECK_THROWS_AS(initialize_rep_mixer<float>(dense, rng), ShapeError);
+  CHECK_THROWS_AS((RepMixer<float, 2>::initialize(strided, rng)), ShapeError);
+  CHECK_THROWS_AS((RepMixer<float, 2>::initialize(dense, rng)), ShapeError);
 
   for (const Index out : {4, 5}) {
     const ConvShape<2> shape{.out = out, .in = 4, .kernel_size = 3, .padding = 1, .bias = true};
-    auto block = initialize_ecb<float>(shape, rng);
+    auto block = Ecb<float>::initialize(shape, rng);
     CHECK(block.skips == (out == 4));
     CHECK(block.widen.shape().out == 2 * out);
     check_contracts(block);
@@ -155,7 +155,7 @@ TEST_CASE("initialised MobileOne, RepMixer, QARepVGG and ECB contract and preser
     halved.stride = 2;
     grouped.groups = 4;
     for (const ConvShape<2>& refused : {five, halved, grouped}) {
-      CHECK_THROWS_AS(initialize_ecb<float>(refused, rng), ShapeError);
+      CHECK_THROWS_AS(Ecb<float>::initialize(refused, rng), ShapeError);
     }
   }
 }
@@ -167,16 +167,16 @@ TEST_CASE("a skip connection stands where input and output fit", "[blocks]") {
   strided.stride = 2;
   wide.out = 8;
   cropped.padding = 0;
-  CHECK(initialize_repvgg<float>(same, rng).skip);
-  CHECK_FALSE(initialize_repvgg<float>(strided, rng).skip);
-  CHECK_FALSE(initialize_repvgg<float>(wide, rng).skip);
-  CHECK_FALSE(initialize_repvgg<float>(cropped, rng).skip);
+  CHECK(RepVgg<float, 2>::initialize(same, rng).skip);
+  CHECK_FALSE(RepVgg<float, 2>::initialize(strided, rng).skip);
+  CHECK_FALSE(RepVgg<float, 2>::initialize(wide, rng).skip);
+  CHECK_FALSE(RepVgg<float, 2>::initialize(cropped, rng).skip);
 }
 
 TEST_CASE("DBB's padding before the 1x1 is exact, zeros after its batch norm are not", "[blocks]") {
   Rng rng(3);
   const ConvShape<2> shape{.out = 3, .in = 3, .kernel_size = 3, .padding = 1};
-  auto block = initialize_diverse_branch_block<double>(shape, rng);
+  auto block = DiverseBranchBlock<double, 2>::initialize(shape, rng);
   randomise(block.reduce.norm, rng);
   const auto published = block.spatial.expression() * block.reduce.expression();
   CHECK(exactness(published).exact());
@@ -339,7 +339,7 @@ TEST_CASE("RepMixer, QARepVGG and the dilated block are their definitions", "[bl
   }
   {
     const ConvShape<2> large{.out = 6, .in = 6, .kernel_size = 7, .padding = 3, .groups = 6};
-    auto block = initialize_dilated_block<double>(large, rng);
+    auto block = DilatedBlock<double, 2>::initialize(large, rng);
     REQUIRE(block.dilated.size() == 3);
     const std::vector<ConvShape<2>> published{
         {.out = 6, .in = 6, .kernel_size = 5, .padding = 2, .groups = 6},
@@ -361,13 +361,12 @@ TEST_CASE("dilated blocks of the published sizes contract and preserve", "[block
   for (const Index size : {5, 9, 11, 13, 15, 17, 19}) {
     const ConvShape<2> shape{
         .out = 3, .in = 3, .kernel_size = size, .padding = size / 2, .groups = 3, .bias = true};
-    const auto block = initialize_dilated_block<float>(shape, rng);
+    const auto block = DilatedBlock<float, 2>::initialize(shape, rng);
     CHECK(contract(block.expression()).shape() == shape);
     check_preserves(block, shape, rng);
   }
-  CHECK_THROWS_AS(
-      initialize_dilated_block<float>(ConvShape<2>{.out = 1, .in = 1, .kernel_size = 3}, rng),
-      ShapeError);
+  CHECK_THROWS_AS((DilatedBlock<float, 2>::initialize({.out = 1, .in = 1, .kernel_size = 3}, rng)),
+                  ShapeError);
 }
 
 TEST_CASE("ECB is its definition", "[blocks]") {
@@ -422,7 +421,7 @@ TEST_CASE("ECB is its definition", "[blocks]") {
 TEST_CASE("LoRA starts as its base, and adds its update", "[blocks]") {
   Rng rng(9);
   const auto linear = small_integers<double>(ConvShape<0>{.out = 5, .in = 7, .bias = true}, rng);
-  auto lora = initialize_lora(linear, 2, 4, rng);
+  auto lora = LoRa<double, 0>::initialize(linear, 2, 4, rng);
   CHECK(contract(lora.expression()) == linear);
   fill_small_integers(lora.down.weight(), rng);
   fill_small_integers(lora.up.weight(), rng);
@@ -437,19 +436,20 @@ TEST_CASE("LoRA starts as its base, and adds its update", "[blocks]") {
   const auto conv = small_integers<double>(
       ConvShape<2>{.out = 4, .in = 3, .kernel_size = 3, .stride = 2, .padding = 1, .bias = true},
       rng);
-  auto locon = initialize_lora(conv, 2, 2, rng);
+  auto locon = LoRa<double, 2>::initialize(conv, 2, 2, rng);
   CHECK(contract(locon.expression()) == conv);
   fill_small_integers(locon.down.weight(), rng);
   fill_small_integers(locon.up.weight(), rng);
   const auto x = small_integers<double, 2>({.batch = 2, .channels = 3, .size = {6, 5}}, rng);
   check_definition(locon, x, combined(conv(x), 1, locon.up(locon.down(x))));
-  CHECK_THROWS_AS(initialize_lora(conv, 0, 2, rng), ShapeError);
+  CHECK_THROWS_AS((LoRa<double, 2>::initialize(conv, 0, 2, rng)), ShapeError);
   const Conv2d<double> grouped({.out = 4, .in = 6, .groups = 2});
-  CHECK_THROWS_AS(initialize_lora(grouped, 2, 2, rng), ShapeError);
+  CHECK_THROWS_AS((LoRa<double, 2>::initialize(grouped, 2, 2, rng)), ShapeError);
   const Conv2d<double> whole({.out = 4, .in = 6});
-  CHECK_THROWS_AS(initialize_lokr(grouped, 2, 2, rng), ShapeError);
-  CHECK_THROWS_AS(initialize_lokr(whole, 0, 2, rng), ShapeError);
-  CHECK_THROWS_AS(initialize_lokr(whole, 2, 4, rng), ShapeError);  // 6 is no multiple of 4
+  CHECK_THROWS_AS((LoKr<double, 2>::initialize(grouped, 2, 2, rng)), ShapeError);
+  CHECK_THROWS_AS((LoKr<double, 2>::initialize(whole, 0, 2, rng)), ShapeError);
+  CHECK_THROWS_AS((LoKr<double, 2>::initialize(whole, 2, 4, rng)),
+                  ShapeError);  // 6 is no multiple of 4
 }
 
 TEST_CASE("Monarch is two block-diagonal matrices with transpositions between", "[blocks]") {
@@ -472,18 +472,18 @@ TEST_CASE("Monarch is two block-diagonal matrices with transpositions between", 
       }
     }
   }
-  const auto initial = initialize_monarch<double>(Index{p}, Index{q}, rng);
+  const auto initial = Monarch<double>::initialize(Index{p}, Index{q}, rng);
   CHECK(initial.first.shape() == block.first.shape());
   CHECK(initial.second.shape() == block.second.shape());
   CHECK(verify<double>(initial.expression(), contract(initial.expression())));
-  CHECK_THROWS_AS(initialize_monarch<double>(0, 2, rng), ShapeError);
+  CHECK_THROWS_AS(Monarch<double>::initialize(0, 2, rng), ShapeError);
 }
 
 TEST_CASE("DO-Conv starts as its layer", "[blocks]") {
   Rng rng(11);
   for (const ConvShape<2>& shape : edge_shapes<2>()) {
     const auto layer = small_integers<double>(shape, rng);
-    auto block = over_parameterize(layer);
+    auto block = DoConv<double, 2>::initialize(layer);
     CHECK(contract(block.expression()) == layer);
     CHECK(contract(block.expression()).shape() == shape);
     // Trained on: the kernel is the composition of the two, tap by tap.
@@ -514,7 +514,7 @@ TEST_CASE("LoKr starts as its base, and adds a Kronecker product", "[blocks]") {
       const ConvShape<2> shape{
           .out = 6, .in = 4, .kernel_size = {3, 2}, .stride = 2, .padding = 1, .bias = true};
       const auto conv = small_integers<double>(shape, rng);
-      auto block = initialize_lokr(conv, rows, columns, rng);
+      auto block = LoKr<double, 2>::initialize(conv, rows, columns, rng);
       CHECK(contract(block.expression()) == conv);
       fill_small_integers(block.first.weight(), rng);
       fill_small_integers(block.second.weight(), rng);
@@ -538,10 +538,10 @@ TEST_CASE("LoKr starts as its base, and adds a Kronecker product", "[blocks]") {
     }
   }
   const auto linear = small_integers<double>(ConvShape<0>{.out = 4, .in = 6}, rng);
-  const auto flat = initialize_lokr(linear, 2, 3, rng);
+  const auto flat = LoKr<double, 0>::initialize(linear, 2, 3, rng);
   CHECK(contract(flat.expression()) == linear);
-  CHECK_THROWS_AS(initialize_lokr(linear, 3, 3, rng), ShapeError);
-  CHECK_THROWS_AS(initialize_lokr(linear, 2, 0, rng), ShapeError);
+  CHECK_THROWS_AS((LoKr<double, 0>::initialize(linear, 3, 3, rng)), ShapeError);
+  CHECK_THROWS_AS((LoKr<double, 0>::initialize(linear, 2, 0, rng)), ShapeError);
 }
 
 TEST_CASE("RefConv starts as its base, and refocuses its kernels", "[blocks]") {
@@ -550,7 +550,7 @@ TEST_CASE("RefConv starts as its base, and refocuses its kernels", "[blocks]") {
     const ConvShape<2> shape{
         .out = 4, .in = 4, .kernel_size = {3, 5}, .padding = 1, .groups = groups, .bias = true};
     const auto conv = small_integers<double>(shape, rng);
-    auto block = initialize_refconv(conv, 3);
+    auto block = RefConv<double, 2>::initialize(conv, 3);
     const Index kernels = 4 * 4 / groups;  // the published map: kernels / groups groups
     REQUIRE(block.map.shape() == ConvShape<2>{.out = kernels,
                                               .in = kernels,
@@ -580,7 +580,7 @@ TEST_CASE("RefConv starts as its base, and refocuses its kernels", "[blocks]") {
       }
     }
     check_contracts(block);
-    CHECK_THROWS_AS(initialize_refconv(conv, 2), ShapeError);
+    CHECK_THROWS_AS((RefConv<double, 2>::initialize(conv, 2)), ShapeError);
     const Conv2d<double> shrinking({.out = kernels, .in = kernels, .kernel_size = 3});
     CHECK_THROWS_AS((RefConv<double, 2>{conv, shrinking}.kernel()), ShapeError);
   }
@@ -589,7 +589,7 @@ TEST_CASE("RefConv starts as its base, and refocuses its kernels", "[blocks]") {
 TEST_CASE("RepMLP is its definition on flat maps", "[blocks]") {
   Rng rng(14);
   const auto x = small_integers<double, 2>({.batch = 2, .channels = 3, .size = {4, 5}}, rng);
-  auto block = initialize_rep_mlp<double, 2>(3, {4, 5}, {1, 3}, rng);
+  auto block = RepMlp<double, 2>::initialize(3, {4, 5}, {1, 3}, rng);
   fill_small_integers(block.dense.weight(), rng);
   block.norm = integer_norm(3, rng);
   const auto values = [](const auto& map) {
@@ -606,7 +606,7 @@ TEST_CASE("RepMLP is its definition on flat maps", "[blocks]") {
   const Linear<double> flat = contract(block.expression());
   CHECK(flat.shape() == ConvShape<0>{.out = 60, .in = 60, .groups = 3, .bias = true});
   CHECK(values(flat(flat_x)) == values(expected));
-  CHECK_THROWS_AS((initialize_rep_mlp<double, 2>(3, {4, 5}, {2}, rng)), ShapeError);
+  CHECK_THROWS_AS((RepMlp<double, 2>::initialize(3, {4, 5}, {2}, rng)), ShapeError);
 
   Linear<double> wanted = small_integers<double>(flat.shape(), rng);
   CHECK_THAT(message_of<ShapeError>([&] { preserve(wanted, block); }),
@@ -618,7 +618,7 @@ TEST_CASE("RepMLP is its definition on flat maps", "[blocks]") {
 
 TEST_CASE("the convolutions of a RepMLP are differentiated through its matrix", "[blocks]") {
   Rng rng(17);
-  auto block = initialize_rep_mlp<double, 2>(3, {4, 5}, {3}, rng);
+  auto block = RepMlp<double, 2>::initialize(3, {4, 5}, {3}, rng);
   const auto integers = [&] {
     fill_small_integers(block.local[0].conv.weight(), rng);
     return contract(block.expression());
@@ -648,7 +648,7 @@ TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {
   ConvShape<2> larger = shape, strided = shape;
   larger.kernel_size = 5;
   strided.stride = 2;
-  const auto block = initialize_acnet<float>(shape, rng);
+  const auto block = AcNet<float>::initialize(shape, rng);
   CHECK_THAT(message_of<ShapeError>([&] { preserve(Conv2d<float>(larger), block); }),
              Contains("conv2d 4->4 @3x3 p1x1 +bias") && Contains("conv2d 4->4 @5x5 p1x1"));
   CHECK_THROWS_AS(preserve(Conv2d<float>(strided), block), ShapeError);
@@ -656,7 +656,7 @@ TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {
   dead.square.norm.weight[2] = 0;
   CHECK_THAT(message_of<NumericalError>([&] { preserve(random_layer<float>(shape, rng), dead); }),
              Contains("output channel 2 is not finite"));
-  auto faint = initialize_mobileone<float>(shape, 1, rng);
+  auto faint = MobileOne<float, 2>::initialize(shape, 1, rng);
   faint.dense[0].norm.weight.assign(4, 1e38F);
   CHECK_THAT(message_of<NumericalError>([&] { preserve(random_layer<float>(shape, rng), faint); }),
              Contains("underflows"));
@@ -667,9 +667,9 @@ TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {
        {ConvShape<2>{.out = 2, .in = 2, .kernel_size = {3, 2}},
         ConvShape<2>{.out = 2, .in = 2, .kernel_size = 3, .dilation = 2},
         ConvShape<2>{.out = 2, .in = 0, .kernel_size = 3}}) {
-    CHECK_THROWS_AS(initialize_acnet<float>(refused, rng), ShapeError);
-    CHECK_THROWS_AS(initialize_repvgg<float>(refused, rng), ShapeError);
-    CHECK_THROWS_AS(initialize_diverse_branch_block<float>(refused, rng), ShapeError);
+    CHECK_THROWS_AS(AcNet<float>::initialize(refused, rng), ShapeError);
+    CHECK_THROWS_AS((RepVgg<float, 2>::initialize(refused, rng)), ShapeError);
+    CHECK_THROWS_AS((DiverseBranchBlock<float, 2>::initialize(refused, rng)), ShapeError);
   }
 }
 

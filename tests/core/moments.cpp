@@ -377,7 +377,7 @@ void for_each_block(Rng& rng, const std::function<void(const std::string&, const
         bn(6) * conv({.out = 6, .in = 6}) + bn(6) * conv({.out = 6, .in = 6}) + bn(6),
         batch(6, {5, 4}), {});
   {
-    auto dbb = initialize_diverse_branch_block<double>(
+    auto dbb = DiverseBranchBlock<double, 2>::initialize(
         ConvShape<2>{.out = 5, .in = 4, .kernel_size = 3, .padding = 1}, rng);
     dbb.reduce.conv = random_layer<double>(dbb.reduce.conv.shape(), rng);
     const Expr<double, 2> expression = dbb.expression();

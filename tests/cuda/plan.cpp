@@ -194,7 +194,7 @@ TEST_CASE("a large product of kernels is one matrix product, its gradient two", 
 TEST_CASE("branches are added in a phase of their own, whatever their number", "[cuda]") {
   Rng rng(1);
   const ConvShape<2> shape{.out = 8, .in = 8, .kernel_size = 3, .padding = 1};
-  const auto repvgg = initialize_repvgg<float>(shape, rng);
+  const auto repvgg = RepVgg<float, 2>::initialize(shape, rng);
   const auto square = small_integers<float>(shape, rng), another = square;
   const auto phases = [](const std::vector<PlannedForm>& forms) {
     const ContractionPlan plan(forms);

@@ -680,9 +680,9 @@ TEMPLATE_TEST_CASE("blocks are contracted side by side, batch norms as 1x1 depth
                    "[cuda]", double, PrimeField) {
   Rng rng(14);
   const ConvShape<2> shape{.out = 8, .in = 8, .kernel_size = 3, .padding = 1, .groups = 2};
-  const auto acnet = initialize_acnet<double>(shape, rng);
-  const auto repvgg = initialize_repvgg<double>(shape, rng);
-  const auto branches = initialize_diverse_branch_block<double>(shape, rng);
+  const auto acnet = AcNet<double>::initialize(shape, rng);
+  const auto repvgg = RepVgg<double, 2>::initialize(shape, rng);
+  const auto branches = DiverseBranchBlock<double, 2>::initialize(shape, rng);
   const ConvShape<2> norm{.out = 8, .in = 8, .groups = 8, .bias = true};
   CHECK(std::ranges::count(Form(repvgg.expression()).leaves(), norm) == 3);
   for (const PlanOptions& options : every_plan<TestType>()) {

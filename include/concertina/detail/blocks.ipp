@@ -101,8 +101,9 @@ Conv<Scalar, Rank> RefConv<Scalar, Rank>::kernel() const {
   return result;
 }
 
-template <class Scalar, BitGenerator Generator>
-AcNet<Scalar> initialize_acnet(const ConvShape<2>& shape, Generator& generator) {
+template <class Scalar>
+template <BitGenerator Generator>
+AcNet<Scalar> AcNet<Scalar>::initialize(const ConvShape<2>& shape, Generator& generator) {
   detail::require_block_shape(shape, "AcNet");
   const auto branch = [&](const PerAxis<2>& kernel) {
     return detail::initialize_branch<Scalar>(shape, kernel, generator);
@@ -113,8 +114,10 @@ AcNet<Scalar> initialize_acnet(const ConvShape<2>& shape, Generator& generator) 
   return {std::move(square), std::move(vertical), std::move(horizontal)};
 }
 
-template <class Scalar, int Rank, BitGenerator Generator>
-RepVgg<Scalar, Rank> initialize_repvgg(const ConvShape<Rank>& shape, Generator& generator) {
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+RepVgg<Scalar, Rank> RepVgg<Scalar, Rank>::initialize(const ConvShape<Rank>& shape,
+                                                      Generator& generator) {
   detail::require_block_shape(shape, "RepVgg");
   auto dense = detail::initialize_branch<Scalar>(shape, shape.kernel_size, generator);
   auto pointwise = detail::initialize_branch<Scalar>(shape, PerAxis<Rank>(1), generator);
@@ -123,9 +126,10 @@ RepVgg<Scalar, Rank> initialize_repvgg(const ConvShape<Rank>& shape, Generator& 
   return block;
 }
 
-template <class Scalar, int Rank, BitGenerator Generator>
-DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape<Rank>& shape,
-                                                                 Generator& generator) {
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+DiverseBranchBlock<Scalar, Rank> DiverseBranchBlock<Scalar, Rank>::initialize(
+    const ConvShape<Rank>& shape, Generator& generator) {
   detail::require_block_shape(shape, "DiverseBranchBlock");
   const Index groups = shape.groups;
   const bool depthwise = groups == shape.out;
@@ -167,9 +171,10 @@ DiverseBranchBlock<Scalar, Rank> initialize_diverse_branch_block(const ConvShape
           std::move(spatial)};
 }
 
-template <class Scalar, int Rank, BitGenerator Generator>
-MobileOne<Scalar, Rank> initialize_mobileone(const ConvShape<Rank>& shape, Index branches,
-                                             Generator& generator) {
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+MobileOne<Scalar, Rank> MobileOne<Scalar, Rank>::initialize(const ConvShape<Rank>& shape,
+                                                            Index branches, Generator& generator) {
   detail::require_block_shape(shape, "MobileOne");
   if (branches < 1) detail::fail<ShapeError>({"MobileOne of ", branches, " branches"});
   MobileOne<Scalar, Rank> block;
@@ -183,9 +188,11 @@ MobileOne<Scalar, Rank> initialize_mobileone(const ConvShape<Rank>& shape, Index
   return block;
 }
 
-template <class Scalar, int Rank, BitGenerator Generator>
-RepMixer<Scalar, Rank> initialize_rep_mixer(const ConvShape<Rank>& shape, Generator& generator) {
-  auto mixer = initialize_mobileone<Scalar>(shape, 1, generator);
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+RepMixer<Scalar, Rank> RepMixer<Scalar, Rank>::initialize(const ConvShape<Rank>& shape,
+                                                          Generator& generator) {
+  auto mixer = MobileOne<Scalar, Rank>::initialize(shape, 1, generator);
   if (!mixer.skip || shape.groups != shape.in) {
     detail::fail<ShapeError>(
         {"RepMixer needs a depthwise shape that keeps maps' size (", shape, ")"});
@@ -194,8 +201,9 @@ RepMixer<Scalar, Rank> initialize_rep_mixer(const ConvShape<Rank>& shape, Genera
           std::vector<Scalar>(static_cast<std::size_t>(shape.in), static_cast<Scalar>(1e-5))};
 }
 
-template <class Scalar, BitGenerator Generator>
-Ecb<Scalar> initialize_ecb(const ConvShape<2>& shape, Generator& generator) {
+template <class Scalar>
+template <BitGenerator Generator>
+Ecb<Scalar> Ecb<Scalar>::initialize(const ConvShape<2>& shape, Generator& generator) {
   detail::require_block_shape(shape, "Ecb");
   if (shape.kernel_size != PerAxis<2>(3) || shape.stride != PerAxis<2>(1) || shape.groups != 1) {
     detail::fail<ShapeError>({"Ecb needs a 3x3 of stride 1 and one group (", shape, ")"});
@@ -233,9 +241,10 @@ Ecb<Scalar> initialize_ecb(const ConvShape<2>& shape, Generator& generator) {
   return block;
 }
 
-template <class Scalar, BitGenerator Generator>
-Monarch<Scalar> initialize_monarch(Index p, Index q, Generator& generator) {
-  const Index channels = detail::checked_multiply(p, q, "initialize_monarch");
+template <class Scalar>
+template <BitGenerator Generator>
+Monarch<Scalar> Monarch<Scalar>::initialize(Index p, Index q, Generator& generator) {
+  const Index channels = detail::checked_multiply(p, q, "Monarch");
   const auto blocks = [&](Index groups) {
     Conv<Scalar, 0> layer(ConvShape<0>{.out = channels, .in = channels, .groups = groups});
     initialize_uniform(layer, generator);
@@ -245,9 +254,10 @@ Monarch<Scalar> initialize_monarch(Index p, Index q, Generator& generator) {
   return {std::move(first), blocks(q)};
 }
 
-template <class Scalar, int Rank, BitGenerator Generator>
-DilatedBlock<Scalar, Rank> initialize_dilated_block(const ConvShape<Rank>& shape,
-                                                    Generator& generator) {
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+DilatedBlock<Scalar, Rank> DilatedBlock<Scalar, Rank>::initialize(const ConvShape<Rank>& shape,
+                                                                  Generator& generator) {
   detail::require_block_shape(shape, "DilatedBlock");
   const Index least = std::ranges::min(shape.kernel_size);
   if (least < 5) {
@@ -290,75 +300,72 @@ DilatedBlock<Scalar, Rank> initialize_dilated_block(const ConvShape<Rank>& shape
   return block;
 }
 
-template <class Scalar, int Rank, BitGenerator Generator>
-QaRepVgg<Scalar, Rank> initialize_qarepvgg(const ConvShape<Rank>& shape, Generator& generator) {
-  RepVgg<Scalar, Rank> block = initialize_repvgg<Scalar>(shape, generator);
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+QaRepVgg<Scalar, Rank> QaRepVgg<Scalar, Rank>::initialize(const ConvShape<Rank>& shape,
+                                                          Generator& generator) {
+  auto block = RepVgg<Scalar, Rank>::initialize(shape, generator);
   return {std::move(block.dense), std::move(block.pointwise.conv), block.skip.has_value(),
           initial_batch_norm<Scalar>(shape.out)};
 }
 
-template <Layer F, BitGenerator Generator>
-LoRa<typename F::Scalar, F::Rank> initialize_lora(const F& base, Index rank, double alpha,
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+LoRa<Scalar, Rank> LoRa<Scalar, Rank>::initialize(Conv<Scalar, Rank> base, Index rank, double alpha,
                                                   Generator& generator) {
-  using Scalar = typename F::Scalar;
-  constexpr int Rank = F::Rank;
   ConvShape<Rank> down = base.shape();
   if (down.groups != 1 || rank < 1) {
-    throw ShapeError("initialize_lora: rank " + std::to_string(rank) + " for " + to_string(down) +
+    throw ShapeError("LoRa: rank " + std::to_string(rank) + " for " + to_string(down) +
                      ", where one group and a rank of 1 or more are needed");
   }
+  const ConvShape<Rank> up{.out = down.out, .in = rank};
   down.out = rank;
   down.bias = false;
-  LoRa<Scalar, Rank> block{Conv<Scalar, Rank>(ConvView<const Scalar, Rank>(base)),
-                           Conv<Scalar, Rank>(down),
-                           Conv<Scalar, Rank>(ConvShape<Rank>{.out = base.shape().out, .in = rank}),
+  LoRa<Scalar, Rank> block{std::move(base), Conv<Scalar, Rank>(down), Conv<Scalar, Rank>(up),
                            static_cast<Scalar>(alpha / static_cast<double>(rank))};
   initialize_uniform(block.down, generator);
   return block;
 }
 
-template <Layer F, BitGenerator Generator>
-LoKr<typename F::Scalar, F::Rank> initialize_lokr(const F& base, Index rows, Index columns,
-                                                  Generator& generator) {
-  using Scalar = typename F::Scalar;
-  constexpr int Rank = F::Rank;
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+LoKr<Scalar, Rank> LoKr<Scalar, Rank>::initialize(Conv<Scalar, Rank> base, Index rows,
+                                                  Index columns, Generator& generator) {
   ConvShape<Rank> second = base.shape();
   if (second.groups != 1 || rows < 1 || columns < 1 || second.out % rows != 0 ||
       second.in % columns != 0) {
-    detail::fail<ShapeError>({"initialize_lokr: a factor of ", rows, " rows and ", columns,
-                              " columns for ", second, ", whose channels they have to divide"});
+    detail::fail<ShapeError>({"LoKr: a factor of ", rows, " rows and ", columns, " columns for ",
+                              second, ", whose channels they have to divide"});
   }
   second.out /= rows;
   second.in /= columns;
   second.bias = false;
-  LoKr<Scalar, Rank> block{Conv<Scalar, Rank>(ConvView<const Scalar, Rank>(base)),
+  LoKr<Scalar, Rank> block{std::move(base),
                            Conv<Scalar, 0>(ConvShape<0>{.out = rows, .in = columns}),
                            Conv<Scalar, Rank>(second)};
   initialize_uniform(block.first, generator);
   return block;
 }
 
-template <Layer F>
-RefConv<typename F::Scalar, F::Rank> initialize_refconv(const F& base, Index map_size) {
-  using Scalar = typename F::Scalar;
-  constexpr int Rank = F::Rank;
+template <class Scalar, int Rank>
+RefConv<Scalar, Rank> RefConv<Scalar, Rank>::initialize(Conv<Scalar, Rank> base, Index map_size) {
   const ConvShape<Rank>& shape = base.shape();
-  const Index kernels =
-      detail::checked_multiply(shape.out, shape.in / shape.groups, "initialize_refconv");
+  const Index kernels = detail::checked_multiply(shape.out, shape.in / shape.groups, "RefConv");
   const ConvShape<Rank> map{.out = kernels,
                             .in = kernels,
                             .kernel_size = map_size,
                             .padding = map_size / 2,
                             .groups = kernels / shape.groups};
   detail::require_block_shape(map, "RefConv");
-  return {Conv<Scalar, Rank>(ConvView<const Scalar, Rank>(base)), Conv<Scalar, Rank>(map)};
+  return {std::move(base), Conv<Scalar, Rank>(map)};
 }
 
-template <class Scalar, int Rank, BitGenerator Generator>
-RepMlp<Scalar, Rank> initialize_rep_mlp(Index channels, const PerAxis<Rank>& size,
-                                        const std::vector<Index>& kernel_sizes,
-                                        Generator& generator) {
-  const Index elements = detail::checked_multiply(channels, numel(size), "initialize_rep_mlp");
+template <class Scalar, int Rank>
+template <BitGenerator Generator>
+RepMlp<Scalar, Rank> RepMlp<Scalar, Rank>::initialize(Index channels, const PerAxis<Rank>& size,
+                                                      const std::vector<Index>& kernel_sizes,
+                                                      Generator& generator) {
+  const Index elements = detail::checked_multiply(channels, numel(size), "RepMlp");
   RepMlp<Scalar, Rank> block{
       size,
       Conv<Scalar, 0>(ConvShape<0>{.out = elements, .in = elements, .groups = channels}),
@@ -378,14 +385,12 @@ RepMlp<Scalar, Rank> initialize_rep_mlp(Index channels, const PerAxis<Rank>& siz
   return block;
 }
 
-template <Layer F>
-DoConv<typename F::Scalar, F::Rank> over_parameterize(const F& layer) {
-  using Scalar = typename F::Scalar;
-  constexpr int Rank = F::Rank;
+template <class Scalar, int Rank>
+DoConv<Scalar, Rank> DoConv<Scalar, Rank>::initialize(const Conv<Scalar, Rank>& layer) {
   const ConvShape<Rank>& shape = layer.shape();
   const Index taps = numel(shape.kernel_size);
   ConvShape<Rank> depthwise = shape;
-  depthwise.out = detail::checked_multiply(shape.in, taps, "over_parameterize");
+  depthwise.out = detail::checked_multiply(shape.in, taps, "DoConv");
   depthwise.groups = shape.in;
   depthwise.bias = false;
   Conv<Scalar, Rank> copies(depthwise);
