@@ -25,7 +25,7 @@ std::vector<Expanded> mobilenet() {
   std::vector<Expanded> network;
   const auto add = [&](const std::vector<ConvShape<2>>& shapes) {
     const auto channels = static_cast<std::size_t>(shapes.back().out);
-    BatchNorm<float> norm = initial_batch_norm<float>(shapes.back().out);
+    auto norm = BatchNorm<float>::initialize(shapes.back().out);
     for (std::size_t c = 0; c < channels; ++c) {
       norm.running_mean[c] = static_cast<float>(random_uniform(generator, 1));
       norm.running_var[c] = static_cast<float>(1.1 + random_uniform(generator, 1));

@@ -291,7 +291,7 @@ struct Block {
 
  private:
   void add_norm(Index channels, std::mt19937_64& generator) {
-    BatchNorm<float> norm = initial_batch_norm<float>(channels);
+    auto norm = BatchNorm<float>::initialize(channels);
     for (float& weight : norm.weight) weight += static_cast<float>(random_uniform(generator, 0.5));
     norms.push_back(std::move(norm));
     branches.back().push_back({.layer = {}, .norm = norms.size() - 1});

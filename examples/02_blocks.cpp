@@ -14,7 +14,7 @@ int main() {
   initialize_uniform(c3, generator);
   initialize_uniform(c1, generator);
   const auto norm = [&] {  // as if it had been trained
-    auto statistics = initial_batch_norm<float>(8);
+    auto statistics = BatchNorm<float>::initialize(8);
     for (float& mean : statistics.running_mean) {
       mean = static_cast<float>(random_uniform(generator, 1));
     }

@@ -19,17 +19,15 @@ struct BatchNorm {
   std::vector<Scalar> running_mean, running_var;
   std::vector<Scalar> weight = {}, bias = {};
   double eps = 1e-5;
-};
 
-/// A batch norm as PyTorch initialises one: it divides by sqrt(1 + eps). Throws ShapeError for no
-/// channels.
-template <class Scalar>
-BatchNorm<Scalar> initial_batch_norm(Index channels) {
-  const auto all = [&](int value) {
-    return detail::per_channel(channels, Scalar(value), "initial_batch_norm");
-  };
-  return {.running_mean = all(0), .running_var = all(1), .weight = all(1), .bias = all(0)};
-}
+  /// As PyTorch initialises one: it divides by sqrt(1 + eps). Throws ShapeError for no channels.
+  static BatchNorm initialize(Index channels) {
+    const auto all = [&](int value) {
+      return detail::per_channel(channels, Scalar(value), "BatchNorm");
+    };
+    return {.running_mean = all(0), .running_var = all(1), .weight = all(1), .bias = all(0)};
+  }
+};
 
 /// A batch norm in inference, (x - running_mean) / sqrt(running_var + eps) * weight + bias. Its
 /// factors are computed in the accumulator of the contraction, so they are not rounded to Scalar.
@@ -38,8 +36,8 @@ BatchNorm<Scalar> initial_batch_norm(Index channels) {
 /// Source  Ioffe, Szegedy, Batch normalization, ICML 2015; torch.nn.BatchNorm2d
 template <class Scalar>
   requires detail::rounds<Scalar>
-Expr<Scalar, any_rank> batch_norm(BatchNorm<Scalar> statistics) {
-  const std::size_t channels = statistics.running_mean.size();
+Expr<Scalar, any_rank> batch_norm(BatchNorm<Scalar> norm) {
+  const std::size_t channels = norm.running_mean.size();
   const auto require_length = [&](const std::vector<Scalar>& list, const char* name,
                                   bool optional) {
     if (list.size() == channels || (optional && list.empty())) return;
@@ -47,26 +45,26 @@ Expr<Scalar, any_rank> batch_norm(BatchNorm<Scalar> statistics) {
                      " elements, running_mean " + std::to_string(channels));
   };
   if (channels == 0) throw ShapeError("batch_norm: no channels");
-  require_length(statistics.running_var, "running_var", false);
-  require_length(statistics.weight, "weight", true);
-  require_length(statistics.bias, "bias", true);
+  require_length(norm.running_var, "running_var", false);
+  require_length(norm.weight, "weight", true);
+  require_length(norm.bias, "bias", true);
   for (std::size_t c = 0; c < channels; ++c) {
-    const auto variance = detail::convert<long double>(statistics.running_var[c]);
-    const long double sum = variance + static_cast<long double>(statistics.eps);
+    const auto variance = detail::convert<long double>(norm.running_var[c]);
+    const long double sum = variance + static_cast<long double>(norm.eps);
     if (sum > 0 && std::isfinite(sum)) continue;
     std::ostringstream message;
-    message << "batch_norm: running_var[" << c << "] + eps = " << variance << " + "
-            << statistics.eps << ", which is not positive and finite";
+    message << "batch_norm: running_var[" << c << "] + eps = " << variance << " + " << norm.eps
+            << ", which is not positive and finite";
     throw NumericalError(message.str());
   }
   const auto count = static_cast<Index>(channels);
   return ChannelMap<Scalar>{.in = count,
                             .out = count,
-                            .mean = std::move(statistics.running_mean),
-                            .variance = std::move(statistics.running_var),
-                            .weight = std::move(statistics.weight),
-                            .bias = std::move(statistics.bias),
-                            .eps = statistics.eps};
+                            .mean = std::move(norm.running_mean),
+                            .variance = std::move(norm.running_var),
+                            .weight = std::move(norm.weight),
+                            .bias = std::move(norm.bias),
+                            .eps = norm.eps};
 }
 
 }  // namespace concertina

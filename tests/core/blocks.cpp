@@ -222,17 +222,17 @@ TEST_CASE("MobileOne, OREPA and SESR contract", "[blocks]") {
   const ConvShape<2> pointwise{.out = 4, .in = 4};
   MobileOne<float, 2> mobile;
   for (int n = 0; n < 3; ++n) {
-    mobile.dense.push_back({random_layer<float>(shape, rng), initial_batch_norm<float>(4)});
+    mobile.dense.push_back({random_layer<float>(shape, rng), BatchNorm<float>::initialize(4)});
     randomise(mobile.dense.back().norm, rng);
   }
   check_contracts(mobile);
-  mobile.scale = {random_layer<float>(pointwise, rng), initial_batch_norm<float>(4)};
-  mobile.skip = initial_batch_norm<float>(4);
+  mobile.scale = {random_layer<float>(pointwise, rng), BatchNorm<float>::initialize(4)};
+  mobile.skip = BatchNorm<float>::initialize(4);
   randomise(*mobile.skip, rng);
   check_contracts(mobile);
   check_preserves(mobile, shape, rng);
 
-  Orepa<float, 2> orepa{.branches = {}, .norm = initial_batch_norm<float>(4)};
+  Orepa<float, 2> orepa{.branches = {}, .norm = BatchNorm<float>::initialize(4)};
   randomise(orepa.norm, rng);
   ConvShape<2> padded = pointwise, unpadded_square = shape;
   padded.padding = 1;
@@ -257,7 +257,7 @@ namespace {
 
 /// A batch norm that multiplies and shifts by integers exactly: (x - mean) * weight + bias.
 BatchNorm<double> integer_norm(Index channels, Rng& rng) {
-  BatchNorm<double> norm = initial_batch_norm<double>(channels);
+  auto norm = BatchNorm<double>::initialize(channels);
   norm.eps = 0;
   for (auto* values : {&norm.running_mean, &norm.weight, &norm.bias}) {
     fill_small_integers(std::span<double>(*values), rng);

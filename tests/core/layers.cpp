@@ -353,8 +353,8 @@ TEST_CASE("more channels than fit are refused before their memory", "[layers]") 
   CHECK_THAT(message_of<SizeError>([] { channel_bias<float>(many, 1); }),
              Catch::StartsWith("channel_bias: "));
   CHECK_THROWS_AS(2.0F * identity<float>(many), SizeError);
-  CHECK_THROWS_AS(initial_batch_norm<float>(many), SizeError);
-  CHECK_THROWS_AS(initial_batch_norm<float>(0), ShapeError);
+  CHECK_THROWS_AS(BatchNorm<float>::initialize(many), SizeError);
+  CHECK_THROWS_AS(BatchNorm<float>::initialize(0), ShapeError);
 }
 
 }  // namespace concertina::test

@@ -75,7 +75,7 @@ Conv<Scalar, Rank> random_layer(const ConvShape<Rank>& shape, Rng& rng) {
 /// Weights of both signs.
 template <class Scalar>
 BatchNorm<Scalar> random_norm(Index channels, Rng& rng) {
-  BatchNorm<Scalar> norm = initial_batch_norm<Scalar>(channels);
+  auto norm = BatchNorm<Scalar>::initialize(channels);
   for (std::size_t c = 0; c < norm.weight.size(); ++c) {
     norm.weight[c] = static_cast<Scalar>(random_uniform(rng, 2));
     norm.bias[c] = static_cast<Scalar>(random_uniform(rng, 1));
@@ -427,7 +427,7 @@ void for_each_block(Rng& rng, const std::function<void(const std::string&, const
           bn(4) * conv({.out = 4, .in = 4, .kernel_size = {7, 1}, .padding = {3, 0}, .groups = 4}),
       batch(4, {8, 9}), {});
   {
-    auto plain = initial_batch_norm<double>(4);
+    auto plain = BatchNorm<double>::initialize(4);
     plain.weight.clear();
     plain.bias.clear();
     visit("a norm without weight and bias",
@@ -924,7 +924,7 @@ TEST_CASE("two workers with shared statistics train as one", "[moments]") {
 }
 
 TEST_CASE("running statistics move as PyTorch's do", "[moments]") {
-  BatchNorm<float> norm = initial_batch_norm<float>(2);
+  auto norm = BatchNorm<float>::initialize(2);
   norm.running_mean = {4, -8};
   update_running_statistics(norm, {.count = 5, .mean = {8, 8}, .variance = {4, 0}}, 0.25);
   CHECK(norm.running_mean == std::vector<float>{5, -4});

@@ -698,7 +698,7 @@ TEST_CASE("behind a bias of zeros a transposed layer is trained as behind none",
   ConvShape<2> shape = before.shape();
   shape.bias = false;
   const Conv2d<double> linear(shape, {before.weight().begin(), before.weight().end()});
-  BatchNorm<double> norm = initial_batch_norm<double>(3);
+  auto norm = BatchNorm<double>::initialize(3);
   norm.eps = 0;
   const auto scale = channel_scale<double>({1, 1, 1});
   for (const Index kernel : {2, 4}) {

@@ -37,7 +37,7 @@ ConvBatchNorm<Scalar, Rank> initialize_branch(const ConvShape<Rank>& shape,
   }
   Conv<Scalar, Rank> conv(branch);
   initialize_uniform(conv, generator);
-  return {std::move(conv), initial_batch_norm<Scalar>(shape.out)};
+  return {std::move(conv), BatchNorm<Scalar>::initialize(shape.out)};
 }
 
 /// Whether a skip connection fits beside a layer of this shape.
@@ -122,7 +122,7 @@ RepVgg<Scalar, Rank> RepVgg<Scalar, Rank>::initialize(const ConvShape<Rank>& sha
   auto dense = detail::initialize_branch<Scalar>(shape, shape.kernel_size, generator);
   auto pointwise = detail::initialize_branch<Scalar>(shape, PerAxis<Rank>(1), generator);
   RepVgg<Scalar, Rank> block{std::move(dense), std::move(pointwise)};
-  if (detail::takes_skip(shape)) block.skip = initial_batch_norm<Scalar>(shape.in);
+  if (detail::takes_skip(shape)) block.skip = BatchNorm<Scalar>::initialize(shape.in);
   return block;
 }
 
@@ -166,7 +166,7 @@ DiverseBranchBlock<Scalar, Rank> DiverseBranchBlock<Scalar, Rank>::initialize(
           std::move(pointwise),
           std::move(before_pool),
           std::move(pool),
-          initial_batch_norm<Scalar>(shape.out),
+          BatchNorm<Scalar>::initialize(shape.out),
           std::move(reduce),
           std::move(spatial)};
 }
@@ -184,7 +184,7 @@ MobileOne<Scalar, Rank> MobileOne<Scalar, Rank>::initialize(const ConvShape<Rank
   if (shape.kernel_size != PerAxis<Rank>(1)) {
     block.scale = detail::initialize_branch<Scalar>(shape, PerAxis<Rank>(1), generator);
   }
-  if (detail::takes_skip(shape)) block.skip = initial_batch_norm<Scalar>(shape.in);
+  if (detail::takes_skip(shape)) block.skip = BatchNorm<Scalar>::initialize(shape.in);
   return block;
 }
 
@@ -197,7 +197,7 @@ RepMixer<Scalar, Rank> RepMixer<Scalar, Rank>::initialize(const ConvShape<Rank>&
     detail::fail<ShapeError>(
         {"RepMixer needs a depthwise shape that keeps maps' size (", shape, ")"});
   }
-  return {std::move(mixer), initial_batch_norm<Scalar>(shape.in),
+  return {std::move(mixer), BatchNorm<Scalar>::initialize(shape.in),
           std::vector<Scalar>(static_cast<std::size_t>(shape.in), static_cast<Scalar>(1e-5))};
 }
 
@@ -295,7 +295,7 @@ DilatedBlock<Scalar, Rank> DilatedBlock<Scalar, Rank>::initialize(const ConvShap
     }
     Conv<Scalar, Rank> conv(dilated);
     initialize_uniform(conv, generator);
-    block.dilated.push_back({std::move(conv), initial_batch_norm<Scalar>(shape.out)});
+    block.dilated.push_back({std::move(conv), BatchNorm<Scalar>::initialize(shape.out)});
   }
   return block;
 }
@@ -306,7 +306,7 @@ QaRepVgg<Scalar, Rank> QaRepVgg<Scalar, Rank>::initialize(const ConvShape<Rank>&
                                                           Generator& generator) {
   auto block = RepVgg<Scalar, Rank>::initialize(shape, generator);
   return {std::move(block.dense), std::move(block.pointwise.conv), block.skip.has_value(),
-          initial_batch_norm<Scalar>(shape.out)};
+          BatchNorm<Scalar>::initialize(shape.out)};
 }
 
 template <class Scalar, int Rank>
@@ -369,7 +369,7 @@ RepMlp<Scalar, Rank> RepMlp<Scalar, Rank>::initialize(Index channels, const PerA
   RepMlp<Scalar, Rank> block{
       size,
       Conv<Scalar, 0>(ConvShape<0>{.out = elements, .in = elements, .groups = channels}),
-      initial_batch_norm<Scalar>(channels),
+      BatchNorm<Scalar>::initialize(channels),
       {}};
   initialize_uniform(block.dense, generator);
   for (const Index kernel_size : kernel_sizes) {
