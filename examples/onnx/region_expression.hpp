@@ -7,8 +7,9 @@
 #include "onnx/regions.hpp"
 #include "text.hpp"
 
-#include <concertina/detail/channel_map.hpp>
+#include <concertina/channel_map.hpp>
 #include <concertina/exactness.hpp>
+#include <concertina/join.hpp>
 #include <concertina/layers.hpp>
 #include <concertina/transposed.hpp>
 

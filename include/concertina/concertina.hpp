@@ -4,6 +4,7 @@
 
 #include <concertina/batch_norm.hpp>
 #include <concertina/blocks.hpp>
+#include <concertina/channel_map.hpp>
 #include <concertina/contract.hpp>
 #include <concertina/conv.hpp>
 #include <concertina/error.hpp>
@@ -11,6 +12,7 @@
 #include <concertina/expand.hpp>
 #include <concertina/expression.hpp>
 #include <concertina/feature_map.hpp>
+#include <concertina/join.hpp>
 #include <concertina/layers.hpp>
 #include <concertina/modular.hpp>
 #include <concertina/parallel.hpp>

@@ -3,10 +3,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/channel_map.hpp>
 #include <concertina/conv.hpp>
 #include <concertina/detail/form.hpp>
 #include <concertina/detail/leaf.hpp>
 #include <concertina/detail/tree.hpp>
+#include <concertina/join.hpp>
 
 #include <concepts>
 #include <optional>

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concertina/channel_map.hpp>
 #include <concertina/conv.hpp>
-#include <concertina/detail/channel_map.hpp>
 
 #include <memory>
 #include <optional>

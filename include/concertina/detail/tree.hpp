@@ -5,6 +5,8 @@
 #include <concertina/detail/function_ref.hpp>
 #include <concertina/detail/text.hpp>
 #include <concertina/error.hpp>
+#include <concertina/join.hpp>
+#include <concertina/parallel.hpp>
 #include <concertina/shape.hpp>
 
 #include <algorithm>
@@ -16,19 +18,7 @@
 #include <utility>
 #include <vector>
 
-namespace concertina {
-
-/// How the parts of a node make one map.
-enum class Join {
-  none,            ///< a leaf
-  chain,           ///< one after another, the first part first
-  sum,             ///< all on the same input, outputs added
-  concat_outputs,  ///< all on the same input, outputs side by side along the channels
-  concat_inputs,   ///< each on channels of its own, outputs added
-  direct_sum       ///< each on channels of its own, outputs side by side
-};
-
-namespace detail {
+namespace concertina::detail {
 
 /// Whether parts read channels of their own, one part's after the other's; and write them.
 constexpr bool splits_inputs(Join join) {
@@ -166,5 +156,4 @@ inline void require_channels(Join join, std::span<const Channels> parts,
   }
 }
 
-}  // namespace detail
-}  // namespace concertina
+}  // namespace concertina::detail

@@ -1,7 +1,8 @@
 // Maps by channel: their shape, and how they join layers of any rank.
 // SPDX-License-Identifier: Apache-2.0
+#include <concertina/channel_map.hpp>
+
 #include <concertina/contract.hpp>
-#include <concertina/detail/channel_map.hpp>
 #include <concertina/layers.hpp>
 
 #include "support.hpp"
