@@ -33,6 +33,14 @@ struct ChannelMap {
             .bias = !bias.empty() || !mean.empty()};
   }
 
+  /// From the gradient of its layer, as Contraction::backward gives it, to those of its own fields:
+  /// weight, bias, mean and variance of a batch norm, the factors of a scale. A map of the same
+  /// channels, source, eps and divisor of which those fields are the gradients; empty where they
+  /// are here. Statistics count as constants of the map, not as functions of a batch.
+  /// Throws  ShapeError where the gradient is not of the map's shape
+  template <int Rank>
+  ChannelMap backward(const Conv<Scalar, Rank>& gradient) const;
+
   friend bool operator==(const ChannelMap&, const ChannelMap&) = default;
 };
 

@@ -93,7 +93,7 @@ class Contraction {
   /// respect to the contraction's, to dL/d(leaf) in the same way: one for each leaf in the order of
   /// Form::leaves (for a chain the layer applied first comes first), with a bias where the leaf has
   /// one. Where a leaf is a channel map it is the gradient of its layer, from which
-  /// channel_map_gradient goes on. Of a fixed leaf there is none: what is given for it is not
+  /// ChannelMap::backward goes on. Of a fixed leaf there is none: what is given for it is not
   /// touched, and may be of any shape.
   /// Requires  the expression's elements to be those that forward() last saw; gradients that do not
   ///           overlap each other or anything that is read
@@ -131,15 +131,6 @@ class Contraction {
   std::vector<ConvView<Scalar, Rank>> gradient_views_;   // of these
   bool computed_ = false;
 };
-
-/// From the gradient of a channel map's layer, as Contraction::backward gives it, to those of the
-/// map's own fields: weight, bias, mean and variance of a batch norm, the factors of a scale. A map
-/// of the same channels, source, eps and divisor of which those fields are the gradients; empty
-/// where the map's are. Statistics count as constants of the map, not as functions of a batch.
-/// Throws    ShapeError where the gradient is not of the map's shape
-template <class Scalar, int Rank>
-ChannelMap<Scalar> channel_map_gradient(const ChannelMap<Scalar>& map,
-                                        const Conv<Scalar, Rank>& gradient);
 
 }  // namespace concertina
 

@@ -714,7 +714,7 @@ TEST_CASE("gradients of batch norms' and scales' own numbers", "[backward]") {
     Contraction<double, 2> contraction(expression);
     contraction.forward(expression);
     const auto gradient = random_layer<double>(contraction.shape(), rng);
-    const Map found = channel_map_gradient(map, contraction.backward(expression, gradient)[1]);
+    const Map found = map.backward(contraction.backward(expression, gradient)[1]);
     CHECK(found.source == map.source);
     const auto check = [&](std::vector<double> Map::* field) {
       const auto& own = found.*field;
@@ -748,7 +748,7 @@ TEST_CASE("channel maps' gradients are exact where their scalars are", "[backwar
     map.divisor = 3;
     const auto layer = detail::to_conv<PrimeField, 1>(map);
     const auto gradient = random_layer<PrimeField>(layer.shape(), rng);
-    const auto found = channel_map_gradient(map, gradient);
+    const auto found = map.backward(gradient);
     const auto check = [&](std::vector<PrimeField> ChannelMap<PrimeField>::* field) {
       for (std::size_t i = 0; i < (map.*field).size(); ++i) {
         ChannelMap<PrimeField> other = map;
@@ -762,8 +762,7 @@ TEST_CASE("channel maps' gradients are exact where their scalars are", "[backwar
     check(&ChannelMap<PrimeField>::bias);
   }
   const Conv2d<double> other({.out = 3, .in = 3});
-  CHECK_THAT(message_of<ShapeError>(
-                 [&] { channel_map_gradient(ChannelMap<double>{.in = 4, .out = 4}, other); }),
+  CHECK_THAT(message_of<ShapeError>([&] { ChannelMap<double>{.in = 4, .out = 4}.backward(other); }),
              Contains("conv2d 3->3 @1x1") && Contains("conv2d 4->4 @1x1 g4"));
 }
 

@@ -651,8 +651,7 @@ TEST_CASE("the gradient of a batch norm after a transposed layer goes on to its 
   const auto gradient = transposed(Conv1d<double>(whole.layer().shape(), {1, -2, 3, 4}), {5, 6});
   const auto gradients = contraction.backward(expression, gradient);
   const auto map = *expression.dense().tree().parts()[1].leaf().channel_map();
-  const ChannelMap<double> of_norm =
-      channel_map_gradient(map, std::get<Conv1d<double>>(gradients[1]));
+  const ChannelMap<double> of_norm = map.backward(std::get<Conv1d<double>>(gradients[1]));
   const auto loss = [&](const BatchNorm<double>& values) {
     const Transposed<double, 1> at = expression_of(values);
     double sum = 0;

@@ -123,7 +123,7 @@ struct TensorUse {
 ///
 /// Layers are the leaves of the forms. A leaf that is a batch norm or a scale is given, and its
 /// gradient taken, as its 1x1 depthwise layer: weight [C] and, where it shifts, bias [C]; a
-/// permutation as a dense 1x1 layer. channel_map_gradient goes on from there. Fixed leaves have a
+/// permutation as a dense 1x1 layer. ChannelMap::backward goes on from there. Fixed leaves have a
 /// gradient here too.
 /// Cost    L - 1 phases for chains of up to L layers, and one for each sum or concatenation on the
 ///         way; a depthwise expansion is one; one more for each step with split-K partial sums, one

@@ -1,12 +1,14 @@
-// Channel maps as layers.
+// Channel maps as layers, and from the gradient of such a layer to the map's.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <concertina/channel_map.hpp>
 
+#include <algorithm>
 #include <cmath>
 
-namespace concertina::detail {
+namespace concertina {
+namespace detail {
 
 /// What a map divides channel o by but its divisor: the root of its variance plus eps, or 1.
 template <class Wide, class Scalar>
@@ -60,4 +62,47 @@ Conv<A, Rank> to_conv(const ChannelMap<Scalar>& map) {
   return layer;
 }
 
-}  // namespace concertina::detail
+}  // namespace detail
+
+template <class Scalar>
+template <int Rank>
+ChannelMap<Scalar> ChannelMap<Scalar>::backward(const Conv<Scalar, Rank>& gradient) const {
+  if (gradient.shape() != shape<Rank>()) {
+    detail::fail<ShapeError>({"channel map: a gradient of shape ", gradient.shape(),
+                              ", where the map's layer is ", shape<Rank>()});
+  }
+  using Wide = detail::WideFor<Scalar>;
+  ChannelMap result = *this;
+  for (auto* field : {&result.mean, &result.variance, &result.weight, &result.bias}) {
+    std::ranges::fill(*field, Scalar(0));
+  }
+  // factor = weight / sqrt(variance + eps) / divisor, shift = bias - mean * factor
+  for (std::size_t o = 0; o < static_cast<std::size_t>(out); ++o) {
+    Wide of_factor = detail::convert<Wide>(gradient.weight()[detail::factor_position(*this, o)]);
+    Wide scale(1);  // factor / weight
+    if constexpr (requires { scale / scale; }) {
+      if (!variance.empty()) scale = scale / detail::deviation<Wide>(*this, o);
+      if (divisor != 1) scale = scale / static_cast<Wide>(divisor);
+    }
+    const Wide own = weight.empty() ? Wide(1) : detail::convert<Wide>(weight[o]);
+    if (!bias.empty()) result.bias[o] = gradient.bias()[o];
+    if constexpr (requires { -scale; }) {
+      if (!mean.empty()) {
+        const Wide of_shift = detail::convert<Wide>(gradient.bias()[o]);
+        of_factor = of_factor + -(of_shift * detail::convert<Wide>(mean[o]));
+        result.mean[o] = detail::convert<Scalar>(-(of_shift * own * scale));
+      }
+    }
+    if (!weight.empty()) result.weight[o] = detail::convert<Scalar>(of_factor * scale);
+    if constexpr (detail::rounds<Wide>) {
+      if (!variance.empty()) {
+        const Wide deviation = detail::deviation<Wide>(*this, o);
+        result.variance[o] =
+            detail::convert<Scalar>(-of_factor * own * scale / 2 / (deviation * deviation));
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace concertina

@@ -233,52 +233,6 @@ auto Contraction<Scalar_, Rank_>::backward(
   return gradients_;
 }
 
-template <class Scalar, int Rank>
-ChannelMap<Scalar> channel_map_gradient(const ChannelMap<Scalar>& map,
-                                        const Conv<Scalar, Rank>& gradient) {
-  if (gradient.shape() != map.template shape<Rank>()) {
-    throw ShapeError("channel_map_gradient: a gradient of shape " + to_string(gradient.shape()) +
-                     ", where the map's layer is " + to_string(map.template shape<Rank>()));
-  }
-  using Wide = detail::WideFor<Scalar>;
-  ChannelMap<Scalar> result{.in = map.in,
-                            .out = map.out,
-                            .source = map.source,
-                            .mean = std::vector<Scalar>(map.mean.size(), Scalar(0)),
-                            .variance = std::vector<Scalar>(map.variance.size(), Scalar(0)),
-                            .weight = std::vector<Scalar>(map.weight.size(), Scalar(0)),
-                            .bias = std::vector<Scalar>(map.bias.size(), Scalar(0)),
-                            .eps = map.eps,
-                            .divisor = map.divisor};
-  // factor = weight / sqrt(variance + eps) / divisor, shift = bias - mean * factor
-  for (std::size_t o = 0; o < static_cast<std::size_t>(map.out); ++o) {
-    Wide of_factor = detail::convert<Wide>(gradient.weight()[detail::factor_position(map, o)]);
-    Wide scale(1);  // factor / weight
-    if constexpr (requires { scale / scale; }) {
-      if (!map.variance.empty()) scale = scale / detail::deviation<Wide>(map, o);
-      if (map.divisor != 1) scale = scale / static_cast<Wide>(map.divisor);
-    }
-    const Wide weight = map.weight.empty() ? Wide(1) : detail::convert<Wide>(map.weight[o]);
-    if (!map.bias.empty()) result.bias[o] = gradient.bias()[o];
-    if constexpr (requires { -scale; }) {
-      if (!map.mean.empty()) {
-        const Wide of_shift = detail::convert<Wide>(gradient.bias()[o]);
-        of_factor = of_factor + -(of_shift * detail::convert<Wide>(map.mean[o]));
-        result.mean[o] = detail::convert<Scalar>(-(of_shift * weight * scale));
-      }
-    }
-    if (!map.weight.empty()) result.weight[o] = detail::convert<Scalar>(of_factor * scale);
-    if constexpr (detail::rounds<Wide>) {
-      if (!map.variance.empty()) {
-        const Wide deviation = detail::deviation<Wide>(map, o);
-        result.variance[o] =
-            detail::convert<Scalar>(-of_factor * weight * scale / 2 / (deviation * deviation));
-      }
-    }
-  }
-  return result;
-}
-
 }  // namespace concertina
 
 #include <concertina/detail/compiled/contract.hpp>

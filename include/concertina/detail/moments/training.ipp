@@ -486,7 +486,7 @@ void TrainingContraction<Scalar_, Rank_>::add_statistics_gradient(std::size_t no
   const detail::PatchGeometry &own = prefix.geometry, &all = patches_[prefix.patches];
   const Moments& moments = moments_[prefix.patches];
   detail::MomentGradient& gradient = moment_gradients_[prefix.patches];
-  const ChannelMap<double> of = channel_map_gradient(prefix.norm, prefix.norm_gradient);
+  const ChannelMap<double> of = prefix.norm.backward(prefix.norm_gradient);
   if (!prefix.fixed) {
     Conv<double, Rank>& leaf = leaf_gradients_[prefix.leaf];
     std::ranges::copy(of.weight, leaf.weight().begin());
