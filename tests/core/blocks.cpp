@@ -642,6 +642,37 @@ TEST_CASE("the convolutions of a RepMLP are differentiated through its matrix", 
   CHECK(gained == Approx(along).epsilon(1e-12));
 }
 
+namespace {
+
+/// A user's own: a gain for each channel after a kernel with a bias, beside a 1x1 and a skip.
+struct GainBlock {
+  Conv2d<double> dense, pointwise;
+  std::vector<double> gain;
+
+  Expr<double, 2> expression() const& {
+    return channel_scale(gain) * dense + pointwise + identity<double>(dense.shape().in);
+  }
+  void expression() && = delete;
+  Principal<double, 2> principal() {
+    return {dense, dense.bias(), channel_scale(gain), channel_scale(gain)};
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a block of one's own that names its kernel and bias is preserved", "[blocks]") {
+  Rng rng(18);
+  const ConvShape<2> shape{.out = 3, .in = 3, .kernel_size = 3, .padding = 1, .bias = true};
+  const GainBlock block{small_integers<double>(shape, rng),
+                        small_integers<double>(ConvShape<2>{.out = 3, .in = 3}, rng),
+                        {2, -0.5, 4}};
+  const auto wanted = small_integers<double>(shape, rng);
+  const GainBlock preserved = preserve(wanted, block);
+  CHECK(contract(preserved.expression()) == wanted);
+  CHECK(preserved.pointwise == block.pointwise);
+  CHECK(preserved.gain == block.gain);
+}
+
 TEST_CASE("a kernel that a block cannot hold is refused", "[blocks]") {
   Rng rng(5);
   const ConvShape<2> shape{.out = 4, .in = 4, .kernel_size = 3, .padding = 1};
