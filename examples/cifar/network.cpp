@@ -5,7 +5,6 @@
 #include "onnx/builder.hpp"
 #include "text.hpp"
 
-#include <concertina/blocks.hpp>
 #include <concertina/contract.hpp>
 #include <concertina/expand.hpp>
 #include <concertina/random.hpp>
