@@ -27,7 +27,7 @@ def public_names():
     loader = importlib.machinery.SourceFileLoader("public_names", str(ROOT / "scripts/public_names"))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("public_names", loader))
     loader.exec_module(module)
-    return module.names
+    return lambda header: [name.rpartition("::")[2] for name in module.names(header)]
 
 
 def prose(lines):
