@@ -6,7 +6,6 @@
 #include <concertina/detail/text.hpp>
 #include <concertina/error.hpp>
 #include <concertina/join.hpp>
-#include <concertina/parallel.hpp>
 #include <concertina/shape.hpp>
 
 #include <algorithm>
