@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the repository's Markdown: links and anchors lead somewhere, prose is at most 120 characters wide, as sources
-are, ```sh blocks name files and presets that are there, and the version is the same everywhere.
+"""Checks the repository's Markdown: links and anchors lead somewhere, `folder/sources` that it names are there, prose
+is at most 120 characters wide, as sources are, ```sh blocks name files and presets that are there, and the version is
+the same everywhere.
 
 usage: check.py [--commands BUILD_DIR]
 
@@ -79,6 +80,17 @@ def check_page(page):
                 yield f"{name}:{number}: no heading of {path or name} is #{anchor}"
 
 
+def check_sources_named():
+    """History may name what is gone."""
+    paths = {"/".join(path.parts[i:]) for path in files() for i in range(len(path.parts))}
+    for page in pages():
+        if page.name == "CHANGELOG.md":
+            continue
+        for name in re.findall(r"`([\w.-]+/[\w./-]+\.(?:hpp|ipp|cuh|cpp|cu|py|sh))`", page.read_text()):
+            if name not in paths:
+                yield f"{page.relative_to(ROOT)}: there is no {name}"
+
+
 def calls(block):
     """The words of each command of a ```sh block."""
     words = []
@@ -151,7 +163,7 @@ def main():
         faults = list(check_commands(build))
     else:
         faults = [fault for page in pages() for check in (check_page, check_shell) for fault in check(page)]
-        faults += [*check_sources(), *check_versions()]
+        faults += [*check_sources(), *check_sources_named(), *check_versions()]
     print("\n".join(faults) if faults else "all is well")
     sys.exit(bool(faults))
 
