@@ -89,9 +89,11 @@ struct ProofOptions {
 };
 
 namespace detail {
+
 template <class F>
 using ProofOptionsOf = ProofOptions<F::Rank>;
-}
+
+}  // namespace detail
 
 // The proofs are of a linear map and a layer, or of a product with transposed layers and a
 // transposed layer, which are compared in their dense form.
