@@ -45,7 +45,7 @@ class Worst {
       }
       if (allowed < std::abs(r)) told_ = true;
       rows_.resize(std::max(rows_.size(), static_cast<std::size_t>(row) + 1));
-      rows_[static_cast<std::size_t>(row)].add(r, size, error, where);
+      rows_[static_cast<std::size_t>(row)].add(r, size, error, allowed, where);
       if (error > 0 && !(allowed < size)) {
         if (unsure_.empty() || allowed > least_) unsure_ = where();
         if (allowed > least_) emptied_ = true;
@@ -73,41 +73,42 @@ class Worst {
     } else if (const auto row = lost_row(); row != rows_.end()) {
       report_.undecided = true;
       report_.failure = "the bound of " + row->lost_at +
-                        " exceeds its value, and so does its error; use a wider accumulator";
+                        " exceeds its value, and its error an eighth of that; use a wider "
+                        "accumulator";
     }
   }
 
  private:
-  /// What cancellation loses of a row: elements whose error is no smaller than they are.
+  /// What cancellation loses of a row: elements below their bounds, whose errors are more than an
+  /// eighth of them. `known` are those that are more than what rounding of their factors leaves of
+  /// a zero.
   struct Row {
-    long double largest = 0, magnitude = 0, lost = 0;
+    long double largest = 0, lost = 0, known_lost = 0;
     std::string lost_at;
 
     template <class Where>
-    void add(long double reference, long double size, long double error, Where&& where) {
-      largest = std::max(largest, std::abs(reference));
-      magnitude = std::max(magnitude, size);
-      if (error >= std::abs(reference) && error > lost) {
-        lost = error;
-        lost_at = where();
-      }
+    void add(long double reference, long double size, long double error, long double allowed,
+             Where&& where) {
+      const long double value = std::abs(reference);
+      largest = std::max(largest, value);
+      if (allowed < value || 8 * error <= value) return;
+      if (error > lost) lost_at = where();
+      lost = std::max(lost, error);
+      if (value > ulp<Scalar>(1) * size) known_lost = std::max(known_lost, error);
     }
-
-    /// Whether that matters beside `other`, the largest element.
-    bool is_lost_beside(long double other) const {
-      return lost * lost > ulp<Scalar>(1) * other * other;
-    }
-    /// Whether it is nothing but what rounding its factors left of a zero.
-    bool is_zero() const { return largest <= ulp<Scalar>(1) * magnitude; }
   };
 
-  /// A row with an element that matters, of which cancellation left nothing.
+  /// A row with a lost element that matters: a known one beside its row's largest, any beside the
+  /// largest of all.
   auto lost_row() const {
     long double largest = 0;
     for (const Row& row : rows_) largest = std::max(largest, row.largest);
+    const auto matters = [](long double lost, long double beside) {
+      return lost * lost > ulp<Scalar>(1) * beside * beside;
+    };
     return std::ranges::find_if(rows_, [&](const Row& row) {
-      return row.is_lost_beside(largest) ||
-             (row.lost > least_ && !row.is_zero() && row.is_lost_beside(row.largest));
+      return matters(row.lost, largest) ||
+             (row.known_lost > least_ && matters(row.known_lost, row.largest));
     });
   }
 
