@@ -8,12 +8,15 @@
 #include <concertina/detail/io/protobuf.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <new>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -157,6 +160,20 @@ bool is_plain(const onnx::Attribute& attribute) {
   return true;
 }
 
+/// Whether a node or a caller reads it; not where there is none.
+bool is_read(const Graph& graph, int tensor) {
+  return tensor >= 0 && (graph[tensor].escapes || !graph[tensor].consumers.empty());
+}
+
+/// Whether two runs of a node on the same inputs may differ, so that two nodes are two results; or
+/// nobody knows.
+bool is_random(const onnx::Node& node) {
+  static const std::set<std::string, std::less<>> random = {
+      "Bernoulli",     "Dropout",           "Multinomial", "RandomNormal", "RandomNormalLike",
+      "RandomUniform", "RandomUniformLike", "If",          "Loop",         "Scan"};
+  return (!node.domain.empty() && node.domain != "ai.onnx") || random.contains(node.op_type);
+}
+
 /// What is taken for the same tensor of both models.
 enum class Matching {
   names,     ///< what has one name; names of `b` alone stand for what the same node of `a` reads
@@ -194,6 +211,7 @@ bool same_node(const Resolved& before, int m, const Resolved& after, int n, Matc
     return false;
   }
   for (std::size_t o = 0; o < f.outputs.size(); ++o) {
+    if (!is_read(a, a.output(m, o)) && !is_read(b, b.output(n, o))) continue;
     if (before.origin(a.output(m, o)) != before.find(renamed(g.outputs[o]))) return false;
   }
   if (f.attributes.size() != g.attributes.size()) return false;
@@ -201,8 +219,10 @@ bool same_node(const Resolved& before, int m, const Resolved& after, int n, Matc
     const onnx::Attribute &p = f.attributes[i], &q = g.attributes[i];
     const bool tensors =
         p.tensor && q.tensor ? same_constant(*p.tensor, *q.tensor) : p.tensor == q.tensor;
-    if (p.name != q.name || p.type != q.type || p.f != q.f || p.i != q.i || p.s != q.s ||
-        p.floats != q.floats || p.ints != q.ints || p.strings != q.strings || !tensors) {
+    const auto bits = [](float x) { return std::bit_cast<std::uint32_t>(x); };  // of -0 too
+    if (p.name != q.name || p.type != q.type || bits(p.f) != bits(q.f) || p.i != q.i ||
+        p.s != q.s || !std::ranges::equal(p.floats, q.floats, {}, bits, bits) || p.ints != q.ints ||
+        p.strings != q.strings || !tensors) {
       return false;
     }
   }
@@ -619,8 +639,9 @@ bool cut_to_common(const Resolved& a, const Resolved& b, const Renamed& renamed,
     places.emplace(a.origin(there[i].from), i + 1);
   }
   for (std::size_t j = 0; j < here.size(); ++j) {
-    const auto place = places.find(a.find(renamed(b.graph()[b.origin(here[j].from)].name)));
-    if (place == places.end()) continue;
+    const GraphTensor& from = b.graph()[b.origin(here[j].from)];
+    const auto place = places.find(a.find(renamed(from.name)));
+    if (place == places.end() || from.constant || a.graph()[place->first].constant) continue;
     there.resize(place->second);
     here.resize(j + 1);
     return true;
@@ -635,7 +656,9 @@ ModelComparison compare(const Resolved& before, const Resolved& after, Matching 
   const Graph &a = before.graph(), &b = after.graph();
   const onnx::Model& result = b.model();
   std::optional<LinearGraph> flat_before, flat_after;  // with flattenings apart
+  std::optional<Resolved> apart_before, apart_after;
   ModelComparison comparison;
+  std::set<int> taken_once;  // nodes of `a` that a random one of `b` is
   // Regions of `result` that are not the model's own nodes, from the outputs back.
   std::vector<bool> done(result.nodes.size());
   Renamed renamed;
@@ -651,8 +674,9 @@ ModelComparison compare(const Resolved& before, const Resolved& after, Matching 
     bool found = false;
     try {
       const auto follow = [&](const Resolved& f, const Resolved& g) {
-        budget.take("finding what it is made of", 0, 2 * each_followed * longest_region);
         regions = regions_to(f, same, g, made);
+        budget.take("finding what it is made of", 0,
+                    each_followed * (1 + count_maps(regions.first) + count_maps(regions.second)));
         found = cut_to_common(f, g, renamed, regions);
       };
       follow(before, after);
@@ -661,8 +685,10 @@ ModelComparison compare(const Resolved& before, const Resolved& after, Matching 
         if (!flat_before) {
           flat_before.emplace(a, Flattenings::apart);
           flat_after.emplace(b, Flattenings::apart);
+          apart_before.emplace(*flat_before);
+          apart_after.emplace(*flat_after);
         }
-        follow(Resolved(*flat_before), Resolved(*flat_after));
+        follow(*apart_before, *apart_after);
       }
       if (!found && !whole.first.empty() && !whole.second.empty()) {
         regions = whole;
@@ -679,9 +705,17 @@ ModelComparison compare(const Resolved& before, const Resolved& after, Matching 
       return region;
     }
     const Segments expanded = regions.first, contracted = regions.second;
+    // What something else was found to read is compared by itself.
+    const auto is_inside = [&](int node) {
+      return std::ranges::all_of(b.node(node).outputs, [&](const std::string& output) {
+        return output == name || !renamed.knows(output);
+      });
+    };
     for (const Segment& segment : contracted) {
       for (const LinearNode* map : segment.maps) {
-        for (const int each : map->nodes) done[static_cast<std::size_t>(each)] = true;
+        for (const int each : map->nodes) {
+          if (is_inside(each)) done[static_cast<std::size_t>(each)] = true;
+        }
       }
     }
     region.source = a[expanded.back().from].name;
@@ -725,7 +759,9 @@ ModelComparison compare(const Resolved& before, const Resolved& after, Matching 
         continue;
       }
     } else if (same >= 0 && a[same].producer >= 0 &&
+               (!is_random(b.node(n)) || !taken_once.contains(a[same].producer)) &&
                same_node(before, a[same].producer, after, n, matching, renamed)) {
+      if (is_random(b.node(n))) taken_once.insert(a[same].producer);
       ++comparison.identical;
       continue;
     }
@@ -748,14 +784,15 @@ ModelComparison compare_models(const onnx::Model& model, const onnx::Model& resu
   const Graph a(model, options), b(result, options);
   const LinearGraph linear_before(a), linear_after(b);
   const Resolved before(linear_before), after(linear_after);
-  Budget budget = options.budget;
   const auto compare_by = [&](Matching matching) {
+    Budget budget = options.budget;
     return compare(before, after, matching, equality, sample, stored, model_stored, budget);
   };
   ModelComparison comparison = compare_by(Matching::names);
   if (comparison.proved()) return comparison;
+  // Names may mislead: what is wrong is so whatever they are.
   ModelComparison other = compare_by(Matching::structure);
-  return other.proved() ? other : comparison;
+  return other.proved() || (comparison.failed() && !other.failed()) ? other : comparison;
 }
 
 }  // namespace tool

@@ -87,6 +87,16 @@ TapNorms tap_norms(const Expr<double, Rank>& expression, int rank) {
   return result;
 }
 
+/// As a type stores it.
+double stored(onnx::DataType type, double value) {
+  switch (type) {
+    case onnx::DataType::float16: return static_cast<double>(Eigen::half(value));
+    case onnx::DataType::bfloat16: return static_cast<double>(Eigen::bfloat16(value));
+    case onnx::DataType::float32: return static_cast<double>(static_cast<float>(value));
+    default: return value;
+  }
+}
+
 /// Puts the region's contraction in its place; into `result` the norms of taps, where wanted.
 void contract_region(const Graph& graph, Segments segments, const Plan& plan, bool with_norms,
                      Budget& budget, ContractedRegion& result, Rewriter& rewriter) {
@@ -120,11 +130,17 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, bo
                                        " has weights that are not finite, or contracts to such" +
                                        culprit(graph, segments));
     }
+    std::vector<double> shift;
+    if (!shifted.empty()) shift = split_affine(shifted, layer_of(contraction).shape().in).shift;
+    const onnx::DataType wanted = type_of(segments);
+    const auto holds = [&](double element) { return std::isfinite(stored(wanted, element)); };
+    if (!std::ranges::all_of(layer_of(contraction).weight(), holds) ||
+        !std::ranges::all_of(contraction.bias(), holds) || !std::ranges::all_of(shift, holds)) {
+      throw NotLinear("it contracts to numbers that " + onnx::to_string(wanted) + " does not hold");
+    }
     if constexpr (std::same_as<Expression, Expr<double, Rank>>) {
       if (with_norms) result.taps_after = tap_norms(contraction, result.layer);
     }
-    std::vector<double> shift;
-    if (!shifted.empty()) shift = split_affine(shifted, layer_of(contraction).shape().in).shift;
     rewriter.replace(segments, plan.layer, layer_of(contraction).weight(), contraction.bias(),
                      shift);
   });
@@ -212,7 +228,14 @@ ContractedModel contract_model(const onnx::Model& model, const ModelOptions& opt
               .border = plan.border,
               .before = plan.before,
               .after = plan.after};
-          contract_region(graph, segments, plan, options.tap_norms, budget, region, rewriter);
+          try {
+            contract_region(graph, segments, plan, options.tap_norms, budget, region, rewriter);
+          } catch (const NotLinear& error) {
+            Plan left = plan;
+            left.reason = error.what();
+            leave(segments, left);
+            continue;
+          }
           for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
             for (auto each = segment->maps.rbegin(); each != segment->maps.rend(); ++each) {
               for (const int node : (*each)->nodes) region.nodes.push_back(name_of(graph, node));

@@ -5,7 +5,10 @@
 #include "text.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -594,6 +597,36 @@ std::unique_ptr<onnx::Tensor> constant_of(const onnx::Node& node) {
   return nullptr;
 }
 
+/// Whether an integer type holds a number, rounded towards zero.
+bool holds(onnx::DataType type, long double value) {
+  const auto within = [&]<class Integer>(Integer) {
+    using Limits = std::numeric_limits<Integer>;
+    return std::trunc(value) >= Limits::min() && std::trunc(value) <= Limits::max();
+  };
+  switch (type) {
+    case onnx::DataType::uint8: return within(std::uint8_t{});
+    case onnx::DataType::int8: return within(std::int8_t{});
+    case onnx::DataType::uint16: return within(std::uint16_t{});
+    case onnx::DataType::int16: return within(std::int16_t{});
+    case onnx::DataType::uint32: return within(std::uint32_t{});
+    case onnx::DataType::int32: return within(std::int32_t{});
+    case onnx::DataType::int64: return within(std::int64_t{});
+    case onnx::DataType::boolean: return true;
+    default: return false;
+  }
+}
+
+/// Whether integers that a node makes are those that its type has: the evaluator computes in 64
+/// bits, others wrap around, and of what a Cast gives where nothing fits they differ.
+bool is_of_type(const onnx::Node& node, onnx::DataType type, const onnx::Tensor& made,
+                const onnx::Tensor& read) {
+  const auto fits = [&](auto value) { return holds(type, static_cast<long double>(value)); };
+  if (node.op_type == "Cast" && read.type != onnx::DataType::boolean) {
+    return std::ranges::all_of(read.values<long double>(), fits);
+  }
+  return std::ranges::all_of(made.values<std::int64_t>(), fits);
+}
+
 /// What a node makes of constants, such as weights that are stored in 16 bits and cast, or lie
 /// transposed; null where it reads others, or is none of these. Throws BudgetError.
 std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node, Budget& budget) {
@@ -628,8 +661,10 @@ std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node, Budget& budge
     budget.take(what, bytes, each_byte_folded * bytes);
     budget.kept += bytes;
     // What the evaluator widens is not of the type that the model would go on with.
-    return tensor->type == type || tensor->type == onnx::DataType::int64 ? std::move(tensor)
-                                                                         : nullptr;
+    const bool right = tensor->type == onnx::DataType::int64
+                           ? is_of_type(n, type, *tensor, *graph.constant(node, 0))
+                           : tensor->type == type;
+    return right ? std::move(tensor) : nullptr;
   } catch (const BudgetError&) {
     throw;
   } catch (const concertina::Error&) {

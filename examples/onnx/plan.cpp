@@ -106,12 +106,6 @@ bool is_flat(Segments segments) {
   });
 }
 
-double count_maps(Segments segments) {
-  std::size_t count = 0;
-  for (const Segment& segment : segments) count += segment.maps.size();
-  return static_cast<double>(count);
-}
-
 /// Taps that finding the border follows at most.
 template <int Rank>
 double border_taps(const concertina::Form<Rank>& form, const PerAxis<Rank>& spacing) {

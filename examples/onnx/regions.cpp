@@ -112,6 +112,12 @@ std::size_t count_nodes(Segments segments) {
   return count;
 }
 
+double count_maps(Segments segments) {
+  std::size_t count = 0;
+  for (const Segment& segment : segments) count += segment.maps.size();
+  return static_cast<double>(count);
+}
+
 bool contains(Segments segments, std::initializer_list<LinearNode::Kind> kinds) {
   return std::ranges::any_of(segments, [&](const Segment& segment) {
     return std::ranges::any_of(segment.maps, [&](const LinearNode* map) {

@@ -59,6 +59,8 @@ int rank_of(Segments segments);
 /// The type of the region's constants; undefined where it has none. Throws NotLinear for several.
 onnx::DataType type_of(Segments segments);
 std::size_t count_nodes(Segments segments);
+/// What budgets count.
+double count_maps(Segments segments);
 /// Whether a map of the region is of one of these kinds.
 bool contains(Segments segments, std::initializer_list<LinearNode::Kind> kinds);
 
@@ -73,6 +75,12 @@ class Layouts {
         for (const LinearNode* map : segment.maps) join(*map);
       }
     } while (changed_);
+    for (const Segment& segment : segments) {
+      for (const LinearNode* map : segment.maps) {
+        if (map->kind == LinearNode::Kind::move_channels && !find(map->operands.front()))
+          throw NotLinear("no operator says along which axis its channels lie");
+      }
+    }
   }
 
   Layout operator[](int tensor) const { return find(tensor).value_or(Layout::channels_first); }

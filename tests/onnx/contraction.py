@@ -450,6 +450,76 @@ def check_undeclared_channels(program, folder):
         require(found == ops, f"{options}: {found}")
 
 
+def check_structure(program, folder):
+    """What is taken for the same is compared, whatever its names are: models that differ are never proved equal."""
+    def model(nodes, constants=(), outputs=("y",), dims=(1, 3, 4, 4), inputs=("x",)):
+        made = [helper.make_node(op, read, written, **attributes) for op, read, written, attributes in nodes]
+        info = lambda names: [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in names]
+        graph = helper.make_graph(made, "structure", info(inputs), info(outputs),
+                                  [numpy_helper.from_array(value, name) for name, value in dict(constants).items()])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    def node(op, read, written, **attributes):
+        return op, read.split(), written.split(), attributes
+
+    weights = {name: np.random.default_rng(seed).standard_normal([3, 3, 1, 1]).astype(np.float32)
+               for seed, name in enumerate(("v", "w"))}
+    whole = {"u": np.einsum("oiab,ijab->ojab", weights["w"], weights["v"])}
+    half, three, tenth = (np.full([1], value, np.float32) for value in (0.5, 3, 0.1))
+    negated = [node("Neg", "z", "n"), node("Identity", "n", "t")]
+    changed = lambda value: model([node("Dropout", "c", "d"), node("Mul", "d c2", "e"), node("Sigmoid", "x", "s"),
+                                   node("Mul", "s e", "y")], {"c": value, "c2": three})
+    chain = [node("Tanh", "x", "t0"), node("Conv", "t0 v", "t1"), node("Conv", "t1 w", "t2"), node("Relu", "t2", "y")]
+    pool = lambda indices: model([node("MaxPool", "x", f"p {indices}", kernel_shape=[1, 1]), node("Relu", "p", "y")])
+    random = [node("RandomNormalLike", "x", name) for name in ("r", "q")]
+    leaky = lambda alpha: model([node("LeakyRelu", "x", "a", alpha=alpha), node("Reciprocal", "a", "y")])
+    for what, a, b, expected in (
+            ("a tensor that Identity passes on", model([*negated, node("Relu", "x", "r"), node("Sigmoid", "r", "y")],
+                                                       (), ("t", "y"), inputs=("x", "z")),
+             model([*negated, node("Sigmoid", "t", "y")], (), ("t", "y"), inputs=("x", "z")), {1, 6}),
+            ("a transposition", model([node("Transpose", "x", "t", perm=[0, 2, 1]), node("Mul", "t c", "y")],
+                                      {"c": three}, dims=(1, 5, 5)),
+             model([node("Mul", "x c", "y")], {"c": three}, dims=(1, 5, 5)), {1, 6}),
+            ("constants behind Dropout", changed(half), changed(tenth), {1, 6}),
+            ("random numbers", model([random[0], node("Add", "x r", "s"), node("Sub", "s r", "y")]),
+             model([*random, node("Add", "x r", "s"), node("Sub", "s q", "y")]), {1, 6}),
+            ("the sign of zero", leaky(0.0), leaky(-0.0), {1, 6}),
+            ("names that are shifted", model(chain, weights),
+             model([node("Tanh", "x", "t0"), node("Conv", "t0 u", "t1"), node("Relu", "t1", "y")], whole), {0}),
+            ("names that are swapped", model(chain, weights),
+             model([node("Tanh", "x", "t2"), node("Conv", "t2 v", "t0"), node("Conv", "t0 w", "t1"),
+                    node("Relu", "t1", "y")], weights), {0}),
+            ("outputs that nobody reads", pool("i"), pool("j"), {0})):
+        for path, each in (("a.onnx", a), ("b.onnx", b)):
+            onnx.save(each, folder / path)
+        for pair in (("a.onnx", "b.onnx"), ("b.onnx", "a.onnx")):
+            code, output, error = run(program, "verify", *(folder / path for path in pair))
+            require(code in expected, f"{what}, {pair[0]}: exit code {code} {first_line(output)} {error}")
+
+
+def check_integers(program, folder):
+    """Constants of integers that wrap around, as 8 bits do, are left to whoever runs the model."""
+    weight, zero = np.array([[100, 200], [130, 90]], np.uint8).reshape(2, 2, 1, 1), np.uint8(128)
+    for what, nodes in (("Sub", [("Sub", ["w", "z"], {}), ("Cast", ["t0"], {"to": TensorProto.FLOAT})]),
+                        ("Cast", [("Cast", ["f"], {"to": TensorProto.INT32}),
+                                  ("Cast", ["t0"], {"to": TensorProto.FLOAT})])):
+        made = [helper.make_node(op, read, [f"t{i}"], **attributes) for i, (op, read, attributes) in enumerate(nodes)]
+        made += [helper.make_node("Conv", ["x", "t1"], ["t2"]), helper.make_node("Conv", ["t2", "v"], ["y"])]
+        info = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4, 4])
+        constants = {"w": weight, "z": zero, "f": np.float32(3e9) * np.ones([2, 2, 1, 1], np.float32),
+                     "v": np.arange(1, 5).astype(np.float32).reshape(2, 2, 1, 1)}
+        model = helper.make_model(
+            helper.make_graph(made, "integers", [info("x")], [info("y")],
+                              [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]),
+            opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, folder / "in.onnx")
+        code, output, error = run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx", "--verify")
+        require(code == 0, f"{what}: exit code {code} {first_line(output)} {error}")
+        x = {"x": np.random.default_rng(1).standard_normal([1, 2, 4, 4]).astype(np.float32)}
+        before, after = (Runner(each)(x)[0] for each in (model, onnx.load(folder / "out.onnx")))
+        require(np.abs(before - after).max() <= 1e-6 * np.abs(before).max(), f"{what}: the result is another one")
+
+
 # ---- one case --------------------------------------------------------------------------------------------------------
 
 
@@ -583,6 +653,8 @@ def main():
             checks.append(("maps without constants", lambda: check_without_constants(programs.concertina, folder)))
             checks.append(("channels that are not declared",
                            lambda: check_undeclared_channels(programs.concertina, folder)))
+            checks.append(("structure", lambda: check_structure(programs.concertina, folder)))
+            checks.append(("integers that wrap around", lambda: check_integers(programs.concertina, folder)))
             checks.append(("constants that are compared as bytes",
                            lambda: check_constants(programs.concertina, folder)))
             checks.append(("graphs in attributes", lambda: check_graphs(programs.concertina, folder)))
