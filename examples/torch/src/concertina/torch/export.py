@@ -8,8 +8,8 @@ import struct
 
 import torch
 
-from .blocks import hooked, trace
 from .shapes import ShapeError
+from .tracing import hooked, trace
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)

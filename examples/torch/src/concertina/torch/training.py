@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import distributed, fx, nn
 
-from .blocks import CONV, NORMS, POOLS, _diagonal, _pool, _Regions, hooked, trace
 from .contraction import Contraction, apply, full_precision
 from .expansion import require_unwrapped, shape_of
+from .layers import CONV, NORMS, POOLS, _diagonal, _pool
 from .moments import PatchMoments, channel_means, less_means, multiply_adds
+from .regions import _Regions
 from .shapes import Chain, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact
+from .tracing import hooked, trace
 
 
 def contract_in_training_(model, when="auto"):

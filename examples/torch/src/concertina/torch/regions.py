@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is linear in a traced model, as regions: each between two tensors that are not.
+
+Each tensor has an expression relative to its source, the nearest tensor that is not a linear function of another one
+or that is read more than once.
+"""
+
+import math
+import operator
+import os
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .contraction import Contraction
+from .expansion import _parts, axes_of, in_format_of, is_alone, is_expanded, shape_of
+from .layers import (
+    CONV, IDENTITIES, NORMS, POOLS, ZERO_PAD, _diagonal, _norm, _pads_with_its_shift, _parameters, _plain_module, _pool,
+)  # fmt: skip
+from .proofs import Parameters
+from .shapes import Chain, ConvShape, InexactError, ShapeError, Sum, contracted_shape, leaves, require_exact
+from .tracing import _draws, _equal, _name, _restore, _unknown, _written, hooked, trace
+
+CONV_FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass
+class Region:
+    """A linear function of `source`."""
+
+    source: fx.Node
+    form: Chain | Sum | ConvShape = Chain()
+    parameters: list = field(default_factory=list)
+    nodes: list = field(default_factory=list)  # that it is made of
+    cost: tuple = (0, 0)  # parameters and multiply-adds of these
+
+    def contracted(self):
+        """Shape, weight and bias of its layer, of the dtype, device and memory format of the tensors it is made of."""
+        contraction = Contraction(self.form)
+        weights, biases = [p.weight for p in self.parameters], [p.bias for p in self.parameters]
+        bias = contraction.bias(weights, biases)
+        own = [p.like for p in self.parameters if p.like is not None]
+        like = next((each for each in own if each.dim() > 1), own[0])  # norms may be in float where layers are in half
+        weight, bias = (None if each is None else each.to(like) for each in (contraction.weight(weights), bias))
+        trained = any(each.requires_grad for each in own)
+        return contraction.shape, in_format_of(own, weight).requires_grad_(trained), bias
+
+
+class _NotLinear(Exception):
+    """Of a node: an operand that is no constant."""
+
+
+def _traced(module, joined="cheaper"):
+    if is_expanded(module) or (type(module).__module__.startswith("torch.nn.modules") and not list(module.children())):
+        module = nn.Sequential(module)  # what is one layer already
+    traced = trace(module)
+    if traced is None or hooked(traced[0]):
+        return None
+    return _Regions(fx.GraphModule(*traced[:2]), joined)
+
+
+class _Regions:
+    """Of a traced model."""
+
+    def __init__(self, graph_module, joined="cheaper"):
+        """A region is of "all" layers that are one, of these as far as that costs no more ("cheaper"), or of one."""
+        self.model, self.joined = graph_module, joined
+        self.modules = dict(graph_module.named_modules())
+        self.drop_dead()
+        self.nodes = list(graph_module.graph.nodes)
+        self.frugal = set()  # nodes that go on from a region only where that costs no more
+        self.find()
+        costly = [region for _, region in self.ends() if not self.pays(region)]
+        if joined == "cheaper" and costly:  # as a whole; parts of it may pay
+            self.frugal = {node for region in costly for node in region.nodes}
+            self.find()
+
+    def find(self):
+        self.constants, self.regions, self.absorbed = {}, {}, set()
+        for node in self.nodes:
+            self.regions[node] = None if self.constant(node) else self.linear(node) or Region(node)
+
+    # ---- constants: what depends on parameters alone, such as kernels that are generated
+
+    def constant(self, node):
+        if node.op == "get_attr":
+            value = operator.attrgetter(node.target)(self.model)
+        elif not self.of_constants(node):
+            return False
+        else:
+            args = fx.node.map_arg(node.args, self.constants.get)
+            kwargs = fx.node.map_arg(node.kwargs, self.constants.get)
+            target = self.modules[node.target] if node.op == "call_module" else node.target
+            draws = _draws()
+            with torch.enable_grad():  # so that it is known whether it is trained
+                value = (
+                    getattr(args[0], target)(*args[1:], **kwargs)
+                    if node.op == "call_method"
+                    else target(*args, **kwargs)
+                )
+            if not _equal(draws, _draws()):
+                _restore(draws)
+                return False
+        self.constants[node] = value
+        return True
+
+    def of_constants(self, node):
+        """Whether a node computes something of constants alone, and draws no numbers."""
+        inputs = node.all_input_nodes
+        computes = node.op not in ("placeholder", "output") and inputs and not _written(node, self.model)
+        return computes and "dropout" not in _name(node) and all(each in self.constants for each in inputs)
+
+    def varies(self, argument):
+        return isinstance(argument, fx.Node) and argument not in self.constants
+
+    def value(self, argument):
+        def known(node):
+            if node not in self.constants:
+                raise _NotLinear
+            return self.constants[node]
+
+        return fx.node.map_arg(argument, known)
+
+    # ---- expressions
+
+    def linear(self, node):
+        """The region of a linear node, or None."""
+        try:
+            if node.op == "call_module":
+                return self.of_module(node, self.modules[node.target])
+            if node.op == "call_function" and node.target in CONV_FUNCTIONS:
+                return self.of_convolution(node)
+            if node.op == "call_function" and node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
+                return self.of_sum(node)
+        except _NotLinear:
+            pass
+        return None
+
+    def before(self, node):
+        """The region that a linear operation on `node` goes on from."""
+        region = self.regions[node]
+        whole = region.source is node or len(node.users) == 1 or not region.parameters
+        return region if whole else Region(node)
+
+    def of_module(self, node, module):
+        if len(node.args) != 1 or node.kwargs or not self.varies(node.args[0]) or hooked(module):
+            return None
+        base, kind = self.before(node.args[0]), type(module)
+        if kind in IDENTITIES:
+            if base.parameters:
+                self.absorbed.add(node.args[0])
+            return replace(base, nodes=base.nodes + [node])
+        if is_expanded(module):
+            contraction, weights, biases = _parts(module)
+            if weights[0].is_complex() or not is_alone(module):
+                return None
+            return self.chained(node, [_parameters(*each) for each in zip(contraction.leaves, weights, biases)])
+        if kind is nn.Linear or kind in CONV.values():
+            try:
+                shape = shape_of(module, node.target)
+            except ShapeError:
+                return None
+            shape, input = self.with_zero_pad(node, shape)
+            return self.chained(node, [_parameters(shape, module.weight, module.bias)], input)
+        if kind in NORMS and module.running_mean is not None:
+            rank = self.rank_of(module, base)
+            return self.chained(node, [_norm(module, rank)]) if rank else None
+        if _pads_with_its_shift(module):
+            return self.padded_norm(node, *module.children(), module.pad_pixels)
+        if kind in POOLS and base.parameters and contracted_shape(base.form).rank == POOLS[kind]:
+            joined = self.chained(node, _pool(module, contracted_shape(base.form).out_channels))
+            return joined if joined and any(each.like is not None for each in joined.parameters) else None
+        return None
+
+    def with_zero_pad(self, node, shape):
+        """A layer's shape and what it reads, with the padding of an nn.ZeroPad before it, if there is one."""
+        pad = node.args[0]
+        module = self.modules.get(pad.target) if pad.op == "call_module" else None
+        found = type(module) is ZERO_PAD.get(shape.rank) and len(pad.args) == 1
+        if not found or len(pad.users) > 1 or hooked(module):
+            return shape, pad
+        sides = [*zip(module.padding[::2], module.padding[1::2])][::-1]  # the last axis comes first
+        if any(map(any, shape.padding)) and any(p < 0 for pair in sides for p in pair):
+            return shape, pad  # what is cropped is zero afterwards
+        self.absorbed.add(pad)
+        both = tuple((p + start, q + end) for (p, q), (start, end) in zip(shape.padding, sides))
+        return replace(shape, padding=both), pad.args[0]
+
+    def rank_of(self, norm, base):
+        """The rank of the maps that a norm normalises, of which nn.BatchNorm1d and nn.SyncBatchNorm say nothing: that
+        of the region before it, or of a convolution that reads the same; 0 where there is none."""
+        if type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d):
+            return NORMS[type(norm)]
+        if base.parameters:
+            return contracted_shape(base.form).rank
+        readers = [*map(self.kind, self.readers(base.source))]
+        return next((rank for rank, kind in CONV.items() if kind in readers), 0)
+
+    def readers(self, node):
+        for user in node.users:
+            yield from self.readers(user) if self.kind(user) in IDENTITIES else (user,)
+
+    def kind(self, node):
+        return type(self.modules.get(node.target)) if node.op == "call_module" else None
+
+    def identity(self, like):
+        shape = _diagonal(like.rank, like.in_channels, False)
+        return Chain([shape]), [Parameters(torch.ones(shape.weight_shape).double(), None, None)]
+
+    def of_convolution(self, node):
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = {**dict(zip(names, node.args)), **node.kwargs}
+        weight, bias = self.value(given["weight"]), self.value(given.get("bias"))
+        if weight.is_complex():
+            return None
+        rank = CONV_FUNCTIONS[node.target]
+
+        def axes(name, default):
+            value = self.value(given.get(name, default))
+            return axes_of(value, rank)
+
+        if isinstance(given.get("padding"), str):
+            return None
+        groups = self.value(given.get("groups", 1))
+        padding = tuple((p, p) for p in axes("padding", 0))
+        shape = ConvShape(
+            weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), axes("stride", 1), padding,
+            axes("dilation", 1), groups, bias is not None,
+        )  # fmt: skip
+        return self.chained(node, [_parameters(shape, weight, bias)], input=given["input"])
+
+    def chained(self, node, layers, input=None):
+        """The layers after the region of the node's input, or after that tensor where this would cost more."""
+        if not layers:
+            return None
+        input = node.args[0] if input is None else input
+        form, parameters = Chain(shape for shape, _ in layers), [each for _, each in layers]
+        for base in (self.before(input), Region(input))[self.joined == "none" :]:
+            parts = base.form if isinstance(base.form, Chain) else Chain([base.form])
+            cost = tuple(map(operator.add, base.cost, _cost(form, base.form)))
+            joined = Region(
+                base.source, Chain((*parts, *form)), base.parameters + parameters, base.nodes + [node], cost
+            )
+            if not base.parameters or self.fits(joined, node):
+                if base.source is not input:
+                    self.absorbed.add(input)
+                return joined
+
+    def padded_norm(self, node, norm, padding):
+        """A batch norm padded with what it makes of zero: zeros placed before unbiased 1x1 layers (DBB)."""
+        base = self.before(node.args[0])
+        ones = all(s.pointwise and not s.bias and set(s.stride) == {1} for s in leaves(base.form))
+        if not base.parameters or not isinstance(base.form, Chain) or not ones:
+            return None
+        padded = replace(base.form[0], padding=tuple((p + padding, q + padding) for p, q in base.form[0].padding))
+        self.regions[node.args[0]] = replace(base, form=Chain((padded, *base.form[1:])))
+        joined = self.chained(node, [_norm(norm, contracted_shape(base.form).rank)])
+        if joined.source is base.source:
+            return joined
+        self.regions[node.args[0]] = base
+        return None
+
+    def of_sum(self, node):
+        operands = [arg for arg in node.args if not (isinstance(arg, (int, float)) and arg == 0)]
+        if self.joined == "none" or not all(map(self.varies, operands)):
+            return None
+        regions = [self.before(arg) for arg in operands]
+        if len({region.source for region in regions}) > 1 or not any(region.parameters for region in regions):
+            return None
+        if len({*operands}) < len(operands):
+            return None  # norms in training would be run for each
+        like = next(region for region in regions if region.parameters)
+        branches, parameters, nodes = [], [], []
+        for region in regions:
+            form, own = region.form, region.parameters
+            if not own:
+                form, own = self.identity(contracted_shape(like.form))
+            branches += form if isinstance(form, Sum) else [form]
+            parameters, nodes = parameters + own, nodes + region.nodes
+        form = Sum(branches) if len(branches) > 1 else branches[0]
+        cost = tuple(sum(costs) for costs in zip(*(region.cost for region in regions)))
+        joined = Region(like.source, form, parameters, nodes + [node], cost)
+        if not self.fits(joined, node):
+            return None
+        self.absorbed.update(arg for arg, region in zip(operands, regions) if region.parameters)
+        return self.with_source(joined, node)
+
+    def with_source(self, region, node):
+        """A sum's region, with that of its source where nothing else reads this."""
+        source, base = region.source, self.regions[region.source]
+        if not base or not base.parameters or not set(source.users) <= set(region.nodes):
+            return region
+        parts = base.form if isinstance(base.form, Chain) else [base.form]
+        stride = math.prod(contracted_shape(base.form).stride)
+        cost = base.cost[0] + region.cost[0], base.cost[1] + region.cost[1] / stride
+        form, nodes = Chain((*parts, region.form)), base.nodes + region.nodes
+        joined = Region(base.source, form, base.parameters + region.parameters, nodes, cost)
+        if not self.fits(joined, node):
+            return region
+        self.absorbed.add(source)
+        return joined
+
+    def fits(self, region, node):
+        """Whether one layer equals the region; of a frugal node, at no more cost, which is then the region's."""
+        try:
+            require_exact(region.form)
+        except (ShapeError, InexactError):
+            return False
+        if node not in self.frugal:
+            return True
+        if not self.pays(region):
+            return False
+        region.cost = _cost(contracted_shape(region.form))
+        return True
+
+    def pays(self, region):
+        """Whether its contraction has no more parameters and multiply-adds than what it is made of."""
+        return all(map(operator.le, _cost(contracted_shape(region.form)), region.cost))
+
+    # ---- results
+
+    def seen(self, node):
+        """The node, or what it passes on."""
+        region = self.regions[node]
+        return node if region.parameters else region.source
+
+    def kept(self):
+        """Nodes that compute something, in order."""
+        return [
+            node for node in self.nodes if self.regions[node] and node not in self.absorbed and self.seen(node) is node
+        ]
+
+    def ends(self):
+        """Nodes whose regions are computed, in order: (node, region)."""
+        return [
+            (node, region)
+            for node, region in self.regions.items()
+            if region and region.parameters and node not in self.absorbed
+        ]
+
+    def name_of(self, region):
+        """The module with the first of its parameters, or the last node."""
+        names = {id(tensor): name for name, tensor in self.model.named_parameters()}
+        found = [names[id(each.like)] for each in region.parameters if id(each.like) in names]
+        return found[0].rpartition(".")[0] if found else str(region.nodes[-1])
+
+    def plain(self, region):
+        """Whether it is one nn module already."""
+        return len(region.parameters) == 1 and bool(self.layers_of(region))
+
+    def layers_of(self, region):
+        names = [node.target for node in region.nodes if node.op == "call_module"]
+        return [name for name in names if not isinstance(self.modules[name], IDENTITIES)]
+
+    def only_in(self, region, name):
+        """Whether nothing but the region reads the module of that name, or what it has."""
+        reads = (node for node in self.nodes if isinstance(node.target, str))
+        return all(node in region.nodes for node in reads if f"{node.target}.".startswith(f"{name}."))
+
+    def has(self, name):
+        """Whether the model has something of that name, a module or a tensor."""
+        try:
+            operator.attrgetter(name)(self.model)
+        except AttributeError:
+            return False
+        return True
+
+    def drop_dead(self, gone=()):
+        """Erases what nobody reads, but for what does something else too and is not among the nodes that are gone."""
+        self.model.graph.eliminate_dead_code(lambda node: node.is_impure() or (node not in gone and self.acts(node)))
+
+    def acts(self, node):
+        return _unknown(node)
+
+    def replaced(self):
+        """The model, with one layer for each region."""
+        made, gone = {}, set()  # regions' layers by the nodes that they replace; all nodes of these
+        for node, region in self.ends():
+            if self.plain(region):
+                continue
+            names = self.layers_of(region)
+            if names and isinstance(region.form, Chain):
+                name = names[0]
+            else:  # a block
+                name = ".".join([*os.path.commonprefix([name.split(".")[:-1] for name in names]), "conv"])
+            while self.has(name) and not (name in names and self.only_in(region, name)):
+                name += "_"
+            self.modules[name] = _plain_module(*region.contracted())
+            self.model.add_submodule(name, self.modules[name])
+            gone.update(region.nodes)
+            with self.model.graph.inserting_before(node):
+                made[node] = self.model.graph.call_module(name, (made.get(region.source, region.source),))
+            node.replace_all_uses_with(made[node])
+        self.drop_dead(gone)
+        self.model.delete_all_unused_submodules()
+        self.model.recompile()
+        return self.model.eval()
+
+
+def _cost(form, before=()):
+    """Parameters of layers, and multiply-adds for each position along each axis of the input of `before`."""
+    share = math.prod(contracted_shape(before).stride) if before else 1
+    parameters = multiply_adds = 0
+    for layer in leaves(form):
+        share *= math.prod(layer.stride)
+        parameters += layer.weight_numel + layer.bias * layer.out_channels
+        multiply_adds += layer.weight_numel / share
+    return parameters, multiply_adds

@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Code of other people's modules as a graph of torch.fx, where a graph says all that it does."""
+
+import contextlib
+import copy
+import dis
+import functools
+import inspect
+import itertools
+import operator
+import pickle
+import random
+import sys
+import types
+import weakref
+
+import torch
+from torch import fx, nn
+from torch.fx.proxy import TraceError
+from torch.nn import functional as F
+
+from .expansion import OWN_HOOKS, _forget_hooks
+from .layers import CONV, IDENTITIES, NORMS, POOLS, _pads_with_its_shift
+
+# What never passes on the memory of what it reads.
+FRESH = set("add sub mul div truediv matmul cat relu tanh sigmoid clone conv1d conv2d conv3d linear batch_norm".split())
+FRESH_MODULES = (
+    *CONV.values(), *NORMS, *POOLS, nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.MaxPool1d,
+    nn.MaxPool2d, nn.MaxPool3d, nn.GroupNorm, nn.LayerNorm,
+)  # fmt: skip
+# What code that does more than a graph says has among its names.
+OPAQUE = set(
+    "no_grad enable_grad inference_mode set_grad_enabled is_grad_enabled autocast checkpoint checkpoint_sequential "
+    "random rand randn randint randperm rand_like randn_like randint_like bernoulli manual_seed is_tensor setattr "
+    "register_buffer register_parameter is_ is_not".split()
+)
+OPAQUE_STEPS = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "SETUP_FINALLY", "except", "is", "type"}
+AUGMENTED = [  # those of x += y and the like that write to x, if that is a tensor
+    getattr(operator, name)
+    for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split()
+]
+MAY_BE_NONE = ("grad", "grad_fn", "_base", "name", "names")  # attributes of a tensor
+INTERNAL = vars(nn.Module()).keys()
+
+
+class _Proxy(fx.Proxy):
+    """Records x += y as what it is; torch.fx would make it x + y, which leaves x as it was.
+
+    It answers nothing that a graph has not: whether it is a list or None, what it prints as, which key it is, and
+    whether it has what a tensor has not, are errors. torch.fx would go on with what is true of a proxy.
+    """
+
+    @property
+    def __class__(self):
+        names, steps = _code(sys._getframe(1).f_code)  # PyTorch's compiled functions ask too
+        asks = names & {"isinstance", "__class__"} or "MATCH_CLASS" in steps
+        return _known_to_torch(type(self), "is asked for its class") if asks else type(self)
+
+    def __hash__(self):
+        return _known_to_torch(id(self), "is looked up")
+
+    def __repr__(self):
+        return _known_to_torch(super().__repr__(), "is printed")
+
+    def __format__(self, _):
+        return _known_to_torch(super().__repr__(), "is printed")
+
+    def __len__(self):
+        raise TraceError("a proxy has no length")
+
+    def __getattr__(self, name):
+        if not hasattr(torch.Tensor, name) or name in MAY_BE_NONE:
+            raise TraceError(f"a proxy has no {name}")
+        return _Attribute(self, name)
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    pass
+
+
+def _in_place(operation):
+    return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+
+for _operation in AUGMENTED:
+    setattr(_Proxy, f"__{_operation.__name__}__", _in_place(_operation))
+
+
+def _known_to_torch(value, question):
+    """The value, if PyTorch's own code asks, and not on behalf of other code."""
+    frame = sys._getframe(2)
+    if _root(frame.f_globals.get("__name__")) not in ("torch", "concertina") or frame.f_code.co_name == "is_tensor":
+        raise TraceError(f"a proxy {question}")
+    return value
+
+
+class _Tracer(fx.Tracer):
+    """`given` has values for some arguments by name, which take the place of proxies."""
+
+    proxy_buffer_attributes = True  # so that nothing is computed of them, or written to them, while tracing
+
+    def __init__(self, leaves=(), given=()):
+        super().__init__()
+        self.leaves, self.given, self.modes = leaves, dict(given), _modes()
+
+    def proxy(self, node):
+        if node.op == "placeholder" and node.target in self.given:
+            return self.given[node.target]
+        return _Proxy(node, self)
+
+    def create_node(self, *args, **kwargs):
+        if self.modes != _modes():
+            raise TraceError("gradients or autocast are switched on or off")
+        return super().create_node(*args, **kwargs)
+
+    def is_leaf_module(self, module, name):
+        return name in self.leaves or super().is_leaf_module(module, name)
+
+
+def _modes():
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, ("cpu", "cuda"))
+
+
+def trace(module, modes=(False, False)):
+    """A copy of the module, which shares its tensors, its graph, and the tensors that its code makes; or None.
+
+    It is traced in training mode or not, with and without gradients, and with what its arguments may be beside
+    tensors: their default, or None. None where torch.fx cannot trace it, or where the graphs differ: the code depends
+    on what no graph has, such as a counter or a missing argument. None too where its code is opaque, changes what its
+    modules hold, their mode, or the state of random numbers, takes elements of its arguments, which may be None, has a
+    gradient of its own, or writes to a tensor that something else may read; and where a module within it has hooks.
+    """
+    if _opaque(module):
+        return None
+    draws = _draws()
+    try:
+        root = copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
+        for each in root.modules():
+            _forget_hooks(each)
+        leaves = {name for name, each in root.named_modules() if name and _pads_with_its_shift(each)}
+        tracer = _Tracer(leaves)
+        if any(hooked(each) for name, each in root.named_modules() if name and not tracer.is_leaf_module(each, name)):
+            return None
+        held = _held(root)
+        torch.autograd.Function.apply = classmethod(_apply)
+        found = [_pass(root, leaves, mode, index == 0) for index, mode in enumerate(modes)]
+        for given in _alternatives(type(root).forward):
+            try:
+                found.append(_pass(root, leaves, modes[-1], False, given))
+            except Exception as error:
+                if "NoneType" not in str(error):  # which says that it cannot be None
+                    raise
+        if held != _held(root) or not _equal(draws, _draws()):
+            return None
+    except Exception:  # whatever a model's own code raises when it meets a proxy
+        return None
+    finally:
+        torch.autograd.Function.apply = APPLY
+        _restore(draws)
+    graph, values, made, _ = found[0]
+    for other, other_values, _, given in found[1:]:
+        if not _equal(_described(graph, given), _described(other, given)) or not _equal(values, other_values):
+            return None
+    written = itertools.chain(*(_written(node, root) for node in graph.nodes))
+    if any(map(_takes_elements, graph.nodes)) or not all(_owned(each, root) for each in written):
+        return None
+    for name, value in made.items():
+        root.register_buffer(name, value, persistent=False)
+    return root, graph, made
+
+
+def _pass(root, leaves, mode, gradients, given=()):
+    """A graph, the values that it has beside the module's state, the tensors among these that code made, `given`."""
+    root.train(mode)
+    known, trained = set(vars(root)), [each.training for each in root.modules()]
+    try:
+        with torch.set_grad_enabled(gradients):
+            graph = _Tracer(leaves, given).trace(root)
+        state = dict(itertools.chain(root.named_parameters(), root.named_buffers()))
+        names = {node.target for node in graph.nodes if node.op == "get_attr"} - state.keys()
+        values = {name: copy.deepcopy(operator.attrgetter(name)(root)) for name in names}
+    finally:
+        made = {name: vars(root).pop(name) for name in vars(root).keys() - known}
+    if trained != [each.training for each in root.modules()]:
+        raise TraceError("modules are put in training mode, or in inference")
+    return graph, values, {name: value for name, value in made.items() if torch.is_tensor(value)}, given
+
+
+def _alternatives(forward):
+    """What arguments may be beside tensors, each alone and all at once: their defaults, or None, but for the first."""
+    alone = {}
+    for index, (name, each) in enumerate([*inspect.signature(forward).parameters.items()][1:]):
+        required = each.default is each.empty
+        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD) and (index or not required):
+            alone[name] = None if required else each.default
+    alone = {name: value for name, value in alone.items() if not isinstance(value, (tuple, list, dict))}
+    return [{name: value} for name, value in alone.items()] + ([alone] if len(alone) > 1 else [])
+
+
+APPLY = vars(torch.autograd.Function)["apply"]
+
+
+def _apply(kind, *args, **kwargs):
+    """torch.autograd.Function.apply, while tracing."""
+    if any(isinstance(each, _Proxy) for each in args):
+        raise TraceError(f"{kind.__name__} has a gradient of its own, which a graph of what it computes has not")
+    return APPLY.__func__(kind, *args, **kwargs)
+
+
+def _draws():
+    """The states of random numbers."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), random.getstate(), devices
+
+
+def _restore(draws):
+    torch.set_rng_state(draws[0])
+    random.setstate(draws[1])
+    if draws[2]:
+        torch.cuda.set_rng_state_all(draws[2])
+
+
+def _takes_elements(node):
+    """Whether it takes one element of an argument, or of what a module returned: a tuple or the like may have None."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return False
+    source, index = node.args
+    return isinstance(index, str) or isinstance(index, int) and source.op in ("placeholder", "call_module")
+
+
+def hooked(module):
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def _written(node, root):
+    """The tensors that a node writes to, or may write to."""
+    if node.op == "call_module":
+        inplace = any(getattr(each, "inplace", False) for each in root.get_submodule(node.target).modules())
+        return node.args[:1] or node.all_input_nodes if inplace else ()
+    if node.op not in ("call_function", "call_method"):
+        return ()
+    name, given = _name(node), node.kwargs
+    if _unknown(node):
+        return node.all_input_nodes
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+    except (TypeError, ValueError):  # a method's name, or a function of PyTorch's that says nothing about itself
+        pass
+    if given.get("out") is not None:
+        return (given["out"],)
+    writes = node.target in AUGMENTED or name.endswith("_") or name == "setitem" or bool(given.get("inplace"))
+    return (node.args[:1] or node.all_input_nodes) if writes else ()
+
+
+def _unknown(node):
+    """Whether it calls what may write to anything: a function that is not PyTorch's, or an operator that says so."""
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        packet = getattr(node.target, "overloadpacket", node.target)
+        return any(getattr(packet, name)._schema.is_mutable for name in packet.overloads())
+    return not _ours(node.target)
+
+
+def _owned(node, root):
+    """Whether a node's memory is its own, and one other alone reads it."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1 or "out" in node.kwargs or _unknown(node):
+        return False
+    module = root.get_submodule(node.target) if node.op == "call_module" else None
+    if module is not None and hooked(module):
+        return False
+    if _written(node, root) or type(module) in IDENTITIES:
+        return bool(node.args) and _owned(node.args[0], root)
+    name = _name(node)
+    known = node.op == "call_method" or any(getattr(each, name, None) is node.target for each in (operator, torch, F))
+    return isinstance(module, FRESH_MODULES) if module is not None else known and name in FRESH
+
+
+def _held(root):
+    """What the modules hold in containers of their own, by identity."""
+    values = [value for each in root.modules() for key, value in vars(each).items() if key not in INTERNAL]
+    values = [value.values() if isinstance(value, dict) else value for value in values]
+    return [[*map(id, value)] for value in values if isinstance(value, (list, set, type({}.values())))]
+
+
+def _root(name):
+    return (name or "").partition(".")[0]
+
+
+def _ours(kind):
+    """Whether a class or function is Python's, PyTorch's or this package's, whose code is known."""
+    known = ("torch", "concertina", "builtins", "_operator", "math")
+    return _root(getattr(kind, "__module__", None)) in known
+
+
+def _opaque(module):
+    """Whether code of the module does more than a graph says, or other than its class says.
+
+    Looked at is the bytecode of `forward`, and of what it names in classes, globals, modules and objects of these,
+    closures, attributes and containers: whether it names something that is OPAQUE, or has one of OPAQUE_STEPS.
+    """
+    if any("forward" in vars(each) for each in module.modules()):
+        return True
+    if any("__call__" in vars(kind) for kind in type(module).__mro__ if not _ours(kind)):
+        return True
+    own = [each for each in module.modules() if not all(map(_ours, type(each).__mro__))]
+    waiting = [type(each).forward for each in own] + [value for each in own for value in vars(each).values()]
+    holders, seen = [*own, *waiting], set()
+    while waiting:
+        function = waiting.pop()
+        for inner in ("fget", "__func__", "func"):  # of properties, of methods, static ones too, and of partial
+            function = getattr(function, inner, function)
+        if isinstance(function, (list, tuple, dict)) and id(function) not in seen:
+            seen.add(id(function))
+            waiting += function.values() if isinstance(function, dict) else function
+        if _ours(function):
+            continue
+        if hasattr(function, "__wrapped__"):  # by a decorator, such as no_grad()
+            return True
+        if not isinstance(function, types.FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        names, steps = _code(function.__code__)
+        values = [function.__globals__[name] for name in names & function.__globals__.keys()]
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # an empty one
+                values.append(cell.cell_contents)
+        called = names.union(str(getattr(value, "__name__", "")).rpartition(".")[2] for value in values)
+        if called & OPAQUE or steps & OPAQUE_STEPS:
+            return True
+        waiting += values
+        for each in (*holders, *values):
+            kinds = [each] if isinstance(each, (type, types.ModuleType)) else type(each).__mro__
+            waiting += [vars(kind)[name] for kind in kinds if not _ours(kind) for name in names & vars(kind).keys()]
+    return False
+
+
+@functools.lru_cache(maxsize=None)
+def _code(code):
+    """The names and kinds of steps of code and of what is nested in it, with those of OPAQUE_STEPS that are no kinds:
+    handlers of errors, the operator `is` with anything but None, and the function `type`."""
+    names, steps, before = {*code.co_names, *code.co_freevars}, set(), None
+    for step in dis.get_instructions(code):
+        steps.add(step.opname)
+        if step.opname == "IS_OP" and not (before.opname.startswith("LOAD_") and before.argval is None):
+            steps.add("is")
+        if step.opname == "LOAD_GLOBAL" and step.argval == "type":
+            steps.add("type")
+        if before and before.opname == "PUSH_EXC_INFO" and step.opname != "WITH_EXCEPT_START":
+            steps.add("except")
+        before = step
+    for inner in (each for each in code.co_consts if isinstance(each, types.CodeType)):
+        more, further = _code(inner)
+        names, steps = names | more, steps | further
+    return names, steps
+
+
+def _described(graph, given):
+    """What a graph computes, without its arguments, where some of these are given."""
+
+    def value(node):
+        return given[node.target] if node.op == "placeholder" and node.target in given else node
+
+    return [
+        (node.op, str(node.target), *(str(fx.node.map_arg(each, value)) for each in (node.args, node.kwargs)))
+        for node in graph.nodes
+        if node.op != "placeholder"
+    ]
+
+
+def _equal(a, b, pairs=frozenset()):
+    """Whether both are the same, as far as that can be told; else False. `pairs` are ids of modules taken as such."""
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(_equal(x, y, pairs) for x, y in zip(a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key], pairs) for key in a)
+    if type(a) is not type(b) or isinstance(a, fx.Node):
+        return a is b
+    if isinstance(a, slice):
+        return _equal((a.start, a.stop, a.step), (b.start, b.stop, b.step), pairs)
+    if isinstance(a, types.MethodType):
+        return a.__func__ is b.__func__ and _equal(a.__self__, b.__self__, pairs)
+    if isinstance(a, nn.Module):
+        both = (id(a), id(b))
+        own, others = ((_settings(each), each._parameters, each._buffers, each._modules) for each in (a, b))
+        return both in pairs or _equal(own, others, pairs | {both})
+    if isinstance(a, weakref.ref):
+        return _equal(a(), b(), pairs)
+    try:
+        return a is b or (a == b) is True or pickle.dumps(a) == pickle.dumps(b)
+    except Exception:  # whatever objects of a model's own raise
+        return False
+
+
+def _settings(module):
+    """Its class, its attributes but for what it has as a module, and its hooks."""
+    own = {name: value for name, value in vars(module).items() if name not in INTERNAL}
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module), own, [[hook for hook in each.values() if hook not in OWN_HOOKS] for each in hooks]
+
+
+def _name(node):
+    """Of what it calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
