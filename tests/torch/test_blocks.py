@@ -7,10 +7,16 @@ from support import HAVE_TORCH, needs_torch
 
 if HAVE_TORCH:
     import copy
+    import datetime
     import functools
+    import itertools
+    import math
     import operator
+    import os
     import random
+    import time
     import types
+    import warnings
 
     import torch
     from support import small_net
@@ -189,6 +195,7 @@ if HAVE_TORCH:
         return self.block(y) + F.conv2d(y, kernel)
 
     TABLE = {"first": _first, "is_tensor": torch.is_tensor, "no_grad": torch.no_grad}
+    ENVIRONMENT, DRAWS = [os.environ], [random.Random(0)]
     TOOLS, PARTIAL = types.SimpleNamespace(first=_first), functools.partial(_first)
 
     class Rounded(torch.autograd.Function):
@@ -496,6 +503,63 @@ class Blocks(unittest.TestCase):
                 self.assertIs(type(plain), Opaque)
                 self.assertEqual((len(verdict), model.held, model.seen), (0, [], None))
                 self.assertIs(verdict.holds, True)
+
+    def test_code_that_asks_what_no_graph_has_stays(self):
+        def reads(self, x):
+            import os
+
+            return 2 * x if os.environ.get("CONCERTINA") else x
+
+        def says(self, x):
+            warnings.warn("said", stacklevel=1)
+            with torch.profiler.record_function("said"):
+                torch._assert(not torch.jit.is_scripting(), "said")
+                return x * len([*itertools.repeat(1, math.prod((1, 1)))])
+
+        asks = {
+            "autocast": lambda self, x: 2 * x if torch.is_autocast_enabled("cpu") else x,
+            "dtype of autocast": lambda self, x: 2 * x if torch.get_autocast_dtype("cpu") == torch.half else x,
+            "inference": lambda self, x: 2 * x if torch.is_inference_mode_enabled() else x,
+            "default dtype": lambda self, x: 2 * x if torch.get_default_dtype() == torch.double else x,
+            "default device": lambda self, x: x.to(torch.get_default_device()),
+            "deterministic": lambda self, x: 2 * x if torch.are_deterministic_algorithms_enabled() else x,
+            "traced by jit": lambda self, x: 2 * x if torch.jit.is_tracing() else x,
+            "traced by torch.fx": lambda self, x: 2 * x if torch.fx._symbolic_trace.is_fx_symbolic_tracing() else x,
+            "compiled": lambda self, x: 2 * x if torch.compiler.is_compiling() else x,
+            "workers": lambda self, x: 2 * x if torch.distributed.is_initialized() else x,
+            "threads": lambda self, x: x / torch.get_num_threads(),
+            "a setting": lambda self, x: x if torch.backends.cudnn.enabled else 2 * x,
+            "sets": lambda self, x: x * (1 + torch.set_flush_denormal(False)),
+            "environment": reads,
+            "environment by a function": lambda self, x: 2 * x if os.getenv("CONCERTINA") else x,
+            "environment by a container": lambda self, x: 2 * x if "CONCERTINA" in ENVIRONMENT[0] else x,
+            "time": lambda self, x: x * (time.time() > 0),
+            "date": lambda self, x: x * (datetime.datetime.now().year > 0),
+            "file": lambda self, x: x * (not os.path.exists("/nonexistent")),
+            "draw of an object": lambda self, x: x * (DRAWS[0].random() < 1),
+            "asked by a function": lambda self, x: 2 * x if all(map(lambda f: f(), [torch.jit.is_tracing])) else x,
+            "asked by a partial": lambda self, x: 2 * x if functools.partial(torch.jit.is_tracing)() else x,
+        }
+        pure = {
+            "says": says,
+            "sizes": lambda self, x: x.reshape(x.size(0), *torch.broadcast_shapes((4, 1, 1), (3, 3))),
+            "made": lambda self, x: x + torch.zeros(4, 1, 1) + F.pad(self.one.bias, (0, 0)).sum(),
+            "names": lambda self, x: sorted({"a": x}.items())[0][1] * len("a,b".split(",")),
+        }
+        for regions, forwards in enumerate((asks, pure)):
+            for name, forward in forwards.items():
+
+                class Asks(nn.Module):
+                    def __init__(self):
+                        super().__init__()
+                        self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+                    def forward(self, x):
+                        return self.after(self.two(self.one(x)))
+
+                Asks.after = forward
+                with self.subTest(name):
+                    self.assert_contracted(in_inference(Asks()), torch.randn(1, 4, 3, 3).double(), regions)
 
     def test_inner_hooks_stay(self):
         seen = []

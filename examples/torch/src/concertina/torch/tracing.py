@@ -35,10 +35,22 @@ OPAQUE = set(
     "register_buffer register_parameter is_ is_not".split()
 )
 OPAQUE_STEPS = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "SETUP_FINALLY", "except", "is", "type"}
+# Modules of Python whose functions know nothing but their arguments, others that only tell something, and modules and
+# functions of PyTorch that know nothing else, or tell something.
+PURE = set(
+    "abc bisect builtins cmath collections collections_abc contextlib copy copyreg dataclasses decimal enum fractions "
+    "functools heapq itertools math numbers operator re statistics string struct types typing typing_extensions weakref"
+    .split()
+)
+TELLING = {"frozen_importlib", "importlib", "warnings"}
+PURE_OF_TORCH = ("torch._ops", "torch._tensor", "torch.autograd.profiler", "torch.functional", "torch.nn")
+PURE_FUNCTIONS = [each.__code__ for each in (torch._assert, torch._check, torch.jit.is_scripting)]
+OPERATIONS = set(itertools.chain(*torch.overrides.get_overridable_functions().values()))
 AUGMENTED = [  # those of x += y and the like that write to x, if that is a tensor
     getattr(operator, name)
     for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split()
 ]
+METHODS = (types.MethodDescriptorType, types.ClassMethodDescriptorType)
 MAY_BE_NONE = ("grad", "grad_fn", "_base", "name", "names")  # attributes of a tensor
 INTERNAL = vars(nn.Module()).keys()
 
@@ -174,7 +186,7 @@ def _pass(root, leaves, mode, gradients, given=()):
     root.train(mode)
     known, trained = set(vars(root)), [each.training for each in root.modules()]
     try:
-        with torch.set_grad_enabled(gradients):
+        with torch.set_grad_enabled(gradients), _asks_nothing():
             graph = _Tracer(leaves, given).trace(root)
         state = dict(itertools.chain(root.named_parameters(), root.named_buffers()))
         names = {node.target for node in graph.nodes if node.op == "get_attr"} - state.keys()
@@ -205,6 +217,82 @@ def _apply(kind, *args, **kwargs):
     if any(isinstance(each, _Proxy) for each in args):
         raise TraceError(f"{kind.__name__} has a gradient of its own, which a graph of what it computes has not")
     return APPLY.__func__(kind, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _asks_nothing():
+    """TraceError where code that is neither Python's nor PyTorch's calls what may know more than its arguments.
+
+    Those are functions of Python but for the PURE ones, of PyTorch that neither are operations on tensors nor return
+    what these compute, and of other libraries in C: they know modes, settings, the environment or the time.
+    """
+    found, before = [], sys.getprofile()
+
+    def watch(frame, event, value):
+        if event == "c_call" and _foreign(frame) and _knows_more(value):
+            found.append(value)
+        elif event == "return" and _foreign(frame.f_back) and _said_more(frame, value):
+            found.append(frame.f_code)
+
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    if found:
+        raise TraceError(f"{found[0]} may know more than its arguments")
+
+
+@functools.lru_cache(maxsize=None)
+def _library(name):
+    """Whose module has that name: of torch, pure, telling, another of Python's library, or nobody's of these ("")."""
+    root = _root(name)
+    if root in ("torch", "concertina"):
+        return root
+    kinds = {"pure": PURE, "telling": TELLING}
+    other = "library" if root in sys.stdlib_module_names else ""
+    return next((kind for kind, roots in kinds.items() if root.lstrip("_") in roots), other)
+
+
+def _foreign(frame):
+    """Whether the code on whose behalf a frame runs is neither Python's nor PyTorch's, nor that of an import."""
+    found = None
+    while (library := _library(frame.f_globals.get("__name__"))) in ("pure", ""):
+        found, frame = found or not library, frame.f_back
+    return found and library in ("torch", "concertina")
+
+
+def _knows_more(function):
+    """Whether a function in C may know more than its arguments."""
+    owner, name = function.__self__, function.__name__
+    kinds = (owner if isinstance(owner, type) else type(owner)).__mro__
+    homes = [each for each in kinds if isinstance(vars(each).get(name), (*METHODS, types.BuiltinFunctionType))]
+    home = function.__module__ or (homes or kinds)[0].__module__
+    if _library(home) != "torch":
+        return not (_library(home) in ("pure", "telling") or _root(home) == "numpy") or home.startswith("numpy.random")
+    if function in OPERATIONS or not (owner is None or isinstance(owner, (type, types.ModuleType))):
+        return False
+    packet = getattr(torch.ops.aten, name, None)  # of those that make a tensor of numbers
+    schemas = [getattr(packet, each)._schema for each in packet.overloads()] if packet else []
+    return not any("Tensor" in str(each.type) for schema in schemas for each in schema.returns)
+
+
+def _said_more(frame, value):
+    """Whether a function in Python may have known more than its arguments when it returned the value."""
+    name = frame.f_globals.get("__name__")
+    if _library(name) != "torch":
+        return _library(name) == "library"
+    if name.startswith("torch.fx"):
+        return isinstance(value, bool)  # whether this is tracing
+    return not (name.startswith(PURE_OF_TORCH) or frame.f_code in PURE_FUNCTIONS or _computed(value))
+
+
+def _computed(value):
+    """Whether it is a tensor, or made of tensors alone."""
+    if isinstance(value, (fx.Proxy, torch.Tensor)):
+        return True
+    values = value.values() if isinstance(value, dict) else value
+    return isinstance(value, (tuple, list, dict)) and len(value) > 0 and all(map(_computed, values))
 
 
 def _draws():
