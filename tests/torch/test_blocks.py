@@ -915,6 +915,17 @@ class Blocks(unittest.TestCase):
                 ct.from_blocks(nn.Sequential(compiled).eval())
         with self.assertRaisesRegex(ct.ShapeError, "rbr_identity.weight is on the meta device"):
             ct.from_blocks(RepVGGBlock(4, 4).to("meta").eval())
+        with self.assertRaisesRegex(ct.ShapeError, "0.weight has no shape before the first input; run the model once"):
+            ct.from_blocks(nn.Sequential(nn.LazyConv2d(4, 3)).eval())
+        for norm in (nn.utils.weight_norm, nn.utils.spectral_norm):
+            with self.assertRaisesRegex(ct.ShapeError, "0 .Conv2d. has an attribute 'weight' that cannot be"):
+                model = nn.Sequential(norm(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4))
+                model(torch.randn(1, 4, 5, 5))
+                ct.from_blocks(model.eval())
+        with self.assertRaisesRegex(ct.ShapeError, "the model .Sequential. has an attribute 'lines' that cannot be"):
+            model = nn.Sequential(nn.Conv2d(4, 4, 3)).eval()
+            model.lines = (line for line in "ab")
+            ct.from_blocks(model)
         with self.assertRaisesRegex(ct.ShapeError, "the model is wrapped in DataParallel"):
             ct.verify(nn.DataParallel(RepVGGBlock(4, 4)).eval(), RepVGGBlock(4, 4).eval())
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
+from torch.nn.parameter import is_lazy
 
 from .expansion import require_unwrapped
 from .proofs import Parameters, prove
 from .regions import _traced
 from .shapes import Chain, ConvShape, Error, ShapeError
-from .tracing import _equal, _settings
+from .tracing import INTERNAL, _equal, _settings
 
 
 class VerificationError(Error):
@@ -62,12 +63,13 @@ def from_blocks(model):
     of these, where neither parameters nor multiply-adds grow and one layer equals them at every border, in double and
     rounded once. The result is a torch.fx.GraphModule. A module whose code torch.fx cannot trace, or not as it is,
     stays, and its children are contracted one by one; so its code must call these, and use nothing that is in them.
-    Requires  model.eval()
-    Throws    ShapeError for a model in training, wrapped, compiled, or on the meta device; VerificationError where a
-              proof fails. One that is too large to run is no failure: see Verdict.holds
+    Requires  model.eval(), and inputs with a batch: of one sequence alone nn.BatchNorm1d and nn.SyncBatchNorm would
+              normalise another axis
+    Throws    ShapeError for a model in training, wrapped, compiled, lazy, on the meta device, or that cannot be copied;
+              VerificationError where a proof fails. One that is too large to run is no failure: see Verdict.holds
     """
     _require_elements(model)
-    plain = _contract_blocks(copy.deepcopy(model))
+    plain = _contract_blocks(_copied(model))
     verdict = verify(model, plain)
     if verdict.holds is False:
         raise VerificationError(f"a contraction is wrong:\n{verdict}")
@@ -84,8 +86,8 @@ def verify(model, other, accumulator=torch.float64):
     cannot be compared is different, and children for which all this holds. Code is traced in copies of the models,
     which share their tensors.
     Requires  eval() of both
-    Throws    ShapeError for models in training, wrapped, compiled or on the meta device, and where only one has such a
-              module
+    Throws    ShapeError for models in training, wrapped, compiled, lazy or on the meta device, and where only one has
+              such a module
     """
     for each in (model, other):
         _require_elements(each)
@@ -110,8 +112,31 @@ def _require_elements(model):
                 f"{name or 'the model'} is in training mode, where batch norms are not linear; call eval() first"
             )
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ShapeError(f"{name} has no shape before the first input; run the model once first")
         if tensor.is_meta:
             raise ShapeError(f"{name} is on the meta device and has no elements; load the model's state dict first")
+
+
+def _copied(model):
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # whatever objects of a model's own raise
+        for name, module in model.named_modules():
+            own = {key: value for key, value in vars(module).items() if key not in INTERNAL}
+            for key, value in {**own, **module._parameters, **module._buffers}.items():
+                _require_copy(value, f"{name or 'the model'} ({type(module).__name__})", key)
+        raise
+
+
+def _require_copy(value, where, key):
+    try:
+        copy.deepcopy(value)
+    except Exception as error:
+        raise ShapeError(
+            f"{where} has an attribute {key!r} that cannot be copied: {error}. Remove it; if weight_norm or "
+            "spectral_norm made it, take those of torch.nn.utils.parametrizations"
+        ) from error
 
 
 def _contract_blocks(module):
