@@ -868,6 +868,73 @@ class Blocks(unittest.TestCase):
         self.assertEqual(layers(plain)[0].kernel_size, (4, 4))
         self.assertIs(ct.from_blocks(plain)[1].holds, True)
 
+    def test_what_passes_a_source_on_is_read_elsewhere(self):
+        for kind in (nn.Identity, nn.Dropout):
+
+            class Passes(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.first, self.after, self.passes = conv_bn(4, 4, 1), nn.BatchNorm2d(4), kind()
+
+                def forward(self, x):
+                    y = self.first(x)
+                    z = self.passes(y)
+                    return torch.cat([z, self.after(z) + y])
+
+            with self.subTest(str(kind)):
+                self.assert_contracted(in_inference(Passes()), torch.randn(2, 4, 5, 5).double(), 2)
+
+    def test_a_rank_is_known_before_as_after(self):
+        """That of a norm, by what reads the same: a pad, a norm, an expanded layer and a function become a layer."""
+        conv, norm, sync = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.SyncBatchNorm(4)
+        for reader in (
+            nn.Sequential(nn.ZeroPad2d(1), conv, norm), nn.Sequential(norm, conv), nn.Conv2d(4, 4, 4, padding="same"),
+            ct.expand_(nn.Conv2d(4, 4, 3), "cl"), OREPA(4, 4),
+        ):  # fmt: skip
+
+            class Read(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.reader, self.sync = copy.deepcopy(reader), sync
+                    self.after = copy.deepcopy(norm)
+
+                def forward(self, x):
+                    x = torch.relu(x)
+                    return self.after(self.reader(x)), self.sync(x)
+
+            with self.subTest(str(reader)):
+                plain, verdict = ct.from_blocks(in_inference(Read()))
+                self.assertIs(verdict.holds, True)
+                self.assertIs(ct.from_blocks(plain)[1].holds, True)
+
+    def test_pads_in_a_row_and_of_branches(self):
+        class Branches(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.pad = nn.Conv2d(4, 4, 1, bias=False), nn.ZeroPad2d((1, 2, 0, 1))
+                self.one, self.two = conv_bn(4, 4, 3), conv_bn(4, 4, 3)
+
+            def forward(self, x):
+                y = self.pad(self.first(x))
+                return self.one(y) + self.two(y)
+
+        pad, identity, norm = nn.ZeroPad2d, nn.Identity, nn.BatchNorm2d
+        x = torch.randn(2, 4, 5, 5).double()
+        for size, model in {
+            (3, 4): nn.Sequential(pad(1), pad((1, 0, 2, -2)), nn.Conv2d(4, 4, 5), norm(4)),
+            (5, 5): nn.Sequential(pad(1), identity(), pad(1), identity(), nn.Conv2d(4, 4, 5), norm(4)),
+            (4, 4): nn.Sequential(pad(-1), pad(1), nn.Conv2d(4, 4, 2), norm(4)),
+            (6, 6): nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), pad(1), norm(4), nn.Conv2d(4, 4, 2)),
+            (4, 6): Branches(),
+        }.items():
+            with self.subTest(str(model)):
+                self.assertEqual(in_inference(model)(x).shape[2:], size)
+                self.assert_contracted(model, x, 1)
+                self.assertIs(ct.from_blocks(ct.from_blocks(model)[0])[1].holds, True)
+        plain, _ = ct.from_blocks(in_inference(Branches()))
+        self.assertEqual(plain(x).shape, (2, 4, 4, 6))
+        self.assertEqual(sum(isinstance(each, pad) for each in plain.modules()), 1)
+
     def test_dtype_device_format_and_what_is_trained_stay(self):
         model = nn.Sequential(
             nn.Conv2d(4, 4, 3, padding=1).half(), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 6, 1),

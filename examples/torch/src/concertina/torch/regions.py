@@ -24,6 +24,8 @@ from .shapes import Chain, ConvShape, InexactError, ShapeError, Sum, contracted_
 from .tracing import _draws, _equal, _name, _restore, _unknown, _written, hooked, trace
 
 CONV_FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+RANKS = {kind: rank for kinds in (CONV, ZERO_PAD) for rank, kind in kinds.items()}
+RANKS |= {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, **POOLS}
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -157,17 +159,16 @@ class _Regions:
             contraction, weights, biases = _parts(module)
             if weights[0].is_complex() or not is_alone(module):
                 return None
-            return self.chained(node, [_parameters(*each) for each in zip(contraction.leaves, weights, biases)])
+            return self.after_pads(node, [_parameters(*each) for each in zip(contraction.leaves, weights, biases)])
         if kind is nn.Linear or kind in CONV.values():
             try:
                 shape = shape_of(module, node.target)
             except ShapeError:
                 return None
-            shape, input = self.with_zero_pad(node, shape)
-            return self.chained(node, [_parameters(shape, module.weight, module.bias)], input)
+            return self.after_pads(node, [_parameters(shape, module.weight, module.bias)])
         if kind in NORMS and module.running_mean is not None:
             rank = self.rank_of(module, base)
-            return self.chained(node, [_norm(module, rank)]) if rank else None
+            return self.after_pads(node, [_norm(module, rank)]) if rank else None
         if _pads_with_its_shift(module):
             return self.padded_norm(node, *module.children(), module.pad_pixels)
         if kind in POOLS and base.parameters and contracted_shape(base.form).rank == POOLS[kind]:
@@ -175,29 +176,34 @@ class _Regions:
             return joined if joined and any(each.like is not None for each in joined.parameters) else None
         return None
 
-    def with_zero_pad(self, node, shape):
-        """A layer's shape and what it reads, with the padding of an nn.ZeroPad before it, if there is one."""
-        pad = node.args[0]
-        module = self.modules.get(pad.target) if pad.op == "call_module" else None
-        found = type(module) is ZERO_PAD.get(shape.rank) and len(pad.args) == 1
-        if not found or len(pad.users) > 1 or hooked(module):
-            return shape, pad
-        sides = [*zip(module.padding[::2], module.padding[1::2])][::-1]  # the last axis comes first
-        if any(map(any, shape.padding)) and any(p < 0 for pair in sides for p in pair):
-            return shape, pad  # what is cropped is zero afterwards
-        self.absorbed.add(pad)
-        both = tuple((p + start, q + end) for (p, q), (start, end) in zip(shape.padding, sides))
-        return replace(shape, padding=both), pad.args[0]
+    def with_zero_pads(self, form, input, readers):
+        """A form and what it reads, with the zeros of each nn.ZeroPad before it that only these read; and the pads."""
+        kind, pads = ZERO_PAD.get(contracted_shape(form).rank, False), []
+        while self.kind(pad := self.seen(input)) is kind and set(self.readers(pad)) <= {*readers}:
+            module = self.modules[pad.target]
+            sides = [*zip(module.padding[::2], module.padding[1::2])][::-1]  # the last axis comes first
+            padded = _padded(form, sides)
+            if len(pad.args) != 1 or hooked(module) or not padded or not self.exact(padded):
+                break
+            form, input, readers, pads = padded, pad.args[0], [pad], [pad, *pads]
+        self.absorbed.update(pads)
+        return form, input, pads
 
     def rank_of(self, norm, base):
         """The rank of the maps that a norm normalises, of which nn.BatchNorm1d and nn.SyncBatchNorm say nothing: that
-        of the region before it, or of a convolution that reads the same; 0 where there is none."""
+        of the region before it, or of what else reads the same; 0 where that says nothing either."""
         if type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d):
             return NORMS[type(norm)]
         if base.parameters:
             return contracted_shape(base.form).rank
-        readers = [*map(self.kind, self.readers(base.source))]
-        return next((rank for rank, kind in CONV.items() if kind in readers), 0)
+        return max(map(self.rank_read_by, self.readers(base.source)))
+
+    def rank_read_by(self, node):
+        """The rank of the maps that a node reads, or 0: what regions begin with says it as does what they become."""
+        if node.op == "call_function":
+            return CONV_FUNCTIONS.get(node.target, 0)
+        module = self.modules.get(node.target) if node.op == "call_module" else None
+        return next((rank for kind, rank in RANKS.items() if isinstance(module, kind)), 0)
 
     def readers(self, node):
         for user in node.users:
@@ -230,10 +236,19 @@ class _Regions:
             weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), axes("stride", 1), padding,
             axes("dilation", 1), groups, bias is not None,
         )  # fmt: skip
-        return self.chained(node, [_parameters(shape, weight, bias)], input=given["input"])
+        return self.after_pads(node, [_parameters(shape, weight, bias)], given["input"])
 
-    def chained(self, node, layers, input=None):
-        """The layers after the region of the node's input, or after that tensor where this would cost more."""
+    def after_pads(self, node, layers, input=None):
+        """The layers with the zeros before them, after the region of what these are put around."""
+        shapes, parameters = zip(*layers)
+        form, input, pads = self.with_zero_pads(Chain(shapes), node.args[0] if input is None else input, [node])
+        return self.chained(node, [*zip(form, parameters)], input, pads)
+
+    def chained(self, node, layers, input=None, pads=()):
+        """The layers after the region of the node's input, or after that tensor where this would cost more.
+
+        `input` is what they read instead of that, for the pads between are theirs.
+        """
         if not layers:
             return None
         input = node.args[0] if input is None else input
@@ -242,7 +257,7 @@ class _Regions:
             parts = base.form if isinstance(base.form, Chain) else Chain([base.form])
             cost = tuple(map(operator.add, base.cost, _cost(form, base.form)))
             joined = Region(
-                base.source, Chain((*parts, *form)), base.parameters + parameters, base.nodes + [node], cost
+                base.source, Chain((*parts, *form)), base.parameters + parameters, [*base.nodes, *pads, node], cost
             )
             if not base.parameters or self.fits(joined, node):
                 if base.source is not input:
@@ -289,9 +304,11 @@ class _Regions:
         return self.with_source(joined, node)
 
     def with_source(self, region, node):
-        """A sum's region, with that of its source where nothing else reads this."""
+        """A sum's region, with zeros before it and the region of its source where nothing else reads these."""
+        form, input, pads = self.with_zero_pads(region.form, region.source, region.nodes)
+        region = replace(region, source=self.seen(input), form=form, nodes=pads + region.nodes)
         source, base = region.source, self.regions[region.source]
-        if not base or not base.parameters or not set(source.users) <= set(region.nodes):
+        if not base.parameters or not set(self.readers(source)) <= {*region.nodes}:
             return region
         parts = base.form if isinstance(base.form, Chain) else [base.form]
         stride = math.prod(contracted_shape(base.form).stride)
@@ -305,15 +322,20 @@ class _Regions:
 
     def fits(self, region, node):
         """Whether one layer equals the region; of a frugal node, at no more cost, which is then the region's."""
-        try:
-            require_exact(region.form)
-        except (ShapeError, InexactError):
+        if not self.exact(region.form):
             return False
         if node not in self.frugal:
             return True
         if not self.pays(region):
             return False
         region.cost = _cost(contracted_shape(region.form))
+        return True
+
+    def exact(self, form):
+        try:
+            require_exact(form)
+        except (ShapeError, InexactError):
+            return False
         return True
 
     def pays(self, region):
@@ -353,7 +375,7 @@ class _Regions:
 
     def layers_of(self, region):
         names = [node.target for node in region.nodes if node.op == "call_module"]
-        return [name for name in names if not isinstance(self.modules[name], IDENTITIES)]
+        return [name for name in names if not isinstance(self.modules[name], (*IDENTITIES, *ZERO_PAD.values()))]
 
     def only_in(self, region, name):
         """Whether nothing but the region reads the module of that name, or what it has."""
@@ -398,6 +420,20 @@ class _Regions:
         self.model.delete_all_unused_submodules()
         self.model.recompile()
         return self.model.eval()
+
+
+def _padded(form, sides):
+    """A form of its input with zeros around it, or cropped; None where zeros take the place of what is cropped."""
+    if isinstance(form, Sum):
+        branches = [_padded(each, sides) for each in form]
+        return Sum(branches) if all(branches) else None
+    if isinstance(form, Chain):
+        first = _padded(form[0], sides)
+        return first and Chain((first, *form[1:]))
+    pairs = [*zip(form.padding, sides)]
+    if any(q < 0 < p for both in pairs for p, q in zip(*both)):
+        return None
+    return replace(form, padding=tuple((p + start, q + end) for (p, q), (start, end) in pairs))
 
 
 def _cost(form, before=()):
