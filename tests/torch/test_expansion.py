@@ -16,7 +16,7 @@ if HAVE_TORCH:
     from torch import nn
     from torch.autograd import forward_ad
     from torch.distributed.fsdp import fully_shard
-    from torch.nn.utils import parametrize
+    from torch.nn.utils import parametrize, prune
 
     import concertina.torch as ct
     from concertina.torch import operators
@@ -202,7 +202,17 @@ class Choice(unittest.TestCase):
             "0.weight and 1.weight are one tied": lambda: ct.expand_(tied, "fc"),
             "tied": lambda: ct.expand_(tied, "fc", only="1"),
             "parametrized already": lambda: ct.expand_(ct.expand_(nn.Linear(2, 2), "fc"), "fc"),
-            "rate": lambda: ct.expand_(nn.Linear(2, 2), "fc", rate=0),
+            "rate 0 is not": lambda: ct.expand_(nn.Linear(2, 2), "fc", rate=0),
+            "rate '4' is not": lambda: ct.expand_(nn.Linear(2, 2), "fc", rate="4"),
+            "rate None is not": lambda: ct.expand_(nn.Linear(2, 2), "fc", rate=None),
+            "no strategy None": lambda: ct.expand_(nn.Linear(2, 2), None),
+            "no strategy .'cl'": lambda: ct.expand_(nn.Linear(2, 2), ["cl"]),
+            "only is 0, not a pattern": lambda: ct.expand_(small_net(), "cl", only=0),
+            "only is .0, 1., not a pattern": lambda: ct.expand_(small_net(), "cl", only=[0, 1]),
+            "None is no module": lambda: ct.expand_(None, "cl"),
+            "'net' is no module": lambda: ct.contract_("net"),
+            "conv2d 0->4 .* has no channels": lambda: ct.expand_(nn.Conv2d(0, 4, 3), "cl"),
+            "1 .linear 3->0.* has no channels": lambda: ct.expand_(nn.Sequential(nn.ReLU(), nn.Linear(3, 0)), "fc"),
             "when is": lambda: ct.expand_(nn.Linear(2, 2), "fc", when="often"),
         }.items():
             with self.subTest(pattern), self.assertRaisesRegex(ct.ShapeError, pattern):
@@ -210,6 +220,46 @@ class Choice(unittest.TestCase):
         with self.assertRaisesRegex(ct.ExpansionError, "cannot represent the kernel"):
             ct.expand_(nn.Conv2d(2, 2, 7), "ck", rate=2, preserve=True)
         self.assertIsInstance(tied[1].weight, nn.Parameter)  # refused before anything was changed
+
+    def test_what_is_refused_is_as_it_was(self):
+        """A good layer comes first."""
+        for message, bad, options in (
+            ("1 computes its weight", prune.l1_unstructured(nn.Conv2d(4, 4, 5), "weight", amount=0.5), {}),
+            ("1 computes its weight", prune.l1_unstructured(nn.Conv2d(4, 4, 5), "bias", amount=0.5), {}),
+            ("1 computes its weight", nn.utils.weight_norm(nn.Conv2d(4, 4, 5)), {}),
+            ("1 is parametrized", nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 5)), {"only": ["0", "1"]}),
+            ("has no channels", nn.Conv2d(4, 0, 5), {}),
+            ("cannot represent", nn.Conv2d(4, 4, 5), {"preserve": True, "rate": 2}),
+        ):
+            for strategy in ("cl", "ck") if "represent" not in message else ("ck",):
+                model = nn.Sequential(nn.Conv1d(4, 4, 5), bad)
+                with self.subTest(message, strategy=strategy):
+                    names = [name for name, _ in model.named_parameters()]
+                    with self.assertRaisesRegex(ct.Error, message):
+                        ct.expand_(model, strategy, **options)
+                    self.assertEqual([name for name, _ in model.named_parameters()], names)
+                    self.assertEqual(str(ct.report(model)), "nothing is expanded")
+
+    def test_another_geometry_than_it_was_expanded_with_is_refused(self):
+        changes = {"stride": (2, 1), "padding": (1, 1), "dilation": (2, 2), "groups": 2, "padding_mode": "reflect"}
+        for name, value in changes.items():
+            for when in ("always", "never"):
+                model, x = ct.expand_(nn.Sequential(nn.Conv2d(2, 2, 3)), "cl", when=when), torch.randn(1, 2, 9, 9)
+                setattr(model[0], name, value)
+                with self.subTest(name, when=when):
+                    for call in (
+                        lambda: model(x),
+                        lambda: ct.contract_together_(model)(x),
+                        lambda: ct.contract_(model),
+                        lambda: ct.from_blocks(copy.deepcopy(model).eval()),
+                    ):
+                        with self.assertRaisesRegex(ct.ShapeError, "another stride|pads with"):
+                            call()
+        layer = ct.expand_(nn.Conv2d(2, 2, 3), "cl")
+        layer.padding = (1, 1)
+        layer = ct.contract_(setattr(layer, "padding", (0, 0)) or layer)
+        layer.padding = (1, 1)
+        self.assertEqual(layer(torch.randn(1, 2, 3, 3)).shape, (1, 2, 3, 3))
 
     def test_contraction_of_copies_frozen_layers_and_without_gradients(self):
         model = ct.expand_(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), "cl+fc").double()

@@ -4,7 +4,9 @@
 import fnmatch
 import itertools
 import math
+import numbers
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -29,7 +31,8 @@ def shape_of(module, name=""):
     if complex_ and (kind is nn.Linear or kind in CONVOLUTIONS):
         raise ShapeError(f"{name or 'module'} is {complex_}; only real layers are contracted")
     if kind is nn.Linear:
-        return ConvShape(module.in_features, module.out_features, bias=module.bias is not None)
+        shape = ConvShape(module.in_features, module.out_features, bias=module.bias is not None)
+        return _with_channels(shape, name)
     if kind not in CONVOLUTIONS:
         raise ShapeError(f"{name or 'module'} ({kind.__name__}) is not a Linear or Conv1d to 3d")
     if module.padding_mode != "zeros":
@@ -41,7 +44,7 @@ def shape_of(module, name=""):
         padding = tuple((t // 2, t - t // 2) for t in total)
     else:
         padding = tuple((p, p) for p in axes_of(0 if module.padding == "valid" else module.padding, rank))
-    return ConvShape(
+    shape = ConvShape(
         module.in_channels,
         module.out_channels,
         module.kernel_size,
@@ -51,6 +54,13 @@ def shape_of(module, name=""):
         module.groups,
         module.bias is not None,
     )
+    return _with_channels(shape, name)
+
+
+def _with_channels(shape, name):
+    if not (shape.in_channels and shape.out_channels):
+        raise ShapeError(f"{name or 'module'} ({shape}) has no channels")
+    return shape
 
 
 def axes_of(value, rank):
@@ -65,8 +75,8 @@ def expanded_shapes(shape, strategy, rate=4, inner_bias=True, name=""):
     CL and FC are 1x1, kxk, 1x1 of widths m, rm, rn, n; CK is 3x3, 3x3, ... of widths m, rm, rn, ..., n.
     Throws ShapeError where the strategy does not apply. Source: ExpandNets (NeurIPS 2020), Section 3.1
     """
-    if not 0 < rate < 1e6:
-        raise ShapeError(f"expansion rate {rate} is not in (0, 1e6)")
+    if not isinstance(rate, numbers.Real) or not 0 < rate < 1e6:
+        raise ShapeError(f"expansion rate {rate!r} is not in (0, 1e6)")
     if (strategy == "fc") != (shape.rank == 0):
         raise ShapeError(
             f"{strategy} does not expand {name or 'module'} ({shape}); fc is for Linear, cl and ck are for convolutions"
@@ -121,10 +131,12 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
     layer applied first, and so on, of the dtype, device and memory format that the weight has. Make the optimizer and
     wrappers after this, and initialise before, with preserve=True, or the originals. A model in which nothing was
     expanded, a weight that is tied to another layer's (of `model`: ties to what is outside are not seen, and come
-    apart), a parametrized layer, a wrapped model, and padding that is not zeros are refused: ShapeError.
+    apart) or is no parameter, as of a pruned layer, a parametrized layer, a wrapped model, and padding that is not
+    zeros are refused: ShapeError. Nothing is changed then. Stride, padding and the like stay as they are while a layer
+    is expanded: it raises ShapeError otherwise.
     """
     require_unwrapped(model)
-    kinds = strategy.split("+")
+    kinds = str(strategy).split("+")
     if not set(kinds) <= set(STRATEGIES) or {"cl", "ck"} <= set(kinds):
         raise ShapeError(f"there is no strategy {strategy!r}; there are cl, ck, fc, and with fc cl+fc, ck+fc")
     if when not in ("auto", "always", "never"):
@@ -132,7 +144,10 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
     named = None
     if only is not None:
         names = [name for name, _ in model.named_modules()]
-        matches = {pattern: fnmatch.filter(names, pattern) for pattern in ([only] if isinstance(only, str) else only)}
+        patterns = [only] if isinstance(only, str) or not isinstance(only, Iterable) else list(only)
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise ShapeError(f"only is {only!r}, not a pattern or several")
+        matches = {pattern: fnmatch.filter(names, pattern) for pattern in patterns}
         for pattern in (pattern for pattern, matching in matches.items() if not matching):
             raise ShapeError(f"no module of {type(model).__name__} is named {pattern!r}")
         named = set(itertools.chain(*matches.values()))
@@ -149,9 +164,17 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
     for name, module, *_ in chosen:
         if parametrize.is_parametrized(module):
             raise ShapeError(f"{name or 'module'} is parametrized already")
-    for _, module, shape, kind, layers in chosen:
-        weights = preserving_weights(module.weight, shape, layers) if preserve else None
-        _parametrize(module, kind, layers, weights, preserve, when)
+        own = module._parameters
+        if own.get("weight") is None or own.get("bias") is not module.bias:
+            raise ShapeError(
+                f"{name or 'module'} computes its weight or bias from other parameters, as with weight_norm or when "
+                "pruned; remove that first"
+            )
+    weights = [
+        preserving_weights(module.weight, shape, layers) if preserve else None for _, module, shape, _, layers in chosen
+    ]  # before anything is changed, as not every kernel can be represented
+    for (_, module, _, kind, layers), own in zip(chosen, weights):
+        _parametrize(module, kind, layers, own, preserve, when)
     return model
 
 
@@ -208,6 +231,7 @@ def contract_(model):
     _refuse_tied(model, [module for _, module in expanded])
     for name, module in expanded:
         shape_of(module, name)
+        _require_geometry(module)
         if not is_alone(module):
             raise ShapeError(f"{name or 'the layer'} has another parametrization on top; remove that first")
     for _, module in expanded:
@@ -283,8 +307,9 @@ class Report:
 class ExpandedWeight(nn.Module):
     """The parametrization of an expanded layer's weight; its originals are the layers' weights."""
 
-    def __init__(self, strategy, layers, weights, when):
+    def __init__(self, strategy, layers, weights, when, geometry):
         super().__init__()
+        self.geometry = geometry  # of the module: see _require_geometry
         form = Chain(layers)
         require_exact(form)
         self.strategy, self.when, self.contraction = strategy, when, Contraction(form)
@@ -346,7 +371,8 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
         biases = [torch.zeros_like(bias) for bias in biases[:-1]] + [module.bias.detach().clone()]
     weights = [in_format_of([module.weight], weight) for weight in weights]
     trained = module.weight.requires_grad
-    parametrize.register_parametrization(module, "weight", ExpandedWeight(strategy, layers, weights, when), unsafe=True)
+    own = ExpandedWeight(strategy, layers, weights, when, _geometry(module))
+    parametrize.register_parametrization(module, "weight", own, unsafe=True)
     weight = module.parametrizations.weight
     if biases:
         parametrize.register_parametrization(module, "bias", ExpandedBias(weight, biases), unsafe=True)
@@ -357,6 +383,7 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
     contracted_forward = type(module).forward
 
     def forward(self, input):  # as PyTorch's layers name it
+        _require_geometry(self)
         if not is_alone(self) or self.parametrizations.weight[0].contracts(input):
             return contracted_forward(self, input)
         contraction, weights, biases = _parts(self)
@@ -365,7 +392,22 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
     type(module).forward = forward
 
 
+def _geometry(module):
+    return [getattr(module, name, None) for name in ("stride", "padding", "dilation", "groups", "padding_mode")]
+
+
+def _require_geometry(module):
+    """Throws ShapeError where it is not what it was when the module was expanded, which its layers have."""
+    own = module.parametrizations.weight[0].geometry
+    if _geometry(module) != own:
+        raise ShapeError(
+            f"an expanded {type(module).__bases__[0].__name__} has another stride, padding, dilation, groups or "
+            f"padding mode than when it was expanded ({own}); set these before expand_, or after contract_"
+        )
+
+
 def _parts(module):
+    _require_geometry(module)
     weights = originals(module.parametrizations.weight)
     biases = originals(module.parametrizations.bias) if "bias" in module.parametrizations else []
     contraction = module.parametrizations.weight[0].contraction
@@ -400,6 +442,8 @@ def _applies(module, kinds):
 
 
 def require_unwrapped(model):
+    if not isinstance(model, nn.Module):
+        raise ShapeError(f"{model!r} is no module")
     for name, module in model.named_modules():
         for wrapper in WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
             raise ShapeError(
