@@ -17,6 +17,7 @@ if HAVE_TORCH:
     from support import difference, gradients
     from test_blocks import ACBlock, MobileOneBlock, RepVGGBlock, Rounded, conv_bn
     from torch import nn
+    from torch.autograd import forward_ad
     from torch.nn import functional as F
     from torch.nn.utils import prune
 
@@ -575,6 +576,16 @@ class Training(unittest.TestCase):
         (gradient,) = torch.autograd.grad(contracted(block)(x.requires_grad_()).square().sum(), x, create_graph=True)
         with self.assertRaisesRegex(RuntimeError, "once_differentiable"):
             gradient.sum().backward()
+
+    def test_in_float_a_shift_errs_as_by_the_norms(self):
+        torch.manual_seed(0)
+        block, x = RepVGGBlock(32, 32), torch.randn(16, 32, 14, 14)
+        own, double = contracted(block), copy.deepcopy(block).double()
+        exact, layered, found = gradients(double, x.double()), gradients(block, x), gradients(own, x)
+        for (name, _), value, *both in zip(block.named_parameters(), exact[1:], layered[1:], found[1:]):
+            if name.endswith("bias"):
+                error, other = (float((each - value).norm()) for each in both)
+                self.assertLess(other, 3 * error, name)
 
     def test_synchronised_over_two_processes(self):
         names = ["RepVGG", "CL", "MobileOne, depthwise", "RepVGG" + EMPTY]
