@@ -577,6 +577,17 @@ class Training(unittest.TestCase):
         with self.assertRaisesRegex(RuntimeError, "once_differentiable"):
             gradient.sum().backward()
 
+    def test_compile(self):
+        block, x = made("RepVGG")
+        expected = step(copy.deepcopy(block), x)
+        for options in ({}, {"dynamic": True}):
+            with self.subTest(options):
+                torch.compiler.reset()
+                own = contracted(block)
+                compiled = torch.compile(own, backend="eager", **options)
+                with mock.patch.object(TrainingContraction, "_layered", side_effect=AssertionError("runs the layers")):
+                    self.assertLess(difference(step(compiled, x), expected), 1e-12)
+
     def test_in_float_a_shift_errs_as_by_the_norms(self):
         torch.manual_seed(0)
         block, x = RepVGGBlock(32, 32), torch.randn(16, 32, 14, 14)

@@ -44,10 +44,9 @@ def _about(x, shape, centre):
     offset = torch.stack(sums, 1).reshape(shape.groups, -1) / max(count, 1)
     scatter -= count * offset[:, :, None] * offset[:, None, :]
     # A tap that reads nothing is zero, which a sum of so many means less that many may not be.
-    nothing = ~_reading(shape, x.shape[2:])
-    offset[:, nothing] = -_of_patch(centre, shape)[:, nothing]
-    scatter[:, nothing], scatter[:, :, nothing] = 0, 0
-    return count, offset, scatter
+    nothing = ~_reading(shape, x.shape[2:]).to(x.device)
+    offset = torch.where(nothing, -_of_patch(centre, shape), offset)
+    return count, offset, scatter.masked_fill_(nothing | nothing.unsqueeze(1), 0)
 
 
 def added(count, mean, scatter, other_count, other_mean, other_scatter):
@@ -74,7 +73,7 @@ def _of_patches(shape, size):
 def _of_lags(shape, size):
     if set(shape.stride) != {1}:
         return math.inf
-    lags = math.prod(2 * k - 1 for k in shape.kernel_size)
+    lags = math.prod([2 * k - 1 for k in shape.kernel_size])  # torch.compile takes no generator here
     return lags * shape.in_channels // shape.groups * shape.in_channels * math.prod(size)
 
 

@@ -135,6 +135,8 @@ class TrainingContraction:
                 self.geometries.append(own)
                 step.patches = len(self.geometries) - 1
         for step in statistics:
+            whole = self.geometries[step.patches]
+            step.whole = None if whole == step.geometry else whole
             patch = step.geometry.weight_numel // step.geometry.out_channels
             self.once += 2 * step.out_channels * patch**2
 
@@ -211,7 +213,7 @@ class TrainingContraction:
             if key not in moments:
                 moments[key] = PatchMoments.apply(x, centre, self.geometries[step.patches], key[1])
             before = None if step.before.index is None else values[step.before.index]
-            mean, variance = step.of(before, *moments[key][:2], self.geometries[step.patches])
+            mean, variance = step.of(before, *moments[key][:2])
             _move(norm, mean, variance, moments[key][2])
             values.append(_factors(step.shape, norm, mean, variance))
         return values[self.result]
@@ -234,15 +236,16 @@ class _Statistics:
     """Mean and variance of what a norm normalises, a layer `before` on the input."""
 
     def __init__(self, leaf, before, norm):
-        self.leaf, self.before, self.shape, self.patches = leaf, before, norm, None
+        self.leaf, self.before, self.shape = leaf, before, norm
+        self.patches = self.whole = None  # which moments, and the patches of these where they are larger than its own
         shape = norm if before.shape is None else before.shape
         self.geometry = replace(shape, out_channels=shape.in_channels, bias=False)
         self.out_channels = shape.out_channels
 
-    def of(self, before, mean, covariance, patches):
+    def of(self, before, mean, covariance):
         groups = self.geometry.groups
-        if self.geometry != patches:  # of its own patches
-            group, elements = _elements(self.geometry, patches, mean.device)
+        if self.whole:
+            group, elements = _elements(self.geometry, self.whole, mean.device)
             mean = mean[group, elements]
             covariance = covariance[group[:, :, None], elements[:, :, None], elements[:, None, :]]
         if before is None:
