@@ -98,8 +98,13 @@ class PatchMoments(torch.autograd.Function):
         return mean, scatter / count, count
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, to_mean, to_covariance, _):
+        with torch.no_grad():
+            gradient = PatchMoments.to_input(ctx, to_mean, to_covariance)
+        return _Once.apply(gradient, ctx.saved_tensors[0], to_mean, to_covariance), None, None, None
+
+    @staticmethod
+    def to_input(ctx, to_mean, to_covariance):
         x, centre, offset = ctx.saved_tensors
         to_mean, to_covariance = (gradient / ctx.count for gradient in (to_mean, to_covariance))
         if ctx.group is not None:
@@ -110,7 +115,22 @@ class PatchMoments(torch.autograd.Function):
         dtype, size = torch.promote_types(x.dtype, torch.float), x.shape[2:]
         apart = less_means(x.to(dtype), ctx.shape, centre)
         run = _by_lags if _of_lags(ctx.shape, size) < _of_patches(ctx.shape, size) else _by_patches
-        return run(apart, size, ctx.shape, slope.to(dtype), constant.to(dtype)).to(x.dtype), None, None, None
+        return run(apart, size, ctx.shape, slope.to(dtype), constant.to(dtype)).to(x.dtype)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that has none."""
+
+    @staticmethod
+    def forward(ctx, gradient, *_):
+        return gradient
+
+    @staticmethod
+    def backward(ctx, _):
+        raise ShapeError(
+            "the gradient through a batch's moments has no gradient; take it from a model that is not contracted in "
+            "training, or by torch.func, under which the layers run in turn"
+        )
 
 
 def _of_all(count, mean, scatter, group):
