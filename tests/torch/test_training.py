@@ -242,6 +242,23 @@ class Training(unittest.TestCase):
         for ours, theirs in zip(step(own, x), step(block, x), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
+    def test_blocks_that_nobody_reads_move_their_statistics(self):
+        class Unread(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.unread, self.read = (Branches(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1)) for _ in range(2))
+
+            def forward(self, x):
+                self.unread(x)
+                return self.read(x) + x
+
+        torch.manual_seed(0)
+        block, x = Unread().double(), torch.randn(3, 4, 5, 6, dtype=torch.double)
+        own = contracted(block)
+        own(x), block(x)
+        buffers = [[buffer.double() for buffer in model.buffers()] for model in (own, block)]
+        self.assertLess(difference(*buffers), 1e-12)
+
     def test_norms_that_nobody_reads_and_tensors_that_the_code_makes(self):
         class Own(Branches):
             def __init__(self):

@@ -368,7 +368,7 @@ class _TrainingRegions(_Regions):
     """Regions of a model in training. A leaf's parameters are its module's name, or None for an identity."""
 
     def __init__(self, graph_module, made):
-        self.reasons, self.made = [], made
+        self.reasons, self.made, self.steps = [], made, set()
         super().__init__(graph_module)
 
     def constant(self, node):
@@ -378,7 +378,7 @@ class _TrainingRegions(_Regions):
         return True
 
     def acts(self, node):
-        return super().acts(node) or node.op == "call_module"  # norms move their statistics
+        return super().acts(node) or node.op == "call_module" or node in self.steps  # norms move their statistics
 
     def with_source(self, region, node):
         return region  # norms would need the moments of larger patches
@@ -454,6 +454,7 @@ class _TrainingRegions(_Regions):
                 source = made.get(region.source, region.source)
                 made[node] = graph.call_function(_function(contraction), (source, *modules))
             node.replace_all_uses_with(made[node])
+            self.steps.add(made[node])
         self.drop_dead(gone)
         self.model.recompile()
         return type(self.model).forward, contractions
