@@ -618,6 +618,37 @@ class Training(unittest.TestCase):
                 error, other = (float((each - value).norm()) for each in both)
                 self.assertLess(other, 3 * error, name)
 
+    def test_synchronised_norms_on_the_processor_without_other_workers(self):
+        """They are run, wherever a convolution is near them; PyTorch has none."""
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        self.addCleanup(torch.distributed.destroy_process_group)
+        grouped = Branches(conv_bn(4, 4, 3, 1, groups=4), conv_bn(4, 4, 1))  # more parameters as one layer
+        blocks = {
+            "with a norm": Branches(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1), *norms(4)),
+            "after one convolution": nn.Sequential(conv_bn(4, 4, 3, 1), nn.ReLU(), RepVGGBlock(4, 4)),
+            "before one": nn.Sequential(*norms(4), nn.Conv2d(4, 4, 3), nn.ReLU(), RepVGGBlock(4, 4)),
+            "that costs more": nn.Sequential(RepVGGBlock(4, 4), nn.ReLU(), grouped),
+            "no block": conv_bn(4, 4, 3, 1),
+        }
+        for name, block in blocks.items():
+            for when in ("auto", "always"):
+                with self.subTest(name, when=when):
+                    torch.manual_seed(0)
+                    block, x = block.double(), torch.randn(3, 4, 6, 5, dtype=torch.double)
+                    own = contracted(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(block)), when)
+                    for ours, theirs in zip(step(own, x), step(copy.deepcopy(block), x), strict=True):
+                        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+    def test_always_contracts_what_costs_more(self):
+        block = Branches(conv_bn(4, 4, 3, 1, groups=4), conv_bn(4, 4, 1)).double()
+        x = torch.randn(3, 4, 6, 5, dtype=torch.double)
+        self.assertEqual(len(contractions(contracted(block, "always"))), 1)
+        with self.assertRaisesRegex(ct.ShapeError, "has no block"):
+            contracted(block, "auto")
+        for ours, theirs in zip(step(contracted(block), x), step(block, x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
     def test_synchronised_over_two_processes(self):
         names = ["RepVGG", "CL", "MobileOne, depthwise", "RepVGG" + EMPTY]
         with socket.socket() as free:

@@ -176,10 +176,12 @@ class TrainingContraction:
         return x.dim() == self.shape.rank + 2 and not any(module is not None and hooked(module) for module in modules)
 
     def _contracts(self, x, modules):
+        if x.device.type == "cpu" and any(map(_synchronised, modules)):  # where PyTorch has no SyncBatchNorm
+            return True
         shared = any(_group(module) is not None for module in modules)
         if not (shared or len(x)):  # the layers take an empty batch, and leave their statistics
             return False
-        if self.when == "always" or shared and x.device.type == "cpu":  # where PyTorch has no SyncBatchNorm
+        if self.when == "always":
             return True
         batch = 2**30 if shared else len(x)  # workers decide alike, whatever their batches
         layered, contracted = self.multiply_adds(batch, x.shape[2:], x.dtype, any(map(_by_batch, modules)))
@@ -328,11 +330,17 @@ def _by_batch(module):
     return isinstance(module, tuple(NORMS)) and (module.training or module.running_mean is None)
 
 
+def _synchronised(norm):
+    """Whether it is one that asks for other workers, even where there are none."""
+    sync = isinstance(norm, nn.SyncBatchNorm) and norm.training
+    return sync and distributed.is_available() and distributed.is_initialized()
+
+
 def _group(norm):
-    if not isinstance(norm, nn.SyncBatchNorm) or not distributed.is_available() or not distributed.is_initialized():
+    if not _synchronised(norm):
         return None
     group = norm.process_group or distributed.group.WORLD
-    return group if norm.training and distributed.get_world_size(group) > 1 else None
+    return group if distributed.get_world_size(group) > 1 else None
 
 
 def _factors(shape, norm, mean, variance):
@@ -367,9 +375,9 @@ def _move(norm, mean, variance, count):
 class _TrainingRegions(_Regions):
     """Regions of a model in training. A leaf's parameters are its module's name, or None for an identity."""
 
-    def __init__(self, graph_module, made):
-        self.reasons, self.made, self.steps = [], made, set()
-        super().__init__(graph_module)
+    def __init__(self, graph_module, made, when):
+        self.reasons, self.made, self.when, self.steps = [], made, when, set()
+        super().__init__(graph_module, "all" if when == "always" else "cheaper")
 
     def constant(self, node):
         if node.op != "get_attr" and not self.of_constants(node):
@@ -403,7 +411,8 @@ class _TrainingRegions(_Regions):
                 self.reasons.append(str(error))
                 return None
         elif kind in NORMS:
-            rank = self.rank_of(module, base)
+            readers = [*map(self.kind, self.readers(node))]
+            rank = self.rank_of(module, base) or next((rank for rank, conv in CONV.items() if conv in readers), 0)
             if not rank:
                 return None
             shape = _diagonal(rank, module.num_features, True)
@@ -427,13 +436,14 @@ class _TrainingRegions(_Regions):
         return Chain([_diagonal(like.rank, like.in_channels, False)]), [None]
 
     def blocks(self):
-        """Those with norms and more than one layer: (node, region, which leaves are norms)."""
+        """Those with norms and more than one layer, or with norms that PyTorch does not run on the processor, which
+        contract only there: (node, region, which leaves are norms, when)."""
         for node, region in self.ends():
             kinds = [type(self.modules.get(name)) for name in region.parameters]
             norms = [kind in NORMS for kind in kinds]
             several = sum(kind in CONV.values() or kind in POOLS for kind in kinds) > 1
-            if any(norms) and several and not self.out_of_turn(node, region):
-                yield node, region, norms
+            if any(norms) and (several or nn.SyncBatchNorm in kinds) and not self.out_of_turn(node, region):
+                yield node, region, norms, self.when if several else "auto"
 
     def out_of_turn(self, end, region):
         """Whether one of its norms runs again before its end: running statistics would move in another order."""
@@ -442,10 +452,10 @@ class _TrainingRegions(_Regions):
         norms = [each for each in region.nodes if each.op == "call_module" and type(self.modules[each.target]) in NORMS]
         return any(name == each.target and at[each] < where < at[end] for each in norms for name, where in calls)
 
-    def contracted(self, when):
+    def contracted(self):
         """The forward that runs each block as one layer, and the contractions."""
         graph, contractions, made, gone = self.model.graph, [], {}, set()
-        for node, region, norms in list(self.blocks()):
+        for node, region, norms, when in list(self.blocks()):
             contraction = TrainingContraction(region.form, norms, when)
             contractions.append(contraction)
             gone.update(region.nodes)
@@ -475,7 +485,7 @@ def _traced(module):
     if traced is None:
         return None
     root, graph, made = traced
-    return _TrainingRegions(fx.GraphModule(root, graph), made)
+    return _TrainingRegions(fx.GraphModule(root, graph), made, when)
 
 
 def _names(region, prefix=""):
@@ -484,12 +494,12 @@ def _names(region, prefix=""):
 
 def _convert(module, when, reasons):
     """Whether there were blocks."""
-    regions = _traced(module)
+    regions = _traced(module, when)
     if regions is None:
         return any([_convert(child, when, reasons) for child in module.children()])
     reasons += regions.reasons
     converted = []
-    blocks = [_names(region) for _, region, _ in regions.blocks()]
+    blocks = [_names(region) for _, region, *_ in regions.blocks()]
     paths = {names: os.path.commonprefix([name.split(".")[:-1] for name in names]) for names in blocks}
     for names, path in sorted(paths.items(), key=lambda item: len(item[1])):  # code that runs others first
         if any(path[: len(each)] == each for each in converted):
@@ -504,10 +514,10 @@ def _convert(module, when, reasons):
 
 def _convert_module(module, prefix, names, when):
     """Gives the module the forward that runs its blocks, if the one of these layers is among them."""
-    regions = _traced(module)
-    if regions is None or not any(_names(region, prefix) == names for _, region, _ in regions.blocks()):
+    regions = _traced(module, when)
+    if regions is None or not any(_names(region, prefix) == names for _, region, *_ in regions.blocks()):
         return False
-    forward, contractions = regions.contracted(when)
+    forward, contractions = regions.contracted()
     for name, tensor in regions.made.items():
         module.register_buffer(name, tensor, persistent=False)
     kind = type(module)
