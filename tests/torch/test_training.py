@@ -420,19 +420,171 @@ class Training(unittest.TestCase):
         with self.assertRaisesRegex(ct.InexactError, "layer 2 .* pads with zeros"):
             TrainingContraction(Chain([ones, conv]), [True, False])
 
-    def test_hooks_that_come_later_run(self):
-        torch.manual_seed(0)
-        block, x = made("MobileOne, 1x1")
-        own = contracted(block)
-        for model in (own, block):
-            prune.l1_unstructured(model.branches[0][0], "weight", amount=0.5)
-        for model in (own, block):
-            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    def assert_same_steps(self, own, block, x):
+        """To the bit, as the layers run in turn."""
+        with mock.patch.object(TrainingContraction, "__call__", side_effect=AssertionError("contracts")):
             for _ in range(2):
-                optimizer.zero_grad()
-                model(x).square().sum().backward()
-                optimizer.step()
-        self.assertTrue(torch.equal(own(x), block(x)))
+                for ours, theirs in zip(step(own, x), step(block, x), strict=True):
+                    self.assertTrue(torch.equal(ours, theirs))
+
+    def test_hooks_that_come_later_run(self):
+        """On whatever the block was made of: layers, norms and what holds them."""
+        hooks = {
+            "prune": lambda module: prune.l1_unstructured(module[0], "weight", amount=0.5),
+            "container": lambda module: module.register_forward_hook(lambda _, inputs, output: output * 0.5),
+            "layer": lambda module: module[0].register_forward_hook(lambda _, inputs, output: output * 0.5),
+            "norm": lambda module: module[1].register_forward_pre_hook(lambda _, inputs: inputs[0].relu()),
+            "backward": lambda module: module.register_full_backward_hook(lambda _, inputs, outputs: (inputs[0] * 2,)),
+        }
+        for name, hook in hooks.items():
+            with self.subTest(name):
+                block, x = made("MobileOne, 1x1")
+                own = contracted(block)
+                for model in (own, block):
+                    hook(model.branches[0])
+                self.assert_same_steps(own, block, x)
+
+    def test_hooks_of_all_modules_run(self):
+        block, x = made("MobileOne, 1x1")
+        own, seen = contracted(block), []
+        handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+        self.addCleanup(handle.remove)
+        own(x)
+        self.assertIn(nn.Conv2d, seen)
+
+    def test_hooks_on_what_still_runs_are_no_reason(self):
+        block, x = made("RepVGG")
+        own, seen = contracted(block), []
+        own.nonlinearity.register_forward_hook(lambda *_: seen.append(1))
+        own.register_forward_hook(lambda *_: seen.append(2))
+        with mock.patch.object(nn.Conv2d, "forward", side_effect=AssertionError("runs the layers")):
+            own(x)
+        self.assertEqual(seen, [1, 2])
+
+    def test_what_is_set_later_counts(self):
+        """The model does what its code says of how it is now, and contracts when it is again as it was."""
+
+        class Setting:
+            def __init__(self):
+                self.factors, self.parts = [1.0], {"bias": 0.0}
+
+        class Written(Branches):
+            factor, slope = 1.0, 0.5
+
+            def __init__(self, *branches):
+                super().__init__(*branches)
+                self.between, self.act, self.setting, self.way = nn.Identity(), F.relu, Setting(), {"scaled": [True]}
+                self.shift = torch.zeros(())
+                self.register_parameter("gain", None)
+
+            def forward(self, x):
+                y = super().forward(self.between(x))
+                y = y if self.gain is None else y * self.gain
+                y = y * self.setting.factors[0] * self.factor if self.way["scaled"][0] else -y
+                y = self.act(y + self.setting.parts["bias"] + self.shift) * self.slope
+                return self.deployed(y) if hasattr(self, "deployed") else y
+
+        def deploy(m):
+            m.deployed = nn.Conv2d(4, 4, 1, bias=False).double()
+            nn.init.ones_(m.deployed.weight)
+            del m.branches[1:]
+
+        def appended(m):
+            branch = conv_bn(4, 4, 1).double()
+            nn.init.ones_(branch[0].weight)
+            m.branches.append(branch)
+
+        class Wrapper(nn.Module):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, x):
+                return self.layer(x).relu()
+
+        def larger(m):
+            m.branches[0][0] = nn.Conv2d(4, 4, 5, padding=2, bias=False).double()
+            nn.init.constant_(m.branches[0][0].weight, 0.1)
+
+        changes = {
+            "an attribute": lambda m: setattr(m, "factor", 0.5),
+            "a function": lambda m: setattr(m, "act", torch.tanh),
+            "an object's": lambda m: setattr(m.setting, "factors", [0.5]),
+            "a list's": lambda m: m.setting.factors.__setitem__(0, 0.5),
+            "a dictionary's": lambda m: m.setting.parts.update(bias=1.0),
+            "a nested list's": lambda m: m.way["scaled"].__setitem__(0, False),
+            "a tensor": lambda m: setattr(m, "shift", torch.ones(())),
+            "a tensor in place": lambda m: m.shift.add_(1),
+            "a parameter": lambda m: setattr(m, "gain", nn.Parameter(torch.full((), 2.0, dtype=torch.double))),
+            "a new attribute": deploy,
+            "appended": appended,
+            "removed": lambda m: m.branches.__delitem__(0),
+            "wrapped": lambda m: m.branches[0].__setitem__(0, Wrapper(m.branches[0][0])),
+            "geometry": lambda m: [setattr(m.branches[0][0], *each) for each in (("dilation", 2), ("padding", 2))],
+            "padding mode": lambda m: setattr(m.branches[0][0], "padding_mode", "circular"),
+            "no norm": lambda m: m.branches[0].__setitem__(1, nn.Identity()),
+            "another norm": lambda m: m.branches[0].__setitem__(1, nn.GroupNorm(2, 4).double()),
+            "a kernel": larger,
+            "no identity": lambda m: setattr(m, "between", nn.ReLU()),
+            "parametrized": lambda m: nn.utils.parametrizations.weight_norm(m.branches[0][0]),
+        }
+        for name, change in changes.items():
+            with self.subTest(name):
+                torch.manual_seed(0)
+                block = Written(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1), conv_bn(4, 4, 1)).double()
+                x = torch.randn(3, 4, 6, 5, dtype=torch.double)
+                own = contracted(block)
+                self.assertLess(difference([own(x)], [block(x)]), 1e-12)
+                own.load_state_dict(block.state_dict())
+                before = block(x)
+                for model in (own, block):
+                    change(model)
+                self.assertGreater(float((block(x) - before).abs().max()), 0.01) if name != "parametrized" else None
+                own.load_state_dict(block.state_dict())
+                self.assert_same_steps(own, block, x)
+                copied = copy.deepcopy(own)
+                self.assert_same_steps(copied, copy.deepcopy(block), x)
+        block = Written(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1)).double()
+        del block.shift
+        block.register_buffer("shift", torch.zeros(()))  # so that a copy has it too
+        own = contracted(block)
+        with mock.patch.object(Written, "slope", 2.0):
+            self.assert_same_steps(own, block, x)
+        own.factor = own.setting.factors[0] = 0.5
+        own.setting.factors[0] = 1.0
+        del own.factor
+        with mock.patch.object(nn.Conv2d, "forward", side_effect=AssertionError("runs the layers")):
+            own(x)
+            copy.deepcopy(own)(x)
+
+    def test_from_blocks_sees_what_is_set_later(self):
+        class Scaled(Branches):
+            factor = 1.0
+
+            def forward(self, x):
+                return super().forward(x) * self.factor
+
+        own, x = contracted(Scaled(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1)).double()), torch.randn(2, 4, 5, 5).double()
+        own.eval().factor = 0.5
+        plain, verdict = ct.from_blocks(own)
+        self.assertIs(verdict.holds, True)
+        self.assertLess(difference([plain(x)], [own(x)]), 1e-12)
+
+    def test_norms_that_change_later_are_taken_as_they_are(self):
+        def each(block, change):
+            for module in block.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    change(module)
+
+        for name, value in {"momentum": 0.5, "eps": 0.1, "track_running_stats": False}.items():
+            with self.subTest(name):
+                block, x = made("RepVGG")
+                own = contracted(block)
+                for model in (own, block):
+                    each(model, lambda norm, name=name, value=value: setattr(norm, name, value))
+                with mock.patch.object(TrainingContraction, "_layered", side_effect=AssertionError("runs the layers")):
+                    results = step(own, x)
+                self.assertLess(difference(results, step(block, x)), 1e-12)
 
     def test_a_gradient_of_its_own_is_left(self):
         class Quantised(Branches):
@@ -596,6 +748,37 @@ class Training(unittest.TestCase):
             gradient.sum().backward()
         with self.assertRaisesRegex(ct.ShapeError, "the gradient through a batch's moments has no gradient"):
             torch.autograd.functional.hessian(lambda x: own(x).square().sum(), x.detach())
+
+    def test_transforms_of_functions_and_forward_mode_run_the_layers(self):
+        block, x = made("MobileOne, 1x1")
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm2d):  # such norms PyTorch transforms
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+        values = {name: value.detach() for name, value in block.named_parameters()}
+        pairs = {name: torch.stack([value, -2 * value]) for name, value in values.items()}
+
+        def by_dual_numbers(loss):
+            with forward_ad.dual_level():
+                duals = {name: forward_ad.make_dual(value, value.cos()) for name, value in values.items()}
+                return forward_ad.unpack_dual(loss(duals)).tangent
+
+        for name, transformed in {
+            "grad": lambda loss: torch.func.grad(loss)(values),
+            "jvp": lambda loss: torch.func.jvp(loss, (values,), (values,)),
+            "vmap": lambda loss: torch.func.vmap(loss)(pairs),
+            "hessian": lambda loss: torch.func.hessian(loss)(values),
+            "forward": by_dual_numbers,
+        }.items():
+            with self.subTest(name):
+                found = []
+                for model in (contracted(block), block):
+
+                    def loss(p, model=model):
+                        return torch.func.functional_call(model, p, (x,)).sin().sum()
+
+                    found.append(torch.utils._pytree.tree_leaves(transformed(loss)))
+                self.assertTrue(all(map(torch.equal, *found)))
 
     def test_compile(self):
         block, x = made("RepVGG")

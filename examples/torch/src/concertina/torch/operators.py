@@ -34,9 +34,14 @@ def decoded(form, rank):
     return shapes
 
 
+def transformed():
+    """Whether torch.func transforms what runs, or there are forward-mode gradients."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def takes(weights):
     """Whether they contract these weights, now: they have no forward-mode gradient, and no rules for torch.func."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if transformed():
         return False
     device = weights[0].device
     if device.type == "cuda":

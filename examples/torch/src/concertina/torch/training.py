@@ -6,20 +6,23 @@ patches that this function reads, so for the batch at hand it is a factor and a 
 docs/moments.md.
 """
 
+import functools
 import math
 import os
+import types
 from dataclasses import dataclass, replace
 
 import torch
 from torch import distributed, fx, nn
 
+from . import operators
 from .contraction import Contraction, apply, full_precision
 from .expansion import require_unwrapped, shape_of
 from .layers import CONV, NORMS, POOLS, _diagonal, _pool
 from .moments import PatchMoments, channel_means, less_means, multiply_adds
 from .regions import _Regions
 from .shapes import Chain, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact
-from .tracing import hooked, trace
+from .tracing import INTERNAL, _ours, hooked, trace
 
 
 def contract_in_training_(model, when="auto"):
@@ -29,17 +32,19 @@ def contract_in_training_(model, when="auto"):
     to all layers and to the input, running statistics move as PyTorch moves them. In eval() it is the contraction with
     these. Blocks are found by structure, as by from_blocks, where one layer equals them at every border. Modules,
     parameters and the state dict stay as they are, so an optimizer may be made before or after; what changes is the
-    forward of the modules whose code runs a block, which are then of a class derived from their own.
+    forward of the modules whose code runs a block, which are then of a class derived from their own. Their own code
+    runs whenever something that it was traced with is no longer as it was: hooks, attributes, modules (docs/torch.md).
 
     when  "auto" runs the layers in turn where contracting takes no fewer multiply-adds, those in double counted twice;
-          "always" contracts
+          "always" contracts all that one layer equals, whatever that costs
 
     nn.SyncBatchNorm shares its statistics among workers, on any device; the gradient of the parameters is as of
-    PyTorch's. Not contracted are blocks with dropout, layers with hooks or parametrizations, code that depends on
-    `training`, and what from_blocks leaves because a graph would not be the same. Weights are contracted, and moments
-    taken, in double. Gradients have no gradients.
+    PyTorch's. On the processor, where PyTorch has none, one beside a single convolution runs so too. Not contracted
+    are blocks with dropout, layers with hooks or parametrizations, code that depends on `training`, and what
+    from_blocks leaves because a graph would not be the same. Weights are contracted, and moments taken, in double.
+    Under torch.func and forward mode the layers run in turn.
     Throws  ShapeError where no block is found, with the reason where there is one, or when called again; in the step,
-            where a norm has one value per channel
+            where a norm has one value per channel; for a gradient of the gradient through moments
     """
     if when not in ("auto", "always"):
         raise ShapeError(f"when is {when!r}, not auto or always")
@@ -143,7 +148,7 @@ class TrainingContraction:
     # ---- a step
 
     def __call__(self, x, *modules):
-        if isinstance(x, fx.Proxy) or not self._takes(x, modules) or not self._contracts(x, modules):
+        if isinstance(x, fx.Proxy) or not self._takes(x) or not self._contracts(x, modules):
             return self._layered(self.form, x, iter(modules))
         centre = channel_means(x) if any(map(_by_batch, modules)) else None
         with full_precision(x):
@@ -171,9 +176,9 @@ class TrainingContraction:
                 own += double * moments + backward
         return passes * layered * batch, own * batch + double * self.once * passes // 3
 
-    def _takes(self, x, modules):
-        """Whether it is a batch, and no module was given hooks, such as those that prune, since this was planned."""
-        return x.dim() == self.shape.rank + 2 and not any(module is not None and hooked(module) for module in modules)
+    def _takes(self, x):
+        """Whether it is a batch, and PyTorch differentiates it backward, once: moments have no other derivatives."""
+        return x.dim() == self.shape.rank + 2 and not operators.transformed()
 
     def _contracts(self, x, modules):
         if x.device.type == "cpu" and any(map(_synchronised, modules)):  # where PyTorch has no SyncBatchNorm
@@ -476,10 +481,11 @@ def _function(contraction):
     def contracted_in_training(x, *modules):
         return contraction(x, *modules)
 
+    contracted_in_training.is_contraction = True
     return contracted_in_training
 
 
-def _traced(module):
+def _traced(module, when):
     """Its regions; None where torch.fx cannot trace it, or where its code depends on `training`."""
     traced = trace(module, (True, False))
     if traced is None:
@@ -517,9 +523,106 @@ def _convert_module(module, prefix, names, when):
     regions = _traced(module, when)
     if regions is None or not any(_names(region, prefix) == names for _, region, *_ in regions.blocks()):
         return False
-    forward, contractions = regions.contracted()
+    contracted, contractions = regions.contracted()
     for name, tensor in regions.made.items():
         module.register_buffer(name, tensor, persistent=False)
-    kind = type(module)
+    kind, state = type(module), _State(module, regions.model.graph)
+
+    def forward(self, *args, **kwargs):
+        traced = any(isinstance(each, fx.Proxy) for each in (*args, *kwargs.values()))
+        own = kind.forward if traced or state.differs(self) else contracted
+        return own(self, *args, **kwargs)
+
+    forward.__wrapped__ = kind.forward  # whose arguments it has
     module.__class__ = type(f"Contracted{kind.__name__}", (kind,), {"forward": forward, "contractions": contractions})
     return True
+
+
+class _State:
+    """What the code of a module was traced with, beside tensors: the modules within it, their classes, attributes,
+    hooks and the shapes of their parameters; but not what each step reads of the norms of blocks, nor hooks of modules
+    that the graph calls. It holds no module, as a module that is copied shares it."""
+
+    def __init__(self, module, graph):
+        reads = (node.args[1:] for node in graph.nodes if getattr(node.target, "is_contraction", False))
+        names = {leaf.target for leaves in reads for leaf in leaves if leaf is not None}
+        self.called = {node.target for node in graph.nodes if node.op == "call_module"} - names
+        self.norms = {name: type(module.get_submodule(name)) for name in names}
+        self.norms = {name: kind for name, kind in self.norms.items() if kind in NORMS}
+        kinds = {kind for each in module.modules() for kind in type(each).__mro__ if not _ours(kind)}
+        self.classes = {kind: _of_class(kind) for kind in kinds}
+        self.before = self.of(module)
+
+    def differs(self, module):
+        """Whether anything is not as it was."""
+        try:
+            return self.of(module) != self.before or {kind: _of_class(kind) for kind in self.classes} != self.classes
+        except Exception:  # whatever comparing objects of a model's own raises
+            return True
+
+    def of(self, module):
+        found = [bool(nn.modules.module._has_any_global_hook())]
+        self.add(module, "", found)
+        return found
+
+    def add(self, module, name, found):
+        kind = type(module)
+        if name in self.norms and kind in NORMS:
+            found += self.norms[name] if kind is nn.SyncBatchNorm else kind, hooked(module), module.num_features
+            return
+        if name:  # what is around the model's code is run by nn.Module.__call__, and its class is derived
+            found += kind, name not in self.called and hooked(module)
+        found.append({key: _value(value) for key, value in vars(module).items() if key not in IGNORED})
+        found.append([(key, None if each is None else each.shape) for key, each in module._parameters.items()])
+        found.append([(key, each is None) for key, each in module._buffers.items()])
+        for key, child in module._modules.items():
+            found.append(key)
+            if child is not None and name not in self.called:
+                self.add(child, f"{name}.{key}" if name else key, found)
+
+
+IGNORED = INTERNAL | {"_compiled_call_impl", "_is_torch_compile", "_is_fsdp_managed_module", "_fsdp_use_orig_params"}
+PLAIN = {
+    int, float, bool, str, type(None), torch.dtype, torch.device, types.FunctionType, property, staticmethod,
+    classmethod,
+}  # fmt: skip
+DEEP = 3
+
+
+@dataclass(eq=False)
+class _Same:
+    """Equal to what holds the same object: elements may have been written to since, in both."""
+
+    each: object
+
+    def __eq__(self, other):
+        return isinstance(other, _Same) and self.each is other.each
+
+
+def _of_class(kind):
+    return {name: _value(value) for name, value in vars(kind).items() if not name.startswith("__")}
+
+
+def _value(each, depth=0):
+    """What is compared of an attribute: its value, in containers and objects of a model's own too, as DEEP as that;
+    else which object it is."""
+    kind = type(each)
+    if kind in PLAIN:
+        return each
+    if depth > DEEP or isinstance(each, nn.Module):
+        return kind
+    if isinstance(each, (tuple, list)):
+        return kind, [_value(part, depth + 1) for part in each]
+    if isinstance(each, dict):
+        return kind, {key: _value(part, depth + 1) for key, part in each.items()}
+    if isinstance(each, (set, frozenset)):
+        return kind, set(each)
+    if isinstance(each, torch.Tensor):
+        return _Same(each), each._version
+    if isinstance(each, types.MethodType):
+        return each.__func__
+    if isinstance(each, functools.partial):
+        return kind, _value((each.func, each.args, each.keywords), depth + 1)
+    if isinstance(each, type) or _ours(kind) or not hasattr(each, "__dict__"):
+        return each
+    return kind, _value(vars(each), depth)
