@@ -149,7 +149,8 @@ class Wheel(unittest.TestCase):
             pip += ["install", "--quiet", "--no-index", "--no-deps", "--target", folder, "-e", PACKAGE]
             subprocess.run(pip, check=True, capture_output=True)
             code = f"import site; site.addsitedir({folder!r}); import concertina; print(concertina.__file__)"
-            found = subprocess.run([sys.executable, "-I", "-B", "-c", code], check=True, capture_output=True, text=True)
+            python = [sys.executable, "-I", "-S", "-B"]
+            found = subprocess.run([*python, "-c", code], check=True, capture_output=True, text=True)
             self.assertEqual(found.stdout.strip(), str(PACKAGE / "src/concertina/__init__.py"))
         build_backend = runpy.run_path(str(PACKAGE / "build_backend.py"))
         with self.assertRaisesRegex(ValueError, "the compiled operators cannot be in an editable install"):
