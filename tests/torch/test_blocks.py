@@ -6,7 +6,9 @@ import unittest
 from support import HAVE_TORCH, needs_torch
 
 if HAVE_TORCH:
+    import contextlib
     import copy
+    import cProfile
     import datetime
     import functools
     import itertools
@@ -14,6 +16,7 @@ if HAVE_TORCH:
     import operator
     import os
     import random
+    import sys
     import time
     import types
     import warnings
@@ -504,6 +507,16 @@ class Blocks(unittest.TestCase):
                 self.assertEqual((len(verdict), model.held, model.seen), (0, [], None))
                 self.assertIs(verdict.holds, True)
 
+    def test_a_profiler_in_c_is_named(self):
+        profiler = cProfile.Profile()
+        profiler.enable()
+        try:
+            named = not callable(sys.getprofile() or print)  # from Python 3.12 on it does not stand in the way
+            with self.assertRaisesRegex(ct.Error, "Profile") if named else contextlib.nullcontext():
+                ct.from_blocks(RepVGGBlock(4, 4).eval())
+        finally:
+            profiler.disable()
+
     def test_code_that_asks_what_no_graph_has_stays(self):
         def reads(self, x):
             import os
@@ -524,6 +537,7 @@ class Blocks(unittest.TestCase):
             "default device": lambda self, x: x.to(torch.get_default_device()),
             "deterministic": lambda self, x: 2 * x if torch.are_deterministic_algorithms_enabled() else x,
             "traced by jit": lambda self, x: 2 * x if torch.jit.is_tracing() else x,
+            "traced, as pybind11 says": lambda self, x: 2 * x if torch._C._get_tracing_state() else x,
             "traced by torch.fx": lambda self, x: 2 * x if torch.fx._symbolic_trace.is_fx_symbolic_tracing() else x,
             "compiled": lambda self, x: 2 * x if torch.compiler.is_compiling() else x,
             "workers": lambda self, x: 2 * x if torch.distributed.is_initialized() else x,

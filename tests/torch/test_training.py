@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch norms in training, contracted, beside the layers run in turn: statistics, outputs, gradients, steps."""
 
+import collections
 import math
 import os
 import socket
@@ -464,9 +465,19 @@ class Training(unittest.TestCase):
     def test_what_is_set_later_counts(self):
         """The model does what its code says of how it is now, and contracts when it is again as it was."""
 
+        class Slots:
+            __slots__ = ("offset",)
+
+            def __init__(self):
+                self.offset = 0.0
+
         class Setting:
             def __init__(self):
-                self.factors, self.parts = [1.0], {"bias": 0.0}
+                self.factors, self.parts, self.slots = [1.0], {"bias": 0.0}, Slots()
+                self.last, self.beside = collections.deque([0.0]), [Offset()]
+
+        class Offset(nn.Module):
+            offset = 0.0
 
         class Written(Branches):
             factor, slope = 1.0, 0.5
@@ -480,6 +491,7 @@ class Training(unittest.TestCase):
             def forward(self, x):
                 y = super().forward(self.between(x))
                 y = y if self.gain is None else y * self.gain
+                y = y + self.setting.slots.offset + self.setting.last[0] + self.setting.beside[0].offset
                 y = y * self.setting.factors[0] * self.factor if self.way["scaled"][0] else -y
                 y = self.act(y + self.setting.parts["bias"] + self.shift) * self.slope
                 return self.deployed(y) if hasattr(self, "deployed") else y
@@ -510,6 +522,9 @@ class Training(unittest.TestCase):
             "an attribute": lambda m: setattr(m, "factor", 0.5),
             "a function": lambda m: setattr(m, "act", torch.tanh),
             "an object's": lambda m: setattr(m.setting, "factors", [0.5]),
+            "of slots": lambda m: setattr(m.setting.slots, "offset", 1.0),
+            "a queue's": lambda m: m.setting.last.__setitem__(0, 1.0),
+            "of a module in a list": lambda m: setattr(m.setting.beside[0], "offset", 1.0),
             "a list's": lambda m: m.setting.factors.__setitem__(0, 0.5),
             "a dictionary's": lambda m: m.setting.parts.update(bias=1.0),
             "a nested list's": lambda m: m.way["scaled"].__setitem__(0, False),

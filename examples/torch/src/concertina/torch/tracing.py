@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from .expansion import OWN_HOOKS, _forget_hooks
 from .layers import CONV, IDENTITIES, NORMS, POOLS, _pads_with_its_shift
+from .shapes import Error
 
 # What never passes on the memory of what it reads.
 FRESH = set("add sub mul div truediv matmul cat relu tanh sigmoid clone conv1d conv2d conv3d linear batch_norm".split())
@@ -142,6 +143,9 @@ def trace(module, modes=(False, False)):
     modules hold, their mode, or the state of random numbers, takes elements of its arguments, which may be None, has a
     gradient of its own, or writes to a tensor that something else may read; and where a module within it has hooks.
     """
+    if not (sys.getprofile() is None or callable(sys.getprofile())):
+        raise Error(f"{type(sys.getprofile()).__name__} is running: what a model calls is watched here as a profiler "
+                    "does, so start it later")  # fmt: skip
     if _opaque(module):
         return None
     draws = _draws()
@@ -270,7 +274,9 @@ def _knows_more(function):
     home = function.__module__ or (homes or kinds)[0].__module__
     if _library(home) != "torch":
         return not (_library(home) in ("pure", "telling") or _root(home) == "numpy") or home.startswith("numpy.random")
-    if function in OPERATIONS or not (owner is None or isinstance(owner, (type, types.ModuleType))):
+    free = owner is None or isinstance(owner, (type, types.ModuleType))
+    free = free or type(owner).__module__ == "pybind11_builtins" or type(owner).__name__ == "PyCapsule"
+    if function in OPERATIONS or not free:
         return False
     packet = getattr(torch.ops.aten, name, None)  # of those that make a tensor of numbers
     schemas = [getattr(packet, each)._schema for each in packet.overloads()] if packet else []

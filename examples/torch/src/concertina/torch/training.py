@@ -6,6 +6,7 @@ patches that this function reads, so for the batch at hand it is a factor and a 
 docs/moments.md.
 """
 
+import collections
 import functools
 import math
 import os
@@ -609,9 +610,12 @@ def _value(each, depth=0):
     kind = type(each)
     if kind in PLAIN:
         return each
-    if depth > DEEP or isinstance(each, nn.Module):
+    if depth > DEEP:
         return kind
-    if isinstance(each, (tuple, list)):
+    if isinstance(each, nn.Module):  # those of the model itself are compared by name
+        own = {name: value for name, value in vars(each).items() if name not in INTERNAL}
+        return kind, _value(own, depth + 1)
+    if isinstance(each, (tuple, list, collections.deque)):
         return kind, [_value(part, depth + 1) for part in each]
     if isinstance(each, dict):
         return kind, {key: _value(part, depth + 1) for key, part in each.items()}
@@ -623,6 +627,9 @@ def _value(each, depth=0):
         return each.__func__
     if isinstance(each, functools.partial):
         return kind, _value((each.func, each.args, each.keywords), depth + 1)
-    if isinstance(each, type) or _ours(kind) or not hasattr(each, "__dict__"):
+    named = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    slots = [name for names in named for name in ((names,) if isinstance(names, str) else names)]
+    if isinstance(each, type) or _ours(kind) or not (slots or hasattr(each, "__dict__")):
         return each
-    return kind, _value(vars(each), depth)
+    held = {name: getattr(each, name) for name in slots if hasattr(each, name)}
+    return kind, _value({**held, **getattr(each, "__dict__", {})}, depth)
