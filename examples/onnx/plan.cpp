@@ -269,10 +269,9 @@ void Planner::judge(Segments segments, Plan& plan) const {
                                        (shape->bias ? elements(result) : 0)
                                  : elements(result) * (taps + (shape->bias ? 1 : 0));
   if (plan.shifted > 0) {
-    const std::size_t axis = plan.layer.in_layout == Layout::channels_first ? 1
-                             : source.dims ? source.dims->size() - 1
-                                           : 0;
-    if (!source.dims || (*source.dims)[axis] == unknown) {
+    const bool first = plan.layer.in_layout == Layout::channels_first;
+    const bool has_channels = source.dims && source.dims->size() >= 2;
+    if (!has_channels || (first ? (*source.dims)[1] : source.dims->back()) == unknown) {
       plan.reason = "the shift before its layers would add to channels whose number is not known";
       plan.remedy = "--input NAME=SHAPE";
       return;

@@ -79,8 +79,8 @@ class Worst {
   }
 
  private:
-  /// What cancellation loses of a row: elements below their bounds, whose errors are more than an
-  /// eighth of them. `known` are those that are more than what rounding of their factors leaves of
+  /// What cancellation loses of a row: elements no larger than their bounds, with errors of more
+  /// than an eighth of them. Known are those that are more than rounding of their factors leaves of
   /// a zero.
   struct Row {
     long double largest = 0, lost = 0, known_lost = 0;
