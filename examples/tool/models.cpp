@@ -499,7 +499,8 @@ ExitCode contract_file(const ModelCommand& command) {
     progress.show("verifying " + (command.out.empty() ? command.in : command.out));
     onnx::DataType stored = onnx::DataType::undefined;
     const onnx::Model written = as_rounded(result.model, wanted, stored);
-    comparison = compare_models(source.model, written, options.graph, options.equality, {}, stored);
+    comparison = compare_models(source.model, written, options.graph,
+                                {.equality = options.equality, .stored_after = stored});
     outputs = run_both(source, written, command);
   }
   const ExitCode code = comparison ? code_of(*comparison, outputs) : ok;
@@ -541,10 +542,12 @@ ExitCode verify_files(const ModelCommand& command) {
   refuse_chain(command, source.chain || result.chain);
   if (source.chain && !result.chain) name_like(result.model, source.model);
   if (result.chain && !source.chain) name_like(source.model, result.model);
-  const concertina::RowSample sample{.rows = command.sample, .seed = unforeseeable_seed()};
   const ModelComparison comparison =
       compare_models(source.model, result.model, graph_options(command),
-                     equality_of(command.border), sample, result.stored, source.stored);
+                     {.equality = equality_of(command.border),
+                      .sample = {.rows = command.sample, .seed = unforeseeable_seed()},
+                      .stored_before = source.stored,
+                      .stored_after = result.stored});
   OutputComparison outputs = run_both(source, result.model, command);
   const auto folder_of = [](const std::string& path) {
     return std::filesystem::path(path).parent_path();

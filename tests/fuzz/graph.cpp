@@ -22,7 +22,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const tool::ContractedModel result = tool::contract_model(model, options);
   const auto again = concertina::onnx::parse_model(concertina::onnx::serialize_model(result.model));
   const tool::ModelComparison comparison =
-      tool::compare_models(model, again, options.graph, options.equality);
+      tool::compare_models(model, again, options.graph, {.equality = options.equality});
   if (comparison.failed()) std::abort();
   return 0;
 } catch (const concertina::Error&) {

@@ -135,7 +135,7 @@ std::vector<std::string> contracted(const onnx::Model& model, const std::vector<
     CHECK(std::get<Array<float>>(a.at("y")) == std::get<Array<float>>(b.at("y")));
   }
   const ModelComparison comparison =
-      compare_models(model, result.model, options.graph, options.equality);
+      compare_models(model, result.model, options.graph, {.equality = options.equality});
   CHECK(comparison.proved());
   CHECK(comparison.regions.size() == result.regions.size());
   // Every constant that is left is read.

@@ -273,7 +273,7 @@ void check_bytes(const onnx::Model& model, const fs::path& path) {
 /// All three proofs hold of the one node that differs, if one does.
 void check_proved(const onnx::Model& model, const onnx::Model& result, const Reference& reference) {
   const ModelComparison comparison =
-      compare_models(model, result, reference.graph(), reference.exact);
+      compare_models(model, result, reference.graph(), {.equality = reference.exact});
   CHECK(comparison.proved());
   CHECK(comparison.regions.size() + comparison.identical == 1);
   for (const ComparedRegion& region : comparison.regions) {
@@ -288,7 +288,8 @@ void check_proved(const onnx::Model& model, const onnx::Model& result, const Ref
 }
 
 void check_wrong(const onnx::Model& model, const onnx::Model& result, const Reference& reference) {
-  CHECK_FALSE(compare_models(model, result, reference.graph(), reference.exact).proved());
+  CHECK_FALSE(
+      compare_models(model, result, reference.graph(), {.equality = reference.exact}).proved());
 }
 
 void check(const fs::path& folder) {
