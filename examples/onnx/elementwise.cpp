@@ -178,7 +178,19 @@ constexpr auto divide = []<class Scalar>(Scalar a, Scalar b) {
 };
 
 constexpr auto power = []<class Scalar>(Scalar a, Scalar b) {
-  return b == 2 ? a * a : static_cast<Scalar>(std::pow(a, b));
+  if constexpr (std::integral<Scalar>) {
+    if (b < 0) {
+      const Scalar inverse = divide(Scalar(1), a);
+      return b % 2 == 0 ? inverse * inverse : inverse;
+    }
+    std::uint64_t result = 1;  // which wraps around
+    for (auto square = static_cast<std::uint64_t>(a); b > 0; b /= 2, square *= square) {
+      if (b % 2 != 0) result *= square;
+    }
+    return static_cast<Scalar>(result);
+  } else {
+    return b == 2 ? a * a : static_cast<Scalar>(std::pow(a, b));
+  }
 };
 
 /// The exponent may have another type.

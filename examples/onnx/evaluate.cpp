@@ -104,7 +104,41 @@ struct Instruction {
   std::vector<bool> movable = {};          // nothing else reads this input, now or afterwards
   std::vector<std::size_t> released = {};  // nothing reads these afterwards
   std::size_t output = none;
+  DataType type = DataType::undefined;  // of the output's elements, where it is known
 };
+
+/// Integers as their type holds them, which wrap around.
+void wrap(Value& value, DataType type) {
+  auto* const array = std::get_if<Array<std::int64_t>>(&value);
+  if (array == nullptr) return;
+  const auto wrap_as = [&]<class Integer>(Integer) {
+    for (std::int64_t& element : array->values) element = static_cast<Integer>(element);
+  };
+  switch (type) {
+    case DataType::uint8: return wrap_as(std::uint8_t{});
+    case DataType::int8: return wrap_as(std::int8_t{});
+    case DataType::uint16: return wrap_as(std::uint16_t{});
+    case DataType::int16: return wrap_as(std::int16_t{});
+    case DataType::uint32: return wrap_as(std::uint32_t{});
+    case DataType::int32: return wrap_as(std::int32_t{});
+    default: return;
+  }
+}
+
+/// The type of what a node makes: that of its first input, unless its operator says another.
+DataType type_of(const Node& node, const std::vector<DataType>& inputs) {
+  static const std::set<std::string, std::less<>> others = {
+      "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+      "Not", "Or",     "Shape",  "Size",  "Xor"};  // of booleans or int64
+  if (others.contains(node.op_type)) return DataType::int64;
+  if (node.op_type == "Cast") return static_cast<DataType>(node.integer("to", 0));
+  if (node.op_type == "Constant" || node.op_type == "ConstantOfShape") {
+    const auto* const value = node.attribute("value");
+    return value && value->tensor ? value->tensor->type : DataType::undefined;
+  }
+  const std::size_t first = node.op_type == "Where" ? 1 : 0;
+  return first < inputs.size() ? inputs[first] : DataType::undefined;
+}
 
 double elements_of(const Value& value) {
   return std::visit([](const auto& array) { return static_cast<double>(array.values.size()); },
@@ -180,7 +214,9 @@ struct Frame {
       double read = 0;
       for (const auto& input : inputs) read += input.value ? elements_of(*input.value) : 0;
       evaluation::spend(each_step + each_name * instruction.names + instruction.each * read);
-      put(instruction.output, instruction.step(arguments));
+      Value value = instruction.step(arguments);
+      wrap(value, instruction.type);
+      put(instruction.output, std::move(value));
     } catch (const concertina::ShapeError& error) {
       throw concertina::ShapeError(given() + error.what());
     } catch (const BudgetError& error) {
@@ -235,6 +271,7 @@ struct Evaluator::Program {
   std::vector<Input> inputs = {};
   std::vector<std::pair<std::string, std::size_t>> outputs = {};
   std::vector<Instruction> instructions = {};
+  std::vector<DataType> types = {};  // of slots, until all instructions are added
   Frame constants;
 
   Program(const Model& model, bool wide_floats, const Budget& of_run);
@@ -275,7 +312,10 @@ Evaluator::Program::Program(const Model& model, bool wide_floats, const Budget& 
     return slot;
   };
   std::map<std::size_t, const Tensor*> initializers;
-  for (const Tensor& tensor : model.initializers) initializers[define(tensor.name)] = &tensor;
+  for (const Tensor& tensor : model.initializers) {
+    initializers[define(tensor.name)] = &tensor;
+    types.push_back(tensor.type);
+  }
   for (const auto& [name, type, shape, encoded] : model.inputs) {
     if (slots.contains(name)) continue;  // an old model's constant
     const auto kind = kind_of(type, wide);
@@ -283,6 +323,7 @@ Evaluator::Program::Program(const Model& model, bool wide_floats, const Budget& 
       complain("input " + quoted(name) + " is of " + to_string(type));
     }
     inputs.push_back({name, define(name), kind});
+    types.push_back(type);
   }
   std::set<std::string, std::less<>> read;
   for (const auto& output : model.outputs) read.insert(output.name);
@@ -292,6 +333,7 @@ Evaluator::Program::Program(const Model& model, bool wide_floats, const Budget& 
     read.insert(node.inputs.begin(), node.inputs.end());
   }
   constants = Frame(size);
+  types.resize(size, DataType::undefined);
   // The slot of what has been computed; initializers become values when they are read.
   const auto find = [&](const std::string& reader, const std::string& name) {
     const auto found = slots.find(name);
@@ -318,6 +360,7 @@ Evaluator::Program::Program(const Model& model, bool wide_floats, const Budget& 
     outputs.emplace_back(output.name, find("the graph", output.name));
   }
   find_last_readers();
+  types = {};
   budget.kept = evaluation::RunBudget::current.kept;
   budget.effort = evaluation::RunBudget::current.effort;
   budget.taken = evaluation::RunBudget::current.taken;
@@ -334,6 +377,10 @@ void Evaluator::Program::add(const Definition& definition, const std::vector<std
                           .inputs = from,
                           .movable = std::vector<bool>(from.size()),
                           .output = to};
+  std::vector<DataType> of_inputs;
+  for (const std::size_t slot : from)
+    of_inputs.push_back(slot == none ? DataType::undefined : types[slot]);
+  instruction.type = types[to] = type_of(node, of_inputs);
   evaluation::spend(each_step + each_name * instruction.names);
   try {
     instruction.step = operators().at(definition.node.op_type).compile(definition);

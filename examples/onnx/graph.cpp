@@ -616,8 +616,8 @@ bool holds(onnx::DataType type, long double value) {
   }
 }
 
-/// Whether integers that a node makes are those that its type has: the evaluator computes in 64
-/// bits, others wrap around, and of what a Cast gives where nothing fits they differ.
+/// Whether integers that a node makes are those that its type has: what was folded before is of 64
+/// bits, which wrap around elsewhere, and of what a Cast gives where nothing fits programs differ.
 bool is_of_type(const onnx::Node& node, onnx::DataType type, const onnx::Tensor& made,
                 const onnx::Tensor& read) {
   const auto fits = [&](auto value) { return holds(type, static_cast<long double>(value)); };

@@ -600,6 +600,34 @@ def check_integers(program, folder):
         require(np.abs(before - after).max() <= 1e-6 * np.abs(before).max(), f"{what}: the result is another one")
 
 
+def check_runner_of_integers(programs, folder):
+    """The project's own evaluator wraps integers of up to 32 bits around, constants and others, as numpy does."""
+    for dtype, op in itertools.product((np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32),
+                                       ("Add", "Sub", "Mul", "Pow", "Div", "Neg")):
+        if (op == "Pow" and dtype != np.int32) or (op == "Neg" and np.iinfo(dtype).min == 0):
+            continue
+        limits, type = np.iinfo(dtype), helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        x = np.array([[limits.max, limits.min], [limits.max // 2, 5]], dtype)
+        y = np.array([[limits.max, 3], [3, 7]] if op != "Div" or limits.min == 0 else [[1, -1], [-1, 5]], dtype)
+        y = y % 12 if op == "Pow" else y
+        with np.errstate(all="ignore"):
+            expected = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Pow": np.power,
+                        "Div": np.floor_divide, "Neg": lambda x, _: np.negative(x)}[op](x, y).astype(np.float64).T
+        for constant in (False, True):
+            nodes = [helper.make_node(op, ["x"] if op == "Neg" else ["x", "y"], ["t0"]),
+                     helper.make_node("Transpose", ["t0"], ["t1"]),
+                     helper.make_node("Cast", ["t1"], ["z"], to=TensorProto.FLOAT)]
+            graph = helper.make_graph(
+                nodes, "integers", [] if constant else [helper.make_tensor_value_info("x", type, [2, 2])],
+                [helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 2])],
+                [numpy_helper.from_array(value, name) for name, value in (("x", x), ("y", y))[0 if constant else 1:]])
+            onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+                      folder / "in.onnx")
+            found = evaluated(programs.evaluate, folder, folder / "in.onnx", {} if constant else {"x": x})["z"]
+            require(np.array_equal(found, expected), f"{op} of {np.dtype(dtype)}: {found.tolist()}, "
+                                                     f"not {expected.tolist()}")
+
+
 # ---- one case --------------------------------------------------------------------------------------------------------
 
 
@@ -743,6 +771,9 @@ def main():
             checks.append(("structure", lambda: check_structure(programs.concertina, folder)))
             checks.append(("attributes left out", lambda: check_defaults(programs.concertina, folder)))
             checks.append(("integers that wrap around", lambda: check_integers(programs.concertina, folder)))
+            if programs.evaluate:
+                checks.append(("integers that wrap around in runs",
+                               lambda: check_runner_of_integers(programs, folder)))
             checks.append(("constants that are compared as bytes",
                            lambda: check_constants(programs.concertina, folder)))
             checks.append(("graphs in attributes", lambda: check_graphs(programs.concertina, folder)))
