@@ -350,8 +350,19 @@ class TransposedContraction {
   explicit TransposedContraction(const TransposedExpr<Scalar_, Rank_>& expression,
                                  const std::type_identity_t<Border<Rank_>>& border = {});
 
-  /// Ensures  forward(e) == contract(e) bit for bit
-  /// Throws   ShapeError where the expression has another form
+  /// Of the layer F whose adjoint is the contraction: that of the contraction's layer().
+  const ConvShape<Rank>& shape() const noexcept { return shape_; }
+
+  /// Writes F to `layer`, a view of shape(), and the contraction's bias to `bias` [F.in], empty
+  /// where it has none.
+  /// Requires  views that overlap neither each other nor the expression's elements
+  /// Ensures   transposed(layer, bias) == contract(e) bit for bit
+  /// Throws    ShapeError where the expression has another form, `layer` another shape or `bias`
+  ///           another length
+  void forward(const Expression& expression, const ConvView<Scalar, Rank>& layer,
+               std::span<Scalar> bias, const ParallelFor& run = serial_for);
+
+  /// The same as a layer of its own.
   Transposed<Scalar, Rank> forward(const Expression& expression,
                                    const ParallelFor& run = serial_for);
 
@@ -367,9 +378,10 @@ class TransposedContraction {
 
  private:
   void require_stride(const PerAxis<Rank>& stride) const;
+  Index bias_length() const { return dense_.shape().bias ? shape_.in : 0; }
 
-  PerAxis<Rank> stride_;
   Contraction<Scalar, Rank> dense_;
+  ConvShape<Rank> shape_;
 };
 
 }  // namespace concertina

@@ -589,6 +589,12 @@ TEMPLATE_TEST_CASE_SIG(
     TransposedContraction contraction(expression, interior_only);
     const Transposed<PrimeField, Rank> whole = contraction.forward(expression);
     CHECK(whole == contract(expression, interior_only));
+    REQUIRE(contraction.shape() == whole.layer().shape());
+    Conv<PrimeField, Rank> written(contraction.shape());
+    std::vector<PrimeField> bias(whole.bias().size());
+    contraction.forward(expression, written, bias);
+    CHECK(std::ranges::equal(written.weight(), whole.layer().weight()));
+    CHECK(std::ranges::equal(bias, whole.bias()));
 
     const auto random_like = [&](const Conv<PrimeField, Rank>& layer,
                                  std::span<const PrimeField> bias) {
@@ -672,6 +678,25 @@ TEST_CASE("the gradient of a batch norm after a transposed layer goes on to its 
     CHECK(of_norm.mean[c] == Approx(difference(&BatchNorm<double>::running_mean, c)));
     CHECK(of_norm.variance[c] == Approx(difference(&BatchNorm<double>::running_var, c)));
   }
+}
+
+TEST_CASE("what a transposed contraction is written to has its shape and its bias's length",
+          "[transposed]") {
+  const Conv1d<int> f({.out = 1, .in = 2, .kernel_size = 2, .stride = 2}, {1, 2, 3, 4});
+  const auto up = transposed(f, {5, 6}), without = transposed(f);
+  TransposedContraction contraction(2 * up);
+  Conv1d<int> layer(contraction.shape());
+  std::vector<int> bias(2), none;
+  contraction.forward(2 * up, layer, bias);
+  CHECK(transposed(layer, bias) == transposed(Conv1d<int>(f.shape(), {2, 4, 6, 8}), {10, 12}));
+  CHECK_THROWS_AS(contraction.forward(2 * up, layer, none), ShapeError);
+  Conv1d<int> of_stride_1({.out = 1, .in = 2, .kernel_size = 2});
+  CHECK_THROWS_AS(contraction.forward(2 * up, of_stride_1, bias), ShapeError);
+
+  TransposedContraction linear(2 * without);
+  linear.forward(2 * without, layer, none);
+  CHECK(layer == Conv1d<int>(f.shape(), {2, 4, 6, 8}));
+  CHECK_THROWS_AS(linear.forward(2 * without, layer, bias), ShapeError);
 }
 
 TEST_CASE("a bias of zeros before a stride that it cannot pass has no gradient", "[transposed]") {

@@ -23,29 +23,41 @@ namespace detail {
 /// The kernel flipped along each axis, the channels of each group exchanged, and dilation * (kernel
 /// - 1) - padding on each side, with stride 1 whatever the layer's: with zeros between the
 /// positions of its input, this is the layer's adjoint, and flipped twice a layer is itself.
-template <class Scalar, int Rank>
-Conv<Scalar, Rank> flipped(const ConvView<const Scalar, Rank>& layer,
-                           std::span<const Scalar> bias = {}) {
-  const ConvShape<Rank>& f = layer.shape();
+template <int Rank>
+ConvShape<Rank> flipped(const ConvShape<Rank>& f) {
   ConvShape<Rank> shape{.out = f.in,
                         .in = f.out,
                         .kernel_size = f.kernel_size,
                         .dilation = f.dilation,
-                        .groups = f.groups,
-                        .bias = !bias.empty()};
+                        .groups = f.groups};
   for (int axis = 0; axis < Rank; ++axis) {
     shape.padding.start[axis] = effective_kernel_size(f, axis) - 1 - f.padding.start[axis];
     shape.padding.end[axis] = effective_kernel_size(f, axis) - 1 - f.padding.end[axis];
   }
-  Conv<Scalar, Rank> result(shape);
+  return shape;
+}
+
+/// Writes the weight of the flipped layer.
+template <class Scalar, int Rank>
+void write_flipped(const ConvView<const Scalar, Rank>& layer, std::span<Scalar> weight) {
+  const ConvShape<Rank>& f = layer.shape();
   const Index in = f.in / f.groups, out = f.out / f.groups;
   const Index taps = numel(f.kernel_size);
   const Scalar* from = layer.weight().data();
   for (Index o = 0; o < f.out; ++o) {
     for (Index c = o / out * in; c < (o / out + 1) * in; ++c, from += taps) {
-      std::reverse_copy(from, from + taps, result.weight().data() + (c * out + o % out) * taps);
+      std::reverse_copy(from, from + taps, weight.data() + (c * out + o % out) * taps);
     }
   }
+}
+
+template <class Scalar, int Rank>
+Conv<Scalar, Rank> flipped(const ConvView<const Scalar, Rank>& layer,
+                           std::span<const Scalar> bias = {}) {
+  ConvShape<Rank> shape = flipped(layer.shape());
+  shape.bias = !bias.empty();
+  Conv<Scalar, Rank> result(shape);
+  write_flipped(layer, result.weight());
   std::ranges::copy(bias, result.bias().begin());
   return result;
 }
@@ -600,11 +612,32 @@ Transposed<Scalar, Rank> contract(const TransposedExpr<Scalar, Rank>& expression
 }
 
 template <class Scalar_, int Rank_>
+void TransposedContraction<Scalar_, Rank_>::forward(const Expression& expression,
+                                                    const ConvView<Scalar, Rank>& layer,
+                                                    std::span<Scalar> bias,
+                                                    const ParallelFor& run) {
+  if (layer.shape() != shape_) {
+    detail::fail<ShapeError>({"forward: a result that is the adjoint of ", layer.shape(),
+                              ", where the contraction is that of ", shape_});
+  }
+  if (std::ssize(bias) != bias_length()) {
+    detail::fail<ShapeError>({"forward: a bias of ", bias.size(),
+                              " elements, where the contraction has ", bias_length()});
+  }
+  require_stride(expression.stride());
+  const Conv<Scalar, Rank>& dense = dense_.forward(expression.dense(), run);
+  detail::write_flipped(ConvView<const Scalar, Rank>(dense), layer.weight());
+  std::ranges::copy(dense.bias(), bias.begin());
+}
+
+template <class Scalar_, int Rank_>
 auto TransposedContraction<Scalar_, Rank_>::forward(const Expression& expression,
                                                     const ParallelFor& run)
     -> Transposed<Scalar, Rank> {
-  require_stride(expression.stride());
-  return detail::from_dense<Scalar, Rank>(dense_.forward(expression.dense(), run), stride_);
+  Conv<Scalar, Rank> layer(shape_);
+  std::vector<Scalar> bias(static_cast<std::size_t>(bias_length()), Scalar(0));
+  forward(expression, layer, bias, run);
+  return Transposed<Scalar, Rank>(layer, std::move(bias));
 }
 
 template <class Scalar_, int Rank_>
@@ -619,16 +652,18 @@ auto TransposedContraction<Scalar_, Rank_>::backward(const Expression& expressio
 
 template <class Scalar_, int Rank_>
 void TransposedContraction<Scalar_, Rank_>::require_stride(const PerAxis<Rank>& stride) const {
-  if (stride == stride_) return;
-  throw ShapeError("a contraction of stride " + to_string(stride_) + ", given one of stride " +
-                   to_string(stride));
+  if (stride == shape_.stride) return;
+  throw ShapeError("a contraction of stride " + to_string(shape_.stride) +
+                   ", given one of stride " + to_string(stride));
 }
 
 template <class Scalar_, int Rank_>
 TransposedContraction<Scalar_, Rank_>::TransposedContraction(
     const TransposedExpr<Scalar_, Rank_>& expression,
     const std::type_identity_t<Border<Rank_>>& border)
-    : stride_(expression.stride()),
-      dense_(expression.form(), detail::dense_border(expression, border)) {}
+    : dense_(expression.form(), detail::dense_border(expression, border)),
+      shape_(detail::flipped(dense_.shape())) {
+  shape_.stride = expression.stride();
+}
 
 }  // namespace concertina
