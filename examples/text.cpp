@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "text.hpp"
 
+#include <concertina/detail/io/text.hpp>
 #include <concertina/error.hpp>
-#include <concertina/io/safetensors.hpp>
 
 #include <unistd.h>
 
