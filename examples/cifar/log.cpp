@@ -33,20 +33,23 @@ namespace fs = std::filesystem;
 
 // ---- rows ---------------------------------------------------------------------------------------
 
-struct Row : EpochRecord {
+struct EpochRow : EpochRecord {
   double best = 0;
 };
 
 /// The columns between the epoch and the similarity, which may be empty.
 struct Column {
   std::string_view name;
-  double Row::* number;
+  double EpochRow::* number;
 };
-constexpr std::array columns = {
-    Column{"learning_rate", &Row::learning_rate},         Column{"train_loss", &Row::train_loss},
-    Column{"train_accuracy", &Row::train_accuracy},       Column{"test_loss", &Row::test_loss},
-    Column{"test_accuracy", &Row::test_accuracy},         Column{"best_test_accuracy", &Row::best},
-    Column{"images_per_second", &Row::images_per_second}, Column{"seconds", &Row::seconds}};
+constexpr std::array columns = {Column{"learning_rate", &EpochRow::learning_rate},
+                                Column{"train_loss", &EpochRow::train_loss},
+                                Column{"train_accuracy", &EpochRow::train_accuracy},
+                                Column{"test_loss", &EpochRow::test_loss},
+                                Column{"test_accuracy", &EpochRow::test_accuracy},
+                                Column{"best_test_accuracy", &EpochRow::best},
+                                Column{"images_per_second", &EpochRow::images_per_second},
+                                Column{"seconds", &EpochRow::seconds}};
 constexpr std::string_view last_column = "min_gradient_similarity";
 
 const std::string header = [] {
@@ -57,10 +60,10 @@ const std::string header = [] {
 
 struct Contents {
   std::vector<std::string> comments;  // without "# "
-  std::vector<Row> rows;
+  std::vector<EpochRow> rows;
 };
 
-std::string line_of(const Row& row) {
+std::string line_of(const EpochRow& row) {
   std::string line = shortest(row.epoch);
   for (const Column& column : columns) line += ',' + shortest(row.*column.number);
   return line + ',' + (row.min_similarity ? shortest(*row.min_similarity) : "") + '\n';
@@ -121,7 +124,7 @@ Contents parse(const fs::path& path, bool cut_short) {
       }
       return *read;
     };
-    Row& row = contents.rows.emplace_back();
+    EpochRow& row = contents.rows.emplace_back();
     row.epoch = *epoch;
     for (std::size_t k = 0; k < columns.size(); ++k) {
       row.*columns[k].number = number(columns[k].name, fields[k + 1]);
@@ -136,7 +139,7 @@ void write(const fs::path& path, const Contents& contents) {
   std::string text;
   for (const std::string& comment : contents.comments) text += "# " + one_line(comment) + '\n';
   text += header + '\n';
-  for (const Row& row : contents.rows) text += line_of(row);
+  for (const EpochRow& row : contents.rows) text += line_of(row);
   write_text(path, text);
 }
 
@@ -152,7 +155,7 @@ CsvLog CsvLog::resume(const fs::path& path, const std::vector<std::string>& comm
   std::error_code error;
   if (fs::status(path, error).type() == fs::file_type::not_found) return {path, comments};
   Contents contents = parse(path, true);
-  std::erase_if(contents.rows, [epochs](const Row& row) { return row.epoch > epochs; });
+  std::erase_if(contents.rows, [epochs](const EpochRow& row) { return row.epoch > epochs; });
   for (const std::string& comment : comments) {
     if (std::ranges::find(contents.comments, one_line(comment)) == contents.comments.end()) {
       contents.comments.push_back(comment);
@@ -191,7 +194,7 @@ void CsvLog::add(const EpochRecord& record) {
 
 std::vector<EpochRecord> CsvLog::read(const fs::path& path) {
   std::vector<EpochRecord> records;
-  for (const Row& row : parse(path, false).rows) records.push_back(row);
+  for (const EpochRow& row : parse(path, false).rows) records.push_back(row);
   return records;
 }
 

@@ -51,11 +51,11 @@ std::vector<double> cosine_similarities(const std::vector<std::vector<Scalar>>& 
 }
 
 namespace {
-constexpr std::string_view header = "cosine_similarity";
+constexpr std::string_view similarity_header = "cosine_similarity";
 }
 
 void write_similarities(const std::filesystem::path& path, std::span<const double> similarities) {
-  std::string text(header);
+  std::string text(similarity_header);
   for (const double similarity : similarities) text += '\n' + shortest(similarity);
   write_text(path, text + '\n');
 }
@@ -67,13 +67,13 @@ std::vector<double> read_similarities(const std::filesystem::path& path) {
   if (lines.back().empty()) lines.pop_back();
   for (std::size_t n = 0; n < lines.size(); ++n) {
     const auto number = number_in<double>(lines[n]);
-    if (n == 0 ? lines[n] == header : number && std::abs(*number) <= 1) {
+    if (n == 0 ? lines[n] == similarity_header : number && std::abs(*number) <= 1) {
       if (n > 0) result.push_back(*number);
       continue;
     }
     throw concertina::FormatError(
         path.string() + ": line " + std::to_string(n + 1) + ": expected " +
-        (n == 0 ? '"' + std::string(header) + '"' : "a number from -1 to 1"));
+        (n == 0 ? '"' + std::string(similarity_header) + '"' : "a number from -1 to 1"));
   }
   return result;
 }

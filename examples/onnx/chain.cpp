@@ -78,19 +78,19 @@ void parse_geometry(ChainLayer& layer, std::string_view text) {
 
 // ---- the tensors
 
-enum class Kind { conv, linear, batch_norm, scale, avg_pool };
+enum class LayerKind { conv, linear, batch_norm, scale, avg_pool };
 
 /// A layer with what its tensors say.
 struct Layer {
   ChainLayer chain;
-  Kind kind = Kind::avg_pool;
+  LayerKind kind = LayerKind::avg_pool;
   Dims weight = {};  // its shape
   int rank = -1;     // spatial axes; -1: it fits any number
 };
 
-class Reader {
+class ChainReader {
  public:
-  Reader(const Safetensors& file, const ChainOptions& options) : file_(file) {
+  ChainReader(const Safetensors& file, const ChainOptions& options) : file_(file) {
     for (const ChainLayer& layer : parsed(options)) layers_.push_back(described(layer));
     type_ = options.wide ? onnx::DataType::float64 : onnx::DataType::float32;
     for (const Layer& layer : layers_) {
@@ -159,14 +159,14 @@ class Reader {
     layer.weight = file_.tensor(statistics ? chain.tensor("running_mean") : weight).shape;
     const std::size_t axes = layer.weight.size();
     if (axes == 1) {
-      layer.kind = statistics ? Kind::batch_norm : Kind::scale;
+      layer.kind = statistics ? LayerKind::batch_norm : LayerKind::scale;
       allow(layer, statistics ? "a batch norm" : "a factor for each channel", "", statistics);
     } else if (axes == 2) {
-      layer.kind = Kind::linear;
+      layer.kind = LayerKind::linear;
       layer.rank = 0;
       allow(layer, "a linear layer", "", false);
     } else if (axes >= 3 && axes <= 5) {
-      layer.kind = Kind::conv;
+      layer.kind = LayerKind::conv;
       layer.rank = static_cast<int>(axes) - 2;
       allow(layer, "a convolution", "spedg", false);
     } else {
@@ -215,9 +215,9 @@ class Reader {
   // ---- the model
 
   Index channels_read(const Layer& layer) const {
-    if (layer.kind == Kind::avg_pool) return unknown;
-    if (layer.kind == Kind::linear) return layer.weight[1];
-    if (layer.kind != Kind::conv) return layer.weight[0];
+    if (layer.kind == LayerKind::avg_pool) return unknown;
+    if (layer.kind == LayerKind::linear) return layer.weight[1];
+    if (layer.kind != LayerKind::conv) return layer.weight[0];
     return concertina::detail::checked_multiply(layer.weight[1], groups(layer), "input channels");
   }
   static Index groups(const Layer& layer) {
@@ -290,15 +290,15 @@ class Reader {
     }
     const bool bias = file_.contains(layer.chain.tensor("bias"));
     switch (layer.kind) {
-      case Kind::conv:
+      case LayerKind::conv:
         if (rank == 1) append_conv<1>(builder, layer);
         if (rank == 2) append_conv<2>(builder, layer);
         if (rank == 3) append_conv<3>(builder, layer);
         return;
-      case Kind::linear: builder.linear(name, layer.weight[0], bias); return;
-      case Kind::batch_norm: builder.batch_norm(name, layer.chain.eps.value_or(1e-5)); return;
-      case Kind::scale: builder.scale(name, bias); return;
-      case Kind::avg_pool: break;
+      case LayerKind::linear: builder.linear(name, layer.weight[0], bias); return;
+      case LayerKind::batch_norm: builder.batch_norm(name, layer.chain.eps.value_or(1e-5)); return;
+      case LayerKind::scale: builder.scale(name, bias); return;
+      case LayerKind::avg_pool: break;
     }
     const auto axes = static_cast<std::size_t>(rank);
     const Dims kernel = numbers(layer, 'k', axes, {});
@@ -366,7 +366,7 @@ std::vector<ChainLayer> parse_chain(const std::string& text) {
 }
 
 onnx::Model chain_model(const Safetensors& file, const ChainOptions& options) {
-  return Reader(file, options).model(options.input);
+  return ChainReader(file, options).model(options.input);
 }
 
 std::optional<Dtype> layer_dtype(const std::string& name) {

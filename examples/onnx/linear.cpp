@@ -26,9 +26,10 @@ bool may_be_float(onnx::DataType type) {
 }
 
 /// Reads one node. Functions return none for what is not linear, having said why.
-class Reader {
+class NodeReader {
  public:
-  Reader(const Graph& graph, int node, Flattenings flattenings, Budget& lists, std::string& reason)
+  NodeReader(const Graph& graph, int node, Flattenings flattenings, Budget& lists,
+             std::string& reason)
       : graph_(graph),
         index_(node),
         node_(graph.node(node)),
@@ -703,7 +704,7 @@ class Reader {
     const onnx::Node& maker = graph_.node(flat.producer);
     if (!maker.domain.empty() || (maker.op_type != "Flatten" && maker.op_type != "Reshape")) return;
     std::string unused;
-    const Reader flatten(graph_, flat.producer, flattenings_, lists_, unused);
+    const NodeReader flatten(graph_, flat.producer, flattenings_, lists_, unused);
     const auto size = flatten.flattened();
     if (!size) return;
     result_.size = *size;
@@ -802,7 +803,7 @@ std::optional<LinearNode> linear_node(const Graph& graph, int node, Flattenings 
     reason = "it has graphs of its own";
     return std::nullopt;
   }
-  return Reader(graph, node, flattenings, lists, reason).read();
+  return NodeReader(graph, node, flattenings, lists, reason).read();
 }
 
 }  // namespace tool

@@ -48,11 +48,11 @@ constexpr auto mean = []<class Scalar>(Scalar sum, Scalar number) {
 
 constexpr auto zero = []<class Scalar>(Scalar) { return Scalar(0); };
 constexpr auto one = []<class Scalar>(Scalar) { return Scalar(1); };
-constexpr auto least = []<class Scalar>(Scalar) {
+constexpr auto lowest = []<class Scalar>(Scalar) {
   using Limits = std::numeric_limits<Scalar>;
   return Limits::has_infinity ? -Limits::infinity() : Limits::lowest();
 };
-constexpr auto most = []<class Scalar>(Scalar) {
+constexpr auto highest = []<class Scalar>(Scalar) {
   using Limits = std::numeric_limits<Scalar>;
   return Limits::has_infinity ? Limits::infinity() : Limits::max();
 };
@@ -261,14 +261,14 @@ void add_reductions(Operators& operators) {
   operators.insert({
       {"ReduceSum", reduction(zero, add, as_it_is)},
       {"ReduceMean", reduction(zero, add, mean)},
-      {"ReduceMax", reduction(least, larger, as_it_is)},
-      {"ReduceMin", reduction(most, smaller, as_it_is)},
+      {"ReduceMax", reduction(lowest, larger, as_it_is)},
+      {"ReduceMin", reduction(highest, smaller, as_it_is)},
       {"ReduceProd", reduction(one, multiply, as_it_is)},
       {"ReduceL1", reduction(zero, add_absolute, as_it_is)},
       {"ReduceL2", reduction(zero, add_square, root)},
       {"ReduceSumSquare", reduction(zero, add_square, as_it_is)},
       {"GlobalAveragePool", global_pool(zero, add, mean)},
-      {"GlobalMaxPool", global_pool(least, larger, as_it_is)},
+      {"GlobalMaxPool", global_pool(lowest, larger, as_it_is)},
       {"ArgMax", best(std::greater<>())},
       {"ArgMin", best(std::less<>())},
       {"Softmax", {1, 1, "axis", softmax<false>}},
