@@ -50,6 +50,17 @@ class Region:
         trained = any(each.requires_grad for each in own)
         return contraction.shape, in_format_of(own, weight).requires_grad_(trained), bias
 
+    def after(self, base):
+        """This region of what `base` makes of its source."""
+        stride = math.prod(contracted_shape(base.form).stride) if base.form else 1
+        cost = base.cost[0] + self.cost[0], base.cost[1] + self.cost[1] / stride
+        form, parameters = Chain((*_row(base.form), *_row(self.form))), base.parameters + self.parameters
+        return Region(base.source, form, parameters, base.nodes + self.nodes, cost)
+
+
+def _row(form):
+    return form if isinstance(form, Chain) else (form,)
+
 
 class _NotLinear(Exception):
     """Of a node: an operand that is no constant."""
@@ -244,21 +255,18 @@ class _Regions:
         form, input, pads = self.with_zero_pads(Chain(shapes), node.args[0] if input is None else input, [node])
         return self.chained(node, [*zip(form, parameters)], input, pads)
 
-    def chained(self, node, layers, input=None, pads=()):
+    def chained(self, node, layers, input=None, pads=(), base=None):
         """The layers after the region of the node's input, or after that tensor where this would cost more.
 
-        `input` is what they read instead of that, for the pads between are theirs.
+        `input` is what they read instead of that, for the pads between are theirs; `base` a region instead of its own.
         """
         if not layers:
             return None
         input = node.args[0] if input is None else input
-        form, parameters = Chain(shape for shape, _ in layers), [each for _, each in layers]
-        for base in (self.before(input), Region(input))[self.joined == "none" :]:
-            parts = base.form if isinstance(base.form, Chain) else Chain([base.form])
-            cost = tuple(map(operator.add, base.cost, _cost(form, base.form)))
-            joined = Region(
-                base.source, Chain((*parts, *form)), base.parameters + parameters, [*base.nodes, *pads, node], cost
-            )
+        form, parameters = zip(*layers)
+        own = Region(input, Chain(form), [*parameters], [*pads, node], _cost(Chain(form)))
+        for base in (base or self.before(input), Region(input))[self.joined == "none" :]:
+            joined = own.after(base)
             if not base.parameters or self.fits(joined, node):
                 if base.source is not input:
                     self.absorbed.add(input)
@@ -270,13 +278,10 @@ class _Regions:
         ones = all(s.pointwise and not s.bias and set(s.stride) == {1} for s in leaves(base.form))
         if not base.parameters or not isinstance(base.form, Chain) or not ones:
             return None
-        padded = replace(base.form[0], padding=tuple((p + padding, q + padding) for p, q in base.form[0].padding))
-        self.regions[node.args[0]] = replace(base, form=Chain((padded, *base.form[1:])))
-        joined = self.chained(node, [_norm(norm, contracted_shape(base.form).rank)])
-        if joined.source is base.source:
-            return joined
-        self.regions[node.args[0]] = base
-        return None
+        layer = _norm(norm, contracted_shape(base.form).rank)
+        base = replace(base, form=_padded(base.form, [(padding, padding)] * len(base.form[0].kernel_size)))
+        joined = self.chained(node, [layer], base=base)
+        return joined if joined.source is base.source else None
 
     def of_sum(self, node):
         operands = [arg for arg in node.args if not (isinstance(arg, (int, float)) and arg == 0)]
@@ -307,17 +312,13 @@ class _Regions:
         """A sum's region, with zeros before it and the region of its source where nothing else reads these."""
         form, input, pads = self.with_zero_pads(region.form, region.source, region.nodes)
         region = replace(region, source=self.seen(input), form=form, nodes=pads + region.nodes)
-        source, base = region.source, self.regions[region.source]
-        if not base.parameters or not set(self.readers(source)) <= {*region.nodes}:
+        base = self.regions[region.source]
+        if not base.parameters or not set(self.readers(region.source)) <= {*region.nodes}:
             return region
-        parts = base.form if isinstance(base.form, Chain) else [base.form]
-        stride = math.prod(contracted_shape(base.form).stride)
-        cost = base.cost[0] + region.cost[0], base.cost[1] + region.cost[1] / stride
-        form, nodes = Chain((*parts, region.form)), base.nodes + region.nodes
-        joined = Region(base.source, form, base.parameters + region.parameters, nodes, cost)
+        joined = region.after(base)
         if not self.fits(joined, node):
             return region
-        self.absorbed.add(source)
+        self.absorbed.add(region.source)
         return joined
 
     def fits(self, region, node):
@@ -436,10 +437,9 @@ def _padded(form, sides):
     return replace(form, padding=tuple((p + start, q + end) for (p, q), (start, end) in pairs))
 
 
-def _cost(form, before=()):
-    """Parameters of layers, and multiply-adds for each position along each axis of the input of `before`."""
-    share = math.prod(contracted_shape(before).stride) if before else 1
-    parameters = multiply_adds = 0
+def _cost(form):
+    """Parameters of layers, and multiply-adds for each position along each axis of the input."""
+    share, parameters, multiply_adds = 1, 0, 0
     for layer in leaves(form):
         share *= math.prod(layer.stride)
         parameters += layer.weight_numel + layer.bias * layer.out_channels
