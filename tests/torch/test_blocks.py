@@ -3,9 +3,10 @@
 
 import unittest
 
-from support import HAVE_TORCH, needs_torch
+from support import HAVE_TORCH, needs, needs_torch
 
 if HAVE_TORCH:
+    import concurrent.futures
     import contextlib
     import copy
     import cProfile
@@ -17,6 +18,7 @@ if HAVE_TORCH:
     import os
     import random
     import sys
+    import threading
     import time
     import types
     import warnings
@@ -574,6 +576,130 @@ class Blocks(unittest.TestCase):
                 Asks.after = forward
                 with self.subTest(name):
                     self.assert_contracted(in_inference(Asks()), torch.randn(1, 4, 3, 3).double(), regions)
+
+    def test_answers_that_code_keeps_are_no_answers(self):
+        """While it is traced, code gets none that it could keep."""
+
+        def is_mixed():
+            return torch.is_autocast_enabled("cpu")
+
+        class Kept(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+            def forward(self, x):
+                return self.after(self.two(self.one(x)))
+
+        kept = {}
+        in_a_cell = types.SimpleNamespace(mixed=None)
+
+        def of_a_dictionary(self, x):
+            if "mixed" not in kept:
+                kept["mixed"] = is_mixed()
+            return 2 * x if kept["mixed"] else x
+
+        def of_an_object(self, x):
+            if in_a_cell.mixed is None:
+                vars(in_a_cell).update(mixed=is_mixed())
+            return 2 * x if in_a_cell.mixed else x
+
+        def asks(_):
+            return is_mixed()
+
+        cached = functools.cache(is_mixed)
+
+        def of_a_list(self, x):
+            return 2 * x if self.asks[0][0]() else x
+
+        for name, after, attributes in (
+            ("dictionary", of_a_dictionary, {}),
+            ("object", of_an_object, {}),
+            ("cache", lambda self, x: 2 * x if cached() else x, {}),
+            ("cache that no code names", of_a_list, {"asks": [[functools.cache(is_mixed)]]}),
+            ("property", lambda self, x: 2 * x if self.mixed else x, {"mixed": property(functools.cache(asks))}),
+            ("cached property", lambda self, x: 2 * x if self.kept else x, {"kept": functools.cached_property(asks)}),
+        ):
+            with self.subTest(name):
+                kind = type("Kept", (Kept,), {"after": after, **attributes})
+                if isinstance(kind.__dict__.get("kept"), functools.cached_property):
+                    kind.kept.__set_name__(kind, "kept")
+                model, x = in_inference(nn.Sequential(kind(), nn.Conv2d(4, 4, 1))), torch.randn(1, 4, 3, 3).double()
+                found = [ct.from_blocks(model) for _ in range(2)]
+                self.assertEqual([(len(verdict), verdict.holds) for _, verdict in found], [(0, True)] * 2)
+                with torch.autocast("cpu", dtype=torch.bfloat16):  # what the code asks is asked here first
+                    expected = model(x)
+                    self.assertTrue(torch.equal(found[0][0](x), expected))
+                plain, _ = ct.from_blocks(model)  # keeps what a copy does from here on
+                torch.testing.assert_close(plain(x), copy.deepcopy(model)(x), rtol=0, atol=1e-12)
+
+    @needs("numpy")
+    def test_draws_are_no_constants(self):
+        import numpy
+
+        generator, rng = torch.Generator(), random.Random(0)
+
+        def by(draw):
+            return lambda self, x: self.two(self.one(x)) * draw(x)
+
+        for name, forward in {
+            "generator": by(lambda x: torch.rand(1, generator=generator)),
+            "generator in place": by(lambda x: torch.empty(1).uniform_(generator=generator)),
+            "generator of a list": by(lambda x, held=[generator]: torch.normal(0.0, 1.0, (1,), generator=held[0])),
+            "seed": by(lambda x: torch.manual_seed(0) and 1),
+            "seed of a generator": by(lambda x: generator.manual_seed(3).initial_seed()),
+            "seed of an alias": by(lambda x, seed=torch.manual_seed: float(seed(0).initial_seed())),
+            "Python": by(lambda x: random.random()),
+            "an object": by(lambda x: rng.random()),
+            "a choice": by(lambda x: random.choice([1.0, 2.0])),
+            "NumPy": by(lambda x: float(numpy.random.rand())),
+            "a generator of NumPy": by(lambda x, rng=numpy.random.default_rng(0): float(rng.random())),
+            "dropout": by(lambda x: F.dropout(torch.ones(1), 0.5, True)),
+            "state": by(lambda x: float(torch.get_rng_state().sum())),
+        }.items():
+
+            class Draws(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+            Draws.forward = forward
+            with self.subTest(name):
+                model = in_inference(Draws())
+                states = torch.get_rng_state(), generator.get_state(), random.getstate(), rng.getstate()
+                plain, verdict = ct.from_blocks(model)
+                self.assertEqual((type(plain), len(verdict), verdict.holds), (Draws, 0, True))
+                now = torch.get_rng_state(), generator.get_state(), random.getstate(), rng.getstate()
+                self.assertTrue(torch.equal(states[0], now[0]) and torch.equal(states[1], now[1]))
+                self.assertEqual(states[2:], now[2:])
+
+    def test_threads_contract_at_once_and_others_run_models(self):
+        """One traces after another; what runs meanwhile is no part of it."""
+        models = [in_inference(nn.Sequential(RepVGGBlock(4, 4), MobileOneBlock(4))) for _ in range(4)]
+        x = torch.randn(1, 4, 5, 5).double()
+        expected, other = [model(x).detach() for model in models], in_inference(RepVGGBlock(4, 4))
+        same, done = other(x).detach(), threading.Event()
+
+        def runs():
+            while not done.is_set():
+                torch.testing.assert_close(other(x), same, rtol=0, atol=0)
+
+        before = sys.getswitchinterval()
+        self.addCleanup(sys.setswitchinterval, before)
+        sys.setswitchinterval(1e-5)
+        with concurrent.futures.ThreadPoolExecutor(5) as pool:
+            running = pool.submit(runs)
+            contracted = [pool.submit(ct.from_blocks, model) for model in models]
+            try:
+                found = [each.result(300) for each in contracted]
+            finally:
+                done.set()
+            running.result()
+        for (plain, verdict), y in zip(found, expected):
+            self.assertEqual((len(verdict), verdict.holds), (2, True))
+            torch.testing.assert_close(plain(x), y, rtol=0, atol=1e-12)
+        self.assertIs(sys.getprofile(), None)
+        self.assertNotIn("__getattribute__", vars(nn.Module))
 
     def test_inner_hooks_stay(self):
         seen = []

@@ -46,8 +46,7 @@ def _layers(model):
         raise ShapeError(
             f"{type(model).__name__} is no chain that torch.fx can trace; save an nn.Sequential of its layers"
         )
-    root, graph, _ = traced
-    (first, *nodes), modules = graph.nodes, dict(root.named_modules())
+    (first, *nodes), modules = traced.graph.nodes, dict(traced.root.named_modules())
     for node in nodes:
         if node.args != (first,) or node.kwargs or node.op not in ("call_module", "output"):
             raise ShapeError(

@@ -71,12 +71,13 @@ def _pads_with_its_shift(module):
 
 def _plain_module(shape, weight, bias):
     if shape.rank == 0:
-        layer = nn.Linear(shape.in_channels, shape.out_channels, bias=bias is not None)
+        layer = nn.Linear(shape.in_channels, shape.out_channels, bias is not None, "meta")  # which draws no numbers
     else:
         even = all(start == end >= 0 for start, end in shape.padding)
         layer = CONV[shape.rank](
             shape.in_channels, shape.out_channels, shape.kernel_size, shape.stride,
             tuple(start for start, _ in shape.padding) if even else 0, shape.dilation, shape.groups, bias is not None,
+            device="meta",
         )  # fmt: skip
     layer.weight = nn.Parameter(weight.detach(), weight.requires_grad)
     if bias is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from .contraction import Contraction
@@ -21,7 +22,7 @@ from .layers import (
 )  # fmt: skip
 from .proofs import Parameters
 from .shapes import Chain, ConvShape, InexactError, ShapeError, Sum, contracted_shape, leaves, require_exact
-from .tracing import _draws, _equal, _name, _restore, _unknown, _written, hooked, trace
+from .tracing import NoDraws, _name, _unknown, _written, hooked, trace
 
 CONV_FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 RANKS = {kind: rank for kinds in (CONV, ZERO_PAD) for rank, kind in kinds.items()}
@@ -70,9 +71,9 @@ def _traced(module, joined="cheaper"):
     if is_expanded(module) or (type(module).__module__.startswith("torch.nn.modules") and not list(module.children())):
         module = nn.Sequential(module)  # what is one layer already
     traced = trace(module)
-    if traced is None or hooked(traced[0]):
+    if traced is None or hooked(traced.root):
         return None
-    return _Regions(fx.GraphModule(*traced[:2]), joined)
+    return _Regions(fx.GraphModule(traced.root, traced.graph), joined)
 
 
 class _Regions:
@@ -107,15 +108,14 @@ class _Regions:
             args = fx.node.map_arg(node.args, self.constants.get)
             kwargs = fx.node.map_arg(node.kwargs, self.constants.get)
             target = self.modules[node.target] if node.op == "call_module" else node.target
-            draws = _draws()
-            with torch.enable_grad():  # so that it is known whether it is trained
-                value = (
-                    getattr(args[0], target)(*args[1:], **kwargs)
-                    if node.op == "call_method"
-                    else target(*args, **kwargs)
-                )
-            if not _equal(draws, _draws()):
-                _restore(draws)
+            try:
+                with torch.enable_grad(), NoDraws():  # so that it is known whether it is trained
+                    value = (
+                        getattr(args[0], target)(*args[1:], **kwargs)
+                        if node.op == "call_method"
+                        else target(*args, **kwargs)
+                    )
+            except TraceError:
                 return False
         self.constants[node] = value
         return True

@@ -9,15 +9,18 @@ import inspect
 import itertools
 import operator
 import pickle
-import random
 import sys
+import threading
 import types
 import weakref
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .expansion import OWN_HOOKS, _forget_hooks
 from .layers import CONV, IDENTITIES, NORMS, POOLS, _pads_with_its_shift
@@ -43,8 +46,11 @@ PURE = set(
     "functools heapq itertools math numbers operator re statistics string struct types typing typing_extensions weakref"
     .split()
 )
+DRAWING = ("torch.random", "torch.nn.init", "torch.cuda")
 TELLING = {"frozen_importlib", "importlib", "warnings"}
-PURE_OF_TORCH = ("torch._ops", "torch._tensor", "torch.autograd.profiler", "torch.functional", "torch.nn")
+PURE_OF_TORCH = (
+    "torch._library", "torch._ops", "torch._tensor", "torch.autograd.profiler", "torch.functional", "torch.nn",
+)  # fmt: skip
 PURE_FUNCTIONS = [each.__code__ for each in (torch._assert, torch._check, torch.jit.is_scripting)]
 OPERATIONS = set(itertools.chain(*torch.overrides.get_overridable_functions().values()))
 AUGMENTED = [  # those of x += y and the like that write to x, if that is a tensor
@@ -54,6 +60,26 @@ AUGMENTED = [  # those of x += y and the like that write to x, if that is a tens
 METHODS = (types.MethodDescriptorType, types.ClassMethodDescriptorType)
 MAY_BE_NONE = ("grad", "grad_fn", "_base", "name", "names")  # attributes of a tensor
 INTERNAL = vars(nn.Module()).keys()
+ONE_AT_A_TIME = threading.RLock()  # while tracing, classes of PyTorch are other than they are
+GETATTR, READERS = nn.Module.__getattr__.__code__, ("torch.fx", "concertina.")  # who reads for others
+
+
+@dataclass
+class Reads:
+    """What code read while it was traced."""
+
+    attributes: dict = field(default_factory=lambda: defaultdict(set))  # names, by the id of a module and then by name
+    code: dict = field(default_factory=dict)  # that ran and is neither Python's nor PyTorch's, with its globals
+
+
+@dataclass
+class Traced:
+    """A copy of a module, which shares its tensors, its graph, the tensors that its code makes, and what it reads."""
+
+    root: nn.Module
+    graph: fx.Graph
+    made: dict
+    reads: Reads
 
 
 class _Proxy(fx.Proxy):
@@ -114,7 +140,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves=(), given=()):
         super().__init__()
-        self.leaves, self.given, self.modes = leaves, dict(given), _modes()
+        self.leaves, self.given, self.modes, self.thread = leaves, dict(given), _modes(), threading.get_ident()
 
     def proxy(self, node):
         if node.op == "placeholder" and node.target in self.given:
@@ -126,6 +152,14 @@ class _Tracer(fx.Tracer):
             raise TraceError("gradients or autocast are switched on or off")
         return super().create_node(*args, **kwargs)
 
+    def call_module(self, module, forward, args, kwargs):
+        if threading.get_ident() != self.thread:  # which runs a model while this one traces
+            return forward(*args, **kwargs)
+        return super().call_module(module, forward, args, kwargs)
+
+    def getattr(self, name, value, parameters):
+        return super().getattr(name, value, parameters) if threading.get_ident() == self.thread else value
+
     def is_leaf_module(self, module, name):
         return name in self.leaves or super().is_leaf_module(module, name)
 
@@ -135,20 +169,23 @@ def _modes():
 
 
 def trace(module, modes=(False, False)):
-    """A copy of the module, which shares its tensors, its graph, and the tensors that its code makes; or None.
+    """The module as Traced, or None; one thread at a time.
 
     It is traced in training mode or not, with and without gradients, and with what its arguments may be beside
     tensors: their default, or None. None where torch.fx cannot trace it, or where the graphs differ: the code depends
     on what no graph has, such as a counter or a missing argument. None too where its code is opaque, changes what its
-    modules hold, their mode, or the state of random numbers, takes elements of its arguments, which may be None, has a
+    modules hold, or their mode, draws random numbers, takes elements of its arguments, which may be None, has a
     gradient of its own, or writes to a tensor that something else may read; and where a module within it has hooks.
     """
     if not (sys.getprofile() is None or callable(sys.getprofile())):
         raise Error(f"{type(sys.getprofile()).__name__} is running: what a model calls is watched here as a profiler "
                     "does, so start it later")  # fmt: skip
-    if _opaque(module):
-        return None
-    draws = _draws()
+    with ONE_AT_A_TIME:
+        return None if _opaque(module) else _traced(module, modes)
+
+
+def _traced(module, modes):
+    reads = Reads()
     try:
         root = copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
         for each in root.modules():
@@ -159,20 +196,19 @@ def trace(module, modes=(False, False)):
             return None
         held = _held(root)
         torch.autograd.Function.apply = classmethod(_apply)
-        found = [_pass(root, leaves, mode, index == 0) for index, mode in enumerate(modes)]
+        found = [_pass(root, leaves, reads, mode, index == 0) for index, mode in enumerate(modes)]
         for given in _alternatives(type(root).forward):
             try:
-                found.append(_pass(root, leaves, modes[-1], False, given))
+                found.append(_pass(root, leaves, reads, modes[-1], False, given))
             except Exception as error:
                 if "NoneType" not in str(error):  # which says that it cannot be None
                     raise
-        if held != _held(root) or not _equal(draws, _draws()):
+        if held != _held(root):
             return None
     except Exception:  # whatever a model's own code raises when it meets a proxy
         return None
     finally:
         torch.autograd.Function.apply = APPLY
-        _restore(draws)
     graph, values, made, _ = found[0]
     for other, other_values, _, given in found[1:]:
         if not _equal(_described(graph, given), _described(other, given)) or not _equal(values, other_values):
@@ -182,15 +218,17 @@ def trace(module, modes=(False, False)):
         return None
     for name, value in made.items():
         root.register_buffer(name, value, persistent=False)
-    return root, graph, made
+    modules = root.named_modules(remove_duplicate=False)
+    reads.attributes = {name: reads.attributes[id(each)] for name, each in modules}
+    return Traced(root, graph, made, reads)
 
 
-def _pass(root, leaves, mode, gradients, given=()):
+def _pass(root, leaves, reads, mode, gradients, given=()):
     """A graph, the values that it has beside the module's state, the tensors among these that code made, `given`."""
     root.train(mode)
     known, trained = set(vars(root)), [each.training for each in root.modules()]
     try:
-        with torch.set_grad_enabled(gradients), _asks_nothing():
+        with torch.set_grad_enabled(gradients), _watched(reads), NoDraws():
             graph = _Tracer(leaves, given).trace(root)
         state = dict(itertools.chain(root.named_parameters(), root.named_buffers()))
         names = {node.target for node in graph.nodes if node.op == "get_attr"} - state.keys()
@@ -223,27 +261,58 @@ def _apply(kind, *args, **kwargs):
     return APPLY.__func__(kind, *args, **kwargs)
 
 
-@contextlib.contextmanager
-def _asks_nothing():
-    """TraceError where code that is neither Python's nor PyTorch's calls what may know more than its arguments.
+class NoDraws(TorchDispatchMode):
+    """TraceError where this thread draws random numbers, by whatever generator."""
 
-    Those are functions of Python but for the PURE ones, of PyTorch that neither are operations on tensors nor return
-    what these compute, and of other libraries in C: they know modes, settings, the environment or the time.
+    _should_skip_dynamo = classmethod(lambda _: False)  # which would import it
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded in operation.tags:
+            raise TraceError(f"{operation} draws")
+        return operation(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _watched(reads):
+    """Notes what code reads; TraceError where it calls what may know more than its arguments, which gives no answer.
+
+    Code is what is neither Python's nor PyTorch's. What may know more are functions of Python but for the PURE ones, of
+    PyTorch that neither are operations on tensors nor return what these compute, and of other libraries in C: they know
+    modes, settings, the environment or the time.
     """
-    found, before = [], sys.getprofile()
+    found, before, thread = [], sys.getprofile(), threading.get_ident()
 
     def watch(frame, event, value):
-        if event == "c_call" and _foreign(frame) and _knows_more(value):
-            found.append(value)
+        name, asked = frame.f_globals.get("__name__"), None
+        if event == "call" and not _library(name):
+            reads.code[frame.f_code] = frame.f_globals
+        elif event == "call" and name.startswith(DRAWING) and _foreign(frame.f_back):
+            asked = frame.f_code
+        elif event == "c_call" and _foreign(frame) and _knows_more(value):
+            asked = value
         elif event == "return" and _foreign(frame.f_back) and _said_more(frame, value):
-            found.append(frame.f_code)
+            asked = frame.f_code
+        if asked and not _imported(frame):
+            found.append(asked)
+            raise TraceError(f"{asked} may know more than its arguments")  # in place of its answer
 
+    def read(module, name):
+        caller = sys._getframe(1)
+        if threading.get_ident() == thread and caller.f_code is not GETATTR:
+            while caller.f_globals is vars(nn.modules.module):
+                caller = caller.f_back
+            if not (caller.f_globals.get("__name__") or "").startswith(READERS):
+                reads.attributes[id(module)].add(name)
+        return object.__getattribute__(module, name)
+
+    nn.Module.__getattribute__ = read
     sys.setprofile(watch)
     try:
         yield
     finally:
         sys.setprofile(before)
-    if found:
+        del nn.Module.__getattribute__
+    if found:  # and what was raised came no further
         raise TraceError(f"{found[0]} may know more than its arguments")
 
 
@@ -259,11 +328,20 @@ def _library(name):
 
 
 def _foreign(frame):
-    """Whether the code on whose behalf a frame runs is neither Python's nor PyTorch's, nor that of an import."""
+    """Whether the code on whose behalf a frame runs is neither Python's nor PyTorch's."""
     found = None
     while (library := _library(frame.f_globals.get("__name__"))) in ("pure", ""):
         found, frame = found or not library, frame.f_back
     return found and library in ("torch", "concertina")
+
+
+def _imported(frame):
+    """Whether a frame runs in an import that began while tracing."""
+    while frame.f_globals is not globals():
+        if (frame.f_globals.get("__name__") or "").startswith("importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _knows_more(function):
@@ -274,6 +352,8 @@ def _knows_more(function):
     home = function.__module__ or (homes or kinds)[0].__module__
     if _library(home) != "torch":
         return not (_library(home) in ("pure", "telling") or _root(home) == "numpy") or home.startswith("numpy.random")
+    if isinstance(owner, torch.Generator):
+        return True
     free = owner is None or isinstance(owner, (type, types.ModuleType))
     free = free or type(owner).__module__ == "pybind11_builtins" or type(owner).__name__ == "PyCapsule"
     if function in OPERATIONS or not free:
@@ -299,19 +379,6 @@ def _computed(value):
         return True
     values = value.values() if isinstance(value, dict) else value
     return isinstance(value, (tuple, list, dict)) and len(value) > 0 and all(map(_computed, values))
-
-
-def _draws():
-    """The states of random numbers."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.get_rng_state(), random.getstate(), devices
-
-
-def _restore(draws):
-    torch.set_rng_state(draws[0])
-    random.setstate(draws[1])
-    if draws[2]:
-        torch.cuda.set_rng_state_all(draws[2])
 
 
 def _takes_elements(node):
@@ -398,6 +465,8 @@ def _opaque(module):
         return True
     if any("__call__" in vars(kind) for kind in type(module).__mro__ if not _ours(kind)):
         return True
+    if any("__getattribute__" in vars(kind) for each in module.modules() for kind in type(each).__mro__[:-1]):
+        return True
     own = [each for each in module.modules() if not all(map(_ours, type(each).__mro__))]
     waiting = [type(each).forward for each in own] + [value for each in own for value in vars(each).values()]
     holders, seen = [*own, *waiting], set()
@@ -417,9 +486,7 @@ def _opaque(module):
         seen.add(id(function))
         names, steps = _code(function.__code__)
         values = [function.__globals__[name] for name in names & function.__globals__.keys()]
-        for cell in function.__closure__ or ():
-            with contextlib.suppress(ValueError):  # an empty one
-                values.append(cell.cell_contents)
+        values += _cells(function)
         called = names.union(str(getattr(value, "__name__", "")).rpartition(".")[2] for value in values)
         if called & OPAQUE or steps & OPAQUE_STEPS:
             return True
@@ -428,6 +495,13 @@ def _opaque(module):
             kinds = [each] if isinstance(each, (type, types.ModuleType)) else type(each).__mro__
             waiting += [vars(kind)[name] for kind in kinds if not _ours(kind) for name in names & vars(kind).keys()]
     return False
+
+
+def _cells(function):
+    """What a function closes over."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            yield cell.cell_contents
 
 
 @functools.lru_cache(maxsize=None)

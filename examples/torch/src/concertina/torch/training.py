@@ -491,8 +491,7 @@ def _traced(module, when):
     traced = trace(module, (True, False))
     if traced is None:
         return None
-    root, graph, made = traced
-    return _TrainingRegions(fx.GraphModule(root, graph), made, when)
+    return _TrainingRegions(fx.GraphModule(traced.root, traced.graph), traced.made, when)
 
 
 def _names(region, prefix=""):
