@@ -3,10 +3,13 @@
 
 import collections
 import math
+import operator
 import os
 import socket
+import sys
 import types
 import unittest
+import warnings
 from unittest import mock
 
 from support import HAVE_TORCH, needs_torch
@@ -41,6 +44,18 @@ if HAVE_TORCH:
             z = self.last(y)
             F.relu(z[:, :2], inplace=True)
             return z * 2
+
+    FACTOR, SCALE, SETTINGS, constants = 1.0, 1.0, {"factor": 1.0}, types.ModuleType("constants")
+    constants.factor = 1.0
+
+    class Constants:
+        factor, of_class, steps = 1.0, 1.0, 1
+
+    OBJECT = Constants()
+    OBJECT.inner = Constants()
+
+    def _scaled(x):
+        return x * SCALE
 
     class Branches(nn.Module):
         def __init__(self, *branches):
@@ -571,6 +586,131 @@ class Training(unittest.TestCase):
         with mock.patch.object(nn.Conv2d, "forward", side_effect=AssertionError("runs the layers")):
             own(x)
             copy.deepcopy(own)(x)
+
+    def test_what_no_code_reads_does_not_matter(self):
+        class Counted(Branches):
+            def __init__(self, *branches):
+                super().__init__(*branches)
+                self.epoch, self.losses, self.beside = 0, [], nn.Conv2d(4, 4, 1)
+
+            def set_epoch(self, epoch):
+                self.epoch = epoch
+
+        changes = {
+            "a new attribute": lambda m: setattr(m, "note", "seen"),
+            "one that other code reads": lambda m: m.set_epoch(2),
+            "a list": lambda m: m.losses.append(0.5),
+            "of a layer": lambda m: setattr(m.branches[0][0], "epoch", 2),
+            "of a norm": lambda m: setattr(m.branches[0][1], "epoch", 2),
+            "of a container": lambda m: setattr(m.branches, "epoch", 2),
+            "a buffer": lambda m: m.register_buffer("seen", torch.zeros(())),
+            "a parameter": lambda m: m.register_parameter("scale", nn.Parameter(torch.ones(()))),
+            "a module": lambda m: m.add_module("head", nn.Conv2d(4, 4, 1)),
+            "of a module that does not run": lambda m: setattr(m.beside, "stride", 2),
+            "no module that does not run": lambda m: delattr(m, "beside"),
+        }
+        for name, change in changes.items():
+            with self.subTest(name):
+                torch.manual_seed(0)
+                own = contracted(Counted(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1)))
+                change(own)
+                with mock.patch.object(nn.Conv2d, "forward", side_effect=AssertionError("runs the layers")):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("error", ct.ContractionWarning)
+                        own(torch.randn(2, 4, 5, 5))
+
+    def test_what_is_read_by_another_name_counts(self):
+        def by_getattr(self, x):
+            return self.sum(x) * getattr(self, "fac" + "tor")
+
+        def by_dictionary(self, x):
+            return self.sum(x) * vars(self).get("factor", 1)
+
+        def asked_for(self, x):
+            return self.sum(x) * (self.factor if hasattr(self, "factor") else 1)
+
+        def by_a_function(self, x):
+            return self.sum(x) * operator.attrgetter("factor")(self)
+
+        def of_another(self, x):
+            return self.sum(x) * self.branches[0].factor
+
+        for forward in (by_getattr, by_dictionary, asked_for, by_a_function, of_another):
+
+            class Named(Branches):
+                sum = Branches.forward
+
+            Named.forward = forward
+            with self.subTest(forward.__name__):
+                torch.manual_seed(0)
+                block, x = Named(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1)).double(), torch.randn(2, 4, 5, 5).double()
+                block.factor = block.branches[0].factor = 1
+                own = contracted(block)
+                for model in (own, block):
+                    model.factor = model.branches[0].factor = 3
+                self.assert_same_steps(own, block, x)
+
+    def test_globals_and_what_is_closed_over_count(self):
+        closed = 1.0
+
+        class Global(Branches):
+            def forward(self, x):
+                y = super().forward(x) * FACTOR * SETTINGS["factor"] * OBJECT.factor * OBJECT.inner.factor
+                return _scaled(y) * Constants.factor * constants.factor * closed * OBJECT.of_class
+
+        def rebind(value):
+            nonlocal closed
+            closed = value
+
+        module = sys.modules[__name__]
+        changes = {
+            "the global FACTOR": lambda: mock.patch.object(module, "FACTOR", 2.0),
+            "the global SETTINGS": lambda: mock.patch.dict(SETTINGS, factor=2.0),
+            "the global OBJECT": lambda: mock.patch.object(OBJECT, "factor", 2.0),
+            "the global OBJECT ": lambda: mock.patch.object(OBJECT.inner, "factor", 2.0),
+            "the global (OBJECT|Constants) ": lambda: mock.patch.object(type(OBJECT), "of_class", 2.0),
+            "the global SCALE": lambda: mock.patch.object(module, "SCALE", 2.0),
+            "the global (OBJECT|Constants)": lambda: mock.patch.object(Constants, "factor", 2.0),
+            "the global constants": lambda: mock.patch.object(module.constants, "factor", 2.0),
+        }
+        torch.manual_seed(0)
+        block, x = Global(conv_bn(4, 4, 3, 1), conv_bn(4, 4, 1)).double(), torch.randn(2, 4, 5, 5).double()
+        own = contracted(block)
+
+        def contracts():
+            with mock.patch.object(nn.Conv2d, "forward", side_effect=AssertionError("runs the layers")):
+                own(x)
+
+        for name, change in changes.items():
+            with self.subTest(name), change():
+                with self.assertWarnsRegex(ct.ContractionWarning, name.strip()):
+                    own(x)
+                own.load_state_dict(block.state_dict())
+                self.assert_same_steps(own, block, x)
+            contracts()
+        rebind(2.0)
+        with self.assertWarnsRegex(ct.ContractionWarning, "forward"):
+            own(x)
+        own.load_state_dict(block.state_dict())
+        self.assert_same_steps(own, block, x)
+        rebind(1.0)
+        with mock.patch.object(OBJECT, "steps", 2), mock.patch.dict(vars(module.constants), other=3):  # not named
+            contracts()
+
+    def test_a_module_that_no_longer_contracts_says_so_once(self):
+        own = contracted(nn.Sequential(nn.ReLU(), nn.Sequential(RepVGGBlock(4, 4))))
+        x, layer = torch.randn(2, 4, 5, 5), own[1][0].rbr_dense[0]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                own(x)
+            self.assertEqual([], said)
+            for mode, dilation in (("circular", (1, 1)), ("zeros", (2, 2)), ("zeros", (1, 1)), ("zeros", (2, 2))):
+                layer.padding_mode, layer.dilation, layer.padding = mode, dilation, dilation
+                for _ in range(3):
+                    own(x)
+        self.assertEqual([each.category for each in said], [ct.ContractionWarning] * 3)
+        self.assertRegex(str(said[0].message), r"^1\.0 \(RepVGGBlock\) runs .*: padding_mode of rbr_dense\.0 is not as")
 
     def test_from_blocks_sees_what_is_set_later(self):
         class Scaled(Branches):

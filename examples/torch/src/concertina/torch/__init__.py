@@ -4,10 +4,11 @@
 from .blocks import Verdict, VerificationError, from_blocks, verify
 from .expansion import ExpandedWeight, Report, contract_, contract_together_, expand_, report
 from .export import save
-from .shapes import Error, ExpansionError, InexactError, ShapeError
+from .shapes import ContractionWarning, Error, ExpansionError, InexactError, ShapeError
 from .training import contract_in_training_
 
 __all__ = [
+    "ContractionWarning",
     "Error",
     "ExpandedWeight",
     "ExpansionError",

@@ -25,6 +25,10 @@ class ExpansionError(Error):
     """The expanded layers cannot represent the layer that is to be preserved."""
 
 
+class ContractionWarning(UserWarning):
+    """A module that contract_in_training_ contracted runs layer by layer, for something in it was changed since."""
+
+
 @dataclass(frozen=True)
 class ConvShape:
     """Everything about a layer except its weights; of rank 0 a Linear layer. Padding is (start, end) on each axis."""

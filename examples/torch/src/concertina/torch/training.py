@@ -11,6 +11,8 @@ import functools
 import math
 import os
 import types
+import warnings
+import weakref
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,8 +24,8 @@ from .expansion import require_unwrapped, shape_of
 from .layers import CONV, NORMS, POOLS, _diagonal, _pool
 from .moments import PatchMoments, channel_means, less_means, multiply_adds
 from .regions import _Regions
-from .shapes import Chain, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact
-from .tracing import INTERNAL, _ours, hooked, trace
+from .shapes import Chain, ContractionWarning, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact
+from .tracing import INTERNAL, _cells, _code, _library, _ours, hooked, trace
 
 
 def contract_in_training_(model, when="auto"):
@@ -53,7 +55,7 @@ def contract_in_training_(model, when="auto"):
     if any(hasattr(type(module), "contractions") for module in model.modules()):
         raise ShapeError(f"{type(model).__name__} is contracted in training already")
     reasons = []
-    if not _convert(model, when, reasons):
+    if not _convert(model, "", when, reasons):
         why = f"; {reasons[0]}" if reasons else ""
         raise ShapeError(
             f"{type(model).__name__} has no block of several layers and batch norms that is one layer{why}"
@@ -381,9 +383,9 @@ def _move(norm, mean, variance, count):
 class _TrainingRegions(_Regions):
     """Regions of a model in training. A leaf's parameters are its module's name, or None for an identity."""
 
-    def __init__(self, graph_module, made, when):
-        self.reasons, self.made, self.when, self.steps = [], made, when, set()
-        super().__init__(graph_module, "all" if when == "always" else "cheaper")
+    def __init__(self, traced, when):
+        self.reasons, self.traced, self.when, self.steps = [], traced, when, set()
+        super().__init__(fx.GraphModule(traced.root, traced.graph), "all" if when == "always" else "cheaper")
 
     def constant(self, node):
         if node.op != "get_attr" and not self.of_constants(node):
@@ -491,18 +493,18 @@ def _traced(module, when):
     traced = trace(module, (True, False))
     if traced is None:
         return None
-    return _TrainingRegions(fx.GraphModule(traced.root, traced.graph), traced.made, when)
+    return _TrainingRegions(traced, when)
 
 
 def _names(region, prefix=""):
     return frozenset(prefix + name for name in region.parameters if name is not None)
 
 
-def _convert(module, when, reasons):
-    """Whether there were blocks."""
+def _convert(module, at, when, reasons):
+    """Whether there were blocks. `at` is the module's name in the model, with a dot behind it."""
     regions = _traced(module, when)
     if regions is None:
-        return any([_convert(child, when, reasons) for child in module.children()])
+        return any([_convert(child, f"{at}{name}.", when, reasons) for name, child in module.named_children()])
     reasons += regions.reasons
     converted = []
     blocks = [_names(region) for _, region, *_ in regions.blocks()]
@@ -510,23 +512,22 @@ def _convert(module, when, reasons):
     for names, path in sorted(paths.items(), key=lambda item: len(item[1])):  # code that runs others first
         if any(path[: len(each)] == each for each in converted):
             continue
-        while path and not _convert_module(module.get_submodule(".".join(path)), ".".join([*path, ""]), names, when):
+        while not _convert_module(module, at, path, names, when) and path:
             path = path[:-1]  # the code that runs the block is further out
-        if not path:
-            _convert_module(module, "", names, when)
         converted.append(path)
     return bool(converted)
 
 
-def _convert_module(module, prefix, names, when):
-    """Gives the module the forward that runs its blocks, if the one of these layers is among them."""
+def _convert_module(model, at, path, names, when):
+    """Gives the module at that path the forward that runs its blocks, if the one of these layers is among them."""
+    module, prefix = model.get_submodule(".".join(path)), "".join(f"{name}." for name in path)
     regions = _traced(module, when)
     if regions is None or not any(_names(region, prefix) == names for _, region, *_ in regions.blocks()):
         return False
     contracted, contractions = regions.contracted()
-    for name, tensor in regions.made.items():
+    for name, tensor in regions.traced.made.items():
         module.register_buffer(name, tensor, persistent=False)
-    kind, state = type(module), _State(module, regions.model.graph)
+    kind, state = type(module), _State(module, at + prefix, regions.traced.reads, regions.model.graph)
 
     def forward(self, *args, **kwargs):
         traced = any(isinstance(each, fx.Proxy) for each in (*args, *kwargs.values()))
@@ -539,54 +540,106 @@ def _convert_module(module, prefix, names, when):
 
 
 class _State:
-    """What the code of a module was traced with, beside tensors: the modules within it, their classes, attributes,
-    hooks and the shapes of their parameters; but not what each step reads of the norms of blocks, nor hooks of modules
-    that the graph calls. It holds no module, as a module that is copied shares it."""
+    """What the code of a module was traced with, beside tensors: of the modules within it their classes, hooks, the
+    shapes of their parameters, and what their code reads of them; classes; globals. But not what each step reads of the
+    norms of blocks, nor hooks of modules that the graph calls. It holds no module, as a module that is copied shares it.
+    """
 
-    def __init__(self, module, graph):
-        reads = (node.args[1:] for node in graph.nodes if getattr(node.target, "is_contraction", False))
-        names = {leaf.target for leaves in reads for leaf in leaves if leaf is not None}
+    def __init__(self, module, name, reads, graph):
+        blocks = (node.args[1:] for node in graph.nodes if getattr(node.target, "is_contraction", False))
+        names = {leaf.target for leaves in blocks for leaf in leaves if leaf is not None}
         self.called = {node.target for node in graph.nodes if node.op == "call_module"} - names
         self.norms = {name: type(module.get_submodule(name)) for name in names}
         self.norms = {name: kind for name, kind in self.norms.items() if kind in NORMS}
-        kinds = {kind for each in module.modules() for kind in type(each).__mro__ if not _ours(kind)}
-        self.classes = {kind: _of_class(kind) for kind in kinds}
+        self.classes = {kind for each in module.modules() for kind in type(each).__mro__ if not _ours(kind)}
+        self.reads, code = reads.attributes, reads.code
+        self.names = frozenset().union(*(_code(each)[0] for each in code))
+        self.globals = {
+            (f"the global {name}", own.get("__name__")): (own, name)
+            for each, own in code.items() for name in _code(each)[0] & own.keys()
+        }  # fmt: skip
+        self.where, self.said = f"{name[:-1] or 'the model'} ({type(module).__name__})", weakref.WeakKeyDictionary()
         self.before = self.of(module)
 
     def differs(self, module):
-        """Whether anything is not as it was."""
+        """Whether anything is not as it was, of which the module warns once; again if it is something else."""
         try:
-            return self.of(module) != self.before or {kind: _of_class(kind) for kind in self.classes} != self.classes
-        except Exception:  # whatever comparing objects of a model's own raises
-            return True
+            now = self.of(module)
+            if now == self.before:
+                self.said.pop(module, None)
+                return False
+            what, where = next(key for key in {**self.before, **now} if _differ(self.before, now, key))
+            what = f"{what} of {where}" if where else what
+        except Exception as error:  # whatever comparing objects of a model's own raises
+            what = f"something that cannot be compared ({error})"
+        if self.said.get(module) != what:
+            self.said[module] = what
+            warnings.warn(
+                f"{self.where} runs layer by layer: {what} is not as it was when it was contracted. Set that before "
+                "contract_in_training_, or back",
+                ContractionWarning,
+                stacklevel=2,
+            )
+        return True
 
     def of(self, module):
-        found = [bool(nn.modules.module._has_any_global_hook())]
+        found = {("a hook of all modules", ""): bool(nn.modules.module._has_any_global_hook())}
         self.add(module, "", found)
+        for kind in self.classes:
+            for name, value in vars(kind).items():
+                if not name.startswith("__"):
+                    found[name, kind] = _value(value, self.names)
+        for key, (own, name) in self.globals.items():
+            found[key] = _named(own.get(name, MISSING), self.names)
         return found
 
     def add(self, module, name, found):
-        kind = type(module)
+        kind, where = type(module), name or "the model"
         if name in self.norms and kind in NORMS:
-            found += self.norms[name] if kind is nn.SyncBatchNorm else kind, hooked(module), module.num_features
+            found["the norm", where] = self.norms[name] if kind is nn.SyncBatchNorm else kind, module.num_features
+            found["the hooks", where] = hooked(module)
             return
         if name:  # what is around the model's code is run by nn.Module.__call__, and its class is derived
-            found += kind, name not in self.called and hooked(module)
-        found.append({key: _value(value) for key, value in vars(module).items() if key not in IGNORED})
-        found.append([(key, None if each is None else each.shape) for key, each in module._parameters.items()])
-        found.append([(key, each is None) for key, each in module._buffers.items()])
-        for key, child in module._modules.items():
-            found.append(key)
+            found["the class", where] = kind
+            found["the hooks", where] = name not in self.called and hooked(module)
+        read = self.reads.get(name, set())
+        if name and name not in self.called:  # what nn.Module.__call__ reads, and PyTorch's code that did not run
+            read = read | CALL | (_code_of(kind) if _ours(kind) else set())
+
+        def those(values, *names):
+            return values.items() if read & {*names} else ((key, values[key]) for key in values.keys() & read)
+
+        for key, value in those(vars(module), "__dict__"):
+            if key not in IGNORED:
+                found[key, where] = _value(value, self.names)
+        for key, each in those(module._parameters, "__dict__", "_parameters"):
+            found[key, where] = "a parameter", None if each is None else each.shape
+        for key, each in those(module._buffers, "__dict__", "_buffers"):
+            found[key, where] = "a buffer", each is None
+        if read & {"__dict__", "_modules"}:
+            found["the modules", where] = [*module._modules]
+        for key, child in those(module._modules, "__dict__", "_modules"):
+            found[key, where] = "a module", child is None
             if child is not None and name not in self.called:
                 self.add(child, f"{name}.{key}" if name else key, found)
 
 
+def _differ(before, now, key):
+    return [before.get(key, MISSING)] != [now.get(key, MISSING)]  # in lists, as what is the same object is equal
+
+
+@functools.lru_cache(maxsize=None)
+def _code_of(kind):
+    """The names in the code of a class of PyTorch, but for what only prints it."""
+    own = [item for each in kind.__mro__ if each not in nn.Module.__mro__ for item in vars(each).items()]
+    functions = [getattr(value, "fget", value) for name, value in own if name != "extra_repr"]
+    return frozenset().union(*(_code(each.__code__)[0] for each in functions if isinstance(each, types.FunctionType)))
+
+
 IGNORED = INTERNAL | {"_compiled_call_impl", "_is_torch_compile", "_is_fsdp_managed_module", "_fsdp_use_orig_params"}
-PLAIN = {
-    int, float, bool, str, type(None), torch.dtype, torch.device, types.FunctionType, property, staticmethod,
-    classmethod,
-}  # fmt: skip
-DEEP = 3
+PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, property, staticmethod, classmethod}
+CALL = {"forward", "_call_impl"}
+DEEP, MISSING = 3, object()
 
 
 @dataclass(eq=False)
@@ -599,36 +652,54 @@ class _Same:
         return isinstance(other, _Same) and self.each is other.each
 
 
-def _of_class(kind):
-    return {name: _value(value) for name, value in vars(kind).items() if not name.startswith("__")}
-
-
-def _value(each, depth=0):
+def _value(each, names, depth=0):
     """What is compared of an attribute: its value, in containers and objects of a model's own too, as DEEP as that;
-    else which object it is."""
+    of functions what they close over, as of globals; else which object it is."""
     kind = type(each)
     if kind in PLAIN:
         return each
     if depth > DEEP:
         return kind
+
+    def inner(value):
+        return _value(value, names, depth + 1)
+
+    if isinstance(each, types.FunctionType):
+        return each, [_named(cell, names, depth + 1) for cell in _cells(each)]
     if isinstance(each, nn.Module):  # those of the model itself are compared by name
-        own = {name: value for name, value in vars(each).items() if name not in INTERNAL}
-        return kind, _value(own, depth + 1)
+        return kind, inner({name: value for name, value in vars(each).items() if name not in INTERNAL})
     if isinstance(each, (tuple, list, collections.deque)):
-        return kind, [_value(part, depth + 1) for part in each]
+        return kind, [*map(inner, each)]
     if isinstance(each, dict):
-        return kind, {key: _value(part, depth + 1) for key, part in each.items()}
+        return kind, {key: inner(value) for key, value in each.items()}
     if isinstance(each, (set, frozenset)):
         return kind, set(each)
     if isinstance(each, torch.Tensor):
         return _Same(each), each._version
     if isinstance(each, types.MethodType):
-        return each.__func__
+        return inner(each.__func__)
     if isinstance(each, functools.partial):
-        return kind, _value((each.func, each.args, each.keywords), depth + 1)
+        return kind, inner((each.func, each.args, each.keywords))
     named = [vars(base).get("__slots__", ()) for base in kind.__mro__]
-    slots = [name for names in named for name in ((names,) if isinstance(names, str) else names)]
+    slots = [name for own in named for name in ((own,) if isinstance(own, str) else own)]
     if isinstance(each, type) or _ours(kind) or not (slots or hasattr(each, "__dict__")):
         return each
     held = {name: getattr(each, name) for name in slots if hasattr(each, name)}
-    return kind, _value({**held, **getattr(each, "__dict__", {})}, depth)
+    return kind, _value({**held, **getattr(each, "__dict__", {})}, names, depth)
+
+
+def _named(each, names, depth=0):
+    """What is compared of a global, and of what a function closes over: of modules, classes and objects what the names
+    in code may read, as DEEP as that; else as of an attribute."""
+    kind = type(each)
+    if isinstance(each, types.ModuleType):
+        known, kinds = _library(each.__name__), ()
+    else:
+        kinds = [kind for kind in (each if isinstance(each, type) else kind).__mro__ if not _ours(kind)]
+        known = not kinds or isinstance(each, (nn.Module, tuple, list, dict, set, frozenset))
+    if known or depth > DEEP or kind in PLAIN or kind is types.FunctionType or not hasattr(each, "__dict__"):
+        return _value(each, names, depth)
+    own = {**{name: value for base in reversed(kinds) for name, value in vars(base).items()}, **vars(each)}
+    return _Same(each) if isinstance(each, type) else kind, {
+        name: _named(own[name], names, depth + 1) for name in names & own.keys()
+    }
