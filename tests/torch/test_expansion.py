@@ -331,6 +331,30 @@ class Choice(unittest.TestCase):
         found = [with_when(layer, when)(x) for when in ("always", "never", "auto")]
         self.assertTrue(torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]))
 
+    def test_pruned_layers_of_an_expansion_are_as_they_are_pruned(self):
+        """In the contraction, run in turn, and contracted right after a step, which the masks come after."""
+        for when in ("always", "never"):
+            with self.subTest(when):
+                torch.manual_seed(0)
+                model = with_when(nn.Sequential(ct.expand_(nn.Conv2d(4, 4, 3, padding=1), "cl")).double(), when)
+                other = with_when(copy.deepcopy(model), "never" if when == "always" else "always")
+                for each in (model, other):
+                    own = each[0].parametrizations
+                    for originals, index in (own.weight, 0), (own.weight, 1), (own.bias, 0):
+                        prune.l1_unstructured(originals, f"original{index}", 0.3)
+                x, outputs = torch.randn(2, 4, 6, 6, dtype=torch.double), []
+                for each in (model, other):
+                    optimizer = torch.optim.SGD(each.parameters(), 1e-4)
+                    for _ in range(3):
+                        optimizer.zero_grad()
+                        outputs.append(each(x))
+                        outputs[-1].square().sum().backward()
+                        optimizer.step()
+                self.assertLess(difference(outputs[:3], outputs[3:]), 1e-12)
+                layer = ct.contract_(model)
+                self.assertEqual([name for name, _ in layer.named_parameters()], ["0.weight", "0.bias"])
+                self.assertLess(difference([layer(x)], [other(x)]), 1e-12)
+
     def test_one_number_for_all_axes(self):
         for name in ("stride", "padding", "dilation"):
             layer, x = nn.Conv2d(3, 4, 5, **{name: (2,)}).double(), torch.randn(1, 3, 11, 12).double()

@@ -134,8 +134,9 @@ def _require_copy(value, where, key):
         copy.deepcopy(value)
     except Exception as error:
         raise ShapeError(
-            f"{where} has an attribute {key!r} that cannot be copied: {error}. Remove it; if weight_norm or "
-            "spectral_norm made it, take those of torch.nn.utils.parametrizations"
+            f"{where} has an attribute {key!r} that cannot be copied: {error}. Remove it; if it is pruned, "
+            "torch.nn.utils.prune.remove leaves the pruned one; if weight_norm or spectral_norm made it, take those of "
+            "torch.nn.utils.parametrizations"
         ) from error
 
 

@@ -358,6 +358,9 @@ class ExpandedBias(nn.Module):
 
 
 def originals(parametrizations):
+    """As they are in a forward, which hooks may make of others: torch.nn.utils.prune."""
+    for hook in parametrizations._forward_pre_hooks.values():
+        hook(parametrizations, ())
     return [getattr(parametrizations, f"original{i}") for i in range(parametrizations.ntensors)]
 
 

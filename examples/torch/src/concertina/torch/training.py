@@ -24,7 +24,9 @@ from .expansion import require_unwrapped, shape_of
 from .layers import CONV, NORMS, POOLS, _diagonal, _pool
 from .moments import PatchMoments, channel_means, less_means, multiply_adds
 from .regions import _Regions
-from .shapes import Chain, ContractionWarning, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact
+from .shapes import (
+    Chain, ContractionWarning, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact,
+)  # fmt: skip
 from .tracing import INTERNAL, _cells, _code, _library, _ours, hooked, trace
 
 
@@ -540,10 +542,9 @@ def _convert_module(model, at, path, names, when):
 
 
 class _State:
-    """What the code of a module was traced with, beside tensors: of the modules within it their classes, hooks, the
-    shapes of their parameters, and what their code reads of them; classes; globals. But not what each step reads of the
-    norms of blocks, nor hooks of modules that the graph calls. It holds no module, as a module that is copied shares it.
-    """
+    """What the code of a module was traced with, beside tensors: of the modules within it classes, hooks, and what the
+    code read of attributes and parameters' shapes; classes; globals. But not what each step reads of the norms of
+    blocks, nor hooks of modules that the graph calls. It holds no module, as a module that is copied shares it."""
 
     def __init__(self, module, name, reads, graph):
         blocks = (node.args[1:] for node in graph.nodes if getattr(node.target, "is_contraction", False))
