@@ -24,6 +24,7 @@ if HAVE_TORCH:
     from torch.autograd import forward_ad
     from torch.nn import functional as F
     from torch.nn.utils import prune
+    from torch.utils.checkpoint import checkpoint
 
     import concertina.torch as ct
     from concertina.torch.moments import PatchMoments, added, channel_means, patch_moments
@@ -529,6 +530,9 @@ class Training(unittest.TestCase):
             def forward(self, x):
                 return self.layer(x).relu()
 
+        def forwards(module, forward):
+            module.forward = types.MethodType(forward, module)
+
         def larger(m):
             m.branches[0][0] = nn.Conv2d(4, 4, 5, padding=2, bias=False).double()
             nn.init.constant_(m.branches[0][0].weight, 0.1)
@@ -552,6 +556,8 @@ class Training(unittest.TestCase):
             "wrapped": lambda m: m.branches[0].__setitem__(0, Wrapper(m.branches[0][0])),
             "geometry": lambda m: [setattr(m.branches[0][0], *each) for each in (("dilation", 2), ("padding", 2))],
             "padding mode": lambda m: setattr(m.branches[0][0], "padding_mode", "circular"),
+            "a forward": lambda m: forwards(m.branches[0], lambda s, x: 2 * s[1](s[0](x))),
+            "of a layer": lambda m: forwards(m.branches[0][0], lambda s, x: F.conv2d(x, s.weight.abs(), None, 1, 1)),
             "no norm": lambda m: m.branches[0].__setitem__(1, nn.Identity()),
             "another norm": lambda m: m.branches[0].__setitem__(1, nn.GroupNorm(2, 4).double()),
             "a kernel": larger,
@@ -894,6 +900,19 @@ class Training(unittest.TestCase):
         other = contracted(block).to(memory_format=torch.channels_last)
         y = step(other, x.to(memory_format=torch.channels_last))
         self.assertLess(difference(y, step(block, x)), 1e-12)
+
+    def test_checkpoints(self):
+        for reentrant in (False, True):
+            with self.subTest(reentrant=reentrant):
+                block, x = made("MobileOne, depthwise")
+                own, found = contracted(block), []
+                for model in (own, block):
+                    y = checkpoint(model, x.requires_grad_(), use_reentrant=reentrant)
+                    x.grad = None
+                    y.sin().sum().backward()
+                    state = [*(p.grad for p in model.parameters()), *(b.double() for b in model.buffers())]
+                    found.append([y.detach(), x.grad, *state])
+                self.assertLess(difference(*found), 1e-11)
 
     def test_gradients_have_no_gradients(self):
         block, x = made("RepVGG")

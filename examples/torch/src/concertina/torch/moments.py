@@ -99,13 +99,14 @@ class PatchMoments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, to_mean, to_covariance, _):
+        saved = ctx.saved_tensors  # once: torch.utils.checkpoint gives them once
         with torch.no_grad():
-            gradient = PatchMoments.to_input(ctx, to_mean, to_covariance)
-        return _Once.apply(gradient, ctx.saved_tensors[0], to_mean, to_covariance), None, None, None
+            gradient = PatchMoments.to_input(ctx, saved, to_mean, to_covariance)
+        return _Once.apply(gradient, saved[0], to_mean, to_covariance), None, None, None
 
     @staticmethod
-    def to_input(ctx, to_mean, to_covariance):
-        x, centre, offset = ctx.saved_tensors
+    def to_input(ctx, saved, to_mean, to_covariance):
+        x, centre, offset = saved
         to_mean, to_covariance = (gradient / ctx.count for gradient in (to_mean, to_covariance))
         if ctx.group is not None:
             distributed.all_reduce(to_mean, group=ctx.group)
