@@ -957,7 +957,7 @@ class Training(unittest.TestCase):
     def test_compile(self):
         block, x = made("RepVGG")
         expected = step(copy.deepcopy(block), x)
-        for options in ({}, {"dynamic": True}):
+        for options in ({}, {"dynamic": True}, {"fullgraph": True}):
             with self.subTest(options):
                 torch.compiler.reset()
                 own = contracted(block)

@@ -322,6 +322,8 @@ def _library(name):
     root = _root(name)
     if root in ("torch", "concertina"):
         return root
+    if root.startswith("namedtuple_"):  # as which collections.namedtuple has code run
+        return "pure"
     kinds = {"pure": PURE, "telling": TELLING}
     other = "library" if root in sys.stdlib_module_names else ""
     return next((kind for kind, roots in kinds.items() if root.lstrip("_") in roots), other)

@@ -553,6 +553,7 @@ class _State:
         self.norms = {name: type(module.get_submodule(name)) for name in names}
         self.norms = {name: kind for name, kind in self.norms.items() if kind in NORMS}
         self.classes = {kind for each in module.modules() for kind in type(each).__mro__ if not _ours(kind)}
+        self.code = {kind: _code_of(kind) for kind in {*map(type, module.modules())} if _ours(kind)}
         self.reads, code = reads.attributes, reads.code
         self.names = frozenset().union(*(_code(each)[0] for each in code))
         self.globals = {
@@ -567,7 +568,8 @@ class _State:
         try:
             now = self.of(module)
             if now == self.before:
-                self.said.pop(module, None)
+                if self.said:
+                    self.said.pop(module, None)
                 return False
             what, where = next(key for key in {**self.before, **now} if _differ(self.before, now, key))
             what = f"{what} of {where}" if where else what
@@ -605,7 +607,7 @@ class _State:
             found["the hooks", where] = name not in self.called and hooked(module)
         read = self.reads.get(name, set())
         if name and name not in self.called:  # what nn.Module.__call__ reads, and PyTorch's code that did not run
-            read = read | CALL | (_code_of(kind) if _ours(kind) else set())
+            read = read | CALL | self.code.get(kind, set())
 
         def those(values, *names):
             return values.items() if read & {*names} else ((key, values[key]) for key in values.keys() & read)
@@ -629,7 +631,6 @@ def _differ(before, now, key):
     return [before.get(key, MISSING)] != [now.get(key, MISSING)]  # in lists, as what is the same object is equal
 
 
-@functools.lru_cache(maxsize=None)
 def _code_of(kind):
     """The names in the code of a class of PyTorch, but for what only prints it."""
     own = [item for each in kind.__mro__ if each not in nn.Module.__mro__ for item in vars(each).items()]
@@ -638,7 +639,10 @@ def _code_of(kind):
 
 
 IGNORED = INTERNAL | {"_compiled_call_impl", "_is_torch_compile", "_is_fsdp_managed_module", "_fsdp_use_orig_params"}
-PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, property, staticmethod, classmethod}
+PLAIN = {
+    int, float, bool, str, type(None), torch.dtype, torch.device, types.BuiltinFunctionType, property, staticmethod,
+    classmethod,
+}  # fmt: skip
 CALL = {"forward", "_call_impl"}
 DEEP, MISSING = 3, object()
 
@@ -693,12 +697,14 @@ def _named(each, names, depth=0):
     """What is compared of a global, and of what a function closes over: of modules, classes and objects what the names
     in code may read, as DEEP as that; else as of an attribute."""
     kind = type(each)
+    if kind in PLAIN or kind is types.FunctionType or depth > DEEP or not hasattr(each, "__dict__"):
+        return _value(each, names, depth)
     if isinstance(each, types.ModuleType):
         known, kinds = _library(each.__name__), ()
     else:
         kinds = [kind for kind in (each if isinstance(each, type) else kind).__mro__ if not _ours(kind)]
         known = not kinds or isinstance(each, (nn.Module, tuple, list, dict, set, frozenset))
-    if known or depth > DEEP or kind in PLAIN or kind is types.FunctionType or not hasattr(each, "__dict__"):
+    if known:
         return _value(each, names, depth)
     own = {**{name: value for base in reversed(kinds) for name, value in vars(base).items()}, **vars(each)}
     return _Same(each) if isinstance(each, type) else kind, {
