@@ -245,8 +245,9 @@ class Blocks(unittest.TestCase):
         for name, make in BLOCKS.items():
             with self.subTest(name):
                 block = in_inference(make())
-                before = copy.deepcopy(block.state_dict())
+                before, draws = copy.deepcopy(block.state_dict()), torch.get_rng_state()
                 plain, verdict = ct.from_blocks(block)
+                self.assertTrue(torch.equal(draws, torch.get_rng_state()))
                 self.assertEqual([type(layer) for layer in layers(plain)], [nn.Conv2d])
                 self.assertEqual(len(verdict), 1)
                 self.assertEqual([p.name for p in verdict[0].proofs], ["algebra", "rounding", "structure"])

@@ -55,10 +55,17 @@ def prove(form, parameters, weight, bias, accumulator=torch.float64):
     return [_algebra(form), _rounding(form, parameters, weight, bias, accumulator), _structure(form)]
 
 
+def _residues(*shape):
+    """By a generator of their own, so that a training draws the same numbers with proofs and without."""
+    generator = torch.Generator(torch.get_default_device())
+    generator.seed()
+    return torch.randint(PRIME, shape, generator=generator).double()
+
+
 def _random(shapes):
     """Residues for each layer: weights, biases."""
-    weights = [torch.randint(PRIME, shape.weight_shape).double() for shape in shapes]
-    return weights, [torch.randint(PRIME, (shape.out_channels,)).double() if shape.bias else None for shape in shapes]
+    weights = [_residues(*shape.weight_shape) for shape in shapes]
+    return weights, [_residues(shape.out_channels) if shape.bias else None for shape in shapes]
 
 
 def _algebra(form):
@@ -71,7 +78,7 @@ def _algebra(form):
     holds, elements = True, 0
     for _ in range(rounds):
         weights, biases = _random(layers)
-        x = torch.randint(PRIME, (1, shape.in_channels, *size)).double()
+        x = _residues(1, shape.in_channels, *size)
         y = apply_layers(form, x, iter(zip(weights, biases)), lambda y: y % PRIME)
         mine = apply(shape, x, *contraction.modulo(weights, biases, PRIME)) % PRIME
         holds, elements = holds and torch.equal(y, mine), elements + y.numel()
