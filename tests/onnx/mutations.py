@@ -119,9 +119,7 @@ class Network(models.Builder):
             return add(op, x, kernel_shape=kernel, pads=[k // 2 for k in kernel] * 2), c, size
         if what == "scaled":
             values = self.one_of(self.random.standard_normal([c, 1, 1]), np.full([c, 1, 1], 0.75), np.array(-1.0))
-            op = self.one_of("Mul", "Add", "Sub", "Div")
-            values = 2.0 ** np.round(values) if op == "Div" else values
-            return relu(add(op, x, self.constant(values))), c, size
+            return relu(add(self.one_of("Mul", "Add", "Sub", "Div"), x, self.constant(values))), c, size
         if what == "shared":
             weight = self.weight(c, c, 3, 3)
             y = relu(conv(x, c, c, 3, 3, weight=weight, bias=False, pads=1))
