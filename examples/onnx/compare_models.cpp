@@ -27,8 +27,17 @@ namespace {
 /// Multiply-adds that take as long as following a chain by one map.
 constexpr double each_followed = 500;
 
+/// Multiply-adds that take as long as planning what is contracted and proved of a chain.
+double planning(Segments segments) {
+  const double maps = count_maps(segments);
+  return (60'000 + 1000 * maps) * maps;
+}
+
 /// Fingerprints of two regions that may be equal, rounded to 16 bits or not.
 constexpr double most_apart = 0.01;
+
+/// The fields of a ModelProto that hold functions, which decide what nodes compute.
+constexpr std::uint32_t functions = 25;
 
 /// The fields of one number, of those that are kept as bytes.
 std::vector<std::byte> kept(const std::vector<onnx::Field>& fields, std::uint32_t number) {
@@ -51,6 +60,26 @@ bool compatible(const onnx::ValueInfo& a, const onnx::ValueInfo& b) {
   return std::ranges::equal(*a.shape, *b.shape, [](const auto& p, const auto& q) {
     return !p.value || !q.value || *p.value == *q.value;
   });
+}
+
+/// The versions of the operators that a model uses; of all that it imports where graphs of nodes or
+/// functions may use them.
+std::map<std::string, std::int64_t> versions_of(const Graph& graph) {
+  const onnx::Model& model = graph.model();
+  const auto name = [](const std::string& domain) {
+    return domain == "ai.onnx" ? std::string() : domain;
+  };
+  std::set<std::string> used{""};
+  bool all = !kept(model.model_fields, functions).empty();
+  for (const onnx::Node& node : model.nodes) {
+    used.insert(name(node.domain));
+    all = all || !std::ranges::all_of(node.attributes, is_plain);
+  }
+  std::map<std::string, std::int64_t> versions;
+  for (const onnx::OperatorSet& each : model.opsets) {
+    if (all || used.contains(name(each.domain))) versions[name(each.domain)] = each.version;
+  }
+  return versions;
 }
 
 /// Why two models are not to be compared node by node; empty where they may be.
@@ -78,9 +107,8 @@ std::string differing_frames(const Graph& a, const Graph& b) {
       }
     }
   }
-  if (f.opsets != g.opsets) return "they import operators of other versions";
-  // What is kept as bytes and decides what nodes compute.
-  constexpr std::uint32_t functions = 25, sparse_initializers = 15;
+  if (versions_of(a) != versions_of(b)) return "they import operators of other versions";
+  constexpr std::uint32_t sparse_initializers = 15;
   if (kept(f.model_fields, functions) != kept(g.model_fields, functions)) {
     return "their functions differ";
   }
@@ -109,6 +137,13 @@ std::string differing_frames(const Graph& a, const Graph& b) {
 /// map does.
 using Regions = std::map<int, std::vector<Segment>>;
 
+/// Whether two tensors may have the same extents, as far as they are known.
+bool may_be_of_same_size(const GraphTensor& a, const GraphTensor& b) {
+  if (!a.dims || !b.dims) return true;
+  return std::ranges::equal(
+      *a.dims, *b.dims, [](Index p, Index q) { return p == q || p == unknown || q == unknown; });
+}
+
 /// What could not be proved of a tensor.
 struct Failure {
   ComparedRegion region;
@@ -122,11 +157,12 @@ struct Failure {
 /// not is compared, by proof, with what `a` makes of the same source; then it has its number.
 class Comparison {
  public:
-  Comparison(const Graph& a, const Graph& b, const RegionProofs& how, Budget budget)
+  Comparison(const Graph& a, const Graph& b, const RegionProofs& how, const Budget& budget)
       : a_(a),
         b_(b),
         how_(how),
-        budget_(std::move(budget)),
+        budget_(budget),
+        inner_(budget.part(0.25)),
         within_{.a = LinearGraph(a), .b = LinearGraph(b)},
         numbers_(within_.a, table_),
         others_(within_.b, table_made_by_a(), &numbers_),
@@ -146,9 +182,13 @@ class Comparison {
     } catch (const BudgetError& error) {
       comparison_.regions.push_back({.result = "the model", .unproved = error.what()});
     }
-    const bool same = std::ranges::all_of(
-        made, [&](int tensor) { return others_[tensor] == numbers_[a_.find(b_[tensor].name)]; });
-    if (!same && comparison_.proved()) {
+    const auto is_proved = [&](int tensor) {
+      return is_settled(tensor) && !uncertain_[at(tensor)];
+    };
+    if (std::ranges::all_of(made, is_proved)) {
+      // What differs on the way to them does not matter.
+      std::erase_if(comparison_.regions, [](const ComparedRegion& each) { return !each.proved(); });
+    } else if (comparison_.proved()) {
       comparison_.regions.push_back(
           {.result = "the model", .unproved = "its outputs are not known to be the same"});
     }
@@ -195,13 +235,10 @@ class Comparison {
     const Regions regions =
         regions_to(within_.b, made, [this](int tensor) { return is_known(tensor); });
     for (int n = 0; n < std::ssize(b_.model().nodes); ++n) {
-      bool uncertain = false;
-      for_each_input(b_, n, [&](int input) { uncertain = uncertain || uncertain_[at(input)]; });
+      update(n);
       for (std::size_t o = 0; o < b_.node(n).outputs.size(); ++o) {
         const int output = b_.output(n, o);
         if (output < 0 || b_[output].constant) continue;
-        uncertain_[at(output)] = uncertain;
-        others_.update(n);
         const auto region = regions.find(output);
         if (region == regions.end()) continue;
         if (is_settled(output)) continue;
@@ -222,6 +259,16 @@ class Comparison {
     }
     for (const std::string& name : graph.node(node).captured) {
       if (const int input = graph.find(name); input >= 0) visit(input);
+    }
+  }
+
+  /// Numbers what a node makes, which is as uncertain as what it reads.
+  void update(int node) {
+    others_.update(node);
+    bool uncertain = false;
+    for_each_input(b_, node, [&](int input) { uncertain = uncertain || uncertain_[at(input)]; });
+    for (std::size_t o = 0; uncertain && o < b_.node(node).outputs.size(); ++o) {
+      if (const int output = b_.output(node, o); output >= 0) uncertain_[at(output)] = true;
     }
   }
 
@@ -278,7 +325,7 @@ class Comparison {
       if (read < 0 || own < 0 || numbers_[read] == others_[own]) continue;
       if (is_leaf(a_, read) || is_leaf(b_, own) || !is_known(own)) break;
       before.emplace_back(own, others_[own]);
-      if (prove_alone(own, read, follow(within_.b, own), within_, false)) break;
+      if (prove_alone(own, read, follow(within_.b, own), within_, false, budget_)) break;
     }
     others_.update(node);
     for (const auto& [own, number] : before) others_.set(own, number);
@@ -309,68 +356,79 @@ class Comparison {
     return producer >= 0 && a_.node(producer).op_type == b_.node(node).op_type;
   }
 
-  /// Compares a tensor, and those before it in its region that have to be first.
+  /// Compares a tensor, and what is before it in its region. That has to be equal only where what
+  /// follows is not known to be.
   void compare(int tensor, const std::vector<Segment>& segments) {
-    while (true) {
-      std::optional<Failure> failure = prove(tensor, segments, within_);
-      if (!failure) return;
-      // A linear layer may come right after a flattening in one of them alone.
-      if (!apart_) {
-        apart_.emplace(Sides{.a = LinearGraph(a_, Flattenings::apart),
-                             .b = LinearGraph(b_, Flattenings::apart)});
-        find_regions(*apart_);
+    std::optional<Failure> failure;
+    for (std::size_t i = segments.size(); i-- > 0;) {
+      for (std::size_t m = segments[i].maps.size(); m-- > 0;) {
+        const LinearNode& map = *segments[i].maps[m];
+        for (const int node : map.nodes) update(node);
+        for (const int made : map.outputs) {
+          if (made == tensor || is_known(made)) continue;
+          std::optional<Failure> inner = prove_inner(made, made == segments[i].to);
+          if (!inner || !inner->region.failed() || inner->other < 0) continue;
+          alike_ = true;
+          if (!failure) failure = prove(tensor, segments);
+          alike_ = false;
+          if (!failure) return;
+          report(*inner);
+        }
       }
-      std::optional<Failure> second = prove(tensor, follow(apart_->b, tensor), *apart_);
-      if (!second) return;
-      if (failure->region.proofs.empty() && !second->region.proofs.empty()) failure = second;
-      report(*failure);
-      if (failure->tensor == tensor || is_known(tensor)) return;
     }
+    if (is_settled(tensor)) return;
+    failure = prove(tensor, segments);
+    if (failure) report(*failure);
+  }
+
+  /// A tensor within a region, if the budget for such allows it.
+  std::optional<Failure> prove_inner(int tensor, bool all_pass) {
+    if (!all_pass && namesake(tensor) < 0) return std::nullopt;
+    try {
+      // From what is known on, if that is one tensor.
+      std::vector<Segment> segments = segments_to(within_.b, tensor, [&](int node) {
+        const int made = b_.output(node);
+        return made >= 0 && made != tensor && is_known(made);
+      });
+      if (segments.empty()) segments = follow(within_.b, tensor);
+      return prove_alone(tensor, namesake(tensor), segments, within_,
+                         all_pass && !outputs_.contains(tensor), inner_);
+    } catch (const BudgetError&) {
+      return std::nullopt;
+    }
+  }
+
+  std::optional<Failure> prove(int tensor, const std::vector<Segment>& segments) {
+    const bool any = !outputs_.contains(tensor);
+    std::optional<Failure> failure =
+        prove_alone(tensor, namesake(tensor), segments, within_, any, budget_);
+    if (!failure) return std::nullopt;
+    // A linear layer may come right after a flattening in one of them alone.
+    if (!apart_) {
+      apart_.emplace(Sides{.a = LinearGraph(a_, Flattenings::apart),
+                           .b = LinearGraph(b_, Flattenings::apart)});
+      find_regions(*apart_);
+    }
+    const std::vector<Segment> otherwise = follow(apart_->b, tensor);
+    const bool same = std::ranges::equal(otherwise, segments, {}, &Segment::from, &Segment::from);
+    if (same && !failure->region.proofs.empty()) return failure;
+    std::optional<Failure> second =
+        prove_alone(tensor, namesake(tensor), otherwise, *apart_, any, budget_);
+    if (!second) return std::nullopt;
+    return failure->region.proofs.empty() && !second->region.proofs.empty() ? second : failure;
   }
 
   void report(const Failure& failure) {
     comparison_.regions.push_back(failure.region);
     differing_.insert(failure.nodes.begin(), failure.nodes.end());
+    ComparedRegion& region = comparison_.regions.back();
     if (failure.from >= 0 && uncertain_[at(failure.from)]) {
-      doubt(comparison_.regions.back(), "what it begins with is not proved");
+      region.doubt("what it begins with is not proved");
     }
     if (failure.other < 0) return;
     // Whether what follows is the same may be asked all the same.
     others_.set(failure.tensor, numbers_[failure.other]);
     uncertain_[at(failure.tensor)] = true;
-  }
-
-  /// Takes back that a region is wrong.
-  static void doubt(ComparedRegion& region, const std::string& why) {
-    for (concertina::Report& report : region.proofs) {
-      if (report || report.undecided) continue;
-      report.undecided = true;
-      report.failure += ", but " + why;
-    }
-  }
-
-  /// Proves a tensor to be one of `a`, with what is before it in its region where that can be. None
-  /// if it is; otherwise what is wrong, or else why nothing is known.
-  std::optional<Failure> prove(int tensor, const std::vector<Segment>& segments, Sides& sides) {
-    std::optional<Failure> wrong;
-    for (std::size_t i = segments.size(); i-- > 0 && !wrong;) {
-      for (std::size_t m = segments[i].maps.size(); m-- > 0 && !wrong;) {
-        const LinearNode& map = *segments[i].maps[m];
-        for (const int node : map.nodes) others_.update(node);
-        for (const int made : map.outputs) {
-          if (made == tensor || is_known(made)) continue;
-          const bool all_pass = made == segments[i].to;
-          if (!all_pass && namesake(made) < 0) continue;
-          wrong = prove_alone(made, namesake(made), follow(sides.b, made), sides,
-                              all_pass && !outputs_.contains(made));
-          if (wrong && !(wrong->region.failed() && wrong->other >= 0)) wrong.reset();
-        }
-      }
-    }
-    if (is_settled(tensor)) return std::nullopt;
-    std::optional<Failure> failure =
-        prove_alone(tensor, namesake(tensor), segments, sides, !outputs_.contains(tensor));
-    return failure && wrong ? wrong : failure;
   }
 
   bool is_settled(int tensor) const {
@@ -398,7 +456,8 @@ class Comparison {
 
   /// What else `a` makes of the value of which the region makes the tensor, with the same extents;
   /// of many what is like it, the closest first.
-  std::vector<Candidate> others_of(int tensor, int same, Segments part, Sides& sides) {
+  std::vector<Candidate> others_of(int tensor, int same, Segments part, Sides& sides,
+                                   Budget& budget) {
     const int source = others_[part.back().from];
     std::vector<Candidate> candidates;
     const auto places = sides.through.find(source);
@@ -408,18 +467,21 @@ class Comparison {
       const Segments segments = sides.regions.at(end);
       for (std::size_t i = 0; i <= depth; ++i) {
         const int other = segments[i].to;
-        const auto &dims = a_[other].dims, &own = b_[tensor].dims;
-        if ((!dims || !own || dims == own) && seen.insert(other).second) {
+        if (may_be_of_same_size(a_[other], b_[tensor]) && seen.insert(other).second) {
           candidates.push_back({other, segments.subspan(i, depth - i + 1)});
         }
       }
     }
     if (candidates.size() < 2) return candidates;
-    const Fingerprint own = fingerprint(b_, part, budget_);
+    budget.take("comparing it", 0, planning(part) / 10);
+    const Fingerprint own = fingerprint(b_, part, budget);
     std::vector<std::pair<double, Candidate>> alike;
     for (const Candidate& each : candidates) {
       const auto [at, added] = fingerprints_.try_emplace({each.tensor, source});
-      if (added) at->second = fingerprint(a_, each.segments, budget_);
+      if (added) {
+        budget.take("comparing it", 0, planning(each.segments) / 10);
+        at->second = fingerprint(a_, each.segments, budget);
+      }
       const double distance = own.distance(at->second);
       if (distance < most_apart) alike.emplace_back(distance, each);
     }
@@ -432,7 +494,7 @@ class Comparison {
   /// The same of the tensor alone, which may be `same` of `a`, if that is not -1: from the nearest
   /// value on of which `a` makes that, or if `any` something of the kind.
   std::optional<Failure> prove_alone(int tensor, int same, Segments segments, Sides& sides,
-                                     bool any) {
+                                     bool any, Budget& budget) {
     std::optional<Failure> failure;
     for (std::size_t depth = 0; depth < segments.size() && !failure; ++depth) {
       const int from = segments[depth].from;
@@ -440,11 +502,11 @@ class Comparison {
       const Segments part = segments.first(depth + 1);
       const auto prove_one_of = [&](const std::vector<Candidate>& candidates) {
         return std::ranges::any_of(candidates, [&](const Candidate& each) {
-          return prove_pair(tensor, part, each, same, failure);
+          return prove_pair(tensor, part, each, same, budget, failure);
         });
       };
       if (prove_one_of(namesake_of(same, others_[from], sides)) ||
-          (any && prove_one_of(others_of(tensor, same, part, sides)))) {
+          (any && prove_one_of(others_of(tensor, same, part, sides, budget)))) {
         return std::nullopt;
       }
     }
@@ -455,13 +517,13 @@ class Comparison {
                         .tensor = tensor,
                         .other = same};
     } else if (failure->other < 0) {
-      doubt(failure->region, "it may be none of the other model's tensors");
+      failure->region.doubt("it may be none of the other model's tensors");
     }
     return failure;
   }
 
   /// Whether a tensor is proved to be the candidate; else that is the failure, if it tells more.
-  bool prove_pair(int tensor, Segments part, const Candidate& candidate, int same,
+  bool prove_pair(int tensor, Segments part, const Candidate& candidate, int same, Budget& budget,
                   std::optional<Failure>& failure) {
     std::set<int> nodes;
     for (const Segment& segment : part) {
@@ -470,7 +532,20 @@ class Comparison {
     const int from = part.back().from;
     ComparedRegion region{.source = a_[candidate.segments.back().from].name,
                           .result = b_[tensor].name};
-    prove_region(a_, candidate.segments, b_, part, how_, budget_, region);
+    try {
+      budget.take("comparing it", 0, planning(part) + planning(candidate.segments));
+      const bool far =
+          alike_ &&
+          fingerprint(b_, part, budget).distance(fingerprint(a_, candidate.segments, budget)) >
+              most_apart;
+      if (far) {
+        region.unproved = "it is another map";
+      } else {
+        prove_region(a_, candidate.segments, b_, part, how_, budget, region);
+      }
+    } catch (const BudgetError& error) {
+      region.unproved = error.what();
+    }
     if (region.proved()) {
       comparison_.regions.push_back(std::move(region));
       differing_.merge(nodes);
@@ -500,7 +575,7 @@ class Comparison {
     for (ComparedRegion& region : comparison_.regions) {
       const int tensor = b_.find(region.result);
       if (tensor >= 0 && outputs_.contains(tensor)) continue;
-      doubt(region, "the models' names are not of the same tensors");
+      region.doubt("the models' names are not of the same tensors");
     }
   }
 
@@ -521,9 +596,10 @@ class Comparison {
 
   const Graph &a_, &b_;
   const RegionProofs& how_;
-  Budget budget_;
+  Budget budget_, inner_;  // of what has to be compared, and of what is in between
   Sides within_;
   std::optional<Sides> apart_;  // with flattenings apart
+  bool alike_ = false;          // whether only regions of like fingerprints are compared
   ValueTable table_;
   int known_ = 0;                  // numbers below it are of `a`
   ValueNumbers numbers_, others_;  // of `a`, of `b`

@@ -395,8 +395,9 @@ class ShapeInference {
     if (!axis) return result;
     auto parts = node_.attribute("split") ? std::optional(node_.integers("split", {}))
                                           : graph_.integers(index_, 1);
+    const bool varies = !parts && node_.inputs.size() > 1 && !node_.inputs[1].empty();
     const auto count = static_cast<Index>(result.size());
-    const Index extent = (*in(0))[*axis];
+    const Index extent = varies ? unknown : (*in(0))[*axis];
     for (Index i = 0; i < count; ++i) {
       Dims part = *in(0);
       const Index chunk = (extent + count - 1) / count;
@@ -414,8 +415,10 @@ class ShapeInference {
     auto axes = node_.attribute("axes") ? std::optional(node_.integers("axes", {}))
                                         : graph_.integers(index_, 1);
     if (!axes && node_.inputs.size() > 1 && !node_.inputs[1].empty()) return std::nullopt;
+    const bool none = !axes || axes->empty();
+    if (none && node_.integer("noop_with_empty_axes", 0) != 0) return in(0);
     const bool keep = node_.integer("keepdims", 1) != 0;
-    std::vector<bool> reduced(in(0)->size(), !axes || axes->empty());
+    std::vector<bool> reduced(in(0)->size(), none);
     if (axes) {
       for (const Index each : *axes) {
         const auto axis = axis_in(each, reduced.size());
@@ -457,7 +460,9 @@ class ShapeInference {
         if (stretches) extent = (*sizes)[i];
       } else if (factors.size() == axes.size() && from != unknown) {
         const double scaled = static_cast<double>(from) * static_cast<double>(factors[i]);
-        if (scaled >= 0 && scaled <= static_cast<double>(limit)) {
+        // Programs that multiply in float may round to the next integer.
+        const bool told = std::floor(scaled) == std::floor(static_cast<float>(from) * factors[i]);
+        if (told && scaled >= 0 && scaled <= static_cast<double>(limit)) {
           extent = static_cast<Index>(scaled);
         }
       }
@@ -627,6 +632,26 @@ bool is_of_type(const onnx::Node& node, onnx::DataType type, const onnx::Tensor&
   return std::ranges::all_of(made.values<std::int64_t>(), fits);
 }
 
+/// Integers of 64 bits as such of the type, which holds them; of another type as they are.
+onnx::Tensor narrowed(const onnx::Tensor& tensor, onnx::DataType type) {
+  const auto as = [&]<class Integer>(Integer) {
+    std::vector<Integer> values;
+    for (const std::int64_t each : tensor.values<std::int64_t>()) {
+      values.push_back(static_cast<Integer>(each));
+    }
+    return onnx::Tensor::of<Integer>(tensor.name, tensor.dims, values);
+  };
+  switch (type) {
+    case onnx::DataType::uint8: return as(std::uint8_t{});
+    case onnx::DataType::int8: return as(std::int8_t{});
+    case onnx::DataType::uint16: return as(std::uint16_t{});
+    case onnx::DataType::int16: return as(std::int16_t{});
+    case onnx::DataType::uint32: return as(std::uint32_t{});
+    case onnx::DataType::int32: return as(std::int32_t{});
+    default: return tensor;
+  }
+}
+
 /// What a node makes of constants, such as weights that are stored in 16 bits and cast, or lie
 /// transposed; null where it reads others, or is none of these. Throws BudgetError.
 std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node, Budget& budget) {
@@ -661,10 +686,11 @@ std::unique_ptr<onnx::Tensor> folded(const Graph& graph, int node, Budget& budge
     budget.take(what, bytes, each_byte_folded * bytes);
     budget.kept += bytes;
     // What the evaluator widens is not of the type that the model would go on with.
-    const bool right = tensor->type == onnx::DataType::int64
-                           ? is_of_type(n, type, *tensor, *graph.constant(node, 0))
-                           : tensor->type == type;
-    return right ? std::move(tensor) : nullptr;
+    if (tensor->type == onnx::DataType::int64) {
+      if (!is_of_type(n, type, *tensor, *graph.constant(node, 0))) return nullptr;
+      *tensor = narrowed(*tensor, type);
+    }
+    return tensor->type == type ? std::move(tensor) : nullptr;
   } catch (const BudgetError&) {
     throw;
   } catch (const concertina::Error&) {

@@ -26,6 +26,14 @@ bool ComparedRegion::failed() const {
       proofs, [](const concertina::Report& report) { return !report && !report.undecided; });
 }
 
+void ComparedRegion::doubt(const std::string& why) {
+  for (concertina::Report& report : proofs) {
+    if (report || report.undecided) continue;
+    report.undecided = true;
+    report.failure += ", but " + why;
+  }
+}
+
 namespace {
 
 template <int Rank>
@@ -279,12 +287,11 @@ void prove_same_map(const Graph& a, Segments expanded, const Graph& b, Segments 
     } else if (type == onnx::DataType::float32) {
       ComparedRegion as_double = region;
       prove<float>(expanded_map, stored, at, sample, budget, region);
-      if (!std::ranges::any_of(region.proofs, &concertina::Report::undecided)) return true;
-      // Bounds of sums in float say nothing about some long chains. Those in double may, where
-      // that is what was stored, rounded.
+      if (region.proved()) return true;
+      // Bounds of sums in float say nothing about some long chains, and know nothing of a constant
+      // that is rounded once. Those in double may, where that is what was stored, rounded.
       prove_as_double(as_double);
-      if (std::ranges::all_of(as_double.proofs, &concertina::Report::operator bool))
-        region = as_double;
+      if (as_double.proved()) region = as_double;
     } else {
       prove_as_double(region);
     }

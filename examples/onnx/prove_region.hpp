@@ -21,6 +21,8 @@ struct ComparedRegion {
 
   bool proved() const;
   bool failed() const;
+  /// Takes back that it is wrong, and says why.
+  void doubt(const std::string& why);
 };
 
 struct RegionProofs {

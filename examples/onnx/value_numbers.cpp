@@ -135,29 +135,13 @@ bool is_default(const onnx::Node& node, const onnx::Attribute& attribute, Index 
   });
 }
 
-/// Whether all that an attribute may hold is kept as numbers, strings or a tensor, whatever type it
-/// says it is of; graphs and the like are not.
-bool is_plain(const onnx::Attribute& attribute) {
-  if (attribute.type == onnx::AttributeType::graph ||
-      attribute.type >= onnx::AttributeType::tensors) {
-    return false;
-  }
-  constexpr std::uint32_t known[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 20};  // of AttributeProto
-  const onnx::detail::Source source{attribute.name, attribute.encoded};
-  onnx::detail::Message fields(source, attribute.encoded, "AttributeProto");
-  while (fields.next()) {
-    if (!std::ranges::count(known, fields.number())) return false;
-  }
-  return true;
-}
-
 /// Whether two runs of a node on the same inputs may differ, so that two nodes are two results; or
 /// nobody knows.
 bool is_random(const onnx::Node& node) {
-  return !is_standard(node) ||
+  return !is_standard(node) || !std::ranges::all_of(node.attributes, is_plain) ||
          contains_word(
              "Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform "
-             "RandomUniformLike If Loop Scan",
+             "RandomUniformLike",
              node.op_type);
 }
 
@@ -188,20 +172,37 @@ class Key {
 
 /// Whether a map passes on what it reads, to the bit.
 bool is_identity(const Graph& graph, const LinearNode& map) {
-  if (map.kind == Kind::identity) return true;
+  const std::string& op = graph.node(map.nodes.back()).op_type;
+  if (op == "Identity" || op == "Dropout" || op == "Cast") return map.kind == Kind::identity;
   const auto all = [](const auto& list, auto value) {
     return std::ranges::all_of(list, [&](auto each) { return each == value; });
   };
   const bool neutral =
+      map.kind == Kind::identity ||
       (map.kind == Kind::channel_scale && map.shift.empty() && all(map.scale, 1.0)) ||
       (map.kind == Kind::pad && all(map.windows->pads_begin, Index{0}) &&
        all(map.windows->pads_end, Index{0}));
   if (!neutral) return false;
   const auto &before = graph[map.operands.front()].dims, &after = graph[map.outputs.front()].dims;
-  return before && before == after;  // nothing is broadcast
+  // Nothing is broadcast or reshaped: one extent that is not known follows from the others.
+  return before && before == after && std::ranges::count(*before, unknown) <= 1;
 }
 
 }  // namespace
+
+bool is_plain(const onnx::Attribute& attribute) {
+  if (attribute.type == onnx::AttributeType::graph ||
+      attribute.type >= onnx::AttributeType::tensors) {
+    return false;
+  }
+  constexpr std::uint32_t known[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 20};  // of AttributeProto
+  const onnx::detail::Source source{attribute.name, attribute.encoded};
+  onnx::detail::Message fields(source, attribute.encoded, "AttributeProto");
+  while (fields.next()) {
+    if (!std::ranges::count(known, fields.number())) return false;
+  }
+  return true;
+}
 
 bool same_constant(const onnx::Tensor& a, const onnx::Tensor& b) {
   return a.type == b.type && a.dims == b.dims && std::ranges::equal(a.elements, b.elements) &&
@@ -209,7 +210,12 @@ bool same_constant(const onnx::Tensor& a, const onnx::Tensor& b) {
 }
 
 int ValueTable::of(const onnx::Tensor& constant) {
-  const std::size_t hash = std::hash<std::string_view>()(text_of(constant.elements));
+  std::size_t hash = std::hash<std::string_view>()(
+      onnx::size_of(constant.type) > 0 ? text_of(constant.elements) : text_of(encoded(constant)));
+  hash += static_cast<std::size_t>(constant.type);
+  for (const std::int64_t extent : constant.dims) {
+    hash = 31 * hash + static_cast<std::size_t>(extent);
+  }
   const auto [first, last] = constants_.equal_range(hash);
   for (auto each = first; each != last; ++each) {
     if (same_constant(*each->second.first, constant)) return each->second.second;
@@ -249,20 +255,21 @@ bool ValueNumbers::passes_on(int node) const {
 }
 
 void ValueNumbers::update(int node) {
-  std::string key;
+  int number = -1;  // of what it does
   for (std::size_t o = 0; o < graph_.node(node).outputs.size(); ++o) {
     const int output = graph_.output(node, o);
     if (output < 0 || is_set_[static_cast<std::size_t>(output)]) continue;
-    int& number = numbers_[static_cast<std::size_t>(output)];
+    int& made = numbers_[static_cast<std::size_t>(output)];
     if (passes_on(node)) {
-      number = (*this)[graph_.input(node, 0)];
+      made = (*this)[linear_.maker(output)->operands.front()];
       continue;
     }
-    if (key.empty()) {
-      key = key_of(node);
-      if (is_random(graph_.node(node))) key += '#' + std::to_string(random_number(node, key));
+    if (number < 0) {
+      const std::string key = key_of(node);
+      number = is_random(graph_.node(node)) ? random_number(node, key) : table_.of(key);
     }
-    number = table_.of(key + '/' + std::to_string(o));
+    made = o == 0 ? number
+                  : table_.of("output " + std::to_string(o) + " of " + std::to_string(number));
   }
 }
 
@@ -318,26 +325,29 @@ std::string ValueNumbers::key_of(int index) {
 }
 
 int ValueNumbers::random_number(int node, const std::string& key) {
-  std::vector<Random>& own = random_[key];
-  const auto known = std::ranges::find(own, node, &Random::node);
-  if (known != own.end()) return known->number;
-  int number = table_.fresh();
+  const auto [known, added] = random_of_.try_emplace({node, key});
+  if (!added) return known->second;
+  const auto name = [](const Graph& graph, int of) {
+    const std::vector<std::string>& outputs = graph.node(of).outputs;
+    return outputs.empty() ? std::string() : outputs.front();
+  };
+  known->second = table_.fresh();
   if (other_ && other_->random_.contains(key)) {
-    std::vector<Random>& others = other_->random_.at(key);
-    const auto outputs = [&](const Random& each) -> const std::vector<std::string>& {
-      return other_->graph_.node(each.node).outputs;
-    };
-    auto pair = std::ranges::find_if(others, [&](const Random& each) {
-      return !each.taken && outputs(each) == graph_.node(node).outputs;
-    });
-    if (pair == others.end()) pair = std::ranges::find(others, false, &Random::taken);
-    if (pair != others.end()) {
-      pair->taken = true;
-      number = pair->number;
+    Random& others = other_->random_.at(key);
+    while (others.next < others.taken.size() && others.taken[others.next]) ++others.next;
+    const auto namesake = others.by_name.find(name(graph_, node));
+    const bool same = namesake != others.by_name.end() && !others.taken[namesake->second];
+    const std::size_t pair = same ? namesake->second : others.next;
+    if (pair < others.taken.size()) {
+      others.taken[pair] = true;
+      known->second = others.numbers[pair];
     }
   }
-  own.push_back({.node = node, .number = number, .taken = false});
-  return number;
+  Random& own = random_[key];
+  own.by_name.emplace(name(graph_, node), own.numbers.size());
+  own.numbers.push_back(known->second);
+  own.taken.push_back(false);
+  return known->second;
 }
 
 }  // namespace tool

@@ -6,7 +6,7 @@
 #include "onnx/regions.hpp"
 
 #include <cstddef>
-#include <functional>
+#include <map>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -16,6 +16,10 @@ namespace tool {
 
 /// Whether two constants are of the same type, shape and bytes, whatever their names.
 bool same_constant(const onnx::Tensor& a, const onnx::Tensor& b);
+
+/// Whether all that an attribute may hold is kept as numbers, strings or a tensor, whatever type it
+/// says it is of; graphs and the like are not.
+bool is_plain(const onnx::Attribute& attribute);
 
 /// Numbers of values: of constants by what they hold, of others by the operator that makes them of
 /// which values. Models that share it have the same numbers for the same values.
@@ -54,9 +58,12 @@ class ValueNumbers {
   bool passes_on(int node) const;
 
  private:
+  /// Nodes that draw by the same key.
   struct Random {
-    int node, number;
-    bool taken;
+    std::vector<int> numbers;
+    std::vector<bool> taken;                               // by a node of the other model
+    std::size_t next = 0;                                  // none before it is free
+    std::unordered_map<std::string, std::size_t> by_name;  // of the first output
   };
 
   std::string key_of(int node);
@@ -68,7 +75,8 @@ class ValueNumbers {
   ValueNumbers* other_;
   std::vector<int> numbers_;
   std::vector<bool> is_set_;
-  std::unordered_map<std::string, std::vector<Random>> random_;
+  std::unordered_map<std::string, Random> random_;
+  std::map<std::pair<int, std::string>, int> random_of_;  // numbers, of nodes and keys
 };
 
 }  // namespace tool

@@ -28,7 +28,7 @@ namespace {
 using nlohmann::json;
 
 /// Bytes that are no UTF-8, as paths may have, become U+FFFD.
-std::string to_text(const json& document) {
+std::string dumped(const json& document) {
   return document.dump(2, ' ', false, json::error_handler_t::replace);
 }
 
@@ -521,7 +521,7 @@ ExitCode contract_file(const ModelCommand& command) {
     }
     if (!written) document["written"] = nullptr;
     document["unread"] = source.unread;
-    std::cout << to_text(document) << '\n';
+    std::cout << dumped(document) << '\n';
   } else {
     print(result, source.model);
     print_unread(source);
@@ -559,7 +559,7 @@ ExitCode verify_files(const ModelCommand& command) {
     json document = to_json(comparison);
     document.update({{"file", command.in}, {"result", command.out}, {"outputs", to_json(outputs)}});
     document["unread"] = json::array({source.unread, result.unread});
-    std::cout << to_text(document) << '\n';
+    std::cout << dumped(document) << '\n';
   } else {
     print_unread(source);
     print_unread(result);
@@ -584,7 +584,7 @@ ExitCode show_file(ModelCommand command) {
   } else if (command.json) {
     json document = to_json(result, command, model);
     document["unread"] = source.unread;
-    std::cout << to_text(document) << '\n';
+    std::cout << dumped(document) << '\n';
   } else {
     std::cout << printable(command.in) << ": " << counted(std::ssize(model.nodes), "node")
               << ", opset " << model.opset() << ", IR " << model.ir_version << '\n';

@@ -577,6 +577,82 @@ def check_defaults(program, folder):
             require(code == expected, f"{op} {attributes}: exit code {code} {first_line(output)} {error}")
 
 
+def check_passed_on(program, folder):
+    """What changes nothing is what it reads: not its constant, nor of other extents, types or values than it says."""
+    def model(nodes, constants=(), dims=(2, 3, 1, 1), inputs=(("x", TensorProto.FLOAT),), opsets=()):
+        made = [helper.make_node(op, read.split(), [written], **attributes) for op, read, written, attributes in nodes]
+        info = [helper.make_tensor_value_info(name, type, dims if name == "x" else [2]) for name, type in inputs]
+        result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph(made, "passed on", info, [result],
+                                  [numpy_helper.from_array(value, name) for name, value in dict(constants).items()])
+        imports = [helper.make_opsetid("", 18), *opsets]
+        return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+    one = {"one": np.ones([1], np.float32)}
+    node = lambda op, read, written, **attributes: (op, read, written, attributes)
+    scaled = lambda op: model([node(op, "x", "r"), node("Mul", "one r", "m"), node("Exp", "m", "y")], one)
+    flat = lambda *between: model([*between, node("Softmax", between[-1][2] if between else "x", "y", axis=1)],
+                                  dims=(2, 3, 1, 1))
+    cast = lambda to, large: model(
+        [node("Cast", "i", "c", to=to), node("Mul", "c c", "d"), node("Cast", "d", "f", to=TensorProto.FLOAT),
+         node("Mul", "x f", "y")], {"i": np.int64([100_000 if large else 7])})
+    resized = lambda scale: model([node("Resize", "x  scales", "r", mode="nearest"), node("Shape", "r", "s"),
+                                   node("Cast", "s", "y", to=TensorProto.FLOAT)],
+                                  {"scales": np.float32([1, 1, scale, scale])}, dims=(1, 1, 10, 10))
+    import_ml = [helper.make_opsetid("ai.onnx.ml", 3)]
+    for what, a, b, expected in (
+            ("a factor of one on the left", scaled("Relu"), scaled("Sigmoid"), {6}),
+            ("that and none", scaled("Relu"), model([node("Relu", "x", "r"), node("Exp", "r", "y")]), {0}),
+            ("extents that are flattened", model([node("Flatten", "x", "f"), node("Shape", "f", "s"),
+                                                  node("Cast", "s", "y", to=TensorProto.FLOAT)]),
+             model([node("Shape", "x", "s"), node("Cast", "s", "y", to=TensorProto.FLOAT)]), {6}),
+            ("a softmax of what is flattened", flat(node("Flatten", "x", "f")), flat(), {6}),
+            ("integers of another type", cast(TensorProto.INT32, True), cast(TensorProto.INT64, True), {1, 6}),
+            ("versions of operators that none uses", scaled("Relu"),
+             model([node("Relu", "x", "r"), node("Mul", "one r", "m"), node("Exp", "m", "y")], one, opsets=import_ml),
+             {0}),
+            ("a size that float rounds", resized(0.7), resized(0.7), {0})):
+        for path, each in (("a.onnx", a), ("b.onnx", b)):
+            onnx.save(each, folder / path)
+        for pair in (("a.onnx", "b.onnx"), ("b.onnx", "a.onnx")):
+            code, output, error = run(program, "verify", *(folder / path for path in pair))
+            require(code in expected, f"{what}, {pair[0]}: exit code {code} {first_line(output)} {error}")
+    # Parts that only the caller knows, a mean of nothing, integers that wrap: what is written is what was read.
+    halves = helper.make_graph(
+        [helper.make_node("Split", ["x", "parts"], ["p", "q"], axis=1), helper.make_node("Conv", ["p", "v"], ["c"]),
+         helper.make_node("Conv", ["c", "w"], ["y"])], "parts",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 5, 5]),
+         helper.make_tensor_value_info("parts", TensorProto.INT64, [2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.float32(np.arange(9).reshape(3, 3, 1, 1)), name) for name in "vw"])
+    mean = model([node("ReduceMean", "x", "m", noop_with_empty_axes=1), node("Mul", "m three", "n"),
+                  node("Mul", "n three", "y")], {"three": np.float32([3])}, dims=(1, 3, 4, 4))
+    drawn = lambda *dims: np.random.default_rng(1).standard_normal(dims).astype(np.float32)
+    for what, made, values in (
+            ("parts", helper.make_model(halves, opset_imports=[helper.make_opsetid("", 18)], ir_version=8),
+             {"x": drawn(1, 4, 5, 5), "parts": np.int64([3, 1])}),
+            ("a mean of nothing", mean, {"x": drawn(1, 3, 4, 4)}),
+            ("a square that wraps", cast(TensorProto.INT32, True), {"x": np.ones([2, 3, 1, 1], np.float32)})):
+        onnx.save(made, folder / "in.onnx")
+        code, output, error = run(program, "contract", folder / "in.onnx", "-o", folder / "out.onnx", "--verify")
+        require(code == 0, f"{what}: exit code {code} {first_line(output)} {error}")
+        before, after = (Runner(each)(values)[0] for each in (made, onnx.load(folder / "out.onnx")))
+        require(before.shape == after.shape and np.abs(before - after).max() <= 1e-6 * np.abs(before).max(),
+                f"{what}: the result is another one")
+    # Many outputs of one node, strings and empty constants take no more time than they have bytes.
+    parts = [f"p{i}" for i in range(5000)]
+    split = lambda op: helper.make_model(helper.make_graph(
+        [helper.make_node("Split", ["x"], parts, axis=1, num_outputs=len(parts)), helper.make_node(op, ["p0"], ["y"])],
+        "parts", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, len(parts)])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor(f"s{i}", TensorProto.STRING, [1], [b"text"]) for i in range(5000)]),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    for path, op in (("a.onnx", "Tanh"), ("b.onnx", "Sigmoid")):
+        onnx.save(split(op), folder / path)
+    code, output, error = run(program, "verify", folder / "a.onnx", folder / "b.onnx")
+    require(code == 6, f"many outputs: exit code {code} {first_line(output)} {error}")
+
+
 def check_integers(program, folder):
     """Constants of integers that wrap around, as 8 bits do, are left to whoever runs the model."""
     weight, zero = np.array([[100, 200], [130, 90]], np.uint8).reshape(2, 2, 1, 1), np.uint8(128)
@@ -769,6 +845,7 @@ def main():
             checks.append(("channels that are not declared",
                            lambda: check_undeclared_channels(programs.concertina, folder)))
             checks.append(("structure", lambda: check_structure(programs.concertina, folder)))
+            checks.append(("what is passed on", lambda: check_passed_on(programs.concertina, folder)))
             checks.append(("attributes left out", lambda: check_defaults(programs.concertina, folder)))
             checks.append(("integers that wrap around", lambda: check_integers(programs.concertina, folder)))
             if programs.evaluate:

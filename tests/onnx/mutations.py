@@ -515,14 +515,10 @@ RIGHT = {
 CONTRACTING = {"contracted", "contracted at any cost", "several of these"}
 # Which of these the tool does not always recognise, and why.
 MAY_BE_UNPROVED = {
-    "nodes duplicated": "two nodes are two tensors, of which the other model has one",
-    "operands of a sum or the like swapped": "inputs are compared in order",
-    "default attributes written": "attributes are compared as they are written",
-    "an input left out named": "of nodes that are not linear inputs are counted",
-    "unread parts added": "a node that another unread one reads is compared",
-    "0 added or 1 multiplied": "between two nodes that are not linear no region begins or ends at a common tensor",
-    "negated twice": "the same",
-    "transposed and back": "of maps between Transposes only those are linear that swap channels first and last",
+    "0 added or 1 multiplied": "what adds 0 passes on no zero's sign, and is a map",
+    "operands of a sum or the like swapped": "of more than two operands the order is that of summation",
+    "negated twice": "between two nodes that are not linear no region begins or ends at a common tensor",
+    "transposed and back": "the same; and only Transposes that swap channels first and last are linear",
     "uniform constants made by nodes": "Expand and ConstantOfShape are not evaluated",
     "Slice for Split": "of two results of a Split each is compared with the other's Slice",
     "Add for Sum": "of operands that are not linear, sums are compared node by node",
