@@ -411,7 +411,7 @@ class Comparison {
     }
     const std::vector<Segment> otherwise = follow(apart_->b, tensor);
     const bool same = std::ranges::equal(otherwise, segments, {}, &Segment::from, &Segment::from);
-    if (same && !failure->region.proofs.empty()) return failure;
+    if (same && (alike_ || !failure->region.proofs.empty())) return failure;
     std::optional<Failure> second =
         prove_alone(tensor, namesake(tensor), otherwise, *apart_, any, budget_);
     if (!second) return std::nullopt;
@@ -533,7 +533,8 @@ class Comparison {
     ComparedRegion region{.source = a_[candidate.segments.back().from].name,
                           .result = b_[tensor].name};
     try {
-      budget.take("comparing it", 0, planning(part) + planning(candidate.segments));
+      budget.take("comparing it", 0,
+                  (planning(part) + planning(candidate.segments)) / (alike_ ? 10 : 1));
       const bool far =
           alike_ &&
           fingerprint(b_, part, budget).distance(fingerprint(a_, candidate.segments, budget)) >

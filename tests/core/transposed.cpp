@@ -591,10 +591,10 @@ TEMPLATE_TEST_CASE_SIG(
     CHECK(whole == contract(expression, interior_only));
     REQUIRE(contraction.shape() == whole.layer().shape());
     Conv<PrimeField, Rank> written(contraction.shape());
-    std::vector<PrimeField> bias(whole.bias().size());
-    contraction.forward(expression, written, bias);
+    std::vector<PrimeField> shifts(whole.bias().size());
+    contraction.forward(expression, written, shifts);
     CHECK(std::ranges::equal(written.weight(), whole.layer().weight()));
-    CHECK(std::ranges::equal(bias, whole.bias()));
+    CHECK(std::ranges::equal(shifts, whole.bias()));
 
     const auto random_like = [&](const Conv<PrimeField, Rank>& layer,
                                  std::span<const PrimeField> bias) {
