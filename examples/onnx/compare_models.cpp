@@ -485,7 +485,8 @@ class Comparison {
       const double distance = own.distance(at->second);
       if (distance < most_apart) alike.emplace_back(distance, each);
     }
-    std::ranges::stable_sort(alike, {}, [](const auto& each) { return each.first; });
+    std::ranges::sort(alike, {},
+                      [](const auto& each) { return std::pair(each.first, each.second.tensor); });
     candidates.clear();
     for (const auto& each : alike) candidates.push_back(each.second);
     return candidates;

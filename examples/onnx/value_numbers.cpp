@@ -301,7 +301,9 @@ std::string ValueNumbers::key_of(int index) {
   for (const onnx::Attribute& attribute : node.attributes) {
     if (!is_default(node, attribute, graph_.opset())) attributes.push_back(&attribute);
   }
-  std::ranges::stable_sort(attributes, {}, [](const auto* each) { return each->name; });
+  std::ranges::sort(attributes, {}, [](const onnx::Attribute* each) {
+    return std::pair(std::string_view(each->name), each);
+  });
   for (const onnx::Attribute* const attribute : attributes) {
     key.append(attribute->name);
     key.append(static_cast<std::int64_t>(attribute->type));
