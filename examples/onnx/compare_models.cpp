@@ -164,8 +164,8 @@ class Comparison {
         budget_(budget),
         inner_(budget.part(0.25)),
         within_{.a = LinearGraph(a), .b = LinearGraph(b)},
-        numbers_(within_.a, table_),
-        others_(within_.b, table_made_by_a(), &numbers_),
+        a_numbers_(within_.a, table_),
+        b_numbers_(within_.b, table_made_by_a(), &a_numbers_),
         uncertain_(b.tensors().size()) {}
 
   ModelComparison run() {
@@ -173,7 +173,7 @@ class Comparison {
     for (const onnx::ValueInfo& output : b_.model().outputs) {
       const int tensor = b_.find(output.name), other = a_.find(output.name);
       outputs_.insert(tensor);
-      if (other < 0 || numbers_[other] == others_[tensor]) continue;
+      if (other < 0 || a_numbers_[other] == b_numbers_[tensor]) continue;
       wanted.push_back(other);
       made.push_back(tensor);
     }
@@ -216,7 +216,7 @@ class Comparison {
     return table_;
   }
 
-  bool is_known(int tensor) const { return others_[tensor] < known_; }
+  bool is_known(int tensor) const { return b_numbers_[tensor] < known_; }
   static bool is_leaf(const Graph& graph, int tensor) {
     return graph[tensor].constant || graph[tensor].producer < 0;
   }
@@ -226,10 +226,10 @@ class Comparison {
   void sweep(const std::vector<int>& wanted, const std::vector<int>& made) {
     if (made.empty()) return;
     std::set<int> shared;
-    for (int t = 0; t < std::ssize(b_.tensors()); ++t) shared.insert(others_[t]);
+    for (int t = 0; t < std::ssize(b_.tensors()); ++t) shared.insert(b_numbers_[t]);
     wanted_ = wanted;
     is_shared_ = [this, shared = std::move(shared)](int tensor) {
-      return shared.contains(numbers_[tensor]);
+      return shared.contains(a_numbers_[tensor]);
     };
     find_regions(within_);
     const Regions regions =
@@ -264,7 +264,7 @@ class Comparison {
 
   /// Numbers what a node makes, which is as uncertain as what it reads.
   void update(int node) {
-    others_.update(node);
+    b_numbers_.update(node);
     bool uncertain = false;
     for_each_input(b_, node, [&](int input) { uncertain = uncertain || uncertain_[at(input)]; });
     for (std::size_t o = 0; uncertain && o < b_.node(node).outputs.size(); ++o) {
@@ -306,7 +306,7 @@ class Comparison {
     sides.regions = regions_to(sides.a, wanted_, is_shared_);
     for (const auto& [tensor, segments] : sides.regions) {
       for (std::size_t depth = 0; depth < segments.size(); ++depth) {
-        sides.through[numbers_[segments[depth].from]].push_back({.end = tensor, .depth = depth});
+        sides.through[a_numbers_[segments[depth].from]].push_back({.end = tensor, .depth = depth});
       }
     }
   }
@@ -322,13 +322,13 @@ class Comparison {
     std::vector<std::pair<int, int>> before;  // tensors and their numbers
     for (std::size_t i = 0; i < inputs; ++i) {
       const int read = a_.input(twin, i), own = b_.input(node, i);
-      if (read < 0 || own < 0 || numbers_[read] == others_[own]) continue;
+      if (read < 0 || own < 0 || a_numbers_[read] == b_numbers_[own]) continue;
       if (is_leaf(a_, read) || is_leaf(b_, own) || !is_known(own)) break;
-      before.emplace_back(own, others_[own]);
+      before.emplace_back(own, b_numbers_[own]);
       if (prove_alone(own, read, follow(within_.b, own), within_, false, budget_)) break;
     }
-    others_.update(node);
-    for (const auto& [own, number] : before) others_.set(own, number);
+    b_numbers_.update(node);
+    for (const auto& [own, number] : before) b_numbers_.set(own, number);
     return is_settled(tensor);
   }
 
@@ -346,7 +346,7 @@ class Comparison {
     }
     const int other = namesake(tensor);
     if (other >= 0 && (outputs_.contains(tensor) || is_made_alike(other, node))) {
-      others_.set(tensor, numbers_[other]);
+      b_numbers_.set(tensor, a_numbers_[other]);
       uncertain_[at(tensor)] = true;
     }
   }
@@ -427,14 +427,14 @@ class Comparison {
     }
     if (failure.other < 0) return;
     // Whether what follows is the same may be asked all the same.
-    others_.set(failure.tensor, numbers_[failure.other]);
+    b_numbers_.set(failure.tensor, a_numbers_[failure.other]);
     uncertain_[at(failure.tensor)] = true;
   }
 
   bool is_settled(int tensor) const {
     if (!outputs_.contains(tensor)) return is_known(tensor);
     const int other = namesake(tensor);
-    return other >= 0 && others_[tensor] == numbers_[other];
+    return other >= 0 && b_numbers_[tensor] == a_numbers_[other];
   }
 
   struct Candidate {
@@ -449,7 +449,7 @@ class Comparison {
     if (added) at->second = follow(sides.a, same);
     const Segments segments = at->second;
     const auto from = std::ranges::find(
-        segments, source, [&](const Segment& segment) { return numbers_[segment.from]; });
+        segments, source, [&](const Segment& segment) { return a_numbers_[segment.from]; });
     if (from == segments.end()) return {};
     return {{same, segments.first(static_cast<std::size_t>(from - segments.begin()) + 1)}};
   }
@@ -458,7 +458,7 @@ class Comparison {
   /// of many what is like it, the closest first.
   std::vector<Candidate> others_of(int tensor, int same, Segments part, Sides& sides,
                                    Budget& budget) {
-    const int source = others_[part.back().from];
+    const int source = b_numbers_[part.back().from];
     std::vector<Candidate> candidates;
     const auto places = sides.through.find(source);
     if (places == sides.through.end()) return candidates;
@@ -506,7 +506,7 @@ class Comparison {
           return prove_pair(tensor, part, each, same, budget, failure);
         });
       };
-      if (prove_one_of(namesake_of(same, others_[from], sides)) ||
+      if (prove_one_of(namesake_of(same, b_numbers_[from], sides)) ||
           (any && prove_one_of(others_of(tensor, same, part, sides, budget)))) {
         return std::nullopt;
       }
@@ -551,7 +551,7 @@ class Comparison {
     if (region.proved()) {
       comparison_.regions.push_back(std::move(region));
       differing_.merge(nodes);
-      others_.set(tensor, numbers_[candidate.tensor]);
+      b_numbers_.set(tensor, a_numbers_[candidate.tensor]);
       uncertain_[at(tensor)] = uncertain_[at(from)];
       return true;
     }
@@ -569,7 +569,7 @@ class Comparison {
     const auto misleads = [&](int tensor) {
       const int other = namesake(tensor);
       return !is_leaf(b_, tensor) && !outputs_.contains(tensor) && is_known(tensor) &&
-             !uncertain_[at(tensor)] && other >= 0 && numbers_[other] != others_[tensor];
+             !uncertain_[at(tensor)] && other >= 0 && a_numbers_[other] != b_numbers_[tensor];
     };
     bool misled = false;
     for (int t = 0; t < std::ssize(b_.tensors()); ++t) misled = misled || misleads(t);
@@ -589,7 +589,7 @@ class Comparison {
       const int tensor = tensors.back(), node = b_[tensor].producer;
       tensors.pop_back();
       if (is_leaf(b_, tensor) || !seen.insert(node).second) continue;
-      if (!others_.passes_on(node) && !differing_.contains(node) && is_known(tensor)) {
+      if (!b_numbers_.passes_on(node) && !differing_.contains(node) && is_known(tensor)) {
         ++comparison_.identical;
       }
       for_each_input(b_, node, [&](int input) { tensors.push_back(input); });
@@ -603,9 +603,9 @@ class Comparison {
   std::optional<Sides> apart_;  // with flattenings apart
   bool alike_ = false;          // whether only regions of like fingerprints are compared
   ValueTable table_;
-  int known_ = 0;                  // numbers below it are of `a`
-  ValueNumbers numbers_, others_;  // of `a`, of `b`
-  std::set<int> outputs_;          // of `b`
+  int known_ = 0;  // numbers below it are of `a`
+  ValueNumbers a_numbers_, b_numbers_;
+  std::set<int> outputs_;  // of `b`
   std::vector<int> wanted_;
   std::function<bool(int)> is_shared_;
   std::map<std::pair<int, int>, Fingerprint> fingerprints_;  // of tensors of `a`, by source

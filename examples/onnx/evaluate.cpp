@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "evaluate.hpp"
 
+#include "integers.hpp"
 #include "operators.hpp"
 
 #include <optional>
@@ -111,18 +112,9 @@ struct Instruction {
 void wrap(Value& value, DataType type) {
   auto* const array = std::get_if<Array<std::int64_t>>(&value);
   if (array == nullptr) return;
-  const auto wrap_as = [&]<class Integer>(Integer) {
+  with_integer(type, [&]<class Integer>(Integer) {
     for (std::int64_t& element : array->values) element = static_cast<Integer>(element);
-  };
-  switch (type) {
-    case DataType::uint8: return wrap_as(std::uint8_t{});
-    case DataType::int8: return wrap_as(std::int8_t{});
-    case DataType::uint16: return wrap_as(std::uint16_t{});
-    case DataType::int16: return wrap_as(std::int16_t{});
-    case DataType::uint32: return wrap_as(std::uint32_t{});
-    case DataType::int32: return wrap_as(std::int32_t{});
-    default: return;
-  }
+  });
 }
 
 /// The type of what a node makes: that of its first input, unless its operator says another.

@@ -2,6 +2,7 @@
 #include "onnx/graph.hpp"
 
 #include "onnx/evaluate.hpp"
+#include "onnx/integers.hpp"
 #include "text.hpp"
 
 #include <algorithm>
@@ -602,23 +603,14 @@ std::unique_ptr<onnx::Tensor> constant_of(const onnx::Node& node) {
   return nullptr;
 }
 
-/// Whether an integer type holds a number, rounded towards zero.
+/// Whether a type of integers or booleans holds a number, rounded towards zero.
 bool holds(onnx::DataType type, long double value) {
-  const auto within = [&]<class Integer>(Integer) {
+  bool within = type == onnx::DataType::boolean;
+  with_integer(type, [&]<class Integer>(Integer) {
     using Limits = std::numeric_limits<Integer>;
-    return std::trunc(value) >= Limits::min() && std::trunc(value) <= Limits::max();
-  };
-  switch (type) {
-    case onnx::DataType::uint8: return within(std::uint8_t{});
-    case onnx::DataType::int8: return within(std::int8_t{});
-    case onnx::DataType::uint16: return within(std::uint16_t{});
-    case onnx::DataType::int16: return within(std::int16_t{});
-    case onnx::DataType::uint32: return within(std::uint32_t{});
-    case onnx::DataType::int32: return within(std::int32_t{});
-    case onnx::DataType::int64: return within(std::int64_t{});
-    case onnx::DataType::boolean: return true;
-    default: return false;
-  }
+    within = std::trunc(value) >= Limits::min() && std::trunc(value) <= Limits::max();
+  });
+  return within;
 }
 
 /// Whether integers that a node makes are those that its type has: what was folded before is of 64
@@ -634,22 +626,15 @@ bool is_of_type(const onnx::Node& node, onnx::DataType type, const onnx::Tensor&
 
 /// Integers of 64 bits as such of the type, which holds them; of another type as they are.
 onnx::Tensor narrowed(const onnx::Tensor& tensor, onnx::DataType type) {
-  const auto as = [&]<class Integer>(Integer) {
+  onnx::Tensor result = tensor;
+  with_integer(type, [&]<class Integer>(Integer) {
     std::vector<Integer> values;
     for (const std::int64_t each : tensor.values<std::int64_t>()) {
       values.push_back(static_cast<Integer>(each));
     }
-    return onnx::Tensor::of<Integer>(tensor.name, tensor.dims, values);
-  };
-  switch (type) {
-    case onnx::DataType::uint8: return as(std::uint8_t{});
-    case onnx::DataType::int8: return as(std::int8_t{});
-    case onnx::DataType::uint16: return as(std::uint16_t{});
-    case onnx::DataType::int16: return as(std::int16_t{});
-    case onnx::DataType::uint32: return as(std::uint32_t{});
-    case onnx::DataType::int32: return as(std::int32_t{});
-    default: return tensor;
-  }
+    result = onnx::Tensor::of<Integer>(tensor.name, tensor.dims, values);
+  });
+  return result;
 }
 
 /// What a node makes of constants, such as weights that are stored in 16 bits and cast, or lie
