@@ -81,12 +81,13 @@ void distillation(Tape<Scalar>& tape, Maps<Scalar>& logits, Maps<Scalar>& teache
     std::vector<Row<Scalar>> own(static_cast<std::size_t>(classes)), wanted(own.size());
     softmax(logits.values(chunk), classes, t, own);
     softmax(teacher.values(chunk), classes, t, wanted);
-    const Row<Scalar> mask = tape.mask(chunk);
+    Row<Scalar> mask = tape.mask(chunk);
     const Scalar share = static_cast<Scalar>(weight) * t / static_cast<Scalar>(tape.images());
     Scalar* gradient = logits.gradients(chunk);
     for (std::size_t k = 0; k < own.size(); ++k, gradient += lanes) {
-      vector_at(gradient) += share * vector_at(mask.image.data()) *
-                             (vector_at(own[k].image.data()) - vector_at(wanted[k].image.data()));
+      Lane<Scalar>(gradient) +=
+          share * Lane<Scalar>(mask.image.data()) *
+          (Lane<Scalar>(own[k].image.data()) - Lane<Scalar>(wanted[k].image.data()));
     }
   });
   tape.record(std::move(operation));
@@ -101,9 +102,9 @@ void hint_loss(Tape<Scalar>& tape, Maps<Scalar>& features, Maps<Scalar>& hint) {
     const Row<Scalar> mask = tape.mask(chunk);
     const Scalar share = 2 / static_cast<Scalar>(tape.images() * features.numbers());
     const bool first = first_writer(), hint_first = hint_writer();
-    for (Index i = 0; i < features.numbers() * lanes; i += lanes) {
+    for (Index i = 0; i < features.numbers() * lanes; i += vector_lanes<Scalar>) {
       const Vector<Scalar> own =
-          share * vector_at(mask.image.data()) *
+          share * vector_at(mask.image.data() + i % lanes) *
           (vector_at(features.values(chunk) + i) - vector_at(hint.values(chunk) + i));
       Vector<Scalar>& to = vector_at(features.gradients(chunk) + i);
       to = first ? own : to + own;

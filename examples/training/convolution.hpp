@@ -2,8 +2,9 @@
 //
 // All three are the same loop in other places: a block of O channels by X positions (or taps) of
 // sums stays in registers while O + X vectors are read for O * X multiply-adds, so the arithmetic
-// units are the limit and not the cache. O = 8 and X = 3 take 28 of AVX-512's 32 registers.
-// Maps are [channel][y][x][lane], so a vector is sixteen images and a weight is one factor for all.
+// units are the limit and not the cache. O = 8 and X = 3 take 28 of 32 registers, O = 4 all of 16.
+// Maps are [channel][y][x][lane], so a row is sixteen images and a weight is one factor for all;
+// where registers are narrower than rows, one part of the lanes follows the other.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -48,12 +49,18 @@ struct ConvSize {
 
 namespace detail {
 
-/// Calls each(first, O) for blocks of O = 8, then 4, 2 and 1 of `count` channels, O a constant.
+inline constexpr int widest_block = vector_registers >= 32 ? 8 : 4;
+
+/// Calls each(first, O) for blocks of O = 8 (or 4), then 4, 2 and 1 of `count` channels, O a
+/// constant.
 template <class Each>
 void for_each_block(Index count, Each&& each) {
   Index first = 0;
-  for (; count - first >= 8; first += 8) each(first, std::integral_constant<int, 8>());
-  if (count - first >= 4) each(first, std::integral_constant<int, 4>()), first += 4;
+  for (; count - first >= widest_block; first += widest_block) {
+    each(first, std::integral_constant<int, widest_block>());
+  }
+  if (widest_block > 4 && count - first >= 4)
+    each(first, std::integral_constant<int, 4>()), first += 4;
   if (count - first >= 2) each(first, std::integral_constant<int, 2>()), first += 2;
   if (count - first >= 1) each(first, std::integral_constant<int, 1>());
 }
@@ -101,7 +108,8 @@ PaddedRows<Scalar> padded_rows(const ConvSize& size, const Scalar* x, Scalar* sc
 }
 
 /// y[o][i] (+)= the sum over input channels, rows of taps and taps, for O channels and X positions
-/// of one row, every `Stride`-th of the input's. `weight` is packed [in][tap][O].
+/// of one row, every `Stride`-th of the input's, and a vector's lanes. `weight` is packed
+/// [in][tap][O].
 template <int O, int X, int Stride, class Scalar>
 void convolve_block(const ConvSize& size, const PaddedRows<Scalar>& x, const Scalar* first,
                     TapRows rows, const Scalar* weight, Scalar* y, Index y_channel_step) {
@@ -135,7 +143,7 @@ void convolve_block(const ConvSize& size, const PaddedRows<Scalar>& x, const Sca
 }
 
 /// sums[k][o] += the sum over `count` positions of a row of dy[o] times x shifted by k, for O
-/// channels and K taps; x goes on by `stride` positions for each of dy's.
+/// channels, K taps and a vector's lanes; x goes on by `stride` positions for each of dy's.
 template <int O, int K, class Scalar>
 void correlate_block(const Scalar* dy, Index dy_channel_step, const Scalar* x, Index stride,
                      Index count, Scalar* sums) {
@@ -213,8 +221,11 @@ void convolve(const ConvSize& size, const Scalar* x, const Scalar* packed, Scala
         constexpr int O = decltype(block)::value;
         Scalar* to = y + o * map + row * width * lanes;
         detail::for_each_span(width, [&](Index i, auto count) {
-          detail::convolve_block<O, decltype(count)::value, Stride>(
-              size, rows, first + i * Stride * lanes, taps, weight, to + i * lanes, map);
+          for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>) {
+            detail::convolve_block<O, decltype(count)::value, Stride>(
+                size, rows, first + i * Stride * lanes + lane, taps, weight, to + i * lanes + lane,
+                map);
+          }
         });
         weight += size.in * size.taps() * O;
       });
@@ -244,8 +255,7 @@ void spread(const ConvSize& size, const Scalar* dy, Scalar* dense) {
 
 /// Numbers of scratch that correlate needs.
 inline Index correlate_scratch(const ConvSize& size) {
-  constexpr Index widest = 8;  // channels of a block
-  const Index rows = (size.in * size.taps() * widest + lanes - 1) / lanes * lanes;
+  const Index rows = (size.in * size.taps() * detail::widest_block + lanes - 1) / lanes * lanes;
   return convolve_scratch(size) + rows * lanes + rows;
 }
 
@@ -277,12 +287,14 @@ void correlate(const ConvSize& size, const Scalar* x, const Scalar* dy, Scalar* 
           const Index below = size.height + above;
           const Index end = below <= 0 ? 0 : std::min(bottom, (below - 1) / stride + 1);
           detail::for_each_span(kernel_width, [&](Index kx, auto count) {
-            for (Index row = begin; row < end; ++row) {
-              detail::correlate_block<O, decltype(count)::value>(
-                  gradients + row * width * lanes, height * width * lanes,
-                  rows.maps + c * rows.channel_step + (row * stride - above) * rows.row_step +
-                      kx * lanes,
-                  stride, width, to + kx * O * lanes);
+            for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>) {
+              for (Index row = begin; row < end; ++row) {
+                detail::correlate_block<O, decltype(count)::value>(
+                    gradients + row * width * lanes + lane, height * width * lanes,
+                    rows.maps + c * rows.channel_step + (row * stride - above) * rows.row_step +
+                        kx * lanes + lane,
+                    stride, width, to + kx * O * lanes + lane);
+              }
             }
           });
           to += kernel_width * O * lanes;

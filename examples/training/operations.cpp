@@ -157,10 +157,10 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
               scratch);
     const Index positions = y.height * y.width;
     for (Index o = 0; weights.bias && o < conv.out; ++o) {
-      Vector<Scalar> sum{};
+      Row<Scalar> sum{};
       const Scalar* from = y.gradients(chunk) + o * positions * lanes;
-      for (Index i = 0; i < positions; ++i) sum += vector_at(from + i * lanes);
-      state->bias_parts[size(chunk * conv.out + o)] = static_cast<Scalar>(sum_lanes<Scalar>(sum));
+      add_rows(0, positions, sum, [&](Index at, int) { return vector_at(from + at); });
+      state->bias_parts[size(chunk * conv.out + o)] = static_cast<Scalar>(sum_lanes(sum));
     }
     if (!x.differentiable) return;
     if (first_writer()) std::fill_n(x.gradients(chunk), x.numbers() * lanes, Scalar(0));
@@ -297,24 +297,26 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
   Operation operation;
   operation.forward.each([=, &tape, &x](Index chunk, Index) {
     if (!tape.training()) return;
-    const Row<Scalar> mask_row = tape.mask(chunk);
-    const Vector<Scalar>& mask = vector_at(mask_row.image.data());
+    const Row<Scalar> mask = tape.mask(chunk);
     const double count = images_of(chunk) * static_cast<double>(counted);
     const Scalar* from = x.values(chunk);
     for (Index c = 0; c < channels; ++c, from += positions * lanes) {
-      Vector<Scalar> sum{}, squares{};
+      Row<Scalar> sum{}, squares{};
       for_each_run([&](Index begin, Index end) {
-        for (Index i = begin; i < end; ++i) sum += mask * vector_at(from + i * lanes);
+        add_rows(begin, end, sum, [&](Index at, int lane) {
+          return vector_at(mask.image.data() + lane) * vector_at(from + at);
+        });
       });
-      const double mean = sum_lanes<Scalar>(sum) / count;
+      const double mean = sum_lanes(sum) / count;
       const auto shift = static_cast<Scalar>(mean);
       for_each_run([&](Index begin, Index end) {
-        for (Index i = begin; i < end; ++i) {
-          const Vector<Scalar> deviation = mask * (vector_at(from + i * lanes) - shift);
-          squares += deviation * deviation;
-        }
+        add_rows(begin, end, squares, [&](Index at, int lane) {
+          const Vector<Scalar> deviation =
+              vector_at(mask.image.data() + lane) * (vector_at(from + at) - shift);
+          return deviation * deviation;
+        });
       });
-      state->moments[size(chunk * channels + c)] = {mean, sum_lanes<Scalar>(squares)};
+      state->moments[size(chunk * channels + c)] = {mean, sum_lanes(squares)};
     }
   });
   operation.forward.then([=, &tape] {
@@ -355,10 +357,10 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
     Scalar* to = y.values(chunk);
     for (Index c = 0; c < channels; ++c) {
       const Scalar factor = state->factor[size(c)], offset = state->offset[size(c)];
-      for (Index i = 0; i < positions; ++i) {
-        vector_at(to) = factor * vector_at(from) + offset;
-        from += lanes, to += lanes;
+      for (Index i = 0; i < positions * lanes; i += vector_lanes<Scalar>) {
+        vector_at(to + i) = factor * vector_at(from + i) + offset;
       }
+      from += positions * lanes, to += positions * lanes;
     }
   });
 
@@ -366,14 +368,15 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
     const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
     for (Index c = 0; c < channels; ++c) {
       const Scalar mean = state->mean[size(c)];
-      Vector<Scalar> sum{}, product{};
-      for (Index i = 0; i < positions; ++i, from += lanes, gradient += lanes) {
-        sum += vector_at(gradient);
-        product += vector_at(gradient) * (vector_at(from) - mean);
-      }
+      Row<Scalar> sum{}, product{};
+      add_rows(0, positions, sum, [&](Index at, int) { return vector_at(gradient + at); });
+      add_rows(0, positions, product, [&](Index at, int) {
+        return vector_at(gradient + at) * (vector_at(from + at) - mean);
+      });
+      from += positions * lanes, gradient += positions * lanes;
       state->sums[size(chunk * channels + c)] = {
-          sum_lanes<Scalar>(sum),
-          sum_lanes<Scalar>(product) * static_cast<double>(state->deviation_inverse[size(c)])};
+          sum_lanes(sum),
+          sum_lanes(product) * static_cast<double>(state->deviation_inverse[size(c)])};
     }
   });
   operation.backward.then([=, &tape] {
@@ -393,8 +396,7 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
   const auto first_writer = tape.first_writer(x);
   operation.backward.each([=, &tape, &x, &y](Index chunk, Index) {
     if (!x.differentiable) return;
-    const Row<Scalar> mask_row = tape.mask(chunk);
-    const Vector<Scalar>& mask = vector_at(mask_row.image.data());
+    const Row<Scalar> mask = tape.mask(chunk);
     const bool first = first_writer();
     const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
     Scalar* to = x.gradients(chunk);
@@ -405,9 +407,10 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
       const Scalar slope = state->deviation_inverse[size(c)] * state->mean_product[size(c)];
       const Scalar mean = state->mean[size(c)], level = state->mean_gradient[size(c)];
       const auto put = [&](Index begin, Index end, Scalar shift, Scalar by) {
-        for (Index i = begin * lanes; i < end * lanes; i += lanes) {
+        for (Index i = begin * lanes; i < end * lanes; i += vector_lanes<Scalar>) {
           const Vector<Scalar> own =
-              factor * mask * (vector_at(gradient + i) - shift - by * (vector_at(from + i) - mean));
+              factor * vector_at(mask.image.data() + i % lanes) *
+              (vector_at(gradient + i) - shift - by * (vector_at(from + i) - mean));
           vector_at(to + i) = first ? own : vector_at(to + i) + own;
         }
       };
@@ -431,12 +434,12 @@ void relu(Tape<Scalar>& tape, Maps<Scalar>& x) {
     throw concertina::Error("relu: it would change maps that " + std::to_string(x.readers) +
                             " other operations read");
   }
-  const Index rows = x.numbers();
+  const Index numbers = x.numbers() * lanes;
   Operation operation;
   operation.forward.each([=, &x](Index chunk, Index) {
     Scalar* to = x.values(chunk);
-    for (Index i = 0; i < rows; ++i, to += lanes) {
-      Vector<Scalar>& value = vector_at(to);
+    for (Index i = 0; i < numbers; i += vector_lanes<Scalar>) {
+      Vector<Scalar>& value = vector_at(to + i);
       value = value < Scalar(0) ? Vector<Scalar>{} : value;  // NaN stays
     }
   });
@@ -444,9 +447,9 @@ void relu(Tape<Scalar>& tape, Maps<Scalar>& x) {
     if (!x.differentiable) return;
     const Scalar* value = x.values(chunk);
     Scalar* to = x.gradients(chunk);
-    for (Index i = 0; i < rows; ++i, value += lanes, to += lanes) {
-      Vector<Scalar>& gradient = vector_at(to);
-      gradient = vector_at(value) > Scalar(0) ? gradient : Vector<Scalar>{};
+    for (Index i = 0; i < numbers; i += vector_lanes<Scalar>) {
+      Vector<Scalar>& gradient = vector_at(to + i);
+      gradient = vector_at(value + i) > Scalar(0) ? gradient : Vector<Scalar>{};
     }
   });
   tape.record(std::move(operation));
@@ -459,13 +462,16 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
                      std::to_string(x.width) + " are smaller than the 2x2 window");
   }
   Maps<Scalar>& y = tape.maps(x.channels, x.height / 2, x.width / 2);
-  // Calls each(from, to): offsets in a chunk of a window's first row and of its result.
+  // Calls each(from, to): offsets in a chunk of a vector of a window's first row and of its result.
   const auto for_each_window = [&x, &y](auto&& each) {
     for (Index c = 0; c < x.channels; ++c) {
       for (Index row = 0; row < y.height; ++row) {
         Index from = (c * x.height + 2 * row) * x.width * lanes;
         Index to = (c * y.height + row) * y.width * lanes;
-        for (Index i = 0; i < y.width; ++i, from += 2 * lanes, to += lanes) each(from, to);
+        for (Index i = 0; i < y.width; ++i, from += 2 * lanes, to += lanes) {
+          for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>)
+            each(from + lane, to + lane);
+        }
       }
     }
   };
@@ -523,14 +529,17 @@ Maps<Scalar>& average_pool(Tape<Scalar>& tape, Maps<Scalar>& x,
   }
   Maps<Scalar>& y = tape.maps(x.channels, x.height - kernel[0] + 1, x.width - kernel[1] + 1);
   const Scalar share = 1 / static_cast<Scalar>(numel(kernel));
-  /// Calls each(from, to): offsets in a chunk of a row that a window reads and of its result.
+  // Calls each(from, to): offsets in a chunk of a vector of a row that a window reads and of its
+  // result.
   const auto for_each_row = [=, &x, &y](auto&& each) {
     for (Index c = 0; c < x.channels; ++c) {
       for (Index i = 0; i < y.height; ++i) {
         for (Index j = 0; j < y.width; ++j) {
           const Index to = ((c * y.height + i) * y.width + j) * lanes;
           for (Index row = 0; row < kernel[0]; ++row) {
-            each(((c * x.height + i + row) * x.width + j) * lanes, to);
+            const Index from = ((c * x.height + i + row) * x.width + j) * lanes;
+            for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>)
+              each(from + lane, to + lane);
           }
         }
       }
@@ -547,7 +556,7 @@ Maps<Scalar>& average_pool(Tape<Scalar>& tape, Maps<Scalar>& x,
       for (Index i = at; i < at + line; i += lanes) sum += vector_at(from + i);
       vector_at(result + to) = sum;
     });
-    for (Index i = 0; i < y.numbers(); ++i) vector_at(result + i * lanes) *= share;
+    for (Index i = 0; i < y.numbers() * lanes; ++i) result[i] *= share;
   });
   const auto first_writer = tape.first_writer(x);
   operation.backward.each([=, &x, &y](Index chunk, Index) {

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -1655,7 +1656,7 @@ void check_sum_lanes() {
       const auto& row = rows[at(i)].image;
       const Scalar expected = std::accumulate(row.begin(), row.end(), Scalar(0));
       CHECK(sums[at(i / lanes)].image[at(i % lanes)] == expected);
-      CHECK(sum_lanes<Scalar>(vector_at(row.data())) == static_cast<double>(expected));
+      CHECK(sum_lanes(rows[at(i)]) == static_cast<double>(expected));
     }
   }
 }
@@ -1685,11 +1686,13 @@ TEST_CASE("kernels are packed in blocks of channels", "[training][operations]") 
             adjoint(weight.size());
         std::iota(weight.begin(), weight.end(), 1.0f);
         pack_kernel(size, weight.data(), packed.data());
-        // Blocks of 8, 4, 2 and 1 channels, [in][tap][channel] each.
+        // Blocks of as many channels as registers hold, then 4, 2 and 1, [in][tap][channel] each.
         Index first = 0;
         auto number = packed.begin();
-        for (const Index block : {8, 8, 8, 8, 4, 2, 1}) {
-          if (first + block > out || (block < 8 && (out - first) / block != 1)) continue;
+        while (first < out) {
+          const auto left =
+              static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(out - first)));
+          const Index block = std::min<Index>(training::detail::widest_block, left);
           for (Index i = 0; i < in * taps; ++i) {
             for (Index o = first; o < first + block; ++o) {
               CHECK(*number++ == weight[at(o * in * taps + i)]);
