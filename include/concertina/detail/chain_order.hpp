@@ -12,8 +12,8 @@
 
 namespace concertina::detail {
 
-/// cost(outer, inner) of one product, in any unit.
-using ProductCost = FunctionRef<double(const AnyShape&, const AnyShape&)>;
+/// cost(outer, inner, product) of one product, in any unit.
+using ProductCost = FunctionRef<double(const AnyShape&, const AnyShape&, const AnyShape&)>;
 
 /// For each run of a chain's layers, where its last product splits it.
 /// Cost    (number of layers)^3 steps
@@ -41,16 +41,19 @@ class ChainOrder {
     double& best = cost_[at(first, last)];
     split_[at(first, last)] = last;  // where every split overflows, the product meets that
     best = std::numeric_limits<double>::infinity();
+    AnyShape& product = shapes_[at(first, last)];
+    bool is_shaped = false;
     for (std::size_t middle = first + 1; middle <= last; ++middle) {
       const double parts = cost_[at(first, middle - 1)] + cost_[at(middle, last)];
       if (!(parts < best)) continue;
       try {
         const auto &inner = shapes_[at(first, middle - 1)], &outer = shapes_[at(middle, last)];
-        const double cost = parts + cost_of(outer, inner);
+        if (!is_shaped) product = product_shape(outer, inner);  // the same for every split
+        is_shaped = true;
+        const double cost = parts + cost_of(outer, inner, product);
         if (!(cost < best)) continue;
         best = cost;
         split_[at(first, last)] = middle;
-        shapes_[at(first, last)] = product_shape(outer, inner);  // the same for every split
       } catch (const SizeError&) {
         continue;  // an intermediate that overflows is never chosen
       }

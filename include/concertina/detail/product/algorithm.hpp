@@ -54,13 +54,13 @@ inline Algorithm algorithm_for(const AnyShape& outer, const AnyShape& inner) {
 
 /// Time of one product on the processor, in units of a multiply-add at full speed.
 struct ProcessorCost {
-  double operator()(const AnyShape& outer, const AnyShape& inner) const {
+  double operator()(const AnyShape& outer, const AnyShape& inner, const AnyShape& product) const {
     constexpr double slow = tuning::slow;
     const auto elements = [](const AnyShape& shape) {
       return static_cast<double>(weight_numel(shape));
     };
     const auto work = static_cast<double>(multiply_adds(outer, inner));
-    const double result = elements(product_shape(outer, inner));
+    const double result = elements(product);
     switch (algorithm_for(outer, inner)) {
       case Algorithm::outer_diagonal:
       case Algorithm::inner_diagonal: return 2 * result;  // streamed, so bound by memory

@@ -85,13 +85,13 @@ inline std::vector<BlockRun> block_runs(const ProductPlan& plan) {
 }
 
 /// Time of a product in multiply-adds, where it is unfolded with that of moving elements.
-inline double device_cost(const PlanOptions& options, const AnyShape& outer,
-                          const AnyShape& inner) {
+inline double device_cost(const PlanOptions& options, const AnyShape& outer, const AnyShape& inner,
+                          const AnyShape& product) {
   const auto elements = [](const AnyShape& shape) {
     return static_cast<double>(weight_numel(shape));
   };
   const Index work = concertina::detail::multiply_adds(outer, inner);
-  const double result = elements(concertina::detail::product_shape(outer, inner));
+  const double result = elements(product);
   double moved = 0;  // read and written
   const Index inner_taps = numel(inner.kernel_size);
   if (numel(outer.kernel_size) > 1 && inner_taps > 1 &&

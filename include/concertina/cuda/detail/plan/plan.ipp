@@ -63,10 +63,10 @@ inline ContractionPlan::ContractionPlan(std::span<const PlannedForm> forms,
       return detail::PlannedValue{
           shape, {2 * at}, {2 * at + 1}, {2 * gradient_at}, {2 * gradient_at + 1}};
     };
-    concertina::detail::Program program(form.tree(),
-                                        [&](const AnyShape& outer, const AnyShape& inner) {
-                                          return detail::device_cost(options, outer, inner);
-                                        });
+    concertina::detail::Program program(
+        form.tree(), [&](const AnyShape& outer, const AnyShape& inner, const AnyShape& product) {
+          return detail::device_cost(options, outer, inner, product);
+        });
     std::vector<detail::PlannedValue> values;
     for (const AnyShape& layer : program.leaves()) {
       const int at = static_cast<int>(values.size());
