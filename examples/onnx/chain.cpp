@@ -2,11 +2,11 @@
 #include "onnx/chain.hpp"
 
 #include "onnx/builder.hpp"
+#include "onnx/data_types.hpp"
 #include "onnx/layer.hpp"
 #include "text.hpp"
 
 #include <concertina/error.hpp>
-#include <concertina/scalar.hpp>
 
 #include <algorithm>
 #include <charconv>
@@ -321,25 +321,6 @@ constexpr std::pair<Dtype, onnx::DataType> types[] = {{Dtype::F64, onnx::DataTyp
                                                       {Dtype::F16, onnx::DataType::float16},
                                                       {Dtype::BF16, onnx::DataType::bfloat16}};
 
-/// Calls f with the type that stores elements of this one.
-template <class F>
-auto with_stored(onnx::DataType type, const F& f) {
-  switch (type) {
-    case onnx::DataType::float64: return f(double());
-    case onnx::DataType::float16: return f(Eigen::half());
-    case onnx::DataType::bfloat16: return f(Eigen::bfloat16());
-    default: return f(float());
-  }
-}
-
-template <class Stored>
-std::vector<Stored> rounded_to(const std::vector<double>& values) {
-  std::vector<Stored> elements;
-  elements.reserve(values.size());
-  for (const double value : values) elements.push_back(concertina::detail::convert<Stored>(value));
-  return elements;
-}
-
 }  // namespace
 
 std::vector<ChainLayer> parse_chain(const std::string& text) {
@@ -393,9 +374,7 @@ onnx::Model rounded(onnx::Model model, Dtype dtype) {
                                        " does not hold the elements of " + in_quotes(tensor.name) +
                                        "; write a wider type");
     }
-    tensor = with_stored(type, [&]<class Stored>(Stored) {
-      return onnx::Tensor::of<Stored>(tensor.name, tensor.dims, rounded_to<Stored>(values));
-    });
+    tensor = rounded_tensor(tensor.name, tensor.dims, values, type);
   }
   for (auto* list : {&model.inputs, &model.outputs}) {
     for (onnx::ValueInfo& info : *list) {
@@ -416,10 +395,7 @@ onnx::Model as_rounded(onnx::Model model, const onnx::Model& rounded, onnx::Data
     const onnx::Tensor& narrow = rounded.initializers[i];
     if (tensor.type == narrow.type) continue;
     stored = narrow.type;
-    tensor = with_stored(tensor.type, [&]<class Stored>(Stored) {
-      return onnx::Tensor::of<Stored>(tensor.name, tensor.dims,
-                                      rounded_to<Stored>(narrow.values<double>()));
-    });
+    tensor = rounded_tensor(tensor.name, tensor.dims, narrow.values<double>(), tensor.type);
   }
   return model;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnx/contract_model.hpp"
 
+#include "onnx/data_types.hpp"
 #include "onnx/plan.hpp"
 #include "onnx/region_expression.hpp"
 #include "onnx/rewriter.hpp"
@@ -89,12 +90,8 @@ TapNorms tap_norms(const Expr<double, Rank>& expression, int rank) {
 
 /// As a type stores it.
 double stored(onnx::DataType type, double value) {
-  switch (type) {
-    case onnx::DataType::float16: return static_cast<double>(Eigen::half(value));
-    case onnx::DataType::bfloat16: return static_cast<double>(Eigen::bfloat16(value));
-    case onnx::DataType::float32: return static_cast<double>(static_cast<float>(value));
-    default: return value;
-  }
+  return with_float(
+      type, [&]<class Stored>(Stored) { return static_cast<double>(static_cast<Stored>(value)); });
 }
 
 /// Puts the region's contraction in its place; into `result` the norms of taps, where wanted.

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "evaluate.hpp"
 
-#include "integers.hpp"
+#include "data_types.hpp"
 #include "operators.hpp"
 
 #include <optional>

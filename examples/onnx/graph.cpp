@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnx/graph.hpp"
 
+#include "onnx/data_types.hpp"
 #include "onnx/evaluate.hpp"
-#include "onnx/integers.hpp"
 #include "text.hpp"
 
 #include <algorithm>

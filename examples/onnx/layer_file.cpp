@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnx/layer_file.hpp"
 
+#include "onnx/data_types.hpp"
 #include "onnx/region_expression.hpp"
 
 #include <concertina/contract.hpp>
 #include <concertina/error.hpp>
-#include <concertina/scalar.hpp>
 
 #include <algorithm>
 #include <string>
@@ -38,10 +38,7 @@ std::string geometry_text(const ConvShape<Rank>& shape, int rank) {
 
 template <class Stored>
 void add(Safetensors& file, const char* name, const Dims& dims, std::span<const double> values) {
-  std::vector<Stored> elements;
-  elements.reserve(values.size());
-  for (const double value : values) elements.push_back(concertina::detail::convert<Stored>(value));
-  file.add(name, dims, elements);
+  file.add(name, dims, rounded<Stored>(values));
 }
 
 template <class Stored, int Rank>
@@ -101,12 +98,8 @@ std::optional<Safetensors> layer_file(const onnx::Model& model) {
         if (!first(segments.back().from) || !first(segments.front().to)) return std::nullopt;
         const auto layer = concertina::contract(*region);
         if (rank == 0 && layer.shape().groups > 1) return std::nullopt;
-        switch (type_of(segments)) {
-          case onnx::DataType::float64: return file_of<double>(layer, rank);
-          case onnx::DataType::float16: return file_of<Eigen::half>(layer, rank);
-          case onnx::DataType::bfloat16: return file_of<Eigen::bfloat16>(layer, rank);
-          default: return file_of<float>(layer, rank);
-        }
+        return with_float(type_of(segments),
+                          [&]<class Stored>(Stored) { return file_of<Stored>(layer, rank); });
       } catch (const NotLinear&) {
       } catch (const concertina::InexactError&) {  // it crops and pads again
       }

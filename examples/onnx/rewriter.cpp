@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnx/rewriter.hpp"
 
-#include <concertina/scalar.hpp>
+#include "onnx/data_types.hpp"
 
 #include <algorithm>
 #include <ranges>
@@ -10,24 +10,6 @@
 namespace tool {
 
 namespace {
-
-template <class Stored>
-onnx::Tensor rounded(const std::string& name, const Dims& dims, std::span<const double> values) {
-  std::vector<Stored> elements;
-  elements.reserve(values.size());
-  for (const double value : values) elements.push_back(concertina::detail::convert<Stored>(value));
-  return onnx::Tensor::of<Stored>(name, dims, elements);
-}
-
-onnx::Tensor tensor_of(const std::string& name, const Dims& dims, std::span<const double> values,
-                       onnx::DataType type) {
-  switch (type) {
-    case onnx::DataType::float16: return rounded<Eigen::half>(name, dims, values);
-    case onnx::DataType::bfloat16: return rounded<Eigen::bfloat16>(name, dims, values);
-    case onnx::DataType::float64: return onnx::Tensor::of<double>(name, dims, values);
-    default: return rounded<float>(name, dims, values);
-  }
-}
 
 /// Whether a layer reads the whole of its source once: a linear layer after a flattening.
 bool covers(const NewLayer& layer, const GraphTensor& source) {
@@ -141,7 +123,7 @@ std::string Rewriter::fresh(const std::string& wanted,
 
 std::string Rewriter::constant(const std::string& suffix, const Dims& dims,
                                std::span<const double> values) {
-  constants_.push_back(tensor_of(fresh(result_->name + suffix, names_), dims, values, type_));
+  constants_.push_back(rounded_tensor(fresh(result_->name + suffix, names_), dims, values, type_));
   return constants_.back().name;
 }
 
