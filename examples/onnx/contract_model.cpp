@@ -10,9 +10,9 @@
 #include <concertina/contract.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <concepts>
+#include <limits>
 #include <set>
 #include <string_view>
 
@@ -37,28 +37,6 @@ std::string describe(const NewLayer& layer) {
 }
 
 namespace {
-
-/// The first constant of the region that is not finite: `, such as "conv.weight"`; empty where all
-/// are.
-std::string culprit(const Graph& graph, Segments segments) {
-  constexpr std::array floating = {onnx::DataType::float16, onnx::DataType::bfloat16,
-                                   onnx::DataType::float32, onnx::DataType::float64};
-  for (const Segment& segment : segments) {
-    for (const LinearNode* map : segment.maps) {
-      for (const int node : map->nodes) {
-        for (std::size_t i = 0; i < graph.node(node).inputs.size(); ++i) {
-          const onnx::Tensor* const tensor = graph.constant(node, i);
-          if (!tensor || !std::ranges::count(floating, tensor->type)) continue;
-          const auto elements = tensor->values<double>();
-          if (!std::ranges::all_of(elements, [](double x) { return std::isfinite(x); })) {
-            return ", such as " + in_quotes(graph.node(node).inputs[i]);
-          }
-        }
-      }
-    }
-  }
-  return {};
-}
 
 template <int Rank>
 TapNorms tap_norms(const Conv<double, Rank>& layer, const std::string& name) {
@@ -94,6 +72,16 @@ double stored(onnx::DataType type, double value) {
       type, [&]<class Stored>(Stored) { return static_cast<double>(static_cast<Stored>(value)); });
 }
 
+/// Whether the largest element of a weight is below the type's normal numbers, so that rounding it
+/// loses much of the whole.
+bool underflows(onnx::DataType type, std::span<const double> weight) {
+  double largest = 0;
+  for (const double element : weight) largest = std::max(largest, std::abs(element));
+  return with_float(type, [&]<class Stored>(Stored) {
+    return largest > 0 && largest < static_cast<double>(std::numeric_limits<Stored>::min());
+  });
+}
+
 /// Puts the region's contraction in its place; into `result` the norms of taps, where wanted.
 void contract_region(const Graph& graph, Segments segments, const Plan& plan, bool with_norms,
                      Budget& budget, ContractedRegion& result, Rewriter& rewriter) {
@@ -119,21 +107,26 @@ void contract_region(const Graph& graph, Segments segments, const Plan& plan, bo
                  ? concertina::contract<long double>(expression, border)
                  : concertina::contract(expression, border);
     }();
-    const auto finite = [](double element) { return std::isfinite(element); };
-    if (!std::ranges::all_of(layer_of(contraction).weight(), finite) ||
-        !std::ranges::all_of(contraction.bias(), finite)) {
-      throw concertina::NumericalError(graph.model().origin + ": the region that makes " +
-                                       in_quotes(graph[segments.front().to].name) +
-                                       " has weights that are not finite, or contracts to such" +
-                                       culprit(graph, segments));
-    }
     std::vector<double> shift;
     if (!shifted.empty()) shift = split_affine(shifted, layer_of(contraction).shape().in).shift;
     const onnx::DataType wanted = type_of(segments);
     const auto holds = [&](double element) { return std::isfinite(stored(wanted, element)); };
     if (!std::ranges::all_of(layer_of(contraction).weight(), holds) ||
         !std::ranges::all_of(contraction.bias(), holds) || !std::ranges::all_of(shift, holds)) {
+      if (const std::string name = not_finite(graph, segments); !name.empty()) {
+        throw concertina::NumericalError(graph.model().origin + ": the region that makes " +
+                                         in_quotes(graph[segments.front().to].name) +
+                                         " has weights that are not finite, such as " +
+                                         in_quotes(name));
+      }
       throw NotLinear("it contracts to numbers that " + onnx::to_string(wanted) + " does not hold");
+    }
+    if (underflows(wanted, layer_of(contraction).weight())) {
+      throw NotLinear("it contracts to numbers that are too small for " + onnx::to_string(wanted));
+    }
+    if (wanted == onnx::DataType::bfloat16 && graph.opset() < 22 &&
+        rewriter.writes_convolution(segments, plan.layer)) {
+      throw NotLinear("Conv takes bfloat16 from opset 22 on");
     }
     if constexpr (std::same_as<Expression, Expr<double, Rank>>) {
       if (with_norms) result.taps_after = tap_norms(contraction, result.layer);

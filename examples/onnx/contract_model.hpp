@@ -80,7 +80,7 @@ struct ContractedModel {
 ///           names; nodes, attributes and constants that no region takes in are untouched
 /// Throws    FormatError, UsageError as Graph does; UsageError for names in `only` that
 ///           the graph does not have; NumericalError naming the region for weights that are not
-///           finite, or that its type does not hold
+///           finite
 ContractedModel contract_model(const onnx::Model& model, const ModelOptions& options);
 
 }  // namespace tool

@@ -286,6 +286,10 @@ class ShapeInference {
     return result;
   }
 
+  bool has_input(std::size_t i) const {
+    return i < node_.inputs.size() && !node_.inputs[i].empty();
+  }
+
   static std::optional<std::size_t> axis_in(Index axis, std::size_t rank) {
     if (axis < 0) axis += static_cast<Index>(rank);
     if (axis < 0 || axis >= static_cast<Index>(rank)) return std::nullopt;
@@ -343,8 +347,7 @@ class ShapeInference {
     if (!in(0)) return std::nullopt;
     const std::size_t rank = in(0)->size();
     if (!pads || pads->size() != 2 * rank ||
-        !std::ranges::all_of(*pads, [](Index pad) { return is_ordinary(pad); }) ||
-        (node_.inputs.size() > 3 && !node_.inputs[3].empty())) {
+        !std::ranges::all_of(*pads, [](Index pad) { return is_ordinary(pad); }) || has_input(3)) {
       return Dims(rank, unknown);
     }
     Dims result = *in(0);
@@ -363,7 +366,10 @@ class ShapeInference {
     };
     const auto starts = list("starts", 1), ends = list("ends", 2);
     auto axes = list("axes", 3), steps = old ? std::nullopt : graph_.integers(index_, 4);
-    if (!starts || !ends || starts->size() != ends->size()) return Dims(in(0)->size(), unknown);
+    const bool vary = (!axes && has_input(3)) || (!steps && has_input(4));
+    if (!starts || !ends || vary || starts->size() != ends->size()) {
+      return Dims(in(0)->size(), unknown);
+    }
     if (!axes || axes->empty()) {
       axes.emplace(starts->size());
       std::iota(axes->begin(), axes->end(), Index{0});
@@ -396,7 +402,7 @@ class ShapeInference {
     if (!axis) return result;
     auto parts = node_.attribute("split") ? std::optional(node_.integers("split", {}))
                                           : graph_.integers(index_, 1);
-    const bool varies = !parts && node_.inputs.size() > 1 && !node_.inputs[1].empty();
+    const bool varies = !parts && has_input(1);
     const auto count = static_cast<Index>(result.size());
     const Index extent = varies ? unknown : (*in(0))[*axis];
     for (Index i = 0; i < count; ++i) {
@@ -415,7 +421,7 @@ class ShapeInference {
     if (!in(0)) return std::nullopt;
     auto axes = node_.attribute("axes") ? std::optional(node_.integers("axes", {}))
                                         : graph_.integers(index_, 1);
-    if (!axes && node_.inputs.size() > 1 && !node_.inputs[1].empty()) return std::nullopt;
+    if (!axes && has_input(1)) return std::nullopt;
     const bool none = !axes || axes->empty();
     if (none && node_.integer("noop_with_empty_axes", 0) != 0) return in(0);
     const bool keep = node_.integer("keepdims", 1) != 0;
@@ -494,8 +500,7 @@ class ShapeInference {
     std::set<std::size_t> marked;
     for (const Index each : *axes) {
       const auto axis = axis_in(each, rank);
-      if (!axis) return std::nullopt;
-      marked.insert(*axis);
+      if (!axis || !marked.insert(*axis).second) return std::nullopt;
     }
     Dims result;
     std::size_t next = 0;
@@ -549,10 +554,11 @@ onnx::DataType type_of_output(const Graph& graph, int node, std::size_t output) 
                                                              "Upsample",      "DepthToSpace",
                                                              "SpaceToDepth",  "Squeeze",
                                                              "Unsqueeze",     "Gather",
-                                                             "Expand",        "Tile"};
+                                                             "Expand",        "Tile",
+                                                             "Where"};
   const bool keeps =
       keeping.contains(n.op_type) || (ShapeInference::is_unary(n.op_type) && n.op_type != "Not");
-  const int input = graph.input(node, 0);
+  const int input = graph.input(node, n.op_type == "Where" ? 1 : 0);
   return keeps && input >= 0 ? graph[input].type : onnx::DataType::undefined;
 }
 

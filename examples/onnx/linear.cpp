@@ -404,7 +404,10 @@ class NodeReader {
   std::optional<LinearNode> mean() {
     if (rank() < 3 || rank() > 5) return no("it has other than one to three spatial axes");
     const Dims size(dims()->begin() + 2, dims()->end());
-    if (node_.op_type == "ReduceMean") {
+    if (node_.op_type == "ReduceMean") {  // of integers it rounds
+      if (!is_float(graph_[graph_.input(index_, 0)].type)) {
+        return no("its elements are not known to be floating-point numbers");
+      }
       auto axes = node_.attribute("axes") ? std::optional(node_.integers("axes", {}))
                                           : graph_.integers(index_, 1);
       if (!axes) return no("its axes are not constants");
@@ -573,7 +576,8 @@ class NodeReader {
     };
     const auto starts = list("starts", 1), ends = list("ends", 2), axes = list("axes", 3);
     const auto steps = old ? std::nullopt : graph_.integers(index_, 4);
-    if (!starts || !ends || starts->size() != 1 || ends->size() != 1)
+    const bool vary = (!axes && !left_out(3)) || (!steps && !left_out(4));
+    if (!starts || !ends || vary || starts->size() != 1 || ends->size() != 1)
       return no("it is not along one axis, by constants");
     const Index axis = axes && !axes->empty() ? axes->front() : 0,
                 step = steps && !steps->empty() ? steps->front() : 1;

@@ -411,6 +411,9 @@ void prove_region(const Graph& a, Segments expanded, const Graph& b, Segments co
                                    how.stored_after, budget, region);
       }
     });
+    if (region.failed() && !not_finite(a, expanded).empty() && !not_finite(b, contracted).empty()) {
+      region.doubt("neither has finite weights alone");
+    }
   } catch (const NotLinear& error) {
     region.unproved = error.what();
   } catch (const concertina::Error& error) {

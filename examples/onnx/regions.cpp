@@ -2,6 +2,8 @@
 #include "onnx/regions.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <set>
 
 namespace tool {
@@ -116,6 +118,26 @@ double count_maps(Segments segments) {
   std::size_t count = 0;
   for (const Segment& segment : segments) count += segment.maps.size();
   return static_cast<double>(count);
+}
+
+std::string not_finite(const Graph& graph, Segments segments) {
+  constexpr std::array floating = {onnx::DataType::float16, onnx::DataType::bfloat16,
+                                   onnx::DataType::float32, onnx::DataType::float64};
+  for (const Segment& segment : segments) {
+    for (const LinearNode* map : segment.maps) {
+      for (const int node : map->nodes) {
+        for (std::size_t i = 0; i < graph.node(node).inputs.size(); ++i) {
+          const onnx::Tensor* const tensor = graph.constant(node, i);
+          if (!tensor || !std::ranges::count(floating, tensor->type)) continue;
+          const auto elements = tensor->values<double>();
+          if (!std::ranges::all_of(elements, [](double x) { return std::isfinite(x); })) {
+            return graph.node(node).inputs[i];
+          }
+        }
+      }
+    }
+  }
+  return {};
 }
 
 bool contains(Segments segments, std::initializer_list<LinearNode::Kind> kinds) {

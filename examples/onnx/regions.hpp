@@ -61,6 +61,8 @@ onnx::DataType type_of(Segments segments);
 std::size_t count_nodes(Segments segments);
 /// What budgets count.
 double count_maps(Segments segments);
+/// The name of the region's first constant with an element that is not finite; empty where all are.
+std::string not_finite(const Graph& graph, Segments segments);
 /// Whether a map of the region is of one of these kinds.
 bool contains(Segments segments, std::initializer_list<LinearNode::Kind> kinds);
 

@@ -21,10 +21,17 @@ bool covers(const NewLayer& layer, const GraphTensor& source) {
          layer.dilations == ones && layer.strides == ones;
 }
 
+/// Whether a layer is a linear one of each position.
+bool is_linear(const NewLayer& layer) {
+  return layer.rank == 0 || (is_pointwise(layer) && layer.in_layout == Layout::channels_last &&
+                             layer.out_layout == Layout::channels_last);
+}
+
 }  // namespace
 
 Rewriter::Rewriter(const Graph& graph) : graph_(graph), model_(graph.model()) {
   for (const GraphTensor& tensor : graph.tensors()) names_.insert(tensor.name);
+  for (const onnx::ValueInfo& value : model_.values) names_.insert(value.name);  // of none that is
   for (const onnx::Node& node : model_.nodes) {
     node_names_.insert(node.name);
     // Names in graphs that nodes hold, which are to be no others': wherever they stand there.
@@ -37,6 +44,10 @@ Rewriter::Rewriter(const Graph& graph) : graph_(graph), model_(graph.model()) {
   }
   removed_.resize(model_.nodes.size());
   inserted_.resize(model_.nodes.size());
+}
+
+bool Rewriter::writes_convolution(Segments segments, const NewLayer& layer) const {
+  return !is_linear(layer) && !(layer.flat && covers(layer, graph_[segments.back().from]));
 }
 
 void Rewriter::replace(Segments segments, const NewLayer& layer, std::span<const double> weight,
@@ -109,16 +120,26 @@ onnx::Model Rewriter::finished() && {
   return result;
 }
 
-std::string Rewriter::fresh(const std::string& wanted,
-                            std::set<std::string, std::less<>>& names) const {
+std::string Rewriter::fresh(const std::string& wanted, std::set<std::string, std::less<>>& names) {
   const auto taken = [&](const std::string& name) {
-    return !names.insert(name).second || std::ranges::any_of(bodies_, [&](std::string_view body) {
-      return body.find(name) != std::string_view::npos;
-    });
+    return !names.insert(name).second || is_in_bodies(name);
   };
   std::string name = wanted;
   for (int i = 2; taken(name); ++i) name = wanted + "_" + std::to_string(i);
   return name;
+}
+
+/// Looked for from its end on, which many names share.
+bool Rewriter::is_in_bodies(const std::string& name) {
+  const std::string end = name.substr(std::min(name.rfind('.'), name.size()));
+  const auto [at, added] = before_.try_emplace(end);
+  for (const std::string_view body : bodies_) {
+    if (!added) break;
+    for (auto to = body.find(end); to != body.npos; to = body.find(end, to + 1))
+      at->second.push_back(body.substr(0, to + end.size()));
+  }
+  return std::ranges::any_of(at->second,
+                             [&](std::string_view before) { return before.ends_with(name); });
 }
 
 std::string Rewriter::constant(const std::string& suffix, const Dims& dims,
@@ -157,8 +178,7 @@ std::string Rewriter::move_channels(const std::string& x, int rank, Layout to) {
 
 void Rewriter::write(const NewLayer& layer, std::string x) {
   const bool two_axes = result_->dims && result_->dims->size() == 2;
-  if (layer.rank == 0 || (is_pointwise(layer) && layer.in_layout == Layout::channels_last &&
-                          layer.out_layout == Layout::channels_last)) {
+  if (is_linear(layer)) {
     return write_linear(layer.in, layer.out, x, layer.rank == 0 && two_axes);
   }
   if (layer.in_layout == Layout::channels_last)

@@ -5,6 +5,7 @@
 #include "onnx/layer.hpp"
 #include "onnx/regions.hpp"
 
+#include <map>
 #include <set>
 #include <span>
 #include <string>
@@ -17,6 +18,9 @@ class Rewriter {
  public:
   /// The graph must outlive it.
   explicit Rewriter(const Graph& graph);
+
+  /// Whether replace would write a convolution, or a transposed one.
+  bool writes_convolution(Segments region, const NewLayer& layer) const;
 
   bool removed(int node) const { return removed_[static_cast<std::size_t>(node)]; }
 
@@ -31,7 +35,8 @@ class Rewriter {
 
  private:
   /// A name that nothing has yet.
-  std::string fresh(const std::string& wanted, std::set<std::string, std::less<>>& names) const;
+  std::string fresh(const std::string& wanted, std::set<std::string, std::less<>>& names);
+  bool is_in_bodies(const std::string& name);
   std::string constant(const std::string& suffix, const Dims& dims, std::span<const double> values);
   std::string constant(const std::string& suffix, const Dims& values);
   /// Appends a node; its output has a new name until another is given.
@@ -55,6 +60,7 @@ class Rewriter {
   std::vector<onnx::Tensor> constants_;
   std::set<std::string, std::less<>> names_, node_names_;
   std::vector<std::string_view> bodies_;  // of nodes that hold graphs, as they are encoded
+  std::map<std::string, std::vector<std::string_view>> before_;  // what they end with a text
   std::set<int> sources_;  // of regions: made still, although all that read them may have gone
   // Of the region at hand:
   const GraphTensor *source_ = nullptr, *result_ = nullptr;

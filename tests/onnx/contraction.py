@@ -655,6 +655,87 @@ def check_passed_on(program, folder):
     require(code == 6, f"many outputs: exit code {code} {first_line(output)} {error}")
 
 
+def check_limits(program, folder):
+    """What only the caller knows, what a type does not hold or an operator does not take, and names that are taken."""
+    F, F16, BF16, I64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT64
+    drawn = lambda *dims: np.random.default_rng(1).standard_normal(dims).astype(np.float32)
+
+    def model(nodes, inputs, constants=(), opset=17, values=()):
+        made = [helper.make_node(op, read.split(" "), [written], **attributes)
+                for op, read, written, *more in nodes for attributes in [more[0] if more else {}]]
+        info = lambda rows: [helper.make_tensor_value_info(*row) for row in rows]
+        type = inputs[0][1] if inputs[0][1] in (F16, BF16) else F
+        graph = helper.make_graph(made, "limits", info(inputs), info([(made[-1].output[0], type, None)]),
+                                  [each if isinstance(each, TensorProto) else numpy_helper.from_array(each, name)
+                                   for name, each in dict(constants).items()], value_info=info(values))
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+    def contracted(what, made, kept, values=None):
+        """That it ends, is valid, keeps so many nodes, and computes the same."""
+        onnx.save(made, folder / "in.onnx")
+        code, output, error = run(program, "contract", "--when=always", folder / "in.onnx", "-o", folder / "out.onnx")
+        require(code == 0, f"{what}: exit code {code} {first_line(output)} {error}")
+        result = onnx.load(folder / "out.onnx")
+        require(len(result.graph.node) == kept, f"{what}: {len(result.graph.node)} nodes")
+        if values is None:
+            return
+        onnx.checker.check_model(onnx.shape_inference.infer_shapes(result, strict_mode=True))
+        before, after = (Runner(each)(values)[0].astype(np.float64) for each in (made, result))
+        require(before.shape == after.shape and np.abs(before - after).max() <= 1e-6 * np.abs(before).max(),
+                f"{what}: the result is another one")
+
+    ends = {"s": np.int64([0]), "e": np.int64([8]), "a": np.int64([1])}
+    x = ("x", F, [4, 8, 4, 4])
+    conv = {"w": drawn(3, 2, 1, 1), "g": np.int64([0, 1])}
+    contracted("steps of the caller's", model(
+        [("Slice", "x s e a steps", "p"), ("Gather", "p g", "q", {"axis": 1}), ("Conv", "q w", "y")],
+        [x, ("steps", I64, [1])], ends | conv), 3, {"x": drawn(4, 8, 4, 4), "steps": np.int64([2])})
+    contracted("a size by the caller's axes", model(
+        [("Slice", "x s e axes", "p"), ("GlobalAveragePool", "p", "q"), ("Conv", "q w", "y")],
+        [x, ("axes", I64, [1])], {"s": np.int64([0]), "e": np.int64([2]), "w": drawn(3, 8, 1, 1)}), 3,
+        {"x": drawn(4, 8, 4, 4), "axes": np.int64([2])})
+    contracted("channels by the caller's steps", model(
+        [("Slice", "x s e a steps", "p"), ("Conv", "p w", "q"), ("Relu", "q", "y")], [x, ("steps", I64, [1])],
+        ends | {"w": drawn(3, 4, 1, 1)}), 3, {"x": drawn(4, 8, 4, 4), "steps": np.int64([2])})
+    contracted("an axis inserted twice", model([("Unsqueeze", "x", "p", {"axes": [0] * 1000}), ("Neg", "p", "y")],
+                                               [("x", F, [1, 8])], opset=11), 2)
+    for type, small in ((F16, np.float16(1e-5)), (F, np.float32(1e-25))):
+        contracted(f"{type}: weights that underflow", model(
+            [("Conv", "x v", "p"), ("Conv", "p v", "y")], [("x", type, [1, 4, 2, 2])],
+            {"v": np.full([4, 4, 1, 1], small)}), 2, {"x": np.full([1, 4, 2, 2], np.float32(6e4))})
+    contracted("weights that overflow", model(
+        [("Conv", "x v", "p"), ("Conv", "p v", "y")], [x], {"v": np.full([8, 8, 1, 1], np.float32(1e30))}), 2)
+    contracted("names that a type is declared of", model(
+        [("Conv", "x v", "p"), ("Conv", "p v b", "y")], [x], {"v": drawn(8, 8, 1, 1), "b": drawn(8)},
+        values=[("y.weight", F, [7, 7]), ("y.bias", I64, [7])]), 1, {"x": drawn(4, 8, 4, 4)})
+    bfloat16 = lambda *dims: helper.make_tensor("k", BF16, dims, drawn(*dims).ravel())
+    for opset, kept in ((13, 4), (22, 1)):
+        contracted(f"bfloat16 at opset {opset}", model(
+            [("Transpose", "x", "p", {"perm": [0, 2, 3, 1]}), ("MatMul", "p k", "q"),
+             ("Transpose", "q", "r", {"perm": [0, 3, 1, 2]}), ("Mul", "r m", "y")], [("x", BF16, [1, 4, 3, 3])],
+            {"k": bfloat16(4, 4), "m": helper.make_tensor("m", BF16, [4, 1, 1], [1, 2, 3, 4])}, opset), kept)
+
+    # Integers are rounded by each mean; what is not finite proves nothing, but where one of two is.
+    chosen = [("c", TensorProto.BOOL, [2, 3, 2, 2]), ("i", TensorProto.INT32, [2, 3, 2, 2]),
+              ("j", TensorProto.INT32, [2, 3, 2, 2])]
+    means = lambda *rest: model([("Where", "c i j", "w"), *rest, ("Cast", "m", "y", {"to": F})], chosen)
+    over = {"axes": [2, 3]}
+    scaled = lambda weight: model([("Conv", "x v", "p"), ("Mul", "p two", "y")], [x],
+                                  {"v": weight, "two": np.float32([2])})
+    plain = lambda weight: model([("Conv", "x v", "y")], [x], {"v": weight})
+    infinite, finite = drawn(4, 8, 1, 1), drawn(4, 8, 1, 1)
+    infinite[0, 0] = np.inf
+    for what, a, b, expected in (
+            ("means of integers", means(("ReduceMean", "w", "n", over), ("Add", "n n", "m")),
+             means(("Add", "w w", "n"), ("ReduceMean", "n", "m", over)), 6),
+            ("infinite weights", scaled(infinite), plain(2 * infinite), 6),
+            ("infinite weights of one", scaled(infinite), plain(2 * finite), 1)):
+        for path, each in (("a.onnx", a), ("b.onnx", b)):
+            onnx.save(each, folder / path)
+        code, output, error = run(program, "verify", folder / "a.onnx", folder / "b.onnx")
+        require(code == expected, f"{what}: exit code {code} {first_line(output)} {error}")
+
+
 def check_integers(program, folder):
     """Constants of integers that wrap around, as 8 bits do, are left to whoever runs the model."""
     weight, zero = np.array([[100, 200], [130, 90]], np.uint8).reshape(2, 2, 1, 1), np.uint8(128)
@@ -848,6 +929,8 @@ def main():
                            lambda: check_undeclared_channels(programs.concertina, folder)))
             checks.append(("structure", lambda: check_structure(programs.concertina, folder)))
             checks.append(("what is passed on", lambda: check_passed_on(programs.concertina, folder)))
+            checks.append(("limits of types, operators and names",
+                           lambda: check_limits(programs.concertina, folder)))
             checks.append(("attributes left out", lambda: check_defaults(programs.concertina, folder)))
             checks.append(("integers that wrap around", lambda: check_integers(programs.concertina, folder)))
             if programs.evaluate:
