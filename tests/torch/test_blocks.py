@@ -797,6 +797,27 @@ class Blocks(unittest.TestCase):
         x = torch.rand(1, 4, 5, 5, dtype=torch.double)
         torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
 
+    def test_what_stays_is_named_with_the_reason(self):
+        class Dynamic(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.padded = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+                self.narrow = nn.Sequential(nn.Conv2d(8, 1, 1), nn.Conv2d(1, 8, 1))
+
+            def forward(self, x):
+                return self.padded(x) if x.sum() > 0 else x
+
+        plain, verdict = ct.from_blocks(in_inference(Dynamic()))
+        self.assertEqual([each.partition(":")[0] for each in verdict.left],
+                         ["the model (Dynamic)", "padded.1", "narrow.1"])  # fmt: skip
+        self.assertRegex(verdict.left[0], "cannot be traced")
+        self.assertRegex(verdict.left[1], "no single layer equals this chain: layer 2")
+        self.assertRegex(verdict.left[2], "one layer would have 72 parameters and 64 multiply-adds a position, these "
+                                          "layers have 25 and 16")  # fmt: skip
+        self.assertEqual(str(verdict), "\n".join(f"left: {each}" for each in verdict.left))
+        self.assertTrue(verdict.holds)
+        self.assertFalse(ct.from_blocks(in_inference(RepVGGBlock(4, 4)))[1].left)
+
     def test_what_tracing_would_freeze_stays(self):
         x = torch.randn(1, 4, 3, 3, dtype=torch.double)
         for name, forward in {

@@ -37,7 +37,8 @@ class Contracted:
 
 
 class Verdict(list):
-    """The regions compared, with the proofs of each; `difference` says what else is not the same.
+    """The regions compared, with the proofs of each; `difference` says what else is not the same, `left` of from_blocks
+    what stays as it is and why.
 
     `holds` is True where every proof of every region was run and holds and all else is the same, False where a proof
     fails or something else is different, and None where nothing is wrong but a proof was too large to run. That one
@@ -45,6 +46,7 @@ class Verdict(list):
     """
 
     difference = ""
+    left = ()
 
     @property
     def holds(self):
@@ -52,7 +54,8 @@ class Verdict(list):
         return False if self.difference or False in proofs else None if None in proofs else True
 
     def __str__(self):
-        return "\n".join([*map(str, self), *([f"different: {self.difference}"] if self.difference else [])])
+        different = [f"different: {self.difference}"] if self.difference else []
+        return "\n".join([*map(str, self), *(f"left: {each}" for each in self.left), *different])
 
 
 @torch.no_grad()
@@ -69,8 +72,10 @@ def from_blocks(model):
               VerificationError where a proof fails. One that is too large to run is no failure: see Verdict.holds
     """
     _require_elements(model)
-    plain = _contract_blocks(_copied(model))
+    left = []
+    plain = _contract_blocks(_copied(model), left)
     verdict = verify(model, plain)
+    verdict.left = left
     if verdict.holds is False:
         raise VerificationError(f"a contraction is wrong:\n{verdict}")
     return plain, verdict
@@ -140,12 +145,18 @@ def _require_copy(value, where, key):
         ) from error
 
 
-def _contract_blocks(module):
+def _contract_blocks(module, left, prefix=""):
     regions = _traced(module)
     if regions is None:
-        for name, child in list(module.named_children()):
-            setattr(module, name, _contract_blocks(child))
+        children = list(module.named_children())
+        if children:
+            kind = type(module).__name__
+            left.append(f"{prefix[:-1] or 'the model'} ({kind}): its code cannot be traced as it is; its children can")
+        for name, child in children:
+            setattr(module, name, _contract_blocks(child, left, f"{prefix}{name}."))
         return module
+    for node, reason in regions.reasons.items():
+        left.append(f"{prefix}{node.target if node.op == 'call_module' else node}: {reason}")
     return regions.replaced() if any(not regions.plain(region) for _, region in regions.ends()) else module
 
 

@@ -94,6 +94,7 @@ class _Regions:
 
     def find(self):
         self.constants, self.regions, self.absorbed = {}, {}, set()
+        self.reasons = {}  # why nodes are not one layer with what is before them
         for node in self.nodes:
             self.regions[node] = None if self.constant(node) else self.linear(node) or Region(node)
 
@@ -194,7 +195,7 @@ class _Regions:
             module = self.modules[pad.target]
             sides = [*zip(module.padding[::2], module.padding[1::2])][::-1]  # the last axis comes first
             padded = _padded(form, sides)
-            if len(pad.args) != 1 or hooked(module) or not padded or not self.exact(padded):
+            if len(pad.args) != 1 or hooked(module) or not padded or self.inexact(padded):
                 break
             form, input, readers, pads = padded, pad.args[0], [pad], [pad, *pads]
         self.absorbed.update(pads)
@@ -323,21 +324,25 @@ class _Regions:
 
     def fits(self, region, node):
         """Whether one layer equals the region; of a frugal node, at no more cost, which is then the region's."""
-        if not self.exact(region.form):
-            return False
-        if node not in self.frugal:
-            return True
-        if not self.pays(region):
-            return False
-        region.cost = _cost(contracted_shape(region.form))
-        return True
+        reason = self.inexact(region.form)
+        if not reason and node in self.frugal:
+            one = _cost(contracted_shape(region.form))
+            if self.pays(region):
+                region.cost = one
+            else:
+                reason = "one layer would have {:,} parameters and {:,.0f} multiply-adds a position, these layers have "
+                reason = (reason + "{:,} and {:,.0f}").format(*one, *region.cost)
+        if reason:
+            self.reasons[node] = reason
+        return not reason
 
-    def exact(self, form):
+    def inexact(self, form):
+        """Why no single layer equals it; empty where one does."""
         try:
             require_exact(form)
-        except (ShapeError, InexactError):
-            return False
-        return True
+        except (ShapeError, InexactError) as error:
+            return str(error)
+        return ""
 
     def pays(self, region):
         """Whether its contraction has no more parameters and multiply-adds than what it is made of."""

@@ -25,7 +25,7 @@ from .layers import CONV, NORMS, POOLS, _diagonal, _pool
 from .moments import PatchMoments, channel_means, less_means, multiply_adds
 from .regions import _Regions
 from .shapes import (
-    Chain, ContractionWarning, ConvShape, Error, ShapeError, Sum, contracted_shape, leaves, require_exact,
+    Chain, ContractionWarning, ConvShape, ShapeError, Sum, contracted_shape, leaves, require_exact,
 )  # fmt: skip
 from .tracing import INTERNAL, _cells, _code, _library, _ours, hooked, trace
 
@@ -386,7 +386,7 @@ class _TrainingRegions(_Regions):
     """Regions of a model in training. A leaf's parameters are its module's name, or None for an identity."""
 
     def __init__(self, traced, when):
-        self.reasons, self.traced, self.when, self.steps = [], traced, when, set()
+        self.traced, self.when, self.steps = traced, when, set()
         super().__init__(fx.GraphModule(traced.root, traced.graph), "all" if when == "always" else "cheaper")
 
     def constant(self, node):
@@ -418,7 +418,7 @@ class _TrainingRegions(_Regions):
             try:
                 shape = shape_of(module, node.target)
             except ShapeError as error:
-                self.reasons.append(str(error))
+                self.reasons[node] = str(error)
                 return None
         elif kind in NORMS:
             readers = [*map(self.kind, self.readers(node))]
@@ -434,13 +434,6 @@ class _TrainingRegions(_Regions):
         else:
             return None
         return self.chained(node, [(shape, node.target)])
-
-    def fits(self, region, node):
-        try:
-            require_exact(region.form)
-        except Error as error:
-            self.reasons.append(str(error))
-        return super().fits(region, node)
 
     def identity(self, like):
         return Chain([_diagonal(like.rank, like.in_channels, False)]), [None]
@@ -507,7 +500,7 @@ def _convert(module, at, when, reasons):
     regions = _traced(module, when)
     if regions is None:
         return any([_convert(child, f"{at}{name}.", when, reasons) for name, child in module.named_children()])
-    reasons += regions.reasons
+    reasons += regions.reasons.values()
     converted = []
     blocks = [_names(region) for _, region, *_ in regions.blocks()]
     paths = {names: os.path.commonprefix([name.split(".")[:-1] for name in names]) for names in blocks}
