@@ -31,7 +31,8 @@ bool is_linear(const NewLayer& layer) {
 
 Rewriter::Rewriter(const Graph& graph) : graph_(graph), model_(graph.model()) {
   for (const GraphTensor& tensor : graph.tensors()) names_.insert(tensor.name);
-  for (const onnx::ValueInfo& value : model_.values) names_.insert(value.name);  // of none that is
+  // Types may be declared of tensors that nothing makes.
+  for (const onnx::ValueInfo& value : model_.values) names_.insert(value.name);
   for (const onnx::Node& node : model_.nodes) {
     node_names_.insert(node.name);
     // Names in graphs that nodes hold, which are to be no others': wherever they stand there.
@@ -129,17 +130,18 @@ std::string Rewriter::fresh(const std::string& wanted, std::set<std::string, std
   return name;
 }
 
-/// Looked for from its end on, which many names share.
+/// The bodies are searched once for each suffix, which many names share.
 bool Rewriter::is_in_bodies(const std::string& name) {
-  const std::string end = name.substr(std::min(name.rfind('.'), name.size()));
-  const auto [at, added] = before_.try_emplace(end);
-  for (const std::string_view body : bodies_) {
-    if (!added) break;
-    for (auto to = body.find(end); to != body.npos; to = body.find(end, to + 1))
-      at->second.push_back(body.substr(0, to + end.size()));
+  const std::string suffix = name.substr(std::min(name.rfind('.'), name.size()));
+  const auto [found, added] = up_to_suffix_.try_emplace(suffix);
+  if (added) {
+    for (const std::string_view body : bodies_) {
+      for (auto at = body.find(suffix); at != body.npos; at = body.find(suffix, at + 1))
+        found->second.push_back(body.substr(0, at + suffix.size()));
+    }
   }
-  return std::ranges::any_of(at->second,
-                             [&](std::string_view before) { return before.ends_with(name); });
+  return std::ranges::any_of(found->second,
+                             [&](std::string_view text) { return text.ends_with(name); });
 }
 
 std::string Rewriter::constant(const std::string& suffix, const Dims& dims,

@@ -36,6 +36,7 @@ class Rewriter {
  private:
   /// A name that nothing has yet.
   std::string fresh(const std::string& wanted, std::set<std::string, std::less<>>& names);
+  /// Whether a graph that a node holds may have the name.
   bool is_in_bodies(const std::string& name);
   std::string constant(const std::string& suffix, const Dims& dims, std::span<const double> values);
   std::string constant(const std::string& suffix, const Dims& values);
@@ -60,7 +61,7 @@ class Rewriter {
   std::vector<onnx::Tensor> constants_;
   std::set<std::string, std::less<>> names_, node_names_;
   std::vector<std::string_view> bodies_;  // of nodes that hold graphs, as they are encoded
-  std::map<std::string, std::vector<std::string_view>> before_;  // what they end with a text
+  std::map<std::string, std::vector<std::string_view>> up_to_suffix_;  // of them, to each of it
   std::set<int> sources_;  // of regions: made still, although all that read them may have gone
   // Of the region at hand:
   const GraphTensor *source_ = nullptr, *result_ = nullptr;

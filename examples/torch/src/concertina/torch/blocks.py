@@ -60,7 +60,8 @@ class Verdict(list):
 
 @torch.no_grad()
 def from_blocks(model):
-    """A copy of `model` whose re-parameterised blocks are plain layers, and the Verdict of verify(model, copy).
+    """A copy of `model` whose re-parameterised blocks are plain layers, and the Verdict of verify(model, copy), which
+    says in `left` what stays.
 
     Contracted are convolutions, Linear layers, batch norms (as in inference), average pools, expanded layers, and sums
     of these, where neither parameters nor multiply-adds grow and one layer equals them at every border, in double and
@@ -150,8 +151,8 @@ def _contract_blocks(module, left, prefix=""):
     if regions is None:
         children = list(module.named_children())
         if children:
-            kind = type(module).__name__
-            left.append(f"{prefix[:-1] or 'the model'} ({kind}): its code cannot be traced as it is; its children can")
+            where = f"{prefix[:-1] or 'the model'} ({type(module).__name__})"
+            left.append(f"{where}: its code cannot be traced as it is, so its children were taken one by one")
         for name, child in children:
             setattr(module, name, _contract_blocks(child, left, f"{prefix}{name}."))
         return module
