@@ -1,7 +1,9 @@
 # Passes if SOURCE does not compile, with an error that matches the expression after `// expect: `
 # in it, and does compile with CONCERTINA_CONTROL defined; so the forbidden line alone is to blame.
 # A line `// clang: FLAGS` is for what only Clang refuses, with these flags; other compilers skip it.
-#   cmake -D COMPILER=g++ -D SOURCE=file.cpp -D "INCLUDES=dir;dir" -P expect_compile_error.cmake
+# PRECOMPILED is a header that lies precompiled beside itself, with these directories and no flags.
+#   cmake -D COMPILER=g++ -D SOURCE=file.cpp -D "INCLUDES=dir;dir" -D PRECOMPILED=headers.hpp \
+#     -P expect_compile_error.cmake
 
 file(READ ${SOURCE} text)
 if(NOT text MATCHES "// expect: ([^\n]+)")
@@ -14,7 +16,7 @@ foreach(part "#ifdef CONCERTINA_CONTROL" "#else")
   endif()
 endforeach()
 
-set(command ${COMPILER} -std=c++20 -fsyntax-only)
+set(command ${COMPILER} -std=c++20 -fsyntax-only -include ${PRECOMPILED})
 if(text MATCHES "// clang: ([^\n]+)")
   list(APPEND command ${CMAKE_MATCH_1})
   if(NOT COMPILER MATCHES "clang")
