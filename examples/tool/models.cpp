@@ -27,9 +27,9 @@ namespace {
 
 using nlohmann::json;
 
-/// Bytes that are no UTF-8, as paths may have, become U+FFFD.
+/// In ASCII, as a terminal shows it; bytes that are no UTF-8, as paths may have, become U+FFFD.
 std::string dumped(const json& document) {
-  return document.dump(2, ' ', false, json::error_handler_t::replace);
+  return document.dump(2, ' ', true, json::error_handler_t::replace);
 }
 
 /// As the options say; by default a second or two of a processor and a gigabyte, more for files of

@@ -708,6 +708,11 @@ def check_limits(program, folder):
     contracted("names that a type is declared of", model(
         [("Conv", "x v", "p"), ("Conv", "p v b", "y")], [x], {"v": drawn(8, 8, 1, 1), "b": drawn(8)},
         values=[("y.weight", F, [7, 7]), ("y.bias", I64, [7])]), 1, {"x": drawn(4, 8, 4, 4)})
+    odd = "z\u202ey\u009bx\u00e9"
+    onnx.save(model([("Conv", "x v", "p"), ("Conv", "p v", odd)], [x], {"v": drawn(8, 8, 1, 1)}), folder / "in.onnx")
+    code, output, error = run(program, "info", "--json", folder / "in.onnx")
+    require(code == 0 and output.isascii() and odd in [each["result"] for each in json.loads(output)["regions"]],
+            f"a name that a terminal would not show: {output} {error}")
     bfloat16 = lambda *dims: helper.make_tensor("k", BF16, dims, drawn(*dims).ravel())
     for opset, kept in ((13, 4), (22, 1)):
         contracted(f"bfloat16 at opset {opset}", model(
