@@ -65,12 +65,15 @@ if HAVE_TORCH:
     class MobileOneBlock(nn.Module):
         def __init__(self, channels, branches=3):
             super().__init__()
+            self.inference_mode = False
             self.rbr_skip = nn.BatchNorm2d(channels)
             self.rbr_scale = conv_bn(channels, channels, 1, groups=channels)
             self.rbr_conv = nn.ModuleList(conv_bn(channels, channels, 3, 1, groups=channels) for _ in range(branches))
             self.activation = nn.GELU()
 
         def forward(self, x):
+            if self.inference_mode:  # a flag of its own, no mode of PyTorch
+                return self.activation(self.reparam_conv(x))
             out = self.rbr_scale(x) + self.rbr_skip(x)
             for conv in self.rbr_conv:
                 out += conv(x)
@@ -135,6 +138,32 @@ if HAVE_TORCH:
             out += self.dbb_1x1_kxk(inputs)
             return out
 
+    class DepthwiseDiverseBranchBlock(nn.Module):
+        """Of as many groups as channels, where the average pool comes first."""
+
+        def __init__(self, channels):
+            super().__init__()
+            self.dbb_origin = conv_bn(channels, channels, 3, 1, groups=channels)
+            self.dbb_avg = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(channels))
+            self.dbb_1x1 = conv_bn(channels, channels, 1, groups=channels)
+
+        def forward(self, inputs):
+            return self.dbb_origin(inputs) + self.dbb_avg(inputs) + self.dbb_1x1(inputs)
+
+    class BatchNormAct(nn.BatchNorm2d):
+        """Calls the function, and then its activation."""
+
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            training = self.training or (self.running_mean is None and self.running_var is None)
+            x = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training, self.momentum, self.eps
+            )
+            return self.act(x)
+
     class OREPA(nn.Module):
         """A kernel made of parameters in every step, as OREPA's weight_gen does."""
 
@@ -168,10 +197,12 @@ if HAVE_TORCH:
         "RepVGG": lambda: RepVGGBlock(8, 8),
         "RepVGG, stride 2": lambda: RepVGGBlock(8, 6, stride=2),
         "RepVGG, groups": lambda: RepVGGBlock(8, 8, groups=4),
+        "RepVGG, wide groups": lambda: RepVGGBlock(128, 128, groups=4),
         "MobileOne": lambda: MobileOneBlock(6),
         "ACNet": lambda: ACBlock(5, 6),
         "DBB": lambda: DiverseBranchBlock(6, 6),
         "DBB, stride 2": lambda: DiverseBranchBlock(6, 5, stride=2),
+        "DBB, depthwise": lambda: DepthwiseDiverseBranchBlock(8),
         "OREPA": lambda: OREPA(6, 6),
     }
 
@@ -817,6 +848,21 @@ class Blocks(unittest.TestCase):
         self.assertEqual(str(verdict), "\n".join(f"left: {each}" for each in verdict.left))
         self.assertTrue(verdict.holds)
         self.assertFalse(ct.from_blocks(in_inference(RepVGGBlock(4, 4)))[1].left)
+        for reason, *row in (
+            ("1: nothing before or after it says over how many axes", nn.Linear(4, 4), nn.BatchNorm1d(4)),
+            ("1: it normalises by the statistics of each batch", nn.Conv2d(4, 4, 1),
+             nn.BatchNorm2d(4, track_running_stats=False)),
+            ("0: neither what is before it nor a norm after it says", nn.AvgPool2d(2), nn.Conv2d(4, 4, 1)),
+            ("1: its divisor is not its kernel's size", nn.Conv2d(4, 4, 1), nn.AvgPool2d(2, ceil_mode=True)),
+            ("1: 1 pads with 'reflect'", nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
+        ):  # fmt: skip
+            with self.subTest(reason):
+                _, verdict = ct.from_blocks(nn.Sequential(*row).eval())
+                self.assertRegex(" ".join(verdict.left), f"^{reason}")
+
+    def test_pools_before_norms_pay_with_what_they_join(self):
+        alone = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(4))
+        self.assert_contracted(in_inference(alone), torch.randn(1, 4, 6, 6).double(), 0)
 
     def test_what_tracing_would_freeze_stays(self):
         x = torch.randn(1, 4, 3, 3, dtype=torch.double)
@@ -954,6 +1000,27 @@ class Blocks(unittest.TestCase):
 
         layers_ = nn.Conv2d(4, 4, 1, bias=False), PadsWithZeros(1, 4), nn.Conv2d(4, 4, 3)
         self.assert_contracted(in_inference(nn.Sequential(*layers_)), torch.randn(1, 4, 5, 5).double(), 1)
+
+    def test_norms_of_derived_classes(self):
+        """As PyTorch's where they leave its code as it is, else as what they call."""
+        derived = type("Norm", (nn.BatchNorm2d,), {})
+        doubling = type("Doubling", (nn.BatchNorm2d,), {"forward": lambda self, x: 2 * nn.BatchNorm2d.forward(self, x)})
+        functional = nn.Sequential(conv_bn(4, 4, 1)[0], BatchNormAct(4), nn.Conv2d(4, 4, 3), BatchNormAct(4))
+        for model, contracted in (
+            (nn.Sequential(nn.Conv2d(4, 4, 3), derived(4)), 1),
+            (nn.Sequential(nn.Conv2d(4, 4, 3), doubling(4)), 0),
+            (functional, 2),
+        ):
+            with self.subTest(str(model)):
+                self.assert_contracted(in_inference(model), torch.randn(2, 4, 6, 6).double(), contracted)
+
+    def test_padding_by_name_in_a_function(self):
+        class Same(nn.Conv2d):
+            def forward(self, input):
+                return F.conv2d(input, self.weight, self.bias, padding="same", dilation=self.dilation)
+
+        model = nn.Sequential(Same(4, 4, (4, 3), dilation=(1, 2)), nn.BatchNorm2d(4))
+        self.assert_contracted(in_inference(model), torch.randn(2, 4, 6, 6).double(), 1)
 
     def test_norms_as_they_are_set(self):
         for name, change in {

@@ -173,6 +173,8 @@ class Choice(unittest.TestCase):
         self.assertEqual(chosen("cl+fc"), ["1", "2", "3"])
         self.assertEqual(chosen("ck+fc", only=["[23]"]), ["2", "3"])
         self.assertEqual(chosen("cl", only="0"), ["0"])
+        model.add_module("again", model[1])
+        self.assertEqual(chosen("cl", only="again"), ["1"])
 
     def test_report(self):
         report = ct.report(ct.expand_(small_net(), "cl+fc"))
@@ -228,6 +230,7 @@ class Choice(unittest.TestCase):
             ("1 computes its weight", prune.l1_unstructured(nn.Conv2d(4, 4, 5), "bias", amount=0.5), {}),
             ("1 computes its weight", nn.utils.weight_norm(nn.Conv2d(4, 4, 5)), {}),
             ("1 is parametrized", nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 5)), {"only": ["0", "1"]}),
+            ("1 is parametrized", nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 5)), {}),
             ("has no channels", nn.Conv2d(4, 0, 5), {}),
             ("cannot represent", nn.Conv2d(4, 4, 5), {"preserve": True, "rate": 2}),
         ):
@@ -275,6 +278,24 @@ class Choice(unittest.TestCase):
         self.assertTrue(torch.equal(other[0].weight, model[0].weight))
         self.assertIs(type(other[1]), nn.Linear)
 
+    def test_a_frozen_bias_stays(self):
+        layer = nn.Conv2d(3, 4, 3)
+        layer.bias.requires_grad_(False)
+        bias = layer.bias.clone()
+        ct.expand_(layer, "cl")
+        optimizer = torch.optim.SGD([each for each in layer.parameters() if each.requires_grad], lr=0.1)
+        layer(torch.randn(2, 3, 5, 5)).square().sum().backward()
+        optimizer.step()
+        self.assertTrue(torch.equal(layer.bias, bias))
+        self.assertFalse(ct.contract_(layer).bias.requires_grad)
+        self.assertTrue(torch.equal(layer.bias, bias))
+
+    def test_replicas_are_refused(self):
+        """nn.DataParallel makes them so for each device."""
+        layer = ct.expand_(nn.Conv2d(3, 4, 3), "cl")
+        with self.assertRaisesRegex(ct.ShapeError, "nn.DataParallel"):
+            layer._replicate_for_data_parallel()(torch.randn(1, 3, 5, 5))
+
     def test_dtype_device_and_memory_format_stay(self):
         for make in (lambda: nn.Conv2d(4, 6, 5), lambda: nn.Conv3d(2, 4, 3)):
             for change in (
@@ -294,6 +315,11 @@ class Choice(unittest.TestCase):
                     self.assertEqual(layer.weight.stride(), like.stride())
 
     def test_on_the_meta_device(self):
+        layer = nn.Conv2d(3, 4, 3)
+        weight = layer.weight.detach().clone()
+        with torch.device("meta"):  # which says where new tensors are, not these
+            ct.expand_(layer, "cl", preserve=True)
+        torch.testing.assert_close(layer.weight, weight)
         with torch.device("meta"):
             model = small_net()
         for strategy in ("cl+fc", "ck+fc"):

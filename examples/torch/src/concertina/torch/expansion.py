@@ -39,17 +39,12 @@ def shape_of(module, name=""):
         raise ShapeError(f"{name or 'module'} pads with {module.padding_mode!r}; only zeros are linear in one layer")
     rank = CONVOLUTIONS[kind]
     stride, dilation = axes_of(module.stride, rank), axes_of(module.dilation, rank)
-    if module.padding == "same":  # PyTorch puts the odd one at the end
-        total = [d * (k - 1) for d, k in zip(dilation, module.kernel_size)]
-        padding = tuple((t // 2, t - t // 2) for t in total)
-    else:
-        padding = tuple((p, p) for p in axes_of(0 if module.padding == "valid" else module.padding, rank))
     shape = ConvShape(
         module.in_channels,
         module.out_channels,
         module.kernel_size,
         stride,
-        padding,
+        padding_of(module.padding, module.kernel_size, dilation),
         dilation,
         module.groups,
         module.bias is not None,
@@ -61,6 +56,14 @@ def _with_channels(shape, name):
     if not (shape.in_channels and shape.out_channels):
         raise ShapeError(f"{name or 'module'} ({shape}) has no channels")
     return shape
+
+
+def padding_of(padding, kernel_size, dilation):
+    """At the start and the end of each axis, of a number, several, "valid" or "same"."""
+    if padding == "same":  # PyTorch puts the odd one at the end
+        total = [d * (k - 1) for d, k in zip(dilation, kernel_size)]
+        return tuple((t // 2, t - t // 2) for t in total)
+    return tuple((p, p) for p in axes_of(0 if padding == "valid" else padding, len(kernel_size)))
 
 
 def axes_of(value, rank):
@@ -143,18 +146,18 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
         raise ShapeError(f"when is {when!r}, not auto, always or never")
     named = None
     if only is not None:
-        names = [name for name, _ in model.named_modules()]
+        names = dict(model.named_modules(remove_duplicate=False))
         patterns = [only] if isinstance(only, str) or not isinstance(only, Iterable) else list(only)
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise ShapeError(f"only is {only!r}, not a pattern or several")
         matches = {pattern: fnmatch.filter(names, pattern) for pattern in patterns}
         for pattern in (pattern for pattern, matching in matches.items() if not matching):
             raise ShapeError(f"no module of {type(model).__name__} is named {pattern!r}")
-        named = set(itertools.chain(*matches.values()))
+        named = {names[name] for name in itertools.chain(*matches.values())}
     chosen = []
     for name, module in model.named_modules():
         alone = module is model and (is_expanded(model) or not list(model.children()))
-        if name in named if named is not None else alone or _applies(module, kinds):
+        if module in named if named is not None else alone or _applies(module, kinds):
             shape = shape_of(module, name)
             kind = next((kind for kind in kinds if (kind == "fc") == (shape.rank == 0)), kinds[0])
             chosen.append((name, module, shape, kind, expanded_shapes(shape, kind, rate, inner_bias, name)))
@@ -163,7 +166,7 @@ def expand_(model, strategy, *, rate=4, preserve=False, only=None, inner_bias=Tr
     _refuse_tied(model, [module for _, module, *_ in chosen])
     for name, module, *_ in chosen:
         if parametrize.is_parametrized(module):
-            raise ShapeError(f"{name or 'module'} is parametrized already")
+            raise ShapeError(f"{name or 'module'} is parametrized already; remove that first, or choose with `only`")
         own = module._parameters
         if own.get("weight") is None or own.get("bias") is not module.bias:
             raise ShapeError(
@@ -370,7 +373,7 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
     if weights is None:
         weights = [torch.empty(shape.weight_shape, **like).uniform_(-b, b) for shape, b in zip(layers, bounds)]
     biases = [torch.empty(s.out_channels, **like).uniform_(-b, b) for s, b in zip(layers, bounds) if s.bias]
-    if biases and preserve:
+    if biases and (preserve or not module.bias.requires_grad):  # a frozen one stays what it is
         biases = [torch.zeros_like(bias) for bias in biases[:-1]] + [module.bias.detach().clone()]
     weights = [in_format_of([module.weight], weight) for weight in weights]
     trained = module.weight.requires_grad
@@ -387,6 +390,8 @@ def _parametrize(module, strategy, layers, weights, preserve, when):
 
     def forward(self, input):  # as PyTorch's layers name it
         _require_geometry(self)
+        if getattr(self, "_is_replica", False):  # whose bias would be of the weights on another device
+            raise ShapeError("expanded layers do not run under nn.DataParallel; use DistributedDataParallel")
         if not is_alone(self) or self.parametrizations.weight[0].contracts(input):
             return contracted_forward(self, input)
         contraction, weights, biases = _parts(self)
@@ -437,9 +442,12 @@ def _parameters(shape):
 
 
 def _applies(module, kinds):
-    if type(module) is nn.Linear:
+    kind = type(module)
+    if parametrize.is_parametrized(module) and not is_expanded(module):
+        kind = kind.__bases__[0]
+    if kind is nn.Linear:
         return "fc" in kinds
-    if type(module) not in CONVOLUTIONS:
+    if kind not in CONVOLUTIONS:
         return False
     return max(module.kernel_size) > 3 if "ck" in kinds else "cl" in kinds and max(module.kernel_size) > 1
 
@@ -504,7 +512,7 @@ def _orthonormal_ends(weight, shape, layers):
     m, rm, rn, n = (width // groups for width in (shape.in_channels, *(s.out_channels for s in layers)))
     if rm < m or rn < n:
         return None
-    first, last = torch.randn(groups, rm, m, dtype=torch.float64), torch.randn(groups, rn, n, dtype=torch.float64)
+    first, last = (torch.randn(groups, *each, dtype=torch.float64, device="cpu") for each in ((rm, m), (rn, n)))
     first, last = (torch.linalg.qr(end).Q.to(weight.device) for end in (first, last))  # orthonormal columns
     target = weight.double().reshape(groups, n, m, -1)
     middle = torch.einsum("gpn,gnmk,gqm->gpqk", last, target, first)

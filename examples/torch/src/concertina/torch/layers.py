@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from .expansion import axes_of
 from .proofs import Parameters
@@ -28,15 +29,30 @@ def _diagonal(rank, channels, bias):
     return ConvShape(channels, channels, ones, ones, ((0, 0),) * rank, ones, channels, bias)
 
 
+def _kind(module):
+    """Its class, or the batch norm of PyTorch that a class derived from one leaves as it is but for its name."""
+    kind = type(module)
+    for norm in NORMS:
+        if issubclass(kind, norm) and not parametrize.is_parametrized(module):
+            if all(getattr(kind, each) is getattr(norm, each) for each in ("__call__", "forward", "_check_input_dim")):
+                return norm
+    return kind
+
+
 def _norm(norm, rank):
-    shape = _diagonal(rank, norm.num_features, True)
-    mean, variance = norm.running_mean.cpu().double(), norm.running_var.cpu().double()
-    scale, beta = (None if each is None else each.detach().cpu().double() for each in (norm.weight, norm.bias))
+    return _affine(rank, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+def _affine(rank, running_mean, running_var, weight, bias, eps):
+    """What a batch norm computes in inference, whose tensors these are."""
+    shape = _diagonal(rank, running_mean.numel(), True)
+    mean, variance = running_mean.cpu().double(), running_var.cpu().double()
+    scale, beta = (None if each is None else each.detach().cpu().double() for each in (weight, bias))
     scale = torch.ones_like(mean) if scale is None else scale
     beta = torch.zeros_like(mean) if beta is None else beta
-    factor = scale / (variance + norm.eps).sqrt()
+    factor = scale / (variance + eps).sqrt()
     shift = mean * factor
-    like = norm.running_mean if norm.weight is None else norm.weight
+    like = running_mean if weight is None else weight
     return shape, Parameters(factor.reshape(shape.weight_shape), beta - shift, beta.abs() + shift.abs(), like, True)
 
 

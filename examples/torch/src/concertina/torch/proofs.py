@@ -144,20 +144,24 @@ def _matrix(form, size, layers):
 
 
 def _fewer_channels(form):
-    """The same form with few channels: two, where no layer has groups but to scale each channel; else all channels and
-    groups divided alike, two of each kept."""
+    """The same form with few channels: two in each of two groups, where all layers that do more than scale each
+    channel have as many groups, or none; else all channels and groups divided alike, two of each kept."""
     shapes = leaves(form)
-    simple = all(shape.groups == 1 or shape.diagonal for shape in shapes)
-    counts = [c for s in shapes for c in (s.in_channels, s.out_channels)] + [s.groups for s in shapes if s.groups > 1]
-    common = math.gcd(*counts)
+    numbers = {shape.groups for shape in shapes if shape.groups > 1 and not shape.diagonal} or {1}
+    channels = [c for shape in shapes for c in (shape.in_channels, shape.out_channels)]
+    alike = len(numbers) == 1 and all(c % max(numbers) == 0 for c in channels)
+    common = math.gcd(*channels, *(shape.groups for shape in shapes if shape.groups > 1))
     by = next(f for f in range(max(common // 2, 1), 0, -1) if common % f == 0)
+
+    def few(channels):
+        return min(max(numbers), 2) * min(channels // max(numbers), 2) if alike else channels // by
 
     def fewer(part):
         if not isinstance(part, ConvShape):
             return type(part)(map(fewer, part))
-        inside, outside = (min(c, 2) if simple else c // by for c in (part.in_channels, part.out_channels))
-        groups = 1 if part.groups == 1 else inside if simple else part.groups // by
-        return replace(part, in_channels=inside, out_channels=outside, groups=groups)
+        inside, outside = few(part.in_channels), few(part.out_channels)
+        groups = min(part.groups, 2) if alike else max(part.groups // by, 1)
+        return replace(part, in_channels=inside, out_channels=outside, groups=inside if part.diagonal else groups)
 
     return fewer(form)
 

@@ -5,6 +5,7 @@ Each tensor has an expression relative to its source, the nearest tensor that is
 or that is read more than once.
 """
 
+import inspect
 import math
 import operator
 import os
@@ -16,9 +17,10 @@ from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from .contraction import Contraction
-from .expansion import _parts, axes_of, in_format_of, is_alone, is_expanded, shape_of
+from .expansion import _parts, axes_of, in_format_of, is_alone, is_expanded, padding_of, shape_of
 from .layers import (
-    CONV, IDENTITIES, NORMS, POOLS, ZERO_PAD, _diagonal, _norm, _pads_with_its_shift, _parameters, _plain_module, _pool,
+    CONV, IDENTITIES, NORMS, POOLS, ZERO_PAD, _affine, _diagonal, _kind, _norm, _pads_with_its_shift, _parameters,
+    _plain_module, _pool,
 )  # fmt: skip
 from .proofs import Parameters
 from .shapes import Chain, ConvShape, InexactError, ShapeError, Sum, contracted_shape, leaves, require_exact
@@ -28,6 +30,7 @@ CONV_FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 RANKS = {kind: rank for kinds in (CONV, ZERO_PAD) for rank, kind in kinds.items()}
 RANKS |= {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, **POOLS}
 ADDITIONS = (operator.add, operator.iadd, torch.add)
+UNKNOWN_RANK = "nothing before or after it says over how many axes it normalises"
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Region:
         contraction = Contraction(self.form)
         weights, biases = [p.weight for p in self.parameters], [p.bias for p in self.parameters]
         bias = contraction.bias(weights, biases)
-        own = [p.like for p in self.parameters if p.like is not None]
+        own = [p.like for p in self.parameters if p.like is not None] or [torch.empty(())]
         like = next((each for each in own if each.dim() > 1), own[0])  # norms may be in float where layers are in half
         weight, bias = (None if each is None else each.to(like) for each in (contraction.weight(weights), bias))
         trained = any(each.requires_grad for each in own)
@@ -147,6 +150,8 @@ class _Regions:
                 return self.of_module(node, self.modules[node.target])
             if node.op == "call_function" and node.target in CONV_FUNCTIONS:
                 return self.of_convolution(node)
+            if node.op == "call_function" and node.target is F.batch_norm:
+                return self.of_batch_norm(node)
             if node.op == "call_function" and node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
                 return self.of_sum(node)
         except _NotLinear:
@@ -162,7 +167,7 @@ class _Regions:
     def of_module(self, node, module):
         if len(node.args) != 1 or node.kwargs or not self.varies(node.args[0]) or hooked(module):
             return None
-        base, kind = self.before(node.args[0]), type(module)
+        base, kind = self.before(node.args[0]), _kind(module)
         if kind in IDENTITIES:
             if base.parameters:
                 self.absorbed.add(node.args[0])
@@ -175,18 +180,47 @@ class _Regions:
         if kind is nn.Linear or kind in CONV.values():
             try:
                 shape = shape_of(module, node.target)
-            except ShapeError:
-                return None
+            except ShapeError as error:
+                return self.stays(node, str(error))
             return self.after_pads(node, [_parameters(shape, module.weight, module.bias)])
-        if kind in NORMS and module.running_mean is not None:
-            rank = self.rank_of(module, base)
-            return self.after_pads(node, [_norm(module, rank)]) if rank else None
+        if kind in NORMS:
+            rank = self.rank_of(kind, base)
+            if module.running_mean is None:
+                return self.stays(node, "it normalises by the statistics of each batch")
+            return self.after_pads(node, [_norm(module, rank)]) if rank else self.stays(node, UNKNOWN_RANK)
         if _pads_with_its_shift(module):
             return self.padded_norm(node, *module.children(), module.pad_pixels)
-        if kind in POOLS and base.parameters and contracted_shape(base.form).rank == POOLS[kind]:
-            joined = self.chained(node, _pool(module, contracted_shape(base.form).out_channels))
-            return joined if joined and any(each.like is not None for each in joined.parameters) else None
+        if kind in POOLS:
+            channels = self.channels_of(POOLS[kind], base, node)
+            if not channels:
+                return self.stays(node, "neither what is before it nor a norm after it says how many channels it has")
+            pool = _pool(module, channels)
+            return self.chained(node, pool) if pool else self.stays(node, "its divisor is not its kernel's size")
         return None
+
+    def stays(self, node, reason):
+        self.reasons[node] = reason
+
+    def channels_of(self, rank, base, pool):
+        """Of a pool: those of the region before it, or of the norms that alone read it; or 0."""
+        if base.parameters:
+            shape = contracted_shape(base.form)
+            return shape.out_channels if shape.rank == rank else 0
+        norms = [self.modules[each.target] if self.kind(each) in NORMS else None for each in self.readers(pool)]
+        return norms[0].num_features if norms and all(norms) else 0
+
+    def of_batch_norm(self, node):
+        given = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+        given.apply_defaults()
+        mean, variance, weight, bias, training, _, eps = map(self.value, [*given.arguments.values()][1:])
+        input = given.arguments["input"]
+        if training or mean is None or not self.varies(input):
+            return None
+        base = self.before(input)
+        rank = contracted_shape(base.form).rank if base.parameters else self.rank_of(None, base)
+        if not rank:
+            return self.stays(node, UNKNOWN_RANK)
+        return self.after_pads(node, [_affine(rank, mean, variance, weight, bias, eps)], input)
 
     def with_zero_pads(self, form, input, readers):
         """A form and what it reads, with the zeros of each nn.ZeroPad before it that only these read; and the pads."""
@@ -201,11 +235,11 @@ class _Regions:
         self.absorbed.update(pads)
         return form, input, pads
 
-    def rank_of(self, norm, base):
-        """The rank of the maps that a norm normalises, of which nn.BatchNorm1d and nn.SyncBatchNorm say nothing: that
-        of the region before it, or of what else reads the same; 0 where that says nothing either."""
-        if type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d):
-            return NORMS[type(norm)]
+    def rank_of(self, kind, base):
+        """The rank of the maps that a norm of this kind normalises, of which nn.BatchNorm1d and nn.SyncBatchNorm say
+        nothing: that of the region before it, or of what else reads the same; 0 where that says nothing either."""
+        if kind in (nn.BatchNorm2d, nn.BatchNorm3d):
+            return NORMS[kind]
         if base.parameters:
             return contracted_shape(base.form).rank
         return max(map(self.rank_read_by, self.readers(base.source)))
@@ -222,7 +256,7 @@ class _Regions:
             yield from self.readers(user) if self.kind(user) in IDENTITIES else (user,)
 
     def kind(self, node):
-        return type(self.modules.get(node.target)) if node.op == "call_module" else None
+        return _kind(self.modules.get(node.target)) if node.op == "call_module" else None
 
     def identity(self, like):
         shape = _diagonal(like.rank, like.in_channels, False)
@@ -240,13 +274,11 @@ class _Regions:
             value = self.value(given.get(name, default))
             return axes_of(value, rank)
 
-        if isinstance(given.get("padding"), str):
-            return None
-        groups = self.value(given.get("groups", 1))
-        padding = tuple((p, p) for p in axes("padding", 0))
+        groups, kernel_size, dilation = self.value(given.get("groups", 1)), tuple(weight.shape[2:]), axes("dilation", 1)
+        padding = padding_of(self.value(given.get("padding", 0)), kernel_size, dilation)
         shape = ConvShape(
-            weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), axes("stride", 1), padding,
-            axes("dilation", 1), groups, bias is not None,
+            weight.shape[1] * groups, weight.shape[0], kernel_size, axes("stride", 1), padding, dilation, groups,
+            bias is not None,
         )  # fmt: skip
         return self.after_pads(node, [_parameters(shape, weight, bias)], given["input"])
 
@@ -266,6 +298,8 @@ class _Regions:
         input = node.args[0] if input is None else input
         form, parameters = zip(*layers)
         own = Region(input, Chain(form), [*parameters], [*pads, node], _cost(Chain(form)))
+        if self.kind(node) in POOLS:  # which hold nothing
+            own.cost = 0, own.cost[1]
         for base in (base or self.before(input), Region(input))[self.joined == "none" :]:
             joined = own.after(base)
             if not base.parameters or self.fits(joined, node):
@@ -376,8 +410,9 @@ class _Regions:
         return found[0].rpartition(".")[0] if found else str(region.nodes[-1])
 
     def plain(self, region):
-        """Whether it is one nn module already."""
-        return len(region.parameters) == 1 and bool(self.layers_of(region))
+        """Whether it is one nn module already, or pools alone."""
+        one = len(region.parameters) == 1 and bool(self.layers_of(region))
+        return one or all(each.like is None for each in region.parameters)
 
     def layers_of(self, region):
         names = [node.target for node in region.nodes if node.op == "call_module"]

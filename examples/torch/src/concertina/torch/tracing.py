@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .expansion import OWN_HOOKS, _forget_hooks
-from .layers import CONV, IDENTITIES, NORMS, POOLS, _pads_with_its_shift
+from .layers import CONV, IDENTITIES, NORMS, POOLS, _kind, _pads_with_its_shift
 from .shapes import Error
 
 # What never passes on the memory of what it reads.
@@ -91,7 +91,7 @@ class _Proxy(fx.Proxy):
 
     @property
     def __class__(self):
-        names, steps = _code(sys._getframe(1).f_code)  # PyTorch's compiled functions ask too
+        names, steps, _ = _code(sys._getframe(1).f_code)  # PyTorch's compiled functions ask too
         asks = names & {"isinstance", "__class__"} or "MATCH_CLASS" in steps
         return _known_to_torch(type(self), "is asked for its class") if asks else type(self)
 
@@ -190,7 +190,7 @@ def _traced(module, modes):
         root = copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
         for each in root.modules():
             _forget_hooks(each)
-        leaves = {name for name, each in root.named_modules() if name and _pads_with_its_shift(each)}
+        leaves = {name for name, each in root.named_modules() if _kind(each) in NORMS or _pads_with_its_shift(each)}
         tracer = _Tracer(leaves)
         if any(hooked(each) for name, each in root.named_modules() if name and not tracer.is_leaf_module(each, name)):
             return None
@@ -472,6 +472,7 @@ def _opaque(module):
     own = [each for each in module.modules() if not all(map(_ours, type(each).__mro__))]
     waiting = [type(each).forward for each in own] + [value for each in own for value in vars(each).values()]
     holders, seen = [*own, *waiting], set()
+    flags = {name for each in own for name, value in vars(each).items() if isinstance(value, (bool, int, float))}
     while waiting:
         function = waiting.pop()
         for inner in ("fget", "__func__", "func"):  # of properties, of methods, static ones too, and of partial
@@ -486,11 +487,11 @@ def _opaque(module):
         if not isinstance(function, types.FunctionType) or id(function) in seen:
             continue
         seen.add(id(function))
-        names, steps = _code(function.__code__)
+        names, steps, of_locals = _code(function.__code__)
         values = [function.__globals__[name] for name in names & function.__globals__.keys()]
         values += _cells(function)
         called = names.union(str(getattr(value, "__name__", "")).rpartition(".")[2] for value in values)
-        if called & OPAQUE or steps & OPAQUE_STEPS:
+        if called & OPAQUE - (of_locals & flags) or steps & OPAQUE_STEPS:  # MobileOne has self.inference_mode
             return True
         waiting += values
         for each in (*holders, *values):
@@ -508,22 +509,29 @@ def _cells(function):
 
 @functools.lru_cache(maxsize=None)
 def _code(code):
-    """The names and kinds of steps of code and of what is nested in it, with those of OPAQUE_STEPS that are no kinds:
-    handlers of errors, the operator `is` with anything but None, and the function `type`."""
+    """The names and kinds of steps of code and of what is nested in it, and the names of what is but an attribute of
+    its arguments and other local variables. Kinds are those of OPAQUE_STEPS too that are none: handlers of errors, the
+    operator `is` with anything but None, and the function `type`."""
     names, steps, before = {*code.co_names, *code.co_freevars}, set(), None
+    of_locals, others = set(), set()
     for step in dis.get_instructions(code):
         steps.add(step.opname)
         if step.opname == "IS_OP" and not (before.opname.startswith("LOAD_") and before.argval is None):
             steps.add("is")
         if step.opname == "LOAD_GLOBAL" and step.argval == "type":
             steps.add("type")
+        if step.opname == "LOAD_ATTR" and before.opname.startswith("LOAD_FAST"):
+            of_locals.add(step.argval)
+        elif step.opcode in (*dis.hasname, *dis.hasfree):
+            others.add(step.argval)
         if before and before.opname == "PUSH_EXC_INFO" and step.opname != "WITH_EXCEPT_START":
             steps.add("except")
         before = step
     for inner in (each for each in code.co_consts if isinstance(each, types.CodeType)):
-        more, further = _code(inner)
-        names, steps = names | more, steps | further
-    return names, steps
+        more, further, of_inner = _code(inner)
+        others |= more - of_inner
+        names, steps, of_locals = names | more, steps | further, of_locals | of_inner
+    return names, steps, of_locals - others
 
 
 def _described(graph, given):

@@ -422,7 +422,7 @@ class _TrainingRegions(_Regions):
                 return None
         elif kind in NORMS:
             readers = [*map(self.kind, self.readers(node))]
-            rank = self.rank_of(module, base) or next((rank for rank, conv in CONV.items() if conv in readers), 0)
+            rank = self.rank_of(kind, base) or next((rank for rank, conv in CONV.items() if conv in readers), 0)
             if not rank:
                 return None
             shape = _diagonal(rank, module.num_features, True)
