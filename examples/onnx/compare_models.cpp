@@ -225,12 +225,10 @@ class Comparison {
 
   void sweep(const std::vector<int>& wanted, const std::vector<int>& made) {
     if (made.empty()) return;
-    std::set<int> shared;
-    for (int t = 0; t < std::ssize(b_.tensors()); ++t) shared.insert(b_numbers_[t]);
+    shared_.clear();
+    for (int t = 0; t < std::ssize(b_.tensors()); ++t) shared_.insert(b_numbers_[t]);
     wanted_ = wanted;
-    is_shared_ = [this, shared = std::move(shared)](int tensor) {
-      return shared.contains(a_numbers_[tensor]);
-    };
+    is_shared_ = [this](int tensor) { return shared_.contains(a_numbers_[tensor]); };
     find_regions(within_);
     const Regions regions =
         regions_to(within_.b, made, [this](int tensor) { return is_known(tensor); });
@@ -464,6 +462,7 @@ class Comparison {
     if (places == sides.through.end()) return candidates;
     std::set<int> seen{same};
     for (const auto& [end, depth] : places->second) {
+      budget.take("comparing it", 0, 1000 * static_cast<double>(depth + 1));
       const Segments segments = sides.regions.at(end);
       for (std::size_t i = 0; i <= depth; ++i) {
         const int other = segments[i].to;
@@ -607,6 +606,7 @@ class Comparison {
   ValueNumbers a_numbers_, b_numbers_;
   std::set<int> outputs_;  // of `b`
   std::vector<int> wanted_;
+  std::set<int> shared_;  // numbers that `b` had when the sweep began
   std::function<bool(int)> is_shared_;
   std::map<std::pair<int, int>, Fingerprint> fingerprints_;  // of tensors of `a`, by source
   std::vector<bool> uncertain_;  // tensors of `b`, as is what they are made of

@@ -13,7 +13,9 @@
 #include <new>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 namespace tool {
 
@@ -105,14 +107,27 @@ concertina::Report prove_storage(onnx::DataType type, const Layer& stored,
                      concertina::to_string(layer_of(contraction).shape());
     return report;
   }
-  bool differs = false, told = false;  // by an element that is not smaller than its bound
-  const auto compare = [&](const auto& a, const auto& b, const char* name) {
+  constexpr bool transposed = !std::same_as<Layer, Conv<double, Layer::Rank>>;
+  const auto& shape = layer_of(contraction).shape();
+  const auto output_channel = [&](std::size_t i) {
+    const Index pair = static_cast<Index>(i) / numel(shape.kernel_size);
+    const Index in = shape.in / shape.groups, o = pair / in, c = pair % in;
+    return static_cast<std::size_t>(transposed ? o / (shape.out / shape.groups) * in + c : o);
+  };
+  struct Elements {
+    bool differ = false, told = false;  ///< by one that is not smaller than its bound
+  };
+  const auto whole = static_cast<std::size_t>(transposed ? shape.in : shape.out);
+  std::vector<Elements> rows(whole + 1);  // weights of each output channel, and the whole layer
+  const auto compare = [&](const auto& a, const auto& b, const char* name, auto&& row) {
     for (std::size_t i = 0; i < a.size(); ++i, ++report.compared) {
       const long double error =
           std::abs(static_cast<long double>(a[i]) - static_cast<long double>(b[i]));
       const long double bound = ulp(type, b[i]);
-      differs = differs || error > 0;
-      told = told || std::abs(b[i]) > bound;
+      for (Elements* elements : {&rows[row(i)], &rows[whole]}) {
+        elements->differ = elements->differ || error > 0;
+        elements->told = elements->told || std::abs(b[i]) > bound;
+      }
       if (error <= bound * report.fraction() && report.compared > 0) continue;
       report.worst = std::string(name) + "[" + std::to_string(i) + "]";
       report.error = error;
@@ -122,13 +137,18 @@ concertina::Report prove_storage(onnx::DataType type, const Layer& stored,
             report.worst + " is off by " + brief(error) + ", more than one unit in the last place";
     }
   };
-  compare(layer_of(stored).weight(), layer_of(contraction).weight(), "weight");
-  compare(stored.bias(), contraction.bias(), "bias");
-  if (report.failure.empty() && differs && !told) {
+  compare(layer_of(stored).weight(), layer_of(contraction).weight(), "weight", output_channel);
+  compare(stored.bias(), contraction.bias(), "bias", [&](std::size_t) { return whole; });
+  const auto lost =
+      std::ranges::find_if(rows, [](const Elements& each) { return each.differ && !each.told; });
+  if (report.failure.empty() && lost != rows.end()) {
     report.undecided = true;
-    report.failure =
-        "every element is smaller than a unit in the last place of what is stored; "
-        "store a wider type, or layers of another scale";
+    const auto channel = static_cast<std::size_t>(lost - rows.begin());
+    report.failure = "every " +
+                     (channel == whole ? std::string("element")
+                                       : "weight of output channel " + std::to_string(channel)) +
+                     " is smaller than a unit in the last place of what is stored; store a wider "
+                     "type, or layers of another scale";
   }
   return report;
 }

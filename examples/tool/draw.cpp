@@ -29,6 +29,8 @@ std::string escaped(const std::string& text) {
       result += "&amp;";
     } else if (c == '<') {
       result += "&lt;";
+    } else if (c == '>') {  // "]]>" ends what has not begun
+      result += "&gt;";
     } else {
       result += c;
     }

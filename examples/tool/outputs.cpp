@@ -183,7 +183,9 @@ void compare(const Value& a, const Value& b, std::optional<double> tolerance,
   if (difference.largest != 0) difference.where = position(shape, worst->at);
 }
 
-/// What both models give, by name, against the files of a folder.
+bool has_integers(const Value& value) { return std::holds_alternative<Array<Index>>(value); }
+
+/// What both models give, by name, against the files of a folder: integers, as labels, to the last.
 void compare_with_stored(const onnx::Model& model, const std::string& set, const Values& before,
                          const Values& after, const std::filesystem::path& folder,
                          OutputComparison& comparison) {
@@ -204,10 +206,15 @@ void compare_with_stored(const onnx::Model& model, const std::string& set, const
       const bool narrow =
           tensor.type == onnx::DataType::float16 || tensor.type == onnx::DataType::bfloat16;
       const Value stored = value_of(tensor);
+      const bool integers = has_integers(stored);
+      if (integers != has_integers(before.at(name))) {
+        throw concertina::FormatError("it is of " + onnx::to_string(tensor.type) + ", output " +
+                                      in_quotes(name) + (integers ? " of floats" : " of integers"));
+      }
       for (const auto& [which, outputs] :
            {std::pair("model", &before), std::pair("result", &after)}) {
         OutputDifference difference{.input = set, .output = name, .model = which, .stored = file};
-        compare(stored, outputs->at(name), narrow ? 0.02 : 0.001, difference);
+        compare(stored, outputs->at(name), integers ? 0 : narrow ? 0.02 : 0.001, difference);
         comparison.differences.push_back(std::move(difference));
       }
     } catch (const concertina::Error& error) {

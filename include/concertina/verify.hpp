@@ -120,8 +120,8 @@ Report prove_algebra(const E& expression, const F& contraction,
 ///     scalar),
 /// where |F| contracts the absolute values, n counts the terms of all stages, gamma_n(u) = n*u /
 /// (1 - n*u), and underflow is what this element's own products may lose. The report is undecided
-/// where that exceeds |F|, where every bound exceeds what it bounds, and where one does and the
-/// element is off by more than an eighth of it, and the root of an ulp of its row's largest.
+/// where that exceeds |F|, where every bound exceeds what it bounds, and where an element is off by
+/// more than the root of an ulp of its row's largest, whatever its bound.
 /// Kernels are compared as maps, so one with more zeros around it passes. For exact scalars the
 /// bound is zero.
 /// Requires  rounding to nearest, gradual underflow

@@ -380,8 +380,8 @@ TEST_CASE("where a single bound exceeds its element, the others do not speak for
   const Linear<float> a({.out = 3, .in = 2}, {1e7F + 1, 0, 1e7F, 0, 0, 1}),
       b({.out = 2, .in = 3}, {1, -1, 0, 0, 0, 1});
   CHECK(verify(b * a, contract(b * a)));
-  CHECK(verify(b * a, Linear<float>({.out = 2, .in = 2}, {0.9375F, 0, 0, 1})));
-  for (const float wrong : {-1.0F, 0.0F, 0.5F}) {
+  CHECK(verify(b * a, Linear<float>({.out = 2, .in = 2}, {1 - 0x1p-12F, 0, 0, 1})));
+  for (const float wrong : {-1.0F, 0.0F, 0.5F, 0.9375F, 1 - 0x1p-11F}) {
     const Linear<float> layer({.out = 2, .in = 2}, {wrong, 0, 0, 1});
     for (const Report& report : {prove_rounding(b * a, layer), prove_structure(b * a, layer)}) {
       CHECK_FALSE(report);
@@ -695,6 +695,22 @@ TEST_CASE("an element that cancellation lost is judged beside its own channel", 
   half_more.weight()[1] *= 1.5F;
   CHECK(prove_rounding(layers, half_more).undecided);
   CHECK_FALSE(prove_rounding<double>(layers, negated(right)));
+
+  // An identity of layers that cancel each other makes the bound as wide as one likes.
+  const auto inflated = [](float factor, float large) {
+    return std::vector<Linear<float>>{Linear<float>({.out = 1, .in = 1}, {factor}),
+                                      Linear<float>({.out = 2, .in = 1}, {large, large - 1}),
+                                      Linear<float>({.out = 1, .in = 2}, {1, -1})};
+  };
+  const Linear<float> one({.out = 1, .in = 1}, {1});
+  for (const float large : {1e5F, 3e5F, 1e7F}) {
+    CHECK(prove_rounding(inflated(1, large), one));
+    for (const float factor : {0.8F, 0.9F, 1.1F, -1.0F}) {
+      CHECK_FALSE(prove_rounding(inflated(factor, large), one));
+      CHECK_FALSE(prove_structure(inflated(factor, large), one));
+      CHECK_FALSE(prove_rounding<double>(inflated(factor, large), one));
+    }
+  }
 
   // What is left within an ulp of its terms might as well be zero.
   const auto zero = chain(0x1p-10F);

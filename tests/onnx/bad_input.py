@@ -405,6 +405,26 @@ def checks(run, require, program, folder):
                 shutil.rmtree(each, ignore_errors=True)
     result.append(("stored_outputs", stored_outputs))
 
+    def stored_labels():
+        """Integers are compared to the last, and not with floats."""
+        g = Builder("labels")
+        g.output(g.add("ArgMax", g.conv(g.input("x", [1, 3, 1, 1]), 2000, 3, 1, 1), axis=1), type=TensorProto.INT64)
+        saved(g.model())()
+        data = folder / "test_data_set_0"
+        data.mkdir()
+        try:
+            x = np.random.default_rng(1).standard_normal([1, 3, 1, 1]).astype(np.float32)
+            (data / "input_0.pb").write_bytes(numpy_helper.from_array(x).SerializeToString())
+            label = ReferenceEvaluator(onnx.load(folder / "in.onnx")).run(None, {"x": x})[0]
+            for value, expected, says in ((label, 0, "proved"), (label + 1, 1, "differs from stored output_0.pb"),
+                                          (label.astype(np.float32), 0, "it is of float32")):
+                (data / "output_0.pb").write_bytes(numpy_helper.from_array(value).SerializeToString())
+                code, output, error = run(program, "verify", folder / "in.onnx", folder / "in.onnx")
+                require(code == expected and says in output, f"exit code {code}: {output}{error}")
+        finally:
+            shutil.rmtree(data)
+    result.append(("stored_labels", stored_labels))
+
     # ---- nothing in silence
 
     def verified(name, first, second, expected, says, *more):
@@ -473,13 +493,49 @@ def checks(run, require, program, folder):
         g.output(g.add("Relu", x, made="y"), [1, 2])
         return g.model()
 
+    def inflated(factor):
+        """A layer, and an identity after it of two that cancel each other: its bound in float is as wide as these."""
+        g = Builder("inflated")
+        x, weight = g.input("x", [1, 4, 6, 6]), g.random_values([4, 4, 3, 3])
+        made = "y" if factor is None else None
+        x = g.add("Conv", x, g.constant((weight * (factor or 1)).astype(np.float32)), made=made)
+        if factor is not None:
+            one = np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1)
+            x = g.add("Conv", x, g.constant(np.concatenate([3e5 * one, (3e5 - 1) * one])))
+            x = g.add("Conv", x, g.constant(np.concatenate([one, -one], 1)), made="y")
+        g.output(x, [1, 4, 4, 4])
+        return g.model()
+
+    def of_faint_channel(contracted):
+        """Of 16 bits, of which a channel's weights are no longer one."""
+        g = Builder("faint", type=TensorProto.FLOAT16)
+        x, random = g.input("x", [1, 4, 3, 3]), np.random.default_rng(5)
+        first = (1e-2 * random.uniform(0.5, 1, (4, 4, 1, 1))).astype(np.float16)
+        second = random.standard_normal((4, 4, 1, 1))
+        second[0] *= 1e-6
+        second = second.astype(np.float16)
+        product = np.einsum("omxy,micd->oicd", second.astype(float), first.astype(float)).astype(np.float16)
+        product[0] = 0
+        layers = (product,) if contracted else (first, second)
+        for i, weight in enumerate(layers):
+            made = "z" if i + 1 == len(layers) else None
+            x = g.add("Conv", x, g.constant(weight), made=made)
+        for _ in range(2):
+            x = g.add("Mul", g.add("Relu", x), g.constant(np.float16(1e3)))
+        g.output(x, [1, 4, 3, 3])
+        return g.model()
+
+    for factor, expected, says in ((1, 0, "proved: 1 of 1"), (0.8, 6, "its bound allows it"),
+                                   (1.1, 6, "its bound allows it")):
+        verified(f"inflated_bound_{factor}", inflated(None), inflated(factor), expected, says)
+    verified("faint_channel", of_faint_channel(False), of_faint_channel(True), 6, "weight of output channel 0 is small")
     verified("first_output_left_out", unnamed("LSTM"), unnamed("LSTM"), 0, "1 node identical")
     for factor, expected in ((1, 0), (-1, 1)):
         verified(f"part_{expected}", part_of(True), part_of(False, factor), expected, "1 region that differ")
         verified(f"part_of_the_other_{expected}", part_of(False, factor), part_of(True), expected,
                  "1 region that differ")
     verified("one_element_is_lost", cancelling(True, 1), cancelling(False, 1), 0, "proved: 1 of 1")
-    verified("one_element_is_wrong", cancelling(True, 1), cancelling(False, -1), 6, "exceeds its value")
+    verified("one_element_is_wrong", cancelling(True, 1), cancelling(False, -1), 6, "its bound allows it")
     verified("input_shapes", of_size(9, 9), of_size(20, 20), 6, "of other types or shapes")
     verified("same_shapes", of_size(9, 9), of_size(9, 9), 0, "proved: 0 of 0")
     verified("open_shapes", of_size(9, 9), of_size("h", "w"), 0, "proved: 0 of 0")
@@ -492,6 +548,8 @@ def checks(run, require, program, folder):
         lambda model: model.metadata_props.add(key="author", value="another")))
     refused(BAD_FILE, "opset_twice", "there twice", prepare=edited(
         lambda model: model.opset_import.add(domain="", version=11)))
+    refused(BAD_FILE, "opset_of_both_names", "under both names", prepare=edited(
+        lambda model: model.opset_import.add(domain="ai.onnx", version=11)))
     refused(BAD_FILE, "attribute_twice", "there twice", prepare=edited(
         lambda model: model.graph.node[0].attribute.extend([helper.make_attribute("group", 1)] * 2)))
     refused(USAGE, "input_twice", "--input", folder / "in.onnx", "--input", "x=1x8x9x11", "--input", "x=1x8x9x11",

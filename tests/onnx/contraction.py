@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -713,6 +714,11 @@ def check_limits(program, folder):
     code, output, error = run(program, "info", "--json", folder / "in.onnx")
     require(code == 0 and output.isascii() and odd in [each["result"] for each in json.loads(output)["regions"]],
             f"a name that a terminal would not show: {output} {error}")
+    onnx.save(model([("Conv", "x v", "p"), ("Conv", "p v", "a]]>&<b")], [x], {"v": drawn(8, 8, 1, 1)}),
+              folder / "in.onnx")
+    code, output, error = run(program, "info", "--svg", folder / "in.onnx")
+    require(code == 0 and "a]]>&<b" in "".join(ElementTree.fromstring(output).itertext()),
+            f"a name that ends what has not begun: {error}")
     bfloat16 = lambda *dims: helper.make_tensor("k", BF16, dims, drawn(*dims).ravel())
     for opset, kept in ((13, 4), (22, 1)):
         contracted(f"bfloat16 at opset {opset}", model(

@@ -133,7 +133,7 @@ pictures() {
     fail "a picture of $1"
 }
 pictures cl.safetensors 20  # 1x1, 3x3, 1x1, and the 3x3 that they are
-says out '>conv2d 8->8<'
+says out '>conv2d 8-&gt;8<'
 expect 2 info cl.safetensors --svg --json
 expect 2 info --network smallnet3 --svg
 make single.safetensors a a.weight=4,3,3,3

@@ -97,6 +97,11 @@ inline void check_graph(const Model& model) {
     }
   };
   once(model.opsets, &OperatorSet::domain, "operators of the domain");
+  for (const OperatorSet& each : model.opsets) {
+    if ((each.domain.empty() || each.domain == "ai.onnx") && each.version != model.opset())
+      refuse("its operators are of the versions " + std::to_string(model.opset()) + " and " +
+             std::to_string(each.version) + ", under both names of their domain");
+  }
 
   for (const ValueInfo& input : model.inputs) add("graph input", input.name);
   const auto inputs = std::exchange(writers, {});  // an initializer may be an input too

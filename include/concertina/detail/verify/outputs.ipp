@@ -48,7 +48,7 @@ Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
   FeatureMap<Ref, Rank> magnitude = reference;
   std::optional<FeatureMap<Ref, Rank>> lost_each;  // where one number would say too little
   std::vector<long double> lost_channel(static_cast<std::size_t>(shape.channels));
-  long double relative = 0, enlarged = 0, lost_all = 0, least = 0;
+  long double relative = 0, enlarged = 0, lost_all = 0, least = 0, unit = 0;
   if constexpr (rounds<Scalar>) {
     FeatureMap<Ref, Rank> absolutes = input;
     long double largest = 1;
@@ -75,6 +75,7 @@ Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
     enlarged = 2 * (1 + ours.relative) * (1 + theirs.relative);
     lost_all = enlarged * (ours.lost + theirs.lost);
     least = std::max(smallest_of(sums), smallest_of(precision));
+    unit = std::max(precision.unit, accumulator.unit);
     if (!is_negligible(lost_all, relative * least_positive(std::as_const(magnitude).values()))) {
       lost_all = enlarged * stored.subnormal;
       const auto lost = [&](const Precision& in, const Precision& narrow, const Precision& apply) {
@@ -96,7 +97,7 @@ Report prove_outputs(const Tree<Leaf<Scalar, Rank>>& tree,
   const Exactness<Rank> border = by == ComputedBy::layers
                                      ? find_exactness<Rank>(form, input_size, spacing)
                                      : Exactness<Rank>{};
-  Worst<Scalar> worst(report, least);
+  Worst<Scalar> worst(report, least, unit);
   std::size_t at = 0;
   for (Index n = 0; n < shape.batch; ++n) {
     for (Index channel = 0; channel < shape.channels; ++channel) {

@@ -114,7 +114,8 @@ Report prove_rounding(const Tree<Leaf<Scalar, Rank>>& tree,
   const auto bounds = bounds_of<A>(tree, count, [&] {
     return std::min(least_positive(size.weight()), least_positive(size.bias()));
   });
-  Worst<Scalar> worst(report, smallest_of(precision_of<A>()));
+  const Precision precision = precision_of<A>();
+  Worst<Scalar> worst(report, smallest_of(precision), precision.unit);
   const auto place = [](Index o, Index c, const PerAxis<Rank>& offset) {
     std::string text = "weight[" + std::to_string(o) + "][" + std::to_string(c) + "]";
     return Rank == 0 ? text : text + " at offset " + concertina::to_string(offset);

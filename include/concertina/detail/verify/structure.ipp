@@ -209,7 +209,8 @@ Report prove_structure(const Tree<Leaf<Scalar, Rank>>& tree,
         std::span(magnitude.valuePtr(), static_cast<std::size_t>(magnitude.nonZeros())));
   });
 
-  Worst<Scalar> worst(report, smallest_of(precision_of<A>()));
+  const Precision precision = precision_of<A>();
+  Worst<Scalar> worst(report, smallest_of(precision), precision.unit);
   const auto columns = static_cast<std::size_t>(given.cols());
   std::vector<bool> reads(columns, true);     // an element, or the 1 of the bias
   std::vector<PerAxis<Rank>> place(columns);  // of an element

@@ -18,8 +18,11 @@ template <class Scalar>
 class Worst {
  public:
   /// Below `least` elements have no relative precision: it is the smallest normal number of what
-  /// computes or stores them.
-  explicit Worst(Report& report, long double least = 0) : report_(report), least_(least) {}
+  /// computes or stores them, and `unit` its unit roundoff.
+  Worst(Report& report, long double least, long double unit)
+      : report_(report), least_(least), ulp_(2 * unit) {
+    if constexpr (rounds<Scalar>) ulp_ = std::max<long double>(ulp_, ulp<Scalar>(1));
+  }
 
   /// `magnitude` is the same element contracted from absolute values; it is unused for exact
   /// scalars. bound(magnitude, computed, reference) is what they may differ by.
@@ -45,7 +48,10 @@ class Worst {
       }
       if (allowed < std::abs(r)) told_ = true;
       rows_.resize(std::max(rows_.size(), static_cast<std::size_t>(row) + 1));
-      rows_[static_cast<std::size_t>(row)].add(r, size, error, allowed, where);
+      // Where nothing has relative precision, only what its bound says nothing of is lost.
+      const bool faint = error <= least_ && (allowed < std::abs(r) || 8 * error <= std::abs(r));
+      rows_[static_cast<std::size_t>(row)].add(r, std::abs(r) > ulp_ * size, faint ? 0 : error,
+                                               where);
       if (error > 0 && !(allowed < size)) {
         if (unsure_.empty() || allowed > least_) unsure_ = where();
         if (allowed > least_) emptied_ = true;
@@ -72,39 +78,36 @@ class Worst {
           "scale";
     } else if (const auto row = lost_row(); row != rows_.end()) {
       report_.undecided = true;
-      report_.failure = "the bound of " + row->lost_at +
-                        " exceeds its value, and its error an eighth of that; use a wider "
-                        "accumulator";
+      report_.failure = row->lost_at +
+                        " is off by more than rounding leaves of its row, though its bound "
+                        "allows it; use a wider accumulator";
     }
   }
 
  private:
-  /// What cancellation loses of a row: elements no larger than their bounds, with errors of more
-  /// than an eighth of them. Known are those that are more than rounding of their factors leaves of
-  /// a zero.
+  /// The largest errors of a row, which cancellation may lose it to. Known are elements that are
+  /// more than rounding of their factors leaves of a zero.
   struct Row {
     long double largest = 0, lost = 0, known_lost = 0;
     std::string lost_at;
 
     template <class Where>
-    void add(long double reference, long double size, long double error, long double allowed,
-             Where&& where) {
-      const long double value = std::abs(reference);
-      largest = std::max(largest, value);
-      if (allowed < value || 8 * error <= value) return;
+    void add(long double reference, bool known, long double error, Where&& where) {
+      largest = std::max(largest, std::abs(reference));
       if (error > lost) lost_at = where();
       lost = std::max(lost, error);
-      if (value > ulp<Scalar>(1) * size) known_lost = std::max(known_lost, error);
+      if (known) known_lost = std::max(known_lost, error);
     }
   };
 
-  /// A row with a lost element that matters: a known one beside its row's largest, any beside the
-  /// largest of all.
+  /// A row with an error that matters, whatever its bound, which layers that cancel each other make
+  /// as wide as one likes: that of a known element beside its row's largest, any beside the largest
+  /// of all.
   auto lost_row() const {
     long double largest = 0;
     for (const Row& row : rows_) largest = std::max(largest, row.largest);
-    const auto matters = [](long double lost, long double beside) {
-      return lost * lost > ulp<Scalar>(1) * beside * beside;
+    const auto matters = [&](long double lost, long double beside) {
+      return lost * lost > ulp_ * beside * beside;
     };
     return std::ranges::find_if(rows_, [&](const Row& row) {
       return matters(row.lost, largest) ||
@@ -123,7 +126,7 @@ class Worst {
   }
 
   Report& report_;
-  long double least_;
+  long double least_, ulp_;  ///< of 1
   std::vector<Row> rows_;
   std::string unsure_;
   bool emptied_ = false, told_ = false, differs_ = false;
