@@ -344,9 +344,11 @@ Result layered_step(const Block& block, const Maps& x, const Maps& gradient) {
   return result;
 }
 
-FeatureMapView<float, 2> view_of(const Maps& x) {
-  return {{.batch = x.batch, .channels = x.channels, .size = {x.height, x.width}}, x.values};
+MapShape<2> shape_of(const Maps& x) {
+  return {.batch = x.batch, .channels = x.channels, .size = {x.height, x.width}};
 }
+FeatureMapView<const float, 2> view_of(const Maps& x) { return {shape_of(x), x.values}; }
+FeatureMapView<float, 2> view_of(Maps& x) { return {shape_of(x), x.values}; }
 
 Result contracted_step(TrainingContraction<float, 2>& contraction, const Block& block,
                        const Maps& x, const Maps& gradient) {
@@ -356,7 +358,7 @@ Result contracted_step(TrainingContraction<float, 2>& contraction, const Block& 
   Maps dx = layer.backward(gradient);
   const auto gradients = contraction.backward(
       {kernel.shape(), std::span<const float>(layer.weight_gradient), layer.bias_gradient});
-  contraction.add_input_gradient(view_of(x), dx.values);
+  contraction.add_input_gradient(view_of(x), view_of(dx));
   Result result{std::move(y), std::move(dx), {}};
   for (const Conv2d<float>& leaf : gradients) {
     result.gradients.emplace_back(leaf.weight().begin(), leaf.weight().end());
@@ -421,7 +423,7 @@ void train_part(benchmark::State& state, const std::function<Block(std::mt19937_
   Maps dx = x;
   for (auto _ : state) {
     if (part == 0) benchmark::DoNotOptimize(contraction.moments(view_of(x)).data());
-    if (part == 1) contraction.add_input_gradient(view_of(x), dx.values);
+    if (part == 1) contraction.add_input_gradient(view_of(x), view_of(dx));
     if (part == 2) {
       contraction.forward(expression, moments);
       contraction.backward(kernel);

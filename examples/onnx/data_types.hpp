@@ -44,7 +44,7 @@ template <class Stored>
 std::vector<Stored> rounded(std::span<const double> values) {
   std::vector<Stored> elements;
   elements.reserve(values.size());
-  for (const double value : values) elements.push_back(concertina::detail::convert<Stored>(value));
+  for (const double value : values) elements.push_back(concertina::convert<Stored>(value));
   return elements;
 }
 

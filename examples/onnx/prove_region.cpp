@@ -90,9 +90,9 @@ void prove(const Expression& expression, const Layer& layer,
 /// The unit in the last place of what is stored.
 long double ulp(onnx::DataType stored, double value) {
   switch (stored) {
-    case onnx::DataType::float16: return concertina::detail::ulp<Eigen::half>(value);
-    case onnx::DataType::bfloat16: return concertina::detail::ulp<Eigen::bfloat16>(value);
-    default: return concertina::detail::ulp<float>(value);
+    case onnx::DataType::float16: return concertina::ulp<Eigen::half>(value);
+    case onnx::DataType::bfloat16: return concertina::ulp<Eigen::bfloat16>(value);
+    default: return concertina::ulp<float>(value);
   }
 }
 

@@ -903,11 +903,10 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
       }
     }
   };
-  const auto batch = [=, &tape, &x] {
-    const concertina::MapShape<2> maps{
+  const auto view_of = [&tape, &x](std::vector<Scalar>& maps) {
+    const concertina::MapShape<2> shape{
         .batch = tape.images(), .channels = x.channels, .size = {x.height, x.width}};
-    return concertina::FeatureMapView<Scalar, 2>(
-        maps, std::span<const Scalar>(state->batch).first(size(numel(maps))));
+    return concertina::FeatureMapView<Scalar, 2>(shape, std::span(maps).first(size(numel(shape))));
   };
   const auto run = [&tape](Index count, auto&& task) {
     tape.pool().run(count, [&](Index i, Index) { task(i); });
@@ -933,8 +932,9 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
       return;
     }
     state->computed = -1;
-    state->contraction.forward(expression_of(branches), state->contraction.moments(batch(), run),
-                               result(), run);
+    state->contraction.forward(expression_of(branches),
+                               state->contraction.moments(view_of(state->batch), run), result(),
+                               run);
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const concertina::BatchStatistics& statistics = state->contraction.statistics()[l];
       concertina::BatchNorm<Scalar> norm{layers[l].norm.running_mean->value,
@@ -949,8 +949,7 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
     operation.backward.then([=, &tape] {
       tape.pool().wait();  // for the pullback
       std::ranges::fill(state->gradient, Scalar(0));
-      state->contraction.add_input_gradient(
-          batch(), std::span(state->gradient).first(batch().values().size()), run);
+      state->contraction.add_input_gradient(view_of(state->batch), view_of(state->gradient), run);
     });
     operation.backward.each([=, &x](Index chunk, Index) {
       Scalar* const to = x.gradients(chunk);

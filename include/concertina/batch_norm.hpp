@@ -49,7 +49,7 @@ Expr<Scalar, any_rank> batch_norm(BatchNorm<Scalar> norm) {
   require_length(norm.weight, "weight", true);
   require_length(norm.bias, "bias", true);
   for (std::size_t c = 0; c < channels; ++c) {
-    const auto variance = detail::convert<long double>(norm.running_var[c]);
+    const auto variance = convert<long double>(norm.running_var[c]);
     const long double sum = variance + static_cast<long double>(norm.eps);
     if (sum > 0 && std::isfinite(sum)) continue;
     std::ostringstream message;

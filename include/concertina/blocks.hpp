@@ -32,6 +32,7 @@ struct ConvBatchNorm {
 
   Expr<Scalar, Rank> expression() const& { return batch_norm(norm) * conv; }
   void expression() && = delete;
+  /// What preserve() solves for; gives the norm a bias, of zeros, where it has none.
   Principal<Scalar, Rank> principal() {
     const Index channels = conv.shape().out;
     norm.bias.resize(static_cast<std::size_t>(channels));
@@ -363,7 +364,7 @@ struct RefConv {
 template <class Scalar, int Rank>
 struct RepMlp {
   PerAxis<Rank> size;
-  Conv<Scalar, 0> dense;  ///< a group for each channel
+  Conv<Scalar, 0> fc;  ///< a group for each channel
   BatchNorm<Scalar> norm;
   std::vector<ConvBatchNorm<Scalar, Rank>> local;
 
@@ -371,7 +372,7 @@ struct RepMlp {
     const auto flat = [&](const BatchNorm<Scalar>& of) {
       return batch_norm(detail::repeated(of, numel(size)));
     };
-    Expr<Scalar, 0> branches = flat(norm) * dense;
+    Expr<Scalar, 0> branches = flat(norm) * fc;
     for (const auto& branch : local) {
       branches = branches + flat(branch.norm) * conv_as_linear(branch.conv, size);
     }
@@ -380,8 +381,8 @@ struct RepMlp {
   void expression() && = delete;
   Principal<Scalar, 0> principal() {
     norm.bias.resize(norm.running_mean.size());
-    return {dense, norm.bias, batch_norm(detail::repeated(norm, numel(size))),
-            identity<Scalar>(dense.shape().out)};
+    return {fc, norm.bias, batch_norm(detail::repeated(norm, numel(size))),
+            identity<Scalar>(fc.shape().out)};
   }
 
   /// Of that many channels, with convolutions of these odd sizes, filled as PyTorch does.

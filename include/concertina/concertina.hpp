@@ -12,6 +12,7 @@
 #include <concertina/expand.hpp>
 #include <concertina/expression.hpp>
 #include <concertina/feature_map.hpp>
+#include <concertina/form.hpp>
 #include <concertina/join.hpp>
 #include <concertina/layers.hpp>
 #include <concertina/modular.hpp>

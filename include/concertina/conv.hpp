@@ -95,7 +95,7 @@ class ConvView {
   /// This is the definition, slow on purpose: everything else is compared with it.
   /// Cost    batch * weight elements * output positions multiply-adds
   /// Throws  ShapeError where the channels differ or the padded map is smaller than the kernel
-  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& x) const {
+  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<const Scalar, Rank>& x) const {
     validate(shape_);  // one that was moved from would fit a map that was, too
     if (x.shape().channels != shape_.in) {
       detail::fail<ShapeError>({"a map of ", x.shape().channels,
@@ -137,7 +137,7 @@ class ConvView {
   Conv<To, Rank> cast() const {
     const auto convert = [](std::span<Element> from) {
       std::vector<To> to(from.size(), To(0));
-      for (std::size_t i = 0; i < from.size(); ++i) to[i] = detail::convert<To>(from[i]);
+      for (std::size_t i = 0; i < from.size(); ++i) to[i] = concertina::convert<To>(from[i]);
       return to;
     };
     return Conv<To, Rank>(shape_, convert(weight_), convert(bias_));
@@ -208,10 +208,11 @@ class Conv {
   std::span<Scalar> bias() noexcept CONCERTINA_LIFETIMEBOUND { return bias_; }
 
   /// Application to a batch, by the definition; see ConvView.
-  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& x) const {
+  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<const Scalar, Rank>& x) const {
     return View(*this)(x);
   }
 
+  /// The same layer in another scalar, each element rounded at most once.
   template <class To>
   Conv<To, Rank> cast() const {
     return View(*this).template cast<To>();

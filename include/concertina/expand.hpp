@@ -43,7 +43,8 @@ std::vector<ConvShape<Rank>> expand_cl(const ConvShape<Rank>& shape,
 /// CK: a chain of 3x3 layers, (k-1)/2 of them for odd k, with widths m, rm, rn, ..., rn, n. An even
 /// extent ends with one 2 (k = 4: 3x3, 2x2), a smaller one with ones (7x3: 3x3, 3x1, 3x1).
 /// Ensures  Form(result).shape() == shape
-/// Throws   ShapeError as expand_cl, and where no extent exceeds 3: a single 3x3 has nothing to expand into, use CL
+/// Throws   ShapeError as expand_cl, and where no extent exceeds 3: a single 3x3 has nothing to
+///          expand into, use CL
 /// Source   ExpandNets (NeurIPS 2020), Section 3.1
 template <int Rank>
   requires(Rank > 0)
@@ -51,6 +52,8 @@ std::vector<ConvShape<Rank>> expand_ck(const ConvShape<Rank>& shape,
                                        const ExpandOptions& options = {});
 
 /// FC: three fully connected layers with widths m, rm, rn, n.
+/// Ensures  Form(result).shape() == shape
+/// Throws   ShapeError as expand_cl
 /// Source   ExpandNets (NeurIPS 2020), Section 3.1
 inline std::vector<ConvShape<0>> expand_fc(const ConvShape<0>& shape,
                                            const ExpandOptions& options = {}) {

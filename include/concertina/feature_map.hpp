@@ -6,6 +6,7 @@
 #include <concertina/detail/lifetimebound.hpp>
 #include <concertina/shape.hpp>
 
+#include <concepts>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -36,9 +37,6 @@ Index numel(const MapShape<Rank>& shape) {
   detail::require_addressable(count, "feature map");
   return count;
 }
-
-template <class Scalar, int Rank>
-class FeatureMapView;
 
 /// Feature maps of Rank spatial axes, contiguous and row-major as in PyTorch and ONNX. One that was
 /// moved from is as one made without a shape: empty, of no channels.
@@ -87,16 +85,17 @@ class FeatureMap {
   std::vector<Scalar> values_;
 };
 
-/// Read-only feature maps in memory that somebody else owns; implicitly convertible from
-/// FeatureMap.
-template <class Scalar_, int Rank_>
+/// Feature maps in memory that somebody else owns: FeatureMapView<const float, 2> reads, and is
+/// implicitly convertible from FeatureMap; FeatureMapView<float, 2> writes too.
+template <class Element_, int Rank_>
 class FeatureMapView {
  public:
-  using Scalar = Scalar_;
+  using Element = Element_;
+  using Scalar = std::remove_const_t<Element>;
   static constexpr int Rank = Rank_;
 
   /// Throws ShapeError unless `values` has as many elements as the shape says.
-  FeatureMapView(const MapShape<Rank>& shape, std::span<const Scalar> values)
+  FeatureMapView(const MapShape<Rank>& shape, std::span<Element> values)
       : shape_(shape), values_(values) {
     if (static_cast<Index>(values_.size()) != numel(shape_)) {
       throw ShapeError("FeatureMapView: " + std::to_string(values_.size()) +
@@ -104,14 +103,29 @@ class FeatureMapView {
     }
   }
   FeatureMapView(const FeatureMap<Scalar, Rank>& owner CONCERTINA_LIFETIMEBOUND)
+    requires std::is_const_v<Element>
+      : shape_(owner.shape()), values_(owner.values()) {}
+  FeatureMapView(FeatureMap<Scalar, Rank>& owner CONCERTINA_LIFETIMEBOUND)
+    requires(!std::is_const_v<Element>)
       : shape_(owner.shape()), values_(owner.values()) {}
 
+  /// A view that writes becomes one that reads.
+  template <class Mutable>
+    requires std::is_const_v<Element> && std::same_as<Mutable, Scalar>
+  FeatureMapView(const FeatureMapView<Mutable, Rank>& view)
+      : shape_(view.shape()), values_(view.values()) {}
+
   const MapShape<Rank>& shape() const noexcept { return shape_; }
-  std::span<const Scalar> values() const noexcept { return values_; }
+  std::span<Element> values() const noexcept { return values_; }
 
  private:
   MapShape<Rank> shape_;
-  std::span<const Scalar> values_;
+  std::span<Element> values_;
 };
+
+template <class Scalar, int Rank>
+FeatureMapView(const FeatureMap<Scalar, Rank>&) -> FeatureMapView<const Scalar, Rank>;
+template <class Scalar, int Rank>
+FeatureMapView(FeatureMap<Scalar, Rank>&) -> FeatureMapView<Scalar, Rank>;
 
 }  // namespace concertina

@@ -43,12 +43,12 @@ struct Moments {
 /// Throws  ShapeError for an impossible shape, other channels, an empty batch, or a map smaller
 ///         than the kernel
 template <std::floating_point Scalar, int Rank>
-Moments patch_moments(const ConvShape<Rank>& shape, const FeatureMapView<Scalar, Rank>& x,
+Moments patch_moments(const ConvShape<Rank>& shape, const FeatureMapView<const Scalar, Rank>& x,
                       const ParallelFor& run = serial_for);
 template <std::floating_point Scalar, int Rank>
 Moments patch_moments(const ConvShape<Rank>& shape, const FeatureMap<Scalar, Rank>& x,
                       const ParallelFor& run = serial_for) {
-  return patch_moments(shape, FeatureMapView<Scalar, Rank>(x), run);
+  return patch_moments(shape, FeatureMapView<const Scalar, Rank>(x), run);
 }
 
 /// What a batch norm in training normalises by: mean and (biased) variance of each channel.
@@ -114,7 +114,7 @@ class TrainingContraction {
 
   /// What forward needs to know of a batch; those of workers are added one by one.
   /// Throws  ShapeError where channels or size are not those planned for, or the batch is empty
-  std::vector<Moments> moments(const FeatureMapView<Scalar, Rank>& x,
+  std::vector<Moments> moments(const FeatureMapView<const Scalar, Rank>& x,
                                const ParallelFor& run = serial_for) const;
 
   /// Writes the layer that acts on a batch of these moments as the expression does, its batch norms
@@ -138,7 +138,7 @@ class TrainingContraction {
     return result_;
   }
   const Conv<Scalar, Rank>& forward(const Expr<Scalar, Rank>& expression,
-                                    const FeatureMapView<Scalar, Rank>& x,
+                                    const FeatureMapView<const Scalar, Rank>& x,
                                     const ParallelFor& run = serial_for) CONCERTINA_LIFETIMEBOUND {
     return forward(expression, moments(x, run), run);
   }
@@ -159,8 +159,10 @@ class TrainingContraction {
   /// layer, dL/dx with F held fixed.
   /// Cost    batch * min((in / groups * taps)^2 * groups * positions, lags * in * in / groups *
   ///         pixels) multiply-adds, for each kernel whose moments are taken
+  /// Shapes  x and gradient[batch][channels][size...] of the input
   /// Throws  ShapeError where shapes are not the batch's; Error where backward has not been called
-  void add_input_gradient(const FeatureMapView<Scalar, Rank>& x, std::span<Scalar> gradient,
+  void add_input_gradient(const FeatureMapView<const Scalar, Rank>& x,
+                          const FeatureMapView<Scalar, Rank>& gradient,
                           const ParallelFor& run = serial_for) const;
 
  private:

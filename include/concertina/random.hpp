@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concertina/conv.hpp>
+#include <concertina/detail/any_generator.hpp>
 #include <concertina/parallel.hpp>
 
 #include <cmath>
@@ -29,24 +30,6 @@ std::uint64_t random_bits(Generator& generator) {
     return high << 32 | generator();
   }
 }
-
-namespace detail {
-
-/// Any generator behind one type, so that what draws from it is compiled once.
-class AnyGenerator {
- public:
-  using result_type = std::uint64_t;
-  static constexpr result_type min() { return 0; }
-  static constexpr result_type max() { return std::numeric_limits<result_type>::max(); }
-
-  explicit AnyGenerator(FunctionRef<std::uint64_t()> bits) : bits_(bits) {}
-  result_type operator()() { return bits_(); }
-
- private:
-  FunctionRef<std::uint64_t()> bits_;
-};
-
-}  // namespace detail
 
 /// Uniform in [-bound, bound), a multiple of bound * 2^-52.
 template <BitGenerator Generator>

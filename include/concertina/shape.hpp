@@ -16,7 +16,7 @@
 namespace concertina {
 
 /// Channels, extents and positions; the same type as Eigen::Index.
-using Index = std::ptrdiff_t;
+using Index = detail::Index;
 
 /// The rank of what takes its neighbour's: batch norms, scales, identities, permutations.
 inline constexpr int any_rank = -1;

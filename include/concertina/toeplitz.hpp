@@ -145,6 +145,7 @@ class ToeplitzOperator : public Eigen::EigenBase<ToeplitzOperator<Scalar_, Rank_
     result.conjugate_ = Eigen::NumTraits<Scalar>::IsComplex && !conjugate_;
     return result;
   }
+  /// Transposed and conjugated, as Eigen's adjoint() is.
   ToeplitzOperator adjoint() const { return transpose().conjugate(); }
 
   /// The product with a dense vector, or with each column of a matrix; evaluated as Eigen's own

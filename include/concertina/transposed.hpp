@@ -4,6 +4,7 @@
 #pragma once
 
 #include <concertina/contract.hpp>
+#include <concertina/detail/transposed_traits.hpp>
 #include <concertina/layers.hpp>
 
 #include <concepts>
@@ -47,14 +48,14 @@ class Transposed {
   /// Ensures  <F x, y> == <x, transposed(F)(y)> for every x and y, but for F's bias
   /// Cost     batch * weight elements * y's positions multiply-adds
   /// Throws   ShapeError where the channels differ or the map would be empty
-  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& y) const {
+  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<const Scalar, Rank>& y) const {
     return (*this)(y, output_size(y.shape().size));
   }
 
   /// The same for any `size` that F takes to y's: a strided layer takes several, whose last
   /// positions it does not read. Throws ShapeError, naming the sizes, for one that it takes to
   /// another.
-  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& y,
+  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<const Scalar, Rank>& y,
                                       const PerAxis<Rank>& size) const;
 
   /// For stride 1 the same map as a layer: the kernel flipped along each axis, the channels of each
@@ -182,11 +183,13 @@ class TransposedExpr {
   /// The contraction; see `contract`.
   operator Transposed<Scalar, Rank>() const { return contract(*this); }
 
+  /// The spatial size of the output for an input of this size.
+  /// Throws  ShapeError where a map on the way is smaller than the next kernel
   PerAxis<Rank> output_size(const PerAxis<Rank>& size) const;
 
   /// One layer after another by its definition, in the dense form: what the contraction must equal.
   /// Throws  ShapeError where channels or a map's size do not fit
-  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<Scalar, Rank>& x) const;
+  FeatureMap<Scalar, Rank> operator()(const FeatureMapView<const Scalar, Rank>& x) const;
 
   /// From the gradients of dense()'s leaves to those of the layers as they were given.
   std::vector<Gradient> gradients(std::span<const Conv<Scalar, Rank>> of_leaves,
@@ -232,44 +235,6 @@ class TransposedExpr {
   std::vector<BiasBehind> biases_;
   std::vector<TransposedExpr> factors_;
 };
-
-namespace detail {
-
-template <class T>
-struct TransposedTraits;
-template <class S, int R>
-struct TransposedTraits<Transposed<S, R>> {
-  using Expression = TransposedExpr<S, R>;
-};
-template <class S, int R>
-struct TransposedTraits<TransposedExpr<S, R>> : TransposedTraits<Transposed<S, R>> {};
-
-/// A transposed layer or a product with one.
-template <class T>
-concept TransposedFactor =
-    requires { typename TransposedTraits<std::remove_cvref_t<T>>::Expression; };
-template <TransposedFactor T>
-using TransposedExprOf = typename TransposedTraits<std::remove_cvref_t<T>>::Expression;
-
-/// What can be joined with the transposed layer T.
-template <class F, class T>
-concept JoinsTransposed =
-    (TransposedFactor<F> && std::same_as<TransposedExprOf<F>, TransposedExprOf<T>>) ||
-    (Factor<F> && std::same_as<FactorScalar<F>, typename TransposedExprOf<T>::Scalar> &&
-     (factor_rank<F> == any_rank || factor_rank<F> == TransposedExprOf<T>::Rank));
-
-/// F as an expression like T's.
-template <TransposedFactor T, JoinsTransposed<T> F>
-TransposedExprOf<T> as_transposed_expr(F&& factor) {
-  using Result = TransposedExprOf<T>;
-  if constexpr (TransposedFactor<F>) {
-    return Result(std::forward<F>(factor));
-  } else {
-    return Result(Expr<typename Result::Scalar, Result::Rank>(std::forward<F>(factor)));
-  }
-}
-
-}  // namespace detail
 
 /// `inner`, then `outer`, one or both of them transposed, the other of stride 1: a batch norm or
 /// convolution after a transposed convolution, a convolution before one.

@@ -114,7 +114,7 @@ TEST_CASE("what a batch norm multiplies is rounded once, not its factors too", "
                                 std::sqrt(static_cast<long double>(norm.running_var[o]) + 1e-3L);
       const long double error = std::abs(static_cast<long double>(folded.weight()[i]) - right);
       // Half an ulp, and five roundings in double before it.
-      REQUIRE(error <= detail::ulp<float>(right) * (0.5L + 5 * 0x1p-29L));
+      REQUIRE(error <= ulp<float>(right) * (0.5L + 5 * 0x1p-29L));
       ++tight;
     }
     CHECK(verify<double>(batch_norm(norm) * conv, folded));

@@ -590,13 +590,13 @@ TEST_CASE("RepMLP is its definition on flat maps", "[blocks]") {
   Rng rng(14);
   const auto x = small_integers<double, 2>({.batch = 2, .channels = 3, .size = {4, 5}}, rng);
   auto block = RepMlp<double, 2>::initialize(3, {4, 5}, {1, 3}, rng);
-  fill_small_integers(block.dense.weight(), rng);
+  fill_small_integers(block.fc.weight(), rng);
   block.norm = integer_norm(3, rng);
   const auto values = [](const auto& map) {
     return std::vector<double>(map.values().begin(), map.values().end());
   };
   const FeatureMap<double, 0> flat_x({.batch = 2, .channels = 60}, values(x));
-  Map expected = applied(block.norm, Map(x.shape(), values(block.dense(flat_x))));
+  Map expected = applied(block.norm, Map(x.shape(), values(block.fc(flat_x))));
   for (auto& branch : block.local) {
     fill_small_integers(branch.conv.weight(), rng);
     branch.norm = integer_norm(3, rng);

@@ -65,26 +65,40 @@ TEST_CASE("numbers that do not fill the shape are refused", "[feature_map]") {
   CHECK_THROWS_AS((FeatureMap<int, 2>({.size = Index{1} << 32})), SizeError);
 
   const std::vector<int> numbers(13);
-  CHECK_THAT(message_of<ShapeError>([&] { FeatureMapView<int, 2>(shape, numbers); }),
+  CHECK_THAT(message_of<ShapeError>([&] { FeatureMapView<const int, 2>(shape, numbers); }),
              Contains("FeatureMapView: 13 values for a shape of 12"));
-  CHECK_THROWS_AS((FeatureMapView<int, 2>({.channels = -13, .size = -1}, numbers)), ShapeError);
+  CHECK_THROWS_AS((FeatureMapView<const int, 2>({.channels = -13, .size = -1}, numbers)),
+                  ShapeError);
 }
 
 TEST_CASE("a view shows somebody else's memory", "[feature_map]") {
   std::vector<int> numbers{1, 2, 3, 4, 5, 6};
-  const FeatureMapView<int, 1> view({.channels = 2, .size = 3}, numbers);
+  const FeatureMapView<const int, 1> view({.channels = 2, .size = 3}, numbers);
   CHECK(view.values().data() == numbers.data());
   numbers[5] = 9;
   CHECK(view.values()[5] == 9);
 
   const FeatureMap<int, 1> owner({.channels = 2, .size = 3}, numbers);
-  const auto first = [](FeatureMapView<int, 1> of_owner) { return of_owner.values().data(); };
+  const auto first = [](FeatureMapView<const int, 1> of_owner) { return of_owner.values().data(); };
   CHECK(first(owner) == owner.values().data());
-  CHECK(FeatureMapView<int, 1>(owner).shape() == owner.shape());
+  CHECK(FeatureMapView<const int, 1>(owner).shape() == owner.shape());
 
-  static_assert(std::convertible_to<FeatureMap<int, 1>, FeatureMapView<int, 1>>);
-  static_assert(!std::convertible_to<FeatureMap<int, 1>, FeatureMapView<float, 1>>);
-  static_assert(!std::convertible_to<FeatureMap<int, 1>, FeatureMapView<int, 2>>);
+  static_assert(std::convertible_to<FeatureMap<int, 1>, FeatureMapView<const int, 1>>);
+  static_assert(!std::convertible_to<FeatureMap<int, 1>, FeatureMapView<const float, 1>>);
+  static_assert(!std::convertible_to<FeatureMap<int, 1>, FeatureMapView<const int, 2>>);
+}
+
+TEST_CASE("a view writes where its element is not const", "[feature_map]") {
+  FeatureMap<int, 1> owner({.channels = 2, .size = 3});
+  const FeatureMapView<int, 1> view = owner;
+  view.values()[4] = 7;
+  CHECK(owner.values()[4] == 7);
+  const FeatureMapView<const int, 1> reading = view;
+  CHECK(reading.values().data() == owner.values().data());
+
+  static_assert(!std::convertible_to<const FeatureMap<int, 1>&, FeatureMapView<int, 1>>);
+  static_assert(!std::convertible_to<FeatureMap<int, 1>, FeatureMapView<int, 1>>);
+  static_assert(!std::convertible_to<FeatureMapView<const int, 1>, FeatureMapView<int, 1>>);
 }
 
 }  // namespace

@@ -171,7 +171,7 @@ Errors contracted_errors(const Expr<Scalar, Rank>& expression, const FeatureMap<
       shape.bias ? cast(run.leaves.front().bias_gradient) : std::vector<Scalar>());
   const auto gradients = block.backward(dlayer);
   std::vector<Scalar> to = cast(dx.values);
-  block.add_input_gradient(x, to);
+  block.add_input_gradient(x, {x.shape(), to});
   const auto statistics = block.statistics();
   REQUIRE(statistics.size() == step.layers.means.size());
   REQUIRE(gradients.size() == step.layers.leaves.size());
@@ -917,8 +917,8 @@ TEST_CASE("two workers with shared statistics train as one", "[moments]") {
     two.backward(gradient);
     CHECK(step.layers_error([&](std::size_t l) { return gradients[l].weight(); },
                             [&](std::size_t l) { return gradients[l].bias(); }) < 1e-12);
-    one.add_input_gradient(mine, std::span(dx).first(mine.values().size()));
-    two.add_input_gradient(theirs, std::span(dx).last(theirs.values().size()));
+    one.add_input_gradient(mine, {mine.shape(), std::span(dx).first(mine.values().size())});
+    two.add_input_gradient(theirs, {theirs.shape(), std::span(dx).last(theirs.values().size())});
     CHECK(step.input_error(dx) < 1e-12);
   }
 }
@@ -970,12 +970,14 @@ TEST_CASE("what does not fit is refused", "[moments]") {
   CHECK_THROWS_AS(block.forward(expression, moments), ShapeError);
   block.forward(expression, batch(1, 3, {4, 5}));
   CHECK_THROWS_AS(block.backward(other), ShapeError);
-  std::vector<double> input_gradient(60);
+  FeatureMap<double, 2> input_gradient({.batch = 1, .channels = 3, .size = {4, 5}});
   CHECK_THROWS_AS(block.add_input_gradient(batch(1, 3, {4, 5}), input_gradient), Error);
   block.backward(gradient);
   CHECK_THROWS_AS(block.add_input_gradient(batch(1, 3, {4, 4}), input_gradient), ShapeError);
   CHECK_THROWS_AS(block.add_input_gradient(batch(1, 2, {4, 5}), input_gradient), ShapeError);
   CHECK_THROWS_AS(block.add_input_gradient(batch(2, 3, {4, 5}), input_gradient), ShapeError);
+  FeatureMap<double, 2> turned({.batch = 1, .channels = 3, .size = {5, 4}});
+  CHECK_THROWS_AS(block.add_input_gradient(batch(1, 3, {4, 5}), turned), ShapeError);
 
   // PyTorch: expected more than 1 value per channel when training.
   TrainingContraction single(batch_norm(norm) * other, {1, 1});

@@ -43,9 +43,9 @@ void check_neighbours(std::uint16_t infinity) {
     const double low = value_of(from_bits<Narrow>(b)), high = value_of(from_bits<Narrow>(next));
     const double middle = low + (high - low) / 2, nudge = (high - low) * 0x1p-30;
     const auto becomes = [&](double from, std::uint16_t expected) {
-      wrong += bits(detail::convert<Narrow>(from)) != expected;
-      wrong += detail::convert<Narrow>(-from) != -from_bits<Narrow>(expected);
-      wrong += bits(detail::convert<Narrow>(static_cast<long double>(from))) != expected;
+      wrong += bits(convert<Narrow>(from)) != expected;
+      wrong += convert<Narrow>(-from) != -from_bits<Narrow>(expected);
+      wrong += bits(convert<Narrow>(static_cast<long double>(from))) != expected;
     };
     becomes(low, b);
     becomes(middle - nudge, b);
@@ -77,13 +77,13 @@ TEST_CASE("what is not finite stays so, and what is too large becomes infinite",
   const double infinity = std::numeric_limits<double>::infinity(),
                nan = std::numeric_limits<double>::quiet_NaN();
   const auto check = [&]<class To>(To) {
-    CHECK(value_of(detail::convert<To>(infinity)) == infinity);
-    CHECK(value_of(detail::convert<To>(-infinity)) == -infinity);
-    CHECK(std::isnan(value_of(detail::convert<To>(nan))));
-    CHECK(value_of(detail::convert<To>(1e300)) == infinity);
-    CHECK(value_of(detail::convert<To>(-1e300)) == -infinity);
-    CHECK(value_of(detail::convert<To>(1e-300)) == 0);
-    CHECK(std::signbit(value_of(detail::convert<To>(-1e-300))));
+    CHECK(value_of(convert<To>(infinity)) == infinity);
+    CHECK(value_of(convert<To>(-infinity)) == -infinity);
+    CHECK(std::isnan(value_of(convert<To>(nan))));
+    CHECK(value_of(convert<To>(1e300)) == infinity);
+    CHECK(value_of(convert<To>(-1e300)) == -infinity);
+    CHECK(value_of(convert<To>(1e-300)) == 0);
+    CHECK(std::signbit(value_of(convert<To>(-1e-300))));
   };
   check(half());
   check(bfloat16());
@@ -91,12 +91,12 @@ TEST_CASE("what is not finite stays so, and what is too large becomes infinite",
 }
 
 TEST_CASE("other scalars are converted as the language does", "[scalar]") {
-  CHECK(detail::convert<float>(1 + 0x1p-30) == 1);
-  CHECK(detail::convert<int>(2.9) == 2);
-  CHECK(detail::convert<double>(half(0.5F)) == 0.5);
-  CHECK(detail::convert<half>(0.25F) == half(0.25F));
-  CHECK(detail::convert<PrimeField>(std::int64_t{-1}) + PrimeField(1) == PrimeField(0));
-  CHECK(detail::convert<std::complex<double>>(3.0) == std::complex<double>(3, 0));
+  CHECK(convert<float>(1 + 0x1p-30) == 1);
+  CHECK(convert<int>(2.9) == 2);
+  CHECK(convert<double>(half(0.5F)) == 0.5);
+  CHECK(convert<half>(0.25F) == half(0.25F));
+  CHECK(convert<PrimeField>(std::int64_t{-1}) + PrimeField(1) == PrimeField(0));
+  CHECK(convert<std::complex<double>>(3.0) == std::complex<double>(3, 0));
 }
 
 TEST_CASE("half and bfloat16 are computed in float, everything else in itself", "[scalar]") {
@@ -133,22 +133,20 @@ TEST_CASE("units in the last place", "[scalar]") {
   CHECK(detail::unit_roundoff<float>() == 0x1p-24L);
   CHECK(detail::unit_roundoff<double>() == 0x1p-53L);
   CHECK(detail::unit_roundoff<half>() == 0x1p-11L);
-  CHECK(detail::ulp<float>(1) == 0x1p-23L);
-  CHECK(detail::ulp<float>(-1) == 0x1p-23L);
-  CHECK(detail::ulp<float>(0.99L) == 0x1p-24L);
-  CHECK(detail::ulp<float>(0) ==
-        static_cast<long double>(std::numeric_limits<float>::denorm_min()));
+  CHECK(ulp<float>(1) == 0x1p-23L);
+  CHECK(ulp<float>(-1) == 0x1p-23L);
+  CHECK(ulp<float>(0.99L) == 0x1p-24L);
+  CHECK(ulp<float>(0) == static_cast<long double>(std::numeric_limits<float>::denorm_min()));
   for (const long double none : {std::numeric_limits<long double>::infinity(),
                                  std::numeric_limits<long double>::quiet_NaN()}) {
-    CHECK(detail::ulp<float>(none) == detail::smallest_subnormal<float>());
+    CHECK(ulp<float>(none) == detail::smallest_subnormal<float>());
   }
-  CHECK(detail::ulp<float>(1e-44L) ==
-        static_cast<long double>(std::numeric_limits<float>::denorm_min()));
+  CHECK(ulp<float>(1e-44L) == static_cast<long double>(std::numeric_limits<float>::denorm_min()));
   CHECK(detail::smallest_subnormal<float>() ==
         static_cast<long double>(std::numeric_limits<float>::denorm_min()));
   CHECK(detail::smallest_subnormal<double>() ==
         static_cast<long double>(std::numeric_limits<double>::denorm_min()));
-  CHECK(detail::ulp<double>(std::numeric_limits<double>::max()) == 0x1p971L);
+  CHECK(ulp<double>(std::numeric_limits<double>::max()) == 0x1p971L);
 }
 
 }  // namespace concertina::test

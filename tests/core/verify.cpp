@@ -441,7 +441,7 @@ TEST_CASE("outputs stored in 16 bits are held to their own rounding", "[verify]"
     const auto given = [&](float factor, float shift) {
       FeatureMap<Stored, 2> map(y.shape());
       for (std::size_t i = 0; i < y.values().size(); ++i) {
-        map.values()[i] = detail::convert<Stored>(factor * y.values()[i] + shift);
+        map.values()[i] = convert<Stored>(factor * y.values()[i] + shift);
       }
       return map;
     };

@@ -84,7 +84,7 @@ void execute(const cuda::detail::Sequence& sequence,
 /// is checked to be written, and every other rule of the executor's.
 template <class Stored>
 void run(const cuda::ContractionPlan& plan, Passes<Stored>& passes, std::uint64_t seed) {
-  using Sum = cuda::detail::SumOf<Stored>;
+  using Sum = cuda::detail::AccumulatorOf<Stored>;
   using Role = cuda::TensorUse::Role;
   std::vector<Sum> workspace(static_cast<std::size_t>(plan.workspace()));
   Memory memory(seed);

@@ -9,9 +9,9 @@ using concertina::FeatureMap, concertina::FeatureMapView;
 int size() {
 #ifdef CONCERTINA_CONTROL
   const FeatureMap<float, 0> x;
-  const FeatureMapView<float, 0> view = x;
+  const FeatureMapView<const float, 0> view = x;
 #else
-  const FeatureMapView<float, 0> view = FeatureMap<float, 0>();
+  const FeatureMapView<const float, 0> view = FeatureMap<float, 0>();
 #endif
   return static_cast<int>(view.values().size());
 }

@@ -71,7 +71,7 @@ inline std::vector<std::pair<std::string, Change>> kinds() {
       {"shifted", [](double x, double largest) { return x + largest / 64; }},
       {"absolute", [](double x, double) { return std::abs(x); }},
       {"in bfloat16",
-       [](double x, double) { return static_cast<double>(detail::convert<Eigen::bfloat16>(x)); }},
+       [](double x, double) { return static_cast<double>(convert<Eigen::bfloat16>(x)); }},
       {"NaN", [](double, double) { return std::numeric_limits<double>::quiet_NaN(); }},
       {"infinite", [](double, double) { return std::numeric_limits<double>::infinity(); }}};
   for (const auto& [place, where] : places) {

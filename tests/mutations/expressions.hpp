@@ -35,7 +35,7 @@ inline std::size_t pick(Rng& rng, std::size_t count) { return rng() % count; }
 template <class To, class From>
 std::vector<To> converted(std::span<const From> from) {
   std::vector<To> to;
-  for (const From& number : from) to.push_back(detail::convert<To>(number));
+  for (const From& number : from) to.push_back(convert<To>(number));
   return to;
 }
 

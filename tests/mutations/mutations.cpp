@@ -94,7 +94,7 @@ Numbers numbers(const char* name) {
   return {name,
           Rank,
           subject<Scalar, Rank>,
-          [](double x) { return static_cast<double>(detail::convert<Scalar>(x)); },
+          [](double x) { return static_cast<double>(convert<Scalar>(x)); },
           detail::unit_roundoff<detail::AccumulatorOf<void, Scalar>>(),
           detail::unit_roundoff<Scalar>(),
           detail::smallest_subnormal<Scalar>(),

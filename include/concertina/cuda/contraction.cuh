@@ -5,13 +5,10 @@
 
 #include <concertina/cuda/buffer.cuh>
 #include <concertina/cuda/detail/matrices.hpp>
-#include <concertina/cuda/detail/tensor_core.cuh>
+#include <concertina/cuda/detail/phase_kernels.cuh>
 #include <concertina/cuda/detail/tensor_table.hpp>
 #include <concertina/cuda/launch.cuh>
 #include <concertina/cuda/plan.hpp>
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -24,48 +21,6 @@
 #include <utility>
 
 namespace concertina::cuda {
-
-/// By intrinsics: PyTorch's flags for extensions take the conversions of CUDA's half types away.
-template <>
-struct detail::Conversion<__half, float> {
-  __device__ static float load(__half element) { return __half2float(element); }
-  __device__ static __half store(float sum) { return __float2half_rn(sum); }
-};
-template <>
-struct detail::Conversion<__nv_bfloat16, float> {
-  __device__ static float load(__nv_bfloat16 element) { return __bfloat162float(element); }
-  __device__ static __nv_bfloat16 store(float sum) { return __float2bfloat16_rn(sum); }
-};
-
-namespace detail {
-
-template <class Program>
-__global__ void __maxnreg__(Program::most_registers)
-    run_phase(const __grid_constant__ Program program, bool is_followed) {
-#if __CUDA_ARCH__ >= 900
-  // Of the next phase, which waits by itself. What else follows must not begin before the end.
-  if (is_followed) cudaTriggerProgrammaticLaunchCompletion();
-#endif
-  extern __shared__ __align__(16) unsigned char memory[];
-  DeviceBlock<Program::threads> block(memory);
-  program(block, static_cast<Index>(blockIdx.x));
-}
-
-/// A phase on tensor cores. One block of a multiprocessor's, which takes most of its registers and
-/// shared memory.
-template <class Program>
-__global__ void __launch_bounds__(Program::threads, 1)
-    run_tensor_cores(const __grid_constant__ Program program) {
-  extern __shared__ __align__(1024) unsigned char tiles[];
-  DeviceGrid<Program::threads, TensorCoreDeviceBlock<Program::threads>> grid(tiles);
-  program(grid);
-}
-
-struct BlasDeleter {
-  void operator()(cublasContext* handle) const { static_cast<void>(cublasDestroy(handle)); }
-};
-
-}  // namespace detail
 
 /// What lies between layers and results is kept in memory of the contraction's own, or in what is
 /// lent to each pass: by a framework's allocator, or so that passes on several streams overlap.
@@ -85,8 +40,8 @@ enum class Workspace { own, lent };
 template <class Stored>
 class Contraction {
  public:
-  using Sum = detail::SumOf<Stored>;
-  static constexpr bool is_mixed = !std::is_same_v<Stored, Sum>;
+  using Accumulator = detail::AccumulatorOf<Stored>;
+  static constexpr bool is_mixed = !std::is_same_v<Stored, Accumulator>;
 
   /// Cost    allocates the workspace and the tables, and waits for them; where the plan has GEMMs
   ///         for cuBLAS also its workspace of 32 MiB, and runs each of them three times, on
@@ -115,7 +70,7 @@ class Contraction {
 
   /// Bytes that a pass works in: the plan's workspace, and cuBLAS's where it has GEMMs for that.
   Index workspace_bytes() const {
-    return blas_bytes() + plan_.workspace() * static_cast<Index>(sizeof(Sum));
+    return blas_bytes() + plan_.workspace() * static_cast<Index>(sizeof(Accumulator));
   }
 
   /// One result for each form, from all forms' layers in the order of Form::leaves.
@@ -168,6 +123,9 @@ class Contraction {
   }
 
  private:
+  struct BlasDeleter {
+    void operator()(cublasContext* handle) const { static_cast<void>(cublasDestroy(handle)); }
+  };
   static constexpr int few_tensors = 256;  // whose addresses fit the 4 KiB that cost no extra
 
   static ContractionPlan accepted(ContractionPlan plan) {
@@ -181,8 +139,9 @@ class Contraction {
       throw Error(is_own ? "a contraction of " + scalar + " needs a plan with math = " + name
                          : "a plan with math = " + name + " is for " + scalar);
     };
-    require_own(Math::fp64, std::is_same_v<Sum, double>, "double", "Math::fp64");
-    require_own(Math::prime_field, std::is_same_v<Sum, Residue>, "Residue", "Math::prime_field");
+    require_own(Math::fp64, std::is_same_v<Accumulator, double>, "double", "Math::fp64");
+    require_own(Math::prime_field, std::is_same_v<Accumulator, Residue>, "Residue",
+                "Math::prime_field");
     return plan;
   }
 
@@ -216,7 +175,7 @@ class Contraction {
   }
 
   void prepare_tensor_cores() {
-    if constexpr (std::is_same_v<Sum, float>) {
+    if constexpr (std::is_same_v<Accumulator, float>) {
       if (!has_tensor_cores(plan_.forward()) && !has_tensor_cores(plan_.backward())) return;
       multiprocessors_ = attribute(device_, cudaDevAttrMultiProcessorCount);
       const auto need = [](bool met, const char* what) {
@@ -264,7 +223,7 @@ class Contraction {
                          elements(gemm.ldc, gemm.m, gemm.n, false)});
       }
     }
-    const Buffer<Sum> a(most + shifts, "a first GEMM"), b(most + shifts, "a first GEMM"),
+    const Buffer<Accumulator> a(most + shifts, "a first GEMM"), b(most + shifts, "a first GEMM"),
         c(most + shifts, "a first GEMM");
     const Buffer<std::byte> workspace(blas_bytes(), "the workspace of cuBLAS");
     bind_blas(cudaStreamPerThread, workspace.data());
@@ -305,8 +264,10 @@ class Contraction {
   auto with_program(bool products, Use&& use) const {
     const auto with_capacity = [&]<int Capacity>(std::integral_constant<int, Capacity>) {
       if (products)
-        return use(static_cast<const detail::PhaseProgram<Stored, Sum, Capacity>*>(nullptr));
-      return use(static_cast<const detail::PhaseProgram<Stored, Sum, Capacity, false>*>(nullptr));
+        return use(
+            static_cast<const detail::PhaseProgram<Stored, Accumulator, Capacity>*>(nullptr));
+      return use(
+          static_cast<const detail::PhaseProgram<Stored, Accumulator, Capacity, false>*>(nullptr));
     };
     if (std::ssize(plan_.tensors()) <= few_tensors) {
       return with_capacity(std::integral_constant<int, few_tensors>());
@@ -329,7 +290,7 @@ class Contraction {
                         "; set that device, and use a stream of its own");
     }
     if (!sequence.gemms.empty()) bind_blas(stream, lent.data());
-    Sum* const workspace = reinterpret_cast<Sum*>(lent.data() + blas_bytes());
+    Accumulator* const workspace = reinterpret_cast<Accumulator*>(lent.data() + blas_bytes());
     const auto is_phase = [&](std::size_t launch) {
       return launch < sequence.launches.size() &&
              sequence.launches[launch].kind == detail::Launch::Kind::phase;
@@ -341,9 +302,9 @@ class Contraction {
       } else if (launch.kind == detail::Launch::Kind::gemm) {
         const detail::Gemm& gemm = sequence.gemms[static_cast<std::size_t>(launch.index)];
         const auto at = [&](const detail::TensorRef& ref) {
-          Sum* const first = ref.tensor == detail::TensorRef::workspace
-                                 ? workspace
-                                 : static_cast<Sum*>(table[ref.tensor]);
+          Accumulator* const first = ref.tensor == detail::TensorRef::workspace
+                                         ? workspace
+                                         : static_cast<Accumulator*>(table[ref.tensor]);
           return first + ref.offset;
         };
         multiply(gemm, at(gemm.a), at(gemm.b), at(gemm.c), &sequence == &plan_.backward());
@@ -365,9 +326,9 @@ class Contraction {
   }
 
   void launch_tensor_cores(const detail::Sequence& sequence, const DeviceTables& tables,
-                           const detail::AddressTable& table, Sum* workspace, int phase,
+                           const detail::AddressTable& table, Accumulator* workspace, int phase,
                            cudaStream_t stream) {
-    if constexpr (std::is_same_v<Sum, float>) {
+    if constexpr (std::is_same_v<Accumulator, float>) {
       with_tensor_core_program([&]<class Program>(const Program*) {
         const Program program{{tables.jobs.data(), tables.taps.data(), tables.pairs.data(),
                                tables.branches.data(), tables.phases.data()},
@@ -387,7 +348,7 @@ class Contraction {
   /// every phase does, so that none ends before the one before it, and what is read and written
   /// there is in order with all earlier phases. What follows another launch begins after it.
   void launch_phase(const detail::Sequence& sequence, const DeviceTables& tables,
-                    const detail::AddressTable& table, Sum* workspace, int index,
+                    const detail::AddressTable& table, Accumulator* workspace, int index,
                     bool follows_phase, bool is_followed, cudaStream_t stream) {
     const detail::Phase& phase = sequence.phases[static_cast<std::size_t>(index)];
     with_program(sequence.has_products(phase), [&]<class Program>(const Program*) {
@@ -432,9 +393,10 @@ class Contraction {
   }
 
   /// cuBLAS's matrices are column-major: it computes the transposed product.
-  void multiply(const detail::Gemm& gemm, const Sum* a, const Sum* b, Sum* c, bool is_gradient) {
-    if constexpr (std::is_same_v<Sum, Residue>) return;  // there are none
-    constexpr bool is_double = std::is_same_v<Sum, double>;
+  void multiply(const detail::Gemm& gemm, const Accumulator* a, const Accumulator* b,
+                Accumulator* c, bool is_gradient) {
+    if constexpr (std::is_same_v<Accumulator, Residue>) return;  // there are none
+    constexpr bool is_double = std::is_same_v<Accumulator, double>;
     constexpr cudaDataType type = is_double ? CUDA_R_64F : CUDA_R_32F;
     const cublasComputeType_t compute = is_double ? CUBLAS_COMPUTE_64F
                                         : plan_.options().math == Math::tf32
@@ -458,7 +420,7 @@ class Contraction {
   bool phases_wait_;
   DeviceTables forward_, backward_;
   Buffer<std::byte> workspace_;
-  std::unique_ptr<cublasContext, detail::BlasDeleter> blas_;
+  std::unique_ptr<cublasContext, BlasDeleter> blas_;
   bool has_run_ = false;
 };
 

@@ -67,10 +67,12 @@ namespace detail {
 
 /// The accumulator of a tensor's scalar.
 template <class Stored>
-using SumOf = std::conditional_t<sizeof(Stored) == 8, Stored, float>;
+using AccumulatorOf = std::conditional_t<sizeof(Stored) == 8, Stored, float>;
 
 }  // namespace detail
 
+/// What a plan is made for, and from which sizes on a product is computed in which way; the sizes
+/// are tuned for an H200.
 struct PlanOptions {
   /// Tensors are stored in half or bfloat16, and accumulated in float.
   bool mixed = false;

@@ -96,7 +96,7 @@ Conv<Scalar, Rank> RefConv<Scalar, Rank>::kernel() const {
                               " kernels of ", shape, " to others of their size"});
   }
   for (std::size_t i = 0; i < result.weight().size(); ++i) {
-    result.weight()[i] = detail::convert<Scalar>(before.values()[i] + refocused.values()[i]);
+    result.weight()[i] = convert<Scalar>(before.values()[i] + refocused.values()[i]);
   }
   return result;
 }
@@ -371,7 +371,7 @@ RepMlp<Scalar, Rank> RepMlp<Scalar, Rank>::initialize(Index channels, const PerA
       Conv<Scalar, 0>(ConvShape<0>{.out = elements, .in = elements, .groups = channels}),
       BatchNorm<Scalar>::initialize(channels),
       {}};
-  initialize_uniform(block.dense, generator);
+  initialize_uniform(block.fc, generator);
   for (const Index kernel_size : kernel_sizes) {
     const ConvShape<Rank> shape{.out = channels,
                                 .in = channels,
@@ -441,8 +441,8 @@ Block preserve(const F& layer, Block block) {
     const auto at = static_cast<std::size_t>(o);
     const auto solved = [&](Wide total, Wide there, Wide factor) {
       const Wide value = total - there;
-      const auto result = detail::convert<Scalar>(value / factor);
-      const Wide error = std::abs(detail::convert<Wide>(result) * factor - value),
+      const auto result = convert<Scalar>(value / factor);
+      const Wide error = std::abs(convert<Wide>(result) * factor - value),
                  unit = static_cast<Wide>(std::numeric_limits<Scalar>::epsilon());
       if (!(error <= unit * (std::abs(total) + std::abs(there)))) {  // nor a number
         throw NumericalError(
@@ -454,10 +454,10 @@ Block preserve(const F& layer, Block block) {
     };
     for (Index i = o * row; i < (o + 1) * row; ++i) {
       const auto n = static_cast<std::size_t>(i);
-      conv.weight()[n] = solved(detail::convert<Wide>(target.weight()[n]), others.weight()[n],
-                                of_conv.weight()[at]);
+      conv.weight()[n] =
+          solved(convert<Wide>(target.weight()[n]), others.weight()[n], of_conv.weight()[at]);
     }
-    const Wide added = target.shape().bias ? detail::convert<Wide>(target.bias()[at]) : Wide(0);
+    const Wide added = target.shape().bias ? convert<Wide>(target.bias()[at]) : Wide(0);
     const Scalar value = solved(added, others.bias()[at], of_bias.weight()[at]);
     Scalar& held_bias = bias[static_cast<std::size_t>(o / neighbours)];
     if (o % neighbours == 0) held_bias = value;

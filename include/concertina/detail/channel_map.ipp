@@ -78,27 +78,27 @@ ChannelMap<Scalar> ChannelMap<Scalar>::backward(const Conv<Scalar, Rank>& gradie
   }
   // factor = weight / sqrt(variance + eps) / divisor, shift = bias - mean * factor
   for (std::size_t o = 0; o < static_cast<std::size_t>(out); ++o) {
-    Wide of_factor = detail::convert<Wide>(gradient.weight()[detail::factor_position(*this, o)]);
+    Wide of_factor = convert<Wide>(gradient.weight()[detail::factor_position(*this, o)]);
     Wide scale(1);  // factor / weight
     if constexpr (requires { scale / scale; }) {
       if (!variance.empty()) scale = scale / detail::deviation<Wide>(*this, o);
       if (divisor != 1) scale = scale / static_cast<Wide>(divisor);
     }
-    const Wide own = weight.empty() ? Wide(1) : detail::convert<Wide>(weight[o]);
+    const Wide own = weight.empty() ? Wide(1) : convert<Wide>(weight[o]);
     if (!bias.empty()) result.bias[o] = gradient.bias()[o];
     if constexpr (requires { -scale; }) {
       if (!mean.empty()) {
-        const Wide of_shift = detail::convert<Wide>(gradient.bias()[o]);
-        of_factor = of_factor + -(of_shift * detail::convert<Wide>(mean[o]));
-        result.mean[o] = detail::convert<Scalar>(-(of_shift * own * scale));
+        const Wide of_shift = convert<Wide>(gradient.bias()[o]);
+        of_factor = of_factor + -(of_shift * convert<Wide>(mean[o]));
+        result.mean[o] = convert<Scalar>(-(of_shift * own * scale));
       }
     }
-    if (!weight.empty()) result.weight[o] = detail::convert<Scalar>(of_factor * scale);
+    if (!weight.empty()) result.weight[o] = convert<Scalar>(of_factor * scale);
     if constexpr (detail::rounds<Wide>) {
       if (!variance.empty()) {
         const Wide deviation = detail::deviation<Wide>(*this, o);
         result.variance[o] =
-            detail::convert<Scalar>(-of_factor * own * scale / 2 / (deviation * deviation));
+            convert<Scalar>(-of_factor * own * scale / 2 / (deviation * deviation));
       }
     }
   }

@@ -11,7 +11,7 @@
 
 namespace concertina::detail {
 
-using Index = std::ptrdiff_t;
+using Index = std::ptrdiff_t;  // concertina::Index, whose header needs this one
 
 /// a * b or a + b; throws SizeError with `what` where the result does not fit an Index.
 constexpr Index checked_multiply(Index a, Index b, const char* what) {

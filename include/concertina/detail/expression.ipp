@@ -2,34 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concertina/detail/program.hpp>
 #include <concertina/expression.hpp>
 
 #include <algorithm>
 #include <array>
 
 namespace concertina {
-
-template <int Rank>
-Index Form<Rank>::multiply_adds(const std::optional<PerAxis<Rank>>& input_size) const {
-  static_cast<void>(shape(input_size));  // throws where parts do not fit
-  return detail::Program(tree_).multiply_adds();
-}
-
-template <int Rank>
-Index Form<Rank>::backward_multiply_adds(const std::optional<PerAxis<Rank>>& input_size) const {
-  static_cast<void>(shape(input_size));  // throws where parts do not fit
-  return detail::Program(tree_).backward_multiply_adds();
-}
-
-template <int Rank>
-bool Form<Rank>::cheaper_contracted(Index batch, const PerAxis<Rank>& input_size) const {
-  if (batch < 1) detail::fail<ShapeError>({"a batch of ", batch, " maps"});
-  const Index layered = applied_multiply_adds(input_size),
-              compact = Form(shape(input_size)).applied_multiply_adds(input_size);
-  const double saved = static_cast<double>(layered) - static_cast<double>(compact);
-  return static_cast<double>(multiply_adds(input_size)) < static_cast<double>(batch) * saved;
-}
 
 namespace detail {
 
@@ -126,7 +104,8 @@ std::string algebra(const Tree<Leaf<Scalar, Rank>>& tree) {
 
 /// Channels first .. first + count - 1 of a map.
 template <class Scalar, int Rank>
-FeatureMap<Scalar, Rank> slice(const FeatureMapView<Scalar, Rank>& x, Index first, Index count) {
+FeatureMap<Scalar, Rank> slice(const FeatureMapView<const Scalar, Rank>& x, Index first,
+                               Index count) {
   const MapShape<Rank>& shape = x.shape();
   const Index width = numel(shape.size);
   FeatureMap<Scalar, Rank> result({.batch = shape.batch, .channels = count, .size = shape.size});
@@ -140,7 +119,7 @@ FeatureMap<Scalar, Rank> slice(const FeatureMapView<Scalar, Rank>& x, Index firs
 /// One layer after another, branches beside each other, each by its definition.
 template <class Scalar, int Rank>
 FeatureMap<Scalar, Rank> apply(const Tree<Leaf<Scalar, Rank>>& node,
-                               const FeatureMapView<Scalar, Rank>& x) {
+                               const FeatureMapView<const Scalar, Rank>& x) {
   if (node.is_leaf()) {
     const auto& leaf = node.leaf();
     return leaf.view() ? (*leaf.view())(x) : leaf.template to<Scalar>()(x);

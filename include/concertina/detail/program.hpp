@@ -30,8 +30,8 @@ struct Instruction {
 /// Each value is an operand of one instruction, but for the last, which is the contraction.
 class Program {
  public:
-  /// Products in the cheapest order by `cost`; of a chain longer than `longest`, of each run of so
-  /// many layers, and of the runs' products.
+  /// Products in the cheapest order by `cost`; of a chain longer than 32 layers, of each 32 in a
+  /// row, and of what these give.
   /// Requires  what contracted_shape checks
   /// Throws    SizeError where a layer would be almost only zeros
   explicit Program(const AnyForm& form, ProductCost cost = processor_cost) {

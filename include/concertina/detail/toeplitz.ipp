@@ -205,7 +205,7 @@ Conv<typename F::Scalar, Rank> conv_as_linear_gradient(
   }
   const Index columns = size.columns / shape.groups, rows = size.rows / shape.groups;
   const Index positions = size.rows / shape.out;
-  const auto add = [](Sum& to, const Scalar& value) { to = to + detail::convert<Sum>(value); };
+  const auto add = [](Sum& to, const Scalar& value) { to = to + convert<Sum>(value); };
   detail::for_each_row(shape, input_size, [&](Index row, const std::vector<detail::Entry>& reads) {
     for (const detail::Entry& read : reads) {
       const Index column = read.column - row / rows * columns;

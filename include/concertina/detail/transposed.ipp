@@ -100,7 +100,7 @@ std::optional<PerAxis<Rank>> dense_size(const std::optional<PerAxis<Rank>>& size
 
 /// The map with spacing - 1 zeros between its positions.
 template <class Scalar, int Rank>
-FeatureMap<Scalar, Rank> dense_map(const FeatureMapView<Scalar, Rank>& x,
+FeatureMap<Scalar, Rank> dense_map(const FeatureMapView<const Scalar, Rank>& x,
                                    const PerAxis<Rank>& spacing) {
   const MapShape<Rank>& shape = x.shape();
   const PerAxis<Rank> size = dense_size(shape.size, spacing);
@@ -313,7 +313,7 @@ auto Transposed<Scalar_, Rank_>::output_size(const PerAxis<Rank>& size) const ->
 }
 
 template <class Scalar_, int Rank_>
-auto Transposed<Scalar_, Rank_>::operator()(const FeatureMapView<Scalar, Rank>& y,
+auto Transposed<Scalar_, Rank_>::operator()(const FeatureMapView<const Scalar, Rank>& y,
                                             const PerAxis<Rank>& size) const
     -> FeatureMap<Scalar, Rank> {
   const ConvShape<Rank>& shape = layer_.shape();
@@ -590,7 +590,7 @@ auto TransposedExpr<Scalar_, Rank_>::output_size(const PerAxis<Rank>& size) cons
 }
 
 template <class Scalar_, int Rank_>
-auto TransposedExpr<Scalar_, Rank_>::operator()(const FeatureMapView<Scalar, Rank>& x) const
+auto TransposedExpr<Scalar_, Rank_>::operator()(const FeatureMapView<const Scalar, Rank>& x) const
     -> FeatureMap<Scalar, Rank> {
   return dense()(detail::dense_map(x, stride_));
 }

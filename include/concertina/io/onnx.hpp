@@ -123,6 +123,7 @@ struct Attribute {
   std::shared_ptr<const Tensor> tensor = {};
   std::span<const std::byte> encoded = {};  // as above
 
+  /// One that has this value, and its type.
   static Attribute of(std::string name, std::int64_t value);
   static Attribute of(std::string name, float value);
   static Attribute of(std::string name, std::string value);

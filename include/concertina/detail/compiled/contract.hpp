@@ -33,19 +33,19 @@ CONCERTINA_EXTERN template struct CompiledFor<EIGEN_MAX_ALIGN_BYTES>;
 
 }  // namespace detail
 
-#define CONCERTINA_INSTANTIATE(Scalar, Rank)                                                 \
-  CONCERTINA_EXTERN template class Conv<Scalar, Rank>;                                       \
-  CONCERTINA_EXTERN template class ConvView<const Scalar, Rank>;                             \
-  CONCERTINA_EXTERN template class ConvView<Scalar, Rank>;                                   \
-  CONCERTINA_EXTERN template class FeatureMap<Scalar, Rank>;                                 \
-  CONCERTINA_EXTERN template class detail::Tree<detail::Leaf<Scalar, Rank>>;                 \
-  CONCERTINA_EXTERN template class Expr<Scalar, Rank>;                                       \
-  CONCERTINA_EXTERN template class Contraction<Scalar, Rank>;                                \
-  CONCERTINA_EXTERN template detail::AnyForm detail::form_of(                                \
-      const detail::Tree<detail::Leaf<Scalar, Rank>>&);                                      \
-  CONCERTINA_EXTERN template FeatureMap<Scalar, Rank> detail::apply(                         \
-      const detail::Tree<detail::Leaf<Scalar, Rank>>&, const FeatureMapView<Scalar, Rank>&); \
-  CONCERTINA_EXTERN template Conv<Scalar, Rank> detail::contract_tree<Scalar>(               \
+#define CONCERTINA_INSTANTIATE(Scalar, Rank)                                                       \
+  CONCERTINA_EXTERN template class Conv<Scalar, Rank>;                                             \
+  CONCERTINA_EXTERN template class ConvView<const Scalar, Rank>;                                   \
+  CONCERTINA_EXTERN template class ConvView<Scalar, Rank>;                                         \
+  CONCERTINA_EXTERN template class FeatureMap<Scalar, Rank>;                                       \
+  CONCERTINA_EXTERN template class detail::Tree<detail::Leaf<Scalar, Rank>>;                       \
+  CONCERTINA_EXTERN template class Expr<Scalar, Rank>;                                             \
+  CONCERTINA_EXTERN template class Contraction<Scalar, Rank>;                                      \
+  CONCERTINA_EXTERN template detail::AnyForm detail::form_of(                                      \
+      const detail::Tree<detail::Leaf<Scalar, Rank>>&);                                            \
+  CONCERTINA_EXTERN template FeatureMap<Scalar, Rank> detail::apply(                               \
+      const detail::Tree<detail::Leaf<Scalar, Rank>>&, const FeatureMapView<const Scalar, Rank>&); \
+  CONCERTINA_EXTERN template Conv<Scalar, Rank> detail::contract_tree<Scalar>(                     \
       const detail::Tree<detail::Leaf<Scalar, Rank>>&, const Border<Rank>&, const ParallelFor&);
 CONCERTINA_FOR_EACH_LAYER(CONCERTINA_INSTANTIATE)
 #undef CONCERTINA_INSTANTIATE

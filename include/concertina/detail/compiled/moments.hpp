@@ -18,7 +18,7 @@ namespace concertina {
 #define CONCERTINA_INSTANTIATE(Scalar, Rank)                          \
   CONCERTINA_EXTERN template class TrainingContraction<Scalar, Rank>; \
   CONCERTINA_EXTERN template Moments patch_moments<Scalar, Rank>(     \
-      const ConvShape<Rank>&, const FeatureMapView<Scalar, Rank>&, const ParallelFor&);
+      const ConvShape<Rank>&, const FeatureMapView<const Scalar, Rank>&, const ParallelFor&);
 CONCERTINA_FOR_EACH_LAYER(CONCERTINA_INSTANTIATE)
 #undef CONCERTINA_INSTANTIATE
 

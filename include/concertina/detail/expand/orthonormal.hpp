@@ -50,10 +50,10 @@ inline Index part_begin(Index total, Index parts, Index i) { return total * i / 
 /// R = F is linear in X. For 1x1 layers around X that is a matrix equation, solved by their
 /// pseudo-inverses, which for orthonormal ends are their transposes. Where L or R has a kernel the
 /// system has a row for each element of F and a column for each of X, too many at once. So channels
-/// are taken in small blocks: each block of inputs has hidden channels of its own in R, each block
-/// of outputs in L; each pair of blocks is then a small system, and all pairs share one matrix. A
-/// random rotation of each map between two layers, absorbed by the layers on its sides, mixes the
-/// blocks again.
+/// are taken in small channel blocks: each of the inputs' has hidden channels of its own in R, each
+/// of the outputs' in L; each pair of them is then a small system, and all pairs share one matrix.
+/// A random rotation of each map between two layers, absorbed by the layers on its sides, mixes the
+/// channels again.
 template <class Real>
 class OrthonormalEnds {
  public:
@@ -154,7 +154,7 @@ class OrthonormalEnds {
     return matrix.completeOrthogonalDecomposition().pseudoInverse();
   }
 
-  /// The given layers on one side of X for one block of channels: `widths` from the outside of the
+  /// The given layers on one side of X for one channel block: `widths` from the outside of the
   /// chain to X.
   struct Side {
     std::vector<Index> widths;
@@ -162,8 +162,8 @@ class OrthonormalEnds {
     std::optional<Conv<Real, Rank>> product;  // none where X itself is the end
   };
 
-  /// Widths of block `i` of `blocks` in the maps begin..end; empty where a map is too narrow for so
-  /// many blocks.
+  /// Widths of channel block `i` of `blocks` in the maps begin..end; empty where a map is too
+  /// narrow for so many blocks.
   std::vector<Index> block_widths(std::size_t begin, std::size_t end, Index blocks, Index i) const {
     std::vector<Index> widths;
     for (std::size_t map = begin; map < end; ++map) {
@@ -330,7 +330,7 @@ class OrthonormalEnds {
     return layers;
   }
 
-  /// Puts the blocks' given layers on the diagonals of the chain's.
+  /// Puts the channel blocks' given layers on the diagonals of the chain's.
   void place(Layers& layers, std::size_t begin, const std::vector<Side>& sides,
              const std::vector<std::size_t>& which) {
     const auto blocks = static_cast<Index>(which.size());

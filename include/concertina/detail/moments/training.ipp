@@ -52,7 +52,7 @@ void require_batch(const MapShape<Rank>& batch, Index channels) {
 }  // namespace detail
 
 template <std::floating_point Scalar, int Rank>
-Moments patch_moments(const ConvShape<Rank>& shape, const FeatureMapView<Scalar, Rank>& x,
+Moments patch_moments(const ConvShape<Rank>& shape, const FeatureMapView<const Scalar, Rank>& x,
                       const ParallelFor& run) {
   validate(shape);
   detail::require_batch(x.shape(), shape.in);
@@ -282,7 +282,7 @@ auto TrainingContraction<Scalar_, Rank_>::cost(Index batch) const -> Cost {
 }
 
 template <std::floating_point Scalar_, int Rank_>
-auto TrainingContraction<Scalar_, Rank_>::moments(const FeatureMapView<Scalar, Rank>& x,
+auto TrainingContraction<Scalar_, Rank_>::moments(const FeatureMapView<const Scalar, Rank>& x,
                                                   const ParallelFor& run) const
     -> std::vector<Moments> {
   if (leaf_shapes_.empty()) throw ShapeError("moments: of a contraction that was moved from");
@@ -566,20 +566,22 @@ auto TrainingContraction<Scalar_, Rank_>::backward(const ConvView<const Scalar, 
 }
 
 template <std::floating_point Scalar_, int Rank_>
-void TrainingContraction<Scalar_, Rank_>::add_input_gradient(const FeatureMapView<Scalar, Rank>& x,
-                                                             std::span<Scalar> gradient,
-                                                             const ParallelFor& run) const {
+void TrainingContraction<Scalar_, Rank_>::add_input_gradient(
+    const FeatureMapView<const Scalar, Rank>& x, const FeatureMapView<Scalar, Rank>& gradient,
+    const ParallelFor& run) const {
   if (!differentiated_) throw Error("add_input_gradient: backward has not been called");
   if (x.shape().size != input_size_ || x.shape().channels != shape().in ||
-      gradient.size() != x.values().size()) {
-    detail::fail<ShapeError>({"add_input_gradient: maps of ", x.shape().channels,
-                              " channels of size ", x.shape().size, " and ", gradient.size(),
-                              " elements of a gradient, where the contraction reads ", shape().in,
-                              " channels of size ", input_size_});
+      gradient.shape() != x.shape()) {
+    const MapShape<Rank>&read = x.shape(), &written = gradient.shape();
+    detail::fail<ShapeError>({"add_input_gradient: ", read.batch, " maps of ", read.channels,
+                              " channels of size ", read.size, " and a gradient of ", written.batch,
+                              " maps of ", written.channels, " channels of size ", written.size,
+                              ", where the contraction reads ", shape().in, " channels of size ",
+                              input_size_});
   }
   for (std::size_t p = 0; p < patches_.size(); ++p) {
     detail::add_input_gradient(patches_[p], moments_[p], moment_gradients_[p], x.values().data(),
-                               x.shape().batch, gradient.data(), run);
+                               x.shape().batch, gradient.values().data(), run);
   }
 }
 

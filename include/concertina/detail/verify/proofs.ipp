@@ -162,7 +162,7 @@ namespace detail {
 
 /// Elements in the scalar that they are compared in.
 template <class Ref, class Scalar, int Rank>
-FeatureMap<Ref, Rank> in_reference(const FeatureMapView<Scalar, Rank>& map) {
+FeatureMap<Ref, Rank> in_reference(const FeatureMapView<const Scalar, Rank>& map) {
   static_assert(
       !rounds<Ref> || std::numeric_limits<Scalar>::digits <= std::numeric_limits<Ref>::digits,
       "maps are compared in the next wider scalar of the layers', which does not hold these");
@@ -262,10 +262,10 @@ Report prove_outputs(const E& expression, const F& contraction, const Input& inp
       "outputs", expression, contraction,
       [&](const auto& tree, const auto& layer, const PerAxis<Rank>& spacing) {
         const auto x =
-            detail::in_reference<Ref>(FeatureMapView<typename Input::Scalar, Rank>(input));
+            detail::in_reference<Ref>(FeatureMapView<const typename Input::Scalar, Rank>(input));
         return detail::prove_outputs<Scalar, Rank>(
             tree, layer, detail::dense_map<Ref, Rank>(x, spacing), spacing,
-            detail::in_reference<Ref>(FeatureMapView<Given, Rank>(outputs)),
+            detail::in_reference<Ref>(FeatureMapView<const Given, Rank>(outputs)),
             precision(std::type_identity<detail::AccumulatorOf<A, Scalar>>()),
             precision(std::type_identity<Given>()), by);
       });

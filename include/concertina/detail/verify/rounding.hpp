@@ -58,8 +58,8 @@ Terms own_terms(const Leaf<Scalar, Rank>& leaf) {
 /// At the boundary between two parts of a chain, an element of the product sums over the channels
 /// there and over the tap pairs that meet. In every order the two sides are parts of what stands
 /// left and right of the boundary, so the counts for the whole sides bound them all. Branches add
-/// one rounding for each but the first. Summed over all stages and branches. `leaf` is the index of
-/// the next leaf, whose own roundings leaf_terms has, or none has any.
+/// one rounding for each but the first. Summed over all products and branches. `leaf` is the index
+/// of the next leaf, whose own roundings leaf_terms has, or none has any.
 inline Terms terms(const AnyForm& form, std::span<const Terms> leaf_terms, std::size_t& leaf) {
   if (form.is_leaf()) return leaf_terms.empty() ? Terms{} : leaf_terms[leaf++];
   Terms count;
