@@ -91,6 +91,17 @@ def check_sources_named():
                 yield f"{page.relative_to(ROOT)}: there is no {name}"
 
 
+def check_headers():
+    """The table of docs/headers.md has the public headers, each once."""
+    include = ROOT / "include/concertina"
+    public = {str(path.relative_to(include)) for path in include.rglob("*.*h*") if "detail" not in path.parts}
+    section = (ROOT / "docs/headers.md").read_text().partition("## Which header")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \|", section, re.M)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)] + ["concertina.hpp"]
+    for name in sorted(public.symmetric_difference(named) | {name for name in named if named.count(name) > 1}):
+        yield f"docs/headers.md: {name} is a public header and a row of the table, once"
+
+
 def calls(block):
     """The words of each command of a ```sh block."""
     words = []
@@ -163,7 +174,7 @@ def main():
         faults = list(check_commands(build))
     else:
         faults = [fault for page in pages() for check in (check_page, check_shell) for fault in check(page)]
-        faults += [*check_sources(), *check_sources_named(), *check_versions()]
+        faults += [*check_sources(), *check_sources_named(), *check_headers(), *check_versions()]
     print("\n".join(faults) if faults else "all is well")
     sys.exit(bool(faults))
 
