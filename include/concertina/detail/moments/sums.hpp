@@ -20,7 +20,7 @@ namespace concertina::detail {
 /// exact.
 template <class Scalar>
 double channel_mean(const Scalar* x, Index batch, Index channels, Index channel, Index pixels) {
-  constexpr Index lanes = 16;
+  constexpr Index lanes = tuning::dot_lanes;
   const double origin = static_cast<double>(x[channel * pixels]);
   double partial[lanes] = {};
   for (Index n = 0; n < batch; ++n) {
