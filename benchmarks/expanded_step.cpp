@@ -2,6 +2,7 @@
 // begins to pay: the rule of Form::cheaper_contracted beside the clock. Both are compared before
 // anything is timed. One thread.
 // SPDX-License-Identifier: Apache-2.0
+#include "training/contractions.hpp"
 #include "training/operations.hpp"
 
 #include <concertina/contract.hpp>

@@ -5,6 +5,7 @@
 
 #include "cuda/accelerator.hpp"
 #include "text.hpp"
+#include "training/contractions.hpp"
 #include "training/operations.hpp"
 
 #include <concertina/conv.hpp>

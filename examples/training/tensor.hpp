@@ -3,12 +3,14 @@
 #pragma once
 
 #include <concertina/conv.hpp>
+#include <concertina/error.hpp>
 #include <concertina/shape.hpp>
 
 #include <cstddef>
 #include <functional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace training {
@@ -27,6 +29,15 @@ struct Tensor {
   std::function<void()> pullback = {};
   bool late = false;  ///< computed within the pass forward, not before it
 };
+
+/// Counts the one operation that reads a tensor, and so sets its gradient.
+template <class Scalar>
+void mark_read(Tensor<Scalar>& tensor) {
+  if (std::exchange(tensor.read, true)) {
+    throw concertina::Error((tensor.name.empty() ? "a computed tensor" : tensor.name) +
+                            " is read by two operations; only one sets its gradient");
+  }
+}
 
 /// A layer's numbers: its own, or those that a contraction makes of other layers'.
 template <class Scalar>

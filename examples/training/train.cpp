@@ -6,6 +6,7 @@
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "text.hpp"
+#include "training/contractions.hpp"
 #include "training/data.hpp"
 #include "training/operations.hpp"
 #include "training/optimizer.hpp"

@@ -5,6 +5,7 @@
 
 #include "maximum.hpp"
 #include "support.hpp"
+#include "training/contractions.hpp"
 
 #include <concertina/contract.hpp>
 #include <concertina/error.hpp>
