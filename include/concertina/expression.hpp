@@ -152,7 +152,7 @@ template <class Scalar, int Rank>
 std::string to_string(const Expr<Scalar, Rank>& expression) {
   return detail::algebra(expression.tree());
 }
-/// Writes to_string of it; a Form likewise.
+/// Writes to_string of it.
 template <class Scalar, int Rank>
 std::ostream& operator<<(std::ostream& out, const Expr<Scalar, Rank>& expression) {
   return out << to_string(expression);

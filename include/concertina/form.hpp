@@ -159,6 +159,7 @@ template <int Rank>
 std::string to_string(const Form<Rank>& form) {
   return detail::to_string(form.tree());
 }
+/// Writes to_string of it.
 template <int Rank>
 std::ostream& operator<<(std::ostream& out, const Form<Rank>& form) {
   return out << to_string(form);
