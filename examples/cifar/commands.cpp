@@ -36,6 +36,12 @@ void as_usage(Check&& check) {
   }
 }
 
+void require_other_output(const CommandLine& line) {
+  std::error_code ignored;
+  if (!std::filesystem::equivalent(line.file, line.output, ignored)) return;
+  throw tool::UsageError(line.output + " is the input, which would be lost; name another file");
+}
+
 }  // namespace
 
 Index thread_count(Index asked) {
@@ -78,7 +84,7 @@ int run_eval(CommandLine& line) {
   require_data(file, data);
   ThreadPool pool(thread_count(line.threads));
   const Score score =
-      with_network(file, pool, [&](auto& network) { return evaluate(network, data, data.test); });
+      with_network(file, pool, [&](auto& network) { return tested(network, data, line.file); });
   if (line.json) {
     std::cout << nlohmann::json{{"file", line.file},      {"data", data.name},
                                 {"loss", score.loss},     {"correct", score.correct},
@@ -97,10 +103,7 @@ int run_contract(CommandLine& line) {
   if (!line.output.ends_with(".onnx")) {
     throw tool::UsageError(line.output + ": what is written is an ONNX model, *.onnx");
   }
-  std::error_code ignored;
-  if (std::filesystem::equivalent(line.file, line.output, ignored)) {
-    throw tool::UsageError(line.output + " is the input, which would be lost; name another file");
-  }
+  require_other_output(line);
   const auto file = read_network(line.file);
   const Dataset data = open_dataset(line.data);
   ThreadPool pool(thread_count(line.threads));
@@ -146,6 +149,7 @@ int run_drift(CommandLine& line) {
 
 int run_landscape(CommandLine& line) {
   as_usage([&] { line.landscape.validate(); });
+  require_other_output(line);
   auto file = read_network(line.file);
   const Dataset data = open_dataset(line.data);
   require_data(file, data);

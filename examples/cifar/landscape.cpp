@@ -3,6 +3,7 @@
 
 #include "text_file.hpp"
 
+#include <concertina/error.hpp>
 #include <concertina/random.hpp>
 
 #include <algorithm>
@@ -81,6 +82,9 @@ Landscape landscape(Network<Scalar>& network, const Dataset& data,
       }
       network.tape().tensors_changed();
       result.losses.push_back(evaluate(network, data, images).loss);
+      if (std::isfinite(result.losses.back())) continue;
+      throw concertina::NumericalError("the loss at (" + shortest(a) + ", " + shortest(b) +
+                                       ") is not finite; choose a smaller range");
     }
   }
   for (std::size_t p = 0; p < origin.size(); ++p) parameters[p]->value = origin[p];

@@ -41,13 +41,14 @@ struct EpochRow : EpochRecord {
 struct Column {
   std::string_view name;
   double EpochRow::* number;
+  double most = std::numeric_limits<double>::max();  // it is not negative
 };
 constexpr std::array columns = {Column{"learning_rate", &EpochRow::learning_rate},
                                 Column{"train_loss", &EpochRow::train_loss},
-                                Column{"train_accuracy", &EpochRow::train_accuracy},
+                                Column{"train_accuracy", &EpochRow::train_accuracy, 1},
                                 Column{"test_loss", &EpochRow::test_loss},
-                                Column{"test_accuracy", &EpochRow::test_accuracy},
-                                Column{"best_test_accuracy", &EpochRow::best},
+                                Column{"test_accuracy", &EpochRow::test_accuracy, 1},
+                                Column{"best_test_accuracy", &EpochRow::best, 1},
                                 Column{"images_per_second", &EpochRow::images_per_second},
                                 Column{"seconds", &EpochRow::seconds}};
 constexpr std::string_view last_column = "min_gradient_similarity";
@@ -116,20 +117,28 @@ Contents parse(const fs::path& path, bool cut_short) {
       refuse("the epoch is \"" + std::string(fields[0].substr(0, 40)) +
              "\", expected a number from " + std::to_string(last + 1) + " on");
     }
-    const auto number = [&](std::string_view name, std::string_view field) {
+    const auto number = [&](std::string_view name, std::string_view field, double least,
+                            double most) {
       const auto read = number_in<double>(field);
-      if (!read) {
+      if (!read || !(*read >= least && *read <= most)) {
+        const bool bounded = most < std::numeric_limits<double>::max();
         refuse(std::string(name) + " is \"" + std::string(field.substr(0, 40)) +
-               "\", expected a number");
+               "\", expected a number from " + shortest(least) +
+               (bounded ? " to " + shortest(most) : " on"));
       }
       return *read;
     };
+    const double best = contents.rows.empty() ? 0 : contents.rows.back().best;
     EpochRow& row = contents.rows.emplace_back();
     row.epoch = *epoch;
     for (std::size_t k = 0; k < columns.size(); ++k) {
-      row.*columns[k].number = number(columns[k].name, fields[k + 1]);
+      row.*columns[k].number = number(columns[k].name, fields[k + 1], 0, columns[k].most);
     }
-    if (!fields.back().empty()) row.min_similarity = number(last_column, fields.back());
+    if (!fields.back().empty()) row.min_similarity = number(last_column, fields.back(), -1, 1);
+    if (row.best != std::max(best, row.test_accuracy)) {
+      refuse("best_test_accuracy is " + shortest(row.best) + ", that of the rows so far is " +
+             shortest(std::max(best, row.test_accuracy)));
+    }
   }
   return contents;
 }
@@ -163,6 +172,7 @@ CsvLog CsvLog::resume(const fs::path& path, const std::vector<std::string>& comm
   }
   write(path, contents);
   CsvLog log;
+  log.epochs_ = std::ssize(contents.rows);
   if (!contents.rows.empty()) {
     log.last_epoch_ = contents.rows.back().epoch;
     log.best_ = contents.rows.back().best;
@@ -188,6 +198,7 @@ void CsvLog::add(const EpochRecord& record) {
       std::fflush(file_.get()) != 0) {
     cannot_write(path_, tool::system_message());
   }
+  ++epochs_;
   last_epoch_ = record.epoch;
   best_ = best;
 }

@@ -56,13 +56,17 @@ class CsvLog {
   /// Throws    IoError if it cannot be written
   void add(const EpochRecord& record);
 
+  /// Rows that there are.
+  Index epochs() const { return epochs_; }
+
   /// The best test accuracy of all rows; 0 before the first.
   double best_test_accuracy() const { return best_; }
 
   /// The rows of a file.
   /// Throws    IoError if it is no regular file or cannot be read, SizeError if it is beyond
   ///           64 MiB, FormatError naming the line: no header, another number of fields, a field
-  ///           that is no number, epochs that do not rise, a last line that was cut short
+  ///           that is no number or beyond its range, a best accuracy that is not the rows', epochs
+  ///           that do not rise, a last line that was cut short
   static std::vector<EpochRecord> read(const std::filesystem::path& path);
 
  private:
@@ -71,7 +75,7 @@ class CsvLog {
 
   std::string path_;
   concertina::io::detail::FileHandle file_;
-  Index last_epoch_ = 0;
+  Index epochs_ = 0, last_epoch_ = 0;
   double best_ = 0;
 };
 

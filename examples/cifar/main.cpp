@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
 #include "text.hpp"
+#include "text_file.hpp"
 
 #include <CLI/CLI.hpp>
 
@@ -84,6 +85,19 @@ struct Option {
   Rule rule = {};
 };
 
+/// A whole number as people write it, and that fits: CLI11 takes 010 for 8, and what is too large
+/// for the largest.
+const CLI::Validator whole_number(
+    [](const std::string& text) -> std::string {
+      const bool octal = text.size() > 1 && text.find_first_not_of("+-") < text.size() - 1 &&
+                         text[text.find_first_not_of("+-")] == '0';
+      if (number_in<Index>(text) && !octal) return {};
+      return '"' + text + "\" is no whole number of up to 18 digits";
+    },
+    "");
+const CLI::Validator not_empty(
+    [](const std::string& text) { return text.empty() ? std::string("it is empty") : ""; }, "");
+
 void add(CLI::App& command, const Option& option) {
   const char *const name = option.name, *const help = option.help;
   const Rule& rule = option.rule;
@@ -102,6 +116,11 @@ void add(CLI::App& command, const Option& option) {
           auto* const each = command.add_option(name, *value, help);
           if constexpr (std::is_same_v<Value, std::uint64_t*>) {  // a seed
             each->check(CLI::Range(std::int64_t{0}, std::numeric_limits<std::int64_t>::max()));
+          }
+          if constexpr (std::is_same_v<Value, std::uint64_t*> || std::is_same_v<Value, Index*>) {
+            each->check(whole_number);
+          } else if constexpr (!std::is_same_v<Value, double*>) {
+            each->check(not_empty);
           }
           const bool none =
               !std::is_same_v<Value, double*> && *value == std::decay_t<decltype(*value)>();

@@ -151,9 +151,32 @@ concertina::io::Safetensors tensors_of(const onnx::Model& model) {
   return file;
 }
 
+namespace {
+
+template <class Stored>
+void require_numbers(const concertina::io::Safetensors& file, const std::string& name) {
+  const bool variance = name.ends_with(".running_var");
+  const auto numbers = file.view<Stored>(name);
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const Stored number = numbers[i];
+    if (std::isfinite(number) && !(variance && number < 0)) continue;
+    throw FormatError(file.origin + ": tensor '" + name + "' has " + tool::brief(number) +
+                      " as element " + std::to_string(i) +
+                      (variance ? "; a variance is finite and not negative" : "; it is finite"));
+  }
+}
+
+}  // namespace
+
 concertina::io::Safetensors read_network(const std::filesystem::path& path) {
-  return path.extension() == ".onnx" ? tensors_of(onnx::read_model(path))
-                                     : concertina::io::read_safetensors(path);
+  concertina::io::Safetensors file = path.extension() == ".onnx"
+                                         ? tensors_of(onnx::read_model(path))
+                                         : concertina::io::read_safetensors(path);
+  for (const auto& [name, tensor] : file.tensors) {
+    if (tensor.dtype == concertina::io::Dtype::F32) require_numbers<float>(file, name);
+    if (tensor.dtype == concertina::io::Dtype::F64) require_numbers<double>(file, name);
+  }
+  return file;
 }
 
 NetworkOptions options_of(const concertina::io::Safetensors& file) {
@@ -179,18 +202,26 @@ NetworkOptions options_of(const concertina::io::Safetensors& file) {
   }
   try {
     const json network = json::parse(found->second);
+    const auto count = [&](const char* key) {
+      const json& number = network.at(key);
+      if (number.is_number_integer()) return number.get<Index>();
+      throw FormatError(file.origin + ": metadata 'network': " + key + " is " + number.dump() +
+                        ", expected a whole number");
+    };
     NetworkOptions options{.model = network.at("model"),
-                           .kernel = network.at("kernel"),
+                           .kernel = count("kernel"),
                            .rate = network.at("rate"),
-                           .blocks = network.at("blocks"),
-                           .width = network.value("width", Index{64}),
-                           .classes = network.at("classes"),
+                           .blocks = count("blocks"),
+                           .width = network.contains("width") ? count("width") : Index{64},
+                           .classes = count("classes"),
                            .compute = compute_names.of(network.at("compute").get<std::string>()),
                            .norms = network.at("norms")};
     options.validate();
     return options;
   } catch (const json::exception& error) {
     throw FormatError(file.origin + ": metadata 'network' describe none: " + error.what());
+  } catch (const FormatError&) {
+    throw;
   } catch (const Error& error) {
     throw FormatError(file.origin + ": metadata 'network': " + error.what());
   }
@@ -210,6 +241,26 @@ std::optional<Normalization> normalization_of(const concertina::io::Safetensors&
   }
 }
 
+namespace {
+
+/// Throws FormatError where a file's tensor is of another shape.
+void require_shape(const concertina::io::Safetensors& file, const std::string& name,
+                   const std::vector<Index>& shape) {
+  const auto& given = file.tensor(name);
+  if (given.shape == shape) return;
+  throw FormatError(file.origin + ": tensor '" + name + "' is of shape " +
+                    tool::to_text(given.shape) + ", the network's of " + tool::to_text(shape));
+}
+
+}  // namespace
+
+template <class Scalar>
+Tensor<Scalar>& Network<Scalar>::make_tensor(const std::string& name,
+                                             const std::vector<Index>& shape) {
+  if (file_) require_shape(*file_, name, shape);
+  return tape_.tensor(name, shape);
+}
+
 template <class Scalar>
 template <int Rank>
 auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<Rank>> chain,
@@ -225,8 +276,8 @@ auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<
   for (std::size_t l = 0; l < shapes.size(); ++l) {
     const ConvShape<Rank>& each = shapes[l];
     const std::string prefix = shapes.size() == 1 ? name : name + "." + std::to_string(l);
-    Weights<Scalar> weights{&tape_.tensor(prefix + ".weight", weight_extents(each)),
-                            each.bias ? &tape_.tensor(prefix + ".bias", {each.out}) : nullptr};
+    Weights<Scalar> weights{&make_tensor(prefix + ".weight", weight_extents(each)),
+                            each.bias ? &make_tensor(prefix + ".bias", {each.out}) : nullptr};
     const double bound = 1 / std::sqrt(static_cast<double>(each.in * numel(each.kernel_size)));
     for (Tensor<Scalar>* tensor : {weights.weight, weights.bias}) {
       if (!tensor) continue;
@@ -251,10 +302,10 @@ auto Network<Scalar>::make_layer(const std::string& name, std::vector<ConvShape<
 
 template <class Scalar>
 NormTensors<Scalar> Network<Scalar>::make_norm(const std::string& name, Index channels) {
-  const NormTensors<Scalar> norm{&tape_.tensor(name + ".weight", {channels}),
-                                 &tape_.tensor(name + ".bias", {channels}),
-                                 &tape_.tensor(name + ".running_mean", {channels}),
-                                 &tape_.tensor(name + ".running_var", {channels})};
+  const NormTensors<Scalar> norm{&make_tensor(name + ".weight", {channels}),
+                                 &make_tensor(name + ".bias", {channels}),
+                                 &make_tensor(name + ".running_mean", {channels}),
+                                 &make_tensor(name + ".running_var", {channels})};
   for (Tensor<Scalar>* ones : {norm.weight, norm.running_var}) {
     std::ranges::fill(ones->value, Scalar(1));
   }
@@ -268,8 +319,9 @@ NormTensors<Scalar> Network<Scalar>::make_norm(const std::string& name, Index ch
 
 template <class Scalar>
 Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPool& pool,
-                         bool detached_classifier)
+                         bool detached_classifier, const concertina::io::Safetensors* file)
     : options_((options.validate(), options)),
+      file_(file),
       tape_(capacity, pool),
       contractions_(tape_),
       detached_classifier_(detached_classifier) {
@@ -278,6 +330,7 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
     if (source_) source_(chunk, to);
   });
   options_.is_resnet() ? make_resnet() : make_smallnet();
+  file_ = nullptr;
   if (options_.compute == Compute::automatic) {
     if (layered_names_.empty()) options_.compute = Compute::contracted;
     if (contracted_names_.empty() && !layered_names_.empty()) options_.compute = Compute::layered;
@@ -566,12 +619,7 @@ void Network<Scalar>::load(const concertina::io::Safetensors& file) {
   std::vector<std::vector<Scalar>> values;
   for (const auto* tensors : {&parameters_, &statistics_}) {
     for (const Tensor<Scalar>* tensor : *tensors) {  // all are checked before one changes
-      const auto& given = file.tensor(tensor->name);
-      if (given.shape != tensor->shape) {
-        throw FormatError(file.origin + ": tensor '" + tensor->name + "' is of shape " +
-                          tool::to_text(given.shape) + ", the network's of " +
-                          tool::to_text(tensor->shape));
-      }
+      require_shape(file, tensor->name, tensor->shape);
       values.push_back(file.values<Scalar>(tensor->name));
     }
   }

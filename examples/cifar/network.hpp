@@ -74,6 +74,11 @@ struct NetworkOptions {
   friend bool operator==(const NetworkOptions&, const NetworkOptions&) = default;
 };
 
+/// What a file's metadata say of its network; of a file without any that holds torchvision's
+/// tensors of a ResNet-18, what their shapes say.
+/// Throws  FormatError naming the file where they do not describe one
+NetworkOptions options_of(const concertina::io::Safetensors& file);
+
 /// Whether such a network contracts to a compact one: not nonlinear counterparts, nor resnet18.
 bool contracts(const NetworkOptions& options);
 
@@ -109,7 +114,17 @@ class Network {
   /// the features and they do not from it.
   /// Throws  as options.validate()
   Network(const NetworkOptions& options, Index capacity, ThreadPool& pool,
-          bool detached_classifier = false);
+          bool detached_classifier = false)
+      : Network(options, capacity, pool, detached_classifier, nullptr) {}
+
+  /// That of a file, with its numbers. Each tensor is looked for before memory is taken for it, so
+  /// that what the metadata promise costs no more than the file has.
+  /// Throws  as options_of() and load()
+  Network(const concertina::io::Safetensors& file, Index capacity, ThreadPool& pool)
+      : Network(options_of(file), capacity, pool, false, &file) {
+    load(file);
+  }
+
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
@@ -175,6 +190,12 @@ class Network {
   std::vector<const Tensor<Scalar>*> decay_contractions(double decay);
 
  private:
+  Network(const NetworkOptions& options, Index capacity, ThreadPool& pool, bool detached_classifier,
+          const concertina::io::Safetensors* file);
+
+  /// A tensor of the tape; if the network is a file's, one that this has.
+  Tensor<Scalar>& make_tensor(const std::string& name, const std::vector<Index>& shape);
+
   /// A layer: the shapes that it expands into, one for none.
   template <int Rank>
   struct Layer {
@@ -216,6 +237,7 @@ class Network {
       -> std::pair<typename On::Map, typename On::Map>;
 
   NetworkOptions options_;
+  const concertina::io::Safetensors* file_;  // while it is made
   Tape<Scalar> tape_;
   Contractions<Scalar> contractions_;
   bool detached_classifier_;
@@ -233,15 +255,12 @@ class Network {
 };
 
 /// A network's file, an ONNX model (*.onnx) or safetensors, by its named tensors: those of a model
-/// are its initializers.
-/// Throws  FormatError, IoError as read_model and read_safetensors
+/// are its initializers. Its graph is not looked at: what the tensors mean, the metadata say.
+/// Throws  FormatError, IoError as read_model and read_safetensors; FormatError naming the tensor
+///         that has NaN, infinity or a negative variance
 concertina::io::Safetensors read_network(const std::filesystem::path& path);
 concertina::io::Safetensors tensors_of(const concertina::onnx::Model& model);
 
-/// What a file's metadata say of its network; of a file without any that holds torchvision's
-/// tensors of a ResNet-18, what their shapes say.
-/// Throws  FormatError naming the file where they do not describe one
-NetworkOptions options_of(const concertina::io::Safetensors& file);
 std::optional<Normalization> normalization_of(const concertina::io::Safetensors& file);
 
 }  // namespace cifar

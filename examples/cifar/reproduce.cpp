@@ -100,7 +100,7 @@ class Queue {
 /// begun, or so.
 bool is_layered(const fs::path& folder) {
   const fs::path checkpoint = folder / "checkpoint.safetensors";
-  return !fs::exists(checkpoint) ||
+  return !is_there(checkpoint) ||
          options_of(concertina::io::read_safetensors(checkpoint)).compute == Compute::layered;
 }
 
@@ -130,12 +130,16 @@ void complete(const Run& run, const Dataset& data, const ReproduceOptions& optio
       }};
   training.network.classes = data.classes;
   static_cast<void>(train(training, data, pool));  // at its end already, checks that it is the same
-  if (!outcome_of(folder, run.recipe.epochs) || !fs::exists(best) ||
-      (run.similarities > 0 && !fs::exists(folder / "similarities.csv"))) {
+  if (!outcome_of(folder, run.recipe.epochs) || !is_there(best) ||
+      (run.similarities > 0 && !is_there(folder / "similarities.csv"))) {
     throw concertina::Error(
         folder.string() + ": files of the training are missing; remove the folder to train again");
   }
-  if (!contracts(run.network) || fs::exists(compact)) return;
+  if (!contracts(run.network)) return;
+  if (is_there(compact)) {
+    require_data(read_network(compact), data);
+    return;
+  }
   const ContractionCheck check = check_contraction(read_network(best), data, pool);
   if (!check.identical()) {
     throw concertina::Error("contracted, " + std::to_string(check.compact.correct) +

@@ -40,7 +40,7 @@ std::string csv_line(const std::vector<std::string>& cells) {
 
 std::optional<Outcome> outcome_of(const std::filesystem::path& folder, Index epochs) {
   const auto log = folder / "log.csv";
-  if (!std::filesystem::exists(log)) return std::nullopt;
+  if (!is_there(log)) return std::nullopt;
   Outcome outcome{.epochs = CsvLog::read(log)};
   if (outcome.epochs.empty() || outcome.epochs.back().epoch < epochs) return std::nullopt;
   for (const EpochRecord& epoch : outcome.epochs) {
@@ -48,7 +48,7 @@ std::optional<Outcome> outcome_of(const std::filesystem::path& folder, Index epo
   }
   outcome.last_test = outcome.epochs.back().test_accuracy;
   outcome.last_train = outcome.epochs.back().train_accuracy;
-  outcome.contracted = std::filesystem::exists(folder / "compact.onnx");
+  outcome.contracted = is_there(folder / "compact.onnx");
   return outcome;
 }
 
@@ -69,10 +69,27 @@ std::map<std::string, Outcome> read_trainings(const std::filesystem::path& path)
       continue;
     }
     if (line.empty()) continue;
+    if (line.data() + line.size() == text.data() + text.size()) refuse("the line does not end");
     const std::vector<std::string_view> fields = split(line, ',');
     if (fields.size() != 11) refuse(std::to_string(fields.size()) + " fields, expected 11");
-    if (!number_in<Index>(fields[1]) || !number_in<Index>(fields[2])) {
-      refuse("seed and epochs are numbers");
+    const auto count = [&](std::size_t field, Index least, Index most) {
+      const Index value = number_in<Index>(fields[field]).value_or(least - 1);
+      if (value < least || value > most) {
+        refuse('"' + std::string(fields[field].substr(0, 40)) + "\" is no whole number from " +
+               std::to_string(least) + " to " + std::to_string(most));
+      }
+      return value;
+    };
+    constexpr Index most = std::numeric_limits<Index>::max();
+    static_cast<void>(count(1, 0, most));
+    const Index epochs = count(2, 1, 1'000'000);
+    if (!fields[4].empty()) static_cast<void>(count(4, 1, epochs));
+    const double seconds = number_in<double>(fields[8]).value_or(fields[8].empty() ? 0 : -1);
+    if (!(seconds >= 0 && std::isfinite(seconds))) {
+      refuse('"' + std::string(fields[8].substr(0, 40)) + "\" are no seconds");
+    }
+    if (fields[7] != "yes" && fields[7] != "no" && !fields[7].empty()) {
+      refuse("contracted is yes or no, not \"" + std::string(fields[7].substr(0, 40)) + '"');
     }
     const auto percent = [&](std::string_view field) {
       if (field.empty()) return std::numeric_limits<double>::quiet_NaN();
@@ -87,6 +104,7 @@ std::map<std::string, Outcome> read_trainings(const std::filesystem::path& path)
                                         .last_test = percent(fields[5]),
                                         .last_train = 1 - percent(fields[6]),
                                         .contracted = fields[7] == "yes"};
+    if (percent(fields[5]) > percent(fields[3])) refuse("the last accuracy is above the best");
   }
   return outcomes;
 }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <span>
+#include <system_error>
 
 namespace cifar {
 
@@ -14,6 +15,14 @@ namespace files = concertina::io::detail;
 
 void cannot_write(const std::string& path, const std::string& why) {
   throw concertina::IoError("cannot write " + path + ": " + why);
+}
+
+bool is_there(const fs::path& path) {
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  if (type == fs::file_type::none)
+    throw concertina::IoError(path.string() + ": " + error.message());
+  return type != fs::file_type::not_found;
 }
 
 std::vector<std::string_view> split(std::string_view text, char separator) {

@@ -23,6 +23,10 @@ std::string read_text(const std::filesystem::path& path, std::uintmax_t limit,
 ///         written; what was there stays
 void write_text(const std::filesystem::path& path, std::string_view text);
 
+/// Whether there is something of that name. Throws IoError naming the path where the system does
+/// not say.
+bool is_there(const std::filesystem::path& path);
+
 /// Throws IoError for a file that cannot be written.
 [[noreturn]] void cannot_write(const std::string& path, const std::string& why);
 

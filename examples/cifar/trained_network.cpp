@@ -33,12 +33,12 @@ ContractionCheck check_contraction(const concertina::io::Safetensors& file, cons
   check.expanded = with_network(file, pool, [&](auto& network) {
     check.network = network.contract();
     check.expanded_parameters = network.parameter_count();
-    return evaluate(network, data, data.test);
+    return tested(network, data, file.origin);
   });
   check.network.origin = file.origin + ", contracted";
   check.compact = with_network(tensors_of(check.network), pool, [&](auto& network) {
     check.compact_parameters = network.parameter_count();
-    return evaluate(network, data, data.test);
+    return tested(network, data, check.network.origin);
   });
   return check;
 }

@@ -4,8 +4,12 @@
 
 #include "training.hpp"
 
+#include <concertina/error.hpp>
 #include <concertina/io/onnx.hpp>
 #include <concertina/io/safetensors.hpp>
+
+#include <cmath>
+#include <string>
 
 namespace cifar {
 
@@ -16,14 +20,22 @@ bool is_double(const concertina::io::Safetensors& file);
 /// were normalised otherwise.
 void require_data(const concertina::io::Safetensors& file, const Dataset& data);
 
+/// That of a network on a set's test images.
+/// Throws  NumericalError naming `origin` where its loss is not finite
+template <class Scalar>
+Score tested(Network<Scalar>& network, const Dataset& data, const std::string& origin) {
+  const Score score = evaluate(network, data, data.test);
+  if (std::isfinite(score.loss)) return score;
+  throw concertina::NumericalError(origin + ": the network's loss on the test images of " +
+                                   data.name + " is not finite");
+}
+
 /// Calls use(network) with the network of a file, in its scalar.
 template <class Use>
 auto with_network(const concertina::io::Safetensors& file, ThreadPool& pool, Use&& use) {
   constexpr Index batch = 128;
-  const NetworkOptions options = options_of(file);
   const auto run = [&]<class Scalar>(Scalar) {
-    Network<Scalar> network(options, batch, pool);
-    network.load(file);
+    Network<Scalar> network(file, batch, pool);
     return use(network);
   };
   return is_double(file) ? run(double()) : run(float());

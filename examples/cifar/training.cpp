@@ -5,6 +5,7 @@
 #include "on_tape.hpp"
 #include "similarity.hpp"
 #include "text.hpp"
+#include "text_file.hpp"
 
 #include <concertina/io/safetensors.hpp>
 #include <concertina/random.hpp>
@@ -197,8 +198,7 @@ void Training<Scalar>::learn_from(const concertina::io::Safetensors& file, Threa
                       ": the teacher reads images normalised otherwise than those of " +
                       data_.name);
   }
-  teacher_ = std::make_unique<Network<Scalar>>(options, recipe_.batch, pool);
-  teacher_->load(file);
+  teacher_ = std::make_unique<Network<Scalar>>(file, recipe_.batch, pool);
   teacher_name_ = options.model + ", " + std::to_string(fingerprint(file));
   const TransferOptions& transfer = recipe_.transfer;
   if (transfer.method == Transfer::kd) network_.loss().set_weight(1 - transfer.weight);
@@ -456,16 +456,17 @@ void Training<Scalar>::restore(const concertina::io::Safetensors& file) {
                       ", while this one is " + settings());
   }
   const auto count = [&](const std::string& key, Index most) {
-    Index number = -1;
-    try {
-      number = std::stol(metadata(key));
-    } catch (const std::logic_error&) {
-    }
+    const Index number = number_in<Index>(metadata(key)).value_or(-1);
     if (number >= 0 && number <= most) return number;
     throw FormatError(file.origin + ": metadata '" + key + "' is no number up to " +
                       std::to_string(most));
   };
   const Index done = count("epochs done", recipe_.epochs);
+  const concertina::io::Safetensors own = checkpoint();
+  for (const auto& [name, tensor] : file.tensors) {
+    if (own.contains(name)) continue;
+    throw FormatError(file.origin + ": tensor '" + name + "' is none of this training's");
+  }
   for (const auto& [name, tensor] : file.tensors) {
     if (std::ranges::all_of(file.view<Scalar>(name), [](Scalar x) { return std::isfinite(x); })) {
       continue;
@@ -498,6 +499,35 @@ void Training<Scalar>::restore(const concertina::io::Safetensors& file) {
 
 namespace {
 
+/// How many batches' gradients are compared, as a checkpoint says it.
+std::string similarities_of(const TrainOptions& options) {
+  return std::to_string(options.similarities) + (options.trained_gradients ? ", trained" : "");
+}
+std::string similarities_of(const concertina::io::Safetensors& checkpoint) {
+  const auto found = checkpoint.metadata.find("similarities");
+  return found == checkpoint.metadata.end() ? "0" : found->second;
+}
+
+/// What a checkpoint says of the epochs that are done.
+void read_best(const concertina::io::Safetensors& checkpoint, Index done, TrainResult& result) {
+  const auto found = checkpoint.metadata.find("best");
+  try {
+    const json best = json::parse(found == checkpoint.metadata.end() ? "" : found->second);
+    result.best_accuracy = best.at("test accuracy");
+    result.last_accuracy = best.at("last");
+    const json& epoch = best.at("epoch");
+    const auto is_accuracy = [](double value) { return value >= 0 && value <= 1; };
+    if (epoch.is_number_integer() && epoch >= (done > 0 ? 1 : 0) && epoch <= done &&
+        is_accuracy(result.best_accuracy) && is_accuracy(result.last_accuracy)) {
+      result.best_epoch = epoch;
+      return;
+    }
+  } catch (const json::exception&) {
+  }
+  throw FormatError(checkpoint.origin + ": metadata 'best' has no epoch up to " +
+                    std::to_string(done) + " and accuracies from 0 to 1");
+}
+
 template <class Scalar>
 TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPool& pool) {
   std::optional<concertina::io::Safetensors> teacher;
@@ -517,27 +547,49 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   }
   const FolderLock lock(options.out);
   const auto checkpoint_path = options.out / "checkpoint.safetensors";
-  const bool exists = std::filesystem::exists(checkpoint_path);
-  if (exists && !options.resume) {
+  const auto log_path = options.out / "log.csv", best_path = options.out / "best.onnx";
+  const bool resumes = is_there(checkpoint_path);
+  if (resumes && !options.resume) {
     throw Error(options.out.string() +
                 " holds a training already: go on with --resume, or name another folder");
   }
+  for (const auto& path : {log_path, best_path}) {
+    if (resumes || !is_there(path)) continue;
+    throw Error(path.string() +
+                " is of a training whose checkpoint.safetensors is missing; name "
+                "another folder");
+  }
   TrainResult result{.parameters = training.network().parameter_count()};
-  if (exists) {
+  if (resumes) {
     const auto checkpoint = concertina::io::read_safetensors(checkpoint_path);
     training.restore(checkpoint);
-    const auto found = checkpoint.metadata.find("best");
-    try {
-      const json best = json::parse(found == checkpoint.metadata.end() ? "" : found->second);
-      result.best_accuracy = best.at("test accuracy");
-      result.best_epoch = best.at("epoch");
-      result.last_accuracy = best.at("last");
-    } catch (const json::exception&) {
-      throw FormatError(checkpoint_path.string() + ": metadata 'best' has no epoch and accuracy");
+    if (similarities_of(checkpoint) != similarities_of(options)) {
+      throw FormatError(checkpoint_path.string() + ": a checkpoint with --similarities " +
+                        similarities_of(checkpoint) + ", while this training has " +
+                        similarities_of(options));
     }
+    read_best(checkpoint, training.epochs_done(), result);
   }
   const Index done = training.epochs_done(), epochs = options.recipe.epochs;
-  if (exists && done == epochs) return result;
+  if (done > 0) {
+    static_cast<void>(read_network(best_path));
+    if (!is_there(log_path))
+      throw FormatError(log_path.string() + ": the training's log is missing");
+  }
+  const auto require_log = [&](Index rows, double best) {
+    if (rows == done && best == result.best_accuracy) return;
+    throw FormatError(log_path.string() + ": " + tool::counted(rows, "epoch") +
+                      " with a best test accuracy of " + shortest(best) +
+                      ", where the checkpoint has " + std::to_string(done) + " and " +
+                      shortest(result.best_accuracy));
+  };
+  if (resumes && done == epochs) {
+    double best = 0;
+    const std::vector<EpochRecord> rows = CsvLog::read(log_path);
+    for (const EpochRecord& row : rows) best = std::max(best, row.test_accuracy);
+    require_log(std::ssize(rows), best);
+    return result;
+  }
   training.compute_on(options.device);
   std::vector<std::string> comments = {options.command,
                                        "model " + options.network.model + ", " +
@@ -549,8 +601,19 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
     comments.push_back(how + tool::listed(layers));
     if (!options.report) std::cerr << comments.back() << '\n';
   }
-  const auto log_path = options.out / "log.csv";
-  CsvLog log = exists ? CsvLog::resume(log_path, comments, done) : CsvLog(log_path, comments);
+  const auto write_checkpoint = [&] {
+    concertina::io::Safetensors checkpoint = training.checkpoint();
+    checkpoint.metadata["similarities"] = similarities_of(options);
+    checkpoint.metadata["best"] = json{
+        {"epoch", result.best_epoch},
+        {"test accuracy", result.best_accuracy},
+        {"last",
+         result.last_accuracy}}.dump();
+    concertina::io::write_safetensors(checkpoint_path, checkpoint);
+  };
+  if (!resumes) write_checkpoint();  // before the log, so that one without it is damaged
+  CsvLog log = resumes ? CsvLog::resume(log_path, comments, done) : CsvLog(log_path, comments);
+  require_log(log.epochs(), log.best_test_accuracy());
 
   std::optional<ProgressBar> progress;
   if (!options.report) progress.emplace(epochs, data.train.count(), done);
@@ -590,18 +653,12 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
     const bool best = record.epoch == 1 || tested.accuracy() > result.best_accuracy;
     if (best) result.best_accuracy = tested.accuracy(), result.best_epoch = record.epoch;
     result.last_accuracy = tested.accuracy();
-    concertina::io::Safetensors checkpoint = training.checkpoint();
-    checkpoint.metadata["best"] = json{
-        {"epoch", result.best_epoch},
-        {"test accuracy", result.best_accuracy},
-        {"last",
-         result.last_accuracy}}.dump();
-    if (best) concertina::onnx::write_model(options.out / "best.onnx", training.network().model());
+    if (best) concertina::onnx::write_model(best_path, training.network().model());
     if (min_similarity && record.epoch == epochs) {
       write_similarities(options.out / "similarities.csv", similarities);
     }
     log.add(record);
-    concertina::io::write_safetensors(checkpoint_path, checkpoint);
+    write_checkpoint();
     if (progress) progress->end_epoch(record);
     if (options.report) options.report(record);
   }

@@ -878,6 +878,9 @@ std::optional<Windows> windows_of(const Graph& graph, int node, Dims kernel) {
     }
   }
   const std::string automatic = n.text("auto_pad", "NOTSET");
+  if (n.op_type.starts_with("Conv") && automatic != "NOTSET" && n.attribute("pads")) {
+    wrong("pads beside auto_pad " + automatic);
+  }
   if (automatic == "VALID") pads.assign(2 * rank, 0);
   if (automatic == "SAME_UPPER" || automatic == "SAME_LOWER") {
     if (n.op_type == "ConvTranspose") return std::nullopt;

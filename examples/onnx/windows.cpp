@@ -90,6 +90,9 @@ struct Geometry {
     if (std::ranges::find(known, auto_pad) == known.end()) {
       throw concertina::FormatError("its auto_pad is " + auto_pad);
     }
+    if (node.op_type.starts_with("Conv") && auto_pad != "NOTSET" && node.attribute("pads")) {
+      throw concertina::FormatError("it has pads beside auto_pad " + auto_pad);
+    }
   }
 
   bool same() const { return auto_pad.starts_with("SAME"); }

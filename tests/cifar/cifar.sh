@@ -279,11 +279,20 @@ expect 2 "$cifar" train --model ck --kernel 3 --out none
 expect 2 "$cifar" train --kernel 4 --out none
 expect 2 "$cifar" train --rate 0 --out none
 expect 2 "$cifar" train --epochs 0 --out none
+for seed in -1 010 9223372036854775808 18446744073709551615 99999999999999999999999999; do
+  expect 2 "$cifar" train --seed $seed --out none
+done
+expect 2 "$cifar" train --batch 99999999999999999999 --out none
+says err "99999999999999999999"
+expect 2 "$cifar" train --data "" --out none
+expect 2 "$cifar" train --out ""
 expect 2 "$cifar" train --corrupt 2 --out none
 expect 2 "$cifar" train --transfer osmosis --out none
 expect 2 "$cifar" train --kernel 3 --transfer kd --out none
 says err "needs a teacher"
 expect 2 "$cifar" landscape plain/best.onnx --data data --points 4 -o none.csv
+expect 2 "$cifar" landscape plain/best.onnx --data data -o plain/best.onnx
+says err "which would be lost"
 expect 3 "$cifar" landscape teacher/best.onnx --data data -o none.csv
 says err "--expanded"
 for unused in "--width 8" "--model resnet18 --kernel 3" "--model compact --rate 2" "--model acnet --rate 2" \

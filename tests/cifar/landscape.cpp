@@ -64,6 +64,16 @@ TEST_CASE("directions have the norm of each filter, and leave biases and norms",
   CHECK(within / 100'000 == Approx(0.6827).margin(5 * 0.00147));  // five deviations
 }
 
+TEST_CASE("a landscape that leaves the finite numbers is refused", "[cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 32, 16, 3);
+  Network<float> network({.model = "compact", .kernel = 3}, 16, pool);
+  network.initialize(1);
+  CHECK_THAT(message_of<concertina::NumericalError>(
+                 [&] { landscape(network, data, {.points = 3, .range = 1e38, .images = 16}); }),
+             Contains("choose a smaller range"));
+}
+
 TEST_CASE("impossible landscapes are refused", "[cifar]") {
   const auto refused = [](const LandscapeOptions& options) {
     return message_of<concertina::Error>([&] { options.validate(); });

@@ -494,6 +494,58 @@ TEST_CASE("files that are not the network's are refused, and change nothing", "[
   }
 }
 
+TEST_CASE("numbers of a file that are none are refused", "[cifar]") {
+  ThreadPool pool(1);
+  Network<double> network({.model = "compact", .kernel = 3}, 1, pool);
+  network.initialize(1);
+  const auto path =
+      std::filesystem::temp_directory_path() / ("cifar_network_" + std::to_string(getpid()));
+  const auto refused = [&](const std::string& name, double number, const char* extension) {
+    auto file = network.save();
+    const auto shape = file.tensor(name).shape;
+    auto values = file.values<double>(name);
+    values.back() = number;
+    file.tensors.erase(name);
+    file.add(name, shape, values);
+    const std::filesystem::path written = path.string() + extension;
+    if (extension == std::string(".onnx")) {
+      Network<double> other(network.options(), 1, pool);
+      other.load(file);
+      concertina::onnx::write_model(written, other.model());
+    } else {
+      concertina::io::write_safetensors(written, file);
+    }
+    const std::string message = message_of<concertina::FormatError>([&] { read_network(written); });
+    std::filesystem::remove(written);
+    return message;
+  };
+  for (const char* extension : {".onnx", ".safetensors"}) {
+    for (const double number : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+      CHECK_THAT(refused("conv1.weight", number, extension), Contains("'conv1.weight' has "));
+      CHECK_THAT(refused("fc2.bias", number, extension), Contains("as element 9; it is finite"));
+    }
+    CHECK_THAT(refused("conv2_bn.running_var", -1, extension), Contains("a variance is finite"));
+  }
+}
+
+TEST_CASE("a file's network takes no more memory than its tensors", "[cifar]") {
+  ThreadPool pool(1);
+  concertina::io::Safetensors file{.origin = "some.safetensors", .metadata = {}, .tensors = {}};
+  for (const char* huge :
+       {R"({"model":"ck+fc","kernel":31,"rate":64,"blocks":4,"classes":10,"norms":true,
+            "compute":"contracted"})",
+        R"({"model":"resnet18","kernel":7,"rate":4,"blocks":3,"width":256,"classes":10,
+            "norms":true,"compute":"contracted"})"}) {
+    file.metadata["network"] = huge;
+    CHECK_THAT(message_of<concertina::FormatError>([&] { Network<float>(file, 128, pool); }),
+               Contains("some.safetensors") && Contains("weight"));
+  }
+  file.metadata["network"] = R"({"model":"compact","kernel":3.7,"rate":4,"blocks":3,"classes":10,
+                                 "norms":true,"compute":"contracted"})";
+  CHECK_THAT(message_of<concertina::FormatError>([&] { options_of(file); }),
+             Contains("kernel is 3.7, expected a whole number"));
+}
+
 TEST_CASE("impossible networks are refused with the choices", "[cifar]") {
   const auto refused = [](NetworkOptions options) {
     ThreadPool pool(1);

@@ -144,8 +144,16 @@ TEST_CASE("finished trainings are read from a file", "[cifar]") {
 
   CHECK_THAT(refusal("training,seed\n"), Contains("line 1: expected \"training,"));
   CHECK_THAT(refusal(header + "cifar10-k3-compact,2\n"), Contains("line 2: 2 fields"));
-  CHECK_THAT(refusal(header + line + "a,b,150,74,,,,,,,\n"), Contains("line 3: seed"));
+  CHECK_THAT(refusal(header + line + "a,b,150,74,,,,,,,\n"),
+             Contains("line 3: \"b\" is no whole number from 0"));
   CHECK_THAT(refusal(header + "a,1,150,174,,,,,,,\n"), Contains("\"174\" is not from 0 to 100"));
+  CHECK_THAT(refusal(header + "a,-1,150,74,,,,,,,\n"), Contains("\"-1\" is no whole number"));
+  CHECK_THAT(refusal(header + "a,1,0,74,,,,,,,\n"), Contains("\"0\" is no whole number from 1"));
+  CHECK_THAT(refusal(header + "a,1,150,74,151,,,,,,\n"), Contains("from 1 to 150"));
+  CHECK_THAT(refusal(header + "a,1,150,74,,75,,,,,\n"), Contains("the last accuracy is above"));
+  CHECK_THAT(refusal(header + "a,1,150,74,,,,maybe,,,\n"), Contains("not \"maybe\""));
+  CHECK_THAT(refusal(header + "a,1,150,74,,,,,nan,,\n"), Contains("\"nan\" are no seconds"));
+  CHECK_THAT(refusal(header + line.substr(0, 40)), Contains("line 2: the line does not end"));
   CHECK_THROWS_AS(read_trainings(path.string() + ".none"), concertina::IoError);
   fs::remove(path);
 }

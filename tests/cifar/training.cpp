@@ -4,6 +4,7 @@
 
 #include "cifar/log.hpp"
 #include "cifar/similarity.hpp"
+#include "cifar/text_file.hpp"
 #include "maximum.hpp"
 #include "support.hpp"
 
@@ -16,7 +17,9 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace cifar {
@@ -84,7 +87,8 @@ TEST_CASE("a training whose loss is not finite stops, and leaves what it had", "
                        .command = "test"};
   CHECK_THAT(message_of<concertina::NumericalError>([&] { train(options, data, pool); }),
              Contains("not finite") && Contains("learning rate"));
-  CHECK_FALSE(std::filesystem::exists(folder.path / "checkpoint.safetensors"));
+  const auto left = concertina::io::read_safetensors(folder.path / "checkpoint.safetensors");
+  CHECK(left.metadata.at("epochs done") == "0");
   CHECK(CsvLog::read(folder.path / "log.csv").empty());
 }
 
@@ -207,18 +211,14 @@ TEST_CASE("a training that was interrupted goes on to the bit", "[cifar]") {
       }
       const TrainResult whole = train(options, data, pool);
 
-      // The same recipe by hand, stopped after two epochs, then taken up by train().
-      const auto stop = [&]<class Scalar>(Scalar) {
-        Training<Scalar> first(options.network, options.recipe, data, alone,
-                               transfer == Transfer::none ? nullptr : &teacher);
-        for (int epoch = 0; epoch < 2; ++epoch) first.epoch([](Index, double, double) {});
-        std::filesystem::create_directories(folder.path / "parts");
-        auto checkpoint = first.checkpoint();
-        checkpoint.metadata["best"] = R"({"epoch":1,"test accuracy":0,"last":0})";
-        concertina::io::write_safetensors(folder.path / "parts/checkpoint.safetensors", checkpoint);
-      };
-      in_double ? stop(double()) : stop(float());
+      // The same, stopped after two epochs and taken up again.
       options.out = folder.path / "parts";
+      struct Stop {};
+      options.report = [](const EpochRecord& epoch) {
+        if (epoch.epoch == 2) throw Stop();
+      };
+      CHECK_THROWS_AS(train(options, data, alone), Stop);
+      options.report = [](const EpochRecord&) {};
       CHECK_THAT(message_of<concertina::Error>([&] { train(options, data, alone); }),
                  Contains("--resume"));
       options.resume = true;
@@ -280,6 +280,79 @@ TEST_CASE("a checkpoint of which an element is not finite is refused", "[cifar]"
                  Contains("'" + name + "' has NaN or infinity"));
       CHECK(training.checkpoint() == checkpoint);  // nothing was taken
     }
+  }
+}
+
+TEST_CASE("a training goes on only from a folder whose files agree", "[cifar]") {
+  ThreadPool pool(1);
+  const Dataset data = generated_dataset(10, 32, 16, 3);
+  TrainOptions options{.network = {.model = "compact", .kernel = 3},
+                       .recipe = {.epochs = 3, .batch = 16},
+                       .out = {},
+                       .resume = true,
+                       .command = "test",
+                       .report = {}};
+  using Damage = std::function<void(const std::filesystem::path&)>;
+  const auto refused = [&](Index epochs, const Damage& damage) {
+    const Folder folder;
+    options.out = folder.path;
+    struct Stop {};
+    options.report = [&](const EpochRecord& epoch) {
+      if (epoch.epoch == epochs) throw Stop();
+    };
+    CHECK_THROWS_AS(train(options, data, pool), Stop);
+    options.report = [](const EpochRecord&) {};
+    damage(folder.path);
+    return message_of<concertina::Error>([&] { train(options, data, pool); });
+  };
+  const auto in_checkpoint = [](const std::string& key, const std::string& value) -> Damage {
+    return [=](const std::filesystem::path& folder) {
+      auto file = concertina::io::read_safetensors(folder / "checkpoint.safetensors");
+      file.metadata[key] = value;
+      concertina::io::write_safetensors(folder / "checkpoint.safetensors", file);
+    };
+  };
+  const auto without = [](const char* name) -> Damage {
+    return [=](const std::filesystem::path& folder) { std::filesystem::remove(folder / name); };
+  };
+  const auto in_log = [](std::size_t lines, const std::string& more) -> Damage {
+    return [=](const std::filesystem::path& folder) {
+      std::string text = read_text(folder / "log.csv", 1 << 20, "a log"), kept;
+      for (const std::string_view line : split(text, '\n')) {
+        if (line.starts_with('#') || line.starts_with("epoch")) continue;
+        if (std::ranges::count(kept, '\n') < static_cast<Index>(lines)) (kept += line) += '\n';
+      }
+      const std::size_t head = text.find("min_gradient_similarity\n") + 24;
+      write_text(folder / "log.csv", text.substr(0, head) + kept + more);
+    };
+  };
+  for (const Index epochs : {2, 3}) {  // interrupted, and at the end
+    INFO(epochs);
+    CHECK_THAT(refused(epochs, without("checkpoint.safetensors")),
+               Contains("log.csv is of a training whose checkpoint.safetensors is missing"));
+    CHECK_THAT(refused(epochs, without("log.csv")), Contains("log.csv"));
+    CHECK_THAT(refused(epochs, without("best.onnx")), Contains("best.onnx"));
+    CHECK_THAT(refused(epochs, in_log(1, "")), Contains("log.csv: 1 epoch with a best"));
+    CHECK_THAT(refused(epochs, in_log(1, "2,0.01,1,0.5,nan,0.5,0.5,1,1,\n")),
+               Contains("test_loss"));
+    CHECK_THAT(refused(epochs, in_checkpoint("similarities", "4")), Contains("--similarities 4"));
+    for (const char* best : {R"({"epoch":1,"test accuracy":5.0,"last":0.1})",
+                             R"({"epoch":1e300,"test accuracy":0.1,"last":0.1})",
+                             R"({"epoch":0,"test accuracy":0.1,"last":0.1})",
+                             R"({"epoch":1,"test accuracy":-0.1,"last":0.1})", "{}"}) {
+      CHECK_THAT(refused(epochs, in_checkpoint("best", best)), Contains("metadata 'best'"));
+    }
+    for (const char* done : {"0x2", " +2", "2abc", "-1", "4", ""}) {
+      CHECK_THAT(refused(epochs, in_checkpoint("epochs done", done)), Contains("epochs done"));
+    }
+    CHECK_THAT(refused(epochs,
+                       [](const std::filesystem::path& folder) {
+                         const auto path = folder / "checkpoint.safetensors";
+                         auto file = concertina::io::read_safetensors(path);
+                         file.add("other", {1}, std::vector<float>{1});
+                         concertina::io::write_safetensors(path, file);
+                       }),
+               Contains("'other' is none of this training's"));
   }
 }
 

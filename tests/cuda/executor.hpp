@@ -18,6 +18,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -239,6 +240,9 @@ class HostBlock {
       const std::size_t at = index(i);
       elements_->traces[at].on_write(block_.now(), [&] { return name(i); });
       elements_->values[at] = value;
+      if constexpr (std::is_same_v<T, cuda::detail::Bf16Chunk>) {
+        block_.unpublished_.insert(block_.thread_);
+      }
     }
     /// Unchecked.
     const T& peek(int i) const { return elements_->values[index(i)]; }
@@ -308,8 +312,8 @@ class HostBlock {
 
   // Tensor cores. What is multiplied is read when it is issued, and must still be there at the
   // barrier after it is waited for: other warps may be that late. Sums are there only when they are
-  // waited for, and are poisoned meanwhile.
-  void publish() {}
+  // waited for, and are poisoned meanwhile. They see what a thread wrote once it has published it.
+  void publish() { unpublished_.erase(thread_); }
   void begin_multiply() { emulation_ = TensorCoreEmulation(memory_.random()()); }
   void end_multiply() {}
   template <class Registers, class Member>
@@ -357,6 +361,10 @@ class HostBlock {
         }
       }
     };
+    if (!unpublished_.empty()) {
+      throw ProgramError("thread " + std::to_string(*unpublished_.begin()) +
+                         " has not published what is multiplied");
+    }
     const auto a = read(a_first), b = read(b_first);
     chain_ = add ? chain_ + 1 : 1;
     if (chain_ > longest_chain) throw ProgramError("more than 32 terms before they are promoted");
@@ -431,6 +439,7 @@ class HostBlock {
   TensorCoreEmulation emulation_{0};
   std::vector<std::function<void()>> multiplies_;
   std::vector<std::function<void()>> multiplied_, waited_for_;  // that it is the same
+  std::set<std::int64_t> unpublished_;                          // threads
   std::vector<int> order_ = std::vector<int>(static_cast<std::size_t>(Threads));
 };
 

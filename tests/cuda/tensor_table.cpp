@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace concertina::test {
@@ -80,6 +81,26 @@ TEST_CASE("what is written overlaps nothing", "[cuda]") {
   CHECK(refusal(17, 29, 30, 44).find("result, bias") == 8);
   CHECK(refusal(17, 29, 41, 29).find("by 48 bytes") != std::string::npos);
   CHECK(refusal(17, 29, 15, 44).find("layer 2, bias") != std::string::npos);
+}
+
+TEST_CASE("a workspace that is lent overlaps no tensor", "[cuda]") {
+  const ContractionPlan plan(std::vector{PlannedForm(
+      std::vector<ConvShape<0>>{{.out = 2, .in = 4}, {.out = 3, .in = 2, .bias = true}})});
+  std::vector<float> elements(32);
+  const auto at = [&](std::size_t first, std::size_t count) {
+    return std::span<const float>(elements).subspan(first, count);
+  };
+  cuda::detail::AddressTable table(plan);
+  const std::vector<cuda::DeviceLayer<const float>> layers{{at(4, 8)}, {at(12, 6), at(18, 3)}};
+  table.add<const float>(TensorUse::Role::layer, layers);
+  CHECK_NOTHROW(table.require_apart(std::as_bytes(at(0, 4))));
+  CHECK_NOTHROW(table.require_apart(std::as_bytes(at(21, 11))));
+  for (const auto& [first, count] : {std::pair(20, 12), std::pair(0, 32), std::pair(19, 1)}) {
+    const auto lent = at(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+    CHECK(message_of<ShapeError>([&] {
+            table.require_apart(std::as_bytes(lent));
+          }).find(": lies in the workspace") != std::string::npos);
+  }
 }
 
 }  // namespace

@@ -1004,6 +1004,9 @@ TEST_CASE("programs are refused by what is wrong with them", "[onnx]") {
   CHECK_THAT(refused({}), Contains("the graph reads \"y\""));
   CHECK_THAT(refused({node_of("Conv", {"x", "x"}, {"y"}, {text("auto_pad", "SAME")})}),
              Contains("auto_pad is SAME"));
+  CHECK_THAT(refused({node_of("Conv", {"x", "x"}, {"y"},
+                              {text("auto_pad", "VALID"), list("pads", {0, 0})})}),
+             Contains("pads beside auto_pad VALID"));
 
   const Model model = model_of({node_of("MatMul", {"x", "z"}, {"y"})}, {"x", "z"}, {"y"});
   const Evaluator evaluator(model);

@@ -109,9 +109,10 @@ class CudaBackend {
   /// few microseconds each would otherwise wait for the host.
   template <class Launches>
   void repeat(const StepKind& kind, Launches&& launches) {
-    const auto [found, first] = graphs_.try_emplace(kind);
-    if (first) {
+    const auto found = graphs_.find(kind);
+    if (found == graphs_.end()) {
       launches();
+      graphs_.try_emplace(kind);
       return;
     }
     if (!found->second) found->second = recorded(launches);

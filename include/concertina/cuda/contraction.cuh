@@ -284,6 +284,7 @@ class Contraction {
                        std::to_string(workspace_bytes()) + " are needed, at a multiple of " +
                        std::to_string(alignment));
     }
+    table.require_apart(lent);
     if (const int current = current_device(); current != device_) {
       throw DeviceError("the contraction is on device " + std::to_string(device_) +
                         ", and the current one is " + std::to_string(current) +

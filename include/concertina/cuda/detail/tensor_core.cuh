@@ -42,7 +42,10 @@ class TensorCoreDeviceBlock : public DeviceBlock<Threads> {
   }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  __device__ void begin_multiply() const { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+  __device__ void begin_multiply() const {
+    __syncwarp();  // branches may lie before, and what follows is for whole warps
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  }
   __device__ void end_multiply() const {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   }
@@ -96,7 +99,7 @@ class TensorCoreDeviceBlock : public DeviceBlock<Threads> {
     return swizzle_64_bytes | group_of_rows | ignored | (address & 0x3ffff) >> 4;
   }
 #else
-  __device__ void begin_multiply() const {}
+  __device__ void begin_multiply() const { __syncwarp(); }
   __device__ void end_multiply() const {}
   template <class Registers, class Member>
   __device__ void wait_for_multiply(Registers&, Member) const {}

@@ -60,6 +60,15 @@ class AddressTable {
     }
   }
 
+  /// Throws  ShapeError naming a tensor that lies in the workspace
+  void require_apart(std::span<const std::byte> workspace) const {
+    const auto first = reinterpret_cast<std::uintptr_t>(workspace.data());
+    for (const Range& range : ranges_) {
+      if (range.last <= first || range.first >= first + workspace.size()) continue;
+      throw ShapeError(range.use->name() + ": lies in the workspace");
+    }
+  }
+
   /// As a kernel's parameter. Requires no more tensors than it has room for.
   template <int Capacity>
   Addresses<Capacity> addresses() const {
