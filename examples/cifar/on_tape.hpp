@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/accelerator.hpp"
+#include "training/contractions.hpp"
 #include "transfer.hpp"
 
 #include <concertina/shape.hpp>

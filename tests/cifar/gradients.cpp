@@ -6,6 +6,7 @@
 #include "cifar/on_tape.hpp"
 #include "cuda/backend.hpp"
 #include "support.hpp"
+#include "training/contractions.hpp"
 #include "training/data.hpp"
 
 #include <concertina/random.hpp>
