@@ -92,7 +92,7 @@ const CLI::Validator whole_number(
       const bool octal = text.size() > 1 && text.find_first_not_of("+-") < text.size() - 1 &&
                          text[text.find_first_not_of("+-")] == '0';
       if (number_in<Index>(text) && !octal) return {};
-      return '"' + text + "\" is no whole number of up to 18 digits";
+      return '"' + text + "\" is no whole number up to 9223372036854775807";
     },
     "");
 const CLI::Validator not_empty(

@@ -572,9 +572,11 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   }
   const Index done = training.epochs_done(), epochs = options.recipe.epochs;
   if (done > 0) {
+    for (const auto& path : {log_path, best_path}) {
+      if (is_there(path)) continue;
+      throw FormatError(path.string() + " is missing; remove the folder to train again");
+    }
     static_cast<void>(read_network(best_path));
-    if (!is_there(log_path))
-      throw FormatError(log_path.string() + ": the training's log is missing");
   }
   const auto require_log = [&](Index rows, double best) {
     if (rows == done && best == result.best_accuracy) return;
