@@ -160,9 +160,10 @@ void require_numbers(const concertina::io::Safetensors& file, const std::string&
   for (std::size_t i = 0; i < numbers.size(); ++i) {
     const Stored number = numbers[i];
     if (std::isfinite(number) && !(variance && number < 0)) continue;
-    throw FormatError(file.origin + ": tensor '" + name + "' has " + tool::brief(number) +
-                      " as element " + std::to_string(i) +
-                      (variance ? "; a variance is finite and not negative" : "; it is finite"));
+    throw FormatError(
+        file.origin + ": tensor '" + name + "' has " + tool::brief(number) + " as element " +
+        std::to_string(i) +
+        (variance ? "; variances must be finite and not negative" : "; elements must be finite"));
   }
 }
 

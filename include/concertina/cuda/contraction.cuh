@@ -86,7 +86,7 @@ class Contraction {
 
   /// In a lent workspace, which must be free of other uses until the device has run this, and the
   /// backward() that may follow.
-  /// Throws    also where it has fewer than workspace_bytes() or is misaligned
+  /// Throws    also where it has fewer than workspace_bytes(), is misaligned or overlaps a tensor
   void forward(std::span<const DeviceLayer<const Stored>> layers,
                std::span<const DeviceLayer<Stored>> results, cudaStream_t stream,
                std::span<std::byte> workspace) {

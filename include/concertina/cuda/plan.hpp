@@ -71,8 +71,8 @@ using AccumulatorOf = std::conditional_t<sizeof(Stored) == 8, Stored, float>;
 
 }  // namespace detail
 
-/// What a plan is made for, and from which sizes on a product is computed in which way; the sizes
-/// are tuned for an H200.
+/// What a plan is made for, and from which sizes on a product is computed in which way; their
+/// defaults were chosen for an H100 and an H200.
 struct PlanOptions {
   /// Tensors are stored in half or bfloat16, and accumulated in float.
   bool mixed = false;
