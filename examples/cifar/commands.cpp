@@ -7,7 +7,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include <fnmatch.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -42,8 +41,7 @@ void require_other_output(const CommandLine& line) {
   throw tool::UsageError(line.output + " is the input, which would be lost; name another file");
 }
 
-}  // namespace
-
+/// The threads that are asked for; as many as there are cores for 0.
 Index thread_count(Index asked) {
   if (asked < 0 || asked > 1024) {
     throw tool::UsageError(std::to_string(asked) +
@@ -54,6 +52,8 @@ Index thread_count(Index asked) {
   if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
   return std::max<Index>(1, std::thread::hardware_concurrency());
 }
+
+}  // namespace
 
 Dataset open_dataset(const DataOptions& options) {
   if (!options.folder.empty()) return read_dataset(options.folder, options.name);
@@ -172,119 +172,6 @@ int run_landscape(CommandLine& line) {
             << tool::counted(std::ssize(found.losses), "point") << " in "
             << tool::printable(line.output) << ".\n";
   return tool::ok;
-}
-
-namespace {
-
-/// The rows of a table that the patterns name, all for no pattern.
-std::vector<Experiment> chosen_rows(const CommandLine& line) {
-  std::vector<Experiment> rows = read_experiments(line.paper);
-  std::erase_if(rows, [&](const Experiment& row) { return row.table != line.table; });
-  if (rows.empty()) throw tool::UsageError("the paper's figures have no table " + line.table);
-  std::vector<std::string> names;
-  for (const Experiment& row : rows) names.push_back(row.name());
-  const auto matches = [](const std::string& pattern, const std::string& name) {
-    return fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
-  };
-  for (const std::string& pattern : line.rows) {
-    if (std::ranges::none_of(names, [&](const auto& name) { return matches(pattern, name); })) {
-      throw tool::UsageError("no row of table " + line.table + " is named '" + pattern +
-                             "'; there are " + tool::listed(names));
-    }
-  }
-  std::erase_if(rows, [&](const Experiment& row) {
-    return !line.rows.empty() &&
-           std::ranges::none_of(line.rows, [name = row.name(), &matches](const auto& pattern) {
-             return matches(pattern, name);
-           });
-  });
-  return rows;
-}
-
-/// A line for each training, for programs: row, seed, and the runs, what others need first.
-void print_missing(const std::vector<Missing>& missing) {
-  for (const Missing& training : missing) {
-    std::cout << training.row << ' ' << training.seed;
-    for (const std::string& run : training.runs) std::cout << ' ' << run;
-    std::cout << '\n';
-  }
-}
-
-}  // namespace
-
-int run_reproduce(CommandLine& line) {
-  ReproduceOptions& options = line.reproduction;
-  options.device = line.device;
-  options.command = line.words;
-  if (line.table.empty() == line.figure.empty()) {
-    throw tool::UsageError("name what to reproduce, by --table or by --figure");
-  }
-  as_usage([&] {
-    require_option(line.seeds >= 1 && line.seeds <= 1000, "seeds", line.seeds,
-                   "1 to 1000 are possible");
-    require_option(options.jobs >= 0 && options.jobs <= 256, "jobs", options.jobs,
-                   "1 to 256 are possible, 0 for every core");
-    require_built_for(line.device);
-  });
-  const bool draws = !line.table.empty() && !line.trainings.empty();
-  if (options.data.empty() && !line.list && !line.missing && !draws) {
-    throw tool::UsageError("reproduce needs the data sets' folder, --data");
-  }
-  if (!line.trainings.empty()) options.done = read_trainings(line.trainings);
-  std::vector<std::string> failures;
-  if (!line.figure.empty()) {
-    const std::string usual = line.figure == "S3" ? "cifar100" : "cifar10";
-    const std::string dataset = line.figure_dataset.empty() ? usual : line.figure_dataset;
-    const std::vector<Curve> curves =
-        curves_of(line.figure, dataset, line.figure_kernel, 1, line.budget.epochs);
-    as_usage([&] {
-      for (const Curve& curve : curves) {
-        curve.run.network.validate();
-        curve.run.recipe.validate();
-      }
-    });
-    if (line.missing) {
-      print_missing({{figure_name(line.figure, dataset, line.figure_kernel), 1,
-                      missing_of(curves, options)}});
-      return tool::ok;
-    }
-    failures =
-        reproduce_figure(line.figure, dataset, line.figure_kernel, 1, line.budget.epochs, options);
-  } else {
-    const std::vector<Experiment> rows = chosen_rows(line);
-    as_usage([&] {
-      for (const Experiment& row : rows) {
-        for (const Run& run : runs_of(row, 1, line.budget)) {
-          run.network.validate();
-          run.recipe.validate();
-        }
-      }
-    });
-    if (line.list) {
-      std::vector<std::vector<std::string>> cells = {{"row", "paper", ""}};
-      for (const Experiment& row : rows) {
-        for (const Published& published : row.published) {
-          cells.push_back(
-              {row.name(),
-               tool::fixed(published.mean, 2) + " +- " + tool::fixed(published.deviation, 2),
-               published.metric});
-        }
-      }
-      std::cout << tool::table(cells);
-      return tool::ok;
-    }
-    if (line.missing) {
-      print_missing(missing_of(rows, line.seeds, line.budget, options));
-      return tool::ok;
-    }
-    failures = reproduce_table(rows, line.seeds, line.budget, options);
-    std::cout << read_text(table_path(line.table, line.budget, options.out, ".md"), 1 << 24,
-                           "a table");
-  }
-  for (const std::string& failure : failures) {
-    std::cerr << "cifar: " << tool::printable(failure) << '\n';
-  }
-  return failures.empty() ? tool::ok : tool::failed;
 }
 
 int run_bench(CommandLine& line) {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "landscape.hpp"
-#include "reproduce.hpp"
 #include "training.hpp"
 
 #include <string>
@@ -32,16 +31,6 @@ struct CommandLine {
   std::vector<std::string> models;  ///< bench
   double seconds = 2;
   Index steps = 100;  ///< drift
-
-  std::string table, figure;  ///< reproduce: one of them
-  std::string paper;
-  std::vector<std::string> rows;  ///< patterns of their names
-  Index figure_kernel = 3, seeds = 5;
-  std::string figure_dataset;
-  Budget budget;
-  std::string trainings;  ///< the file of those that are done
-  ReproduceOptions reproduction;
-  bool list = false, missing = false;
 };
 
 int run_train(CommandLine& line);
@@ -50,9 +39,5 @@ int run_contract(CommandLine& line);
 int run_bench(CommandLine& line);
 int run_drift(CommandLine& line);
 int run_landscape(CommandLine& line);
-int run_reproduce(CommandLine& line);
-
-/// The threads that are asked for; as many as there are cores for 0.
-Index thread_count(Index asked);
 
 }  // namespace cifar

@@ -144,14 +144,9 @@ int main(int argc, char** argv) {
   TrainOptions& training = line.training;
   NetworkOptions& network = training.network;
   Recipe& recipe = training.recipe;
-  ReproduceOptions& options = line.reproduction;
   network.compute = Compute::automatic;
-  training.out = "cifar-out", options.out = "cifar-reproduced";
-  line.paper = CONCERTINA_EXAMPLES_DATA "/accuracy.csv";
+  training.out = "cifar-out";
   std::string drifting = "cl";
-  const Rule of_table{.needs = "--table"}, of_figure{.needs = "--figure"};
-  const std::vector<std::string> tables = {"S1", "S3", "S4", "S5", "S7", "S8", "S9"},
-                                 figures = {"S1", "S2", "S3", "S4"};
   const auto expands = [&] { return network.is_expanded(); };
   const auto used_for = [](const char* use, std::function<bool()> used) {
     return Rule{.used = std::move(used), .use = use};
@@ -169,10 +164,6 @@ int main(int argc, char** argv) {
        run_contract},
       {'l', "landscape",
        "The loss around a trained network, along two filter-normalised directions", run_landscape},
-      {'r', "reproduce",
-       "A table or a figure of the paper: runs what is missing of its trainings, resumes what was "
-       "interrupted, and sets ours beside theirs",
-       run_reproduce},
       {'b', "bench", "Images per second of a training step: compact, contracted, layered",
        run_bench},
       {'d', "drift",
@@ -183,19 +174,12 @@ int main(int argc, char** argv) {
       {"ecl", "FILE", &line.file, "The network", {.required = true}},
       {"c", "-o,--output", &line.output, "The model to write, *.onnx", {.required = true}},
       {"l", "-o,--output", &line.output, "The CSV file to write", {.required = true}},
-      {"r", "--table", choice(line.table, tables), "Of the paper"},
-      {"r", "--figure", choice(line.figure, figures),
-       "S1, landscapes; S2 and S3, curves and similarities of gradients on CIFAR-10 and "
-       "CIFAR-100; S4, weight decay of products"},
       {"tecld", "--data", &line.data.folder,
        "Folder of the data set's binary version; without it, generated images"},
       {"t", "--dataset", choice(line.data.name, datasets), "The data set",
        used_for("mnist with --data",
                 [&] { return !line.data.folder.empty() || line.data.name != "mnist"; })},
       {"ecld", "--dataset", choice(line.data.name, datasets), "The data set"},
-      {"r", "--data", &options.data, "Folder of the data sets' binary versions"},
-      {"r", "--dataset", choice(line.figure_dataset, datasets),
-       "Of the figure; cifar100 for S3, otherwise cifar10; mnist is possible too", of_figure},
 
       // The network.
       {"t", "--model", choice(network.model, model_names()), "The network"},
@@ -207,7 +191,6 @@ int main(int argc, char** argv) {
        {.one_of = model_names()}},
       {"tbd", "--kernel", &network.kernel, "Kernel of the convolutions",
        used_for("SmallNet and its forms", [&] { return !network.is_resnet(); })},
-      {"r", "--kernel", &line.figure_kernel, "Of the figure's networks", of_figure},
       {"tbd", "--rate", &network.rate, "Expansion rate r",
        used_for("expanded networks", [&] { return expands() || network.model == "cl+norms"; })},
       {"tbd", "--blocks", &network.blocks, "3: SmallNet, 4: the deeper network of Section A.4",
@@ -221,7 +204,6 @@ int main(int argc, char** argv) {
 
       // The recipe.
       {"t", "--epochs", &recipe.epochs, "Epochs; the rate falls after a third and two"},
-      {"r", "--epochs", &line.budget.epochs, "Of every training but the teacher's"},
       {"tbd", "--batch", &recipe.batch, "Images of a step"},
       {"d", "--steps", &line.steps, "Steps of each training", {.range = {1, 100'000}}},
       {"t", "--optimizer", choice(recipe.adam, optimizers),
@@ -281,28 +263,7 @@ int main(int argc, char** argv) {
       {"t", "--resume", &training.resume, "Go on from the folder's checkpoint, if there is one"},
       {"t", "--double", &training.in_double, "Compute in double"},
 
-      // Tables, figures, landscapes.
-      {"r", "--trainings", &line.trainings,
-       "A file of finished trainings, as docs/results/trainings.csv: rows take them and run only "
-       "the others, none without --data; figures need all their own"},
-      {"r", "--missing", &line.missing,
-       "Print row, seed and runs of what is not done, and run nothing"},
-      {"r", "--out", &options.out, "Folder of trainings, tables and figures"},
-      {"r", "--jobs", &options.jobs, "Trainings side by side; by default one for each core"},
-      {"r", "--rows", &line.rows, "Rows of the table, by their names; * stands for anything",
-       of_table},
-      {"r", "--list", &line.list, "Print the rows' names and run nothing", of_table},
-      {"r", "--seeds", &line.seeds, "Trainings of each row", of_table},
-      {"r", "--uniform-norms", &line.budget.uniform_norms,
-       "Start the weights of batch norms uniform in 0 to 1, as the paper's did", of_table},
-      {"r", "--teacher-width", &line.budget.teacher_width,
-       "Channels of the ResNet-18's first stage; 64 is the usual one", of_table},
-      {"r", "--teacher-epochs", &line.budget.teacher_epochs, "Of its training", of_table},
-      {"r",
-       "--paper",
-       &line.paper,
-       "The published accuracies",
-       {.needs = "--table", .shown = "examples/data/accuracy.csv of the sources"}},
+      // Landscapes, rates, and where all is computed.
       {"l", "--points", &line.landscape.points, "Along each direction; odd"},
       {"l", "--range", &line.landscape.range, "Of the coordinates, to either side"},
       {"l", "--images", &line.landscape.images, "Of the training set"},
@@ -311,12 +272,9 @@ int main(int argc, char** argv) {
        "that networks compare"},
       {"b", "--seconds", &line.seconds, "For each form"},
 
-      {"r", "--device", choice(line.device, device_names),
-       "cpu; or cuda for the trainings that a GPU computes, as cifar train"},
       {"tb", "--device", choice(line.device, device_names),
        "cpu; or cuda, a GPU: all but dbb and contracted blocks. A training can go on on either, "
-       "one "
-       "of blocks if it is --compute layered"},
+       "one of blocks if it is --compute layered"},
       {"tecldb", "--threads", &line.threads,
        "Threads; by default one for each core. Results do not depend on their number",
        used_for("--device cpu", [&] { return line.device == Device::cpu; })},

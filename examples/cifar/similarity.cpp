@@ -10,9 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <numbers>
 #include <string>
-#include <string_view>
 
 namespace cifar {
 
@@ -50,64 +48,10 @@ std::vector<double> cosine_similarities(const std::vector<std::vector<Scalar>>& 
   return result;
 }
 
-namespace {
-constexpr std::string_view similarity_header = "cosine_similarity";
-}
-
 void write_similarities(const std::filesystem::path& path, std::span<const double> similarities) {
-  std::string text(similarity_header);
-  for (const double similarity : similarities) text += '\n' + shortest(similarity);
-  write_text(path, text + '\n');
-}
-
-std::vector<double> read_similarities(const std::filesystem::path& path) {
-  const std::string text = read_text(path, 2ULL << 30, "the similarities of gradients");
-  std::vector<std::string_view> lines = split(text, '\n');
-  std::vector<double> result;
-  if (lines.back().empty()) lines.pop_back();
-  for (std::size_t n = 0; n < lines.size(); ++n) {
-    const auto number = number_in<double>(lines[n]);
-    if (n == 0 ? lines[n] == similarity_header : number && std::abs(*number) <= 1) {
-      if (n > 0) result.push_back(*number);
-      continue;
-    }
-    throw concertina::FormatError(
-        path.string() + ": line " + std::to_string(n + 1) + ": expected " +
-        (n == 0 ? '"' + std::string(similarity_header) + '"' : "a number from -1 to 1"));
-  }
-  return result;
-}
-
-std::vector<double> density(std::vector<double> samples, std::span<const double> points) {
-  const auto count = static_cast<double>(samples.size());
-  std::ranges::sort(samples);
-  double mean = 0, squares = 0;
-  for (const double sample : samples) mean += sample / count;
-  for (const double sample : samples) squares += (sample - mean) * (sample - mean);
-  const double deviation = std::sqrt(squares / (count - 1));
-  const auto quantile = [&](double share) {
-    const double at = share * (count - 1);
-    const auto below = static_cast<std::size_t>(at);
-    const auto above = std::min(below + 1, samples.size() - 1);
-    return std::lerp(samples[below], samples[above], at - std::floor(at));
-  };
-  if (samples.size() < 2 || !(deviation > 0)) {
-    throw concertina::NumericalError("the density of " + std::to_string(samples.size()) +
-                                     " samples that do not differ");
-  }
-  double spread = (quantile(0.75) - quantile(0.25)) / 1.34;
-  spread = spread > 0 ? std::min(spread, deviation) : deviation;
-  const double bandwidth = 0.9 * spread * std::pow(count, -0.2);
-  std::vector<double> result;
-  for (const double point : points) {
-    double sum = 0;
-    for (const double sample : samples) {
-      const double distance = (point - sample) / bandwidth;
-      sum += std::exp(-distance * distance / 2);
-    }
-    result.push_back(sum / (count * bandwidth * std::sqrt(2 * std::numbers::pi)));
-  }
-  return result;
+  std::string text = "cosine_similarity\n";
+  for (const double similarity : similarities) text += shortest(similarity) + '\n';
+  write_text(path, text);
 }
 
 template std::vector<double> cosine_similarities(const std::vector<std::vector<float>>&);

@@ -19,14 +19,7 @@ template <class Scalar>
 std::vector<double> cosine_similarities(const std::vector<std::vector<Scalar>>& gradients);
 
 /// A row for each, under the head "cosine_similarity".
-/// Throws  IoError; of reading, SizeError beyond 2 GiB, FormatError naming the line
+/// Throws  IoError
 void write_similarities(const std::filesystem::path& path, std::span<const double> similarities);
-std::vector<double> read_similarities(const std::filesystem::path& path);
-
-/// The kernel density estimate of samples at each of some points, with Gaussian kernels of
-/// Silverman's bandwidth, 0.9 min(deviation, interquartile range / 1.34) n^(-1/5).
-/// Requires  two different samples or more, otherwise throws NumericalError
-/// Source    Silverman, "Density estimation for statistics and data analysis", 1986, equation 3.31
-std::vector<double> density(std::vector<double> samples, std::span<const double> points);
 
 }  // namespace cifar
