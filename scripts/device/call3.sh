@@ -24,7 +24,8 @@ for dataset in cifar10 cifar100; do  # the tables' teachers
     --model resnet18 --width 16 --epochs 60 --learning-rate 0.1 --keep-momentum --weight-decay 5e-4 \
     --out "$out/runs/$teacher" --resume &
 done
-step trainings $((60 * MINUTES + 20)) python3 "$work/src/reproduce.py" next --minutes "$MINUTES" --device cuda --jobs 8 \
+step trainings $((60 * MINUTES + 20)) \
+  python3 "$work/src/reproduce.py" next --minutes "$MINUTES" --device cuda --jobs 8 \
   --cifar ./cifar --data "$work/images" --out "$out" --figures "$OUT" --paper "$work/src/accuracy.csv" \
   --wanted "$work/src/wanted.csv" --trainings "$work/src/trainings.csv" --commit "$(<"$work/src/commit")" \
   --machine "$(nvidia-smi --query-gpu=name --format=csv,noheader)"
