@@ -7,18 +7,13 @@
 
 #include <concertina/error.hpp>
 
-#include <sys/ioctl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
-#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <iostream>
 #include <limits>
 #include <optional>
 #include <string_view>
@@ -209,52 +204,11 @@ std::vector<EpochRecord> CsvLog::read(const fs::path& path) {
   return records;
 }
 
-// ---- the bar ------------------------------------------------------------------------------------
+// ---- lines for people ---------------------------------------------------------------------------
 
 namespace {
 
-/// At most seven significant digits, whatever the number: a diverging loss must not fill the line.
-std::string significant(double number) {
-  std::array<char, 32> text;
-  std::snprintf(text.data(), text.size(), "%.4g", number);
-  return text.data();
-}
-
-std::string percentage(double part, int decimals) {
-  std::array<char, 32> text;
-  std::snprintf(text.data(), text.size(), "%.*f%%", decimals,
-                std::clamp(100 * part, -999.0, 999.0));
-  return text.data();
-}
-
-std::string rate(double images_per_second) {
-  std::array<char, 32> text;
-  std::snprintf(text.data(), text.size(), "%.0f images/s",
-                std::clamp(images_per_second, 0.0, 999'999'999.0));
-  return text.data();
-}
-
-std::string epoch_of(Index epoch, Index epochs) {
-  const std::string all = std::to_string(epochs);
-  std::string text = std::to_string(epoch);
-  if (text.size() < all.size()) text.insert(0, all.size() - text.size(), ' ');
-  return "epoch " + text + '/' + all;
-}
-
-double quotient(double a, double b) { return b > 0 ? a / b : 0; }
-
-/// Of the terminal that standard error is.
-Index terminal_width() {
-  winsize size{};
-  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
-}
-
-double steady_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
-
+/// Hours, minutes and seconds: 1:02:03.
 std::string clock_time(double seconds) {
   if (!(seconds >= 0 && seconds < 3600.0 * 10'000 - 1)) return "-:--:--";
   const long whole = std::lround(seconds);
@@ -264,87 +218,19 @@ std::string clock_time(double seconds) {
   return text.data();
 }
 
-std::string progress_line(const Progress& progress, Index width) {
-  const double part = std::clamp(
-      quotient(static_cast<double>(progress.images), static_cast<double>(progress.total)), 0.0,
-      1.0);
-  const std::string before = epoch_of(progress.epoch, progress.epochs) + " ";
-  const std::string after =
-      "  loss " + significant(progress.loss) + "  accuracy " + percentage(progress.accuracy, 1) +
-      "  " + rate(progress.images_per_second) + "  " + clock_time(progress.seconds_left) + " left";
-  const Index words = std::ssize(before) + std::ssize(after);
-  std::string line = before;
-  // A bar of fewer than four steps says less than the numbers do.
-  if (const Index room = std::min<Index>(width - words - 2, 40); room >= 4) {
-    const auto full = static_cast<std::size_t>(part * static_cast<double>(room));
-    line += '[' + std::string(full, '#') + std::string(static_cast<std::size_t>(room) - full, '.') +
-            ']';
-  } else {
-    line += percentage(part, 0);
-  }
-  line += after;
-  return line.substr(0, static_cast<std::size_t>(std::max<Index>(width, 0)));
-}
+}  // namespace
 
-ProgressBar::ProgressBar(Index epochs, Index images, Index finished)
-    : ProgressBar(epochs, images, finished, std::cerr, isatty(STDERR_FILENO) != 0, steady_seconds) {
-}
-
-ProgressBar::ProgressBar(Index epochs, Index images, Index finished, std::ostream& out,
-                         bool terminal, std::function<double()> clock)
-    : epochs_(epochs),
-      images_(images),
-      finished_(finished),
-      out_(out),
-      terminal_(terminal),
-      clock_(std::move(clock)),
-      start_(clock_()),
-      epoch_start_(start_),
-      drawn_(-std::numeric_limits<double>::infinity()) {}
-
-void ProgressBar::begin_epoch(Index epoch) {
-  epoch_ = epoch;
-  epoch_start_ = clock_();
-}
-
-void ProgressBar::update(Index images, double loss, double accuracy) {
-  if (!terminal_) return;
-  const double now = clock_();
-  if (now < drawn_ + 0.1) return;
-  drawn_ = now;
-  const auto seen = static_cast<double>(images);
-  const double part = std::min(quotient(seen, static_cast<double>(images_)), 1.0);
-  const Progress progress{.epoch = epoch_,
-                          .epochs = epochs_,
-                          .images = images,
-                          .total = images_,
-                          .loss = loss,
-                          .accuracy = accuracy,
-                          .images_per_second = quotient(seen, now - epoch_start_),
-                          .seconds_left = seconds_left(static_cast<double>(epoch_ - 1) + part)};
-  // In the last column a terminal may already go on to the next line.
-  out_ << "\r\x1b[K" << progress_line(progress, terminal_width() - 1) << std::flush;
-  shown_ = true;
-}
-
-void ProgressBar::end_epoch(const EpochRecord& record) {
-  clear();
-  out_ << epoch_of(record.epoch, epochs_) << "  loss " << significant(record.train_loss)
-       << "  accuracy " << percentage(record.train_accuracy, 2) << "  test loss "
-       << significant(record.test_loss) << "  test accuracy " << percentage(record.test_accuracy, 2)
-       << "  " << rate(record.images_per_second) << "  " << clock_time(record.seconds) << "  "
-       << clock_time(seconds_left(static_cast<double>(record.epoch))) << " left" << std::endl;
-}
-
-void ProgressBar::clear() {
-  if (shown_) out_ << "\r\x1b[K" << std::flush;
-  shown_ = false;
-}
-
-double ProgressBar::seconds_left(double epochs_finished) const {
-  const double done = epochs_finished - static_cast<double>(finished_);
-  if (!(done > 0)) return std::numeric_limits<double>::quiet_NaN();
-  return (clock_() - start_) * std::max(static_cast<double>(epochs_) - epochs_finished, 0.0) / done;
+std::string epoch_line(const EpochRecord& record, Index epochs) {
+  std::array<char, 256> text;
+  std::snprintf(text.data(), text.size(),
+                "epoch %*td/%td  loss %.4g  accuracy %.2f%%  test loss %.4g  test accuracy %.2f%%  "
+                "%.0f images/s  %s  %s left",
+                static_cast<int>(std::to_string(epochs).size()), record.epoch, epochs,
+                record.train_loss, 100 * record.train_accuracy, record.test_loss,
+                100 * record.test_accuracy, record.images_per_second,
+                clock_time(record.seconds).c_str(),
+                clock_time(record.seconds * static_cast<double>(epochs - record.epoch)).c_str());
+  return text.data();
 }
 
 }  // namespace cifar

@@ -1,4 +1,4 @@
-// What a training reports: a row of a CSV file for every epoch, and a bar on the terminal.
+// What a training reports: a row of a CSV file for every epoch, and a line for people.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -7,8 +7,6 @@
 
 #include <cstdio>
 #include <filesystem>
-#include <functional>
-#include <iosfwd>
 #include <memory>
 #include <optional>
 #include <string>
@@ -79,54 +77,10 @@ class CsvLog {
   double best_ = 0;
 };
 
-/// Hours, minutes and seconds, "1:02:03"; "-:--:--" for what is no duration or beyond 9999 hours.
-std::string clock_time(double seconds);
-
-/// A point in a training.
-struct Progress {
-  Index epoch = 0, epochs = 0;  ///< this one, counted from 1, and all
-  Index images = 0, total = 0;  ///< seen in this epoch, and all of an epoch
-  double loss = 0, accuracy = 0;
-  double images_per_second = 0, seconds_left = 0;
-};
-
-/// A line of at most `width` characters. The bar takes what the words leave of it.
-std::string progress_line(const Progress& progress, Index width);
-
-/// On a terminal, a line on standard error that is drawn anew at most ten times a second. Every
-/// epoch leaves a line, and that is all if it is no terminal.
-class ProgressBar {
- public:
-  /// A training of `epochs` epochs of `images` images, of which `finished` epochs are over already.
-  ProgressBar(Index epochs, Index images, Index finished = 0);
-
-  /// The same, to another stream with another clock, which gives seconds.
-  ProgressBar(Index epochs, Index images, Index finished, std::ostream& out, bool terminal,
-              std::function<double()> clock);
-
-  ~ProgressBar() { clear(); }
-  ProgressBar(const ProgressBar&) = delete;
-  ProgressBar& operator=(const ProgressBar&) = delete;
-
-  void begin_epoch(Index epoch);
-
-  /// After so many of the epoch's images, with their mean loss and accuracy.
-  void update(Index images, double loss, double accuracy);
-
-  void end_epoch(const EpochRecord& record);
-
-  /// Removes the bar, for other output to take its place.
-  void clear();
-
- private:
-  /// At the pace so far, testing included; not a number before there is one.
-  double seconds_left(double epochs_finished) const;
-
-  Index epochs_, images_, finished_, epoch_ = 0;
-  std::ostream& out_;
-  bool terminal_, shown_ = false;
-  std::function<double()> clock_;
-  double start_, epoch_start_, drawn_;
-};
+/// An epoch for people, with the time that those after it take at its pace:
+///
+///     epoch  3/150  loss 1.235  accuracy 50.00%  test loss 1.2  test accuracy 55.55%
+///       1234 images/s  0:00:12  0:29:24 left    (on one line)
+std::string epoch_line(const EpochRecord& record, Index epochs);
 
 }  // namespace cifar

@@ -617,15 +617,10 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
   CsvLog log = resumes ? CsvLog::resume(log_path, comments, done) : CsvLog(log_path, comments);
   require_log(log.epochs(), log.best_test_accuracy());
 
-  std::optional<ProgressBar> progress;
-  if (!options.report) progress.emplace(epochs, data.train.count(), done);
   std::vector<double> similarities;
   while (training.epochs_done() < epochs) {
     const auto start = std::chrono::steady_clock::now();
-    if (progress) progress->begin_epoch(training.epochs_done() + 1);
-    const Score trained = training.epoch([&](Index images, double loss, double accuracy) {
-      if (progress) progress->update(images, loss, accuracy);
-    });
+    const Score trained = training.epoch();
     const double seconds = seconds_since(start);
     const Score tested = training.test();
     if (!std::isfinite(tested.loss)) {
@@ -661,8 +656,11 @@ TrainResult train_in(const TrainOptions& options, const Dataset& data, ThreadPoo
     }
     log.add(record);
     write_checkpoint();
-    if (progress) progress->end_epoch(record);
-    if (options.report) options.report(record);
+    if (options.report) {
+      options.report(record);
+    } else {
+      std::cerr << epoch_line(record, epochs) << std::endl;
+    }
   }
 
   return result;

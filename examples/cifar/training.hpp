@@ -112,24 +112,17 @@ class Training {
   Training(const NetworkOptions& network, const Recipe& recipe, const Dataset& data,
            ThreadPool& pool, const concertina::io::Safetensors* teacher = nullptr);
 
-  /// One epoch, the next; report(images so far, mean loss, accuracy) after each step, or at the
-  /// end of an accelerator's, which is not interrupted for it.
+  /// One epoch, the next.
   /// Throws  NumericalError where a loss is not finite
-  template <class Report>
-  Score epoch(Report&& report) {
+  Score epoch() {
     begin_epoch();
-    if (accelerator_) {
-      const Score sum = accelerated_epoch();
-      report(sum.images, sum.loss, sum.accuracy());
-      return sum;
-    }
+    if (accelerator_) return accelerated_epoch();
     Score sum;
     while (more_batches()) {
       const Score batch = step();
       sum.loss += batch.loss * static_cast<double>(batch.images);
       sum.correct += batch.correct;
       sum.images += batch.images;
-      report(sum.images, sum.loss / static_cast<double>(sum.images), sum.accuracy());
     }
     sum.loss /= static_cast<double>(sum.images);
     return sum;
@@ -227,7 +220,7 @@ struct TrainOptions {
   std::string command;  ///< for the log
   bool in_double = false;
   Device device = Device::cpu;
-  std::function<void(const EpochRecord&)> report = {};  ///< of each epoch, instead of a bar
+  std::function<void(const EpochRecord&)> report = {};  ///< of each epoch, instead of a line
 
   /// Throws Error naming what makes no sense, alone or together; UnsupportedError for what the
   /// device does not compute, or where the program was built without it.

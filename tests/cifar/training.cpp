@@ -437,13 +437,13 @@ TEST_CASE("a teacher teaches", "[cifar]") {
   const Dataset data = generated_dataset(3, 600, 150, 11);
   const NetworkOptions network{.model = "compact", .kernel = 3, .classes = 3};
   Training<float> knowing(network, {.epochs = 6, .batch = 32, .learning_rate = 0.05}, data, pool);
-  for (int epoch = 0; epoch < 6; ++epoch) knowing.epoch([](Index, double, double) {});
+  for (int epoch = 0; epoch < 6; ++epoch) knowing.epoch();
   const double known = evaluate(knowing.network(), data, data.test).accuracy();
   REQUIRE(known > 0.8);
   const auto teacher = knowing.network().save();
   const auto learned = [&](const Recipe& recipe, const concertina::io::Safetensors& from) {
     Training<float> student(network, recipe, data, pool, &from);
-    for (int epoch = 0; epoch < 6; ++epoch) student.epoch([](Index, double, double) {});
+    for (int epoch = 0; epoch < 6; ++epoch) student.epoch();
     return evaluate(student.network(), data, data.test).accuracy();
   };
   CHECK(learned({.epochs = 6,
@@ -478,7 +478,7 @@ TEST_CASE("gradients of batches are those of the compact network or of the train
   const Dataset data = generated_dataset(10, 80, 16, 3);
   const Recipe recipe{.epochs = 4, .batch = 16, .seed = 5};
   Training<double> expanded({.model = "cl", .kernel = 3, .rate = 2}, recipe, data, pool);
-  expanded.epoch([](Index, double, double) {});
+  expanded.epoch();
   const auto before = expanded.checkpoint();
   Training<double> restored({.model = "cl", .kernel = 3, .rate = 2}, recipe, data, pool);
   CHECK_THAT(message_of<concertina::Error>([&] { restored.gradients(2); }),
@@ -490,7 +490,7 @@ TEST_CASE("gradients of batches are those of the compact network or of the train
   Training<double> decayed({.model = "cl", .kernel = 3, .rate = 2},
                            {.epochs = 4, .batch = 16, .weight_decay = 1, .decay_products = true},
                            data, pool);
-  decayed.epoch([](Index, double, double) {});
+  decayed.epoch();
   const auto other = decayed.gradients(2, true);
   decayed.network().decay_contractions(0);
   CHECK(decayed.gradients(2, true) == other);  // of the loss alone
@@ -501,7 +501,7 @@ TEST_CASE("gradients of batches are those of the compact network or of the train
 
   // The compact network with the same numbers, on the same batches.
   Training<double> compact({.model = "compact", .kernel = 3}, recipe, data, pool);
-  compact.epoch([](Index, double, double) {});  // to the same epoch
+  compact.epoch();  // to the same epoch
   compact.network().load(tensors_of(expanded.network().contract()));
   const auto own = compact.gradients(4);
   for (std::size_t b = 0; b < own.size(); ++b) {

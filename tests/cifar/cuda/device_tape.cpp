@@ -183,11 +183,8 @@ void compare(const Case& what) {
   accelerated.compute_on(make_accelerator(accelerated.accelerator_plan()));
   for (Index epoch = 0; epoch < epochs; ++epoch) {
     INFO("epoch " << epoch + 1);
-    std::vector<Index> images;
-    const Score expected = cpu.epoch([](Index, double, double) {}),
-                found =
-                    accelerated.epoch([&](Index seen, double, double) { images.push_back(seen); });
-    CHECK(images == std::vector<Index>{what.recipe.batch + 3});
+    const Score expected = cpu.epoch(), found = accelerated.epoch();
+    CHECK(found.images == what.recipe.batch + 3);
     CHECK_FALSE(accelerated.more_batches());
     check_alike(found, expected);
     check_alike(accelerated.checkpoint(), cpu.checkpoint());
@@ -231,11 +228,10 @@ void compare_in_float(const NetworkOptions& network, Index images, Index batch) 
   std::vector<concertina::io::Safetensors> ends;
   for (int run = 0; run < 3; ++run) {
     accelerated.restore(start);
-    const Score score = accelerated.epoch([](Index, double, double) {});
+    const Score score = accelerated.epoch();
     ends.push_back(accelerated.checkpoint());
     CHECK(ends.back() == ends.front());
-    if (run == 0)
-      CHECK(score.loss == Approx(cpu.epoch([](Index, double, double) {}).loss).epsilon(1e-3));
+    if (run == 0) CHECK(score.loss == Approx(cpu.epoch().loss).epsilon(1e-3));
   }
 }
 
@@ -273,7 +269,7 @@ TEST_CASE("streams of a step change no bit", "[cuda][cifar]") {
       cuda::TrainingPlan plan = training.accelerator_plan();
       plan.overlap = overlap;
       training.compute_on(in_float(plan));
-      for (Index epoch = 0; epoch < epochs; ++epoch) training.epoch([](Index, double, double) {});
+      for (Index epoch = 0; epoch < epochs; ++epoch) training.epoch();
       return training.checkpoint();
     };
     const auto plain = outcome({.forked = false});
@@ -296,7 +292,7 @@ TEST_CASE("trainings side by side are as one alone", "[cuda][cifar]") {
     ThreadPool pool(1);
     Training<float> training(network, {.batch = 2, .weight_decay = 0.01, .seed = 15}, data, pool);
     training.compute_on(in_float(training.accelerator_plan()));
-    for (Index epoch = 0; epoch < epochs; ++epoch) training.epoch([](Index, double, double) {});
+    for (Index epoch = 0; epoch < epochs; ++epoch) training.epoch();
     return training.checkpoint();
   };
   const auto alone = outcome();
@@ -319,13 +315,12 @@ TEST_CASE("a training goes on from a checkpoint of the other device", "[cuda][ci
   const Dataset data = generated_dataset(10, 4, 2, 11);
   const NetworkOptions network{.model = "compact", .kernel = 3};
   const Recipe recipe{.epochs = 9, .batch = 4, .keep_momentum = true};
-  const auto nothing = [](Index, double, double) {};
   Training<double> cpu(network, recipe, data, pool), accelerated(network, recipe, data, pool);
   accelerated.compute_on(make_accelerator(accelerated.accelerator_plan()));
-  cpu.epoch(nothing);
+  cpu.epoch();
   accelerated.restore(cpu.checkpoint());
-  cpu.epoch(nothing);
-  accelerated.epoch(nothing);
+  cpu.epoch();
+  accelerated.epoch();
   check_alike(accelerated.checkpoint(), cpu.checkpoint());
   cpu.restore(accelerated.checkpoint());
   check_alike(accelerated.test(), cpu.test());
@@ -339,9 +334,8 @@ TEST_CASE("an epoch that diverges is told, and leaves the numbers", "[cuda][cifa
   Training<double> training(network, {.batch = 2, .learning_rate = 1e300}, data, pool);
   training.compute_on(make_accelerator(training.accelerator_plan()));
   const auto before = training.network().save();
-  CHECK_THAT(
-      message_of<concertina::NumericalError>([&] { training.epoch([](Index, double, double) {}); }),
-      Contains("epoch 1, image 2: the loss is not finite"));
+  CHECK_THAT(message_of<concertina::NumericalError>([&] { training.epoch(); }),
+             Contains("epoch 1, image 2: the loss is not finite"));
   CHECK(training.network().save() == before);
 }
 
@@ -453,7 +447,7 @@ TEST_CASE("numbers are copied in few pieces, velocities only for an epoch", "[cu
     return std::pair(backend.uploads, backend.downloads);
   };
   // Weights, velocities and statistics, order and clock; and back with losses and what was right.
-  CHECK(copies_of([&] { training.epoch([](Index, double, double) {}); }) == std::pair(5, 5));
+  CHECK(copies_of([&] { training.epoch(); }) == std::pair(5, 5));
   CHECK(copies_of([&] { training.test(); }) == std::pair(3, 2));
 }
 
