@@ -83,6 +83,15 @@ Buffer<float> random_elements(Index count) {
   return Buffer<float>(elements, what);
 }
 
+struct Blas {
+  cublasHandle_t handle = nullptr;
+
+  Blas() { check(cublasCreate(&handle), "cublasCreate", what); }
+  Blas(const Blas&) = delete;
+  Blas& operator=(const Blas&) = delete;
+  ~Blas() { static_cast<void>(cublasDestroy(handle)); }
+};
+
 /// Multiply-adds per second of cuBLAS for a square product of at least as many. Its side is a
 /// multiple of 64: for others cuBLAS has slower kernels.
 double blas_rate(Index multiply_adds) {
@@ -94,21 +103,19 @@ double blas_rate(Index multiply_adds) {
   const Buffer<float> c(elements, what);
   constexpr Index workspace_bytes = Index{32} << 20;
   const Buffer<unsigned char> workspace(workspace_bytes, what);
-  cublasHandle_t handle = nullptr;
-  check(cublasCreate(&handle), "cublasCreate", what);
+  const Blas blas;
   const Graph graph([&](cudaStream_t stream) {
     const float one = 1, zero = 0;
-    check(cublasSetStream(handle, stream), "cublasSetStream", what);
-    check(cublasSetWorkspace(handle, workspace.data(), workspace_bytes), "cublasSetWorkspace",
+    check(cublasSetStream(blas.handle, stream), "cublasSetStream", what);
+    check(cublasSetWorkspace(blas.handle, workspace.data(), workspace_bytes), "cublasSetWorkspace",
           what);
-    check(cublasSgemm(handle, CUBLAS_OP_N, CUBLAS_OP_N, side, side, side, &one, a.data(), side,
+    check(cublasSgemm(blas.handle, CUBLAS_OP_N, CUBLAS_OP_N, side, side, side, &one, a.data(), side,
                       b.data(), side, &zero, c.data(), side),
           "cublasSgemm", what);
   });
   std::vector<double> seconds;
   for (int round = 0; round < 15; ++round) seconds.push_back(graph.seconds(20));
   std::ranges::nth_element(seconds, seconds.begin() + 7);
-  check(cublasDestroy(handle), "cublasDestroy", what);
   return static_cast<double>(elements) * side / seconds[7];
 }
 

@@ -683,6 +683,20 @@ TEMPLATE_TEST_CASE("blocks are contracted side by side, batch norms as 1x1 depth
   const auto acnet = AcNet<double>::initialize(shape, rng);
   const auto repvgg = RepVgg<double, 2>::initialize(shape, rng);
   const auto branches = DiverseBranchBlock<double, 2>::initialize(shape, rng);
+  const auto mobile_one = MobileOne<double, 2>::initialize(shape, 2, rng);
+  const auto orepa = [&] {
+    using Chain = std::vector<Conv<double, 2>>;
+    const auto factors = [&] {
+      std::vector<double> of_channels(8);
+      for (double& factor : of_channels) factor = random_uniform(rng, 1);
+      return of_channels;
+    };
+    const Conv<double, 2> dense({.out = 8, .in = 8, .kernel_size = 3, .padding = 1}),
+        down({.out = 6, .in = 8}), up({.out = 8, .in = 6, .kernel_size = 3, .padding = 1});
+    return Orepa<double, 2>{.branches = {{.layers = Chain{dense}, .factors = factors()},
+                                         {.layers = Chain{down, up}, .factors = factors()}},
+                            .norm = BatchNorm<double>::initialize(8)};
+  }();
   const ConvShape<2> norm{.out = 8, .in = 8, .groups = 8, .bias = true};
   CHECK(std::ranges::count(Form(repvgg.expression()).leaves(), norm) == 3);
   for (const PlanOptions& options : every_plan<TestType>()) {
@@ -690,6 +704,8 @@ TEMPLATE_TEST_CASE("blocks are contracted side by side, batch norms as 1x1 depth
     network.add_form(Form(acnet.expression()));
     network.add_form(Form(repvgg.expression()));
     network.add_form(Form(branches.expression()));
+    network.add_form(Form(mobile_one.expression()));
+    network.add_form(Form(orepa.expression()));
     network.check(ContractionPlan(network.forms(), options));
   }
 }

@@ -87,9 +87,8 @@ class CudaBackend {
 
    private:
     static concertina::cuda::ContractionPlan plan_of(const concertina::cuda::PlannedForm& form) {
-      using concertina::cuda::Math;
-      constexpr Math math = std::is_same_v<Scalar, double> ? Math::fp64 : Math::bf16x6;
-      return concertina::cuda::ContractionPlan(std::vector{form}, {.math = math});
+      return concertina::cuda::ContractionPlan(std::vector{form},
+                                               {.math = concertina::cuda::fastest_math<Scalar>()});
     }
 
     cudaStream_t stream_;

@@ -49,22 +49,6 @@ struct Chains {
   auto operator<=>(const Chains&) const = default;
 };
 
-/// Where a device has too little shared memory for products on tensor cores (8.6, 8.9, 12.0) they
-/// are in float's own arithmetic.
-template <class Scalar>
-cuda::Math math(int device) {
-  if constexpr (std::is_same_v<Scalar, double>) {
-    return cuda::Math::fp64;
-  } else {
-    int bytes = 0;
-    cuda::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                "cudaDeviceGetAttribute", "a contraction");
-    using Program = cuda::detail::TensorCoreProgram<Scalar, cuda::ContractionPlan::most_tensors>;
-    return static_cast<std::size_t>(bytes) < Program::shared_bytes() ? cuda::Math::fp32
-                                                                     : cuda::Math::bf16x6;
-  }
-}
-
 /// A plan with its tables on a device; passes are lent their workspace by PyTorch's allocator, in
 /// which tensors belong to streams and graphs.
 template <class Scalar>
@@ -74,22 +58,21 @@ struct Planned {
   std::uint64_t last_use = 0;
   bool in_graph = false;
 
-  Planned(const Chains& chains, int device)
-      : Planned(divided(decoded(chains.form), chains.counts), device) {}
+  /// On the current device.
+  explicit Planned(const Chains& chains) : Planned(divided(decoded(chains.form), chains.counts)) {}
 
  private:
-  Planned(const std::vector<std::vector<ConvShape<rank>>>& chains, int device)
-      : contraction(plan(results, chains, device), cuda::Workspace::lent) {}
+  explicit Planned(const std::vector<std::vector<ConvShape<rank>>>& chains)
+      : contraction(plan(results, chains), cuda::Workspace::lent) {}
 
   static cuda::ContractionPlan plan(std::vector<ConvShape<rank>>& results,
-                                    const std::vector<std::vector<ConvShape<rank>>>& chains,
-                                    int device) {
+                                    const std::vector<std::vector<ConvShape<rank>>>& chains) {
     std::vector<cuda::PlannedForm> forms;
     for (const auto& chain : chains) {
       forms.emplace_back(chain, concertina::interior_only);
       results.push_back(forms.back().contracted());
     }
-    return cuda::ContractionPlan(forms, {.math = math<Scalar>(device)});
+    return cuda::ContractionPlan(forms, {.math = cuda::fastest_math<Scalar>()});
   }
 };
 
@@ -109,7 +92,7 @@ class Plans {
       STD_TORCH_CHECK(!captured,
                       "concertina: these layers are contracted for the first time while "
                       "a CUDA graph is captured; run the model once before that");
-      found = plans_.try_emplace({device, chains}, chains, device).first;
+      found = plans_.try_emplace({device, chains}, chains).first;
     }
     found->second.last_use = ++uses_;
     found->second.in_graph |= captured;

@@ -26,6 +26,45 @@ namespace concertina::cuda {
 /// lent to each pass: by a framework's allocator, or so that passes on several streams overlap.
 enum class Workspace { own, lent };
 
+namespace detail {
+
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice", "a contraction");
+  return device;
+}
+
+inline int attribute(int device, cudaDeviceAttr which) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute", "a contraction");
+  return value;
+}
+
+/// Whether a device can compute Math::bf16x6: it has tensor cores for it, and a block's memory.
+template <class Stored>
+bool computes_bf16x6(int device) {
+  constexpr std::size_t bytes =
+      TensorCoreProgram<Stored, ContractionPlan::most_tensors>::shared_bytes();
+  return attribute(device, cudaDevAttrComputeCapabilityMajor) >= 8 &&
+         attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin) >= static_cast<int>(bytes);
+}
+
+}  // namespace detail
+
+/// The fastest arithmetic that the current device computes for tensors of Stored within the bound
+/// of prove_rounding(), for PlanOptions::math.
+/// Throws    DeviceError where there is no device
+template <class Stored>
+Math fastest_math() {
+  if constexpr (std::is_same_v<Stored, double>) {
+    return Math::fp64;
+  } else if constexpr (std::is_same_v<Stored, Residue>) {
+    return Math::prime_field;
+  } else {
+    return detail::computes_bf16x6<Stored>(detail::current_device()) ? Math::bf16x6 : Math::fp32;
+  }
+}
+
 /// A plan with its tables and workspace in the memory of the current device. Both passes return
 /// before the device has run them; they allocate nothing on it and wait for nothing, so they can be
 /// captured in a CUDA graph, which must not outlive the object. One at a time: an object's passes
@@ -52,7 +91,7 @@ class Contraction {
   ///         has products on tensor cores and the device's cannot compute them
   explicit Contraction(ContractionPlan plan, Workspace workspace = Workspace::own)
       : plan_(accepted(std::move(plan))),
-        device_(current_device()),
+        device_(detail::current_device()),
         phases_wait_(compiled_to_wait()),
         forward_(plan_.forward(), "the tables of a contraction"),
         backward_(plan_.backward(), "the tables of a contraction's gradient"),
@@ -145,18 +184,6 @@ class Contraction {
     return plan;
   }
 
-  static int current_device() {
-    int device = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice", "a contraction");
-    return device;
-  }
-
-  static int attribute(int device, cudaDeviceAttr which) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute", "a contraction");
-    return value;
-  }
-
   /// Whether the code that was loaded waits for earlier launches: which the device does not tell,
   /// as code for an older one runs there too.
   bool compiled_to_wait() const {
@@ -177,17 +204,13 @@ class Contraction {
   void prepare_tensor_cores() {
     if constexpr (std::is_same_v<Accumulator, float>) {
       if (!has_tensor_cores(plan_.forward()) && !has_tensor_cores(plan_.backward())) return;
-      multiprocessors_ = attribute(device_, cudaDevAttrMultiProcessorCount);
-      const auto need = [](bool met, const char* what) {
-        if (met) return;
-        throw DeviceError(std::string("products on tensor cores need a device ") + what +
-                          "; plan with math = Math::fp32");
-      };
+      multiprocessors_ = detail::attribute(device_, cudaDevAttrMultiProcessorCount);
+      if (!detail::computes_bf16x6<Stored>(device_)) {
+        throw DeviceError(
+            "products on tensor cores need a device with 144 KiB of shared memory for a block "
+            "(8.0, 9.0, 10.0); plan with math = fastest_math<Stored>()");
+      }
       constexpr std::size_t bytes = detail::TensorCoreProgram<Stored, few_tensors>::shared_bytes();
-      need(attribute(device_, cudaDevAttrComputeCapabilityMajor) >= 8,
-           "of compute capability 8.0 or more");
-      need(attribute(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin) >= static_cast<int>(bytes),
-           "with 144 KiB of shared memory for a block (8.0, 9.0, 10.0)");
       with_tensor_core_program([&]<class Program>(const Program*) {
         detail::allow_shared_bytes(&detail::run_tensor_cores<Program>, bytes,
                                    "products on tensor cores");
@@ -285,7 +308,7 @@ class Contraction {
                        std::to_string(alignment));
     }
     table.require_apart(lent);
-    if (const int current = current_device(); current != device_) {
+    if (const int current = detail::current_device(); current != device_) {
       throw DeviceError("the contraction is on device " + std::to_string(device_) +
                         ", and the current one is " + std::to_string(current) +
                         "; set that device, and use a stream of its own");
