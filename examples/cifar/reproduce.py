@@ -211,16 +211,17 @@ def budget_of(options):
     return Budget(options.epochs, options.teacher_width, options.teacher_epochs, options.uniform_norms)
 
 
-def table_runs(options, known):
-    """What a table lacks, as tuples of a training's name and the runs that it takes, those of one seed first."""
-    lacking = []
-    for seed in range(1, options.seeds + 1):
-        for row in chosen_rows(options):
-            runs = runs_of(row, seed, budget_of(options))
-            if runs[-1].name not in known and not results.finished(options.out / "runs" / runs[-1].name):
-                unfinished = [run for run in runs if not results.finished(options.out / "runs" / run.name)]
-                lacking.append((runs[-1].name, unfinished))
-    return lacking
+def table_runs(options):
+    """The trainings of a table, one seed after another: each with those that it needs, itself last."""
+    seeds = range(1, options.seeds + 1)
+    return [runs_of(row, seed, budget_of(options)) for seed in seeds for row in chosen_rows(options)]
+
+
+def table_rows(options, training_of):
+    """The rows of a table, each with the trainings that there are of its names."""
+    for row in chosen_rows(options):
+        names = (runs_of(row, seed, budget_of(options))[-1].name for seed in range(1, options.seeds + 1))
+        yield row, [training for name in names if (training := training_of(name))]
 
 
 def figure_name(options):
@@ -232,19 +233,18 @@ def figure_curves(options):
     return curves_of(options.name, options.dataset, options.kernel, options.epochs, options.batches)
 
 
-def figure_runs(options, _known):
-    """As table_runs, of a figure, which has all its trainings or none."""
-    runs = [run for _, run in figure_curves(options)]
-    return [(figure_name(options), [run for run in runs if not results.finished(options.out / "runs" / run.name)])]
+def unfinished(options, runs):
+    return [run for run in runs if not results.finished(options.out / "runs" / run.name)]
 
 
 def known_trainings(options):
     return results.read_trainings(options.trainings) if options.trainings else {}
 
 
-def print_missing(lacking):
-    for name in dict.fromkeys(run.name for _, runs in lacking for run in runs):
+def print_missing(options, runs):
+    for name in dict.fromkeys(run.name for run in unfinished(options, runs)):
         print(name)
+    return 0
 
 
 def report(failures):
@@ -254,36 +254,26 @@ def report(failures):
 
 
 def reproduce_table(options):
-    rows, budget, known = chosen_rows(options), budget_of(options), known_trainings(options)
+    rows, known = chosen_rows(options), known_trainings(options)
     if options.list:
         for row in rows:
             for metric, mean, deviation in row.published:
                 print(f"{row.name:40} {mean:.2f} ± {deviation:.2f}  {metric}")
         return 0
+    wanted = [runs for runs in table_runs(options) if runs[-1].name not in known]
     if options.missing:
-        print_missing(table_runs(options, known))
-        return 0
+        return print_missing(options, [run for runs in wanted if unfinished(options, runs[-1:]) for run in runs])
     failures = []
     if options.data:
-        there = {row.network["dataset"] for row in rows if has_data(options, row.network["dataset"])}
-        if not there:
+        there = [name for name, dataset in DATASETS.items() if has_data(options, dataset)]
+        if not any(row.dataset in there for row in rows):
             raise Failure(f"{options.data}: there is none of the data sets of table {options.name}")
-        for published, dataset in DATASETS.items():
-            if dataset not in there and any(row.dataset == published for row in rows):
-                print(f"Without {published}, whose rows stay empty: {options.data} has no such files.", file=sys.stderr)
-        runs = {}
-        for seed in range(1, options.seeds + 1):
-            for row in rows:
-                own = runs_of(row, seed, budget)
-                if row.network["dataset"] in there and own[-1].name not in known:
-                    runs |= {run.name: run for run in own}
+        for name in dict.fromkeys(row.dataset for row in rows if row.dataset not in there):
+            print(f"Without {name}, whose rows stay empty: {options.data} has no such files.", file=sys.stderr)
+        runs = {run.name: run for each in wanted for run in each if has_data(options, run.options["dataset"])}
         failures = Trainings(options).run_all(list(runs.values()))
-    filled = []
-    for row in rows:
-        names = [runs_of(row, seed, budget)[-1].name for seed in range(1, options.seeds + 1)]
-        found = [results.finished(options.out / "runs" / name) or known.get(name) for name in names]
-        filled.append((row, [training for training in found if training]))
-    text, lines = results.results_table([pair for pair in filled if pair[1]], budget)
+    filled = list(table_rows(options, lambda name: results.finished(options.out / "runs" / name) or known.get(name)))
+    text, lines = results.results_table([pair for pair in filled if pair[1]], budget_of(options))
     empty = sum(not trainings for _, trainings in filled)
     markdown = f"""# Table {options.name}, reproduced
 
@@ -298,7 +288,7 @@ expanded one it came from.
     if empty:
         markdown += f"\n{empty} row{'s' * (empty > 1)} of the table without a training.\n"
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"table-{options.name}{budget.marks}"
+    path = options.out / f"table-{options.name}{budget_of(options).marks}"
     results.write_text(path.with_name(path.name + ".csv"), text)
     results.write_text(path.with_name(path.name + ".md"), markdown)
     print(markdown, end="")
@@ -308,8 +298,7 @@ expanded one it came from.
 def reproduce_figure(options):
     curves = figure_curves(options)
     if options.missing:
-        print_missing(figure_runs(options, {}))
-        return 0
+        return print_missing(options, [run for _, run in curves])
     return report(make_figure(Trainings(options), options, curves))
 
 
@@ -386,14 +375,20 @@ def candidates(options, known):
         try:
             own = parser_of().parse_args(command)
             own.out, own.data, own.refuse = options.out, options.data, fail
-            lacking = (table_runs if own.run is reproduce_table else figure_runs)(own, known)
+            if own.run is reproduce_table:
+                wanted = [(runs[-1].name, runs) for runs in table_runs(own)]
+                wanted = [(name, runs) for name, runs in wanted if name not in known and unfinished(own, runs[-1:])]
+            else:
+                runs, name = [run for _, run in figure_curves(own)], figure_name(own)
+                wanted = [] if (options.figures / f"{name}.svg").exists() else [(name, runs)]
             guess = float(line["minutes"])
         except (SystemExit, AttributeError, ValueError) as error:
             raise Failure(f"{options.wanted}: line {number}: \"{line['options']}\" is refused: {error}") from None
-        for title, runs in lacking:
-            if title not in seen and not (options.figures / f"{title}.svg").exists():
+        for title, runs in wanted:
+            if title not in seen:
                 seen.add(title)
-                yield own, title, runs, sum(minutes_of(run, known, options, guess) for run in runs)
+                lacking = unfinished(own, runs)
+                yield own, title, lacking, sum(minutes_of(run, known, options, guess) for run in lacking)
 
 
 def run_next(options):
@@ -455,11 +450,7 @@ def draw_results(options):
     for table, budget in DRAWN:
         own = parser_of().parse_args(["table", table, *budget])
         name = f"table-{table}{budget_of(own).marks}"
-        filled = []
-        for row in chosen_rows(own):
-            names = [runs_of(row, seed, budget_of(own))[-1].name for seed in range(1, own.seeds + 1)]
-            if trainings := [known[name] for name in names if name in known]:
-                filled.append((row, trainings))
+        filled = [pair for pair in table_rows(own, known.get) if pair[1]]
         if filled:
             csvs[name], drawn[name] = results.results_table(filled, budget_of(own))
             results.write_text(options.results / "tables" / f"{name}.csv", csvs[name])
