@@ -27,104 +27,47 @@
 namespace cifar::cuda {
 
 // What callers call. Each makes its programs and calls run(program, what for) with them, in order:
-// launch() on the device, execute() in tests.
+// launch() on the device, execute() in tests. They throw what validate() and choose_tile() throw.
 
-template <class Scalar>
-struct ConvolutionForward {
-  ConvolutionShape shape;
-  const Scalar* x = nullptr;       ///< [batch][in][height][width]
-  const Scalar* weight = nullptr;  ///< [out][in][kernel][kernel]
-  const Scalar* bias = nullptr;    ///< [out], or null for none
-  Scalar* y = nullptr;             ///< [batch][out][out height][out width]
-  Index busy = busy_blocks;
-};
-
-/// y[n][o][j] = bias[o] + the sum of weight[o][c][a] * x[n][c][j - padding + a], x zero outside, as
-/// torch.nn.Conv2d.
-/// Throws  what validate() throws
+/// to[n][o][j] = bias[o] + the sum of weight[o][c][a] * from[n][c][j - padding + a], maps zero
+/// outside, as torch.nn.Conv2d.
 template <class Scalar, class Run>
-void convolution_forward(const ConvolutionForward<Scalar>& arguments, Run&& run) {
-  validate(arguments.shape);
-  detail::with_kernel(arguments.shape.kernel, [&](auto kernel) {
-    run(Convolve<Scalar, kernel>({.shape = arguments.shape,
-                                  .x = arguments.x,
-                                  .weight = arguments.weight,
-                                  .bias = arguments.bias,
-                                  .y = arguments.y,
-                                  .adjoint = false},
-                                 arguments.busy),
-        "a convolution");
+void convolution_forward(const Convolution<Scalar>& maps, Run&& run) {
+  validate(maps.shape);
+  detail::with_kernel(maps.shape.kernel, [&](auto kernel) {
+    run(Convolve<Scalar, kernel>(maps, false), "a convolution");
   });
 }
 
-template <class Scalar>
-struct ConvolutionInputGradient {
-  ConvolutionShape shape;          ///< of the convolution
-  const Scalar* dy = nullptr;      ///< [batch][out][out height][out width]
-  const Scalar* weight = nullptr;  ///< [out][in][kernel][kernel]
-  Scalar* dx = nullptr;            ///< [batch][in][height][width], overwritten
-  Index busy = busy_blocks;
-};
-
-/// dx[n][c][i] = the sum of weight[o][c][a] * dy[n][o][i + padding - a], dy zero outside.
-/// Throws  what validate() throws
+/// to[n][c][i] = the sum of weight[o][c][a] * from[n][o][i + padding - a], maps zero outside: dL/dx
+/// from dL/dy.
 template <class Scalar, class Run>
-void convolution_input_gradient(const ConvolutionInputGradient<Scalar>& arguments, Run&& run) {
-  validate(arguments.shape);
-  detail::with_kernel(arguments.shape.kernel, [&](auto kernel) {
-    run(Convolve<Scalar, kernel>({.shape = arguments.shape.adjoint(),
-                                  .x = arguments.dy,
-                                  .weight = arguments.weight,
-                                  .bias = nullptr,
-                                  .y = arguments.dx,
-                                  .adjoint = true},
-                                 arguments.busy),
-        "a convolution's gradient for its input");
+void convolution_input_gradient(const Convolution<Scalar>& maps, Run&& run) {
+  validate(maps.shape);
+  detail::with_kernel(maps.shape.kernel, [&](auto kernel) {
+    run(Convolve<Scalar, kernel>(maps, true), "a convolution's gradient for its input");
   });
 }
-
-template <class Scalar>
-struct ConvolutionWeightGradient {
-  ConvolutionShape shape;
-  const Scalar* x = nullptr;    ///< [batch][in][height][width]
-  const Scalar* dy = nullptr;   ///< [batch][out][out height][out width]
-  Scalar* workspace = nullptr;  ///< convolution_workspace() numbers, of any values
-  Scalar* dw = nullptr;         ///< [out][in][kernel][kernel], overwritten
-  Scalar* db = nullptr;         ///< [out], overwritten, or null for none
-  Index busy = busy_blocks;
-};
 
 /// Numbers of a workspace.
-/// Throws  what validate() throws
 template <class Scalar>
-Index convolution_workspace(const ConvolutionShape& shape, Index busy = busy_blocks) {
+Index convolution_workspace(const ConvolutionShape& shape, int busy = busy_blocks) {
   validate(shape);
-  const detail::KernelTile tile = detail::kernel_tile<Scalar>(shape, busy);
-  return tile.slices * tile.slice_numbers(shape);
+  const detail::KernelTile tile = detail::choose_kernel_tile<Scalar>(shape, busy);
+  return tile.slices * tile.slice_numbers;
 }
 
 /// dw[o][c][a] = the sum of dy[n][o][j] * x[n][c][j - padding + a], x zero outside; db[o] = the sum
 /// of dy[n][o][j]. The same numbers every time: sums are added up in one order.
-/// Throws  what validate() throws
 template <class Scalar, class Run>
-void convolution_weight_gradient(const ConvolutionWeightGradient<Scalar>& arguments, Run&& run) {
-  validate(arguments.shape);
-  const detail::KernelTile tile = detail::kernel_tile<Scalar>(arguments.shape, arguments.busy);
-  detail::with_kernel(arguments.shape.kernel, [&](auto kernel) {
-    run(KernelGradientSlices<Scalar, kernel>({.shape = arguments.shape,
-                                              .x = arguments.x,
-                                              .dy = arguments.dy,
-                                              .workspace = arguments.workspace,
-                                              .bias = arguments.db != nullptr},
-                                             tile),
+void convolution_weight_gradient(const ConvolutionWeightGradient<Scalar>& maps, Run&& run) {
+  validate(maps.shape);
+  const detail::KernelTile tile = detail::choose_kernel_tile<Scalar>(maps.shape, maps.busy);
+  detail::with_kernel(maps.shape.kernel, [&](auto kernel) {
+    run(KernelGradientSlices<Scalar, kernel>{maps, tile},
         "a convolution's gradient for its kernel");
   });
-  run(KernelGradientSum<Scalar>({.shape = arguments.shape,
-                                 .workspace = arguments.workspace,
-                                 .dw = arguments.dw,
-                                 .db = arguments.db},
-                                tile),
-      "the sum of a gradient's slices");
+  run(KernelGradientSum<Scalar>{maps, tile}, "the sum of a gradient's slices");
 }
 
 }  // namespace cifar::cuda

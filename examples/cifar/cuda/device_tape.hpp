@@ -667,9 +667,10 @@ class DeviceTape final : public Recorder<Scalar> {
   Map convolve(Map from, const Shape<2>& shape, const Weights<Scalar>& weights,
                const Chain<Scalar, 2>& expansion) {
     Value& x = read(from);
-    const Index height = shape.kernel_size[0], width = shape.kernel_size[1],
-                kernel = std::max(height, width),
-                padding = shape.padding.start[0] + (kernel - height) / 2;
+    const auto number = [](Index value) { return static_cast<int>(value); };
+    const int height = number(shape.kernel_size[0]), width = number(shape.kernel_size[1]),
+              kernel = std::max(height, width),
+              padding = number(shape.padding.start[0]) + (kernel - height) / 2;
     const bool framed = height != width;
     if (shape.padding.start != shape.padding.end || (kernel - height) % 2 != 0 ||
         (kernel - width) % 2 != 0 || padding != shape.padding.start[1] + (kernel - width) / 2) {
@@ -677,8 +678,8 @@ class DeviceTape final : public Recorder<Scalar> {
                                    "); its paddings are alike on all sides of a square kernel");
     }
     const ConvolutionShape conv = {.batch = capacity_,
-                                   .in = shape.in,
-                                   .out = shape.out,
+                                   .in = number(shape.in),
+                                   .out = number(shape.out),
                                    .height = x.size.height,
                                    .width = x.size.width,
                                    .kernel = kernel,
@@ -696,16 +697,15 @@ class DeviceTape final : public Recorder<Scalar> {
       layer.framed_gradient = allocate(conv.weights());
     }
     const auto frame = [=](const Scalar* source, Scalar* to, bool spread) {
-      const auto number = [](Index value) { return static_cast<int>(value); };
       return Grid<Scalar>{source,
                           to,
                           shape.out * shape.in,
-                          number(height),
-                          number(width),
-                          number(kernel),
-                          number(kernel),
-                          number(kernel - height) / 2,
-                          number(kernel - width) / 2,
+                          height,
+                          width,
+                          kernel,
+                          kernel,
+                          (kernel - height) / 2,
+                          (kernel - width) / 2,
                           1,
                           spread};
     };
@@ -721,10 +721,10 @@ class DeviceTape final : public Recorder<Scalar> {
             run(frame(layer.own.weight.data(), layer.framed.data(), true), layer.name + ", frame");
           }
           convolution_forward<Scalar>({.shape = of_batch(conv, step.images),
-                                       .x = x.numbers.data(),
+                                       .from = x.numbers.data(),
                                        .weight = weight(),
                                        .bias = layer.own.bias.data(),
-                                       .y = y.numbers.data()},
+                                       .to = y.numbers.data()},
                                       runner(layer.name));
         },
         [=, this, &x, &y, &layer](const Step& step) {
@@ -742,9 +742,9 @@ class DeviceTape final : public Recorder<Scalar> {
           pull_back(layer, step.pass);
           add_gradient(x, step, [&](Scalar* to) {
             convolution_input_gradient<Scalar>({.shape = of_batch(conv, step.images),
-                                                .dy = y.gradient,
+                                                .from = y.gradient,
                                                 .weight = weight(),
-                                                .dx = to},
+                                                .to = to},
                                                runner(layer.name));
           });
         });
@@ -956,7 +956,7 @@ class DeviceTape final : public Recorder<Scalar> {
       this->run(program, name + ", " + purpose, stream);
     };
   }
-  static ConvolutionShape of_batch(ConvolutionShape shape, Index images) {
+  static ConvolutionShape of_batch(ConvolutionShape shape, int images) {
     shape.batch = images;
     return shape;
   }
