@@ -24,9 +24,6 @@ namespace cifar::cuda {
 
 class CudaBackend {
  public:
-  template <class T>
-  using Buffer = concertina::cuda::Buffer<T>;
-
   /// Throws  DeviceError where there is no device; so do all calls that fail
   CudaBackend() {
     const std::string purpose = "a training on a device; without one use --device cpu";
@@ -54,8 +51,11 @@ class CudaBackend {
   }
 
   template <class T>
-  Buffer<T> allocate(Index count) {
-    return Buffer<T>(count, "a training's numbers");
+  T* allocate(Index count) {
+    using concertina::cuda::Buffer;
+    const auto buffer = std::make_shared<Buffer<T>>(count, "a training's numbers");
+    numbers_.push_back(buffer);
+    return buffer->data();
   }
 
   template <class T>
@@ -176,6 +176,7 @@ class CudaBackend {
   }
 
   int first_priority_ = 0;
+  std::vector<std::shared_ptr<void>> numbers_;
   std::vector<Owner<cudaStream_t>> streams_;  // the origin first
   Owner<cudaEvent_t> event_;
   std::map<StepKind, Owner<cudaGraphExec_t>> graphs_;

@@ -5,7 +5,11 @@
 
 #include "accelerator.hpp"
 #include "convolution.hpp"
-#include "operations.hpp"
+#include "elementwise.hpp"
+#include "images.hpp"
+#include "losses.hpp"
+#include "norm.hpp"
+#include "product.hpp"
 
 #include <concertina/cuda/device_layer.hpp>
 #include <concertina/cuda/plan.hpp>
@@ -41,7 +45,7 @@ struct StepKind {
 enum class Stream : int { origin };
 
 /// Where programs run and numbers lie:
-/// - allocate<T>(count): a Buffer<T>, which owns numbers without a value, at data();
+/// - allocate<T>(count): numbers without a value, which are the backend's and stay as long as it;
 /// - upload(span, address): a copy from the host, after what the origin runs; done when it returns;
 /// - download(address, span): a copy to the host, likewise;
 /// - stream(rank): one more; the lower its rank, the earlier its programs have their turn, those of
@@ -58,10 +62,7 @@ enum class Stream : int { origin };
 template <class B>
 concept Backend = requires(B& backend, std::span<const float> from, std::span<float> to,
                            float* numbers, void (*launches)()) {
-  {
-    backend.template allocate<float>(Index{1})
-  } -> std::same_as<typename B::template Buffer<float>>;
-  { backend.template allocate<float>(Index{1}).data() } -> std::same_as<float*>;
+  { backend.template allocate<float>(Index{1}) } -> std::same_as<float*>;
   backend.upload(from, numbers);
   backend.download(numbers, to);
   { backend.stream(0) } -> std::same_as<Stream>;
@@ -104,20 +105,6 @@ struct Expansion {
   std::vector<concertina::cuda::DeviceLayer<Scalar>> products, layer_gradients;
 };
 
-/// A set of images on the device, and a pass over it in batches.
-template <class Scalar>
-struct Pass {
-  const std::uint8_t *pixels, *labels;
-  const std::uint32_t* order;
-  Clock* clock;
-  const Scalar* values;    ///< of normalized_values
-  double* losses;          ///< [step]
-  std::int32_t* corrects;  ///< [step]
-  int batch;
-  bool augmented;
-  std::uint64_t seed;
-};
-
 /// What a network is on the device: tensors, gradients and velocities, and the programs of a step
 /// on batches of up to `capacity` images.
 ///
@@ -144,15 +131,12 @@ class DeviceTape final : public Recorder<Scalar> {
   // ---- recording
 
   Map images() override {
-    Value& y = add_value(colours, side, side, "images");
+    Value& y = add_value({capacity_, colours, side, side}, "images");
     y.differentiable = false;
     record(y, [this, &y](const Step& step) {
-      const Pass<Scalar>& pass = step.pass;
-      run(LoadImages<Scalar>{pass.pixels, pass.order, pass.clock, pass.values, y.numbers.data(),
-                             step.images, pass.batch, pass.augmented, pass.seed},
-          "images");
+      run(LoadImages<Scalar>{step.pass, y.numbers, step.images}, "images");
     });
-    return last();
+    return y.index;
   }
 
   /// A stride is taken of what stride 1 gives, or of the maps that a pointwise layer reads.
@@ -175,31 +159,32 @@ class DeviceTape final : public Recorder<Scalar> {
     Value& x = read_by_linear(from);
     Layer& layer = add_layer(weights, shape, expansion);
     const int in = static_cast<int>(shape.in), out = static_cast<int>(shape.out);
-    Value& y = add_value(out, 1, 1, layer.name);
+    Value& y = add_value({capacity_, out, 1, 1}, layer.name);
     y.is_linear = true;
     record(
         y,
-        [this, &x, &y, &layer, in, out](const Step& step) {
+        [=, this, &x, &y, &layer](const Step& step) {
           await_contraction(layer, step);
-          run(linear<Scalar>(step.images, in, out, x.numbers.data(), layer.own.weight.data(),
-                             layer.own.bias.data(), y.numbers.data(), y.relu),
+          const auto& [weight, bias] = layer.own;
+          run(linear<Scalar>(step.images, in, out, x.numbers, weight.data(), bias.data(), y.numbers,
+                             y.relu),
               layer.name);
         },
-        [this, &x, &y, &layer, in, out](const Step& step) {
+        [=, this, &x, &y, &layer](const Step& step) {
           backend_.wait(layer.stream, Stream::origin);
-          run(linear_weight_gradient<Scalar>(step.images, in, out, x.numbers.data(), y.gradient,
-                                             layer.gradient.weight.data(),
-                                             layer.gradient.bias.data()),
+          const auto& [weight, bias] = layer.gradient;
+          run(linear_weight_gradient<Scalar>(step.images, in, out, x.numbers, y.gradient,
+                                             weight.data(), bias.data()),
               layer.name + ", gradient", layer.stream);
           pull_back(layer, step.pass);
           add_gradient(x, step, [&](Scalar* to) {
             run(linear_input_gradient<Scalar>(step.images, in, out, y.gradient,
                                               layer.own.weight.data(), to,
-                                              x.relu ? x.numbers.data() : nullptr),
+                                              x.relu ? x.numbers : nullptr),
                 layer.name + ", gradient of its input");
           });
         });
-    return last();
+    return y.index;
   }
 
   Map norm(Map x, const NormTensors<Scalar>& tensors,
@@ -212,15 +197,15 @@ class DeviceTape final : public Recorder<Scalar> {
     y.norm->tensors = tensors;
     auto& list = tensors_of_part();
     list.insert(list.end(), {tensors.weight, tensors.bias});
-    return last();
+    return y.index;
   }
   Map relu(Map x) override {
-    Value& y = held(x, [](const Value& each) { return each.window == 1; });
+    Value& y = held(x);
     y.relu = true;
     return y.index;
   }
   Map max_pool(Map x) override {
-    Value& y = held(x, [](const Value& each) { return each.window == 1; });
+    Value& y = held(x);
     y.window = 2;
     return y.index;
   }
@@ -228,25 +213,25 @@ class DeviceTape final : public Recorder<Scalar> {
   Map mean_pool(Map from) override {
     Value& x = read(from);
     const int channels = x.size.channels, positions = x.size.positions();
-    Value& y = add_value(channels, 1, 1, x.name);
-    Buffer<Scalar>& shares = scratch_.emplace_back(allocate(positions));
-    run(Fill<Scalar>{shares.data(), positions, Scalar(1) / static_cast<Scalar>(positions)},
+    Value& y = add_value({capacity_, channels, 1, 1}, x.name);
+    Scalar* const shares = allocate(positions);
+    run(Fill<Scalar>{{positions}, shares, Scalar(1) / static_cast<Scalar>(positions)},
         "the shares of a mean");
     record(
         y,
-        [this, &x, &y, &shares, channels, positions](const Step& step) {
-          run(linear<Scalar>(step.images * channels, positions, 1, x.numbers.data(), shares.data(),
-                             nullptr, y.numbers.data()),
+        [=, this, &x, &y](const Step& step) {
+          run(linear<Scalar>(step.images * channels, positions, 1, x.numbers, shares, nullptr,
+                             y.numbers),
               x.name + ", mean");
         },
-        [this, &x, &y, &shares, channels, positions](const Step& step) {
+        [=, this, &x, &y](const Step& step) {
           add_gradient(x, step, [&](Scalar* to) {
             run(linear_input_gradient<Scalar>(step.images * channels, positions, 1, y.gradient,
-                                              shares.data(), to),
+                                              shares, to),
                 x.name + ", gradient of the mean");
           });
         });
-    return last();
+    return y.index;
   }
 
   Map average_pool(Map, const concertina::PerAxis<2>&) override {
@@ -257,23 +242,21 @@ class DeviceTape final : public Recorder<Scalar> {
     std::vector<Value*> from;
     for (const Map x : branches) from.push_back(&read(x));
     for (Value* x : from) x->reader = operations_.size();
-    const MapSize size = from.front()->size;
     for (std::size_t i = 1; i < from.size(); ++i) {
-      const bool again = std::find(from.begin(), from.begin() + static_cast<std::ptrdiff_t>(i),
-                                   from[i]) != from.begin() + static_cast<std::ptrdiff_t>(i);
-      if (again || from[i]->size != size) {
+      const bool again = std::ranges::count(from, from[i]) > 1;
+      if (again || from[i]->size != from.front()->size) {
         throw concertina::ShapeError("a device adds different maps of one size; " + from[i]->name +
                                      (again ? " is there twice" : " is of another"));
       }
     }
-    Value& y = add_value(size.channels, size.height, size.width, from.front()->name);
+    Value& y = add_value(from.front()->size, from.front()->name);
     for (Value* x : from) x->summed = &y;
     record(
         y,
         [this, from, &y](const Step& step) {
           for (std::size_t i = 1; i < from.size(); ++i) {
-            run(Sum<Scalar>{(i == 1 ? from.front() : &y)->numbers.data(), from[i]->numbers.data(),
-                            y.numbers.data(), of_batch(y.size, step.images).numbers()},
+            const Value& before = i == 1 ? *from.front() : y;
+            run(Sum<Scalar>{{count(y, step)}, before.numbers, from[i]->numbers, y.numbers},
                 y.name + ", sum");
           }
         },
@@ -281,36 +264,31 @@ class DeviceTape final : public Recorder<Scalar> {
           for (Value* x : from) {
             if (x->gradient == y.gradient) continue;
             add_gradient(*x, step, [&](Scalar* to) {
-              run(Sum<Scalar>{y.gradient, nullptr, to, of_batch(y.size, step.images).numbers()},
+              run(Sum<Scalar>{{count(y, step)}, y.gradient, nullptr, to},
                   y.name + ", gradient of a branch");
             });
           }
         });
-    return last();
+    return y.index;
   }
 
   void loss(Map from, double weight) override {
     Value& x = read(from);
-    const int classes = x.size.channels;
-    record(x, [this, &x, classes, weight](const Step& step) {
-      const Pass<Scalar>& pass = step.pass;
-      run(CrossEntropy<Scalar>{x.numbers.data(), pass.labels, pass.order, pass.clock, pass.losses,
-                               pass.corrects, step.training ? x.gradient : nullptr, step.images,
-                               pass.batch, classes, static_cast<Scalar>(weight)},
+    record(x, [this, &x, weight](const Step& step) {
+      run(CrossEntropy<Scalar>{step.pass, x.numbers, step.training ? x.gradient : nullptr,
+                               step.images, x.size.channels, static_cast<Scalar>(weight)},
           "the loss");
     });
   }
 
   Map detached(Map from) override {
     Value& x = read(from, false);
-    Value& y = add_value(x.size.channels, x.size.height, x.size.width, x.name);
+    Value& y = add_value(x.size, x.name);
     y.differentiable = false;
     record(y, [this, &x, &y](const Step& step) {
-      run(Sum<Scalar>{x.numbers.data(), nullptr, y.numbers.data(),
-                      of_batch(y.size, step.images).numbers()},
-          x.name + ", a copy");
+      run(Sum<Scalar>{{count(y, step)}, x.numbers, nullptr, y.numbers}, x.name + ", a copy");
     });
-    return last();
+    return y.index;
   }
 
   void begin(Part part) override { part_ = part; }
@@ -322,8 +300,12 @@ class DeviceTape final : public Recorder<Scalar> {
     record(x, [=, this, &x, &teacher](const Step& step) {
       if (!step.training) return;
       const auto t = static_cast<Scalar>(temperature);
-      run(Distill<Scalar>{x.numbers.data(), teacher.numbers.data(), x.gradient, step.images,
-                          x.size.channels, t,
+      run(Distill<Scalar>{{step.images},
+                          x.numbers,
+                          teacher.numbers,
+                          x.gradient,
+                          x.size.channels,
+                          t,
                           static_cast<Scalar>(weight) * t / static_cast<Scalar>(step.images)},
           "distillation");
     });
@@ -333,11 +315,12 @@ class DeviceTape final : public Recorder<Scalar> {
     Value &x = read(features), &hint = read(from);
     require_alike("hint", x, hint);
     record(x, {}, [this, &x, &hint](const Step& step) {
-      const Index count = of_batch(x.size, step.images).numbers();
       const auto pull = [&](Value& to, const Value& other) {
+        const Index all = count(x, step);
         add_gradient(to, step, [&](Scalar* gradient) {
-          run(Sum<Scalar>{to.numbers.data(), other.numbers.data(), gradient, count, -1,
-                          2 / static_cast<Scalar>(count)},
+          run(
+              Sum<Scalar>{
+                  {all}, to.numbers, other.numbers, gradient, -1, 2 / static_cast<Scalar>(all)},
               to.name + ", gradient of the hint");
         });
       };
@@ -348,34 +331,26 @@ class DeviceTape final : public Recorder<Scalar> {
 
   void match_similarities(Map features, Map from) override {
     Value &x = read(features), &teacher = read(from);
-    const Index images = capacity_, pairs = images * images;
-    Buffer<Scalar>& own = scratch_.emplace_back(allocate(pairs));
-    Buffer<Scalar>& given = scratch_.emplace_back(allocate(pairs));
-    Buffer<Scalar>& weights = scratch_.emplace_back(allocate(pairs));
-    slopes_ = backend_.template allocate<double>(pairs);
-    record(x, {}, [this, &x, &teacher, &own, &given, &weights](const Step& step) {
-      const auto gram = [&](const Value& of, Buffer<Scalar>& to) {
-        const int numbers = static_cast<int>(of_batch(of.size, 1).numbers());
-        run(Product<Scalar>{.left = {of.numbers.data(), numbers, 1},
-                            .right = {of.numbers.data(), numbers, 1},
-                            .result = to.data(),
-                            .rows = step.images,
-                            .columns = step.images,
-                            .inner = numbers},
+    const Index pairs = Index{capacity_} * capacity_;
+    Scalar *const own = allocate(pairs), *const given = allocate(pairs);
+    Scalar* const weights = allocate(pairs);
+    double* const slopes = allocate<double>(pairs);
+    record(x, {}, [=, this, &x, &teacher](const Step& step) {
+      const int images = step.images;
+      const auto gram = [&](const Value& of, Scalar* to) {
+        const Factor<Scalar> rows{of.numbers, of.size.of_image(), 1};
+        run(Product<Scalar>{rows, rows, to, images, images, of.size.of_image()},
             of.name + ", inner products");
-        return detail::Gram<Scalar>{to.data(), step.images};
+        return detail::Gram<Scalar>{to, images};
       };
       const auto students = gram(x, own), teachers = gram(teacher, given);
-      run(SimilaritySlopes<Scalar>{students, teachers, slopes_.data()}, "similarities");
-      run(SimilarityWeights<Scalar>{students, slopes_.data(), weights.data()}, "similarities");
+      run(SimilaritySlopes<Scalar>{students, teachers, slopes}, "similarities");
+      run(SimilarityWeights<Scalar>{students, slopes, weights}, "similarities");
       add_gradient(x, step, [&](Scalar* to) {
-        const int numbers = static_cast<int>(of_batch(x.size, 1).numbers());
-        run(Product<Scalar>{.left = {weights.data(), step.images, 1},
-                            .right = {x.numbers.data(), 1, numbers},
-                            .result = to,
-                            .rows = step.images,
-                            .columns = numbers,
-                            .inner = step.images},
+        const int numbers = x.size.of_image();
+        run(
+            Product<Scalar>{
+                {weights, images, 1}, {x.numbers, 1, numbers}, to, images, numbers, images},
             x.name + ", gradient of similarities");
       });
     });
@@ -397,12 +372,11 @@ class DeviceTape final : public Recorder<Scalar> {
   }
   /// Returns them.
   void end_epoch(const States<Scalar>& states) {
-    const auto value = [](auto* tensor) { return std::span(tensor->value); };
-    download(parameters_, weights_, value);
+    download(parameters_, weights_, value_of);
     for (std::size_t s = 0; s < states.size(); ++s) {
       download(parameters_, states_[s], [&](const auto* tensor) { return states[s].at(tensor); });
     }
-    download(running_, statistics_, value);
+    download(running_, statistics_, value_of);
   }
   /// Takes all numbers but the states, and does what tests have in common: the contraction.
   void begin_tests() {
@@ -437,8 +411,6 @@ class DeviceTape final : public Recorder<Scalar> {
 
  private:
   template <class T>
-  using Buffer = typename B::template Buffer<T>;
-  template <class T>
   using DeviceLayer = concertina::cuda::DeviceLayer<T>;
 
   struct Step {
@@ -455,9 +427,6 @@ class DeviceTape final : public Recorder<Scalar> {
   struct BatchNorm {
     NormTensors<Scalar> tensors{};
     Norm<Scalar> norm{};
-    Scalar *weight_gradient = nullptr, *bias_gradient = nullptr;
-    Buffer<double> sums{};
-    Buffer<Scalar> batch{};
   };
 
   static constexpr std::size_t nobody = std::numeric_limits<std::size_t>::max();
@@ -468,8 +437,7 @@ class DeviceTape final : public Recorder<Scalar> {
     Map index;
     MapSize size;  // of a batch as large as there can be
     std::string name;
-    Buffer<Scalar> numbers{}, own_gradient{};
-    Scalar* gradient = nullptr;
+    Scalar *numbers = nullptr, *gradient = nullptr;
     Value* summed = nullptr;  // by this; where nothing else reads it, they have one gradient
     bool frozen = false, differentiable = true, is_linear = false, relu = false, pooled = false;
     std::size_t operation = 0;    // that writes it
@@ -485,17 +453,12 @@ class DeviceTape final : public Recorder<Scalar> {
   struct Layer {
     std::string name;
     bool frozen = false;
-    Weights<Scalar> weights;
+    std::vector<Weights<Scalar>> layers{};  // itself, or those of an expansion
     DeviceLayer<Scalar> own{}, gradient{};
     Stream stream{};
-    Buffer<Scalar> workspace{};
-    Index workspace_count = 0;
-    Buffer<Scalar> framed{}, framed_gradient{};  // a kernel among zeros
     // of an expansion
-    std::vector<Weights<Scalar>> layers{};
     std::optional<concertina::cuda::PlannedForm> form{};
     Index product_weights = 0, product_biases = 0, product_count = 0;
-    Buffer<Scalar> product{}, product_gradient{};
     Layout::Range range{};  // where the parameters of its layers are
     Expansion<Scalar> at{};
     std::optional<typename B::template Contraction<Scalar>> contraction{};
@@ -505,7 +468,7 @@ class DeviceTape final : public Recorder<Scalar> {
 
   /// Tensors on the device, and as they are copied: at once.
   struct Packed {
-    Buffer<Scalar> device{};
+    Scalar* device = nullptr;
     std::vector<Scalar> host{};  // gaps are zero
   };
   struct Placed {
@@ -515,30 +478,28 @@ class DeviceTape final : public Recorder<Scalar> {
 
   // ---- recording
 
-  Map last() const { return values_.size() - 1; }
-  Value& add_value(Index channels, Index height, Index width, const std::string& name) {
-    Value& value = hold(channels, height, width, name);
-    value.numbers = allocate(value.size.numbers());
-    return value;
-  }
-  Value& hold(Index channels, Index height, Index width, const std::string& name) {
+  Value& hold(const MapSize& size, const std::string& name) {
+    const bool frozen = part_ == Part::frozen;
     return values_.emplace_back(Value{.index = values_.size(),
-                                      .size = {capacity_, static_cast<int>(channels),
-                                               static_cast<int>(height), static_cast<int>(width)},
+                                      .size = size,
                                       .name = name,
-                                      .frozen = part_ == Part::frozen,
-                                      .differentiable = part_ != Part::frozen});
+                                      .frozen = frozen,
+                                      .differentiable = !frozen});
   }
   Value& hold(Value& source) {
-    Value& value = hold(source.size.channels, source.size.height, source.size.width, source.name);
+    Value& value = hold(source.size, source.name);
     value.source = &source;
     return value;
   }
-  /// A value that is held back, to which more can be added; itself if it is such a one.
-  template <class Fits>
-  Value& held(Map x, Fits&& fits) {
+  /// A value that is held back, to which a ReLU or a pool can be added; itself if it is such a one.
+  Value& held(Map x) {
     Value& value = values_[x];
-    return value.source && value.readers == 0 && fits(value) ? value : hold(read(x));
+    return value.source && value.readers == 0 && value.window == 1 ? value : hold(read(x));
+  }
+  Value& add_value(const MapSize& size, const std::string& name) {
+    Value& value = hold(size, name);
+    value.numbers = allocate(size.numbers());
+    return value;
   }
 
   void record(Value& written, std::function<void(const Step&)> forward,
@@ -554,7 +515,7 @@ class DeviceTape final : public Recorder<Scalar> {
                            {}});
   }
   static void require_alike(const std::string& loss, const Value& x, const Value& teacher) {
-    const Index own = of_batch(x.size, 1).numbers(), given = of_batch(teacher.size, 1).numbers();
+    const int own = x.size.of_image(), given = teacher.size.of_image();
     if (own == given) return;
     throw concertina::ShapeError(loss + ": the student has " + std::to_string(own) +
                                  " numbers, the teacher " + std::to_string(given));
@@ -602,29 +563,26 @@ class DeviceTape final : public Recorder<Scalar> {
     y.size = y.size.pooled(Size);
     y.numbers = allocate(y.size.numbers());
     const auto program = [&x, &y](const Step& step) {
-      return detail::NormProgram<Scalar>{
-          of_batch(x.size, step.images), x.numbers.data(), y.norm ? y.norm->norm : Norm<Scalar>{},
+      return detail::NormProgram<Scalar, Size>{
+          of_batch(x.size, step.images), x.numbers, y.norm ? y.norm->norm : Norm<Scalar>{},
           y.relu ? Scalar(0) : -std::numeric_limits<Scalar>::infinity()};
     };
     record(
         y,
         [this, &y, program](const Step& step) {
-          const auto norm = program(step);
           const bool training = step.training && !y.frozen;
-          if (training && y.norm) run(NormMoments<Scalar>{norm}, y.name + ", moments");
-          run(NormReluPool<Scalar, Size>{{norm}, y.numbers.data(), training}, y.name + ", pool");
+          if (training && y.norm) {
+            run(NormMoments<Scalar, Size>{program(step)}, y.name + ", moments");
+          }
+          run(NormReluPool<Scalar, Size>{program(step), y.numbers, training}, y.name + ", pool");
         },
         [this, &x, &y, program](const Step& step) {
-          const auto norm = program(step);
           if (y.norm) {
-            run(NormReluPoolSums<Scalar, Size>{{norm}, y.gradient}, y.name + ", norm's sums");
+            run(NormReluPoolSums<Scalar, Size>{program(step), y.gradient},
+                y.name + ", norm's sums");
           }
           add_gradient(x, step, [&](Scalar* to) {
-            run(NormReluPoolGradient<Scalar, Size>{{norm},
-                                                   y.gradient,
-                                                   to,
-                                                   y.norm ? y.norm->weight_gradient : nullptr,
-                                                   y.norm ? y.norm->bias_gradient : nullptr},
+            run(NormReluPoolGradient<Scalar, Size>{program(step), y.gradient, to},
                 y.name + ", gradient of its maps");
           });
         });
@@ -635,32 +593,28 @@ class DeviceTape final : public Recorder<Scalar> {
     if (stride == 1) return from;
     Value& x = read(from);
     const auto part = [stride](int all) { return (all + stride - 1) / stride; };
-    Value& y = add_value(x.size.channels, part(x.size.height), part(x.size.width), x.name);
-    const auto grid = [&x, &y, stride](const Step& step, const Scalar* source, Scalar* to,
-                                       bool spread) {
-      return Grid<Scalar>{source,
-                          to,
-                          Index{step.images} * x.size.channels,
-                          y.size.height,
-                          y.size.width,
-                          x.size.height,
-                          x.size.width,
-                          0,
-                          0,
-                          stride,
-                          spread};
+    const auto [_, channels, height, width] = x.size;
+    Value& y = add_value({capacity_, channels, part(height), part(width)}, x.name);
+    const auto grid = [&x, &y, stride](const Step& step) {
+      return GridShape{Index{step.images} * x.size.channels,
+                       y.size.height,
+                       y.size.width,
+                       x.size.height,
+                       x.size.width,
+                       stride};
     };
     record(
         y,
         [this, &x, &y, grid](const Step& step) {
-          run(grid(step, x.numbers.data(), y.numbers.data(), false), x.name + ", stride");
+          run(Grid<Scalar>(grid(step), x.numbers, y.numbers, false), x.name + ", stride");
         },
         [this, &x, &y, grid](const Step& step) {
           add_gradient(x, step, [&](Scalar* to) {
-            run(grid(step, y.gradient, to, true), x.name + ", gradient of the stride");
+            run(Grid<Scalar>(grid(step), y.gradient, to, true),
+                x.name + ", gradient of the stride");
           });
         });
-    return last();
+    return y.index;
   }
 
   /// At stride 1. A kernel that is no square stands among zeros in one.
@@ -671,84 +625,57 @@ class DeviceTape final : public Recorder<Scalar> {
     const int height = number(shape.kernel_size[0]), width = number(shape.kernel_size[1]),
               kernel = std::max(height, width),
               padding = number(shape.padding.start[0]) + (kernel - height) / 2;
-    const bool framed = height != width;
+    const bool is_framed = height != width;
     if (shape.padding.start != shape.padding.end || (kernel - height) % 2 != 0 ||
         (kernel - width) % 2 != 0 || padding != shape.padding.start[1] + (kernel - width) / 2) {
       throw concertina::ShapeError("a device computes no such convolution (" + to_string(shape) +
                                    "); its paddings are alike on all sides of a square kernel");
     }
-    const ConvolutionShape conv = {.batch = capacity_,
-                                   .in = number(shape.in),
-                                   .out = number(shape.out),
-                                   .height = x.size.height,
-                                   .width = x.size.width,
-                                   .kernel = kernel,
-                                   .padding = padding};
+    const int in = number(shape.in), out = number(shape.out);
+    const ConvolutionShape conv{capacity_, in, out, x.size.height, x.size.width, kernel, padding};
     validate(conv);
+    const auto of = [conv](int images) {
+      ConvolutionShape with = conv;
+      with.batch = images;
+      return with;
+    };
     Layer& layer = add_layer(weights, shape, expansion);
-    for (const int images : std::array{capacity_, rest_}) {
-      if (images == 0) continue;
-      const Index count = convolution_workspace<Scalar>(of_batch(conv, images));
-      if (count > layer.workspace_count) layer.workspace_count = count;
-    }
-    layer.workspace = allocate(layer.workspace_count);
-    if (framed) {
-      layer.framed = allocate(conv.weights());
-      layer.framed_gradient = allocate(conv.weights());
-    }
-    const auto frame = [=](const Scalar* source, Scalar* to, bool spread) {
-      return Grid<Scalar>{source,
-                          to,
-                          shape.out * shape.in,
-                          height,
-                          width,
-                          kernel,
-                          kernel,
-                          (kernel - height) / 2,
-                          (kernel - width) / 2,
-                          1,
-                          spread};
-    };
-    const auto weight = [&layer, framed] {
-      return framed ? layer.framed.data() : layer.own.weight.data();
-    };
-    Value& y = add_value(shape.out, conv.out_height(), conv.out_width(), layer.name);
+    Index most = convolution_workspace<Scalar>(conv);
+    if (rest_ > 0) most = std::max(most, convolution_workspace<Scalar>(of(rest_)));
+    Scalar* const workspace = allocate(most);
+    Scalar* const framed = is_framed ? allocate(conv.weights()) : nullptr;
+    Scalar* const framed_gradient = is_framed ? allocate(conv.weights()) : nullptr;
+    const int top = (kernel - height) / 2, left = (kernel - width) / 2;
+    const GridShape frame{Index{out} * in, height, width, kernel, kernel, 1, top, left};
+    Value& y = add_value({capacity_, out, conv.out_height(), conv.out_width()}, layer.name);
     record(
         y,
         [=, this, &x, &y, &layer](const Step& step) {
           await_contraction(layer, step);
-          if (framed) {
-            run(frame(layer.own.weight.data(), layer.framed.data(), true), layer.name + ", frame");
-          }
-          convolution_forward<Scalar>({.shape = of_batch(conv, step.images),
-                                       .from = x.numbers.data(),
-                                       .weight = weight(),
-                                       .bias = layer.own.bias.data(),
-                                       .to = y.numbers.data()},
-                                      runner(layer.name));
+          const Scalar* const own = layer.own.weight.data();
+          if (framed) run(Grid<Scalar>(frame, own, framed, true), layer.name + ", frame");
+          convolution_forward<Scalar>(
+              {of(step.images), x.numbers, framed ? framed : own, layer.own.bias.data(), y.numbers},
+              runner(layer.name));
         },
         [=, this, &x, &y, &layer](const Step& step) {
           Scalar* const own = layer.gradient.weight.data();
-          Scalar* const gradient = framed ? layer.framed_gradient.data() : own;
+          Scalar* const gradient = framed ? framed_gradient : own;
           backend_.wait(layer.stream, Stream::origin);
-          convolution_weight_gradient<Scalar>({.shape = of_batch(conv, step.images),
-                                               .x = x.numbers.data(),
-                                               .dy = y.gradient,
-                                               .workspace = layer.workspace.data(),
-                                               .dw = gradient,
-                                               .db = layer.gradient.bias.data()},
+          convolution_weight_gradient<Scalar>({of(step.images), x.numbers, y.gradient, workspace,
+                                               gradient, layer.gradient.bias.data()},
                                               runner(layer.name, layer.stream));
-          if (framed) run(frame(gradient, own, false), layer.name + ", frame", layer.stream);
+          if (framed) {
+            run(Grid<Scalar>(frame, gradient, own, false), layer.name + ", frame", layer.stream);
+          }
           pull_back(layer, step.pass);
           add_gradient(x, step, [&](Scalar* to) {
-            convolution_input_gradient<Scalar>({.shape = of_batch(conv, step.images),
-                                                .from = y.gradient,
-                                                .weight = weight(),
-                                                .to = to},
+            const Scalar* const weight = framed ? framed : layer.own.weight.data();
+            convolution_input_gradient<Scalar>({of(step.images), y.gradient, weight, nullptr, to},
                                                runner(layer.name));
           });
         });
-    return last();
+    return y.index;
   }
 
   template <int Rank>
@@ -757,19 +684,14 @@ class DeviceTape final : public Recorder<Scalar> {
     const auto parent = [](const std::string& name) { return name.substr(0, name.rfind('.')); };
     const std::size_t rank = layers_.size();
     Layer& layer = layers_.emplace_back();
-    layer.weights = weights;
     layer.frozen = part_ == Part::frozen;
     if (forked_ && !layer.frozen) layer.stream = backend_.stream(static_cast<int>(rank));
-    if (expansion.layers.empty()) {
-      layer.name = parent(weights.weight->name);
-      add_tensors(weights, tensors_of_part());
-      return layer;
-    }
-    layer.name = parent(parent(expansion.layers.front().weight->name));
-    layer.layers = expansion.layers;
-    for (const Weights<Scalar>& each : layer.layers) {
-      if (layer.frozen) add_tensors(each, frozen_);
-    }
+    const bool expanded = !expansion.layers.empty();
+    layer.layers = expanded ? expansion.layers : std::vector{weights};
+    layer.name = parent(layer.layers.front().weight->name);
+    if (!expanded || layer.frozen) add_tensors(layer, tensors_of_part());
+    if (!expanded) return layer;
+    layer.name = parent(layer.name);
     layer.form.emplace(expansion.shapes);
     layer.product_weights = weight_numel(shape);
     layer.product_biases = shape.bias ? shape.out : 0;
@@ -778,20 +700,25 @@ class DeviceTape final : public Recorder<Scalar> {
   std::vector<Tensor<Scalar>*>& tensors_of_part() {
     return part_ == Part::trained ? own_ : part_ == Part::undecayed ? undecayed_ : frozen_;
   }
-  static void add_tensors(const Weights<Scalar>& weights, std::vector<Tensor<Scalar>*>& to) {
-    to.push_back(weights.weight);
-    if (weights.bias) to.push_back(weights.bias);
+  static void add_tensors(const Layer& layer, std::vector<Tensor<Scalar>*>& to) {
+    for (const auto& [weight, bias] : layer.layers) {
+      to.push_back(weight);
+      if (bias) to.push_back(bias);
+    }
   }
 
   // ---- where numbers are
 
-  Buffer<Scalar> allocate(Index count) { return backend_.template allocate<Scalar>(count); }
+  template <class T = Scalar>
+  T* allocate(Index count) {
+    return backend_.template allocate<T>(count);
+  }
   Packed pack(Index count) {
     return {allocate(count), std::vector<Scalar>(static_cast<std::size_t>(count))};
   }
   void zero_gaps(const Layout& layout, Scalar* numbers) {
     for (const auto& [first, count] : layout.gaps()) {
-      run(Fill<Scalar>{numbers + first, count, Scalar(0)}, "a gap between tensors");
+      run(Fill<Scalar>{{count}, numbers + first, Scalar(0)}, "a gap between tensors");
     }
   }
 
@@ -810,9 +737,9 @@ class DeviceTape final : public Recorder<Scalar> {
     own_range_ = place(own_);
     undecayed_range_ = place(undecayed_);
     for (Layer& layer : layers_) {
-      if (layer.frozen) continue;
+      if (layer.frozen || !layer.is_expanded()) continue;
       std::vector<Tensor<Scalar>*> tensors;
-      for (const Weights<Scalar>& each : layer.layers) add_tensors(each, tensors);
+      add_tensors(layer, tensors);
       layer.range = place(tensors);
     }
     for (const BatchNorm& norm : norms_) {
@@ -826,25 +753,24 @@ class DeviceTape final : public Recorder<Scalar> {
       states_.push_back(pack(layout.count()));
     }
     gradients_ = allocate(layout.count());
-    zero_gaps(layout, gradients_.data());  // those of the others are copied
+    zero_gaps(layout, gradients_);  // those of the others are copied
     place(frozen_);
     weights_ = pack(layout.count());
     statistics_ = pack(running.count());
-    const auto part = [&](const Tensor<Scalar>* tensor, Buffer<Scalar>& of) {
-      return tensor ? std::span(of.data() + places.at(tensor), tensor->value.size())
-                    : std::span<Scalar>();
+    const auto part = [&](const Tensor<Scalar>* tensor, Scalar* of) {
+      return tensor ? std::span(of + places.at(tensor), tensor->value.size()) : std::span<Scalar>();
     };
-    const auto at = [&](const Weights<Scalar>& weights, Buffer<Scalar>& of) {
+    const auto at = [&](const Weights<Scalar>& weights, Scalar* of) {
       return DeviceLayer<Scalar>{part(weights.weight, of), part(weights.bias, of)};
     };
     for (Layer& layer : layers_) {
       if (!layer.is_expanded()) {
-        layer.own = at(layer.weights, weights_.device);
-        if (!layer.frozen) layer.gradient = at(layer.weights, gradients_);
+        layer.own = at(layer.layers.front(), weights_.device);
+        if (!layer.frozen) layer.gradient = at(layer.layers.front(), gradients_);
         continue;
       }
-      layer.own = product(layer, layer.product);
-      layer.gradient = product(layer, layer.product_gradient);
+      layer.own = product(layer);
+      layer.gradient = product(layer);
       for (const Weights<Scalar>& each : layer.layers) {
         const DeviceLayer<Scalar> numbers = at(each, weights_.device);
         layer.at.layers.push_back({numbers.weight, numbers.bias});
@@ -854,32 +780,31 @@ class DeviceTape final : public Recorder<Scalar> {
       layer.at.product_gradients = {{layer.gradient.weight, layer.gradient.bias}};
       layer.contraction.emplace(backend_, *layer.form, layer.stream);
     }
-    for (std::size_t n = 0; n < norms_.size(); ++n) {
-      BatchNorm& each = norms_[n];
-      const auto [weight, bias, mean, var] = each.tensors;
+    auto place_of_running = running_.begin();
+    const auto next_running = [&] { return statistics_.device + (place_of_running++)->first; };
+    for (BatchNorm& each : norms_) {
+      const Tensor<Scalar>*weight = each.tensors.weight, *bias = each.tensors.bias;
       const Index channels = std::ssize(weight->value);
-      each.sums = backend_.template allocate<double>(Index{2} * Slices::most * channels);
-      each.batch = allocate(Index{4} * channels);
-      Scalar* const running_numbers = statistics_.device.data();
-      each.norm = {part(weight, weights_.device).data(),
-                   part(bias, weights_.device).data(),
-                   running_numbers + running_[2 * n].first,
-                   running_numbers + running_[2 * n + 1].first,
-                   each.sums.data(),
-                   each.batch.data()};
+      each.norm = {.weight = part(weight, weights_.device).data(),
+                   .bias = part(bias, weights_.device).data(),
+                   .running_mean = next_running(),
+                   .running_var = next_running(),
+                   .sums = allocate<double>(Index{2} * Slices::most * channels),
+                   .batch = allocate(Index{4} * channels)};
       if (std::ranges::find(frozen_, weight) != frozen_.end()) continue;
-      each.weight_gradient = part(weight, gradients_).data();
-      each.bias_gradient = part(bias, gradients_).data();
+      each.norm.weight_gradient = part(weight, gradients_).data();
+      each.norm.bias_gradient = part(bias, gradients_).data();
     }
   }
-  DeviceLayer<Scalar> product(Layer& layer, Buffer<Scalar>& buffer) {
+  /// Numbers for what a layer's expansion is contracted to.
+  DeviceLayer<Scalar> product(Layer& layer) {
     Layout layout;
     const Index weight = layout.add(layer.product_weights), bias = layout.add(layer.product_biases);
     layer.product_count = layout.count();
-    buffer = allocate(layout.count());
-    zero_gaps(layout, buffer.data());
+    Scalar* const numbers = allocate(layout.count());
+    zero_gaps(layout, numbers);
     const auto part = [&](Index first, Index count) {
-      return count > 0 ? std::span(buffer.data() + first, static_cast<std::size_t>(count))
+      return count > 0 ? std::span(numbers + first, static_cast<std::size_t>(count))
                        : std::span<Scalar>();
     };
     return {part(weight, layer.product_weights), part(bias, layer.product_biases)};
@@ -903,13 +828,12 @@ class DeviceTape final : public Recorder<Scalar> {
         sharing.push_back(&*value);
         most = std::max(most, value->size.numbers());
       } else {
-        value->own_gradient = allocate(value->size.numbers());
-        value->gradient = value->own_gradient.data();
+        value->gradient = allocate(value->size.numbers());
       }
     }
-    shared_gradient_ = allocate(most);
     added_gradient_ = allocate(most_added);
-    for (Value* value : sharing) value->gradient = shared_gradient_.data();
+    Scalar* const shared = allocate(most);
+    for (Value* value : sharing) value->gradient = shared;
   }
 
   template <class Numbers>
@@ -917,16 +841,16 @@ class DeviceTape final : public Recorder<Scalar> {
     for (const auto& [tensor, first] : tensors) {
       std::ranges::copy(numbers(tensor), to.host.begin() + first);
     }
-    backend_.upload(std::span<const Scalar>(to.host), to.device.data());
+    backend_.upload(std::span<const Scalar>(to.host), to.device);
   }
+  static constexpr auto value_of = [](Tensor<Scalar>* tensor) { return std::span(tensor->value); };
   void upload_tensors() {
-    const auto value = [](const auto* tensor) { return std::span(tensor->value); };
-    upload(tensors_, weights_, value);
-    upload(running_, statistics_, value);
+    upload(tensors_, weights_, value_of);
+    upload(running_, statistics_, value_of);
   }
   template <class Numbers>
   void download(const std::vector<Placed>& tensors, Packed& from, Numbers&& numbers) {
-    backend_.download(from.device.data(), std::span<Scalar>(from.host));
+    backend_.download(from.device, std::span<Scalar>(from.host));
     for (const auto& [tensor, first] : tensors) {
       const std::span<Scalar> to = numbers(tensor);
       std::copy_n(from.host.begin() + first, to.size(), to.begin());
@@ -941,9 +865,8 @@ class DeviceTape final : public Recorder<Scalar> {
   void add_gradient(Value& x, const Step& step, Write&& write) {
     if (!x.differentiable) return;
     if (step.operation == x.reader) return write(x.gradient);
-    write(added_gradient_.data());
-    run(Sum<Scalar>{x.gradient, added_gradient_.data(), x.gradient,
-                    of_batch(x.size, step.images).numbers()},
+    write(added_gradient_);
+    run(Sum<Scalar>{{count(x, step)}, x.gradient, added_gradient_, x.gradient},
         x.name + ", sum of gradients");
   }
 
@@ -956,13 +879,12 @@ class DeviceTape final : public Recorder<Scalar> {
       this->run(program, name + ", " + purpose, stream);
     };
   }
-  static ConvolutionShape of_batch(ConvolutionShape shape, int images) {
-    shape.batch = images;
-    return shape;
-  }
   static MapSize of_batch(MapSize size, int images) {
     size.images = images;
     return size;
+  }
+  static Index count(const Value& x, const Step& step) {
+    return of_batch(x.size, step.images).numbers();
   }
   Scalar decay() const { return static_cast<Scalar>(descent_.decay); }
 
@@ -985,8 +907,8 @@ class DeviceTape final : public Recorder<Scalar> {
   void pull_back(Layer& layer, const Pass<Scalar>& pass) {
     if (!layer.is_expanded()) return;
     if (descent_.decay_products) {
-      Scalar* const gradient = layer.product_gradient.data();
-      run(Sum<Scalar>{gradient, layer.product.data(), gradient, layer.product_count, decay()},
+      Scalar* const gradient = layer.gradient.weight.data();
+      run(Sum<Scalar>{{layer.product_count}, gradient, layer.own.weight.data(), gradient, decay()},
           layer.name + ", the decay of its product", layer.stream);
     }
     layer.contraction->backward(layer.at);
@@ -996,16 +918,21 @@ class DeviceTape final : public Recorder<Scalar> {
   void descend(const Layout::Range& range, Scalar decay, const Pass<Scalar>& pass,
                const std::string& purpose, Stream stream) {
     if (range.count == 0) return;
-    Scalar* const weights = weights_.device.data() + range.first;
-    const Scalar* const gradients = gradients_.data() + range.first;
-    const auto state = [&](std::size_t s) { return states_[s].device.data() + range.first; };
+    Scalar* const weights = weights_.device + range.first;
+    const Scalar* const gradients = gradients_ + range.first;
+    const auto state = [&](std::size_t s) { return states_[s].device + range.first; };
     if (descent_.adam) {
-      run(DescendByAdam<Scalar>{weights, gradients, state(0), state(1), pass.clock, range.count,
+      run(DescendByAdam<Scalar>{range.count, weights, gradients, state(0), state(1), pass.clock,
                                 decay},
           purpose, stream);
     } else {
-      run(Descend<Scalar>{weights, gradients, state(0), pass.clock, range.count,
-                          static_cast<Scalar>(descent_.momentum), decay},
+      run(Descend<Scalar>{{range.count},
+                          weights,
+                          gradients,
+                          state(0),
+                          pass.clock,
+                          static_cast<Scalar>(descent_.momentum),
+                          decay},
           purpose, stream);
     }
   }
@@ -1024,9 +951,7 @@ class DeviceTape final : public Recorder<Scalar> {
   Layout::Range own_range_{}, undecayed_range_{};
   Packed weights_, statistics_;
   std::vector<Packed> states_;
-  Buffer<Scalar> gradients_, shared_gradient_, added_gradient_;
-  std::deque<Buffer<Scalar>> scratch_;
-  Buffer<double> slopes_;
+  Scalar *gradients_ = nullptr, *added_gradient_ = nullptr;
 };
 
 }  // namespace cifar::cuda

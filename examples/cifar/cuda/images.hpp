@@ -5,8 +5,6 @@
 #include "program.hpp"
 #include "training/crop.hpp"
 
-#include <concertina/cuda/block.hpp>
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -33,35 +31,30 @@ template <class Scalar>
 struct LoadImages {
   static constexpr int threads = detail::program_threads;
 
-  const std::uint8_t* pixels;  ///< [image][3][32][32]
-  const std::uint32_t* order;
-  const Clock* clock;
-  const Scalar* values;  ///< of normalized_values
+  Pass<Scalar> pass;
   Scalar* to;
-  int images, batch;
-  bool augmented;
-  std::uint64_t seed;
+  int images;
 
   Index blocks() const { return images; }
   std::size_t shared_bytes() const { return 0; }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index image) const {
     constexpr int width = side, plane = width * width, size = image_size;
     block.each_thread([&](int thread) {
-      const Clock now = block.read(clock);
-      const std::uint32_t index = block.read(order + now.step * batch + image);
-      const Crop crop = augmented ? crop_of({seed, now.epoch}, index) : Crop{};
+      const Clock now = block.read(pass.clock);
+      const std::uint32_t index = block.read(pass.order + now.step * pass.batch + image);
+      const Crop crop = pass.augmented ? crop_of({pass.seed, now.epoch}, index) : Crop{};
       const int top = static_cast<int>(crop.top - crop_border),
                 left = static_cast<int>(crop.left - crop_border);
       for (int i = thread; i < size; i += threads) {
         const int channel = i / plane, y = i % plane / width, x = i % width;
         const int from_y = y + top, from_x = (crop.flip ? width - 1 - x : x) + left;
         const bool inside = from_y >= 0 && from_y < width && from_x >= 0 && from_x < width;
-        const int pixel = inside ? block.read(pixels + static_cast<Index>(index) * size +
+        const int pixel = inside ? block.read(pass.pixels + static_cast<Index>(index) * size +
                                               channel * plane + from_y * width + from_x)
                                  : 0;
-        block.write(to + image * size + i, block.read(values + channel * 256 + pixel));
+        block.write(to + image * size + i, block.read(pass.values + channel * 256 + pixel));
       }
     });
   }

@@ -47,7 +47,7 @@ struct KernelGradientSlices {
     const int channel = static_cast<int>(index) % tile.groups * channels;
     const int in_tile = line % tile.in_tiles, slice = line / tile.in_tiles;
     const bool bias = maps.db != nullptr && in_tile == 0;
-    block.each_thread([&](int thread) { clear(sums[thread]); });
+    block.each_thread([&](int thread) { sums[thread] = Sums{}; });
     const int first = slice * tile.items_each, next = first + tile.items_each;
     for (int item = first; item < (next < tile.items ? next : tile.items); ++item) {
       block.each_thread(
@@ -66,7 +66,7 @@ struct KernelGradientSlices {
         const int other = thread - lanes;
         if (other < 0 || other >= others) return;
         CONCERTINA_UNROLL
-        for (int n = 0; n < 2 * taps; ++n) memory.set(n * others + other, sums[thread].four(n));
+        for (int n = 0; n < 2 * taps; ++n) memory.set(n * others + other, sums[thread].weight[n]);
         Four of_bias{};
         of_bias.at[0] = sums[thread].bias;
         memory.set(2 * taps * others + other, of_bias);
@@ -78,7 +78,9 @@ struct KernelGradientSlices {
       for (int split = 0; split < splits - 1; ++split) {
         CONCERTINA_UNROLL
         for (int n = 0; n < 2 * taps; ++n) {
-          sum.add(n, memory.get(n * others + split * lanes + thread));
+          const Four more = memory.get(n * others + split * lanes + thread);
+          CONCERTINA_UNROLL
+          for (int i = 0; i < 4; ++i) sum.weight[n].at[i] += more.at[i];
         }
         sum.bias += memory.get(2 * taps * others + split * lanes + thread).at[0];
       }
@@ -90,7 +92,8 @@ struct KernelGradientSlices {
         for (int t = 0; t < taps; ++t) {
           CONCERTINA_UNROLL
           for (int o = 0; o < channels; ++o) {
-            block.write(column + (t * channels + o) * tile.all_units, sum.weight[t][o]);
+            block.write(column + (t * channels + o) * tile.all_units,
+                        sum.weight[2 * t + o / 4].at[o % 4]);
           }
         }
       }
@@ -102,34 +105,14 @@ struct KernelGradientSlices {
   }
 
  private:
-  /// Of a unit, and of the bias of one output channel.
+  /// Of a unit, [tap][channel], and of the bias of one output channel.
   struct Sums {
-    Scalar weight[taps][channels];
+    Four weight[2 * taps];
     Scalar bias;
-
-    CONCERTINA_DEVICE Four four(int n) const {
-      Four result;
-      CONCERTINA_UNROLL
-      for (int i = 0; i < 4; ++i) result.at[i] = weight[n / 2][n % 2 * 4 + i];
-      return result;
-    }
-    CONCERTINA_DEVICE void add(int n, const Four& four) {
-      CONCERTINA_UNROLL
-      for (int i = 0; i < 4; ++i) weight[n / 2][n % 2 * 4 + i] += four.at[i];
-    }
   };
   struct Lane {
     int unit, split;
   };
-
-  CONCERTINA_DEVICE static void clear(Sums& sums) {
-    CONCERTINA_UNROLL
-    for (int t = 0; t < taps; ++t) {
-      CONCERTINA_UNROLL
-      for (int o = 0; o < channels; ++o) sums.weight[t][o] = Scalar(0);
-    }
-    sums.bias = Scalar(0);
-  }
 
   CONCERTINA_DEVICE Lane lane_of(int thread) const {
     Lane lane;
@@ -178,7 +161,9 @@ struct KernelGradientSlices {
           CONCERTINA_UNROLL
           for (int i = 0; i < strip; ++i) {
             CONCERTINA_UNROLL
-            for (int t = 0; t < taps; ++t) sums.weight[t][o] += gradient.at[i] * near[i + t];
+            for (int t = 0; t < taps; ++t) {
+              sums.weight[2 * t + o / 4].at[o % 4] += gradient.at[i] * near[i + t];
+            }
           }
         }
       }

@@ -4,13 +4,41 @@
 
 #include "program.hpp"
 
-#include <concertina/cuda/block.hpp>
-
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 
 namespace cifar::cuda {
+
+namespace detail {
+
+/// softmax(logits / temperature) of one image, a class at a time.
+template <class Scalar>
+struct Softmax {
+  const Scalar* logits;
+  Scalar temperature, largest, sum = 0;
+  int winner = 0;  ///< the first of the largest
+
+  template <class B>
+  CONCERTINA_DEVICE Softmax(B& block, const Scalar* logits_, int classes, Scalar temperature_)
+      : logits(logits_), temperature(temperature_), largest(block.read(logits_)) {
+    for (int k = 1; k < classes; ++k) {
+      const Scalar logit = block.read(logits + k);
+      if (logit > largest) largest = logit, winner = k;
+    }
+    for (int k = 0; k < classes; ++k) sum += exponential(block, k);
+  }
+  template <class B>
+  CONCERTINA_DEVICE Scalar exponential(B& block, int k) const {
+    return std::exp((block.read(logits + k) - largest) / temperature);
+  }
+  template <class B>
+  CONCERTINA_DEVICE Scalar probability(B& block, int k) const {
+    return exponential(block, k) / sum;
+  }
+};
+
+}  // namespace detail
 
 /// The mean over a step's images of the cross-entropy of softmax(logits) with their labels, and the
 /// images whose largest logit is the label's, into losses[step] and corrects[step]; the gradient of
@@ -19,14 +47,10 @@ template <class Scalar>
 struct CrossEntropy {
   static constexpr int threads = detail::program_threads;
 
-  const Scalar* logits;        ///< [image][class]
-  const std::uint8_t* labels;  ///< of the set's images
-  const std::uint32_t* order;
-  Clock* clock;
-  double* losses;
-  std::int32_t* corrects;
-  Scalar* gradient;  ///< [image][class]; null for none
-  int images, batch, classes;
+  Pass<Scalar> pass;
+  const Scalar* logits;  ///< [image][class]
+  Scalar* gradient;      ///< [image][class]; null for none
+  int images, classes;
   Scalar weight = 1;  ///< of the gradient
 
   Index blocks() const { return 1; }
@@ -34,18 +58,17 @@ struct CrossEntropy {
     return shared_size<double>(threads) + shared_size<std::int32_t>(threads);
   }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index) const {
     auto sums = block.template shared<double>(threads);
     auto counts = block.template shared<std::int32_t>(threads);
     block.each_thread([&](int thread) {
-      const Index first = block.read(clock).step * batch;
+      const Index first = block.read(pass.clock).step * pass.batch;
       double loss = 0;
       std::int32_t correct = 0;
       for (int image = thread; image < images; image += threads) {
-        const int label = block.read(labels + block.read(order + first + image));
-        const bool found = add(block, image, label, loss);
-        correct += found ? 1 : 0;
+        const int label = block.read(pass.labels + block.read(pass.order + first + image));
+        correct += add(block, image, label, loss) ? 1 : 0;
       }
       sums.set(thread, loss);
       counts.set(thread, correct);
@@ -53,11 +76,11 @@ struct CrossEntropy {
     detail::add_up<threads>(block, sums, counts);
     block.each_thread([&](int thread) {
       if (thread != 0) return;
-      Clock now = block.read(clock);
-      block.write(losses + now.step, sums.get(0) / images);
-      block.write(corrects + now.step, counts.get(0));
+      Clock now = block.read(pass.clock);
+      block.write(pass.losses + now.step, sums.get(0) / images);
+      block.write(pass.corrects + now.step, counts.get(0));
       ++now.step;
-      block.write(clock, now);
+      block.write(pass.clock, now);
     });
   }
 
@@ -65,24 +88,17 @@ struct CrossEntropy {
   /// Adds an image's loss and says whether its largest logit is the label's.
   template <class B>
   CONCERTINA_DEVICE bool add(B& block, int image, int label, double& loss) const {
-    const Scalar* const z = logits + static_cast<Index>(image) * classes;
-    Scalar largest = block.read(z);
-    int found = 0;
-    for (int k = 1; k < classes; ++k) {
-      const Scalar logit = block.read(z + k);
-      if (logit > largest) largest = logit, found = k;
-    }
-    Scalar sum(0);
-    for (int k = 0; k < classes; ++k) sum += std::exp(block.read(z + k) - largest);
-    loss += static_cast<double>(std::log(sum) - (block.read(z + label) - largest));
-    if (gradient == nullptr) return found == label;
+    const Index first = static_cast<Index>(image) * classes;
+    const detail::Softmax<Scalar> given(block, logits + first, classes, Scalar(1));
+    const Scalar of_label = block.read(logits + first + label) - given.largest;
+    loss += static_cast<double>(std::log(given.sum) - of_label);
+    if (gradient == nullptr) return given.winner == label;
     const Scalar share = weight / static_cast<Scalar>(images);
     for (int k = 0; k < classes; ++k) {
       const Scalar target = k == label ? Scalar(1) : Scalar(0);
-      const Scalar own = std::exp(block.read(z + k) - largest) / sum - target;
-      block.write(gradient + static_cast<Index>(image) * classes + k, own * share);
+      block.write(gradient + first + k, (given.probability(block, k) - target) * share);
     }
-    return found == label;
+    return given.winner == label;
   }
 };
 
@@ -91,54 +107,21 @@ struct CrossEntropy {
 /// gradient += share * (softmax(logits / temperature) - softmax(teacher / temperature)), a thread
 /// for each image, as distillation().
 template <class Scalar>
-struct Distill {
-  static constexpr int threads = detail::program_threads;
-
+struct Distill : detail::Elementwise<Distill<Scalar>> {
   const Scalar *logits, *teacher;  ///< [image][class]
   Scalar* gradient;
-  int images, classes;
+  int classes;
   Scalar temperature, share;
 
-  Index blocks() const { return detail::blocks_for(images, threads); }
-  std::size_t shared_bytes() const { return 0; }
-
-  template <concertina::cuda::ThreadBlock B>
-  CONCERTINA_DEVICE void operator()(B& block, Index index) const {
-    block.each_thread([&](int thread) {
-      const Index image = index * threads + thread;
-      if (image >= images) return;
-      const Softmax own = softmax(block, logits + image * classes),
-                    wanted = softmax(block, teacher + image * classes);
-      for (int k = 0; k < classes; ++k) {
-        const Index i = image * classes + k;
-        const Scalar more =
-            probability(block, own, logits + i) - probability(block, wanted, teacher + i);
-        block.write(gradient + i, block.read(gradient + i) + share * more);
-      }
-    });
-  }
-
- private:
-  struct Softmax {
-    Scalar largest, sum;
-  };
   template <class B>
-  CONCERTINA_DEVICE Scalar exponential(B& block, const Scalar* z, Scalar largest) const {
-    return std::exp((block.read(z) - largest) / temperature);
-  }
-  template <class B>
-  CONCERTINA_DEVICE Softmax softmax(B& block, const Scalar* z) const {
-    Softmax result{block.read(z), Scalar(0)};
-    for (int k = 1; k < classes; ++k) {
-      const Scalar other = block.read(z + k);
-      if (other > result.largest) result.largest = other;
+  CONCERTINA_DEVICE void at(B& block, Index image) const {
+    const Index first = image * classes;
+    const detail::Softmax<Scalar> own(block, logits + first, classes, temperature),
+        wanted(block, teacher + first, classes, temperature);
+    for (int k = 0; k < classes; ++k) {
+      const Scalar more = own.probability(block, k) - wanted.probability(block, k);
+      block.write(gradient + first + k, block.read(gradient + first + k) + share * more);
     }
-    for (int k = 0; k < classes; ++k) result.sum += exponential(block, z + k, result.largest);
-    return result;
-  }
-  template <class B>
-  CONCERTINA_DEVICE Scalar probability(B& block, const Softmax& of, const Scalar* z) const {
-    return exponential(block, z, of.largest) / of.sum;
   }
 };
 
@@ -180,7 +163,7 @@ struct SimilaritySlopes {
   Index blocks() const { return own.images; }
   std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const int i = static_cast<int>(index), images = own.images;
     auto sums = block.template shared<double>(threads),
@@ -217,7 +200,7 @@ struct SimilarityWeights {
   Index blocks() const { return own.images; }
   std::size_t shared_bytes() const { return shared_size<double>(threads); }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const int i = static_cast<int>(index), images = own.images;
     const auto slope = [&](int j) {

@@ -5,8 +5,7 @@
 
 #include "program.hpp"
 
-#include <concertina/cuda/block.hpp>
-
+#include <cmath>
 #include <cstddef>
 
 namespace cifar::cuda {
@@ -19,9 +18,8 @@ struct MapSize {
   CONCERTINA_HOST_DEVICE constexpr MapSize pooled(int window) const {
     return {images, channels, height / window, width / window};
   }
-  CONCERTINA_HOST_DEVICE constexpr Index numbers() const {
-    return static_cast<Index>(images) * channels * positions();
-  }
+  constexpr int of_image() const { return channels * positions(); }
+  constexpr Index numbers() const { return Index{images} * of_image(); }
 
   friend bool operator==(const MapSize&, const MapSize&) = default;
 };
@@ -54,14 +52,16 @@ struct Norm {
   double* sums = nullptr;
   /// Of the batch, which a pass back needs: [channel][4], mean, 1 / deviation, factor, offset.
   Scalar* batch = nullptr;
+  Scalar *weight_gradient = nullptr, *bias_gradient = nullptr;
 
   CONCERTINA_HOST_DEVICE constexpr bool exists() const { return weight != nullptr; }
 };
 
 namespace detail {
 
-/// What the programs of a norm share: a block for each channel and slice.
-template <class Scalar>
+/// What the programs of a norm and a pool in windows of Size x Size share: a block for each channel
+/// and slice. A window of 1 is no pool.
+template <class Scalar, int Size>
 struct NormProgram {
   static constexpr int threads = program_threads;
 
@@ -125,14 +125,18 @@ struct NormProgram {
       second.set(thread, there ? block.read(from + 1) : 0);
     });
   }
-};
 
-/// The programs behind a pool in windows of size x size; a window of 1 is no pool.
-template <class Scalar, int Size>
-struct PoolProgram : NormProgram<Scalar> {
-  using NormProgram<Scalar>::size, NormProgram<Scalar>::floor;
+  /// The first / count and the second, which thread 0 has.
+  template <class B, class Memory>
+  CONCERTINA_DEVICE void store_slice(B& block, Index index, const Memory& first,
+                                     const Memory& second, double count = 1) const {
+    block.each_thread([&](int thread) {
+      if (thread != 0) return;
+      block.write(norm.sums + 2 * index, first.get(0) / count);
+      block.write(norm.sums + 2 * index + 1, second.get(0));
+    });
+  }
 
- protected:
   static constexpr int taps = Size * Size;
   static_assert((taps & (taps - 1)) == 0, "halves");
 
@@ -173,20 +177,32 @@ struct PoolProgram : NormProgram<Scalar> {
     }
     return window;
   }
+
+  /// Calls each(window, number of y) for the thread's windows of the slice.
+  template <class B, class Each>
+  CONCERTINA_DEVICE void for_each_window(B& block, const Part& at, int thread, Scalar factor,
+                                         Scalar offset, Each&& each) const {
+    const int rows = size.height / Size, columns = size.width / Size, positions = rows * columns;
+    for_each_position(at, rows, columns, thread, [&](Index map, int row, int column) {
+      const Scalar* const from =
+          x + map * size.positions() + Size * row * size.width + Size * column;
+      each(window(block, from, factor, offset), map * positions + row * columns + column);
+    });
+  }
 };
 
 }  // namespace detail
 
 /// Each slice's mean and squared deviations from it, for each channel.
 /// Source  Chan, Golub, LeVeque, The American Statistician 1983
-template <class Scalar>
-struct NormMoments : detail::NormProgram<Scalar> {
-  using Base = detail::NormProgram<Scalar>;
+template <class Scalar, int Size>
+struct NormMoments : detail::NormProgram<Scalar, Size> {
+  using Base = detail::NormProgram<Scalar, Size>;
   using Base::threads, Base::size, Base::x, Base::norm;
 
   std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const auto at = this->part(index);
     const double count = at.slices.images_of(at.slice) * size.positions();
@@ -210,11 +226,7 @@ struct NormMoments : detail::NormProgram<Scalar> {
       squares.set(thread, static_cast<double>(sum));
     });
     detail::add_up<threads>(block, squares);
-    block.each_thread([&](int thread) {
-      if (thread != 0) return;
-      block.write(norm.sums + 2 * index, sums.get(0) / count);
-      block.write(norm.sums + 2 * index + 1, squares.get(0));
-    });
+    this->store_slice(block, index, sums, squares, count);
   }
 };
 
@@ -222,8 +234,8 @@ struct NormMoments : detail::NormProgram<Scalar> {
 /// statistics of the batch, from its moments, which move the running ones; in inference by the
 /// running ones.
 template <class Scalar, int Size>
-struct NormReluPool : detail::PoolProgram<Scalar, Size> {
-  using Base = detail::PoolProgram<Scalar, Size>;
+struct NormReluPool : detail::NormProgram<Scalar, Size> {
+  using Base = detail::NormProgram<Scalar, Size>;
   using Base::threads, Base::size, Base::x, Base::norm;
 
   Scalar* y;
@@ -233,7 +245,7 @@ struct NormReluPool : detail::PoolProgram<Scalar, Size> {
     return shared_size<Scalar>(2) + 3 * shared_size<double>(Slices::most);
   }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const auto at = this->part(index);
     auto affine = block.template shared<Scalar>(2);
@@ -256,73 +268,60 @@ struct NormReluPool : detail::PoolProgram<Scalar, Size> {
       detail::add_up<Slices::most>(block, squares);
     }
     block.each_thread([&](int thread) {
-      if (thread == 0) set_affine(block, at.channel, at.slice == 0, sums, squares, affine);
-    });
-    block.each_thread([&](int thread) {
-      const Scalar factor = affine.get(0), offset = affine.get(1);
-      const int rows = size.height / Size, columns = size.width / Size, positions = rows * columns;
-      this->for_each_position(at, rows, columns, thread, [&](Index map, int row, int column) {
-        const Scalar* const from =
-            x + map * size.positions() + Size * row * size.width + Size * column;
-        block.write(y + map * positions + row * columns + column,
-                    this->window(block, from, factor, offset).largest);
-      });
-    });
-  }
-
- private:
-  template <class B, class Moments, class Affine>
-  CONCERTINA_DEVICE void set_affine(B& block, int channel, bool keep, const Moments& sums,
-                                    const Moments& squares, const Affine& affine) const {
-    if (!norm.exists()) {
+      if (thread != 0) return;
       affine.set(0, Scalar(1));
       affine.set(1, Scalar(0));
-      return;
-    }
-    constexpr double eps = 1e-5, momentum = 0.1;
-    double mean = 0, variance = 0;
-    if (training) {
-      const double all = static_cast<double>(size.images) * size.positions();
-      mean = sums.get(0) / size.images;
-      variance = squares.get(0) / all;
-      if (keep) {
-        Scalar* const running_mean = norm.running_mean + channel;
-        Scalar* const running_var = norm.running_var + channel;
-        const auto moved = [&](const Scalar* from, double to) {
-          return static_cast<Scalar>((1 - momentum) * static_cast<double>(block.read(from)) +
-                                     momentum * to);
-        };
-        block.write(running_mean, moved(running_mean, mean));
-        block.write(running_var, moved(running_var, squares.get(0) / (all > 1 ? all - 1 : 1)));
+      if (!norm.exists()) return;
+      constexpr double eps = 1e-5, momentum = 0.1;
+      double mean = 0, variance = 0;
+      if (training) {
+        const double all = static_cast<double>(size.images) * size.positions();
+        mean = sums.get(0) / size.images;
+        variance = squares.get(0) / all;
+        if (at.slice == 0) {
+          Scalar* const running_mean = norm.running_mean + at.channel;
+          Scalar* const running_var = norm.running_var + at.channel;
+          const auto moved = [&](const Scalar* from, double to) {
+            return static_cast<Scalar>((1 - momentum) * static_cast<double>(block.read(from)) +
+                                       momentum * to);
+          };
+          block.write(running_mean, moved(running_mean, mean));
+          block.write(running_var, moved(running_var, squares.get(0) / (all > 1 ? all - 1 : 1)));
+        }
+      } else {
+        mean = static_cast<double>(block.read(norm.running_mean + at.channel));
+        variance = static_cast<double>(block.read(norm.running_var + at.channel));
       }
-    } else {
-      mean = static_cast<double>(block.read(norm.running_mean + channel));
-      variance = static_cast<double>(block.read(norm.running_var + channel));
-    }
-    const double inverse = 1 / std::sqrt(variance + eps),
-                 factor = inverse * static_cast<double>(block.read(norm.weight + channel)),
-                 offset = static_cast<double>(block.read(norm.bias + channel)) - mean * factor;
-    affine.set(0, static_cast<Scalar>(factor));
-    affine.set(1, static_cast<Scalar>(offset));
-    if (!training || !keep) return;
-    const double batch[4] = {mean, inverse, factor, offset};
-    for (int i = 0; i < 4; ++i) {
-      block.write(norm.batch + 4 * channel + i, static_cast<Scalar>(batch[i]));
-    }
+      const double inverse = 1 / std::sqrt(variance + eps),
+                   factor = inverse * static_cast<double>(block.read(norm.weight + at.channel)),
+                   offset = static_cast<double>(block.read(norm.bias + at.channel)) - mean * factor;
+      affine.set(0, static_cast<Scalar>(factor));
+      affine.set(1, static_cast<Scalar>(offset));
+      if (!training || at.slice != 0) return;
+      const double batch[4] = {mean, inverse, factor, offset};
+      for (int i = 0; i < 4; ++i) {
+        block.write(norm.batch + 4 * at.channel + i, static_cast<Scalar>(batch[i]));
+      }
+    });
+    block.each_thread([&](int thread) {
+      this->for_each_window(
+          block, at, thread, affine.get(0), affine.get(1),
+          [&](const auto& window, Index i) { block.write(y + i, window.largest); });
+    });
   }
 };
 
 /// For each channel and slice the sum of dL/dnorm(x), and of that with x - mean; from dL/dy.
 template <class Scalar, int Size>
-struct NormReluPoolSums : detail::PoolProgram<Scalar, Size> {
-  using Base = detail::PoolProgram<Scalar, Size>;
+struct NormReluPoolSums : detail::NormProgram<Scalar, Size> {
+  using Base = detail::NormProgram<Scalar, Size>;
   using Base::threads, Base::size, Base::x, Base::norm;
 
   const Scalar* gradient;  ///< of y
 
   std::size_t shared_bytes() const { return 2 * shared_size<double>(threads); }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const auto at = this->part(index);
     auto sums = block.template shared<double>(threads),
@@ -331,14 +330,10 @@ struct NormReluPoolSums : detail::PoolProgram<Scalar, Size> {
       const Scalar* const batch = norm.batch + 4 * at.channel;
       const Scalar mean = block.read(batch), factor = block.read(batch + 2),
                    offset = block.read(batch + 3);
-      const int rows = size.height / Size, columns = size.width / Size, positions = rows * columns;
       Scalar sum(0), product(0);
-      this->for_each_position(at, rows, columns, thread, [&](Index map, int row, int column) {
-        const Scalar* const from =
-            x + map * size.positions() + Size * row * size.width + Size * column;
-        const auto window = this->window(block, from, factor, offset);
+      this->for_each_window(block, at, thread, factor, offset, [&](const auto& window, Index i) {
         if (window.winner < 0) return;
-        const Scalar own = block.read(gradient + map * positions + row * columns + column);
+        const Scalar own = block.read(gradient + i);
         sum += own;
         product += own * (window.winning_x - mean);
       });
@@ -346,29 +341,26 @@ struct NormReluPoolSums : detail::PoolProgram<Scalar, Size> {
       products.set(thread, static_cast<double>(product));
     });
     detail::add_up<threads>(block, sums, products);
-    block.each_thread([&](int thread) {
-      if (thread != 0) return;
-      block.write(norm.sums + 2 * index, sums.get(0));
-      block.write(norm.sums + 2 * index + 1, products.get(0));
-    });
+    this->store_slice(block, index, sums, products);
   }
 };
 
-/// dL/dx from dL/dy and, where there is a norm, its sums; and the norm's own gradients.
+/// dL/dx from dL/dy and, where there is a norm, its sums; and the norm's own gradients. Of a norm
+/// it is factor * (dy - mean(dy) - xhat * mean(dy * xhat)), with xhat = (x - mean) * inverse: the
+/// means over the batch are a level and a slope.
 template <class Scalar, int Size>
-struct NormReluPoolGradient : detail::PoolProgram<Scalar, Size> {
-  using Base = detail::PoolProgram<Scalar, Size>;
+struct NormReluPoolGradient : detail::NormProgram<Scalar, Size> {
+  using Base = detail::NormProgram<Scalar, Size>;
   using Base::threads, Base::size, Base::x, Base::norm;
 
   const Scalar* gradient;  ///< of y
   Scalar* x_gradient;
-  Scalar *weight_gradient = nullptr, *bias_gradient = nullptr;
 
   std::size_t shared_bytes() const {
     return shared_size<Scalar>(2) + 2 * shared_size<double>(Slices::most);
   }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const auto at = this->part(index);
     auto line = block.template shared<Scalar>(2);
@@ -379,7 +371,18 @@ struct NormReluPoolGradient : detail::PoolProgram<Scalar, Size> {
       detail::add_up<Slices::most>(block, sums, products);
     }
     block.each_thread([&](int thread) {
-      if (thread == 0) set_line(block, at.channel, at.slice == 0, sums, products, line);
+      if (thread != 0) return;
+      line.set(0, Scalar(0));
+      line.set(1, Scalar(0));
+      if (!norm.exists()) return;
+      const auto inverse = static_cast<double>(block.read(norm.batch + 4 * at.channel + 1));
+      const double all = static_cast<double>(size.images) * size.positions(), sum = sums.get(0),
+                   product = products.get(0) * inverse;
+      line.set(0, static_cast<Scalar>(sum / all));
+      line.set(1, static_cast<Scalar>(inverse * (product / all)));
+      if (at.slice != 0) return;
+      block.write(norm.weight_gradient + at.channel, static_cast<Scalar>(product));
+      block.write(norm.bias_gradient + at.channel, static_cast<Scalar>(sum));
     });
     block.each_thread([&](int thread) {
       const bool exists = norm.exists();
@@ -420,27 +423,6 @@ struct NormReluPoolGradient : detail::PoolProgram<Scalar, Size> {
       };
       this->for_each_position(at, all_rows, all_columns, thread, set);
     });
-  }
-
- private:
-  /// factor * (dy - mean(dy) - xhat * mean(dy * xhat)), with xhat = (x - mean) * inverse: the means
-  /// over the batch are a level and a slope.
-  template <class B, class Sums, class Line>
-  CONCERTINA_DEVICE void set_line(B& block, int channel, bool keep, const Sums& sums,
-                                  const Sums& products, const Line& line) const {
-    if (!norm.exists()) {
-      line.set(0, Scalar(0));
-      line.set(1, Scalar(0));
-      return;
-    }
-    const auto inverse = static_cast<double>(block.read(norm.batch + 4 * channel + 1));
-    const double all = static_cast<double>(size.images) * size.positions(), sum = sums.get(0),
-                 product = products.get(0) * inverse;
-    line.set(0, static_cast<Scalar>(sum / all));
-    line.set(1, static_cast<Scalar>(inverse * (product / all)));
-    if (!keep) return;
-    block.write(weight_gradient + channel, static_cast<Scalar>(product));
-    block.write(bias_gradient + channel, static_cast<Scalar>(sum));
   }
 };
 

@@ -4,8 +4,6 @@
 
 #include "program.hpp"
 
-#include <concertina/cuda/block.hpp>
-
 #include <cstddef>
 
 namespace cifar::cuda {
@@ -41,7 +39,7 @@ struct Product {
     return 2 * shared_size<Scalar>(tile * step) + 2 * shared_size<Scalar>(threads);
   }
 
-  template <concertina::cuda::ThreadBlock B>
+  template <ThreadBlock B>
   CONCERTINA_DEVICE void operator()(B& block, Index index) const {
     const int column_tiles = (columns + tile - 1) / tile, at = static_cast<int>(index);
     const int first_row = at / column_tiles * tile, first_column = at % column_tiles * tile;

@@ -31,7 +31,7 @@ class BackendTraining final : public Accelerator<Scalar> {
         test_(set_of(plan.test)) {
     std::vector<std::uint32_t> order(plan.test.labels.size());
     std::iota(order.begin(), order.end(), 0U);
-    backend_.upload(std::span<const std::uint32_t>(order), test_.order.data());
+    backend_.upload(std::span<const std::uint32_t>(order), test_.order);
   }
 
   BackendTraining(const BackendTraining&) = delete;
@@ -44,7 +44,7 @@ class BackendTraining final : public Accelerator<Scalar> {
 
   Steps epoch(const Epoch& epoch, const States<Scalar>& states) override {
     tape_.begin_epoch(states);
-    backend_.upload(epoch.order, train_.order.data());
+    backend_.upload(epoch.order, train_.order);
     const Clock start{
         .epoch = epoch.number, .steps_before = epoch.steps, .learning_rate = epoch.learning_rate};
     const Steps steps = run(train_, start, augmented_, true);
@@ -61,24 +61,21 @@ class BackendTraining final : public Accelerator<Scalar> {
   B& backend() { return backend_; }
 
  private:
-  template <class T>
-  using Buffer = typename B::template Buffer<T>;
-
   /// A set of images, and what a pass over it leaves.
   struct Set {
     Index images;
-    Buffer<std::uint8_t> pixels, labels;
-    Buffer<std::uint32_t> order;
-    Buffer<double> losses;
-    Buffer<std::int32_t> corrects;
+    std::uint8_t *pixels, *labels;
+    std::uint32_t* order;
+    double* losses;
+    std::int32_t* corrects;
   };
 
   template <class Numbers>
   auto uploaded(const Numbers& numbers) {
     using T = std::remove_cv_t<typename Numbers::value_type>;
-    auto buffer = backend_.template allocate<T>(std::ssize(numbers));
-    backend_.upload(std::span<const T>(numbers), buffer.data());
-    return buffer;
+    T* const to = backend_.template allocate<T>(std::ssize(numbers));
+    backend_.upload(std::span<const T>(numbers), to);
+    return to;
   }
   Set set_of(const ImageSet& set) {
     const Index images = std::ssize(set.labels), steps = (images + batch_ - 1) / batch_;
@@ -92,10 +89,9 @@ class BackendTraining final : public Accelerator<Scalar> {
 
   /// All of a set's batches, one after another, without waiting for any.
   Steps run(Set& set, const Clock& start, bool augmented, bool training) {
-    backend_.upload(std::span<const Clock>(&start, 1), clock_.data());
-    const Pass<Scalar> pass{
-        set.pixels.data(), set.labels.data(),   set.order.data(), clock_.data(), values_.data(),
-        set.losses.data(), set.corrects.data(), batch_,           augmented,     seed_};
+    backend_.upload(std::span<const Clock>(&start, 1), clock_);
+    const Pass<Scalar> pass{set.pixels, set.labels,   set.order, clock_,    values_,
+                            set.losses, set.corrects, batch_,    augmented, seed_};
     for (Index first = 0; first < set.images; first += batch_) {
       const int images = static_cast<int>(std::min<Index>(batch_, set.images - first));
       backend_.repeat({training, images}, [&] {
@@ -108,8 +104,8 @@ class BackendTraining final : public Accelerator<Scalar> {
     }
     const auto count = static_cast<std::size_t>((set.images + batch_ - 1) / batch_);
     Steps steps{.losses = std::vector<double>(count), .corrects = std::vector<std::int32_t>(count)};
-    backend_.download(set.losses.data(), std::span(steps.losses));
-    backend_.download(set.corrects.data(), std::span(steps.corrects));
+    backend_.download(set.losses, std::span(steps.losses));
+    backend_.download(set.corrects, std::span(steps.corrects));
     return steps;
   }
 
@@ -118,8 +114,8 @@ class BackendTraining final : public Accelerator<Scalar> {
   bool augmented_;
   std::uint64_t seed_;
   DeviceTape<Scalar, B> tape_;
-  Buffer<Scalar> values_;
-  Buffer<Clock> clock_;
+  Scalar* values_;
+  Clock* clock_;
   Set train_, test_;
 };
 

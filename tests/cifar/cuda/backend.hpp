@@ -27,26 +27,13 @@ namespace cifar::test {
 
 class HostBackend {
  public:
-  /// Its numbers are the backend's, which keeps them: that memory is used again would confuse the
-  /// executor.
+  /// Memory that is used again would confuse the executor.
   template <class T>
-  class Buffer {
-   public:
-    Buffer() = default;
-    explicit Buffer(T* numbers) : numbers_(numbers) {}
-    T* data() { return numbers_; }
-    const T* data() const { return numbers_; }
-
-   private:
-    T* numbers_ = nullptr;
-  };
-
-  template <class T>
-  Buffer<T> allocate(Index count) {
+  T* allocate(Index count) {
     const auto numbers = std::make_shared<std::vector<T>>(static_cast<std::size_t>(count));
     if (count > 0) memory_.lend_unwritten(*numbers);
     buffers_.push_back(numbers);
-    return Buffer<T>(numbers->data());
+    return numbers->data();
   }
 
   /// Throw  concertina::Error where a recording would not have the copy
@@ -54,14 +41,14 @@ class HostBackend {
   void upload(std::span<const T> from, T* to) {
     refuse_to_record("an upload");
     finish();
-    execute(Upload<T>{from, to}, memory_);
+    execute(Upload<T>{{std::ssize(from)}, from.data(), to}, memory_);
     ++uploads;
   }
   template <class T>
   void download(const T* from, std::span<T> to) {
     refuse_to_record("a download");
     finish();
-    execute(Download<T>{from, to}, memory_);
+    execute(Download<T>{{std::ssize(to)}, from, to.data()}, memory_);
     ++downloads;
   }
 
@@ -124,14 +111,14 @@ class HostBackend {
       constexpr int most = concertina::cuda::ContractionPlan::most_tensors;
       backend_.sequence.push_back(name_of(stream_) + ": " + purpose);
       backend_.issue(stream_, [this, addresses = table.addresses<most>(), &pass] {
-        execute<Scalar, Scalar>(pass, addresses, workspace_.data(), 1, backend_.memory());
+        execute<Scalar, Scalar>(pass, addresses, workspace_, 1, backend_.memory());
       });
     }
 
     HostBackend& backend_;
     cuda::Stream stream_;
     concertina::cuda::ContractionPlan plan_;
-    Buffer<Scalar> workspace_;
+    Scalar* workspace_;
   };
 
   /// What is no program takes part in recordings too.
@@ -234,33 +221,23 @@ class HostBackend {
 
   /// The executor sees one side; the other is the test's.
   template <class T>
-  struct Upload {
-    static constexpr int threads = 1;
-    std::span<const T> from;
+  struct Upload : cuda::detail::Elementwise<Upload<T>> {
+    const T* from;
     T* to;
 
-    Index blocks() const { return 1; }
-    std::size_t shared_bytes() const { return 0; }
-    template <concertina::cuda::ThreadBlock B>
-    void operator()(B& block, Index) const {
-      block.each_thread([&](int) {
-        for (std::size_t i = 0; i < from.size(); ++i) block.write(to + i, from[i]);
-      });
+    template <class B>
+    void at(B& block, Index i) const {
+      block.write(to + i, from[i]);
     }
   };
   template <class T>
-  struct Download {
-    static constexpr int threads = 1;
+  struct Download : cuda::detail::Elementwise<Download<T>> {
     const T* from;
-    std::span<T> to;
+    T* to;
 
-    Index blocks() const { return 1; }
-    std::size_t shared_bytes() const { return 0; }
-    template <concertina::cuda::ThreadBlock B>
-    void operator()(B& block, Index) const {
-      block.each_thread([&](int) {
-        for (std::size_t i = 0; i < to.size(); ++i) to[i] = block.read(from + i);
-      });
+    template <class B>
+    void at(B& block, Index i) const {
+      to[i] = block.read(from + i);
     }
   };
 

@@ -166,15 +166,12 @@ Planned<Scalar> plan(const ConvolutionShape& shape, int busy = busy_blocks) {
           detail::choose_kernel_tile<Scalar>(shape, busy)};
 }
 
-/// A network's layer, its kernel and padding still to come.
+/// Maps that keep their size.
+ConvolutionShape layer(int batch, int in, int out, int height, int width, int kernel) {
+  return {batch, in, out, height, width, kernel, (kernel - 1) / 2};
+}
 ConvolutionShape layer(int batch, int in, int out, int size, int kernel) {
-  return {.batch = batch,
-          .in = in,
-          .out = out,
-          .height = size,
-          .width = size,
-          .kernel = kernel,
-          .padding = (kernel - 1) / 2};
+  return layer(batch, in, out, size, size, kernel);
 }
 
 }  // namespace
@@ -190,14 +187,9 @@ TEMPLATE_TEST_CASE("a convolution and its gradients are as defined, for every ke
     const int least = kernel - 2 * padding;  // that leaves a position
     const int height = std::max(least, 1) + random_int(rng, 0, 4);
     const int width = std::max(least, 1) + random_int(rng, 0, 6);
-    check<TestType>({.batch = random_int(rng, 1, 3),
-                     .in = random_int(rng, 1, 5),
-                     .out = random_int(rng, 1, 10),
-                     .height = height,
-                     .width = width,
-                     .kernel = kernel,
-                     .padding = padding},
-                    rng);
+    const int batch = random_int(rng, 1, 3), in = random_int(rng, 1, 5);
+    const int out = random_int(rng, 1, 10);
+    check<TestType>({batch, in, out, height, width, kernel, padding}, rng);
   }
 }
 
@@ -205,9 +197,7 @@ TEMPLATE_TEST_CASE("the largest kernel fits, on the smallest map and on a wide o
                    "[cuda][convolution]", float, double) {
   Rng rng(31);
   for (const int width : {1, 70}) {
-    const ConvolutionShape shape{
-        .batch = 1, .in = 1, .out = 2, .height = 1, .width = width, .kernel = 31, .padding = 15};
-    check<TestType>(shape, true, busy_blocks, rng);
+    check<TestType>(layer(1, 1, 2, 1, width, 31), true, busy_blocks, rng);
   }
 }
 
@@ -215,36 +205,15 @@ TEST_CASE("channels, positions and images around the ends of a tile", "[cuda][co
   const int kernel = GENERATE(1, 3, 5);
   Rng rng(at(100 + kernel));
   for (const int channels : {7, 8, 9, 17}) {
-    check<float>({.batch = 2,
-                  .in = channels,
-                  .out = 16 - channels + 2,
-                  .height = 3,
-                  .width = channels,
-                  .kernel = kernel,
-                  .padding = kernel / 2},
-                 rng);
+    check<float>(layer(2, channels, 18 - channels, 3, channels, kernel), rng);
   }
   for (const int width : {1, 3, 4, 5, 65}) {
     for (const int height : {1, 4, 9}) {
-      check<float>({.batch = 1,
-                    .in = 2,
-                    .out = 3,
-                    .height = height,
-                    .width = width,
-                    .kernel = kernel,
-                    .padding = kernel / 2},
-                   rng);
+      check<float>(layer(1, 2, 3, height, width, kernel), rng);
     }
   }
   for (const int batch : {1, 2, 31, 33}) {
-    check<float>({.batch = batch,
-                  .in = 2,
-                  .out = 9,
-                  .height = 2,
-                  .width = 3,
-                  .kernel = kernel,
-                  .padding = kernel / 2},
-                 rng);
+    check<float>(layer(batch, 2, 9, 2, 3, kernel), rng);
   }
 }
 
@@ -261,8 +230,7 @@ TEST_CASE("tiles divide images, rows, columns, groups, channels and batches",
           "[cuda][convolution]") {
   Rng rng(17);
   SECTION("images, and slices of them") {
-    const ConvolutionShape shape{
-        .batch = 33, .in = 2, .out = 9, .height = 2, .width = 3, .kernel = 3, .padding = 1};
+    const ConvolutionShape shape = layer(33, 2, 9, 2, 3, 3);
     const Planned<float> many = plan<float>(shape), few = plan<float>(shape, 1);
     CHECK(many.kernel.slices > 1);
     CHECK(few.kernel.slices == 1);
@@ -274,8 +242,7 @@ TEST_CASE("tiles divide images, rows, columns, groups, channels and batches",
     check<float>(shape, rng);
   }
   SECTION("rows and columns, into parts that do not divide them") {
-    const ConvolutionShape shape{
-        .batch = 1, .in = 2, .out = 3, .height = 17, .width = 65, .kernel = 3, .padding = 1};
+    const ConvolutionShape shape = layer(1, 2, 3, 17, 65, 3);
     const Planned<float> tiles = plan<float>(shape, 4);
     CHECK(tiles.forward.rows == 9);
     CHECK(tiles.forward.column_tiles == 2);
@@ -310,14 +277,8 @@ TEMPLATE_TEST_CASE("there is a tile for every kernel, and it fits the smallest d
   for (int kernel = 1; kernel <= 31; ++kernel) {
     for (const int width : {31, 64, 65, 300}) {
       for (const int channels : {1, 8, 70}) {
-        const ConvolutionShape shape{.batch = 200,
-                                     .in = channels,
-                                     .out = channels,
-                                     .height = 33,
-                                     .width = width,
-                                     .kernel = kernel,
-                                     .padding = kernel / 2};
-        const Planned<TestType> tiles = plan<TestType>(shape);
+        const Planned<TestType> tiles =
+            plan<TestType>({200, channels, channels, 33, width, kernel, kernel / 2});
         for (const int fours : {tiles.forward.fours, tiles.backward.fours, tiles.kernel.fours}) {
           REQUIRE(fours > 0);
           REQUIRE(at(fours) * sizeof(detail::Four<TestType>) <= 96 * 1024);

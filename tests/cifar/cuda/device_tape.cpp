@@ -81,6 +81,18 @@ void check_alike(const concertina::io::Safetensors& a, const concertina::io::Saf
   }
 }
 
+/// A training's numbers at its end, in float on an accelerator.
+concertina::io::Safetensors trained(const NetworkOptions& network, const Recipe& recipe,
+                                    const Dataset& data, bool forked = true) {
+  ThreadPool pool(1);
+  Training<float> training(network, recipe, data, pool);
+  cuda::TrainingPlan plan = training.accelerator_plan();
+  plan.overlap.forked = forked;
+  training.compute_on(in_float(plan));
+  for (Index epoch = 0; epoch < epochs; ++epoch) training.epoch();
+  return training.checkpoint();
+}
+
 struct Case {
   NetworkOptions network;
   Recipe recipe;
@@ -258,23 +270,14 @@ TEST_CASE("streams of a step change no bit", "[cuda][cifar]") {
   const double rate = 1;
   const std::vector<std::string> models = {"compact", "cl+fc"};
 #endif
-  ThreadPool pool(2);
   const Dataset data = generated_dataset(10, images, 1, 12);
   for (const std::string& model : models) {
     INFO(model);
+    const NetworkOptions network{.model = model, .kernel = kernel, .rate = rate};
     const Recipe recipe{.batch = batch, .weight_decay = 0.01, .seed = 13};
-    const auto outcome = [&](const cuda::Overlap& overlap) {
-      Training<float> training({.model = model, .kernel = kernel, .rate = rate}, recipe, data,
-                               pool);
-      cuda::TrainingPlan plan = training.accelerator_plan();
-      plan.overlap = overlap;
-      training.compute_on(in_float(plan));
-      for (Index epoch = 0; epoch < epochs; ++epoch) training.epoch();
-      return training.checkpoint();
-    };
-    const auto plain = outcome({.forked = false});
+    const auto plain = trained(network, recipe, data, false);
     for (int order = 0; order < 3; ++order) {  // each with another order of streams
-      CHECK(outcome({.forked = true}) == plain);
+      CHECK(trained(network, recipe, data) == plain);
     }
   }
 }
@@ -288,20 +291,14 @@ TEST_CASE("trainings side by side are as one alone", "[cuda][cifar]") {
 #endif
   const Dataset data = generated_dataset(10, 3, 1, 14);
   const NetworkOptions network{.model = "cl+fc", .kernel = 3, .rate = 1};
-  const auto outcome = [&] {
-    ThreadPool pool(1);
-    Training<float> training(network, {.batch = 2, .weight_decay = 0.01, .seed = 15}, data, pool);
-    training.compute_on(in_float(training.accelerator_plan()));
-    for (Index epoch = 0; epoch < epochs; ++epoch) training.epoch();
-    return training.checkpoint();
-  };
-  const auto alone = outcome();
+  const Recipe recipe{.batch = 2, .weight_decay = 0.01, .seed = 15};
+  const auto alone = trained(network, recipe, data);
   // Each begins, records its graphs and ends while others are anywhere in theirs.
   std::vector<std::future<bool>> equal;
   for (int thread = 0; thread < side_by_side; ++thread) {
     equal.push_back(std::async(std::launch::async, [&] {
       for (int training = 0; training < each; ++training) {
-        if (outcome() != alone) return false;
+        if (trained(network, recipe, data) != alone) return false;
       }
       return true;
     }));

@@ -1,6 +1,10 @@
 // The block programs of a SmallNet on a device, each against loops written from its definition.
 // SPDX-License-Identifier: Apache-2.0
-#include "cifar/cuda/operations.hpp"
+#include "cifar/cuda/elementwise.hpp"
+#include "cifar/cuda/images.hpp"
+#include "cifar/cuda/losses.hpp"
+#include "cifar/cuda/norm.hpp"
+#include "cifar/cuda/product.hpp"
 
 #include "cuda/executor.hpp"
 #include "support.hpp"
@@ -34,6 +38,15 @@ std::vector<Scalar> integers(Index count, Rng& rng) {
   return numbers;
 }
 
+template <class... Numbers>
+void lend(Memory& memory, Numbers&... numbers) {
+  (memory.lend(numbers), ...);
+}
+template <class... Numbers>
+void lend_unwritten(Memory& memory, Numbers&... numbers) {
+  (memory.lend_unwritten(numbers), ...);
+}
+
 // ---- images -------------------------------------------------------------------------------------
 
 TEMPLATE_TEST_CASE("images are loaded to the bit as on the host", "[cuda][cifar]", float, double) {
@@ -44,17 +57,19 @@ TEMPLATE_TEST_CASE("images are loaded to the bit as on the host", "[cuda][cifar]
   const bool augmented = GENERATE(true, false);
   const Augmentation augmentation{.seed = 5, .epoch = 9};
   for (const auto& [step, images] : {std::pair(0, 7), std::pair(1, 7), std::pair(2, 6)}) {
-    const std::vector<Clock> clock = {{.epoch = 9, .step = step}};
+    std::vector<Clock> clock = {{.epoch = 9, .step = step}};
     std::vector<TestType> to(size(images * image_size));
     Memory memory;
-    memory.lend(data.train.pixels);
-    memory.lend(order);
-    memory.lend(clock);
-    memory.lend(values);
+    lend(memory, data.train.pixels, order, std::as_const(clock), values);
     memory.lend_unwritten(to);
-    execute(LoadImages<TestType>{data.train.pixels.data(), order.data(), clock.data(),
-                                 values.data(), to.data(), images, batch, augmented, 5},
-            memory);
+    const Pass<TestType> pass{.pixels = data.train.pixels.data(),
+                              .order = order.data(),
+                              .clock = clock.data(),
+                              .values = values.data(),
+                              .batch = batch,
+                              .augmented = augmented,
+                              .seed = 5};
+    execute(LoadImages<TestType>{pass, to.data(), images}, memory);
     memory.require_written(to);
     std::vector<TestType> expected(size(image_size * 16));
     const auto which = std::span(order).subspan(size(step * batch), size(images));
@@ -91,12 +106,19 @@ struct NormNumbers {
     sums.resize(2 * Slices::most * weight.size());
   }
 
-  Norm<Scalar> lend(Memory& memory) {
-    for (auto* each : {&weight, &bias}) memory.lend(std::as_const(*each));
-    for (auto* each : {&mean, &var}) memory.lend(*each);
-    for (auto* each : {&batch, &weight_gradient, &bias_gradient}) memory.lend_unwritten(*each);
+  Norm<Scalar> lent_to(Memory& memory) {
+    lend(memory, std::as_const(weight), std::as_const(bias));
+    lend(memory, mean, var);
+    lend_unwritten(memory, batch, weight_gradient, bias_gradient);
     memory.lend_unwritten(sums);
-    return {weight.data(), bias.data(), mean.data(), var.data(), sums.data(), batch.data()};
+    return {weight.data(),
+            bias.data(),
+            mean.data(),
+            var.data(),
+            sums.data(),
+            batch.data(),
+            weight_gradient.data(),
+            bias_gradient.data()};
   }
 };
 
@@ -222,21 +244,14 @@ void check_norms(bool exists, bool relu) {
     REQUIRE(expected.nearest > 1e-4);
     std::vector<Scalar> y(size(pooled)), dx(x.size());
     Memory memory(size(maps.images));
-    memory.lend(x);
-    memory.lend(dy);
-    memory.lend_unwritten(y);
-    memory.lend_unwritten(dx);
-    const auto norm = exists ? numbers.lend(memory) : Norm<Scalar>{};
-    const detail::NormProgram<Scalar> program{maps, x.data(), norm, floor};
-    if (exists) execute(NormMoments<Scalar>{program}, memory);
-    execute(NormReluPool<Scalar, side>{{program}, y.data(), true}, memory);
-    if (exists) execute(NormReluPoolSums<Scalar, side>{{program}, dy.data()}, memory);
-    execute(NormReluPoolGradient<Scalar, side>{{program},
-                                               dy.data(),
-                                               dx.data(),
-                                               numbers.weight_gradient.data(),
-                                               numbers.bias_gradient.data()},
-            memory);
+    lend(memory, x, dy);
+    lend_unwritten(memory, y, dx);
+    const auto norm = exists ? numbers.lent_to(memory) : Norm<Scalar>{};
+    const detail::NormProgram<Scalar, side> program{maps, x.data(), norm, floor};
+    if (exists) execute(NormMoments<Scalar, side>{program}, memory);
+    execute(NormReluPool<Scalar, side>{program, y.data(), true}, memory);
+    if (exists) execute(NormReluPoolSums<Scalar, side>{program, dy.data()}, memory);
+    execute(NormReluPoolGradient<Scalar, side>{program, dy.data(), dx.data()}, memory);
     memory.require_written(y);
     memory.require_written(dx);
     CHECK(beyond(y, expected.y, expected.y_bound) == 0);
@@ -271,8 +286,8 @@ TEMPLATE_TEST_CASE("batch norm in inference goes by the running statistics", "[c
   Memory memory;
   memory.lend(x);
   memory.lend_unwritten(y);
-  const auto norm = numbers.lend(memory);
-  execute(NormReluPool<TestType, 2>{{{maps, x.data(), norm}}, y.data(), false}, memory);
+  const auto norm = numbers.lent_to(memory);
+  execute(NormReluPool<TestType, 2>{{maps, x.data(), norm}, y.data(), false}, memory);
   memory.require_written(y);
   CHECK(beyond(y, expected.y, expected.y_bound) == 0);
   CHECK(numbers.mean == before.mean);
@@ -301,12 +316,10 @@ TEST_CASE("a pool keeps NaN, and gives it no gradient", "[cuda][cifar]") {
                             dy = {5, 6, 7, 8};
   std::vector<double> y(4), dx(16);
   Memory memory;
-  memory.lend(x);
-  memory.lend(dy);
-  memory.lend_unwritten(y);
-  memory.lend_unwritten(dx);
-  execute(NormReluPool<double, 2>{{{maps, x.data(), {}}}, y.data(), true}, memory);
-  execute(NormReluPoolGradient<double, 2>{{{maps, x.data(), {}}}, dy.data(), dx.data()}, memory);
+  lend(memory, x, dy);
+  lend_unwritten(memory, y, dx);
+  execute(NormReluPool<double, 2>{{maps, x.data(), {}}, y.data(), true}, memory);
+  execute(NormReluPoolGradient<double, 2>{{maps, x.data(), {}}, dy.data(), dx.data()}, memory);
   for (std::size_t c = 0; c < 3; ++c) CHECK(std::isnan(y[c]));
   CHECK(y[3] == 0);
   CHECK(dx == std::vector<double>(16));
@@ -315,24 +328,21 @@ TEST_CASE("a pool keeps NaN, and gives it no gradient", "[cuda][cifar]") {
 // ---- grids and sums of maps ---------------------------------------------------------------------
 
 TEST_CASE("a grid takes positions of planes, and spreads them", "[cuda][cifar]") {
-  struct Case {
-    int small_height, small_width, height, width, row, column, step;
-  };
   Rng rng(8);
-  for (const Case& c :
-       {Case{3, 4, 5, 7, 0, 0, 2}, Case{3, 3, 6, 6, 0, 0, 2}, Case{3, 1, 3, 3, 0, 1, 1},
-        Case{1, 2, 4, 6, 2, 1, 3}, Case{1, 1, 1, 1, 0, 0, 2}}) {
-    const int planes = 70, small = c.small_height * c.small_width, all = c.height * c.width;
+  constexpr int planes = 70;
+  for (const GridShape& c :
+       {GridShape{planes, 3, 4, 5, 7, 2}, GridShape{planes, 3, 3, 6, 6, 2},
+        GridShape{planes, 3, 1, 3, 3, 1, 0, 1}, GridShape{planes, 1, 2, 4, 6, 3, 2, 1},
+        GridShape{planes, 1, 1, 1, 1, 2}}) {
+    const int small = c.small_height * c.small_width, all = c.height * c.width;
     const auto from = integers<float>(planes * all, rng),
                back = integers<float>(planes * small, rng);
     std::vector<float> taken(back.size()), spread(from.size());
     Memory memory;
-    for (const auto* each : {&from, &back}) memory.lend(*each);
-    for (auto* each : {&taken, &spread}) memory.lend_unwritten(*each);
+    lend(memory, from, back);
+    lend_unwritten(memory, taken, spread);
     const auto grid = [&](const auto& source, auto& to, bool spreads) {
-      execute(Grid<float>{source.data(), to.data(), planes, c.small_height, c.small_width, c.height,
-                          c.width, c.row, c.column, c.step, spreads},
-              memory);
+      execute(Grid<float>(c, source.data(), to.data(), spreads), memory);
       memory.require_written(to);
     };
     grid(from, taken, false);
@@ -355,11 +365,10 @@ TEST_CASE("a sum of maps, and a copy", "[cuda][cifar]") {
   const auto a = integers<float>(300, rng), b = integers<float>(300, rng);
   std::vector<float> sum = b, copy(300);
   Memory memory;
-  memory.lend(a);
-  memory.lend(sum);
+  lend(memory, a, sum);
   memory.lend_unwritten(copy);
-  execute(Sum<float>{a.data(), sum.data(), sum.data(), 300, 0.5F}, memory);
-  execute(Sum<float>{a.data(), nullptr, copy.data(), 300}, memory);
+  execute(Sum<float>{{300}, a.data(), sum.data(), sum.data(), 0.5F}, memory);
+  execute(Sum<float>{{300}, a.data(), nullptr, copy.data()}, memory);
   for (std::size_t i = 0; i < 300; ++i) CHECK(sum[i] == a[i] + b[i] / 2);
   CHECK(copy == a);
 }
@@ -378,8 +387,8 @@ TEMPLATE_TEST_CASE("fully connected layers and their gradients", "[cuda][cifar]"
     std::vector<TestType> y(dy.size()), dx(x.size()), masked(x.size()), dw(weight.size()),
         db(bias.size());
     Memory memory(size(in));
-    for (const auto* each : {&x, &weight, &bias, &dy}) memory.lend(*each);
-    for (auto* each : {&y, &dx, &masked, &dw, &db}) memory.lend_unwritten(*each);
+    lend(memory, x, weight, bias, dy);
+    lend_unwritten(memory, y, dx, masked, dw, db);
     execute(linear(images, in, out, x.data(), weight.data(), biased ? bias.data() : nullptr,
                    y.data(), relu),
             memory);
@@ -422,8 +431,7 @@ TEST_CASE("a ReLU behind a fully connected layer keeps NaN", "[cuda][cifar]") {
   const std::vector<double> x = {std::numeric_limits<double>::quiet_NaN(), -1}, weight = {1};
   std::vector<double> y(2);
   Memory memory;
-  memory.lend(x);
-  memory.lend(weight);
+  lend(memory, x, weight);
   memory.lend_unwritten(y);
   execute(linear<double>(2, 1, 1, x.data(), weight.data(), nullptr, y.data(), true), memory);
   CHECK(std::isnan(y[0]));
@@ -455,18 +463,17 @@ TEMPLATE_TEST_CASE("cross-entropy, its gradient, and what was right", "[cuda][ci
     std::vector<std::int32_t> corrects(3);
     std::vector<TestType> gradient(logits.size());
     Memory memory(size(images));
-    memory.lend(std::as_const(logits));
-    memory.lend(std::as_const(labels));
-    memory.lend(order);
-    memory.lend(clock);
-    memory.lend(losses);
-    memory.lend(corrects);
+    lend(memory, std::as_const(logits), std::as_const(labels), order, clock, losses, corrects);
     memory.lend_unwritten(gradient);
-    execute(
-        CrossEntropy<TestType>{logits.data(), labels.data(), order.data(), clock.data(),
-                               losses.data(), corrects.data(),
-                               differentiate ? gradient.data() : nullptr, images, batch, classes},
-        memory);
+    const Pass<TestType> pass{.labels = labels.data(),
+                              .order = order.data(),
+                              .clock = clock.data(),
+                              .losses = losses.data(),
+                              .corrects = corrects.data(),
+                              .batch = batch};
+    execute(CrossEntropy<TestType>{pass, logits.data(), differentiate ? gradient.data() : nullptr,
+                                   images, classes},
+            memory);
     Real loss = 0;
     std::int32_t correct = 0;
     Index wrong = 0;
@@ -506,15 +513,14 @@ TEST_CASE("the loss of a logit that is not a number is none", "[cuda][cifar]") {
   std::vector<double> losses(1);
   std::vector<std::int32_t> corrects(1);
   Memory memory;
-  memory.lend(logits);
-  memory.lend(labels);
-  memory.lend(order);
-  memory.lend(clock);
-  memory.lend(losses);
-  memory.lend(corrects);
-  execute(CrossEntropy<double>{logits.data(), labels.data(), order.data(), clock.data(),
-                               losses.data(), corrects.data(), nullptr, 2, 2, 2},
-          memory);
+  lend(memory, logits, labels, order, clock, losses, corrects);
+  const Pass<double> pass{.labels = labels.data(),
+                          .order = order.data(),
+                          .clock = clock.data(),
+                          .losses = losses.data(),
+                          .corrects = corrects.data(),
+                          .batch = 2};
+  execute(CrossEntropy<double>{pass, logits.data(), nullptr, 2, 2}, memory);
   CHECK(std::isnan(losses[0]));
 }
 
@@ -533,12 +539,14 @@ TEMPLATE_TEST_CASE("a descent is that of torch.optim.SGD", "[cuda][cifar]", floa
       w -= TestType(0.25) * v;
     }
     Memory memory(size(count));
-    memory.lend(weights);
-    memory.lend(velocities);
-    memory.lend(gradients);
-    memory.lend(clock);
-    execute(Descend<TestType>{weights.data(), gradients.data(), velocities.data(), clock.data(),
-                              count, TestType(0.5), TestType(0.125)},
+    lend(memory, weights, velocities, gradients, clock);
+    execute(Descend<TestType>{{count},
+                              weights.data(),
+                              gradients.data(),
+                              velocities.data(),
+                              clock.data(),
+                              TestType(0.5),
+                              TestType(0.125)},
             memory);
     CHECK(weights == expected_weights);
     CHECK(velocities == expected_velocities);
@@ -550,7 +558,7 @@ TEST_CASE("numbers are filled", "[cuda][cifar]") {
     std::vector<float> filled(size(count));
     Memory memory;
     memory.lend_unwritten(filled);
-    execute(Fill<float>{filled.data(), count, 7}, memory);
+    execute(Fill<float>{{count}, filled.data(), 7}, memory);
     CHECK(filled == std::vector<float>(size(count), 7));
   }
 }
