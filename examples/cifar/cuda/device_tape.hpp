@@ -5,10 +5,8 @@
 
 #include "accelerator.hpp"
 #include "convolution.hpp"
-#include "elementwise.hpp"
-#include "images.hpp"
-#include "losses.hpp"
 #include "norm.hpp"
+#include "operations.hpp"
 #include "product.hpp"
 
 #include <concertina/cuda/device_layer.hpp>
@@ -52,8 +50,7 @@ enum class Stream : int { origin };
 ///   rank 0 with the origin's;
 /// - run(program, purpose, stream): runs it after what was run there before, and returns at once;
 /// - wait(later, earlier): what will be run on `later` comes after what was run on `earlier`;
-/// - Contraction<Scalar>(backend, form, stream): of an expanded layer, on a stream: forward(at)
-/// sets
+/// - Contraction<Scalar>(backend, form, stream): of an expanded layer: forward(at) sets
 ///   at.products, and backward(at) at.layer_gradients; the same programs each time;
 /// - repeat(kind, launches): launches(), which runs programs and does nothing else; from the second
 ///   time on they may be those that were recorded for the kind. Other streams fork from the origin
@@ -471,10 +468,7 @@ class DeviceTape final : public Recorder<Scalar> {
     Scalar* device = nullptr;
     std::vector<Scalar> host{};  // gaps are zero
   };
-  struct Placed {
-    Tensor<Scalar>* tensor;
-    Index first;
-  };
+  using Places = std::map<Tensor<Scalar>*, Index>;
 
   // ---- recording
 
@@ -725,12 +719,10 @@ class DeviceTape final : public Recorder<Scalar> {
   /// Parameters of expansions lie together, so that they alone can descend.
   void place_tensors() {
     Layout layout, running;
-    std::map<const Tensor<Scalar>*, Index> places;
     const auto place = [&](const std::vector<Tensor<Scalar>*>& tensors) {
       const Index first = layout.count();
       for (Tensor<Scalar>* tensor : tensors) {
-        places[tensor] = layout.add(std::ssize(tensor->value));
-        tensors_.push_back({tensor, places[tensor]});
+        tensors_[tensor] = layout.add(std::ssize(tensor->value));
       }
       return Layout::Range{first, layout.count() - first};
     };
@@ -743,9 +735,9 @@ class DeviceTape final : public Recorder<Scalar> {
       layer.range = place(tensors);
     }
     for (const BatchNorm& norm : norms_) {
-      for (Tensor<Scalar>* tensor :
-           std::array{norm.tensors.running_mean, norm.tensors.running_var}) {
-        running_.push_back({tensor, running.add(std::ssize(tensor->value))});
+      const auto& [weight, bias, mean, var] = norm.tensors;
+      for (Tensor<Scalar>* each : std::array{mean, var}) {
+        running_[each] = running.add(std::ssize(each->value));
       }
     }
     parameters_ = tensors_;
@@ -757,8 +749,9 @@ class DeviceTape final : public Recorder<Scalar> {
     place(frozen_);
     weights_ = pack(layout.count());
     statistics_ = pack(running.count());
-    const auto part = [&](const Tensor<Scalar>* tensor, Scalar* of) {
-      return tensor ? std::span(of + places.at(tensor), tensor->value.size()) : std::span<Scalar>();
+    const auto part = [&](Tensor<Scalar>* tensor, Scalar* of) {
+      return tensor ? std::span(of + tensors_.at(tensor), tensor->value.size())
+                    : std::span<Scalar>();
     };
     const auto at = [&](const Weights<Scalar>& weights, Scalar* of) {
       return DeviceLayer<Scalar>{part(weights.weight, of), part(weights.bias, of)};
@@ -780,15 +773,13 @@ class DeviceTape final : public Recorder<Scalar> {
       layer.at.product_gradients = {{layer.gradient.weight, layer.gradient.bias}};
       layer.contraction.emplace(backend_, *layer.form, layer.stream);
     }
-    auto place_of_running = running_.begin();
-    const auto next_running = [&] { return statistics_.device + (place_of_running++)->first; };
     for (BatchNorm& each : norms_) {
-      const Tensor<Scalar>*weight = each.tensors.weight, *bias = each.tensors.bias;
+      const auto& [weight, bias, mean, var] = each.tensors;
       const Index channels = std::ssize(weight->value);
       each.norm = {.weight = part(weight, weights_.device).data(),
                    .bias = part(bias, weights_.device).data(),
-                   .running_mean = next_running(),
-                   .running_var = next_running(),
+                   .running_mean = statistics_.device + running_.at(mean),
+                   .running_var = statistics_.device + running_.at(var),
                    .sums = allocate<double>(Index{2} * Slices::most * channels),
                    .batch = allocate(Index{4} * channels)};
       if (std::ranges::find(frozen_, weight) != frozen_.end()) continue;
@@ -837,7 +828,7 @@ class DeviceTape final : public Recorder<Scalar> {
   }
 
   template <class Numbers>
-  void upload(const std::vector<Placed>& tensors, Packed& to, Numbers&& numbers) {
+  void upload(const Places& tensors, Packed& to, Numbers&& numbers) {
     for (const auto& [tensor, first] : tensors) {
       std::ranges::copy(numbers(tensor), to.host.begin() + first);
     }
@@ -849,7 +840,7 @@ class DeviceTape final : public Recorder<Scalar> {
     upload(running_, statistics_, value_of);
   }
   template <class Numbers>
-  void download(const std::vector<Placed>& tensors, Packed& from, Numbers&& numbers) {
+  void download(const Places& tensors, Packed& from, Numbers&& numbers) {
     backend_.download(from.device, std::span<Scalar>(from.host));
     for (const auto& [tensor, first] : tensors) {
       const std::span<Scalar> to = numbers(tensor);
@@ -947,7 +938,7 @@ class DeviceTape final : public Recorder<Scalar> {
   std::deque<BatchNorm> norms_;
   std::vector<Operation> operations_;
   std::vector<Tensor<Scalar>*> own_, undecayed_, frozen_;  // of no expansion that is trained
-  std::vector<Placed> tensors_, parameters_, running_;     // all; those that are trained
+  Places tensors_, parameters_, running_;                  // all; those that are trained
   Layout::Range own_range_{}, undecayed_range_{};
   Packed weights_, statistics_;
   std::vector<Packed> states_;

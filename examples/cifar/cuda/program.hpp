@@ -28,7 +28,7 @@ struct Clock {
 template <class Scalar>
 struct Pass {
   const std::uint8_t *pixels = nullptr, *labels = nullptr;  ///< [image][3][32][32], [image]
-  const std::uint32_t* order = nullptr;
+  std::uint32_t* order = nullptr;
   Clock* clock = nullptr;
   const Scalar* values = nullptr;    ///< of normalized_values
   double* losses = nullptr;          ///< [step]

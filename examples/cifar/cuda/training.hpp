@@ -20,18 +20,15 @@ template <class Scalar, Backend B>
 class BackendTraining final : public Accelerator<Scalar> {
  public:
   explicit BackendTraining(const TrainingPlan& plan)
-      : batch_(static_cast<int>(plan.batch)),
-        augmented_(plan.augmented),
-        seed_(plan.seed),
-        tape_(backend_, plan.descent, batch_,
+      : tape_(backend_, plan.descent, static_cast<int>(plan.batch),
               static_cast<int>(std::ssize(plan.train.labels) % plan.batch), plan.overlap.forked),
         values_(uploaded(normalized_values<Scalar>(plan.mean, plan.deviation))),
         clock_(backend_.template allocate<Clock>(1)),
-        train_(set_of(plan.train)),
-        test_(set_of(plan.test)) {
+        train_(set_of(plan.train, plan, plan.augmented)),
+        test_(set_of(plan.test, plan, false)) {
     std::vector<std::uint32_t> order(plan.test.labels.size());
     std::iota(order.begin(), order.end(), 0U);
-    backend_.upload(std::span<const std::uint32_t>(order), test_.order);
+    backend_.upload(std::span<const std::uint32_t>(order), test_.pass.order);
   }
 
   BackendTraining(const BackendTraining&) = delete;
@@ -44,10 +41,10 @@ class BackendTraining final : public Accelerator<Scalar> {
 
   Steps epoch(const Epoch& epoch, const States<Scalar>& states) override {
     tape_.begin_epoch(states);
-    backend_.upload(epoch.order, train_.order);
+    backend_.upload(epoch.order, train_.pass.order);
     const Clock start{
         .epoch = epoch.number, .steps_before = epoch.steps, .learning_rate = epoch.learning_rate};
-    const Steps steps = run(train_, start, augmented_, true);
+    const Steps steps = run(train_, start, true);
     const auto is_finite = [](double loss) { return std::isfinite(loss); };
     if (std::ranges::all_of(steps.losses, is_finite)) tape_.end_epoch(states);
     return steps;
@@ -55,19 +52,17 @@ class BackendTraining final : public Accelerator<Scalar> {
 
   Steps test() override {
     tape_.begin_tests();
-    return run(test_, {}, false, false);
+    return run(test_, {}, false);
   }
 
   B& backend() { return backend_; }
 
  private:
-  /// A set of images, and what a pass over it leaves.
   struct Set {
     Index images;
-    std::uint8_t *pixels, *labels;
-    std::uint32_t* order;
-    double* losses;
-    std::int32_t* corrects;
+    Pass<Scalar> pass;
+
+    Index steps() const { return (images + pass.batch - 1) / pass.batch; }
   };
 
   template <class Numbers>
@@ -77,23 +72,27 @@ class BackendTraining final : public Accelerator<Scalar> {
     backend_.upload(std::span<const T>(numbers), to);
     return to;
   }
-  Set set_of(const ImageSet& set) {
-    const Index images = std::ssize(set.labels), steps = (images + batch_ - 1) / batch_;
-    return {images,
-            uploaded(set.pixels),
-            uploaded(set.labels),
-            backend_.template allocate<std::uint32_t>(images),
-            backend_.template allocate<double>(steps),
-            backend_.template allocate<std::int32_t>(steps)};
+  Set set_of(const ImageSet& images, const TrainingPlan& plan, bool augmented) {
+    Set set{std::ssize(images.labels), {.batch = static_cast<int>(plan.batch)}};
+    set.pass = {.pixels = uploaded(images.pixels),
+                .labels = uploaded(images.labels),
+                .order = backend_.template allocate<std::uint32_t>(set.images),
+                .clock = clock_,
+                .values = values_,
+                .losses = backend_.template allocate<double>(set.steps()),
+                .corrects = backend_.template allocate<std::int32_t>(set.steps()),
+                .batch = set.pass.batch,
+                .augmented = augmented,
+                .seed = plan.seed};
+    return set;
   }
 
   /// All of a set's batches, one after another, without waiting for any.
-  Steps run(Set& set, const Clock& start, bool augmented, bool training) {
+  Steps run(const Set& set, const Clock& start, bool training) {
+    const Pass<Scalar>& pass = set.pass;
     backend_.upload(std::span<const Clock>(&start, 1), clock_);
-    const Pass<Scalar> pass{set.pixels, set.labels,   set.order, clock_,    values_,
-                            set.losses, set.corrects, batch_,    augmented, seed_};
-    for (Index first = 0; first < set.images; first += batch_) {
-      const int images = static_cast<int>(std::min<Index>(batch_, set.images - first));
+    for (Index first = 0; first < set.images; first += pass.batch) {
+      const int images = static_cast<int>(std::min<Index>(pass.batch, set.images - first));
       backend_.repeat({training, images}, [&] {
         if (training) {
           tape_.train(pass, images);
@@ -102,17 +101,14 @@ class BackendTraining final : public Accelerator<Scalar> {
         }
       });
     }
-    const auto count = static_cast<std::size_t>((set.images + batch_ - 1) / batch_);
+    const auto count = static_cast<std::size_t>(set.steps());
     Steps steps{.losses = std::vector<double>(count), .corrects = std::vector<std::int32_t>(count)};
-    backend_.download(set.losses, std::span(steps.losses));
-    backend_.download(set.corrects, std::span(steps.corrects));
+    backend_.download(pass.losses, std::span(steps.losses));
+    backend_.download(pass.corrects, std::span(steps.corrects));
     return steps;
   }
 
   B backend_;  // before what refers to it
-  int batch_;
-  bool augmented_;
-  std::uint64_t seed_;
   DeviceTape<Scalar, B> tape_;
   Scalar* values_;
   Clock* clock_;

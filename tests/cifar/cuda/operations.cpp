@@ -1,8 +1,6 @@
 // The block programs of a SmallNet on a device, each against loops written from its definition.
 // SPDX-License-Identifier: Apache-2.0
-#include "cifar/cuda/elementwise.hpp"
-#include "cifar/cuda/images.hpp"
-#include "cifar/cuda/losses.hpp"
+#include "cifar/cuda/operations.hpp"
 #include "cifar/cuda/norm.hpp"
 #include "cifar/cuda/product.hpp"
 
@@ -53,14 +51,14 @@ TEMPLATE_TEST_CASE("images are loaded to the bit as on the host", "[cuda][cifar]
   constexpr int batch = 7;
   const Dataset data = generated_dataset(10, 20, 1, 3);
   const auto values = normalized_values<TestType>(data.mean, data.deviation);
-  const auto order = epoch_order(20, 5, 9);
+  auto order = epoch_order(20, 5, 9);
   const bool augmented = GENERATE(true, false);
   const Augmentation augmentation{.seed = 5, .epoch = 9};
   for (const auto& [step, images] : {std::pair(0, 7), std::pair(1, 7), std::pair(2, 6)}) {
     std::vector<Clock> clock = {{.epoch = 9, .step = step}};
     std::vector<TestType> to(size(images * image_size));
     Memory memory;
-    lend(memory, data.train.pixels, order, std::as_const(clock), values);
+    lend(memory, data.train.pixels, std::as_const(order), std::as_const(clock), values);
     memory.lend_unwritten(to);
     const Pass<TestType> pass{.pixels = data.train.pixels.data(),
                               .order = order.data(),
@@ -457,13 +455,14 @@ TEMPLATE_TEST_CASE("cross-entropy, its gradient, and what was right", "[cuda][ci
     for (auto& label : labels) {
       label = static_cast<std::uint8_t>(random_index(rng, 0, classes - 1));
     }
-    const auto order = epoch_order(3 * batch, 1, 1);
+    auto order = epoch_order(3 * batch, 1, 1);
     std::vector<Clock> clock = {{.epoch = 4, .step = step, .learning_rate = 0.5}};
     std::vector<double> losses(3);
     std::vector<std::int32_t> corrects(3);
     std::vector<TestType> gradient(logits.size());
     Memory memory(size(images));
-    lend(memory, std::as_const(logits), std::as_const(labels), order, clock, losses, corrects);
+    lend(memory, std::as_const(logits), std::as_const(labels), std::as_const(order), clock, losses,
+         corrects);
     memory.lend_unwritten(gradient);
     const Pass<TestType> pass{.labels = labels.data(),
                               .order = order.data(),
@@ -508,7 +507,7 @@ TEST_CASE("the loss of a logit that is not a number is none", "[cuda][cifar]") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const std::vector<double> logits = {0, 1, 0, nan};
   const std::vector<std::uint8_t> labels = {1, 0};
-  const std::vector<std::uint32_t> order = {0, 1};
+  std::vector<std::uint32_t> order = {0, 1};
   std::vector<Clock> clock(1);
   std::vector<double> losses(1);
   std::vector<std::int32_t> corrects(1);
