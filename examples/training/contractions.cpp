@@ -14,9 +14,16 @@
 namespace training {
 namespace {
 
-using concertina::ConvShape;
+using concertina::ConvShape, concertina::ParallelFor, concertina::serial_for;
 
 std::size_t size(Index count) { return static_cast<std::size_t>(count); }
+
+/// The tensors of a contraction.
+template <class Scalar, int Rank>
+Weights<Scalar> computed_weights(Tape<Scalar>& tape, const ConvShape<Rank>& shape) {
+  return {&tape.tensor("", weight_extents(shape)),
+          shape.bias ? &tape.tensor("", {shape.out}) : nullptr};
+}
 
 }  // namespace
 
@@ -34,47 +41,30 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
     if (layer.bias) mark_read(*layer.bias);
   }
   const auto expression = concertina::chain(chain.views());
-  const auto form = concertina::Form(expression);
+  const concertina::Form form(expression);
   const auto state =
       std::make_shared<State>(State{expression, concertina::Contraction<Scalar, Rank>(form)});
   const ConvShape<Rank> shape = state->contraction.shape();
-  Weights<Scalar> whole{&tape_.tensor("", weight_extents(shape)),
-                        shape.bias ? &tape_.tensor("", {shape.out}) : nullptr};
-
-  const auto run_on = [this](bool together, auto&& use) {
-    const auto pool = [this](Index count, auto&& task) {
-      tape_.pool().run(count, [&](Index i, Index) { task(i); });
-    };
-    use(together ? concertina::ParallelFor(pool) : concertina::ParallelFor(concertina::serial_for));
-  };
-  jobs_.push_back(
-      {.forward =
-           [=](bool together) {
-             run_on(together, [&](const concertina::ParallelFor& run) {
-               state->contraction.forward(
-                   state->expression,
-                   concertina::ConvView<Scalar, Rank>(
-                       shape, whole.weight->value,
-                       whole.bias ? std::span<Scalar>(whole.bias->value) : std::span<Scalar>()),
-                   run);
-             });
-           },
-       .backward =
-           [=, this, layers = chain.layers](bool together) {
-             run_on(together, [&](const concertina::ParallelFor& run) {
-               const concertina::ConvView<const Scalar, Rank> gradient(
-                   shape, decayed(*whole.weight, state->weight_gradient),
-                   whole.bias ? decayed(*whole.bias, state->bias_gradient)
-                              : std::span<const Scalar>());
-               const auto gradients = state->contraction.backward(state->expression, gradient, run);
-               for (std::size_t l = 0; l < layers.size(); ++l) {
-                 layers[l].weight->gradient = gradients[l].weight();
-                 if (layers[l].bias) layers[l].bias->gradient = gradients[l].bias();
-               }
-             });
-           },
-       .weight = whole.weight,
-       .work = form.multiply_adds()});
+  const Weights<Scalar> whole = computed_weights(tape_, shape);
+  jobs_.push_back({.forward =
+                       [=](const ParallelFor& run) {
+                         state->contraction.forward(state->expression, view_of(shape, whole), run);
+                       },
+                   .backward =
+                       [=, this, layers = chain.layers](const ParallelFor& run) {
+                         const concertina::ConvView<const Scalar, Rank> gradient(
+                             shape, decayed(*whole.weight, state->weight_gradient),
+                             whole.bias ? decayed(*whole.bias, state->bias_gradient)
+                                        : std::span<const Scalar>());
+                         const auto gradients =
+                             state->contraction.backward(state->expression, gradient, run);
+                         for (std::size_t l = 0; l < layers.size(); ++l) {
+                           layers[l].weight->gradient = gradients[l].weight();
+                           if (layers[l].bias) layers[l].bias->gradient = gradients[l].bias();
+                         }
+                       },
+                   .weight = whole.weight,
+                   .work = form.multiply_adds()});
   return {whole, shape};
 }
 
@@ -99,17 +89,17 @@ void Contractions<Scalar>::record() {
   Operation operation;
   operation.prepare = [=, this, computed = Index{-1}]() mutable {
     if (computed == tape_.version()) return;
-    for (const Job& job : together) job.forward(true);
-    tape_.pool().run(std::ssize(apart), [&](Index i, Index) { apart[size(i)].forward(false); });
+    for (const Job& job : together) job.forward(tape_.pool());
+    tape_.pool()(std::ssize(apart), [&](Index i) { apart[size(i)].forward(serial_for); });
     computed = tape_.version();
   };
   const bool beside = tape_.pool().size() <= 2;
   for (const Job& job : beside ? std::span<const Job>(jobs_) : apart) {
-    job.weight->pullback = [&job] { job.backward(false); };
+    job.weight->pullback = [&job] { job.backward(serial_for); };
   }
-  operation.last = [=] {
+  operation.last = [=, this] {
     for (const Job& job : together) {
-      if (!beside) job.backward(true);
+      if (!beside) job.backward(tape_.pool());
     }
   };
   tape_.record(std::move(operation));
@@ -191,8 +181,7 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
     }
   }
   const ConvShape<2> shape = state->contraction.shape();
-  const Weights<Scalar> whole{&tape.tensor("", weight_extents(shape)),
-                              shape.bias ? &tape.tensor("", {shape.out}) : nullptr};
+  const Weights<Scalar> whole = computed_weights(tape, shape);
   whole.weight->late = true;
   whole.weight->pullback = [=] {
     const auto gradients = state->contraction.backward(concertina::ConvView<const Scalar, 2>(
@@ -227,14 +216,6 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
         .batch = tape.images(), .channels = x.channels, .size = {x.height, x.width}};
     return concertina::FeatureMapView<Scalar, 2>(batch, std::span(maps).first(size(numel(batch))));
   };
-  const auto run = [&tape](Index count, auto&& task) {
-    tape.pool().run(count, [&](Index i, Index) { task(i); });
-  };
-  const auto result = [=] {
-    return concertina::ConvView<Scalar, 2>(
-        shape, whole.weight->value,
-        whole.bias ? std::span<Scalar>(whole.bias->value) : std::span<Scalar>());
-  };
 
   Operation operation;
   operation.forward.each([=, &tape, &x](Index chunk, Index) {
@@ -246,14 +227,14 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
     if (!tape.training()) {
       if (std::exchange(state->computed, tape.version()) == tape.version()) return;
       const concertina::Conv<Scalar, 2> layer = concertina::contract(expression_of(branches));
-      std::ranges::copy(layer.weight(), result().weight().begin());
-      std::ranges::copy(layer.bias(), result().bias().begin());
+      std::ranges::copy(layer.weight(), whole.weight->value.begin());
+      if (whole.bias) std::ranges::copy(layer.bias(), whole.bias->value.begin());
       return;
     }
     state->computed = -1;
     state->contraction.forward(expression_of(branches),
-                               state->contraction.moments(batch_in(state->batch), run), result(),
-                               run);
+                               state->contraction.moments(batch_in(state->batch), tape.pool()),
+                               view_of(shape, whole), tape.pool());
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const concertina::BatchStatistics& statistics = state->contraction.statistics()[l];
       concertina::BatchNorm<Scalar> norm{layers[l].norm.running_mean->value,
@@ -268,7 +249,8 @@ Maps<Scalar>& contracted_block(Tape<Scalar>& tape, Maps<Scalar>& x,
     operation.backward.then([=, &tape] {
       tape.pool().wait();  // for the pullback
       std::ranges::fill(state->gradient, Scalar(0));
-      state->contraction.add_input_gradient(batch_in(state->batch), batch_in(state->gradient), run);
+      state->contraction.add_input_gradient(batch_in(state->batch), batch_in(state->gradient),
+                                            tape.pool());
     });
     operation.backward.each([=, &x](Index chunk, Index) {
       Scalar* const to = x.gradients(chunk);

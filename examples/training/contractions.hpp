@@ -5,6 +5,7 @@
 #include "tape.hpp"
 
 #include <concertina/expression.hpp>
+#include <concertina/parallel.hpp>
 #include <concertina/shape.hpp>
 
 #include <functional>
@@ -42,7 +43,7 @@ class Contractions {
   std::span<const Scalar> decayed(const Tensor<Scalar>& tensor, std::vector<Scalar>& sum) const;
 
   struct Job {
-    std::function<void(bool together)> forward, backward;
+    std::function<void(const concertina::ParallelFor&)> forward, backward;
     Tensor<Scalar>* weight;  // of the contraction
     Index work;              // multiply-adds
   };

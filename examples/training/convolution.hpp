@@ -49,31 +49,16 @@ struct ConvSize {
 
 namespace detail {
 
-inline constexpr int widest_block = vector_registers >= 32 ? 8 : 4;
+inline constexpr int widest_block = vector_registers >= 32 ? 8 : 4;  // of channels
+inline constexpr int widest_span = 3;                                // of positions or taps
 
-/// Calls each(first, O) for blocks of O = 8 (or 4), then 4, 2 and 1 of `count` channels, O a
-/// constant.
-template <class Each>
-void for_each_block(Index count, Each&& each) {
-  Index first = 0;
-  for (; count - first >= widest_block; first += widest_block) {
-    each(first, std::integral_constant<int, widest_block>());
-  }
-  if (widest_block > 4 && count - first >= 4)
-    each(first, std::integral_constant<int, 4>()), first += 4;
-  if (count - first >= 2) each(first, std::integral_constant<int, 2>()), first += 2;
-  if (count - first >= 1) each(first, std::integral_constant<int, 1>());
+/// Calls each(first, N) for parts of `count`: as many as there are of `most`, then one at most of
+/// half as many, and so on; N a constant.
+template <int most, class Each>
+void for_each_part(Index count, Each&& each, Index first = 0) {
+  for (; count - first >= most; first += most) each(first, std::integral_constant<int, most>());
+  if constexpr (most > 1) for_each_part<(most + 1) / 2>(count, each, first);
 }
-
-/// The same for blocks of X = 3, then 2 and 1 positions.
-template <class Each>
-void for_each_span(Index count, Each&& each) {
-  Index first = 0;
-  for (; count - first >= 3; first += 3) each(first, std::integral_constant<int, 3>());
-  if (count - first >= 2) each(first, std::integral_constant<int, 2>()), first += 2;
-  if (count - first >= 1) each(first, std::integral_constant<int, 1>());
-}
-
 /// The rows of the kernel that meet the map at this row of the output.
 struct TapRows {
   Index first, last;
@@ -177,7 +162,7 @@ void correlate_block(const Scalar* dy, Index dy_channel_step, const Scalar* x, I
 template <class Scalar>
 void pack_kernel(const ConvSize& size, const Scalar* weight, Scalar* packed) {
   const Index taps = size.taps(), row = size.in * taps;
-  detail::for_each_block(size.out, [&](Index first, auto block) {
+  detail::for_each_part<detail::widest_block>(size.out, [&](Index first, auto block) {
     for (Index i = 0; i < row; ++i) {
       for (int o = 0; o < block; ++o) *packed++ = weight[(first + o) * row + i];
     }
@@ -188,7 +173,7 @@ void pack_kernel(const ConvSize& size, const Scalar* weight, Scalar* packed) {
 template <class Scalar>
 void pack_adjoint_kernel(const ConvSize& size, const Scalar* weight, Scalar* packed) {
   const Index taps = size.taps(), row = size.in * taps;
-  detail::for_each_block(size.in, [&](Index first, auto block) {
+  detail::for_each_part<detail::widest_block>(size.in, [&](Index first, auto block) {
     for (Index o = 0; o < size.out; ++o) {
       for (Index tap = taps - 1; tap >= 0; --tap) {
         for (int c = 0; c < block; ++c) *packed++ = weight[o * row + (first + c) * taps + tap];
@@ -217,10 +202,10 @@ void convolve(const ConvSize& size, const Scalar* x, const Scalar* packed, Scala
       const Scalar* first = rows.maps + (row * Stride - size.pad_height) * rows.row_step;
       const detail::TapRows taps = detail::tap_rows(size, row);
       const Scalar* weight = packed;
-      detail::for_each_block(size.out, [&](Index o, auto block) {
+      detail::for_each_part<detail::widest_block>(size.out, [&](Index o, auto block) {
         constexpr int O = decltype(block)::value;
         Scalar* to = y + o * map + row * width * lanes;
-        detail::for_each_span(width, [&](Index i, auto count) {
+        detail::for_each_part<detail::widest_span>(width, [&](Index i, auto count) {
           for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>) {
             detail::convolve_block<O, decltype(count)::value, Stride>(
                 size, rows, first + i * Stride * lanes + lane, taps, weight, to + i * lanes + lane,
@@ -272,7 +257,7 @@ void correlate(const ConvSize& size, const Scalar* x, const Scalar* dy, Scalar* 
   constexpr Index positions = 32;  // of eight channels: 16 KiB in float
   const Index band = std::max<Index>(1, positions / width);
   Scalar* const sums = scratch + convolve_scratch(size);  // [in][tap][channel][lane]
-  detail::for_each_block(size.out, [&](Index o, auto block) {
+  detail::for_each_part<detail::widest_block>(size.out, [&](Index o, auto block) {
     constexpr int O = decltype(block)::value;
     const Index sum_blocks = (row_weights * O + lanes - 1) / lanes;
     std::fill_n(sums, sum_blocks * lanes * lanes, Scalar(0));
@@ -286,7 +271,7 @@ void correlate(const ConvSize& size, const Scalar* x, const Scalar* dy, Scalar* 
           const Index begin = std::max(top, (std::max<Index>(above, 0) + stride - 1) / stride);
           const Index below = size.height + above;
           const Index end = below <= 0 ? 0 : std::min(bottom, (below - 1) / stride + 1);
-          detail::for_each_span(kernel_width, [&](Index kx, auto count) {
+          detail::for_each_part<detail::widest_span>(kernel_width, [&](Index kx, auto count) {
             for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>) {
               for (Index row = begin; row < end; ++row) {
                 detail::correlate_block<O, decltype(count)::value>(

@@ -24,7 +24,7 @@ std::size_t size(Index count) { return static_cast<std::size_t>(count); }
 
 /// Sums of chunks, in their order.
 template <class Scalar>
-void sum_chunks(Index chunks, const std::vector<Scalar>& parts, std::vector<Scalar>& sum) {
+void sum_chunks(Index chunks, const std::vector<Scalar>& parts, std::span<Scalar> sum) {
   constexpr Index block = 4096;  // stays in the first-level cache
   const Index count = std::ssize(sum);
   for (Index first = 0; first < count; first += block) {
@@ -37,13 +37,6 @@ void sum_chunks(Index chunks, const std::vector<Scalar>& parts, std::vector<Scal
   }
 }
 
-template <class Scalar>
-void set_gradient(Tensor<Scalar>& tensor, std::vector<Scalar>& gradient) {
-  mark_read(tensor);
-  gradient.resize(tensor.value.size());
-  tensor.gradient = gradient;
-}
-
 /// Throws where a layer's numbers are not as many as its shape says.
 template <class Scalar, int Rank>
 void check_weights(const std::string& operation, const ConvShape<Rank>& shape,
@@ -54,6 +47,12 @@ void check_weights(const std::string& operation, const ConvShape<Rank>& shape,
   throw ShapeError(operation + ": " + std::to_string(count) + " weights and " +
                    std::to_string(biases) + " biases are not those of the shape (" +
                    to_string(shape) + (shape.bias ? " with bias)" : " without bias)"));
+}
+
+template <class Scalar>
+std::pair<std::span<Scalar>, std::span<Scalar>> gradients_of(const Weights<Scalar>& weights) {
+  return {gradient_memory(*weights.weight),
+          weights.bias ? gradient_memory(*weights.bias) : std::span<Scalar>()};
 }
 
 ConvSize conv_size(const ConvShape<2>& shape, Index channels, Index height, Index width) {
@@ -101,17 +100,13 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
   struct State {
     std::vector<Scalar> packed, packed_adjoint;
     std::vector<Scalar> weight_parts, bias_parts;  // [chunk][number]
-    std::vector<Scalar> weight_gradient, bias_gradient;
   };
   const auto state = std::make_shared<State>();
   state->packed.resize(size(count));
   state->packed_adjoint.resize(x.differentiable ? size(count) : 0);
   state->weight_parts.resize(size(chunks * count));
-  set_gradient(*weights.weight, state->weight_gradient);
-  if (weights.bias) {
-    state->bias_parts.resize(size(chunks * conv.out));
-    set_gradient(*weights.bias, state->bias_gradient);
-  }
+  state->bias_parts.resize(weights.bias ? size(chunks * conv.out) : 0);
+  const auto [weight_gradient, bias_gradient] = gradients_of(weights);
   const Index spread_scratch =
       conv.stride == 1 ? 0 : conv.out * conv.dense_height() * conv.dense_width() * lanes;
   tape.reserve_scratch(lanes + std::max({convolve_scratch(conv), correlate_scratch(conv),
@@ -158,11 +153,11 @@ Maps<Scalar>& convolution(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<2
     }
     convolve(conv.adjoint(), gradient, state->packed_adjoint.data(), x.gradients(chunk), scratch);
   });
-  operation.finish = [=, &tape] {
-    sum_chunks(tape.chunks(), state->weight_parts, state->weight_gradient);
-    if (weights.bias) sum_chunks(tape.chunks(), state->bias_parts, state->bias_gradient);
+  operation.backward.beside([=, &tape, dw = weight_gradient, db = bias_gradient] {
+    sum_chunks(tape.chunks(), state->weight_parts, dw);
+    sum_chunks(tape.chunks(), state->bias_parts, db);
     if (weights.weight->pullback) weights.weight->pullback();
-  };
+  });
   tape.record(std::move(operation));
   return y;
 }
@@ -177,12 +172,7 @@ Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<0>& sh
   check_weights("linear", shape, weights);
   const Index out = shape.out, in = shape.in;
   Maps<Scalar>& y = tape.maps(out, 1, 1);
-  struct State {
-    std::vector<Scalar> weight_gradient, bias_gradient;
-  };
-  const auto state = std::make_shared<State>();
-  set_gradient(*weights.weight, state->weight_gradient);
-  if (weights.bias) set_gradient(*weights.bias, state->bias_gradient);
+  const auto [weight_gradient, bias_gradient] = gradients_of(weights);
   const auto weight = [=] {
     return Eigen::Map<const Matrix<Scalar>>(weights.weight->value.data(), out, in);
   };
@@ -207,19 +197,18 @@ Maps<Scalar>& linear(Tape<Scalar>& tape, Maps<Scalar>& x, const ConvShape<0>& sh
     });
   }
   // Not in parts by chunks: the whole result over all chunks in order.
-  operation.finish = [=, &tape, &x, &y] {
-    Eigen::Map<Matrix<Scalar>> sum(state->weight_gradient.data(), out, in);
+  operation.backward.beside([=, &tape, &x, &y, dw = weight_gradient, db = bias_gradient] {
+    Eigen::Map<Matrix<Scalar>> sum(dw.data(), out, in);
     sum.setZero();
-    std::ranges::fill(state->bias_gradient, Scalar(0));
+    std::ranges::fill(db, Scalar(0));
     for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
       const LaneMatrix<Scalar> gradient(y.gradients(chunk), out, lanes);
       sum.noalias() += gradient * LaneMatrix<Scalar>(x.values(chunk), in, lanes).transpose();
       if (!weights.bias) continue;
-      Eigen::Map<Eigen::VectorX<Scalar>>(state->bias_gradient.data(), out) +=
-          gradient.rowwise().sum();
+      Eigen::Map<Eigen::VectorX<Scalar>>(db.data(), out) += gradient.rowwise().sum();
     }
     if (weights.weight->pullback) weights.weight->pullback();
-  };
+  });
   tape.record(std::move(operation));
   return y;
 }
@@ -229,7 +218,6 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
                          const concertina::Padding<2>& margin) {
   constexpr double eps = 1e-5, momentum = 0.1;
   const Index channels = x.channels, positions = x.height * x.width;
-  const Index chunks = tape.chunk_capacity();
   for (const Tensor<Scalar>* tensor :
        {tensors.weight, tensors.bias, tensors.running_mean, tensors.running_var}) {
     if (std::ssize(tensor->value) == channels) continue;
@@ -261,22 +249,21 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
   struct Sums {
     double gradient, product;  // of dL/dy, and of that with the normalised x
   };
+  struct Channel {
+    Scalar mean, inverse;              // of the deviation
+    Scalar factor, offset;             // y = factor * x + offset
+    Scalar gradient = 0, product = 0;  // Sums, their means over the batch
+  };
   struct State {
     std::vector<Moments> moments;  // [chunk][channel]
     std::vector<Sums> sums;
-    std::vector<Scalar> mean, deviation_inverse, factor, offset;  // [channel]
-    std::vector<Scalar> mean_gradient, mean_product;              // over the batch
-    std::vector<Scalar> weight_gradient, bias_gradient;
+    std::vector<Channel> channels;
   };
-  const auto state = std::make_shared<State>();
-  state->moments.resize(size(chunks * channels));
-  state->sums.resize(size(chunks * channels));
-  for (auto* each : {&state->mean, &state->deviation_inverse, &state->factor, &state->offset,
-                     &state->mean_gradient, &state->mean_product}) {
-    each->resize(size(channels));
-  }
-  set_gradient(*tensors.weight, state->weight_gradient);
-  set_gradient(*tensors.bias, state->bias_gradient);
+  const auto parts = size(tape.chunk_capacity() * channels);
+  const auto state = std::make_shared<State>(State{
+      std::vector<Moments>(parts), std::vector<Sums>(parts), std::vector<Channel>(size(channels))});
+  const std::span<Scalar> weight_gradient = gradient_memory(*tensors.weight),
+                          bias_gradient = gradient_memory(*tensors.bias);
   const auto images_of = [&tape](Index chunk) {
     return static_cast<double>(std::min<Index>(lanes, tape.images() - chunk * lanes));
   };
@@ -332,20 +319,20 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
       }
       const double inverse = 1 / std::sqrt(variance + eps);
       const double factor = inverse * static_cast<double>(tensors.weight->value[at]);
-      state->mean[at] = static_cast<Scalar>(mean);
-      state->deviation_inverse[at] = static_cast<Scalar>(inverse);
-      state->factor[at] = static_cast<Scalar>(factor);
-      state->offset[at] =
-          static_cast<Scalar>(static_cast<double>(tensors.bias->value[at]) - mean * factor);
+      const double offset = static_cast<double>(tensors.bias->value[at]) - mean * factor;
+      state->channels[at] = {.mean = static_cast<Scalar>(mean),
+                             .inverse = static_cast<Scalar>(inverse),
+                             .factor = static_cast<Scalar>(factor),
+                             .offset = static_cast<Scalar>(offset)};
     }
   });
   operation.forward.each([=, &x, &y](Index chunk, Index) {
     const Scalar* from = x.values(chunk);
     Scalar* to = y.values(chunk);
     for (Index c = 0; c < channels; ++c) {
-      const Scalar factor = state->factor[size(c)], offset = state->offset[size(c)];
+      const Channel channel = state->channels[size(c)];
       for (Index i = 0; i < positions * lanes; i += vector_lanes<Scalar>) {
-        vector_at(to + i) = factor * vector_at(from + i) + offset;
+        vector_at(to + i) = channel.factor * vector_at(from + i) + channel.offset;
       }
       from += positions * lanes, to += positions * lanes;
     }
@@ -354,7 +341,8 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
   operation.backward.each([=, &x, &y](Index chunk, Index) {
     const Scalar *from = x.values(chunk), *gradient = y.gradients(chunk);
     for (Index c = 0; c < channels; ++c) {
-      const Scalar mean = state->mean[size(c)];
+      const Channel& channel = state->channels[size(c)];
+      const Scalar mean = channel.mean;
       Row<Scalar> sum{}, product{};
       add_rows(0, positions, sum, [&](Index at, int) { return vector_at(gradient + at); });
       add_rows(0, positions, product, [&](Index at, int) {
@@ -362,8 +350,7 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
       });
       from += positions * lanes, gradient += positions * lanes;
       state->sums[size(chunk * channels + c)] = {
-          sum_lanes(sum),
-          sum_lanes(product) * static_cast<double>(state->deviation_inverse[size(c)])};
+          sum_lanes(sum), sum_lanes(product) * static_cast<double>(channel.inverse)};
     }
   });
   operation.backward.then([=, &tape] {
@@ -371,13 +358,13 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
     for (Index c = 0; c < channels; ++c) {
       Sums sums{};
       for (Index chunk = 0; chunk < tape.chunks(); ++chunk) {
-        sums.gradient += state->sums[size(chunk * channels + c)].gradient;
-        sums.product += state->sums[size(chunk * channels + c)].product;
+        const Sums& more = state->sums[size(chunk * channels + c)];
+        sums.gradient += more.gradient, sums.product += more.product;
       }
-      state->bias_gradient[size(c)] = static_cast<Scalar>(sums.gradient);
-      state->weight_gradient[size(c)] = static_cast<Scalar>(sums.product);
-      state->mean_gradient[size(c)] = static_cast<Scalar>(sums.gradient / all);
-      state->mean_product[size(c)] = static_cast<Scalar>(sums.product / all);
+      bias_gradient[size(c)] = static_cast<Scalar>(sums.gradient);
+      weight_gradient[size(c)] = static_cast<Scalar>(sums.product);
+      state->channels[size(c)].gradient = static_cast<Scalar>(sums.gradient / all);
+      state->channels[size(c)].product = static_cast<Scalar>(sums.product / all);
     }
   });
   const auto first_writer = tape.first_writer(x);
@@ -390,9 +377,9 @@ Maps<Scalar>& batch_norm(Tape<Scalar>& tape, Maps<Scalar>& x, NormTensors<Scalar
     for (Index c = 0; c < channels; ++c) {
       // factor * (dy - mean(dy) - xhat * mean(dy * xhat)), the constants taken together;
       // where statistics do not look, factor * dy
-      const Scalar factor = state->factor[size(c)];
-      const Scalar slope = state->deviation_inverse[size(c)] * state->mean_product[size(c)];
-      const Scalar mean = state->mean[size(c)], level = state->mean_gradient[size(c)];
+      const Channel channel = state->channels[size(c)];
+      const Scalar factor = channel.factor, mean = channel.mean, level = channel.gradient;
+      const Scalar slope = channel.inverse * channel.product;
       const auto put = [&](Index begin, Index end, Scalar shift, Scalar by) {
         for (Index i = begin * lanes; i < end * lanes; i += vector_lanes<Scalar>) {
           const Vector<Scalar> own =
@@ -442,6 +429,25 @@ void relu(Tape<Scalar>& tape, Maps<Scalar>& x) {
   tape.record(std::move(operation));
 }
 
+namespace {
+
+/// Calls each(from, to) for the windows of pooled maps: where, in a chunk, a vector of a window's
+/// first number is, and of its result.
+template <class Scalar, class Each>
+void for_each_window(const Maps<Scalar>& x, const Maps<Scalar>& y, Index stride, Each&& each) {
+  Index to = 0;
+  for (Index c = 0; c < x.channels; ++c) {
+    for (Index row = 0; row < y.height; ++row) {
+      Index from = (c * x.height + row * stride) * x.width * lanes;
+      for (Index i = 0; i < y.width; ++i, from += stride * lanes, to += lanes) {
+        for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>) each(from + lane, to + lane);
+      }
+    }
+  }
+}
+
+}  // namespace
+
 template <class Scalar>
 Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
   if (x.height < 2 || x.width < 2) {
@@ -449,26 +455,13 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
                      std::to_string(x.width) + " are smaller than the 2x2 window");
   }
   Maps<Scalar>& y = tape.maps(x.channels, x.height / 2, x.width / 2);
-  // Calls each(from, to): offsets in a chunk of a vector of a window's first row and of its result.
-  const auto for_each_window = [&x, &y](auto&& each) {
-    for (Index c = 0; c < x.channels; ++c) {
-      for (Index row = 0; row < y.height; ++row) {
-        Index from = (c * x.height + 2 * row) * x.width * lanes;
-        Index to = (c * y.height + row) * y.width * lanes;
-        for (Index i = 0; i < y.width; ++i, from += 2 * lanes, to += lanes) {
-          for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>)
-            each(from + lane, to + lane);
-        }
-      }
-    }
-  };
   const Index below = x.width * lanes;
 
   Operation operation;
   operation.forward.each([=, &x, &y](Index chunk, Index) {
     const Scalar* values = x.values(chunk);
     Scalar* result = y.values(chunk);
-    for_each_window([&](Index at, Index to) {
+    for_each_window(x, y, 2, [&](Index at, Index to) {
       const Scalar* from = values + at;
       const Vector<Scalar>&a = vector_at(from), &b = vector_at(from + lanes),
             &c = vector_at(from + below), &d = vector_at(from + below + lanes);
@@ -491,7 +484,7 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
     const bool first = first_writer();
     const bool dropped = x.height % 2 != 0 || x.width % 2 != 0;
     if (first && dropped) std::fill_n(to, x.numbers() * lanes, Scalar(0));
-    for_each_window([&](Index from, Index at) {
+    for_each_window(x, y, 2, [&](Index from, Index at) {
       const Vector<Scalar>& largest = vector_at(results + at);
       Vector<Scalar> rest = vector_at(gradients + at);  // zero once it is given
       for (const Index offset : {from, from + lanes, from + below, from + below + lanes}) {
@@ -516,44 +509,30 @@ Maps<Scalar>& average_pool(Tape<Scalar>& tape, Maps<Scalar>& x,
   }
   Maps<Scalar>& y = tape.maps(x.channels, x.height - kernel[0] + 1, x.width - kernel[1] + 1);
   const Scalar share = 1 / static_cast<Scalar>(numel(kernel));
-  // Calls each(from, to): offsets in a chunk of a vector of a row that a window reads and of its
-  // result.
-  const auto for_each_row = [=, &x, &y](auto&& each) {
-    for (Index c = 0; c < x.channels; ++c) {
-      for (Index i = 0; i < y.height; ++i) {
-        for (Index j = 0; j < y.width; ++j) {
-          const Index to = ((c * y.height + i) * y.width + j) * lanes;
-          for (Index row = 0; row < kernel[0]; ++row) {
-            const Index from = ((c * x.height + i + row) * x.width + j) * lanes;
-            for (int lane = 0; lane < lanes; lane += vector_lanes<Scalar>)
-              each(from + lane, to + lane);
-          }
-        }
-      }
-    }
-  };
-  const Index line = kernel[1] * lanes;
+  const Index line = kernel[1] * lanes, window = kernel[0] * x.width * lanes;
   Operation operation;
   operation.forward.each([=, &x, &y](Index chunk, Index) {
-    const Scalar* from = x.values(chunk);
+    const Scalar* values = x.values(chunk);
     Scalar* result = y.values(chunk);
-    std::fill_n(result, y.numbers() * lanes, Scalar(0));
-    for_each_row([&](Index at, Index to) {
-      Vector<Scalar> sum = vector_at(result + to);
-      for (Index i = at; i < at + line; i += lanes) sum += vector_at(from + i);
-      vector_at(result + to) = sum;
+    for_each_window(x, y, 1, [&](Index from, Index to) {
+      Vector<Scalar> sum{};
+      for (Index row = from; row < from + window; row += x.width * lanes) {
+        for (Index i = row; i < row + line; i += lanes) sum += vector_at(values + i);
+      }
+      vector_at(result + to) = share * sum;
     });
-    for (Index i = 0; i < y.numbers() * lanes; ++i) result[i] *= share;
   });
   const auto first_writer = tape.first_writer(x);
   operation.backward.each([=, &x, &y](Index chunk, Index) {
     if (!x.differentiable) return;
-    const Scalar* gradient = y.gradients(chunk);
+    const Scalar* gradients = y.gradients(chunk);
     Scalar* to = x.gradients(chunk);
     if (first_writer()) std::fill_n(to, x.numbers() * lanes, Scalar(0));
-    for_each_row([&](Index at, Index from) {
-      const Vector<Scalar> own = share * vector_at(gradient + from);
-      for (Index i = at; i < at + line; i += lanes) vector_at(to + i) += own;
+    for_each_window(x, y, 1, [&](Index from, Index at) {
+      const Vector<Scalar> own = share * vector_at(gradients + at);
+      for (Index row = from; row < from + window; row += x.width * lanes) {
+        for (Index i = row; i < row + line; i += lanes) vector_at(to + i) += own;
+      }
     });
   });
   tape.record(std::move(operation));

@@ -1,10 +1,9 @@
 // The autograd: what a network computes, recorded once, replayed for every batch, and walked
 // backwards for its gradient.
 //
-// An operation is recorded as stages. A stage works on one chunk of sixteen images at a time, and
-// may have a second part that follows when all chunks are done, such as the sum of a batch norm
-// over the batch. Stages without one run one after another on the same chunk, so a chunk stays in
-// its core's cache from one such sum to the next.
+// An operation is recorded as stages. A stage works on each chunk of sixteen images, or, when all
+// chunks are done, on the batch, such as the sums of a batch norm. Stages between two such sums run
+// one after another on the same chunk, so that it stays in its core's cache.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -14,10 +13,11 @@
 
 #include <concertina/error.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <deque>
 #include <functional>
-#include <span>
+#include <ranges>
 #include <string>
 #include <utility>
 #include <vector>
@@ -60,24 +60,23 @@ class Maps {
   std::vector<Row<Scalar>> value_, gradient_;
 };
 
-/// A part of an operation. `each` may read what earlier stages wrote of the same chunk; `then`, and
-/// stages after it, may read all of it. Either may be empty.
+/// A part of an operation: one of these.
 struct Stage {
-  std::function<void(Index chunk, Index worker)> each;
-  std::function<void()> then;
+  std::function<void(Index chunk, Index worker)> each =
+      {};                             ///< after earlier ones of the same chunk
+  std::function<void()> then = {};    ///< after all chunks of earlier ones, before later ones
+  std::function<void()> beside = {};  ///< after all chunks, on one thread beside later ones
 };
 
 /// What an operation does in a pass, one stage after another.
 class Stages {
  public:
   void each(std::function<void(Index chunk, Index worker)> work) {
-    stages_.push_back({std::move(work), {}});
+    stages_.push_back({.each = std::move(work)});
   }
-  /// When all chunks are done.
-  void then(std::function<void()> work) {
-    if (stages_.empty() || stages_.back().then) stages_.emplace_back();
-    stages_.back().then = std::move(work);
-  }
+  void then(std::function<void()> work) { stages_.push_back({.then = std::move(work)}); }
+  void beside(std::function<void()> work) { stages_.push_back({.beside = std::move(work)}); }
+
   auto begin() const { return stages_.begin(); }
   auto end() const { return stages_.end(); }
 
@@ -88,9 +87,7 @@ class Stages {
 struct Operation {
   std::function<void()> prepare = {};  ///< before the pass forward: what depends on tensors alone
   Stages forward = {}, backward = {};
-  /// After its own pass back, on one thread beside those that follow: gradients of its parameters.
-  std::function<void()> finish = {};
-  std::function<void()> last = {};  ///< after all that, with all threads
+  std::function<void()> last = {};  ///< after the pass back, with all threads
 };
 
 template <class Scalar>
@@ -135,29 +132,21 @@ class Tape {
     for (Operation& operation : operations_) {
       if (operation.prepare) operation.prepare();
     }
-    stages_.clear();
-    finishes_.clear();
-    for (Operation& operation : operations_) append(operation.forward);
-    run();
+    run(operations_, &Operation::forward);
   }
 
   /// After forward in training. Every tensor's gradient is then that of the loss.
   void backward() {
-    stages_.clear();
-    finishes_.clear();
-    for (auto operation = operations_.rbegin(); operation != operations_.rend(); ++operation) {
-      append(operation->backward);
-      if (operation->finish) finishes_.push_back({stages_.size(), &operation->finish});
-    }
+    const auto reversed = std::views::reverse(operations_);
     try {
-      run();
+      run(reversed, &Operation::backward);
     } catch (...) {
-      pool_.wait();  // they refer to what the caller may end
+      pool_.wait();  // what runs beside refers to what the caller may end
       throw;
     }
     pool_.wait();
-    for (auto operation = operations_.rbegin(); operation != operations_.rend(); ++operation) {
-      if (operation->last) operation->last();
+    for (const Operation& operation : reversed) {
+      if (operation.last) operation.last();
     }
   }
 
@@ -197,40 +186,27 @@ class Tape {
   }
 
  private:
-  void append(const Stages& stages) {
-    for (const Stage& stage : stages) stages_.push_back(&stage);
-  }
-
-  void run() {
-    auto finish = finishes_.begin();
-    const auto submit_finished = [&](auto stage) {
-      const auto done = static_cast<std::size_t>(stage - stages_.begin());
-      for (; finish != finishes_.end() && finish->stages <= done; ++finish) {
-        pool_.submit(*finish->call);
-      }
-    };
-    submit_finished(stages_.begin());
-    for (auto first = stages_.begin(); first != stages_.end();) {
-      auto last = first;
-      bool chunkwise = false;
-      for (; last != stages_.end(); ++last) {
-        chunkwise = chunkwise || (*last)->each;
-        if ((*last)->then) {
-          ++last;
-          break;
-        }
-      }
-      if (chunkwise) {
+  template <class Operations>
+  void run(const Operations& operations, Stages Operation::* pass) {
+    std::vector<const Stage*> stages;
+    for (const Operation& operation : operations) {
+      for (const Stage& stage : operation.*pass) stages.push_back(&stage);
+    }
+    const auto has = [](auto kind) { return [=](const Stage* stage) { return !!(stage->*kind); }; };
+    for (auto first = stages.begin(); first != stages.end();) {
+      auto last = std::find_if(first, stages.end(), has(&Stage::then));
+      if (std::any_of(first, last, has(&Stage::each))) {
         pool_.run(chunks(), [&](Index chunk, Index worker) {
           for (auto stage = first; stage != last; ++stage) {
             if ((*stage)->each) (*stage)->each(chunk, worker);
           }
         });
       }
-      submit_finished(last - 1);
-      if ((*(last - 1))->then) (*(last - 1))->then();
-      first = last;
-      submit_finished(first);
+      last = std::find_if(last, stages.end(), has(&Stage::each));
+      for (; first != last; ++first) {
+        if ((*first)->beside) pool_.submit((*first)->beside);
+        if ((*first)->then) (*first)->then();
+      }
     }
   }
 
@@ -240,12 +216,6 @@ class Tape {
   std::deque<Maps<Scalar>> maps_;
   std::deque<Tensor<Scalar>> tensors_;
   std::vector<Operation> operations_;
-  struct Finish {
-    std::size_t stages;  // after so many of them
-    const std::function<void()>* call;
-  };
-  std::vector<const Stage*> stages_;  // of the pass at hand
-  std::vector<Finish> finishes_;
   std::vector<std::vector<Row<Scalar>>> scratch_;
 };
 

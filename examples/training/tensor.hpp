@@ -24,6 +24,7 @@ struct Tensor {
   std::vector<Index> shape;
   std::vector<Scalar> value;
   std::span<const Scalar> gradient;  ///< set by the one operation that reads it; empty for none
+  std::vector<Scalar> memory = {};   ///< of the gradient, where that operation takes it here
   bool read = false;                 ///< there is that operation
   /// Of one that is computed from others: sets their gradients from its own, when that is set.
   std::function<void()> pullback = {};
@@ -39,6 +40,15 @@ void mark_read(Tensor<Scalar>& tensor) {
   }
 }
 
+/// Memory where the one operation that reads a tensor sets its gradient.
+template <class Scalar>
+std::span<Scalar> gradient_memory(Tensor<Scalar>& tensor) {
+  mark_read(tensor);
+  tensor.memory.resize(tensor.value.size());
+  tensor.gradient = tensor.memory;
+  return tensor.memory;
+}
+
 /// A layer's numbers: its own, or those that a contraction makes of other layers'.
 template <class Scalar>
 struct Weights {
@@ -48,10 +58,10 @@ struct Weights {
 
 /// Where a layer's numbers are, as the library reads them.
 template <class Scalar, int Rank>
-concertina::ConvView<const Scalar, Rank> view_of(const concertina::ConvShape<Rank>& shape,
-                                                 const Weights<Scalar>& weights) {
+concertina::ConvView<Scalar, Rank> view_of(const concertina::ConvShape<Rank>& shape,
+                                           const Weights<Scalar>& weights) {
   return {shape, weights.weight->value,
-          weights.bias ? std::span<const Scalar>(weights.bias->value) : std::span<const Scalar>()};
+          weights.bias ? std::span(weights.bias->value) : std::span<Scalar>()};
 }
 
 /// The shape of a layer's weight, [out][in][kernel...].

@@ -37,6 +37,12 @@ class ThreadPool {
         [](void* context, Index i, Index worker) { (*static_cast<Decayed*>(context))(i, worker); });
   }
 
+  /// task(i), as concertina::ParallelFor calls it.
+  template <class Task>
+  void operator()(Index count, Task&& task) {
+    run(count, [&task](Index i, Index) { task(i); });
+  }
+
   /// Leaves a task to a thread that has nothing else to do: beside the tasks of runs, at the latest
   /// in wait(). Which of several runs first is open.
   void submit(std::function<void()> task);
