@@ -11,13 +11,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <initializer_list>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <span>
 #include <system_error>
-#include <tuple>
 #include <utility>
 
 namespace training {
@@ -38,100 +36,90 @@ struct Label {
 };
 
 /// What a set's files are called and hold.
-struct Layout {
+struct Format {
   std::string name, folder, archive;
   std::vector<std::string> train, test;  // of MNIST the images, then the labels
   std::vector<Label> labels;             // one byte each before the pixels; the last is the class
   std::array<double, 3> mean, deviation;
+  std::vector<std::string> unreadable;  // what another version is called
+  std::string why;                      // that cannot be read
 
   bool is_mnist() const { return name == "mnist"; }
-  Index record() const { return std::ssize(labels) + image_size; }
+  std::vector<std::string> files() const {
+    std::vector<std::string> all = train;
+    all.insert(all.end(), test.begin(), test.end());
+    return all;
+  }
 };
 
 /// Means and deviations are those with which the published accuracies were trained, rounded as
 /// there.
-Layout layout_of(const std::string& name) {
-  if (name == "cifar10") {
-    return {.name = name,
-            .folder = "cifar-10-batches-bin",
-            .archive = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-            .train = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
-                      "data_batch_4.bin", "data_batch_5.bin"},
-            .test = {"test_batch.bin"},
-            .labels = {{"class", 10}},
-            .mean = {125.3 / 255, 123.0 / 255, 113.9 / 255},
-            .deviation = {63.0 / 255, 62.1 / 255, 66.7 / 255}};
-  }
-  if (name == "cifar100") {
-    return {.name = name,
-            .folder = "cifar-100-binary",
-            .archive = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-            .train = {"train.bin"},
-            .test = {"test.bin"},
-            .labels = {{"coarse class", 20}, {"fine class", 100}},
-            .mean = {0.5071, 0.4867, 0.4408},
-            .deviation = {0.2675, 0.2565, 0.2761}};
-  }
-  if (name == "mnist") {
-    return {.name = name,
-            .folder = "MNIST/raw",
-            .archive = "https://ossci-datasets.s3.amazonaws.com/mnist, to be unpacked",
-            .train = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"},
-            .test = {"t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"},
-            .labels = {{"class", 10}},
-            .mean = {0.1307, 0.1307, 0.1307},
-            .deviation = {0.3081, 0.3081, 0.3081}};
-  }
+const Format& format_of(const std::string& name) {
+  static const std::string python =
+      "this holds the Python version, and the binary version is needed";
+  static const std::array formats = {
+      Format{.name = "cifar10",
+             .folder = "cifar-10-batches-bin",
+             .archive = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+             .train = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
+                       "data_batch_4.bin", "data_batch_5.bin"},
+             .test = {"test_batch.bin"},
+             .labels = {{"class", 10}},
+             .mean = {125.3 / 255, 123.0 / 255, 113.9 / 255},
+             .deviation = {63.0 / 255, 62.1 / 255, 66.7 / 255},
+             .unreadable = {"cifar-10-batches-py", "data_batch_1"},
+             .why = python},
+      Format{.name = "cifar100",
+             .folder = "cifar-100-binary",
+             .archive = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+             .train = {"train.bin"},
+             .test = {"test.bin"},
+             .labels = {{"coarse class", 20}, {"fine class", 100}},
+             .mean = {0.5071, 0.4867, 0.4408},
+             .deviation = {0.2675, 0.2565, 0.2761},
+             .unreadable = {"cifar-100-python", "train"},
+             .why = python},
+      Format{.name = "mnist",
+             .folder = "MNIST/raw",
+             .archive = "https://ossci-datasets.s3.amazonaws.com/mnist, to be unpacked",
+             .train = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"},
+             .test = {"t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"},
+             .labels = {{"class", 10}},
+             .mean = {0.1307, 0.1307, 0.1307},
+             .deviation = {0.3081, 0.3081, 0.3081},
+             .unreadable = {"train-images-idx3-ubyte.gz"},
+             .why = "the files are packed; unpack them with gunzip"}};
+  const auto found = std::ranges::find(formats, name, &Format::name);
+  if (found != formats.end()) return *found;
   throw concertina::Error("there is no data set \"" + name +
                           "\" to read; those that are read are cifar10, cifar100 and mnist");
 }
 
-std::vector<std::string> files_of(const Layout& layout) {
-  std::vector<std::string> files = layout.train;
-  files.insert(files.end(), layout.test.begin(), layout.test.end());
-  return files;
-}
-
-/// What to do about a folder that is not the one.
-std::string remedy(const Layout& layout) {
-  return layout.name + " is read from " + tool::listed(files_of(layout)) +
-         ", in the folder itself or in its folder " + layout.folder + "; they are in " +
-         layout.archive;
-}
-
-fs::path find_files(const fs::path& folder, const Layout& layout) {
+/// The folder that holds the files: this one, or the one in it.
+fs::path find_files(const fs::path& folder, const Format& format) {
   std::error_code error;
+  const std::vector<std::string> files = format.files();
   const auto fail = [&](const fs::path& path, const std::string& why) {
-    throw concertina::IoError(path.string() + ": " + why + "; " + remedy(layout));
+    throw concertina::IoError(path.string() + ": " + why + "; " + format.name + " is read from " +
+                              tool::listed(files) + ", in the folder itself or in its folder " +
+                              format.folder + "; they are in " + format.archive);
   };
   const fs::file_status status = fs::status(folder, error);
   if (!fs::exists(status)) fail(folder, error ? error.message() : "there is no such folder");
   if (!fs::is_directory(status)) fail(folder, "this is no folder");
-  const std::vector<std::string> files = files_of(layout);
-  const auto holds = [&error](const fs::path& candidate) {
-    return [&error, candidate](const std::string& file) {
-      return fs::exists(candidate / file, error);
+  const auto in = [&error](const fs::path& candidate) {
+    return [&error, candidate](const std::string& name) {
+      return fs::exists(candidate / name, error);
     };
   };
   // With the files in both places, the folder that was asked for is meant.
-  const bool outer = std::ranges::any_of(files, holds(folder));
-  const fs::path found = outer ? folder : folder / layout.folder;
-  if (std::ranges::none_of(files, holds(found))) {
-    const auto holds_one = [&](std::initializer_list<const char*> names) {
-      return std::ranges::any_of(
-          names, [&](const char* name) { return fs::exists(folder / name, error); });
-    };
-    const bool python =
-        (layout.name == "cifar10" && holds_one({"cifar-10-batches-py", "data_batch_1"})) ||
-        (layout.name == "cifar100" && holds_one({"cifar-100-python", "train"}));
-    const bool packed = layout.is_mnist() && holds_one({"train-images-idx3-ubyte.gz"});
-    fail(folder, python   ? "this holds the Python version, and the binary version is needed"
-                 : packed ? "the files are packed; unpack them with gunzip"
-                          : "the images are not there");
-  }
-  std::vector<std::string> missing;
-  for (const std::string& file : files) {
-    if (!holds(found)(file)) missing.push_back(file);
+  const bool outer = std::ranges::any_of(files, in(folder));
+  const fs::path found = outer ? folder : folder / format.folder;
+  std::vector<std::string> missing = files;
+  std::erase_if(missing, in(found));
+  if (missing == files) {
+    const bool unreadable = std::ranges::any_of(format.unreadable, in(folder));
+    fail(folder, unreadable ? format.why : "the images are not there");
   }
   if (!missing.empty()) {
     fail(found, tool::listed(missing) + (missing.size() == 1 ? " is missing" : " are missing"));
@@ -139,136 +127,119 @@ fs::path find_files(const fs::path& folder, const Layout& layout) {
   return found;
 }
 
-/// A file of images and its size.
-struct OpenFile {
-  fs::path path;
-  concertina::io::detail::FileHandle file;
-  Index bytes;
+using File = std::pair<concertina::io::detail::FileHandle, Index>;  // and its bytes
 
-  OpenFile(const fs::path& at, const Layout& layout) : path(at) {
-    // The largest official file has 153.7 MB; a sparse one can claim to be of any size.
-    constexpr Index limit = 256 << 20;
-    std::tie(file, bytes) = concertina::io::detail::open_file(path);
-    if (bytes <= limit) return;
-    throw concertina::SizeError(path.string() + ": " + std::to_string(bytes) +
-                                " bytes, more than the " + std::to_string(limit) +
-                                " that a file of " + layout.name + " may have");
-  }
-  void read(std::vector<std::uint8_t>& to) const {
-    concertina::io::detail::read_next(path, file.get(), std::as_writable_bytes(std::span(to)));
-  }
-};
+File open_images(const fs::path& path, const Format& format) {
+  // The largest official file has 153.7 MB; a sparse one can claim to be of any size.
+  constexpr Index limit = 256 << 20;
+  File file = concertina::io::detail::open_file(path);
+  if (file.second <= limit) return file;
+  throw concertina::SizeError(path.string() + ": " + std::to_string(file.second) +
+                              " bytes, more than the " + std::to_string(limit) +
+                              " that a file of " + format.name + " may have");
+}
 
-const std::string again = "; extract the file from its archive again";
+std::vector<std::uint8_t> read_bytes(const fs::path& path, const File& file, Index count) {
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(count));
+  concertina::io::detail::read_next(path, file.first.get(),
+                                    std::as_writable_bytes(std::span(bytes)));
+  return bytes;
+}
+
+[[noreturn]] void refuse(const fs::path& path, const std::string& why,
+                         const std::string& remedy = "extract the file from its archive again") {
+  throw concertina::FormatError(path.string() + ": " + why + "; " + remedy);
+}
 
 /// Appends the images of a file of CIFAR.
-void read_records(const fs::path& path, const Layout& layout, Images& images) {
-  const OpenFile file(path, layout);
-  const Index record = layout.record();
+void read_records(const fs::path& path, const Format& format, Images& images) {
+  const File file = open_images(path, format);
+  const Index record = std::ssize(format.labels) + image_size;
+  const Index count = file.second / record, rest = file.second % record;
   const std::string records =
-      "the records of " + layout.name + " have " + std::to_string(record) + " bytes";
-  if (file.bytes == 0) {
-    throw concertina::FormatError(path.string() + ": the file is empty, and " + records + again);
+      "the records of " + format.name + " have " + std::to_string(record) + " bytes";
+  if (file.second == 0) refuse(path, "the file is empty, and " + records);
+  const auto place = [&](Index n, Index byte) {
+    return "record " + std::to_string(n) + ", at byte " + std::to_string(n * record + byte);
+  };
+  if (rest != 0) {
+    refuse(path, place(count, 0) + ", has " + std::to_string(rest) +
+                     " bytes up to the end of the file, but " + records);
   }
-  const Index count = file.bytes / record;
-  if (file.bytes % record != 0) {
-    throw concertina::FormatError(path.string() + ": record " + std::to_string(count) +
-                                  ", at byte " + std::to_string(count * record) + ", has " +
-                                  std::to_string(file.bytes % record) +
-                                  " bytes up to the end of the file, but " + records + again);
-  }
-  const auto before = static_cast<std::size_t>(images.count());
-  images.labels.resize(before + static_cast<std::size_t>(count));
-  images.pixels.resize(images.labels.size() * image_size);
-  std::vector<std::uint8_t> bytes_of_record(static_cast<std::size_t>(record));
+  images.pixels.reserve(images.pixels.size() + static_cast<std::size_t>(count * image_size));
   for (Index n = 0; n < count; ++n) {
-    file.read(bytes_of_record);
-    for (std::size_t k = 0; k < layout.labels.size(); ++k) {
-      const auto& [label, classes] = layout.labels[k];
-      if (bytes_of_record[k] < classes) continue;
-      throw concertina::FormatError(path.string() + ": record " + std::to_string(n) + ", at byte " +
-                                    std::to_string(n * record + static_cast<Index>(k)) + ": " +
-                                    label + " " + std::to_string(bytes_of_record[k]) +
-                                    ", but they are 0 to " + std::to_string(classes - 1) +
-                                    "; is this a file of " + layout.name + ", binary version?");
+    const std::vector<std::uint8_t> bytes = read_bytes(path, file, record);
+    auto byte = bytes.begin();
+    for (const auto& [label, classes] : format.labels) {
+      if (*byte++ < classes) continue;
+      refuse(path,
+             place(n, byte - 1 - bytes.begin()) + ": " + label + " " + std::to_string(*(byte - 1)) +
+                 ", but they are 0 to " + std::to_string(classes - 1),
+             "is this a file of " + format.name + ", binary version?");
     }
-    const std::size_t to = before + static_cast<std::size_t>(n);
-    images.labels[to] = bytes_of_record[layout.labels.size() - 1];
-    std::copy(bytes_of_record.end() - image_size, bytes_of_record.end(),
-              images.pixels.begin() + static_cast<Index>(to) * image_size);
+    images.labels.push_back(*(byte - 1));
+    images.pixels.insert(images.pixels.end(), byte, bytes.end());
   }
 }
 
 /// The bytes of a file of MNIST, whose header must say as many of these extents.
 /// Source  http://yann.lecun.com/exdb/mnist, "the IDX file format"
-std::vector<std::uint8_t> read_idx(const fs::path& path, const Layout& layout,
-                                   std::span<const Index> extents) {
-  const OpenFile file(path, layout);
-  const std::size_t words = 2 + extents.size();  // a magic number, how many, the extents of each
-  std::vector<std::uint8_t> header(4 * words);
-  const auto refuse = [&](const std::string& why) {
-    throw concertina::FormatError(path.string() + ": " + why + again);
-  };
-  if (file.bytes < std::ssize(header)) {
-    refuse("the file has " + std::to_string(file.bytes) + " bytes, its header alone " +
-           std::to_string(header.size()));
+std::vector<std::uint8_t> read_idx(const fs::path& path, const Format& format,
+                                   const std::vector<Index>& extents) {
+  const File file = open_images(path, format);
+  // Of unsigned bytes, with so many dimensions; how many records (read); the extents of each.
+  std::vector<Index> words = {0x801 + std::ssize(extents), 0};
+  words.insert(words.end(), extents.begin(), extents.end());
+  const Index header = 4 * std::ssize(words);
+  if (file.second < header) {
+    refuse(path, "the file has " + std::to_string(file.second) + " bytes, its header alone " +
+                     std::to_string(header));
   }
-  file.read(header);
-  const auto word = [&](std::size_t n) {
-    Index value = 0;
-    for (std::size_t byte = 4 * n; byte < 4 * n + 4; ++byte) value = value << 8 | header[byte];
-    return value;
-  };
-  const Index magic = 0x801 + std::ssize(extents);  // unsigned bytes, and how many dimensions
-  if (word(0) != magic) {
-    refuse("the magic number at byte 0 is " + std::to_string(word(0)) + ", expected " +
-           std::to_string(magic));
-  }
+  const std::vector<std::uint8_t> bytes = read_bytes(path, file, header);
   Index size = 1;
-  for (std::size_t e = 0; e < extents.size(); ++e) {
-    size *= extents[e];
-    if (word(2 + e) == extents[e]) continue;
-    refuse("the extent at byte " + std::to_string(8 + 4 * e) + " is " +
-           std::to_string(word(2 + e)) + ", expected " + std::to_string(extents[e]));
+  for (std::size_t w = 0; w < words.size(); ++w) {
+    Index word = 0;
+    for (std::size_t byte = 4 * w; byte < 4 * w + 4; ++byte) word = word << 8 | bytes[byte];
+    if (w == 1) words[w] = word;
+    if (w > 1) size *= words[w];
+    if (word == words[w]) continue;
+    refuse(path, (w == 0 ? "the magic number at byte " : "the extent at byte ") +
+                     std::to_string(4 * w) + " is " + std::to_string(word) + ", expected " +
+                     std::to_string(words[w]));
   }
-  const Index count = word(1);
-  if (count == 0 || std::ssize(header) + count * size != file.bytes) {
-    refuse(std::to_string(count) + " of " + std::to_string(size) + " bytes each do not make the " +
-           std::to_string(file.bytes) + " bytes that there are");
+  const Index count = words[1];
+  if (count == 0 || header + count * size != file.second) {
+    refuse(path, std::to_string(count) + " of " + std::to_string(size) +
+                     " bytes each do not make the " + std::to_string(file.second) +
+                     " bytes that there are");
   }
-  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(count * size));
-  file.read(bytes);
-  return bytes;
+  return read_bytes(path, file, count * size);
 }
 
 /// The images of MNIST, each in the middle of 32 by 32 pixels and in all three colours.
 Images read_mnist(const fs::path& folder, const std::vector<std::string>& files,
-                  const Layout& layout) {
-  constexpr std::array<Index, 2> extents = {28, 28};
-  constexpr Index margin = (side - extents[0]) / 2;
-  const auto digits = read_idx(folder / files[0], layout, extents);
-  Images images{.pixels = {}, .labels = read_idx(folder / files[1], layout, {})};
-  const Index count = images.count();
-  if (std::ssize(digits) != count * extents[0] * extents[1]) {
-    throw concertina::FormatError((folder / files[1]).string() + ": " + std::to_string(count) +
-                                  " labels, but " + files[0] + " has " +
-                                  std::to_string(std::ssize(digits) / (extents[0] * extents[1])) +
-                                  " images" + again);
+                  const Format& format) {
+  constexpr Index extent = 28, margin = (side - extent) / 2;
+  const fs::path label_file = folder / files[1];
+  const auto digits = read_idx(folder / files[0], format, {extent, extent});
+  Images images{.pixels = {}, .labels = read_idx(label_file, format, {})};
+  const Index count = std::ssize(digits) / (extent * extent);
+  if (images.count() != count) {
+    refuse(label_file, std::to_string(images.count()) + " labels, but " + files[0] + " has " +
+                           std::to_string(count) + " images");
   }
-  for (Index n = 0; n < count; ++n) {
-    const auto label = images.labels[static_cast<std::size_t>(n)];
-    if (label < 10) continue;
-    throw concertina::FormatError((folder / files[1]).string() + ": the label at byte " +
-                                  std::to_string(8 + n) + " is " + std::to_string(label) +
-                                  ", but they are 0 to 9" + again);
+  const auto wrong = std::ranges::find_if(images.labels, [](int label) { return label > 9; });
+  if (wrong != images.labels.end()) {
+    refuse(label_file, "the label at byte " + std::to_string(8 + (wrong - images.labels.begin())) +
+                           " is " + std::to_string(*wrong) + ", but they are 0 to 9");
   }
   images.pixels.resize(static_cast<std::size_t>(count * image_size));
+  auto row = digits.begin();
   for (Index n = 0; n < count; ++n) {
-    for (Index colour = 0; colour < colours; ++colour) {
-      for (Index y = 0; y < extents[0]; ++y) {
-        std::copy_n(digits.begin() + (n * extents[0] + y) * extents[1], extents[1],
-                    images.pixels.begin() + n * image_size + colour * plane_size +
-                        (y + margin) * side + margin);
+    for (Index y = margin; y < margin + extent; ++y, row += extent) {
+      for (Index colour = 0; colour < colours; ++colour) {
+        std::copy_n(row, extent,
+                    images.pixels.begin() + ((n * colours + colour) * side + y) * side + margin);
       }
     }
   }
@@ -412,27 +383,28 @@ void check_range(const std::string& what, Index number, Index least, Index most)
 }  // namespace
 
 Dataset read_dataset(const fs::path& folder, const std::string& name) {
-  const Layout layout = layout_of(name);
-  const fs::path found = find_files(folder, layout);
+  const Format& format = format_of(name);
+  const fs::path found = find_files(folder, format);
   Dataset dataset{.name = name,
-                  .classes = layout.labels.back().classes,
+                  .classes = format.labels.back().classes,
                   .train = {},
                   .test = {},
-                  .mean = layout.mean,
-                  .deviation = layout.deviation,
-                  .augmented = !layout.is_mnist()};
-  if (layout.is_mnist()) {
-    dataset.train = read_mnist(found, layout.train, layout);
-    dataset.test = read_mnist(found, layout.test, layout);
-    return dataset;
+                  .mean = format.mean,
+                  .deviation = format.deviation,
+                  .augmented = !format.is_mnist()};
+  for (const auto& [files, images] :
+       {std::pair(&format.train, &dataset.train), std::pair(&format.test, &dataset.test)}) {
+    if (format.is_mnist()) {
+      *images = read_mnist(found, *files, format);
+    } else {
+      for (const std::string& file : *files) read_records(found / file, format, *images);
+    }
   }
-  for (const std::string& file : layout.train) read_records(found / file, layout, dataset.train);
-  for (const std::string& file : layout.test) read_records(found / file, layout, dataset.test);
   return dataset;
 }
 
 void require_files(const fs::path& folder, const std::string& name) {
-  static_cast<void>(find_files(folder, layout_of(name)));
+  static_cast<void>(find_files(folder, format_of(name)));
 }
 
 Dataset generated_dataset(Index classes, Index train, Index test, std::uint64_t seed) {
