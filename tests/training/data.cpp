@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -104,11 +105,6 @@ bool holds(const Images& images, Index first, int file, int records) {
   return true;
 }
 
-template <class Error = concertina::FormatError>
-std::string refusal(const fs::path& folder, const std::string& name = "cifar10") {
-  return message_of<Error>([&] { read_dataset(folder, name); });
-}
-
 Images random_images(int count) {
   concertina::test::Rng rng(1);
   Images images;
@@ -128,22 +124,44 @@ Dataset normalisation() {
           .deviation = {0.25, 0.5, 2}};
 }
 
-/// One number of load_images, by building the framed image and looking a pixel up in it.
+/// How many numbers of load_images are not those of the definition: what the image framed by black
+/// pixels has where the crop, perhaps mirrored, looks; zeros in lanes beyond.
 template <class Scalar>
-Scalar expected_number(const Dataset& norm, const Images& images, std::uint32_t image,
-                       const Crop& crop, Index channel, Index y, Index x) {
-  std::vector<std::vector<int>> framed(40, std::vector<int>(40, 0));
-  for (std::size_t row = 0; row < 32; ++row) {
-    for (std::size_t column = 0; column < 32; ++column) {
-      framed[row + 4][column + 4] =
-          images.pixels[((image * 3 + static_cast<std::size_t>(channel)) * 32 + row) * 32 + column];
+Index wrong_numbers(const Images& images, const std::vector<std::uint32_t>& which,
+                    const Augmentation* augmentation) {
+  const Dataset norm = normalisation();
+  std::vector<Scalar> to(3 * 32 * 32 * lanes + 1, Scalar(1234));
+  load_images<Scalar, lanes>(norm, images, which, augmentation, to.data());
+  Index wrong = to.back() != 1234;
+  std::size_t number = 0;
+  for (std::size_t channel = 0; channel < 3; ++channel) {
+    for (Index y = 0; y < 32; ++y) {
+      for (Index x = 0; x < 32; ++x) {
+        for (std::size_t lane = 0; lane < lanes; ++lane, ++number) {
+          if (lane >= which.size()) {
+            wrong += to[number] != 0;
+            continue;
+          }
+          const Crop crop = augmentation ? crop_of(*augmentation, which[lane]) : Crop{};
+          const Index row = y + crop.top - 4, column = (crop.flip ? 31 - x : x) + crop.left - 4;
+          const bool inside = row >= 0 && row < 32 && column >= 0 && column < 32;
+          const auto at = static_cast<std::size_t>(row * 32 + column);
+          const int value = inside ? images.pixels[(which[lane] * 3 + channel) * 1024 + at] : 0;
+          wrong += to[number] != static_cast<Scalar>((value / 255.0 - norm.mean[channel]) /
+                                                     norm.deviation[channel]);
+        }
+      }
     }
   }
-  const Index column = crop.flip ? 31 - x : x;
-  const int value =
-      framed[static_cast<std::size_t>(y + crop.top)][static_cast<std::size_t>(column + crop.left)];
-  const auto c = static_cast<std::size_t>(channel);
-  return static_cast<Scalar>((value / 255.0 - norm.mean[c]) / norm.deviation[c]);
+  return wrong;
+}
+
+/// How far counts are from a thousand each.
+template <class Key>
+double chi_squared(const std::map<Key, int>& counts) {
+  double sum = 0;
+  for (const auto& [key, count] : counts) sum += (count - 1000.0) * (count - 1000) / 1000;
+  return sum;
 }
 
 /// Fowler, Noll and Vo's hash.
@@ -203,139 +221,145 @@ TEST_CASE("with files in the folder and in the one inside, those in the folder a
   CHECK(read_dataset(folder.path(), "cifar100").test.labels == std::vector<std::uint8_t>{2});
 }
 
+/// A folder, or a file in one, that read_dataset refuses: how it is made and what is said.
+struct Refused {
+  std::string what;
+  std::string name;  ///< of the data set
+  std::function<void(const fs::path& folder)> make;
+  std::string message;    ///< "@" stands for the folder; after dots there is a part
+  std::string read = "";  ///< in the folder
+};
+
+/// `put` writes the files that are damaged.
+template <class Error>
+void check_refused(const std::vector<Refused>& all, void (*put)(const fs::path&) = nullptr) {
+  for (const auto& [what, name, make, message, read] : all) {
+    INFO(what);
+    const Folder folder;
+    if (put) put(folder.path());
+    make(folder.path());
+    std::string expected = message;
+    for (std::size_t at; (at = expected.find('@')) != std::string::npos;) {
+      expected.replace(at, 1, folder.path().string());
+    }
+    const std::string said = message_of<Error>(
+        [&] { read_dataset(read.empty() ? folder.path() : folder.path() / read, name); });
+    if (expected.starts_with("...")) {
+      CHECK_THAT(said, Contains(expected.substr(3)));
+    } else {
+      CHECK(said == expected);
+    }
+  }
+}
+
 TEST_CASE("a folder without the files is refused with what it should hold", "[training]") {
-  using concertina::IoError;
-  const Folder folder;
-  const fs::path& path = folder.path();
   const std::string needs =
       "; cifar10 is read from data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
       "data_batch_4.bin, data_batch_5.bin, test_batch.bin, in the folder itself or in its "
       "folder cifar-10-batches-bin; they are in "
       "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
-  SECTION("empty") {
-    CHECK(refusal<IoError>(path) == path.string() + ": the images are not there" + needs);
-  }
-  SECTION("of CIFAR-100") {
-    CHECK(refusal<IoError>(path, "cifar100") ==
-          path.string() +
-              ": the images are not there; cifar100 is read from train.bin, test.bin, in the "
-              "folder itself or in its folder cifar-100-binary; they are in "
-              "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz");
-  }
-  SECTION("not there") {
-    CHECK_THAT(refusal<IoError>(path / "none"), Contains((path / "none").string() + ": ") &&
-                                                    Contains("No such file") && Contains(needs));
-  }
-  SECTION("a file") {
-    std::ofstream(path / "file") << "text";
-    CHECK(refusal<IoError>(path / "file") ==
-          (path / "file").string() + ": this is no folder" + needs);
-  }
-  SECTION("Python's version") {
-    fs::create_directory(path / "cifar-10-batches-py");
-    CHECK_THAT(refusal<IoError>(path),
-               Contains("the Python version, and the binary version is needed"));
-    std::ofstream(path / "train") << "text";
-    CHECK_THAT(refusal<IoError>(path, "cifar100"),
-               Contains("the Python version, and the binary version is needed"));
-  }
-  SECTION("one missing") {
-    put_cifar10(path / "cifar-10-batches-bin");
-    fs::remove(path / "cifar-10-batches-bin" / batch(3));
-    const std::string found = (path / "cifar-10-batches-bin").string();
-    CHECK(refusal<IoError>(path) == found + ": data_batch_3.bin is missing" + needs);
-  }
-  SECTION("several missing") {
-    put_cifar10(path);
-    for (const std::string& file : {batch(2), batch(4), std::string("test_batch.bin")}) {
-      fs::remove(path / file);
-    }
-    CHECK_THAT(refusal<IoError>(path),
-               Contains("data_batch_2.bin, data_batch_4.bin, test_batch.bin are missing"));
-  }
+  const std::string python = "...the Python version, and the binary version is needed";
+  const auto nothing = [](const fs::path&) {};
+  const auto put_text = [](const std::string& name) {
+    return [name](const fs::path& folder) { std::ofstream(folder / name) << "text"; };
+  };
+  const auto put_without = [](const std::string& inner, const std::vector<std::string>& files) {
+    return [inner, files](const fs::path& folder) {
+      put_cifar10(folder / inner);
+      for (const std::string& file : files) fs::remove(folder / inner / file);
+    };
+  };
+  check_refused<concertina::IoError>({
+      {"empty", "cifar10", nothing, "@: the images are not there" + needs},
+      {"of CIFAR-100", "cifar100", nothing,
+       "@: the images are not there; cifar100 is read from train.bin, test.bin, in the folder "
+       "itself or in its folder cifar-100-binary; they are in "
+       "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"},
+      {"not there", "cifar10", nothing, "@/none: No such file or directory" + needs, "none"},
+      {"a file", "cifar10", put_text("file"), "@/file: this is no folder" + needs, "file"},
+      {"Python's version", "cifar10",
+       [](const fs::path& folder) { fs::create_directory(folder / "cifar-10-batches-py"); },
+       python},
+      {"Python's version of CIFAR-100", "cifar100", put_text("train"), python},
+      {"one missing", "cifar10", put_without("cifar-10-batches-bin", {batch(3)}),
+       "@/cifar-10-batches-bin: data_batch_3.bin is missing" + needs},
+      {"several missing", "cifar10", put_without("", {batch(2), batch(4), "test_batch.bin"}),
+       "...data_batch_2.bin, data_batch_4.bin, test_batch.bin are missing"},
+  });
 }
 
 TEST_CASE("a set that is not CIFAR is refused by name", "[training]") {
-  CHECK(refusal<concertina::Error>("/", "imagenet") ==
+  CHECK(message_of<concertina::Error>([] { read_dataset("/", "imagenet"); }) ==
         "there is no data set \"imagenet\" to read; those that are read are cifar10, cifar100 and "
         "mnist");
 }
 
 TEST_CASE("a damaged file is refused with the place", "[training]") {
-  const Folder folder;
-  put_cifar10(folder.path());
-  put_cifar100(folder.path());
-  const auto file = [&](const std::string& name) { return folder.path() / name; };
-  SECTION("empty") {
-    std::ofstream(file(batch(2))).close();
-    CHECK(refusal(folder.path()) ==
-          file(batch(2)).string() +
-              ": the file is empty, and the records of cifar10 have 3073 bytes; extract the file "
-              "from its archive again");
-  }
-  SECTION("cut short") {
-    fs::resize_file(file(batch(5)), 5 * 3073 - 1);
-    CHECK(refusal(folder.path()) ==
-          file(batch(5)).string() +
-              ": record 4, at byte 12292, has 3072 bytes up to the end of the file, but the "
-              "records of cifar10 have 3073 bytes; extract the file from its archive again");
-  }
-  SECTION("longer by a byte") {
-    fs::resize_file(file("test.bin"), 3075);
-    CHECK_THAT(refusal(folder.path(), "cifar100"), Contains("record 1, at byte 3074, has 1 bytes"));
-  }
-  SECTION("class") {
-    put_records(file(batch(4)), 4, {{9}, {10}});
-    CHECK(refusal(folder.path()) ==
-          file(batch(4)).string() +
-              ": record 1, at byte 3073: class 10, but they are 0 to 9; is this a file of "
-              "cifar10, binary version?");
-  }
-  SECTION("fine class") {
-    put_records(file("train.bin"), 4, {{1, 99}, {1, 1}, {19, 100}});
-    CHECK_THAT(refusal(folder.path(), "cifar100"),
-               Contains("record 2, at byte 6149: fine class 100, but they are 0 to 99"));
-  }
-  SECTION("coarse class") {
-    put_records(file("test.bin"), 4, {{20, 0}});
-    CHECK_THAT(refusal(folder.path(), "cifar100"),
-               Contains("record 0, at byte 0: coarse class 20, but they are 0 to 19"));
-  }
+  const auto resized = [](const std::string& file, std::uintmax_t bytes) {
+    return [=](const fs::path& folder) { fs::resize_file(folder / file, bytes); };
+  };
+  const auto with = [](const std::string& file, const std::vector<std::vector<int>>& labels) {
+    return [=](const fs::path& folder) { put_records(folder / file, 4, labels); };
+  };
+  const auto put_both = [](const fs::path& folder) {
+    put_cifar10(folder);
+    put_cifar100(folder);
+  };
+  check_refused<concertina::FormatError>(
+      {
+          {"empty", "cifar10", resized(batch(2), 0),
+           "@/data_batch_2.bin: the file is empty, and the records of cifar10 have 3073 bytes; "
+           "extract the file from its archive again"},
+          {"cut short", "cifar10", resized(batch(5), 5 * 3073 - 1),
+           "@/data_batch_5.bin: record 4, at byte 12292, has 3072 bytes up to the end of the "
+           "file, but the records of cifar10 have 3073 bytes; extract the file from its archive "
+           "again"},
+          {"longer by a byte", "cifar100", resized("test.bin", 3075),
+           "...record 1, at byte 3074, has 1 bytes"},
+          {"class", "cifar10", with(batch(4), {{9}, {10}}),
+           "@/data_batch_4.bin: record 1, at byte 3073: class 10, but they are 0 to 9; is this a "
+           "file of cifar10, binary version?"},
+          {"fine class", "cifar100", with("train.bin", {{1, 99}, {1, 1}, {19, 100}}),
+           "...record 2, at byte 6149: fine class 100, but they are 0 to 99"},
+          {"coarse class", "cifar100", with("test.bin", {{20, 0}}),
+           "...record 0, at byte 0: coarse class 20, but they are 0 to 19"},
+      },
+      put_both);
 }
 
 TEST_CASE("what is no file of images is refused before anything is allocated", "[training]") {
-  const Folder folder;
-  put_cifar10(folder.path());
-  const fs::path path = folder.path() / batch(1);
-  fs::remove(path);
-  SECTION("folder") {
-    fs::create_directory(path);
-    CHECK(refusal<concertina::IoError>(folder.path()) ==
-          "cannot read " + path.string() + ": it is a folder; name a file in it");
+  const auto put = [](const fs::path& folder) {
+    put_cifar10(folder);
+    fs::remove(folder / batch(1));
+  };
+  const auto as = [](auto make) {
+    return [make](const fs::path& folder) { make(folder / batch(1)); };
+  };
+  std::vector<Refused> all = {
+      {"folder", "cifar10", as([](const fs::path& path) { fs::create_directory(path); }),
+       "cannot read @/data_batch_1.bin: it is a folder; name a file in it"},
+      {"pipe, whose opening would wait for a writer", "cifar10",
+       as([](const fs::path& path) { REQUIRE(::mkfifo(path.c_str(), 0600) == 0); }),
+       "cannot read @/data_batch_1.bin: it is not a regular file"},
+      {"endless device", "cifar10",
+       as([](const fs::path& path) { fs::create_symlink("/dev/zero", path); }),
+       "...it is not a regular file"}};
+  if (::geteuid() != 0) {
+    all.push_back({"not readable", "cifar10", as([](const fs::path& path) {
+                     std::ofstream(path) << std::string(3073, '\0');
+                     fs::permissions(path, fs::perms::none);
+                   }),
+                   "...Permission denied"});
   }
-  SECTION("pipe, whose opening would wait for a writer") {
-    REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
-    CHECK(refusal<concertina::IoError>(folder.path()) ==
-          "cannot read " + path.string() + ": it is not a regular file");
-  }
-  SECTION("endless device") {
-    fs::create_symlink("/dev/zero", path);
-    CHECK_THAT(refusal<concertina::IoError>(folder.path()), Contains("it is not a regular file"));
-  }
-  SECTION("sparse file of a terabyte") {
-    std::ofstream(path).close();
-    fs::resize_file(path, std::uintmax_t{1} << 40);
-    CHECK(refusal<concertina::SizeError>(folder.path()) ==
-          path.string() +
-              ": 1099511627776 bytes, more than the 268435456 that a file of cifar10 may have");
-  }
-  SECTION("not readable") {
-    std::ofstream(path) << std::string(3073, '\0');
-    fs::permissions(path, fs::perms::none);
-    if (::geteuid() != 0) {
-      CHECK_THAT(refusal<concertina::IoError>(folder.path()), Contains("Permission denied"));
-    }
-  }
+  check_refused<concertina::IoError>(all, put);
+  check_refused<concertina::SizeError>(
+      {{"sparse file of a terabyte", "cifar10", as([](const fs::path& path) {
+          std::ofstream(path).close();
+          fs::resize_file(path, std::uintmax_t{1} << 40);
+        }),
+        "@/data_batch_1.bin: 1099511627776 bytes, more than the 268435456 that a file of cifar10 "
+        "may have"}},
+      put);
 }
 
 TEST_CASE("generated images are the same everywhere", "[training]") {
@@ -418,9 +442,8 @@ TEST_CASE("every order is as probable", "[training]") {
   std::map<std::vector<std::uint32_t>, int> counts;
   for (Index epoch = 0; epoch < 24'000; ++epoch) ++counts[epoch_order(4, 9, epoch)];
   CHECK(counts.size() == 24);
-  double chi_squared = 0;
-  for (const auto& [order, count] : counts) chi_squared += (count - 1000.0) * (count - 1000) / 1000;
-  CHECK(chi_squared < 49.7);  // 23 degrees of freedom: exceeded by chance once in a thousand
+  CHECK(chi_squared(counts) <
+        49.7);  // 23 degrees of freedom: exceeded by chance once in a thousand
 }
 
 TEST_CASE("orders of more images than there are numbers are refused", "[training]") {
@@ -471,15 +494,14 @@ TEST_CASE("crops are every one as probable, and independent from image to image"
       add(crop_of({.seed = seed, .epoch = 3}, 17));
   }
   CHECK(counts.size() == 162);
-  double chi_squared = 0;
   int flips = 0;
   for (const auto& [crop, count] : counts) {
     const auto [top, left, flip] = crop;
     CHECK((top >= 0 && top <= 8 && left >= 0 && left <= 8));
     flips += flip ? count : 0;
-    chi_squared += (count - 1000.0) * (count - 1000) / 1000;
   }
-  CHECK(chi_squared < 222);  // 161 degrees of freedom: exceeded by chance once in a thousand
+  CHECK(chi_squared(counts) <
+        222);  // 161 degrees of freedom: exceeded by chance once in a thousand
   CHECK(flips == Approx(images / 2).margin(4 * std::sqrt(images / 4.0)));
 }
 
@@ -489,65 +511,25 @@ TEST_CASE("a crop is the same everywhere", "[training]") {
 }
 
 TEMPLATE_TEST_CASE("images land where their definition puts them", "[training]", float, double) {
-  const Images images = random_images(40);
-  const Dataset norm = normalisation();
   const std::size_t count = GENERATE(as<std::size_t>(), 0, 1, 15, 16);
   const bool augmented = GENERATE(false, true);
   std::vector<std::uint32_t> which;
   for (std::size_t n = 0; n < count; ++n) which.push_back(static_cast<std::uint32_t>(39 - n * 2));
   if (count > 1) which[1] = which[0];  // an image may come twice
   const Augmentation augmentation{.seed = 5, .epoch = 2};
-  std::vector<TestType> to(3 * 32 * 32 * lanes + 1, TestType(1234));
-  load_images<TestType, lanes>(norm, images, which, augmented ? &augmentation : nullptr, to.data());
-  CHECK(to.back() == 1234);
-  Index wrong = 0;
-  for (std::size_t lane = 0; lane < lanes; ++lane) {
-    const Crop crop = augmented && lane < count ? crop_of(augmentation, which[lane]) : Crop{};
-    for (Index channel = 0; channel < 3; ++channel) {
-      for (Index y = 0; y < 32; y += 1 + y % 3) {  // building the framed image is slow
-        for (Index x = 0; x < 32; x += 1 + x % 2) {
-          const TestType expected =
-              lane < count
-                  ? expected_number<TestType>(norm, images, which[lane], crop, channel, y, x)
-                  : TestType(0);
-          wrong += to[static_cast<std::size_t>(((channel * 32 + y) * 32 + x) * lanes) + lane] !=
-                   expected;
-        }
-      }
-    }
-  }
-  CHECK(wrong == 0);
+  const Images images = random_images(40);
+  CHECK(wrong_numbers<TestType>(images, which, augmented ? &augmentation : nullptr) == 0);
 }
 
 TEST_CASE("every crop and flip moves an image as it says, black outside", "[training]") {
   const Images images = random_images(1);
-  const Dataset norm = normalisation();
   std::set<std::tuple<Index, Index, bool>> seen;
-  std::vector<float> to(3 * 32 * 32 * lanes);
-  const std::vector<std::uint32_t> which{0};
-  Index wrong = 0;
   for (Index epoch = 0; seen.size() < 162; ++epoch) {
     const Augmentation augmentation{.seed = 1, .epoch = epoch};
     const Crop crop = crop_of(augmentation, 0);
     if (!seen.emplace(crop.top, crop.left, crop.flip).second) continue;
-    load_images<float, lanes>(norm, images, which, &augmentation, to.data());
-    for (std::size_t channel = 0; channel < 3; ++channel) {
-      for (Index y = 0; y < 32; ++y) {
-        for (Index x = 0; x < 32; ++x) {
-          const Index row = y + crop.top - 4;
-          const Index column = (crop.flip ? 31 - x : x) + crop.left - 4;
-          const bool inside = row >= 0 && row < 32 && column >= 0 && column < 32;
-          const auto at = static_cast<std::size_t>(row * 32 + column);
-          const int value = inside ? images.pixels[channel * 1024 + at] : 0;
-          const auto expected =
-              static_cast<float>((value / 255.0 - norm.mean[channel]) / norm.deviation[channel]);
-          const auto place = static_cast<std::size_t>((y * 32 + x) * lanes);
-          wrong += to[channel * 1024 * lanes + place] != expected;
-        }
-      }
-    }
+    CHECK(wrong_numbers<float>(images, {0}, &augmentation) == 0);
   }
-  CHECK(wrong == 0);
 }
 
 TEST_CASE("images that are not there, and more than there are lanes, are refused", "[training]") {
@@ -629,45 +611,33 @@ TEST_CASE("digits of MNIST stand in the middle of all three colours", "[training
 }
 
 TEST_CASE("damaged files of MNIST are refused with the place", "[training]") {
-  using concertina::FormatError;
-  const Folder folder;
-  const fs::path& path = folder.path();
-  put_mnist(path);
-  const auto refused = [&] { return refusal<FormatError>(path, "mnist"); };
-  const fs::path images = path / "train-images-idx3-ubyte",
-                 labels = path / "train-labels-idx1-ubyte";
-  SECTION("other numbers") {
-    put_idx(images, {0x801, 3, 28, 28}, digits(3, 1));
-    CHECK_THAT(refused(), Contains(images.string()) && Contains("byte 0") && Contains("2051"));
-  }
-  SECTION("other sizes") {
-    put_idx(images, {0x803, 3, 28, 27}, digits(3, 1));
-    CHECK_THAT(refused(), Contains("byte 12") && Contains("27") && Contains("28"));
-  }
-  SECTION("fewer bytes than it says") {
-    put_idx(images, {0x803, 0xffffffff, 28, 28}, digits(3, 1));
-    CHECK_THAT(refused(), Contains("4294967295 of 784 bytes"));
-  }
-  SECTION("no header") {
-    put_idx(images, {0x803}, {});
-    CHECK_THAT(refused(), Contains("4 bytes") && Contains("16"));
-  }
-  SECTION("no images") {
-    put_idx(images, {0x803, 0, 28, 28}, {});
-    CHECK_THAT(refused(), Contains("0 of 784"));
-  }
-  SECTION("fewer labels than images") {
-    put_idx(labels, {0x801, 2}, {1, 2});
-    CHECK_THAT(refused(), Contains("2 labels") && Contains("3 images"));
-  }
-  SECTION("a label that there is not") {
-    put_idx(labels, {0x801, 3}, {1, 2, 10});
-    CHECK_THAT(refused(), Contains(labels.string()) && Contains("byte 10") && Contains("0 to 9"));
-  }
-  SECTION("packed") {
-    for (const auto& entry : fs::directory_iterator(path)) {
+  const std::string images = "train-images-idx3-ubyte", labels = "train-labels-idx1-ubyte";
+  const auto with = [](const std::string& file, const std::vector<std::uint32_t>& header,
+                       const std::vector<std::uint8_t>& bytes) {
+    return [=](const fs::path& folder) { put_idx(folder / file, header, bytes); };
+  };
+  const std::string again = "; extract the file from its archive again";
+  check_refused<concertina::FormatError>(
+      {
+          {"other numbers", "mnist", with(images, {0x801, 3, 28, 28}, digits(3, 1)),
+           "@/" + images + ": the magic number at byte 0 is 2049, expected 2051" + again},
+          {"other sizes", "mnist", with(images, {0x803, 3, 28, 27}, digits(3, 1)),
+           "@/" + images + ": the extent at byte 12 is 27, expected 28" + again},
+          {"fewer bytes than it says", "mnist",
+           with(images, {0x803, 0xffffffff, 28, 28}, digits(3, 1)), "...4294967295 of 784 bytes"},
+          {"no header", "mnist", with(images, {0x803}, {}),
+           "...the file has 4 bytes, its header alone 16"},
+          {"no images", "mnist", with(images, {0x803, 0, 28, 28}, {}), "...0 of 784"},
+          {"fewer labels than images", "mnist", with(labels, {0x801, 2}, {1, 2}),
+           "@/" + labels + ": 2 labels, but " + images + " has 3 images" + again},
+          {"a label that there is not", "mnist", with(labels, {0x801, 3}, {1, 2, 10}),
+           "@/" + labels + ": the label at byte 10 is 10, but they are 0 to 9" + again},
+      },
+      put_mnist);
+  const auto pack = [](const fs::path& folder) {
+    for (const auto& entry : fs::directory_iterator(folder)) {
       fs::rename(entry.path(), entry.path().string() + ".gz");
     }
-    CHECK_THAT(refusal<concertina::IoError>(path, "mnist"), Contains("gunzip"));
-  }
+  };
+  check_refused<concertina::IoError>({{"packed", "mnist", pack, "...gunzip"}}, put_mnist);
 }
