@@ -54,7 +54,6 @@ struct Step {
     y = x;
     if (contracted) {
       const auto [weights, shape] = contractions.add(expanded);
-      contractions.record();
       y = &convolution(tape, *x, shape, weights);
     } else {
       for (std::size_t l = 0; l < expanded.shapes.size(); ++l) {

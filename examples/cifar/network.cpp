@@ -336,7 +336,6 @@ Network<Scalar>::Network(const NetworkOptions& options, Index capacity, ThreadPo
     if (layered_names_.empty()) options_.compute = Compute::contracted;
     if (contracted_names_.empty() && !layered_names_.empty()) options_.compute = Compute::layered;
   }
-  contractions_.record();
   OnTape<Scalar> on{tape_};
   std::tie(features_, logits_) = heads(on, &images);
   loss_ = std::make_unique<CrossEntropy<Scalar>>(tape_, *logits_);

@@ -28,6 +28,23 @@ Weights<Scalar> computed_weights(Tape<Scalar>& tape, const ConvShape<Rank>& shap
 }  // namespace
 
 template <class Scalar>
+Contractions<Scalar>::Contractions(Tape<Scalar>& tape) : tape_(tape) {
+  Operation operation;
+  operation.prepare = [this] {
+    if (computed_ == tape_.version()) return;
+    for (const auto& [multiply_adds, forward] : large_) forward(tape_.pool());
+    std::vector<const Work*> apart;
+    for (const auto& [multiply_adds, forward] : small_) apart.push_back(&forward);
+    tape_.pool()(std::ssize(apart), [&](Index i) { (*apart[size(i)])(serial_for); });
+    computed_ = tape_.version();
+  };
+  operation.last = [this] {
+    for (const Work& backward : after_) backward(tape_.pool());
+  };
+  tape_.record(std::move(operation));
+}
+
+template <class Scalar>
 template <int Rank>
 std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
     const Chain<Scalar, Rank>& chain) {
@@ -46,25 +63,28 @@ std::pair<Weights<Scalar>, ConvShape<Rank>> Contractions<Scalar>::add(
       std::make_shared<State>(State{expression, concertina::Contraction<Scalar, Rank>(form)});
   const ConvShape<Rank> shape = state->contraction.shape();
   const Weights<Scalar> whole = computed_weights(tape_, shape);
-  jobs_.push_back({.forward =
-                       [=](const ParallelFor& run) {
-                         state->contraction.forward(state->expression, view_of(shape, whole), run);
-                       },
-                   .backward =
-                       [=, this, layers = chain.layers](const ParallelFor& run) {
-                         const concertina::ConvView<const Scalar, Rank> gradient(
-                             shape, decayed(*whole.weight, state->weight_gradient),
-                             whole.bias ? decayed(*whole.bias, state->bias_gradient)
-                                        : std::span<const Scalar>());
-                         const auto gradients =
-                             state->contraction.backward(state->expression, gradient, run);
-                         for (std::size_t l = 0; l < layers.size(); ++l) {
-                           layers[l].weight->gradient = gradients[l].weight();
-                           if (layers[l].bias) layers[l].bias->gradient = gradients[l].bias();
-                         }
-                       },
-                   .weight = whole.weight,
-                   .work = form.multiply_adds()});
+  const Work forward = [=](const ParallelFor& run) {
+    state->contraction.forward(state->expression, view_of(shape, whole), run);
+  };
+  const Work backward = [=, this, layers = chain.layers](const ParallelFor& run) {
+    const concertina::ConvView<const Scalar, Rank> gradient(
+        shape, decayed(*whole.weight, state->weight_gradient),
+        whole.bias ? decayed(*whole.bias, state->bias_gradient) : std::span<const Scalar>());
+    const auto gradients = state->contraction.backward(state->expression, gradient, run);
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      layers[l].weight->gradient = gradients[l].weight();
+      if (layers[l].bias) layers[l].bias->gradient = gradients[l].bias();
+    }
+  };
+  const Index multiply_adds = form.multiply_adds();
+  const bool large = multiply_adds >= 8'000'000;  // a sixth of a millisecond
+  if (large && tape_.pool().size() > 2) {
+    after_.push_back(backward);
+  } else {
+    whole.weight->pullback = [=] { backward(serial_for); };
+  }
+  (large ? large_ : small_).emplace(multiply_adds, forward);
+  computed_ = -1;
   return {whole, shape};
 }
 
@@ -77,32 +97,6 @@ std::span<const Scalar> Contractions<Scalar>::decayed(const Tensor<Scalar>& tens
     sum[i] = tensor.gradient[i] + decay_ * tensor.value[i];
   }
   return sum;
-}
-
-template <class Scalar>
-void Contractions<Scalar>::record() {
-  if (jobs_.empty()) return;
-  constexpr Index large = 8'000'000;  // multiply-adds: a sixth of a millisecond
-  std::ranges::sort(jobs_, std::greater(), &Job::work);
-  const auto small = std::ranges::find_if(jobs_, [](const Job& job) { return job.work < large; });
-  const std::span<const Job> together(jobs_.begin(), small), apart(small, jobs_.end());
-  Operation operation;
-  operation.prepare = [=, this, computed = Index{-1}]() mutable {
-    if (computed == tape_.version()) return;
-    for (const Job& job : together) job.forward(tape_.pool());
-    tape_.pool()(std::ssize(apart), [&](Index i) { apart[size(i)].forward(serial_for); });
-    computed = tape_.version();
-  };
-  const bool beside = tape_.pool().size() <= 2;
-  for (const Job& job : beside ? std::span<const Job>(jobs_) : apart) {
-    job.weight->pullback = [&job] { job.backward(serial_for); };
-  }
-  operation.last = [=, this] {
-    for (const Job& job : together) {
-      if (!beside) job.backward(tape_.pool());
-    }
-  };
-  tape_.record(std::move(operation));
 }
 
 template <class Scalar>

@@ -9,6 +9,7 @@
 #include <concertina/shape.hpp>
 
 #include <functional>
+#include <map>
 #include <span>
 #include <utility>
 #include <vector>
@@ -22,7 +23,7 @@ namespace training {
 template <class Scalar>
 class Contractions {
  public:
-  explicit Contractions(Tape<Scalar>& tape) : tape_(tape) {}
+  explicit Contractions(Tape<Scalar>& tape);
   Contractions(const Contractions&) = delete;  // the tape refers to it
   Contractions& operator=(const Contractions&) = delete;
 
@@ -30,9 +31,6 @@ class Contractions {
   /// Throws  InexactError where no single layer equals the chain at the border
   template <int Rank>
   std::pair<Weights<Scalar>, concertina::ConvShape<Rank>> add(const Chain<Scalar, Rank>& chain);
-
-  /// After all are added, and before the operations that read them.
-  void record();
 
   /// Adds decay / 2 times the squared norm of each contraction, its bias included, to the loss:
   /// what weight decay does to a compact layer, pulled back to the layers of the expansion.
@@ -42,14 +40,12 @@ class Contractions {
   /// The gradient of a contraction with that of the decay.
   std::span<const Scalar> decayed(const Tensor<Scalar>& tensor, std::vector<Scalar>& sum) const;
 
-  struct Job {
-    std::function<void(const concertina::ParallelFor&)> forward, backward;
-    Tensor<Scalar>* weight;  // of the contraction
-    Index work;              // multiply-adds
-  };
+  using Work = std::function<void(const concertina::ParallelFor&)>;
   Tape<Scalar>& tape_;
   Scalar decay_ = 0;
-  std::vector<Job> jobs_;
+  std::multimap<Index, Work, std::greater<>> large_, small_;  // forward, by its multiply-adds
+  std::vector<Work> after_;                                   // backward, of large ones
+  Index computed_ = -1;                                       // version of the tensors
 };
 
 /// A convolution, or without weights an average pool of the shape's kernel, and the batch norm of

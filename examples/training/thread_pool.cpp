@@ -59,9 +59,8 @@ void ThreadPool::keep(std::exception_ptr& failure) {
   if (!failure) failure = std::current_exception();
 }
 
-void ThreadPool::run(Index count, void* context, Call call) {
-  call_ = call;
-  context_ = context;
+void ThreadPool::run(Index count, Task task) {
+  task_ = &task;
   count_ = count;
   done_.store(0, std::memory_order_relaxed);
   left_.store(count, std::memory_order_release);
@@ -107,7 +106,7 @@ void ThreadPool::take_tasks(Index worker) {
     const Index count = count_;
     Index finished = 1;
     try {
-      call_(context_, count - left, worker);
+      (*task_)(count - left, worker);
     } catch (...) {
       keep(failure_);
       finished += std::max<Index>(0, left_.exchange(0, std::memory_order_acq_rel));

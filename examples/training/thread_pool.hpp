@@ -5,6 +5,8 @@
 
 #include "lanes.hpp"
 
+#include <concertina/detail/function_ref.hpp>
+
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -12,13 +14,14 @@
 #include <functional>
 #include <mutex>
 #include <thread>
-#include <type_traits>
 #include <vector>
 
 namespace training {
 
 class ThreadPool {
  public:
+  using Task = concertina::detail::FunctionRef<void(Index i, Index worker)>;
+
   /// `threads` of them, the caller's own included. Throws Error where they cannot be started.
   explicit ThreadPool(Index threads);
   ~ThreadPool();
@@ -30,16 +33,11 @@ class ThreadPool {
   /// task(i, worker) for each i below count, where worker is below size() and no two tasks at a
   /// time have the same. Returns when all are done. Rethrows the first exception; then some tasks
   /// may not have run. Not from within a task.
-  template <class Task>
-  void run(Index count, Task&& task) {
-    using Decayed = std::remove_reference_t<Task>;
-    run(count, const_cast<void*>(static_cast<const void*>(&task)),
-        [](void* context, Index i, Index worker) { (*static_cast<Decayed*>(context))(i, worker); });
-  }
+  void run(Index count, Task task);
 
   /// task(i), as concertina::ParallelFor calls it.
-  template <class Task>
-  void operator()(Index count, Task&& task) {
+  template <class Each>
+  void operator()(Index count, Each&& task) {
     run(count, [&task](Index i, Index) { task(i); });
   }
 
@@ -52,9 +50,6 @@ class ThreadPool {
   void wait();
 
  private:
-  using Call = void (*)(void* context, Index i, Index worker);
-
-  void run(Index count, void* context, Call call);
   void work(Index worker);
   void wake();
   void stop();
@@ -66,8 +61,7 @@ class ThreadPool {
   std::atomic<std::uint32_t> news_ = 0;  // changes wake the workers
   std::atomic<bool> stopping_ = false;
 
-  Call call_ = nullptr;  // of the run; who took one of its tasks may read them
-  void* context_ = nullptr;
+  const Task* task_ = nullptr;  // of the run; who took one of its tasks may read it
   Index count_ = 0;
   std::atomic<Index> left_ = 0, done_ = 0;  // tasks nobody has taken; tasks that are done
 

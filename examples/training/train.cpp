@@ -62,26 +62,14 @@ struct SmallNet {
   }
 
   Maps<float>& record(Contractions<float>& contractions, Index classes) {
-    struct Block {
-      Weights<float> weights;
-      ConvShape<2> shape;
-      NormTensors<float> norm;
-    };
-    std::vector<Block> blocks;
-    Index channels = colours;
+    Maps<float>* x = &images;
     for (const Index out : {8, 16, 32}) {
       const ConvShape<2> compact{
-          .out = out, .in = channels, .kernel_size = 5, .padding = 2, .bias = true};
+          .out = out, .in = x->channels, .kernel_size = 5, .padding = 2, .bias = true};
       Chain<float, 2> expanded{expand_cl(compact, {.rate = 4}), {}};  // this line expands,
-      for (const auto& shape : expanded.shapes) expanded.layers.push_back(layer(shape));
+      for (const auto& each : expanded.shapes) expanded.layers.push_back(layer(each));
       const auto [weights, shape] = contractions.add(expanded);  // and this one contracts
-      blocks.push_back({weights, shape, norm(out)});
-      channels = out;
-    }
-    contractions.record();
-    Maps<float>* x = &images;
-    for (const Block& block : blocks) {
-      x = &batch_norm(tape, convolution(tape, *x, block.shape, block.weights), block.norm);
+      x = &batch_norm(tape, convolution(tape, *x, shape, weights), norm(out));
       relu(tape, *x);
       x = &max_pool(tape, *x);
     }

@@ -251,7 +251,6 @@ class OnProcessor final : public Recorder {
     if (chain.layers.empty()) return add(on_.layer(maps_[x], shape, weights, chain));
     Contractions<double>& contraction = contractions_.emplace_back(tape);
     const auto [whole, contracted_shape] = contraction.add(chain);
-    contraction.record();
     CHECK(contracted_shape == shape);
     return add(on_.layer(maps_[x], shape, whole, chain));
   }

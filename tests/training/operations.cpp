@@ -958,7 +958,6 @@ struct Everything {
       in = out;
     }
     const auto fully_connected = add_layers(linears);
-    contractions.record();
 
     Tape<Scalar>& tape = rig.tape;
     images = &tape.maps(options.convolutions.front().in, 9, 8, false);
@@ -1331,7 +1330,6 @@ TEST_CASE("the decay of a contraction is that of a compact layer, pulled back",
   const Chain<double, 2> chain{shapes,
                                {rig.weights(shapes[0], draw), rig.weights(shapes[1], draw)}};
   const auto [weights, shape] = contractions.add(chain);
-  contractions.record();
   Maps<double>& input = rig.input(x);
   rig.seed(convolution(rig.tape, input, shape, weights), direction);
   const auto gradients = [&](double by) {
@@ -1392,7 +1390,6 @@ TEST_CASE("a contraction follows its layers only when told that they changed",
   const auto draw = [&] { return ++next; };
   Chain<double, 0> chain{shapes, {rig.weights(shapes[0], draw), rig.weights(shapes[1], draw)}};
   const auto [weights, shape] = contractions.add(chain);
-  contractions.record();
   REQUIRE(shape == ConvShape<0>{.out = 1, .in = 1, .bias = true});
   Batch x(1, 1, 1, 1);
   x.values = {5};
