@@ -273,11 +273,15 @@ std::uint32_t random_below(Generator& generator, std::uint32_t bound) {
   return static_cast<std::uint32_t>(product >> 32);
 }
 
+/// A permutation of 0 .. count - 1, every one as probable.
 /// Source  the Fisher-Yates shuffle as Durstenfeld wrote it, Communications of the ACM 1964
-void shuffle(std::vector<std::uint32_t>& order, SplitMix generator) {
-  for (std::size_t n = order.size(); n > 1; --n) {
+std::vector<std::uint32_t> shuffled(std::size_t count, SplitMix generator) {
+  std::vector<std::uint32_t> order(count);
+  std::iota(order.begin(), order.end(), 0U);
+  for (std::size_t n = count; n > 1; --n) {
     std::swap(order[n - 1], order[random_below(generator, static_cast<std::uint32_t>(n))]);
   }
+  return order;
 }
 
 // ---- generated images ---------------------------------------------------------------------------
@@ -434,10 +438,7 @@ std::vector<std::uint32_t> epoch_order(Index count, std::uint64_t seed, Index ep
     throw concertina::SizeError("an order of " + std::to_string(count) +
                                 " images; there can be 0 to 4294967295");
   }
-  std::vector<std::uint32_t> order(static_cast<std::size_t>(count));
-  std::iota(order.begin(), order.end(), 0U);
-  shuffle(order, SplitMix(key(Stream::order, seed, epoch)));
-  return order;
+  return shuffled(static_cast<std::size_t>(count), SplitMix(key(Stream::order, seed, epoch)));
 }
 
 std::vector<std::uint8_t> corrupted_labels(std::span<const std::uint8_t> labels, Index classes,
@@ -446,9 +447,7 @@ std::vector<std::uint8_t> corrupted_labels(std::span<const std::uint8_t> labels,
     throw concertina::Error("a share of " + std::to_string(share) +
                             " of the labels to corrupt; 0 to 1 are possible");
   }
-  std::vector<std::uint32_t> order(labels.size());
-  std::iota(order.begin(), order.end(), 0U);
-  shuffle(order, SplitMix(key(Stream::corrupted_order, seed, 0)));
+  auto order = shuffled(labels.size(), SplitMix(key(Stream::corrupted_order, seed, 0)));
   order.resize(static_cast<std::size_t>(std::llround(share * static_cast<double>(labels.size()))));
   std::vector<std::uint8_t> result(labels.begin(), labels.end());
   SplitMix generator(key(Stream::label, seed, 0));

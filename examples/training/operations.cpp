@@ -431,6 +431,14 @@ void relu(Tape<Scalar>& tape, Maps<Scalar>& x) {
 
 namespace {
 
+template <class Scalar>
+void require_window(const std::string& operation, const Maps<Scalar>& x,
+                    const concertina::PerAxis<2>& kernel) {
+  if (x.height >= kernel[0] && x.width >= kernel[1]) return;
+  throw ShapeError(operation + ": maps of " + std::to_string(x.height) + "x" +
+                   std::to_string(x.width) + " are smaller than the window, " + to_string(kernel));
+}
+
 /// Calls each(from, to) for the windows of pooled maps: where, in a chunk, a vector of a window's
 /// first number is, and of its result.
 template <class Scalar, class Each>
@@ -450,10 +458,7 @@ void for_each_window(const Maps<Scalar>& x, const Maps<Scalar>& y, Index stride,
 
 template <class Scalar>
 Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
-  if (x.height < 2 || x.width < 2) {
-    throw ShapeError("max_pool: maps of " + std::to_string(x.height) + "x" +
-                     std::to_string(x.width) + " are smaller than the 2x2 window");
-  }
+  require_window("max_pool", x, 2);
   Maps<Scalar>& y = tape.maps(x.channels, x.height / 2, x.width / 2);
   const Index below = x.width * lanes;
 
@@ -502,11 +507,7 @@ Maps<Scalar>& max_pool(Tape<Scalar>& tape, Maps<Scalar>& x) {
 template <class Scalar>
 Maps<Scalar>& average_pool(Tape<Scalar>& tape, Maps<Scalar>& x,
                            const concertina::PerAxis<2>& kernel) {
-  if (x.height < kernel[0] || x.width < kernel[1]) {
-    throw ShapeError("average_pool: maps of " + std::to_string(x.height) + "x" +
-                     std::to_string(x.width) + " are smaller than the window, " +
-                     to_string(kernel));
-  }
+  require_window("average_pool", x, kernel);
   Maps<Scalar>& y = tape.maps(x.channels, x.height - kernel[0] + 1, x.width - kernel[1] + 1);
   const Scalar share = 1 / static_cast<Scalar>(numel(kernel));
   const Index line = kernel[1] * lanes, window = kernel[0] * x.width * lanes;
