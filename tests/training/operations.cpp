@@ -156,12 +156,9 @@ struct Rig {
   }
 
   NormTensors<Scalar> norm(Index channels, const std::function<double()>& draw) {
-    NormTensors<Scalar> norm{};
-    norm.weight = &tensor("norm.weight", {channels}, draw);
-    norm.bias = &tensor("norm.bias", {channels}, draw);
-    norm.running_mean = &tensor("norm.running_mean", {channels}, draw);
-    norm.running_var = &tensor("norm.running_var", {channels}, [&] { return 1.5 + draw() / 8; });
-    return norm;
+    return {&tensor("norm.weight", {channels}, draw), &tensor("norm.bias", {channels}, draw),
+            &tensor("norm.running_mean", {channels}, draw),
+            &tensor("norm.running_var", {channels}, [&] { return 1.5 + draw() / 8; })};
   }
 
   /// Ends the tape: the loss is the sum of products of y with `direction`, as seed() returns it.
@@ -192,8 +189,8 @@ struct Definition {
   std::vector<double> weight_gradient = {}, bias_gradient = {};
 };
 
-/// Of an operation whose results are sums of factor * x: terms(direction, y, image, channel, i, j,
-/// each) calls each(channel, row, column, factor) for one of them.
+/// Of an operation whose results are sums of factor * x: terms(definition so far, image, channel,
+/// i, j, each) calls each(channel, row, column, factor) for the terms of one of them.
 template <class Terms>
 Definition definition(const Batch& x, Index channels, Index height, Index width, Rng& rng,
                       Terms&& terms) {
@@ -247,27 +244,26 @@ Definition convolved(const ConvShape<2>& shape, const Batch& x, const std::vecto
   std::vector<double> weight_gradient(weight.size()), bias_gradient(bias.size());
   const Index height = counted_positions(shape, x.height, 0);
   const Index width = counted_positions(shape, x.width, 1);
-  Definition result =
-      definition(x, shape.out, height, width, rng,
-                 [&](Definition& now, Index n, Index o, Index i, Index j, auto&& each) {
-                   const double gradient = now.direction.at(n, o, i, j);
-                   if (!bias.empty()) {
-                     now.y.at(n, o, i, j) = bias[at(o)];
-                     bias_gradient[at(o)] += gradient;
-                   }
-                   std::size_t tap = at(o * x.channels * kernel_height * kernel_width);
-                   const Index top = i * shape.stride[0] - shape.padding.start[0];
-                   const Index left = j * shape.stride[1] - shape.padding.start[1];
-                   for (Index c = 0; c < x.channels; ++c) {
-                     for (Index y = top; y < top + kernel_height; ++y) {
-                       for (Index z = left; z < left + kernel_width; ++z, ++tap) {
-                         if (y < 0 || y >= x.height || z < 0 || z >= x.width) continue;
-                         each(c, y, z, weight[tap]);
-                         weight_gradient[tap] += gradient * x.at(n, c, y, z);
-                       }
-                     }
-                   }
-                 });
+  const auto terms = [&](Definition& now, Index n, Index o, Index i, Index j, auto&& each) {
+    const double gradient = now.direction.at(n, o, i, j);
+    if (!bias.empty()) {
+      now.y.at(n, o, i, j) = bias[at(o)];
+      bias_gradient[at(o)] += gradient;
+    }
+    std::size_t tap = at(o * x.channels * kernel_height * kernel_width);
+    const Index top = i * shape.stride[0] - shape.padding.start[0];
+    const Index left = j * shape.stride[1] - shape.padding.start[1];
+    for (Index c = 0; c < x.channels; ++c) {
+      for (Index y = top; y < top + kernel_height; ++y) {
+        for (Index z = left; z < left + kernel_width; ++z, ++tap) {
+          if (y < 0 || y >= x.height || z < 0 || z >= x.width) continue;
+          each(c, y, z, weight[tap]);
+          weight_gradient[tap] += gradient * x.at(n, c, y, z);
+        }
+      }
+    }
+  };
+  Definition result = definition(x, shape.out, height, width, rng, terms);
   result.weight_gradient = std::move(weight_gradient);
   result.bias_gradient = std::move(bias_gradient);
   return result;
@@ -1187,21 +1183,30 @@ struct Part {
 using Geometry = std::vector<std::vector<Part>>;  // branches
 
 template <class Scalar>
+NormedBranches<Scalar> branches_of(const Geometry& geometry, Rig<Scalar>& rig,
+                                   const std::function<double()>& draw) {
+  NormedBranches<Scalar> branches;
+  for (const auto& parts : geometry) {
+    auto& branch = branches.emplace_back();
+    for (const auto& [shape, margin, pool] : parts) {
+      branch.push_back({shape, pool ? Weights<Scalar>{} : rig.weights(shape, draw),
+                        rig.norm(shape.out, [&] { return 0.5 + std::abs(draw()); }), margin});
+    }
+  }
+  return branches;
+}
+
+template <class Scalar>
 BlockRun<Scalar> run_block(const Geometry& geometry, const Batch& x, Index threads,
                            bool contracted) {
   Rng rng(5);
   const auto draw = [&] { return concertina::random_uniform(rng, 1); };
   Rig<Scalar> rig(x.images + 3, threads);
   Maps<Scalar>& input = rig.input(x);
-  NormedBranches<Scalar> branches;
+  const NormedBranches<Scalar> branches = branches_of(geometry, rig, draw);
   std::vector<Tensor<Scalar>*> parameters, statistics;
-  for (const auto& parts : geometry) {
-    auto& branch = branches.emplace_back();
-    for (const auto& [shape, margin, pool] : parts) {
-      branch.push_back({shape, pool ? Weights<Scalar>{} : rig.weights(shape, draw),
-                        rig.norm(shape.out, [&] { return 0.5 + std::abs(draw()); }), margin});
-      const Weights<Scalar>& weights = branch.back().weights;
-      const NormTensors<Scalar>& norm = branch.back().norm;
+  for (const auto& branch : branches) {
+    for (const auto& [shape, weights, norm, margin] : branch) {
       for (Tensor<Scalar>* tensor : {weights.weight, weights.bias, norm.weight, norm.bias}) {
         if (tensor) parameters.push_back(tensor);
       }
@@ -1291,15 +1296,7 @@ TEST_CASE("contracted blocks train as their layers and batch norms do, one by on
 TEST_CASE("whether a block with norms costs less contracted", "[training][operations]") {
   const auto cheaper = [](const Geometry& geometry, Index images) {
     Rig<float> rig(1);
-    NormedBranches<float> branches;
-    for (const auto& shapes : geometry) {
-      auto& branch = branches.emplace_back();
-      for (const auto& [shape, margin, pool] : shapes) {
-        branch.push_back({shape, pool ? Weights<float>{} : rig.weights(shape, [] { return 1; }),
-                          rig.norm(shape.out, [] { return 1; }), margin});
-      }
-    }
-    return cheaper_contracted(branches, {16, 16}, images);
+    return cheaper_contracted(branches_of(geometry, rig, [] { return 1; }), {16, 16}, images);
   };
   const ConvShape<2> dense{.out = 32, .in = 32, .kernel_size = 3, .padding = 1},
       one{.out = 32, .in = 32, .kernel_size = 1}, widen{.out = 128, .in = 32, .padding = 1},
