@@ -54,15 +54,11 @@ Score run(Network<Scalar>& network, const Dataset& data, const Images& images,
 }
 
 Score score_of(const cuda::Steps& steps, Index batch, Index images) {
-  Score sum;
-  for (std::size_t step = 0; step < steps.losses.size(); ++step) {
-    const Index count = std::min(batch, images - sum.images);
-    sum.loss += steps.losses[step] * static_cast<double>(count);
-    sum.correct += steps.corrects[step];
-    sum.images += count;
+  TotalScore total;
+  for (std::size_t step = 0; step < steps.losses.size(); ++step, images -= batch) {
+    total.add({steps.losses[step], steps.corrects[step], std::min(batch, images)});
   }
-  sum.loss /= static_cast<double>(sum.images);
-  return sum;
+  return total.score();
 }
 
 /// A number that says whether two files hold the same tensors.
@@ -151,17 +147,13 @@ template <class Scalar>
 Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& images) {
   std::vector<std::uint32_t> all(static_cast<std::size_t>(images.count()));
   std::iota(all.begin(), all.end(), 0U);
-  Score sum;
+  TotalScore total;
   const auto batch = static_cast<std::size_t>(std::min<Index>(network.tape().capacity(), 4096));
   for (std::size_t first = 0; first < all.size(); first += batch) {
     const auto which = std::span(all).subspan(first, std::min(batch, all.size() - first));
-    const Score score = run(network, data, images, images.labels, which, nullptr, false);
-    sum.loss += score.loss * static_cast<double>(score.images);
-    sum.correct += score.correct;
-    sum.images += score.images;
+    total.add(run(network, data, images, images.labels, which, nullptr, false));
   }
-  sum.loss /= static_cast<double>(sum.images);
-  return sum;
+  return total.score();
 }
 
 template <class Scalar>

@@ -80,6 +80,21 @@ struct Score {
   }
 };
 
+/// The score of all batches that were added.
+class TotalScore {
+ public:
+  void add(const Score& batch) {
+    losses_ += batch.loss * static_cast<double>(batch.images);
+    correct_ += batch.correct;
+    images_ += batch.images;
+  }
+  Score score() const { return {losses_ / static_cast<double>(images_), correct_, images_}; }
+
+ private:
+  double losses_ = 0;
+  Index correct_ = 0, images_ = 0;
+};
+
 /// The network on all images of a set in inference.
 template <class Scalar>
 Score evaluate(Network<Scalar>& network, const Dataset& data, const Images& images);
@@ -117,15 +132,11 @@ class Training {
   Score epoch() {
     begin_epoch();
     if (accelerator_) return accelerated_epoch();
-    Score sum;
+    TotalScore total;
     while (more_batches()) {
-      const Score batch = step();
-      sum.loss += batch.loss * static_cast<double>(batch.images);
-      sum.correct += batch.correct;
-      sum.images += batch.images;
+      total.add(step());
     }
-    sum.loss /= static_cast<double>(sum.images);
-    return sum;
+    return total.score();
   }
 
   /// The parts of epoch(): forward, backward and update on the next batch; `reversed` turns the
