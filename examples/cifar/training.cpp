@@ -119,15 +119,6 @@ void require_accelerable(const NetworkOptions& network) {
           "--compute contracted of " + network.model, "layer by layer (--compute layered)");
 }
 
-bool is_accelerable(const NetworkOptions& network) {
-  try {
-    require_accelerable(network);
-    return true;
-  } catch (const UnsupportedError&) {
-    return false;
-  }
-}
-
 void require_built_for([[maybe_unused]] Device device) {
 #ifndef CONCERTINA_CUDA
   if (device == Device::cpu) return;

@@ -111,7 +111,6 @@ struct UnsupportedError : concertina::Error {
 
 /// Throws UnsupportedError unless such a training can be computed by an accelerator.
 void require_accelerable(const NetworkOptions& network);
-bool is_accelerable(const NetworkOptions& network);
 
 /// Throws UnsupportedError where the program was built without the device.
 void require_built_for(Device device);
@@ -133,9 +132,7 @@ class Training {
     begin_epoch();
     if (accelerator_) return accelerated_epoch();
     TotalScore total;
-    while (more_batches()) {
-      total.add(step());
-    }
+    while (more_batches()) total.add(step());
     return total.score();
   }
 

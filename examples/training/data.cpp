@@ -407,10 +407,6 @@ Dataset read_dataset(const fs::path& folder, const std::string& name) {
   return dataset;
 }
 
-void require_files(const fs::path& folder, const std::string& name) {
-  static_cast<void>(find_files(folder, format_of(name)));
-}
-
 Dataset generated_dataset(Index classes, Index train, Index test, std::uint64_t seed) {
   check_range("classes", classes, 2, 256);
   check_range("training images", train, 1, 100'000);

@@ -44,9 +44,6 @@ struct Dataset {
 /// Source    https://www.cs.toronto.edu/~kriz/cifar.html, http://yann.lecun.com/exdb/mnist
 Dataset read_dataset(const std::filesystem::path& folder, const std::string& name);
 
-/// Throws what read_dataset throws where files are missing, and reads none.
-void require_files(const std::filesystem::path& folder, const std::string& name);
-
 /// A set that needs no download. The images of a class share two coloured gratings, and differ in
 /// where these lie, in contrast, in brightness, in a third grating that says nothing, and in noise.
 /// Image i is of class i % classes. Integer arithmetic only: equal arguments give equal pixels on
