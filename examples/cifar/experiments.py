@@ -2,7 +2,9 @@
 """The rows of the paper's CIFAR tables and the curves of its figures, as trainings of `cifar train`."""
 
 import csv
-from dataclasses import dataclass, field, replace
+import math
+import re
+from dataclasses import dataclass, field
 
 MODELS = {
     "SmallNet": "compact",
@@ -22,27 +24,71 @@ METRICS = ("top1", "best_test_error", "last_test_error", "train_error")
 BATCHES = 100  # whose gradients the figures compare
 
 
+class Failure(Exception):
+    """What went wrong, in a line: with the file, and what to do."""
+
+
+def read_text(path):
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise Failure(f"{path}: byte {error.start} is not UTF-8") from error
+
+
 def read_csv(path, columns):
-    """The lines of a CSV file as dictionaries. A ValueError names the line."""
-    with open(path, newline="") as file:
-        text = file.read()
+    """The lines of a CSV file as dictionaries. Failure naming the line, OSError."""
+    text = read_text(path)
     if text and not text.endswith("\n"):
-        raise ValueError(f"{path}: the last line does not end")
+        raise Failure(f"{path}: the last line does not end")
     try:
         reader = csv.DictReader(text.splitlines(), strict=True)
         lines = list(reader)
     except csv.Error as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise Failure(f"{path}: {error}") from error
     if reader.fieldnames != columns:
-        raise ValueError(f"{path}: line 1: expected \"{','.join(columns)}\"")
+        raise Failure(f"{path}: line 1: expected \"{','.join(columns)}\"")
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():
-            raise ValueError(f"{path}: line {number}: expected {len(columns)} fields")
+            raise Failure(f"{path}: line {number}: expected {len(columns)} fields")
     return lines
+
+
+def number_in(text, least, most, kind=float):
+    """The number that a text is, ValueError where it is none or beyond its range."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        expected = "whole number" if kind is int else "number"
+        raise ValueError(f'"{text[:40]}" is no {expected} from {least} to {most}')
+    return value
+
+
+# ---- names of trainings ---------------------------------------------------------------------------------
 
 
 def network_name(model, kernel, rate):
     return f"k{kernel}-{model}" + (f"-r{rate:g}" if rate and model in EXPANDED else "")
+
+
+def full_name(training, epochs, seed):
+    """What a training is kept by: its folder's name."""
+    return f"{training}-e{epochs}-s{seed}"
+
+
+def parts_of(name):
+    """Training, epochs and seed of a folder's name; None if it is none."""
+    match = re.fullmatch(r"(.+)-e(\d+)-s(\d+)", name)
+    return match and (match[1], int(match[2]), int(match[3]))
+
+
+def contracts(name):
+    """Whether a training's network contracts to a compact one."""
+    return "nonlinear" not in name and "resnet18" not in name
+
+
+# ---- tables ---------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -70,8 +116,10 @@ class Row:
         share = self.setting.removeprefix("corrupted-").removesuffix("%")
         if self.setting == f"corrupted-{share}%" and share.isdecimal() and 1 <= int(share) <= 100:
             self.corrupted = int(share)
-        elif self.setting != "none":
-            self.transfer = ours("setting", TRANSFERS | {"none": "", "corrupted-N%": ""}, self.setting)
+        elif self.setting not in ("none", *TRANSFERS):
+            raise ValueError(f"the setting '{self.setting}' is none of none, {', '.join(TRANSFERS)}, corrupted-N%")
+        else:
+            self.transfer = TRANSFERS.get(self.setting, "")
 
     @property
     def name(self):
@@ -87,14 +135,18 @@ def read_rows(path):
     rows = {}
     for number, line in enumerate(read_csv(path, columns), 2):
         try:
-            rate = float(line["rate"]) if line["rate"] else None
-            row = Row(line["table"], line["dataset"], int(line["kernel"]), line["model"], rate, line["setting"])
-            if line["metric"] not in METRICS:
-                raise ValueError(f"the measure '{line['metric']}' is none of {', '.join(METRICS)}")
-            published = (line["metric"], float(line["mean"]), float(line["std"]))
+            kernel = number_in(line["kernel"], 1, 99, int)
+            rate = number_in(line["rate"], 1e-3, 1e3) if line["rate"] else None
+            row = Row(line["table"], line["dataset"], kernel, line["model"], rate, line["setting"])
+            row = rows.setdefault((row.table, row.name), row)
+            metric = line["metric"]
+            if metric not in METRICS:
+                raise ValueError(f"the measure '{metric}' is none of {', '.join(METRICS)}")
+            if metric in (other for other, _, _ in row.published):
+                raise ValueError(f"{metric} of {row.name} is there twice")
+            row.published.append((metric, number_in(line["mean"], 0, 100), number_in(line["std"], 0, 100)))
         except ValueError as error:
-            raise ValueError(f"{path}: line {number}: {error}") from error
-        rows.setdefault((row.table, row.name), row).published.append(published)
+            raise Failure(f"{path}: line {number}: {error}") from error
     return list(rows.values())
 
 
@@ -128,16 +180,12 @@ class Run:
     teacher: str = ""
 
     @property
-    def contracts(self):
-        return self.options["model"] != "resnet18" and self.options.get("compute") != "nonlinear"
-
-    @property
     def needs(self):
         return [name for name in (self.init, self.teacher) if name]
 
 
-def run_of(prefix, seed, epochs, options, **needs):
-    return Run(f"{prefix}-e{epochs}-s{seed}", options | {"epochs": epochs, "seed": seed}, **needs)
+def run_of(training, seed, epochs, options, **needs):
+    return Run(full_name(training, epochs, seed), options | {"epochs": epochs, "seed": seed}, **needs)
 
 
 def network_options(dataset, model, kernel, rate, compute="contracted"):
@@ -182,6 +230,9 @@ def runs_of(row, seed, budget):
         options["corrupt"] = row.corrupted / 100
         marks += f"-corrupted{row.corrupted}"
     return [*runs, run_of(prefix + marks, seed, budget.epochs, options, **needs)]
+
+
+# ---- figures --------------------------------------------------------------------------------------------
 
 
 def curves_of(figure, dataset, kernel, epochs, batches=BATCHES):

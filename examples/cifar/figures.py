@@ -3,10 +3,15 @@
 
 import csv
 import math
+import os
+import shutil
 import statistics
 import subprocess
+import tempfile
+from pathlib import Path
 
-from results import log_of, write_text
+from experiments import Failure
+from results import log_of, similarities_of, write_text
 
 # Colours that the colour-blind tell apart too. Source: Okabe, Ito, "Color universal design", 2008
 COLOURS = ["#000000", "#e69f00", "#0072b2", "#56b4e9", "#d55e00", "#cc79a7", "#009e73"]
@@ -16,8 +21,25 @@ def quoted(text):
     return "'" + text.replace("'", "''") + "'"
 
 
-def draw(folder, name, width, height, body):
-    """Writes NAME.gp into the folder and has it drawn as NAME.svg and NAME.png. FileNotFoundError without gnuplot."""
+def run_gnuplot(folder, script, inputs, outputs):
+    """Draws pictures into a folder, from files of it; one that is there is replaced by one that is whole."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for name in inputs:
+            shutil.copy(folder / name, scratch)
+        try:
+            ended = subprocess.run(["gnuplot"], cwd=scratch, input=script, text=True, stderr=subprocess.PIPE)
+        except FileNotFoundError:
+            raise Failure("gnuplot is missing (Debian: apt install gnuplot-nox); the numbers are there") from None
+        for name in outputs:
+            path, end = Path(scratch, name), b"</svg>" if name.endswith(".svg") else b"IEND"
+            if ended.returncode != 0 or not path.exists() or end not in path.read_bytes()[-16:]:
+                raise Failure(f"{folder / name}: gnuplot did not draw it: {ended.stderr.strip()[-300:]}")
+        for name in outputs:
+            os.replace(Path(scratch, name), folder / name)
+
+
+def draw(folder, name, width, height, inputs, body):
+    """Writes NAME.gp into the folder and has it drawn as NAME.svg and NAME.png."""
     size = f" size {width},{height}"
     script = f"""# gnuplot {name}.gp, in this folder, draws {name}.svg and {name}.png.
 set datafile separator ','
@@ -31,7 +53,7 @@ do for [format in "svg png"] {{
 }}
 """
     write_text(folder / f"{name}.gp", script)
-    subprocess.run(["gnuplot", f"{name}.gp"], cwd=folder, check=True)
+    run_gnuplot(folder, script, inputs, [f"{name}.png", f"{name}.svg"])
 
 
 def spread_labels(heights, gap):
@@ -61,55 +83,64 @@ def density(samples, points):
 
     Source: Silverman, "Density estimation for statistics and data analysis", 1986, equation 3.31
     """
-    deviation = statistics.stdev(samples)
+    deviation = statistics.stdev(samples) if len(samples) > 1 else 0
     if not deviation > 0:
-        raise ValueError("the density of samples that do not differ")
+        raise Failure("similarities that do not differ have no density; compare more batches")
     first, _, third = statistics.quantiles(samples, method="inclusive")
     bandwidth = 0.9 * (min(deviation, (third - first) / 1.34) or deviation) * len(samples) ** -0.2
     kernel = statistics.NormalDist(0, bandwidth)
     return [statistics.fmean(kernel.pdf(point - sample) for sample in samples) for point in points]
 
 
-def plot_training(folder, name, title, curves):
-    """A figure of trainings, of pairs of a title and the training's folder.
+def write_columns(path, head, rows):
+    write_text(path, "".join(",".join(map(str, row)) + "\n" for row in [head, *rows]))
 
-    Writes NAME-curves.csv (epoch, and for each curve training and test error in percent and, if they were measured, the
+
+def plot_training(folder, name, title, curves, compares):
+    """A figure of trainings, of pairs of a title and the training's folder; `compares` the gradients of batches.
+
+    Writes NAME-curves.csv (epoch, and for each curve training and test error in percent and, if they are compared, the
     least similarity of gradients) and NAME-density.csv (the density of the similarities at the end).
     """
     titles, logs = [title for title, _ in curves], [log_of(path) for _, path in curves]
-    compared = [path / "similarities.csv" for _, path in curves]
     measures = [
         ("training error", "Training error, %", lambda epoch: 100 * (1 - epoch["train_accuracy"])),
         ("test error", "Test error, %", lambda epoch: 100 * (1 - epoch["test_accuracy"])),
     ]
-    if compared[0].exists():
+    if compares:
         label = "Least cosine between gradients of batches"
-        measures.append(("least similarity", label, lambda epoch: epoch.get("min_gradient_similarity", 0)))
-    rows = [["epoch", *(f"{title} {measure}" for measure, _, _ in measures for title in titles)]]
-    for epochs in zip(*logs, strict=True):
-        rows.append([f"{epochs[0]['epoch']:.0f}", *(of(epoch) for _, _, of in measures for epoch in epochs)])
-    write_text(folder / f"{name}-curves.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
-    charts = []
+        measures.append(("least similarity", label, lambda epoch: epoch["min_gradient_similarity"]))
+        for (_, path), log in zip(curves, logs):
+            if not all(-1 <= epoch.get("min_gradient_similarity", 2) <= 1 for epoch in log):
+                raise Failure(f"{path / 'log.csv'}: an epoch has no similarity of gradients")
+    file, charts = f"{name}-curves.csv", []
+    head = ["epoch", *(f"{title} {measure}" for measure, _, _ in measures for title in titles)]
+    epochs = [
+        [f"{at[0]['epoch']:.0f}", *(of(epoch) for _, _, of in measures for epoch in at)]
+        for at in zip(*logs, strict=True)
+    ]
+    write_columns(folder / file, head, epochs)
+    inputs = [file]
     for place, (_, label, of) in enumerate(measures):
         numbers = [[of(epoch) for epoch in log] for log in logs]
         low, high = min(map(min, numbers)), max(map(max, numbers))
-        ends = [curve[-1] for curve in numbers]
-        first = 2 + place * len(curves)
-        charts.append(chart(label, "epoch", f"{name}-curves.csv", first, titles, ends, low, max(high, low + 1e-9)))
-    if compared[0].exists():
-        samples = [[float(line) for line in path.read_text().splitlines()[1:]] for path in compared]
+        ends, first = [curve[-1] for curve in numbers], 2 + place * len(curves)
+        charts.append(chart(label, "epoch", file, first, titles, ends, low, max(high, low + 1e-9)))
+    if compares:
+        samples = [similarities_of(path) for _, path in curves]
         least, most = min(map(min, samples)), max(map(max, samples))
         beyond = 0.1 * (most - least)  # for the tails
         least, most = max(-1, least - beyond), min(1, most + beyond)
         points = [least + (most - least) * place / 400 for place in range(401)]
         columns = [density(sample, points) for sample in samples]
-        rows = [["cosine", *titles], *zip(points, *columns)]
-        write_text(folder / f"{name}-density.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
+        file = f"{name}-density.csv"
+        write_columns(folder / file, ["cosine", *titles], zip(points, *columns))
+        inputs.append(file)
         label, peaks = "Density of these cosines at the end, labelled at its peak", list(map(max, columns))
-        charts.append(chart(label, "cosine", f"{name}-density.csv", 2, titles, peaks, 0, max(peaks)))
+        charts.append(chart(label, "cosine", file, 2, titles, peaks, 0, max(peaks)))
     head = "  set border 3\n  set tics nomirror\n  set grid\n  set rmargin 18\n"
     head += f"  set multiplot layout {(len(charts) + 1) // 2},2 title {quoted(title)}\n"
-    draw(folder, name, 1300, 900 if len(charts) > 2 else 480, head + "".join(charts))
+    draw(folder, name, 1300, 900 if len(charts) > 2 else 480, inputs, head + "".join(charts))
 
 
 def plot_landscapes(folder, name, title, panels):
@@ -151,7 +182,7 @@ def plot_landscapes(folder, name, title, panels):
   set title {quoted(panel)} noenhanced
   plot $image using 1:2:3 with image, $lines using 1:2 with lines linewidth 0.7 linecolor rgb 'white'
 """
-    draw(folder, name, 420 * columns, 60 + 380 * rows, body)
+    draw(folder, name, 420 * columns, 60 + 380 * rows, [file for _, file in panels], body)
 
 
 PICTURE = """set terminal svg size 1000,460 font 'sans,12' background 'white'
@@ -195,4 +226,4 @@ def draw_accuracy(tables, folder, models):
                 plots.append(f"{block} using 1:2:3 {style}")
         ticks = ", ".join(f"'{model.removeprefix('ExpandNet-')}' {at}" for at, model in enumerate(models))
         script += f"set xtics ({ticks})\nplot {', '.join(plots)}\n"
-    subprocess.run(["gnuplot"], check=True, cwd=folder, input=script, text=True)
+    run_gnuplot(folder, script, [], ["accuracy.svg"])

@@ -2,31 +2,25 @@
 """What trainings came to, by their folders or the file of finished ones, and tables beside the paper's."""
 
 import csv
+import io
 import math
 import os
 import re
 import statistics
 import tempfile
 
-from experiments import Budget, read_csv
+from experiments import Budget, Failure, contracts, full_name, number_in, parts_of, read_csv, read_text
 
 COLUMNS = "training,seed,epochs,best,best_epoch,last,train_error,contracted,seconds,commit,machine".split(",")
 
 
 def name_of(line):
-    """The folder in which a training is kept."""
-    return f"{line['training']}-e{line['epochs']}-s{line['seed']}"
-
-
-def parts_of(name):
-    """Training, epochs and seed of a folder's name; None if it is none."""
-    match = re.fullmatch(r"(.+)-e(\d+)-s(\d+)", name)
-    return match and (match[1], int(match[2]), int(match[3]))
+    return full_name(line["training"], line["epochs"], line["seed"])
 
 
 def write_text(path, text):
     """Replaces the file when all is written."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(text)
             file.close()
@@ -37,39 +31,58 @@ def write_text(path, text):
             raise
 
 
+# ---- the folder of a training ---------------------------------------------------------------------------
+
+
 def log_of(folder):
     """The epochs of a training, without a last line that was cut short: dictionaries of numbers."""
     path = folder / "log.csv"
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
+    if not path.exists():
         return []
+    text = read_text(path)
     lines = [line for line in text[: text.rfind("\n") + 1].splitlines() if not line.startswith("#")]
     epochs = []
-    for line in csv.DictReader(lines):
-        try:
+    try:
+        for line in csv.DictReader(lines):
             epoch = {column: float(number) for column, number in line.items() if number}
             shares = [epoch["train_accuracy"], epoch["test_accuracy"]]
+            if epoch["epoch"] != len(epochs) + 1:
+                raise ValueError(f"epoch {epoch['epoch']:g} stands where {len(epochs) + 1} belongs")
             if not (all(0 <= share <= 1 for share in shares) and 0 <= epoch["seconds"] < math.inf):
                 raise ValueError("an accuracy is not from 0 to 1, or the seconds are none")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: this is no log of a training: {error}") from error
-        epochs.append(epoch)
+            epochs.append(epoch)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise Failure(f"{path}: this is no log of a training: {error}") from error
     return epochs
 
 
-def contracts(training):
-    return "nonlinear" not in training and "resnet18" not in training
+def similarities_of(folder):
+    """The cosines between the gradients of batches at the end of a training."""
+    path = folder / "similarities.csv"
+    head, *lines = read_text(path).splitlines() or [""]
+    if head != "cosine_similarity":
+        raise Failure(f'{path}: line 1: expected "cosine_similarity"')
+    cosines = []
+    for number, line in enumerate(lines, 2):
+        try:
+            cosines.append(number_in(line, -1, 1))
+        except ValueError as error:
+            raise Failure(f"{path}: line {number}: {error}") from error
+    return cosines
 
 
 def finished(folder):
     """The line of a training that has ended, but for commit and machine; None for one that has not."""
     parts, log = parts_of(folder.name), log_of(folder)
-    if not parts or not log or log[-1]["epoch"] < parts[1]:
+    if not parts or not log or len(log) < parts[1]:
         return None
     training, epochs, seed = parts
-    if contracts(training) and not (folder / "compact.onnx").exists():
+    compact = folder / "compact.onnx"
+    if contracts(training) and not (compact.exists() and compact.stat().st_size):
         return None  # interrupted before it was contracted
+    said = re.search(r"^# model (\S+), .* data set (\S+)$", read_text(folder / "log.csv"), re.MULTILINE)
+    if not said or not re.match(rf"{said[2]}-.*{re.escape(said[1])}(-|$)", training) or len(log) > epochs:
+        raise Failure(f"{folder}: its log is that of another training; remove the folder to train again")
     best = max(log, key=lambda epoch: epoch["test_accuracy"])
     return {
         "training": training,
@@ -84,40 +97,49 @@ def finished(folder):
     }
 
 
+# ---- the file of finished trainings ---------------------------------------------------------------------
+
+
 def read_trainings(path):
     """The lines of finished trainings by their folders' names; accuracies in percent, empty what is not known.
 
-    Of a training that was done again the last line counts. A ValueError names the line that is none.
+    Of a training that was done again the last line counts. Failure naming the line.
     """
-
-    def number(line, column, least, most, kind=float):
-        text = line[column]
-        try:
-            value = kind(text) if text else None
-        except ValueError:
-            value = math.nan
-        if value is not None and not least <= value <= most:
-            expected = "whole number" if kind is int else "number"
-            raise ValueError(f'{column}: "{text[:40]}" is no {expected} from {least} to {most}')
-        return value
 
     trainings = {}
     for at, line in enumerate(read_csv(path, COLUMNS), 2):
+        ranges = {
+            "seed": (0, 2**63 - 1, int),
+            "epochs": (1, 999_999, int),
+            "best": (0, 100),
+            "best_epoch": (1, 999_999, int),
+            "last": (0, 100),
+            "train_error": (0, 100),
+            "seconds": (0, 1e12),
+        }
         try:
-            if not re.fullmatch(r"\d+", line["seed"]) or not re.fullmatch(r"[1-9]\d*", line["epochs"]):
-                raise ValueError(f"\"{line['seed'][:40]}\" and \"{line['epochs'][:40]}\" are no seed and epochs")
-            number(line, "best_epoch", 1, int(line["epochs"]), int)
-            number(line, "seconds", 0, 1e12)
-            best, last = number(line, "best", 0, 100), number(line, "last", 0, 100)
-            number(line, "train_error", 0, 100)
-            if best is None or (last is not None and last > best):
-                raise ValueError("there is no best accuracy, or the last one is above it")
+            for column, limits in ranges.items():
+                if line[column] or column in ("seed", "epochs", "best"):
+                    number_in(line[column], *limits)
+            if line["best_epoch"] and int(line["best_epoch"]) > int(line["epochs"]):
+                raise ValueError("the best epoch is after the last")
+            if line["last"] and float(line["last"]) > float(line["best"]):
+                raise ValueError("the last accuracy is above the best")
             if line["contracted"] not in ("yes", "no", ""):
                 raise ValueError(f"contracted is yes or no, not \"{line['contracted'][:40]}\"")
         except ValueError as error:
-            raise ValueError(f"{path}: line {at}: {error}") from error
+            raise Failure(f"{path}: line {at}: {error}") from error
         trainings[name_of(line)] = line
     return trainings
+
+
+def append_trainings(path, lines):
+    text = io.StringIO()
+    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(lines)
+    write_text(path, read_text(path) + text.getvalue())
+
+
+# ---- tables ---------------------------------------------------------------------------------------------
 
 
 def measured(trainings, metric):
@@ -157,14 +179,15 @@ def results_table(rows, budget):
             not teacher or (width, epochs) == (usual.teacher_width, usual.teacher_epochs)
         )
         rate = f"{row.rate:g}" if row.rate else ""
-        contracted = "yes" if all(training["contracted"] == "yes" for training in trainings) else "no"
+        each = {training["contracted"] for training in trainings}
+        contracted = "no" if "no" in each else "yes" if each == {"yes"} else ""
         for metric, paper, paper_deviation in row.published:
             seeds, mean, deviation = measured(trainings, metric)
             if seeds == 0:
                 continue
             difference, both = mean - paper, math.hypot(paper_deviation, deviation or 0)
             deviations = difference / both if both else math.copysign(math.inf, difference) if difference else 0.0
-            within = abs(difference) <= 3 * both
+            within = abs(difference) <= 3 * both + 1e-9  # numbers of two decimals
             own = f"{deviation:.2f}" if deviation is not None else ""
             verdict = ("yes" if within else "no") if published else "other budget"
             text += (

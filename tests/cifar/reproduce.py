@@ -12,6 +12,8 @@ import fcntl
 import math
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,7 +30,7 @@ sys.path.insert(0, str(REPRODUCE.parent))
 import figures  # noqa: E402
 import reproduce  # noqa: E402
 import results  # noqa: E402
-from experiments import Budget, Row, curves_of, read_rows, runs_of  # noqa: E402
+from experiments import Budget, Failure, Row, contracts, curves_of, read_rows, runs_of  # noqa: E402
 
 PAPER = ROOT / "examples/data/accuracy.csv"
 CIFAR = None
@@ -48,7 +50,7 @@ class InFolder(unittest.TestCase):
         return path
 
     def refused(self, read, text, message):
-        with self.assertRaisesRegex(ValueError, message):
+        with self.assertRaisesRegex(Failure, f"^{re.escape(str(self.folder))}.*{message}"):
             read(self.file(text))
 
 
@@ -76,13 +78,13 @@ class Rows(InFolder):
         self.assertEqual(plain.name, "cifar10-k7-ck+fc-r4-e10-s2")
         network = {"dataset": "cifar10", "model": "ck+fc", "kernel": 7, "rate": 4, "compute": "contracted"}
         self.assertEqual(plain.options, network | {"epochs": 10, "seed": 2})
-        self.assertTrue(plain.contracts)
+        self.assertTrue(contracts(plain.name))
         (deeper,) = self.runs("S5,CIFAR-100,9,ExpandNet-CL,8,none,top1,48.85,0.42")
         self.assertEqual(deeper.name, "cifar100-deeper-k9-cl-r8-e150-s1")
         self.assertEqual((deeper.options["blocks"], deeper.options["weight-decay"]), (4, 5e-4))
         start, teacher, own = self.runs("S4,CIFAR-10,3,ExpandNet-CL+FC+Init,4,Hint,top1,58.27,3.83", 1, budget)
         self.assertEqual(start.options["compute"], "nonlinear")
-        self.assertFalse(start.contracts or teacher.contracts)
+        self.assertFalse(contracts(start.name) or contracts(teacher.name))
         self.assertNotIn("transfer", start.options)
         self.assertEqual(teacher.name, "cifar10-resnet18-w8-e12-s1")
         self.assertEqual((teacher.options["width"], teacher.options["epochs"]), (8, 12))
@@ -118,15 +120,26 @@ class Rows(InFolder):
         self.refused(read_rows, header + "S1,CIFAR-10\n", "line 2: expected 9 fields")
         self.refused(read_rows, header + "S1,CIFAR-10,7,SmallNet,,none,top1,1,1", "does not end")
         for line, message in (
-            ("S1,CIFAR-10,x,SmallNet,,none,top1,1,1", "'x'"),
+            ("S1,CIFAR-10,x,SmallNet,,none,top1,1,1", '"x" is no whole number'),
+            ("S1,CIFAR-10,-3,SmallNet,,none,top1,1,1", '"-3" is no whole number from 1'),
+            ("S1,CIFAR-10,7,ExpandNet-CL,0,none,top1,1,1", '"0" is no number from 0.001'),
+            ("S1,CIFAR-10,7,SmallNet,,none,top1,nan,1", '"nan" is no number from 0 to 100'),
+            ("S1,CIFAR-10,7,SmallNet,,none,top1,1,-5", '"-5"'),
             ("S1,CIFAR-9,7,SmallNet,,none,top1,1,1", "'CIFAR-9' is none of CIFAR-10"),
             ("S1,CIFAR-10,7,BigNet,,none,top1,1,1", "BigNet"),
             ("S1,CIFAR-10,7,SmallNet,,osmosis,top1,1,1", "osmosis"),
             ("S1,CIFAR-10,7,SmallNet,,none,top5,1,1", "top5.*train_error"),
             ("S1,CIFAR-10,7,SmallNet,,corrupted-%,top1,1,1", "corrupted-%"),
             ("S1,CIFAR-10,7,SmallNet,,corrupted-101%,top1,1,1", "corrupted-101%"),
+            ("S1,CIFAR-10,7,SmallNet,,corrupted-N%,top1,1,1", "corrupted-N%"),
         ):
             self.refused(read_rows, f"{header}{line}\n", f"line 2: .*{message}")
+        line = "S1,CIFAR-10,7,SmallNet,,none,top1,1,1\n"
+        self.refused(read_rows, header + line + line, "line 3: top1 of cifar10-k7-compact is there twice")
+        path = self.folder / "file.csv"
+        path.write_bytes(b"table\xff\n")
+        with self.assertRaisesRegex(Failure, "file.csv: byte 5 is not UTF-8"):
+            read_rows(path)
 
 
 class Results(InFolder):
@@ -157,6 +170,8 @@ class Results(InFolder):
         )
         self.assertIn("| 1 | 150 | 79.50 | 78.00 ± 0.50 | +1.50 | yes |", self.line([79.5])[1])
         self.assertIn("+1.51 | **no**, +3.0 |", self.line([79.51])[1])
+        row = Row(*self.ROW, "none", [("top1", 80.31, 0.27)])
+        self.assertIn("| +0.81 | yes |", results.results_table([(row, [self.training(81.12)])], Budget())[1][2])
         self.assertIn("-2.00 | **no**, -4.0 |", self.line([76])[1])
         half = 0.5 / math.sqrt(2)  # two seeds of deviation 0.5: three of both are 2.12
         self.assertIn("80.10 ± 0.50 | 78.00 ± 0.50 | +2.10 | yes |", self.line([80.1 - half, 80.1 + half])[1])
@@ -178,7 +193,9 @@ class Results(InFolder):
         folder.mkdir()
         log = folder / "log.csv"
         self.assertIsNone(results.finished(folder))
-        first = "# comment\nepoch,train_accuracy,test_accuracy,seconds\n1,0.25,0.75,3\n"
+        comments = "# cifar train\n# model compact, 1234 parameters, data set cifar10\n"
+        head = "epoch,train_accuracy,test_accuracy,seconds\n"
+        first = comments + head + "1,0.25,0.75,3\n"
         log.write_text(first)
         self.assertIsNone(results.finished(folder))
         log.write_text(first + "2,0.5,0.625")
@@ -186,11 +203,19 @@ class Results(InFolder):
         log.write_text(first + "2,0.5,0.625,4\n")
         self.assertIsNone(results.finished(folder))  # not contracted
         (folder / "compact.onnx").touch()
+        self.assertIsNone(results.finished(folder))  # nor is that whole
+        (folder / "compact.onnx").write_text("model")
         found = ",".join(results.finished(folder).values())
         self.assertEqual(found, "cifar10-k3-compact,3,2,75.00,1,62.50,50.00,yes,7")
-        for line in ("2,nan,0.625,4", "2,0.5,1.5,4", "2,0.5,0.625,-1", "2,0.5,0.625,inf", "x,0.5,0.625,4", "2,0.5"):
+        wrong = ["2,nan,0.625,4", "2,0.5,1.5,4", "2,0.5,0.625,-1", "2,0.5,0.625,inf", "x,0.5,0.625,4", "2,0.5"]
+        wrong += ["1,0.5,0.625,4", "3,0.5,0.625,4", "2.5,0.5,0.625,4", "nan,0.5,0.625,4", ",0.5,0.625,4", "9" * 200_000]
+        for line in wrong:
             log.write_text(f"{first}{line}\n")
-            with self.assertRaisesRegex(ValueError, "log.csv: this is no log of a training"):
+            with self.assertRaisesRegex(Failure, "log.csv: this is no log of a training"):
+                results.finished(folder)
+        for other in ("model compact, 1 parameters, data set cifar100", "model cl, 1 parameters, data set cifar10", ""):
+            log.write_text(f"# {other}\n{head}1,0.25,0.75,3\n2,0.5,0.625,4\n")
+            with self.assertRaisesRegex(Failure, "its log is that of another training"):
                 results.finished(folder)
 
     def test_finished_trainings_are_read_from_a_file(self):
@@ -202,16 +227,16 @@ class Results(InFolder):
         self.refused(results.read_trainings, HEADER + DONE[:20], "does not end")
         for line, message in (
             ("cut,short", "expected 11 fields"),
-            ("a,b,150,74,,,,,,,", '"b" and "150" are no seed and epochs'),
+            ("a,b,150,74,,,,,,,", '"b" is no whole number from 0'),
             ("a,-1,150,74,,,,,,,", '"-1"'),
-            ("a,1,0,74,,,,,,,", '"0" are no seed and epochs'),
-            ("a,1,150,174,,,,,,,", 'best: "174" is no number from 0 to 100'),
-            ("a,1,150,,,,,,,,", "no best accuracy"),
-            ("a,1,150,74,151,,,,,,", 'best_epoch: "151" is no whole number from 1 to 150'),
-            ("a,1,150,74,1.5,,,,,,", 'best_epoch: "1.5"'),
-            ("a,1,150,74,,75,,,,,", "the last one is above"),
+            ("a,1,0,74,,,,,,,", '"0" is no whole number from 1'),
+            ("a,1,150,174,,,,,,,", '"174" is no number from 0 to 100'),
+            ("a,1,150,,,,,,,,", '"" is no number'),
+            ("a,1,150,74,151,,,,,,", "the best epoch is after the last"),
+            ("a,1,150,74,1.5,,,,,,", '"1.5" is no whole number'),
+            ("a,1,150,74,,75,,,,,", "the last accuracy is above"),
             ("a,1,150,74,,,,maybe,,,", 'not "maybe"'),
-            ("a,1,150,74,,,,,nan,,", 'seconds: "nan"'),
+            ("a,1,150,74,,,,,nan,,", '"nan" is no number'),
         ):
             self.refused(results.read_trainings, f"{HEADER}{DONE}{line}\n", f"line 3: .*{message}")
 
@@ -220,6 +245,24 @@ class Results(InFolder):
         subprocess.run([REPRODUCE, "draw", "--results", self.folder / "results"], check=True)
         compared = subprocess.run(["diff", "-r", ROOT / "docs/results", self.folder / "results"])
         self.assertEqual(compared.returncode, 0)
+
+    def test_a_page_that_cannot_be_drawn_stays(self):
+        folder = self.folder / "results"
+        shutil.copytree(ROOT / "docs/results", folder)
+        page, trainings = folder / "experiments.md", folder / "trainings.csv"
+        whole = page.read_text()
+        for text, lines, error in (
+            (whole.replace("<!-- end -->", "", 1), None, "table-S3 has no <!-- end -->"),
+            (whole.replace("<!-- table-S3 -->", "<!-- table-S2 -->"), None, "there is no table-S2; there are table-S1"),
+            (whole, HEADER, "there is no table-S3; there are none"),
+        ):
+            page.write_text(text)
+            if lines:
+                trainings.write_text(lines)
+            drawn = subprocess.run([REPRODUCE, "draw", "--results", folder], capture_output=True, text=True)
+            self.assertEqual(drawn.returncode, 1)
+            self.assertRegex(drawn.stderr, f"^reproduce: error: .*{error}.*\n$")
+            self.assertEqual(page.read_text(), text)
 
 
 class Figures(InFolder):
@@ -245,7 +288,7 @@ class Figures(InFolder):
             yield title, folder
 
     def test_a_training_is_drawn_from_its_numbers(self):
-        figures.plot_training(self.folder, "figure", "CIFAR-10's", list(self.curves()))
+        figures.plot_training(self.folder, "figure", "CIFAR-10's", list(self.curves()), True)
         self.assertEqual(
             (self.folder / "figure-curves.csv").read_text(),
             "epoch,SmallNet training error,ExpandNet-CL training error,SmallNet test error,ExpandNet-CL test error,"
@@ -258,9 +301,36 @@ class Figures(InFolder):
         self.assertTrue(density.startswith("cosine,SmallNet,ExpandNet-CL\n-0.6,"))
         self.check_drawn("figure")
         self.assertIn("ExpandNet-CL", (self.folder / "figure.svg").read_text())
-        figures.plot_training(self.folder, "short", "CIFAR-10", list(self.curves(similarities=False)))
+        curves = list(self.curves(similarities=False))
+        figures.plot_training(self.folder, "short", "CIFAR-10", curves, False)
         self.check_drawn("short")
         self.assertFalse((self.folder / "short-density.csv").exists())
+
+    def test_similarities_that_are_none_are_refused(self):
+        curves = list(self.curves())
+        log, cosines = curves[1][1] / "log.csv", curves[1][1] / "similarities.csv"
+        for path, text, error in (
+            (cosines, "cosine_similarity\n0.5\n70\n", 'line 3: "70" is no number from -1 to 1'),
+            (cosines, "cosine_similarity\nnan\n", 'line 2: "nan"'),
+            (cosines, "0.5\n", 'line 1: expected "cosine_similarity"'),
+            (cosines, "cosine_similarity\n0.5\n", "do not differ"),
+            (log, re.sub(r"[-0-9.]+\n$", "\n", log.read_text()), "an epoch has no similarity of gradients"),
+        ):
+            good = path.read_text()
+            path.write_text(text)
+            with self.assertRaisesRegex(Failure, error):
+                figures.plot_training(self.folder, "figure", "CIFAR-10", curves, True)
+            path.write_text(good)
+        cosines.unlink()
+        with self.assertRaisesRegex(OSError, "similarities.csv"):
+            figures.plot_training(self.folder, "figure", "CIFAR-10", curves, True)
+
+    def test_a_picture_that_is_not_whole_does_not_replace_another(self):
+        svg = self.file("<svg></svg>", "figure.svg")
+        with self.assertRaisesRegex(Failure, "figure.svg: gnuplot did not draw it"):
+            figures.run_gnuplot(self.folder, "nonsense\n", [], ["figure.svg"])
+        self.assertEqual(svg.read_text(), "<svg></svg>")
+        self.assertEqual(os.listdir(self.folder), ["figure.svg"])
 
     def test_landscapes_are_drawn_side_by_side(self):
         losses = {-1: (3, 2, 3), 0: (2, 1, 2), 1: (3, 2, 3)}
@@ -280,7 +350,7 @@ class Figures(InFolder):
             self.assertAlmostEqual(value, sum(kernels) / (4 * bandwidth * math.sqrt(2 * math.pi)), delta=1e-12)
         self.assertAlmostEqual(sum(found) * 0.0065, 1, delta=1e-6)
         self.assertTrue(all(map(math.isfinite, figures.density([1, 1, 1, 1, 2], points))))  # quartiles that are equal
-        with self.assertRaises(ValueError):
+        with self.assertRaisesRegex(Failure, "compare more batches"):
             figures.density([1, 1, 1], points)
 
     def test_labels_keep_their_distance(self):
@@ -321,9 +391,9 @@ class Programs(InFolder):
         return ended
 
     def next(self, *words, **expected):
-        self.wanted = self.folder / "wanted.csv"
         files = ["--wanted", "wanted.csv", "--trainings", "trainings.csv", "--figures", "figures"]
-        return self.reproduce("next", *words, *files, "--commit", "def", "--machine", "other", **expected)
+        machine = [] if "--machine" in words else ["--machine", "other"]
+        return self.reproduce("next", *words, *files, "--commit", "def", *machine, **expected)
 
     def lines(self, name):
         return (self.folder / name).read_text().splitlines()
@@ -351,6 +421,9 @@ class Programs(InFolder):
         runs = self.folder / "out/runs"
         shutil.copy(runs / "cifar10-k3-compact-e1-s2/compact.onnx", runs / "cifar10-k3-compact-e1-s1/compact.onnx")
         self.reproduce("table", "S4", *short, *only, code=1, error="compact.onnx: it recognises other test images")
+        text = (self.folder / "out/table-S4-e1-w1-e1.md").read_text()
+        self.assertNotIn("SmallNet", text)  # a number that is not believed is not in the table
+        self.assertIn("1 row of the table without a training", text)
         shutil.rmtree(runs / "cifar10-k3-compact-e1-s1")
         shutil.copytree(runs / lacking, runs / "cifar10-k3-compact-e1-s1")
         self.reproduce("table", "S4", *short, *only, code=1, error="cifar10-k3-compact-e1-s1: .*another training")
@@ -366,7 +439,7 @@ class Programs(InFolder):
         self.assertIn("1 row of the table without a training", ended.stdout)
 
     def test_killed_at_any_moment_a_table_goes_on_to_what_it_would_have_been(self):
-        words = ["table", "S3", "--rows", "cifar10-k3-compact", "cifar10-k3-cl-r4", "--seeds", 1, "--epochs", 12]
+        words = ["table", "S3", "--rows", "cifar10-k3-compact", "cifar10-k3-cl-r4", "--seeds", 1, "--epochs", 80]
         self.reproduce(*words, "--out", "uncut")
         kills, generator = 0, random.Random()
         for attempt in range(100):
@@ -377,7 +450,7 @@ class Programs(InFolder):
                 stderr=subprocess.DEVNULL,
             )
             try:
-                code = process.wait(generator.uniform(0.4, 1.2) if attempt < 30 else None)
+                code = process.wait(generator.uniform(0.3, 1) if attempt < 30 else None)
                 self.assertEqual(code, 0)
                 break
             except subprocess.TimeoutExpired:
@@ -387,7 +460,7 @@ class Programs(InFolder):
                 self.wait_for_orphans()
         self.assertGreater(kills, 0)
         self.assertTrue(
-            filecmp.cmp(self.folder / "cut/table-S3-e12.csv", self.folder / "uncut/table-S3-e12.csv", False)
+            filecmp.cmp(self.folder / "cut/table-S3-e80.csv", self.folder / "uncut/table-S3-e80.csv", False)
         )
 
     def wait_for_orphans(self):
@@ -436,17 +509,21 @@ class Programs(InFolder):
             ("cuda", "# cifar train --compute auto\n", ("cpu", "auto")),
         ):
             trainings = reproduce.Trainings(argparse.Namespace(out=self.folder / "blocks", device=device))
-            trainings.folder(run).mkdir(parents=True, exist_ok=True)
-            (trainings.folder(run) / "log.csv").write_text(log)
+            reproduce.folder_of(trainings.options, run.name).mkdir(parents=True, exist_ok=True)
+            (reproduce.folder_of(trainings.options, run.name) / "log.csv").write_text(log)
             where, options = trainings.device(run)
             self.assertEqual((where, options["compute"]), expected)
             self.assertEqual(trainings.device(compared)[0], "cpu")
 
     def test_figures(self):
-        for figure in ("S1", "S2", "S4"):
-            self.reproduce("figure", figure, "--epochs", 1, "--batches", 3, "--points", 5)
+        for figure, name, options in (
+            ("S1", "figure-S1-cifar10-k3-e1-b3", ["--batches", 3, "--points", 5]),
+            ("S2", "figure-S2-cifar10-k3-e1-b3", ["--batches", 3]),
+            ("S4", "figure-S4-cifar10-k3-e1", []),
+        ):
+            self.reproduce("figure", figure, "--epochs", 1, *options)
             for kind in ("svg", "png", "gp"):
-                self.assertTrue((self.folder / f"out/figure-{figure}-cifar10-k3.{kind}").stat().st_size)
+                self.assertTrue((self.folder / f"out/{name}.{kind}").stat().st_size)
         self.assertEqual(self.reproduce("figure", "S4", "--epochs", 1, "--missing").stdout, "")
 
     def test_the_queue(self):
@@ -494,18 +571,69 @@ class Programs(InFolder):
         self.wait_for_orphans()
         self.file(wanted + "figure S4 --kernel 3 --epochs 1,,1,1\n", "wanted.csv")
         self.next("--minutes", 5)
-        self.assertTrue((self.folder / "figures/figure-S4-cifar10-k3.svg").stat().st_size)
+        self.assertTrue((self.folder / "figures/figure-S4-cifar10-k3-e1.svg").stat().st_size)
         with open(self.folder / "trainings.csv", newline="") as file:
             self.assertIn("cifar10-k3-cl-r4-decayed-product", [line["training"] for line in csv.DictReader(file)])
         self.assertEqual(self.next("--minutes", 5, "--list").stdout, "")  # a figure that is there is not wanted
+
+    def test_the_queue_takes_what_is_done_and_leaves_what_cannot_be(self):
+        header = "options,rows,seeds,minutes\n"
+        short = "--epochs 1 --teacher-width 1 --teacher-epochs 1"
+        self.file(f"{header}table S4 {short},cifar10-k3-compact-kd,1,1\n", "wanted.csv")
+        self.next("--minutes", 5, "--machine", "a host, of two")
+        lines = f"figure S4 --dataset mnist --epochs 1,,,1\ntable S4 {short},cifar10-k3-*-kd,1,1\n"
+        self.file(header + lines, "wanted.csv")
+        # A teacher that is trained already is one; a data set that is not there keeps nothing else.
+        self.next("--minutes", 5, error="Without mnist: data has no such files")
+        with open(self.folder / "trainings.csv", newline="") as file:
+            trainings = list(csv.DictReader(file))
+        names = [line["training"] for line in trainings]
+        self.assertIn("cifar10-k3-cl+fc-r4-kd-w1-e1", names)
+        self.assertEqual(trainings[names.index("cifar10-resnet18-w1")]["machine"], "a host, of two")
+        # A figure that failed is not kept, and not another in its place.
+        self.reproduce("figure", "S4", "--epochs", 1)
+        damaged = self.folder / "out/runs/cifar10-k3-compact-decayed-e2-s1"
+        damaged.mkdir()
+        (damaged / "log.csv").write_text("text\nline\n")
+        self.file(header + "figure S4 --epochs 2,,,1\n", "wanted.csv")
+        self.next("--minutes", 5, code=1, error="reproduce: .*cifar10-k3-compact-decayed-e2-s1")
+        self.assertEqual(os.listdir(self.folder / "figures"), [])
+
+    def test_the_end_of_the_time_hides_no_failure(self):
+        rows = "cifar10-k3-compact cifar10-k3-fc-r4"
+        self.file(f"options,rows,seeds,minutes\ntable S3 --epochs 20000,{rows},1,1\n", "wanted.csv")
+        damaged = self.folder / "out/runs/cifar10-k3-compact-e20000-s1"
+        damaged.mkdir(parents=True)
+        (damaged / "checkpoint.safetensors").write_text("text")
+        self.next("--minutes", 0.05, "--jobs", 2, code=1, error="reproduce: cifar10-k3-compact-e20000-s1: ")
+
+    def test_interrupted_or_without_output(self):
+        process = subprocess.Popen(
+            self.command("table", "S3", "--rows", "cifar10-k3-fc-r4", "--epochs", 20000, "--seeds", 1),
+            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.assertIn("epoch", process.stderr.readline())
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+        self.assertEqual(process.returncode, 1)
+        self.assertTrue(said.endswith("interrupted; it goes on when it is started again\n"), said)
+        self.wait_for_orphans()
+        for redirection in (">&-", ">/dev/full"):
+            command = f"{shlex.quote(str(REPRODUCE))} table S3 --list {redirection}"
+            ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+            self.assertEqual(ended.returncode, 1)
+            self.assertRegex(ended.stderr, "^reproduce: error: .*\n$")
 
     def test_mistakes(self):
         for words in (
             ["table", "S2"], ["table", "S1", "--rows", "cifar10-k9*"], ["table", "S1", "--seeds", "0"],
             ["figure", "S2", "--kernel", "4"], ["figure", "S9"], ["figure", "S2", "--seeds", "2"],
+            ["figure", "S1", "--points", "4"], ["figure", "S2", "--points", "5"], ["figure", "S4", "--batches", "3"],
+            ["table", "S1", "--out", ""], ["next", "--minutes", "inf"], ["next", "--minutes", "nan"],
+            ["next", "--minutes", "1", "--device", "cuda"], ["next", "--minutes", "1", "--figures", "nowhere"],
             ["table", "S1", "--kernel", "3"], ["table", "S1", "--epochs", "0"], ["table", "S1", "--data", "nowhere"],
         ):  # fmt: skip
-            self.reproduce(*words, code=2, error="error: ")
+            self.reproduce(*words, code=2, error="^reproduce: error: .*; see --help\n$")
         without = subprocess.run([REPRODUCE, "table", "S1"], capture_output=True, text=True)
         self.assertEqual(without.returncode, 2)
         self.assertIn("--data", without.stderr)
@@ -522,6 +650,10 @@ class Programs(InFolder):
             ("options,rows,seeds,minutes\ntable S3,cifar10-k9-*,1,1\n", 'line 2: "table S3" is refused'),
             ("options,rows,seeds,minutes\ntable S2,cifar10-k3-*,1,1\n", 'line 2: "table S2" is refused'),
             ("options,rows,seeds,minutes\ndraw,,1,1\n", 'line 2: "draw" is refused'),
+            ("options,rows,seeds,minutes\ntable S3,cifar10-k3-*,0,1\n", 'line 2: "table S3" is refused'),
+            ("options,rows,seeds,minutes\ntable S3,cifar10-k3-*,1,nan\n", 'line 2: .* is refused: "nan" is no number'),
+            ("options,rows,seeds,minutes\nnext --minutes 1,,1,1\n", "line 2: .* is refused"),
+            ("options,rows,seeds,minutes\ntable 'S3,cifar10-k3-*,1,1\n", "line 2: .* is refused: No closing quotation"),
         ):
             self.file(text, "wanted.csv")
             self.next("--minutes", 1, code=1, error=f"reproduce: error: .*wanted.csv: {error}")
