@@ -362,17 +362,16 @@ class Wanted:
     minutes: float
 
 
-def collect(options):
-    """Appends the trainings that have ended to the file of finished ones."""
+def collect(options, failures):
+    """Appends the trainings that have ended to the file of finished ones, but those whose folders are damaged."""
     known, new = results.read_trainings(options.trainings), {}
     for folder in sorted((options.out / "runs").glob("*"), key=lambda folder: folder.stat().st_mtime):
         try:
             line = None if folder.name in known else results.finished(folder)
         except Failure as failure:
-            print(f"reproduce: {failure}", file=sys.stderr)
-            continue
+            failures[folder.name], line = str(failure), None
         if line:
-            new[folder.name] = line | {"commit": options.commit or commit(), "machine": options.machine or machine()}
+            new[folder.name] = line | {"commit": options.commit or commit(), "machine": options.machine}
             print(f"{folder.name}: {line['best']}%, {float(line['seconds']) / 60:.0f} minutes", flush=True)
     if new:
         results.append_trainings(options.trainings, new.values())
@@ -394,7 +393,7 @@ def minutes_of(run, known, options, guess):
         and kind_of(line["training"]) == kind_of(training)
         and line["machine"].startswith("NVIDIA") == (options.device == "cuda")
     ]
-    here = [line for line in alike if line["machine"] == (options.machine or machine())]
+    here = [line for line in alike if line["machine"] == options.machine]
     rates = [float(line["seconds"]) / int(line["epochs"]) for line in here or alike]
     log = results.log_of(folder_of(options, run.name))
     if log:
@@ -419,8 +418,8 @@ def plan_of_line(line, options):
     return own, [(name, [run for _, run in curves])]
 
 
-def missing(options, known):
-    """What is wanted and missing, the most wanted first."""
+def missing(options, known, failures):
+    """What is wanted and missing, the most wanted first, but what has a damaged folder."""
     found, without = {}, set()
     for number, line in enumerate(experiments.read_csv(options.wanted, "options,rows,seeds,minutes".split(",")), 2):
         try:
@@ -430,14 +429,17 @@ def missing(options, known):
             raise Failure(f"{options.wanted}: line {number}: \"{line['options']}\" is refused: {error}") from None
         for title, runs in plan:
             dataset = runs[-1].options["dataset"]
-            figure = options.figures / f"{title}.svg"
-            done = title in known or results.finished(folder_of(options, title)) or figure.exists()
-            if title in found or done:
+            if title in found or title in known or (options.figures / f"{title}.svg").exists():
                 continue
             if not has_data(options, dataset):
                 without.add(dataset)
                 continue
-            found[title] = Wanted(own, title, runs, sum(minutes_of(run, known, options, guess) for run in runs))
+            try:
+                minutes = sum(minutes_of(run, known, options, guess) for run in runs)
+                if not results.finished(folder_of(options, title)):
+                    found[title] = Wanted(own, title, runs, minutes)
+            except Failure as failure:
+                failures[title] = str(failure)
     for dataset in without:
         print(f"Without {dataset}: {options.data} has no such files.", file=sys.stderr)
     return list(found.values())
@@ -447,19 +449,20 @@ def run_next(options):
     """The queue. A training is started only if it ends in time; what is interrupted goes on at the next call."""
     if options.device == "cuda" and not options.machine:
         raise Usage("--device cuda needs the GPU's name, --machine")
+    options.machine = options.machine or machine()
+    tried, failures = set(), {}
     if options.list:
-        for each in missing(options, results.read_trainings(options.trainings)):
+        for each in missing(options, results.read_trainings(options.trainings), failures):
             print(f"{each.minutes:6.0f} {each.title}")
-        return 0
+        return report(failures)
     trainings = Trainings(options, time.monotonic() + 60 * options.minutes)
     alone = options.device == "cpu" and len(os.sched_getaffinity(0)) == 1
-    tried, failures = set(), {}
     while True:
-        known = collect(options)
+        known = collect(options, failures)
         left = (trainings.end - time.monotonic()) / 60
         if trainings.is_over():
             break
-        wanted = [each for each in missing(options, known) if each.title not in tried]
+        wanted = [each for each in missing(options, known, failures) if each.title not in tried]
         if options.jobs:  # all that the line of the first still lacks, whether or not it ends in time
             chosen = [each for each in wanted if each.line is wanted[0].line]
         else:

@@ -6,6 +6,7 @@ tests/cifar/reproduce.py CIFAR [TEST...]
 """
 
 import argparse
+import contextlib
 import csv
 import filecmp
 import fcntl
@@ -466,10 +467,11 @@ class Programs(InFolder):
     def wait_for_orphans(self):
         """Trainings are killed with the program that began them."""
         for _ in range(200):
-            found = subprocess.run(
-                ["pgrep", "-f", f"{CIFAR} train .*{self.folder.name}"], capture_output=True
-            ).returncode
-            if found == 1:
+            commands = []
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    commands.append(path.read_bytes())
+            if not any(str(self.folder).encode() in each and b"--resume" in each for each in commands):
                 return
             time.sleep(0.05)
         self.fail("a training lives on")
@@ -594,10 +596,15 @@ class Programs(InFolder):
         self.reproduce("figure", "S4", "--epochs", 1)
         damaged = self.folder / "out/runs/cifar10-k3-compact-decayed-e2-s1"
         damaged.mkdir()
-        (damaged / "log.csv").write_text("text\nline\n")
+        (damaged / "checkpoint.safetensors").write_text("text")
         self.file(header + "figure S4 --epochs 2,,,1\n", "wanted.csv")
-        self.next("--minutes", 5, code=1, error="reproduce: .*cifar10-k3-compact-decayed-e2-s1")
+        self.next("--minutes", 5, code=1, error="reproduce: cifar10-k3-compact-decayed-e2-s1: ")
         self.assertEqual(os.listdir(self.folder / "figures"), [])
+        # A folder that is damaged keeps nothing else.
+        (damaged / "log.csv").write_text("text\nline\n")
+        self.file(header + "figure S4 --epochs 2,,,1\ntable S3 --epochs 1,cifar10-k3-cl-r4,1,1\n", "wanted.csv")
+        self.next("--minutes", 5, code=1, error=f"reproduce: .*{damaged.name}/log.csv: this is no log")
+        self.assertRegex("\n".join(self.lines("trainings.csv")), r"\ncifar10-k3-cl-r4,1,1,")
 
     def test_the_end_of_the_time_hides_no_failure(self):
         rows = "cifar10-k3-compact cifar10-k3-fc-r4"
