@@ -98,7 +98,8 @@ class Trainings:
 
     def cifar(self, title, *arguments):
         """What the command prints. Throws Failure with its error, TimeIsUp."""
-        command = ["setpriv", "--pdeathsig", "KILL", self.options.cifar, *map(str, arguments)]
+        program = self.options.cifar.resolve()  # a path, not a name to look up
+        command = ["setpriv", "--pdeathsig", "KILL", program, *map(str, arguments)]
         with self.lock:
             if self.is_over():
                 raise TimeIsUp
@@ -173,9 +174,6 @@ class Trainings:
         waiting = sorted(runs, key=lambda run: (run.options["model"] != "resnet18", run.name not in needed))
         done, running, failures = set(), {}, {}
         with locked(self.options.out / "runs"), ThreadPoolExecutor(jobs) as pool:
-            timer = threading.Timer(max(0, self.end - time.monotonic()), self.stop)
-            if self.end < float("inf"):
-                timer.start()
             try:
                 while waiting or running:
                     ready = [run for run in waiting if done.issuperset(run.needs)]
@@ -195,8 +193,6 @@ class Trainings:
             except BaseException:
                 self.stop()
                 raise
-            finally:
-                timer.cancel()
         return failures | {run.name: f"{run.name}: not run, for it needs one that failed" for run in waiting}
 
 
@@ -456,6 +452,9 @@ def run_next(options):
             print(f"{each.minutes:6.0f} {each.title}")
         return report(failures)
     trainings = Trainings(options, time.monotonic() + 60 * options.minutes)
+    timer = threading.Timer(60 * options.minutes, trainings.stop)
+    timer.daemon = True
+    timer.start()
     alone = options.device == "cpu" and len(os.sched_getaffinity(0)) == 1
     while True:
         known = collect(options, failures)
@@ -476,11 +475,16 @@ def run_next(options):
         if own.run is reproduce_table:
             failures |= trainings.run_all([run for each in chosen for run in each.runs])
             continue
-        with contextlib.suppress(TimeIsUp):  # of a landscape
+        title = chosen[0].title
+        try:
             failed = make_figure(trainings, own)
-            failures |= failed
             if not failed and not trainings.is_over():
-                keep_figure(options, chosen[0].title)
+                keep_figure(options, title)
+        except TimeIsUp:  # in a landscape
+            continue
+        except Failure as failure:
+            failed = {title: f"{title}: {failure}"}
+        failures |= failed
     return report(failures)
 
 

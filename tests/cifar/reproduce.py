@@ -600,10 +600,13 @@ class Programs(InFolder):
         self.file(header + "figure S4 --epochs 2,,,1\n", "wanted.csv")
         self.next("--minutes", 5, code=1, error="reproduce: cifar10-k3-compact-decayed-e2-s1: ")
         self.assertEqual(os.listdir(self.folder / "figures"), [])
-        # A folder that is damaged keeps nothing else.
+        # A folder or a figure that is damaged keeps nothing else, and the program's path may be relative.
         (damaged / "log.csv").write_text("text\nline\n")
         self.file(header + "figure S4 --epochs 2,,,1\ntable S3 --epochs 1,cifar10-k3-cl-r4,1,1\n", "wanted.csv")
-        self.next("--minutes", 5, code=1, error=f"reproduce: .*{damaged.name}/log.csv: this is no log")
+        (self.folder / "cifar").symlink_to(CIFAR)
+        self.next(
+            "--minutes", 5, "--cifar", "./cifar", code=1, error=f"reproduce: .*{damaged.name}/log.csv: this is no log"
+        )
         self.assertRegex("\n".join(self.lines("trainings.csv")), r"\ncifar10-k3-cl-r4,1,1,")
 
     def test_the_end_of_the_time_hides_no_failure(self):
